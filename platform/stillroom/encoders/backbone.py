@@ -1,0 +1,122 @@
+"""Load a base, make its attention what the contract says, cut layers, add LoRA."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from stillroom.encoders.contract import Attention
+from stillroom.errors import UserError
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer, with something to pad with."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as fault:
+        raise UserError(
+            str(folder),
+            f"has no tokenizer that loads: {' '.join(str(fault).split())}",
+            "Save the model's tokenizer into its folder",
+        ) from fault
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def load_backbone(
+    folder: Path, attention: Attention | None = None, *, dtype: torch.dtype = torch.float32
+) -> torch.nn.Module:
+    """The model without its head, from Safetensors alone.
+
+    Args:
+        attention: None leaves it as the base has it.
+
+    Raises:
+        UserError: when it cannot be loaded, wants code of its own, or does not attend as asked.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if attention == "bidirectional":
+            # On the config: set on the modules alone, newer transformers ignore it in silence.
+            config.is_causal = False
+            if getattr(config, "sliding_window", None) is not None:
+                config.sliding_window = None
+        backbone = AutoModel.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as fault:
+        raise UserError(
+            str(folder),
+            f"cannot be loaded: {' '.join(str(fault).split())[:300]}",
+            "Give a Hugging Face folder with Safetensors whose architecture transformers knows",
+        ) from fault
+    if attention is not None and attention_of(backbone) != attention:
+        raise UserError(
+            f"attention: {attention}",
+            f"has no effect on {type(backbone).__name__}",
+            "Use the attention that this architecture has, or another base",
+        )
+    return backbone
+
+
+def attention_of(backbone: torch.nn.Module) -> Attention:
+    """Found out, not believed: does the last token change the first one's state?"""
+    size = int(backbone.config.vocab_size)
+    ids = torch.arange(4, 12)[None] % size
+    other = ids.clone()
+    other[0, -1] = (other[0, -1] + 7) % size
+    training = backbone.training
+    backbone.eval()
+    with torch.inference_mode():
+        first, second = (
+            backbone(input_ids=i.to(backbone.device)).last_hidden_state[0, 0] for i in (ids, other)
+        )
+    backbone.train(training)
+    return "causal" if torch.equal(first, second) else "bidirectional"
+
+
+def is_decoder(backbone: torch.nn.Module) -> bool:
+    """Whether the architecture was made to generate, whatever its attention is now."""
+    return backbone.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def cut(backbone: torch.nn.Module, layers: Sequence[int]) -> None:
+    """Keeps only the layers of these numbers, in this order.
+
+    Raises:
+        UserError: when one is not there.
+    """
+    inside = backbone.encoder if hasattr(backbone, "encoder") else backbone
+    name = "layer" if hasattr(inside, "layer") else "layers"
+    blocks = getattr(inside, name)
+    for number in layers:
+        if number >= len(blocks):
+            raise UserError(
+                "student.layers", f"there is no layer {number}", f"Use 0 to {len(blocks) - 1}"
+            )
+    setattr(inside, name, torch.nn.ModuleList(blocks[number] for number in layers))
+    backbone.config.num_hidden_layers = len(layers)
+
+
+def add_lora(
+    backbone: torch.nn.Module,
+    *,
+    rank: int,
+    alpha: int,
+    dropout: float,
+    targets: str | Sequence[str],
+) -> torch.nn.Module:
+    """Freezes the backbone and puts adapters on it (Hu et al., 2021, arXiv 2106.09685)."""
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        bias="none",
+    )
+    return get_peft_model(backbone, config)

@@ -1,0 +1,83 @@
+"""Everything that decides how a text becomes a vector, in one file beside the weights."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
+
+from stillroom.errors import UserError
+
+Role = Literal["query", "passage"]
+Architecture = Literal["decoder", "encoder"]
+Attention = Literal["causal", "bidirectional"]
+Pooling = Literal["mean", "weighted_mean", "last", "cls"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+FILE = "contract.json"
+
+
+class Prompts(BaseModel):
+    """What is put before a text, letter for letter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    query: str = ""
+    passage: str = ""
+
+
+class Contract(BaseModel):
+    """How an encoder encodes. Written once by training, read by everything else.
+
+    Attributes:
+        base: the model that training began with, as `locate` names it.
+        pool_prompt: False leaves the prompt's tokens out of pooling.
+        append_eos: the ids of every text end in EOS, cut or not.
+        max_tokens: the most ids of a text, prompt and special tokens counted.
+        dims: the sizes that a vector may be cut to (Matryoshka), the full one first.
+        space: the id of the vector space; equal ids may share one index.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str
+    architecture: Architecture
+    attention: Attention
+    pooling: Pooling
+    append_eos: bool
+    prompts: Prompts = Prompts()
+    pool_prompt: bool = True
+    max_tokens: PositiveInt
+    dims: tuple[PositiveInt, ...]
+    normalise: bool = True
+    precision: Precision = "float32"
+    space: str
+
+    @model_validator(mode="after")
+    def _dims_fall(self) -> "Contract":
+        if not self.dims or list(self.dims) != sorted(set(self.dims), reverse=True):
+            raise ValueError("dims must be distinct sizes, the largest first")
+        return self
+
+    @staticmethod
+    def read(folder: str | Path) -> "Contract":
+        """The contract in a model's folder.
+
+        Raises:
+            UserError: when there is none, or it is not one.
+        """
+        path = Path(folder) / FILE
+        try:
+            return Contract.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as fault:
+            raise UserError(str(path), "does not exist", "Name an encoder's folder") from fault
+        except ValidationError as fault:
+            first = fault.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise UserError(
+                f"{path}: {field}", first["msg"], "Restore the file that training wrote"
+            ) from fault
+
+    def write(self, folder: str | Path) -> None:
+        content = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False)
+        (Path(folder) / FILE).write_text(content + "\n", encoding="utf-8")

@@ -1,0 +1,198 @@
+"""A model's name → a folder on this machine. No torch until a GGUF must be converted.
+
+Names: a path; a hub id; or `package:MODULE/relative/path` for weights that an installed Python
+package carries, as a folder of Safetensors, a `.gguf` file, or a `.zip.001` whose further parts
+lie in this and sibling packages (`…-001`, `…-002`, …).
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import filelock
+
+from stillroom.artifacts import cache_folder
+from stillroom.errors import UserError
+
+PACKAGE = "package:"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+WHOLE = 64 << 20  # bigger files are fingerprinted by samples
+
+
+def locate(name: str) -> Path:
+    """The folder with a model's config, tokenizer and Safetensors.
+
+    A package's GGUF or zip is converted once, into the cache (STILLROOM_CACHE).
+
+    Raises:
+        UserError: when it is not there.
+    """
+    if not name.startswith(PACKAGE):
+        return _folder(name)
+    found = _in_package(name)
+    if found.suffix == ".gguf":
+        return _cached(name, lambda target: _from_gguf(found, target))
+    if found.name.endswith(".zip.001"):
+        return _cached(name, lambda target: _from_zip(list(_zip_parts(name)), target))
+    return found
+
+
+def fingerprint(name: str) -> str:
+    """A short id of the weights that a name stands for; it changes when they do."""
+    if name.startswith(PACKAGE):
+        distribution, version = _distribution(name)
+        _in_package(name)
+        return f"{distribution}-{version}"
+    folder = _folder(name)
+    if not Path(name).exists():
+        return folder.name  # a hub snapshot's folder is its revision
+    sums = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if file.name == "manifest.json":
+            continue
+        size = file.stat().st_size
+        sums.update(f"{file.relative_to(folder).as_posix()} {size}\n".encode())
+        with file.open("rb") as opened:
+            # Of large files a MiB in every 64: reading 14 GB would take longer than planning.
+            for start in range(0, size, 1 << 20 if size <= WHOLE else WHOLE):
+                opened.seek(start)
+                sums.update(opened.read(1 << 20))
+    return sums.hexdigest()[:16]
+
+
+def _folder(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(name, "is a file, not a model's folder", "Name the folder that holds it")
+    if not HUB_ID.fullmatch(name):
+        raise UserError(name, "there is no such folder", "Correct the path")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*/config.json"],
+            )
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as fault:
+        raise UserError(
+            name,
+            "is neither a folder here nor a model that the hub gives",
+            "Correct the name, download it beforehand, or unset HF_HUB_OFFLINE",
+        ) from fault
+
+
+def _module_and_path(name: str) -> tuple[str, str]:
+    module, _, path = name.removeprefix(PACKAGE).partition("/")
+    return module, path
+
+
+def _distribution(name: str) -> tuple[str, str]:
+    """(distribution, version) of a package reference; the module's name may be either's."""
+    module, _ = _module_and_path(name)
+    known = importlib.metadata.packages_distributions().get(module, [module])
+    try:
+        return known[0], importlib.metadata.version(known[0])
+    except importlib.metadata.PackageNotFoundError as fault:
+        distribution = module.replace("_", "-")
+        raise UserError(
+            name, f"the package {module} is not installed", f"Run: pip install {distribution}"
+        ) from fault
+
+
+def _in_package(name: str) -> Path:
+    """The file or folder itself, found without importing the package."""
+    module, path = _module_and_path(name)
+    distribution, _ = _distribution(name)
+    found: Path | None = None
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    if spec is not None and spec.origin is not None:
+        found = Path(spec.origin).parent / path
+    else:  # not importable: its files are listed all the same
+        for file in importlib.metadata.files(distribution) or []:
+            if file.as_posix().partition("/")[2] == path:
+                found = Path(str(file.locate()))
+    if found is None or not found.exists():
+        raise UserError(
+            name, f"the package {distribution} holds no {path}", "Correct the path after the module"
+        )
+    return found
+
+
+def _zip_parts(name: str) -> Iterator[Path]:
+    """The parts .001, .002, … each from the package of its number."""
+    number = 1
+    while True:
+        digits = f"{number:03d}"
+        part = name.replace("-001/", f"-{digits}/").removesuffix("001") + digits
+        try:
+            yield _in_package(part)
+        except UserError:
+            if number == 1:
+                raise
+            return
+        number += 1
+
+
+def _cached(name: str, make: Callable[[Path], Path]) -> Path:
+    """A folder in the cache, made once; a killed conversion leaves nothing there."""
+    identity = f"{name} {fingerprint(name)}"
+    target = cache_folder() / "models" / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            partial = Path(tempfile.mkdtemp(prefix=target.name, dir=target.parent))
+            try:
+                os.replace(make(partial), target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _from_gguf(file: Path, target: Path) -> Path:
+    """Dequantizes a GGUF model, and saves it as Safetensors with its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    )
+    # It is quantised no longer, and save_pretrained refuses what says it is.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    # Four bits a weight hold nothing that sixteen would lose.
+    model.to(torch.bfloat16).save_pretrained(target)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(target)
+    return target
+
+
+def _from_zip(parts: list[Path], target: Path) -> Path:
+    """Joins a zip's parts and unpacks it; the folder inside that holds config.json."""
+    joined = target / "joined.zip"
+    with joined.open("wb") as out:
+        for part in parts:
+            with part.open("rb") as opened:
+                shutil.copyfileobj(opened, out, 1 << 20)
+    content = target / "content"
+    with zipfile.ZipFile(joined) as archive:
+        for member in archive.namelist():
+            if not (content / member).resolve().is_relative_to(content.resolve()):
+                raise UserError(str(parts[0]), f"holds {member!r}, outside its folder", "Delete it")
+        archive.extractall(content)
+    configs = sorted(content.rglob("config.json"), key=lambda path: len(path.parts))
+    return configs[0].parent

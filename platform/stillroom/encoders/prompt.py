@@ -1,0 +1,138 @@
+"""Text → prompted, cut and properly ended ids. The only place where a prompt meets a text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from stillroom.encoders.contract import Contract, Role
+from stillroom.errors import UserError
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One text's ids; the first `prompt_length` are the start token and the prompt."""
+
+    ids: list[int]
+    prompt_length: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """b texts padded to length l.
+
+    Attributes:
+        ids_bl: int64.
+        mask_bl: int64, 1 where there is a token.
+        pool_mask_bl: int64, 1 where a token is pooled.
+    """
+
+    ids_bl: torch.Tensor
+    mask_bl: torch.Tensor
+    pool_mask_bl: torch.Tensor
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return Batch(
+            self.ids_bl.to(device), self.mask_bl.to(device), self.pool_mask_bl.to(device)
+        )
+
+
+class Prompter:
+    """Builds ids by hand, since tokenizers differ in what they add and when they cut it off.
+
+    ids = start + prompt + text, cut to leave room, + end. Start and end are what the tokenizer
+    itself puts around a text (CLS and SEP, say); end is EOS where the contract says so.
+    """
+
+    def __init__(self, tokenizer: Any, contract: Contract):
+        self.tokenizer, self.contract = tokenizer, contract
+        marker = tokenizer("a", add_special_tokens=False)["input_ids"]
+        around = tokenizer("a", add_special_tokens=True)["input_ids"]
+        at = next(i for i in range(len(around)) if around[i : i + len(marker)] == marker)
+        self.start, self.end = around[:at], around[at + len(marker) :]
+        if contract.append_eos and self.end != [tokenizer.eos_token_id]:
+            if tokenizer.eos_token_id is None:
+                raise UserError(
+                    "contract.append_eos",
+                    "the tokenizer has no EOS token",
+                    "Set append_eos: false, or use a base that has one",
+                )
+            self.end = [tokenizer.eos_token_id]
+        elif contract.architecture == "decoder" and not contract.append_eos:
+            self.end = []
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        role: Role,
+        *,
+        max_tokens: int | None = None,
+        instruction: str | None = None,
+    ) -> list[Tokens]:
+        """Ids of texts in a role.
+
+        Args:
+            max_tokens: fewer than the contract's, to train on shorter texts.
+            instruction: a task in place of the contract's own query prompt, in the form
+                that instruction-tuned embedders share: `Instruct: …\\nQuery: `.
+        """
+        if not texts:
+            return []
+        prompt = getattr(self.contract.prompts, role)
+        if instruction is not None:
+            prompt = f"Instruct: {instruction}\nQuery: "
+        limit = min(max_tokens or self.contract.max_tokens, self.contract.max_tokens)
+        # Room for the end is kept, so a cut text still closes with EOS, the token "last" pools.
+        encoded = self.tokenizer(
+            [prompt + text for text in texts],
+            add_special_tokens=False,
+            truncation=True,
+            max_length=max(1, limit - len(self.start) - len(self.end)),
+        )["input_ids"]
+        # An empty text still needs a token to stand for it.
+        nothing = [self.tokenizer.eos_token_id or 0]
+        return [
+            Tokens(self.start + ids + self.end or nothing, len(self.start) + shared)
+            for ids, shared in zip(encoded, self._prompt_lengths(prompt, encoded), strict=True)
+        ]
+
+    def _prompt_lengths(self, prompt: str, encoded: list[list[int]]) -> list[int]:
+        """How many leading ids are the prompt's alone.
+
+        A tokenizer may join the prompt's last letters with the text's first; such a token
+        counts as the text's.
+        """
+        if not prompt:
+            return [0] * len(encoded)
+        alone = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        lengths = []
+        for ids in encoded:
+            same = 0
+            while same < min(len(alone), len(ids)) and ids[same] == alone[same]:
+                same += 1
+            lengths.append(same)
+        return lengths
+
+
+def pad(
+    tokens: Sequence[Tokens],
+    pad_id: int,
+    *,
+    side: Literal["left", "right"] = "right",
+    pool_prompt: bool = True,
+) -> Batch:
+    """Texts of one batch, padded to its longest."""
+    longest = max(len(one.ids) for one in tokens)
+    ids = torch.full((len(tokens), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    pooled = torch.zeros_like(ids)
+    for row, one in enumerate(tokens):
+        start = longest - len(one.ids) if side == "left" else 0
+        stop = start + len(one.ids)
+        ids[row, start:stop] = torch.tensor(one.ids, dtype=torch.long)
+        mask[row, start:stop] = 1
+        pooled[row, start if pool_prompt else start + one.prompt_length : stop] = 1
+        if not pooled[row].any():  # nothing but a prompt: better its tokens than none
+            pooled[row] = mask[row]
+    return Batch(ids, mask, pooled)

@@ -1,0 +1,165 @@
+"""Backward, reduce, clip, step, save and load: in plain torch, or by DeepSpeed.
+
+The only file that imports DeepSpeed. Both engines mean the same by a step: gradients are
+averaged over the workers, clipped to a global norm, and applied with AdamW.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from stillroom.learning.gather import world
+
+State = dict[str, int]
+
+
+class Engine(Protocol):
+    encode: Callable[..., torch.Tensor]
+
+    def step(self, loss: torch.Tensor, learning_rate: float) -> float:
+        """Applies one update; returns the gradient's norm before clipping."""
+
+    def save(self, folder: Path, state: State) -> None:
+        """Writes this worker's share of weights and optimizer; called on every worker."""
+
+    def load(self, folder: Path) -> State: ...
+
+    def trained(self) -> dict[str, torch.Tensor]:
+        """Whole trained tensors by name, on the CPU; called on every worker."""
+
+
+def adamw(module: torch.nn.Module, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over what is trained; biases, norms and other vectors are not decayed."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0)
+
+
+class TorchEngine:
+    """One process, or several with their gradients averaged by hand."""
+
+    def __init__(self, module: torch.nn.Module, *, weight_decay: float, clip: float):
+        self.module, self.clip = module, clip
+        self.encode = module
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = adamw(module, weight_decay)
+        _same_start(self.parameters)
+
+    def step(self, loss: torch.Tensor, learning_rate: float) -> float:
+        loss.backward()
+        workers = world()[1]
+        if workers > 1:
+            for p in self.parameters:
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
+            flat = torch.cat([p.grad.reshape(-1) for p in self.parameters if p.grad is not None])
+            dist.all_reduce(flat)
+            pieces = (flat / workers).split([p.numel() for p in self.parameters])
+            for p, piece in zip(self.parameters, pieces, strict=True):
+                p.grad = piece.view_as(p)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def save(self, folder: Path, state: State) -> None:
+        if world()[0] == 0:
+            torch.save(
+                {
+                    "weights": self.trained(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "state": state,
+                },
+                folder / "engine.pt",
+            )
+
+    def load(self, folder: Path) -> State:
+        # weights_only: a checkpoint is data, and must not be able to run code.
+        saved = torch.load(folder / "engine.pt", map_location="cpu", weights_only=True)
+        self.module.load_state_dict(saved["weights"], strict=False)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        return dict(saved["state"])
+
+    def trained(self) -> dict[str, torch.Tensor]:
+        return {
+            name: p.detach().cpu().clone()
+            for name, p in self.module.named_parameters()
+            if p.requires_grad
+        }
+
+
+class DeepSpeedEngine:
+    """ZeRO stages 0 to 3. Needs a process group and, on a CPU, g++ and ninja."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        *,
+        weight_decay: float,
+        clip: float,
+        zero_stage: int,
+        batch_per_worker: int,
+    ):
+        import deepspeed
+
+        self.module = module
+        self.optimizer = adamw(module, weight_decay)
+        self.engine: Any = deepspeed.initialize(
+            model=module,
+            optimizer=self.optimizer,
+            model_parameters=[p for p in module.parameters() if p.requires_grad],
+            config={
+                "train_micro_batch_size_per_gpu": batch_per_worker,
+                "gradient_accumulation_steps": 1,
+                "gradient_clipping": clip,
+                "zero_optimization": {"stage": zero_stage},
+                "zero_allow_untested_optimizer": True,
+                "steps_per_print": 10**9,
+            },
+        )[0]
+        self.encode = self.engine
+
+    def step(self, loss: torch.Tensor, learning_rate: float) -> float:
+        # ZeRO swaps the tensors inside the optimizer's groups but keeps the groups themselves.
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.engine.backward(loss)
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm() or 0.0)
+
+    def save(self, folder: Path, state: State) -> None:
+        self.engine.save_checkpoint(
+            str(folder), tag="ds", client_state=state, exclude_frozen_parameters=True
+        )
+
+    def load(self, folder: Path) -> State:
+        path, state = self.engine.load_checkpoint(str(folder), tag="ds", load_module_strict=False)
+        if path is None:
+            raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
+        return {key: int(state[key]) for key in ("step",)}
+
+    def trained(self) -> dict[str, torch.Tensor]:
+        import deepspeed
+
+        whole = {}
+        for name, p in self.module.named_parameters():
+            if p.requires_grad:
+                # Under ZeRO-3 a worker holds a slice; reading it plainly gives an empty tensor.
+                with deepspeed.zero.GatheredParameters([p]):
+                    whole[name] = p.detach().cpu().clone()
+        return whole
+
+
+def _same_start(parameters: list[torch.nn.Parameter]) -> None:
+    """All workers begin with the first one's weights."""
+    if world()[1] > 1:
+        for p in parameters:
+            dist.broadcast(p.data, src=0)

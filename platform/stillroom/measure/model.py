@@ -1,0 +1,71 @@
+"""One encoder on evaluation sets: the entry that a report holds of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stillroom.encoders.encode import Encoder
+from stillroom.measure.bm25 import bm25
+from stillroom.measure.retrieval import rank, retrieval_scores
+from stillroom.measure.speed import texts_per_second
+from stillroom.text.formats import EvaluationSet
+
+DEPTH = 100  # how far down a ranking is looked at; Recall@100 needs no more
+
+
+def measure(
+    encoder: Encoder, role: str, sets: Mapping[str, EvaluationSet], *, speed_texts: int
+) -> dict[str, Any]:
+    """Quality on every set, and how many passages a second on this machine."""
+    scores = {}
+    for name, kept in sets.items():
+        queries = [text for qid, text in kept.queries.items() if qid in kept.qrels]
+        found = rank(
+            encoder.encode(queries, "query"),
+            encoder.encode(list(kept.passages.values()), "passage"),
+            DEPTH,
+        )
+        scores[name] = _scored(found, kept)
+    some = [text for kept in sets.values() for text in kept.passages.values()][:speed_texts]
+    return {
+        "role": role,
+        "parameters": encoder.parameters_total,
+        "dims": encoder.contract.dims[0],
+        "texts_per_second": texts_per_second(lambda texts: encoder.encode(texts, "passage"), some),
+        "scores": scores,
+    }
+
+
+def measure_bm25(sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
+    """The same entry for BM25, which has no parameters and no vectors."""
+    scores = {}
+    for name, kept in sets.items():
+        queries = [text for qid, text in kept.queries.items() if qid in kept.qrels]
+        found, _ = bm25(list(kept.passages.values()), queries, DEPTH)
+        scores[name] = _scored(found, kept)
+    return {
+        "role": "bm25",
+        "parameters": 0,
+        "dims": 0,
+        "texts_per_second": None,
+        "scores": scores,
+    }
+
+
+def _scored(found: Any, kept: EvaluationSet) -> dict[str, float]:
+    ids = list(kept.passages)
+    judged = [qid for qid in kept.queries if qid in kept.qrels]
+    ranked = {
+        qid: [ids[place] for place in row if place >= 0]
+        for qid, row in zip(judged, found, strict=True)
+    }
+    return retrieval_scores(ranked, kept.qrels)
+
+
+def retention(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> dict[str, float | None]:
+    """Student / teacher of nDCG@10 for every set, and their mean; None where the teacher has 0."""
+    kept: dict[str, float | None] = {}
+    for name, scores in teacher["scores"].items():
+        of = scores["ndcg@10"]
+        kept[name] = student["scores"][name]["ndcg@10"] / of if of else None
+    known = [value for value in kept.values() if value is not None]
+    return {**kept, "mean": sum(known) / len(known) if known else None}

@@ -1,0 +1,195 @@
+"""Recipe → steps: names, versions, inputs and keys as data. No torch, no Ray."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from stillroom.artifacts import Store, key_of
+from stillroom.config import Docstrings, Recipe, Section, Student, Teacher
+from stillroom.encoders.locate import fingerprint
+from stillroom.errors import UserError
+from stillroom.text.docstrings import environment_fingerprint
+
+# A stage's version is raised when its code gives other results for the same inputs.
+VERSIONS = {
+    "corpus": 1,
+    "teacher": 1,
+    "vectors": 1,
+    "negatives": 1,
+    "student": 1,
+    "report": 1,
+    "release": 1,
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One artifact to be made.
+
+    Attributes:
+        stage: the function in `stillroom.stages` that makes it.
+        name: of the artifact; a recipe's name, and a phase's number where there are several.
+        args: what the recipe says about it, as the function's keyword arguments.
+        inputs: role → the step whose artifact is read, keyword arguments as well.
+        sources: what is read from outside, name → fingerprint.
+    """
+
+    stage: str
+    name: str
+    args: dict[str, Any]
+    inputs: dict[str, "Step"] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """Everything that the key hashes."""
+        return {
+            "stage": self.stage,
+            "version": VERSIONS[self.stage],
+            "section": _as_json(self.args),
+            "inputs": {role: step.key for role, step in self.inputs.items()},
+            "sources": self.sources,
+        }
+
+    @cached_property
+    def key(self) -> str:
+        return key_of(self.made_by)
+
+    @property
+    def ref(self) -> str:
+        return f"{self.stage}/{self.name}-{self.key}"
+
+
+def pipeline(r: Recipe, *, gate: bool = True) -> list[Step]:
+    """The recipe's steps, each after those that it reads.
+
+    A phase that asks for hard negatives has them mined by the phase before it. Without the
+    gate a release is made whatever was measured, under a key of its own.
+
+    Raises:
+        UserError: when a file or model that the recipe names is missing.
+    """
+    seeded = {"seed": r.seed}
+    corpus = Step("corpus", r.name, {"section": r.corpus, **seeded}, {}, _corpus_sources(r))
+    *earlier, teacher = _teachers(r, corpus)
+    vectors = Step("vectors", r.name, {"section": r.vectors}, _of(corpus, teacher))
+    negatives = Step("negatives", r.name, {"section": r.negatives, **seeded}, _of(corpus, vectors))
+    student = Step(
+        "student",
+        r.name,
+        {"section": r.student, **seeded},
+        _of(corpus, vectors, negatives),
+        _base_source(r.student),
+    )
+    report = Step(
+        "report",
+        r.name,
+        {"section": r.report},
+        _of(corpus, teacher, negatives, student),
+    )
+    release = Step(
+        "release", r.name, {"section": r.release, "gate": gate}, _of(teacher, student, report)
+    )
+    return [corpus, *earlier, teacher, vectors, negatives, student, report, release]
+
+
+def _teachers(r: Recipe, corpus: Step) -> Iterator[Step]:
+    """A step a phase, with the mining between them; or the base as it is."""
+    args = {"section": r.teacher.model_copy(update={"phases": ()}), "seed": r.seed}
+    source = _base_source(r.teacher)
+    if not r.teacher.phases:
+        yield Step("teacher", r.name, {**args, "phase": None}, {}, source)
+        return
+    inputs = _of(corpus)
+    for number, phase in enumerate(r.teacher.phases, start=1):
+        if phase.hard_negatives:
+            name = f"{r.name}-phase{number - 1}"
+            vectors = Step("vectors", name, {"section": r.vectors}, inputs)
+            negatives = Step(
+                "negatives",
+                name,
+                {"section": r.negatives, "seed": r.seed},
+                _of(corpus, vectors),
+            )
+            yield from (vectors, negatives)
+            inputs = {**inputs, "negatives": negatives}
+        last = number == len(r.teacher.phases)
+        name = r.name if last else f"{r.name}-phase{number}"
+        teacher = Step("teacher", name, {**args, "phase": phase}, inputs, source)
+        yield teacher
+        inputs = _of(corpus, teacher)
+
+
+def _of(*steps: Step) -> dict[str, Step]:
+    return {step.stage: step for step in steps}
+
+
+def _as_json(args: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's section itself, and what else the stage is told beside its fields."""
+    plain = {k: v.model_dump(mode="json") if isinstance(v, Section) else v for k, v in args.items()}
+    return {**plain.pop("section"), **plain}
+
+
+def _base_source(section: Teacher | Student) -> dict[str, str]:
+    return {"base": fingerprint(section.base)}
+
+
+def _corpus_sources(r: Recipe) -> dict[str, str]:
+    source = r.corpus.source
+    if isinstance(source, Docstrings):
+        found = {"environment": environment_fingerprint(source.packages)}
+    else:
+        found = {path: content_hash(Path(path)) for path in (*source.pairs, *source.passages)}
+    for name, folder in r.corpus.evaluation.items():
+        found[f"evaluation.{name}"] = content_hash(Path(folder))
+    return found
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's file names and contents."""
+    if not path.exists():
+        raise UserError(str(path), "does not exist", "Correct the path in the recipe's corpus")
+    sums = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    for file in files:
+        sums.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                sums.update(block)
+    return sums.hexdigest()
+
+
+def why(step: Step, store: Store) -> str:
+    """Why a step has no artifact yet, against the newest of its name."""
+    try:
+        newest = store.find(f"{step.stage}/{step.name}")
+    except UserError:
+        return "not made yet"
+    changes = list(_changes(newest.manifest.get("made_by", {}), step.made_by, step.stage))
+    return "; ".join(changes) or "the newest was removed or is incomplete"
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], stage: str) -> Iterator[str]:
+    if old.get("version") != new["version"]:
+        yield f"stage {stage} is now version {new['version']}"
+    for role in sorted({*old.get("inputs", {}), *new["inputs"]}):
+        if old.get("inputs", {}).get(role) != new["inputs"].get(role):
+            yield f"{role} changed"
+    for name in sorted({*old.get("sources", {}), *new["sources"]}):
+        if old.get("sources", {}).get(name) != new["sources"].get(name):
+            yield f"the content of {name} changed"
+    was = _flat(old.get("section", {}), stage)
+    now = _flat(new["section"], stage)
+    for name in sorted({*was, *now}):
+        if was.get(name) != now.get(name):
+            yield f"{name}: {was.get(name, 'unset')} → {now.get(name, 'unset')}"
+
+
+def _flat(value: Any, name: str) -> dict[str, str]:
+    if isinstance(value, dict) and value:
+        return {k: v for part in value for k, v in _flat(value[part], f"{name}.{part}").items()}
+    return {name: json.dumps(value, ensure_ascii=False)}

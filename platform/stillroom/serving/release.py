@@ -1,0 +1,78 @@
+"""The release that is served, as its folder describes itself: no torch, no Ray."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from stillroom.encoders.contract import Contract
+from stillroom.errors import UserError
+from stillroom.serving.policies import Target
+
+TARGETS: tuple[Target, ...] = ("teacher", "student")
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release's identity and contracts; small enough to travel to every replica."""
+
+    name: str
+    ref: str  # exact: what a replica on another machine opens
+    root: str
+    contracts: dict[Target, Contract]
+    folders: dict[Target, str]  # inside the release's folder
+    created: int  # Unix seconds
+
+    @classmethod
+    def open(cls, ref: str, root: str) -> "Release":
+        """Read a release from a folder, or from `root` by reference (`release/quickstart`).
+
+        Raises UserError when it is missing, is not a release, or failed its gate.
+        """
+        folder = _folder(ref, root)
+        path = folder / "release.json"
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            name, gate, models = told["name"], told["gate"], told["models"]
+            passed = gate["passed"] or gate.get("overridden", False)
+            exact = told.get("ref")
+            folders = {target: models[target] for target in TARGETS if target in models}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                str(path), f"not a release ({error!r})", "Name the artifact of a release stage"
+            ) from error
+        if not passed:
+            failures = "; ".join(map(str, gate.get("failures", []))) or "no reason given"
+            raise UserError(
+                str(path),
+                f"the release failed its gate: {failures}",
+                "Train on, or release it again with the gate overridden",
+            )
+        return cls(
+            name=name,
+            # A folder is opened by its path wherever it is; only the store knows the others.
+            ref=ref if _is_folder(ref) or not exact else exact,
+            root=root,
+            contracts={target: Contract.read(folder / sub) for target, sub in folders.items()},
+            folders=folders,
+            created=int(path.stat().st_mtime),
+        )
+
+    def encoder_folder(self, target: Target) -> Path:
+        """Where `target` lies on this machine; a remote root's release is fetched if need be."""
+        return _folder(self.ref, self.root) / self.folders[target]
+
+    def model(self, target: Target) -> str:
+        return f"{self.name}/{target}"
+
+
+def _is_folder(ref: str) -> bool:
+    return (Path(ref) / "release.json").is_file()
+
+
+def _folder(ref: str, root: str) -> Path:
+    if _is_folder(ref):
+        return Path(ref).resolve()
+    from stillroom.artifacts import Store
+
+    return cast(Path, Store(root).find(ref).path)

@@ -1,0 +1,105 @@
+"""Walks a plan and skips what exists."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from stillroom.artifacts import Artifact, Store
+from stillroom.config import Recipe, Scale
+from stillroom.errors import UserError
+from stillroom.plan import Step
+from stillroom.stages.corpus import corpus
+from stillroom.stages.negatives import negatives
+from stillroom.stages.release import release
+from stillroom.stages.report import report
+from stillroom.stages.student import student
+from stillroom.stages.teacher import teacher
+from stillroom.stages.vectors import vectors
+
+log = logging.getLogger(__name__)
+
+STAGES: dict[str, Callable[..., dict[str, Any]]] = {
+    "corpus": corpus,
+    "teacher": teacher,
+    "vectors": vectors,
+    "negatives": negatives,
+    "student": student,
+    "report": report,
+    "release": release,
+}
+
+
+@dataclass(frozen=True)
+class Produced:
+    step: Step
+    artifact: Artifact
+    reused: bool
+    seconds: float
+
+
+def run(recipe: Recipe, steps: list[Step]) -> Iterator[Produced]:
+    """Makes every step's artifact, in order, or finds it made."""
+    store = Store(recipe.root)
+    made: dict[str, Artifact] = {}
+    for step in steps:
+        produced = produce(step, made, store, recipe.scale)
+        made[step.ref] = produced.artifact
+        yield produced
+
+
+def produce(step: Step, made: dict[str, Artifact], store: Store, scale: Scale) -> Produced:
+    began = time.monotonic()
+    if store.exists(step.stage, step.name, step.key):
+        return Produced(step, store.open(step.stage, step.name, step.key), True, 0.0)
+    given = {
+        role: made.get(of.ref) or store.open(of.stage, of.name, of.key)
+        for role, of in step.inputs.items()
+    }
+    connect(scale)
+    with store.draft(step.stage, step.name, step.key) as draft:
+        if draft.done is not None:
+            return Produced(step, draft.done, True, time.monotonic() - began)
+        log.info("%s: begins", step.ref)
+        summary = STAGES[step.stage](**step.args, **given, scale=scale, out=draft)
+        seconds = time.monotonic() - began
+        artifact = draft.publish({**step.made_by, "seconds": seconds, "summary": summary})
+    log.info("%s: made in %.0f s", step.ref, seconds)
+    return Produced(step, artifact, False, seconds)
+
+
+def connect(scale: Scale) -> None:
+    """Joins the cluster of RAY_ADDRESS, or starts Ray on this machine.
+
+    Raises:
+        UserError: when the named cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(address=address)
+        except (ConnectionError, ValueError, RuntimeError) as fault:
+            raise UserError(
+                f"RAY_ADDRESS={address}",
+                f"the cluster cannot be reached: {' '.join(str(fault).split())}",
+                "Start it (`ray start --head`), correct the address, or unset RAY_ADDRESS to "
+                "run on this machine",
+            ) from fault
+        return
+    # A laptop with fewer cores than the recipe has workers is slow, not refused.
+    ray.init(
+        num_cpus=max(os.cpu_count() or 1, math.ceil(_most_cpus(scale))), include_dashboard=False
+    )
+
+
+def _most_cpus(scale: Scale) -> float:
+    trained = [workers.workers * workers.cpus for workers in (scale.teacher, scale.student)]
+    embedded = [pool.actors * pool.cpus for pool in (scale.vectors, scale.negatives)]
+    return max(trained + embedded)

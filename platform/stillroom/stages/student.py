@@ -1,0 +1,60 @@
+"""A small encoder, distilled from the teacher's vectors and the negatives it mined."""
+
+import dataclasses
+import functools
+from typing import Any
+
+from stillroom.artifacts import Artifact, Draft
+from stillroom.config import Scale
+from stillroom.config import Student as Section
+from stillroom.encoders.contract import Contract
+from stillroom.encoders.encode import Encoder
+from stillroom.encoders.store import create
+from stillroom.learning.batches import PairData
+from stillroom.learning.objectives import Distillation
+from stillroom.stages.fit import Task, fit
+from stillroom.stages.teacher import training_pairs
+from stillroom.stages.vectors import stored
+
+
+def student(
+    *,
+    section: Section,
+    seed: int,
+    corpus: Artifact,
+    vectors: Artifact,
+    negatives: Artifact,
+    scale: Scale,
+    out: Draft,
+) -> dict[str, Any]:
+    """Writes an encoder folder, in the teacher's space or in one of its own."""
+    task = Task(
+        encoder=functools.partial(_start, section, seed, out.path.name, vectors),
+        data=functools.partial(_data, corpus, vectors, negatives),
+        objective=Distillation(**section.losses.model_dump()),
+        settings=section,
+        seed=seed,
+    )
+    return dict(fit(task, scale.student, out))
+
+
+def _start(section: Section, seed: int, space: str, vectors: Artifact) -> Encoder:
+    teacher = Contract.read(vectors.path)
+    shares = section.space == "teacher"
+    return create(
+        section.base,
+        pooling=section.pooling,
+        prompts=None if section.prompts is None else section.prompts.model_dump(),
+        max_tokens=section.max_tokens,
+        space=teacher.space if shares else space,
+        layers=section.layers,
+        projection_dims=teacher.dims[0] if shares else None,
+        seed=seed,
+    )
+
+
+def _data(corpus: Artifact, vectors: Artifact, negatives: Artifact) -> PairData:
+    queries, passages = stored(vectors)
+    return dataclasses.replace(
+        training_pairs(corpus, negatives), teacher_queries=queries, teacher_passages=passages
+    )

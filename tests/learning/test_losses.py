@@ -1,0 +1,72 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from stillroom.learning.losses import cosine_distance, info_nce, score_kl
+
+
+@pytest.fixture
+def scores():
+    rng = np.random.default_rng(0)
+    return rng.uniform(-1, 1, (5, 9)), rng.uniform(-1, 1, (5, 9))
+
+
+def softmax(row):
+    powers = [math.exp(value) for value in row]
+    return [power / sum(powers) for power in powers]
+
+
+def test_info_nce_equals_the_written_out_sum(scores):
+    mine, _ = scores
+    positive = [3, 0, 8, 1, 1]
+    slow = 0.0
+    for row, column in zip(mine, positive, strict=True):
+        slow -= math.log(softmax([value / 0.07 for value in row])[column]) / len(mine)
+    fast = info_nce(torch.tensor(mine), torch.tensor(positive), temperature=0.07)
+    assert float(fast) == pytest.approx(slow, rel=1e-5)
+
+
+def test_an_ignored_candidate_is_as_if_it_were_not_there(scores):
+    mine, _ = scores
+    ignore = torch.zeros(5, 9, dtype=torch.bool)
+    ignore[:, 4:6] = True
+    fast = info_nce(
+        torch.tensor(mine), torch.tensor([0, 1, 2, 3, 0]), temperature=0.1, ignore_bn=ignore
+    )
+    without = torch.tensor(np.delete(mine, [4, 5], axis=1))
+    slow = info_nce(without, torch.tensor([0, 1, 2, 3, 0]), temperature=0.1)
+    torch.testing.assert_close(fast, slow)
+
+
+def test_score_kl_equals_the_written_out_sum(scores):
+    student, teacher = scores
+    slow = 0.0
+    for s_row, t_row in zip(student, teacher, strict=True):
+        s = softmax([value / 0.1 for value in s_row])
+        t = softmax([value / 0.3 for value in t_row])
+        slow += sum(p * math.log(p / q) for p, q in zip(t, s, strict=True)) / len(student)
+    fast = score_kl(
+        torch.tensor(student),
+        torch.tensor(teacher),
+        student_temperature=0.1,
+        teacher_temperature=0.3,
+    )
+    assert float(fast) == pytest.approx(slow, rel=1e-5)
+
+
+def test_score_kl_is_zero_for_equal_scores_even_where_some_are_ignored(scores):
+    mine = torch.tensor(scores[0])
+    ignore = torch.rand(5, 9) < 0.3
+    ignore[:, 0] = False
+    kl = score_kl(
+        mine, mine, student_temperature=0.1, teacher_temperature=0.1, ignore_bn=ignore
+    )
+    assert float(kl) == pytest.approx(0, abs=1e-6)
+
+
+def test_cosine_distance_ignores_length_and_sees_direction():
+    a = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0]])
+    b = torch.tensor([[3.0, 0.0], [0.0, -1.0], [0.0, 5.0]])
+    assert float(cosine_distance(a, b)) == pytest.approx((0 + 2 + 1) / 3)

@@ -1,0 +1,134 @@
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+from stillroom.encoders.prompt import Tokens
+
+from stillroom.serving.batching import Batcher, window
+
+
+def text(length: int, mark: int = 0) -> Tokens:
+    return Tokens(ids=[mark] * length, prompt_length=0)
+
+
+class Recorder:
+    """A forward whose row for a text is (its mark, its length); keeps what each call was given."""
+
+    def __init__(self):
+        self.batches: list[list[Tokens]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+
+    def __call__(self, tokens: list[Tokens]) -> np.ndarray:
+        self.batches.append(tokens)
+        self.entered.set()
+        assert self.gate.wait(30)
+        if any(t.ids[0] < 0 for t in tokens):
+            raise ValueError("poison")
+        return np.array([[t.ids[0], len(t.ids)] for t in tokens], dtype=np.float32)
+
+    def hold(self):
+        self.gate.clear()
+        self.entered.clear()
+
+    async def running(self):
+        await asyncio.to_thread(self.entered.wait, 30)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "head", "budget", "slice_"),
+    [
+        ([10], 0, 100, (0, 1)),
+        ([500], 0, 100, (0, 1)),  # longer than the budget: alone, but served
+        ([10] * 20, 0, 100, (0, 10)),
+        ([10] * 20, 19, 100, (10, 20)),
+        ([8, 9, 10, 10, 10], 4, 1000, (0, 5)),
+        ([10, 10, 100, 100], 3, 400, (2, 4)),  # 10s would be nine tenths padding
+        ([1, 2, 6], 2, 400, (0, 3)),  # so small that padding costs less than a launch
+        ([50, 100], 0, 100, (0, 1)),
+    ],
+)
+def test_a_forward_keeps_to_its_budget_and_to_texts_of_like_length(lengths, head, budget, slice_):
+    assert window([(n,) for n in lengths], head, budget) == slice_
+
+
+def test_rows_return_to_their_requests_in_order_whatever_their_lengths():
+    async def main():
+        forward = Recorder()
+        batcher = Batcher(forward, budget=64, wait_s=0.001)
+        rng = np.random.default_rng(0)
+        requests = [
+            [text(int(n), mark=100 * r + i) for i, n in enumerate(rng.integers(1, 80, size))]
+            for r, size in enumerate([1, 50, 3, 1, 20])
+        ]
+        answers = await asyncio.gather(*map(batcher.encode, requests))
+        for request, rows in zip(requests, answers, strict=True):
+            np.testing.assert_array_equal(rows, [[t.ids[0], len(t.ids)] for t in request])
+        for batch in forward.batches:
+            assert len(batch) == 1 or len(batch) * max(len(t.ids) for t in batch) <= 64
+
+    asyncio.run(main())
+
+
+def test_requests_that_arrive_during_a_forward_share_the_next_one():
+    async def main():
+        forward = Recorder()
+        batcher = Batcher(forward, budget=1000, wait_s=0)
+        forward.hold()
+        first = asyncio.create_task(batcher.encode([text(5)]))
+        await forward.running()
+        others = [asyncio.create_task(batcher.encode([text(5, mark=i)])) for i in range(8)]
+        await asyncio.sleep(0)  # each task has put its text into the queue
+        forward.gate.set()
+        await asyncio.gather(first, *others)
+        assert [len(batch) for batch in forward.batches] == [1, 8]
+
+    asyncio.run(main())
+
+
+def test_a_query_does_not_wait_for_another_clients_thousand_documents():
+    async def main():
+        forward = Recorder()
+        batcher = Batcher(forward, budget=100, wait_s=0)
+        forward.hold()
+        documents = asyncio.create_task(batcher.encode([text(50)] * 1000))
+        await forward.running()
+        query = asyncio.create_task(batcher.encode([text(4, mark=7)]))
+        await asyncio.sleep(0)
+        forward.gate.set()
+        np.testing.assert_array_equal(await query, [[7, 4]])
+        assert len(forward.batches) <= 4
+        assert len(await documents) == 1000
+
+    asyncio.run(main())
+
+
+def test_a_client_that_left_costs_no_further_forwards():
+    async def main():
+        forward = Recorder()
+        batcher = Batcher(forward, budget=10, wait_s=0)
+        forward.hold()
+        leaver = asyncio.create_task(batcher.encode([text(10)] * 100))
+        await forward.running()
+        leaver.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaver
+        forward.gate.set()
+        await batcher.encode([text(10, mark=3)])
+        assert len(forward.batches) == 2
+
+    asyncio.run(main())
+
+
+def test_a_failed_forward_fails_its_requests_and_no_later_ones():
+    async def main():
+        forward = Recorder()
+        batcher = Batcher(forward, budget=10, wait_s=0)
+        with pytest.raises(ValueError, match="poison"):
+            await batcher.encode([text(10), text(10, mark=-1), text(10)])
+        np.testing.assert_array_equal(await batcher.encode([text(2, mark=5)]), [[5, 2]])
+        assert batcher.alive()
+
+    asyncio.run(main())
