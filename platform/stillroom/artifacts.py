@@ -158,7 +158,7 @@ class Store:
             UserError: when there is none; it lists what there is.
         """
         stage, _, name = ref.partition("/")
-        listed = self.list(stage) if WORD.fullmatch(stage) else []
+        listed = self.published(stage) if WORD.fullmatch(stage) else []
         for artifact in listed:  # newest first
             if artifact.ref == ref or artifact.name == name:
                 return self.open(artifact.stage, artifact.name, artifact.key)
@@ -167,7 +167,7 @@ class Store:
             ref, f"is not under {self.root}; of that stage there is {known}", "Run its recipe first"
         )
 
-    def list(self, stage: str | None = None, name: str | None = None) -> list[Artifact]:
+    def published(self, stage: str | None = None, name: str | None = None) -> list[Artifact]:
         """Published artifacts, newest first. Of a remote root, nothing but manifests is read."""
         found = []
         stages = [stage] if stage else self._folders("")
@@ -227,6 +227,15 @@ class Store:
                 shutil.rmtree(path, ignore_errors=True)
         finally:
             held.release()
+
+    def place(self, path: str) -> str:
+        """Where something that is no artifact goes, under the root, in the root's own form."""
+        return str(self.work / path) if self.local else f"{self.root.rstrip('/')}/{path}"
+
+    def forget(self, path: str) -> None:
+        """Deletes what `place` gave room to."""
+        if self.fs.get_file_info(f"{self.base}/{path}").type == fs.FileType.Directory:
+            self.fs.delete_dir(f"{self.base}/{path}")
 
     def remove(self, artifact: Artifact) -> None:
         """Deletes an artifact: the manifest first, so that no half of it looks whole."""
@@ -296,6 +305,8 @@ class Store:
                     raise ValueError(file)
             if not (isinstance(manifest["created"], str) and isinstance(manifest["made_by"], dict)):
                 raise ValueError("created")
+            if not self.local and not re.fullmatch("[0-9a-f]{32}", manifest["data"]):
+                raise ValueError("data")
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
             raise UserError(
                 path, "is no manifest of ours", "Delete the folder and run the recipe again"

@@ -223,7 +223,7 @@ def runs(
         return
     from stillroom.artifacts import Store
 
-    found = [a for a in Store(root).list() if name is None or a.name == name]
+    found = [a for a in Store(root).published() if name is None or a.name == name]
     rows = [
         {
             "ref": a.ref,
@@ -255,7 +255,7 @@ def prune(
     from stillroom.artifacts import Store
 
     store = Store(root)
-    doomed = superseded(store.list())
+    doomed = superseded(store.published())
     for artifact in doomed:
         out.print(f"{artifact.ref}  {artifact.bytes / 2**20:,.1f} MiB")
     if not doomed:

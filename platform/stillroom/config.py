@@ -154,6 +154,7 @@ class Student(Optimisation):
     pooling: Literal["mean", "weighted_mean", "last", "cls"] | None = None
     prompts: Prompts | None = None
     max_tokens: PositiveInt | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     losses: Distil = Distil()
     hard_negatives: NonNegativeInt = 1
 

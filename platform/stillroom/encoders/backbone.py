@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging
 
 from stillroom.encoders.contract import Attention
 from stillroom.errors import UserError
@@ -46,8 +47,16 @@ def load_backbone(
             config.is_causal = False
             if getattr(config, "sliding_window", None) is not None:
                 config.sliding_window = None
-        backbone = AutoModel.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        # Its bars garble a job's log, and what its report warns of is checked below.
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+        backbone, info = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError) as fault:
         raise UserError(
@@ -55,6 +64,15 @@ def load_backbone(
             f"cannot be loaded: {' '.join(str(fault).split())[:300]}",
             "Give a Hugging Face folder with Safetensors whose architecture transformers knows",
         ) from fault
+    absent = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    if absent:
+        raise UserError(
+            str(folder),
+            f"lacks {len(absent)} weights of its architecture, {absent[0]} first",
+            "Save the model again: those weights would be random",
+        )
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None  # BERT's head for another task: not to be counted or decayed
     if attention is not None and attention_of(backbone) != attention:
         raise UserError(
             f"attention: {attention}",

@@ -27,15 +27,14 @@ def batch_ids(
 class PairData:
     """Training pairs in memory: row i is (queries[i], passages[positive[i]]).
 
-    `negatives` holds passage rows, (pairs, per_query), -1 where there are fewer;
-    `groups` gives equal texts equal numbers. Teacher vectors, float16 and usually
+    Equal passages must be one row. `negatives` holds passage rows, (pairs, per_query), -1 where
+    there are fewer. Teacher vectors, float16 and usually
     memory-mapped, are in the order of `queries` and `passages`.
     """
 
     queries: Sequence[str]
     passages: Sequence[str]
     positive: np.ndarray
-    groups: np.ndarray
     negatives: np.ndarray | None = None
     teacher_queries: np.ndarray | None = None
     teacher_passages: np.ndarray | None = None
@@ -107,7 +106,7 @@ class PairBatches:
         return Pairs(
             queries=pad(queries, self.pad_id, pool_prompt=pool_prompt),
             passages=pad(texts, self.pad_id, pool_prompt=pool_prompt),
-            passage_ids=torch.from_numpy(data.groups[passages]),
+            passage_ids=torch.from_numpy(passages),
             teacher_queries=_rows(data.teacher_queries, rows),
             teacher_passages=_rows(data.teacher_passages, passages),
         )

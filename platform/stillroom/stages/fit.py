@@ -16,11 +16,14 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from stillroom.artifacts import Draft
 from stillroom.config import Optimisation, Workers
+from stillroom.encoders.contract import FILE as CONTRACT
 from stillroom.encoders.encode import Encoder
 from stillroom.encoders.store import save
 from stillroom.learning.batches import PairBatches, PairData
 from stillroom.learning.engine import DeepSpeedEngine, Engine, TorchEngine
 from stillroom.learning.loop import Objective, linear_decay, train
+
+METRICS = "metrics.jsonl"  # one line a step
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ class Task:
     seed: int
 
 
-def fit(task: Task, scale: Workers, out: Draft, storage: str) -> dict[str, float]:
+def fit(task: Task, scale: Workers, out: Draft) -> dict[str, float]:
     """Trains under Ray Train and leaves the encoder, and metrics.jsonl, in the draft.
 
     A worker that dies is replaced, and the run goes on from the newest checkpoint; a run whose
@@ -48,6 +51,8 @@ def fit(task: Task, scale: Workers, out: Draft, storage: str) -> dict[str, float
     Returns:
         The last step's figures.
     """
+    storage = out.store.place(".train")
+    name = f"{out.stage}-{out.path.name}"
     trainer = TorchTrainer(
         functools.partial(_work, task, scale),
         scaling_config=ray.train.ScalingConfig(
@@ -59,7 +64,7 @@ def fit(task: Task, scale: Workers, out: Draft, storage: str) -> dict[str, float
             },
         ),
         run_config=ray.train.RunConfig(
-            name=out.path.name,
+            name=name,
             storage_path=storage,
             failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
@@ -71,8 +76,11 @@ def fit(task: Task, scale: Workers, out: Draft, storage: str) -> dict[str, float
     assert result.checkpoint is not None and result.metrics is not None
     with result.checkpoint.as_directory() as folder:
         for part in Path(folder).iterdir():
-            move = shutil.copytree if part.is_dir() else shutil.copy2
-            move(part, out.path / part.name)
+            if part.is_dir():
+                shutil.copytree(part, out.path / part.name, dirs_exist_ok=True)
+            else:
+                shutil.copy2(part, out.path / part.name)
+    out.store.forget(f".train/{name}")
     return {name: value for name, value in result.metrics.items() if isinstance(value, int | float)}
 
 
@@ -110,9 +118,11 @@ def _work(task: Task, scale: Workers) -> None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
+            if (Path(folder) / CONTRACT).exists():  # it was killed after its last step
+                ray.train.report(_history(Path(folder))[-1], checkpoint=checkpoint)
+                return
             start = engine.load(Path(folder))["step"]
-            history = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]
-        history = history[:start]
+            history = _history(Path(folder))[:start]
         _say(rank, f"goes on after step {start}")
 
     def report(figures: dict[str, float]) -> None:
@@ -137,11 +147,9 @@ def _work(task: Task, scale: Workers) -> None:
                 engine.save(folder, {"step": done})
             if rank == 0:
                 lines = "".join(json.dumps(figures) + "\n" for figures in history)
-                (folder / "metrics.jsonl").write_text(lines)
-            ray.train.report(
-                history[-1] if history else {},
-                checkpoint=ray.train.Checkpoint.from_directory(folder),
-            )
+                (folder / METRICS).write_text(lines)
+            mine = ray.train.Checkpoint.from_directory(folder) if any(folder.iterdir()) else None
+            ray.train.report(history[-1], checkpoint=mine)
 
     train(
         engine,
@@ -161,6 +169,11 @@ def _work(task: Task, scale: Workers) -> None:
         checkpoint_every=scale.checkpoint_every,
     )
     keep(settings.steps, encoder_too=True)
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    with (folder / METRICS).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def _engine(encoder: Encoder, settings: Optimisation, scale: Workers) -> Engine:

@@ -35,7 +35,7 @@ def student(
         settings=section,
         seed=seed,
     )
-    return dict(fit(task, scale.student, out))
+    return fit(task, scale.student, out)
 
 
 def _start(section: Section, seed: int, space: str, vectors: Artifact) -> Encoder:
@@ -46,6 +46,7 @@ def _start(section: Section, seed: int, space: str, vectors: Artifact) -> Encode
         pooling=section.pooling,
         prompts=None if section.prompts is None else section.prompts.model_dump(),
         max_tokens=section.max_tokens,
+        precision=section.precision,
         space=teacher.space if shares else space,
         layers=section.layers,
         projection_dims=teacher.dims[0] if shares else None,

@@ -47,7 +47,7 @@ def teacher(
         settings=phase,
         seed=seed,
     )
-    return dict(fit(task, scale.teacher, out))
+    return fit(task, scale.teacher, out)
 
 
 def _start(section: Section, trained: bool, seed: int, space: str, before: Path | None) -> Encoder:

@@ -1,0 +1,258 @@
+"""Encoders on disk: make one of a base, load one, save one."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
+
+from stillroom.encoders import sentence_transformers
+from stillroom.encoders.backbone import (
+    add_lora,
+    attention_of,
+    cut,
+    is_decoder,
+    load_backbone,
+    load_tokenizer,
+)
+from stillroom.encoders.contract import FILE, Attention, Contract, Pooling, Precision, Prompts
+from stillroom.encoders.encode import Encoder
+from stillroom.encoders.locate import locate
+from stillroom.errors import UserError
+
+ADAPTER = "adapter"
+PROJECTION = "projection.safetensors"
+PLAIN_MAX_TOKENS = 512  # of a base that says nothing itself
+
+
+def create(
+    base: str,
+    *,
+    space: str,
+    attention: Attention | None = None,
+    pooling: Pooling | None = None,
+    append_eos: bool | None = None,
+    prompts: Mapping[str, str] | None = None,
+    pool_prompt: bool | None = None,
+    max_tokens: int | None = None,
+    precision: Precision | str = "auto",
+    layers: Sequence[int] | None = None,
+    lora: Mapping[str, Any] | None = None,
+    projection_dims: int | None = None,
+    seed: int = 0,
+) -> Encoder:
+    """An encoder made of a base; what is None stays as the base's own contract has it.
+
+    Args:
+        base: an encoder's folder of ours, one of sentence-transformers, or a plain Hugging Face
+            folder, as `locate` names it. Of a plain one pooling must be said.
+        precision: "auto" is bfloat16 where the machine computes in it, else float32.
+        layers: those of the base to keep, in order.
+        lora: rank, alpha, dropout and targets; the base's weights are then frozen.
+        projection_dims: adds a linear map to as many dims.
+        seed: of the adapters' and the projection's first weights.
+
+    Raises:
+        UserError: when the base is missing or cannot be what is asked of it.
+    """
+    resolved = _precision() if precision == "auto" else precision
+    # Weights that stay frozen need no float32 copy; trained ones lose small updates without.
+    dtype = getattr(torch, resolved) if lora is not None else torch.float32
+    encoder = _own(locate(base), base, attention, pooling, dtype)
+    asked = {
+        "append_eos": append_eos,
+        "prompts": None if prompts is None else Prompts(**prompts),
+        "pool_prompt": pool_prompt,
+        "max_tokens": max_tokens,
+        "precision": resolved,
+        "base": base,
+        "space": space,
+    }
+    changes = {name: value for name, value in asked.items() if value is not None}
+    backbone = encoder.backbone
+    most = _longest(backbone, encoder.tokenizer)
+    if max_tokens is not None and max_tokens > most:
+        raise UserError("max_tokens", f"{max_tokens} is more than {base} reads", f"At most {most}")
+    if layers is not None:
+        cut(backbone, layers)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        projection = encoder.projection
+        if projection_dims is not None:
+            projection = torch.nn.Linear(_hidden(backbone), projection_dims, bias=False)
+            # Cosines survive an orthogonal map: the student starts as good as its base.
+            torch.nn.init.orthogonal_(projection.weight)
+            changes["dims"] = (projection_dims,)
+        if lora is not None:
+            backbone = add_lora(backbone, **lora)
+    contract = encoder.contract.model_copy(update=changes)
+    return Encoder(contract, encoder.tokenizer, backbone, projection)
+
+
+def load(folder: str | Path, *, device: str = "cpu", trainable: bool = False) -> Encoder:
+    """An encoder of ours or of sentence-transformers, in evaluation mode.
+
+    Args:
+        folder: a folder, or any name that `locate` knows.
+        trainable: keeps adapters apart, to train on; they are merged otherwise.
+
+    Raises:
+        UserError: when it is missing, or a plain model that says nothing of pooling.
+    """
+    encoder = _own(locate(str(folder)), str(folder), None, None, None, trainable=trainable)
+    return encoder.to(device).train(trainable)
+
+
+def save(
+    encoder: Encoder, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Writes contract, tokenizer and weights; of a LoRA encoder the adapter alone.
+
+    Without adapters the folder opens in sentence-transformers too.
+
+    Args:
+        state_dict: trained tensors by their names in the encoder, where the encoder's own are
+            not whole (ZeRO-3).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {**encoder.state_dict(), **(state_dict or {})}
+    backbone, contract = encoder.backbone, encoder.contract
+    weights = _under("backbone.", whole)
+    projection = whole.get("projection.weight")
+    if isinstance(backbone, PeftModel):
+        config = backbone.peft_config["default"]
+        config.base_model_name_or_path = contract.base  # not where it happened to lie here
+        config.inference_mode = True
+        config.save_pretrained(str(folder / ADAPTER))
+        adapter = get_peft_model_state_dict(backbone, state_dict=weights)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in adapter.items()},
+            folder / ADAPTER / SAFETENSORS_WEIGHTS_NAME,
+        )
+    else:
+        backbone.save_pretrained(folder, state_dict=weights)
+        if not contract.append_eos:  # which that library cannot be told of
+            sentence_transformers.write(folder, contract, _hidden(backbone), projection)
+    if projection is not None:
+        save_file({"weight": projection.contiguous()}, folder / PROJECTION)
+    encoder.tokenizer.save_pretrained(folder)
+    contract.write(folder)
+
+
+def _own(
+    folder: Path,
+    name: str,
+    attention: Attention | None,
+    pooling: Pooling | None,
+    dtype: torch.dtype | None,
+    *,
+    trainable: bool = False,
+) -> Encoder:
+    """The encoder in a folder, under its own contract but for what is asked."""
+    if (folder / FILE).exists():
+        contract = Contract.read(folder)
+        asked = {"attention": attention or contract.attention, "pooling": pooling or contract.pooling}
+        contract = contract.model_copy(update=asked)
+        return _ours(folder, contract, dtype, trainable)
+    if (folder / sentence_transformers.MODULES).exists():
+        foreign = sentence_transformers.read(folder)
+    elif pooling is not None:
+        foreign = sentence_transformers.Foreign(folder, pooling, True, True, Prompts(), None, None)
+    else:
+        raise UserError(
+            name,
+            "is a plain model, which does not say how its states become a vector",
+            "Set pooling (mean, weighted_mean, last or cls) in the recipe",
+        )
+    backbone = load_backbone(foreign.weights, attention, dtype=dtype or torch.float32)
+    tokenizer = load_tokenizer(foreign.weights)
+    longest = _longest(backbone, tokenizer)
+    projection = _projection(foreign.projection)
+    contract = Contract(
+        base=name,
+        architecture="decoder" if is_decoder(backbone) else "encoder",
+        attention=attention or attention_of(backbone),
+        pooling=pooling or foreign.pooling,
+        append_eos=False,
+        prompts=foreign.prompts,
+        pool_prompt=foreign.pool_prompt,
+        max_tokens=foreign.max_tokens or min(PLAIN_MAX_TOKENS, longest),
+        dims=(_hidden(backbone) if projection is None else projection.out_features,),
+        # A vector of any length is compared by cosine all the same.
+        normalise=True,
+        space=name,
+    )
+    return Encoder(contract, tokenizer, backbone, projection)
+
+
+def _ours(
+    folder: Path, contract: Contract, dtype: torch.dtype | None, trainable: bool
+) -> Encoder:
+    precision = getattr(torch, contract.precision)
+    adapter = folder / ADAPTER
+    projection = None
+    if adapter.is_dir():
+        base = locate(contract.base)
+        if (base / FILE).exists():  # adapters upon adapters: the lower ones are merged first
+            backbone: Any = _ours(base, Contract.read(base), precision, False).backbone
+        else:
+            backbone = load_backbone(_weights(base), contract.attention, dtype=precision)
+        backbone = PeftModel.from_pretrained(backbone, adapter, is_trainable=trainable)
+        if not trainable:
+            backbone = backbone.merge_and_unload()
+    else:
+        # Training keeps float32 weights and computes in the contract's precision. To serve, a
+        # decoder's are rounded, for their size; a small encoder's would lose more than they save.
+        rounded = contract.architecture == "decoder" and not trainable
+        dtype = dtype or (precision if rounded else torch.float32)
+        backbone = load_backbone(folder, contract.attention, dtype=dtype)
+    if (folder / PROJECTION).exists():
+        projection = _projection(load_file(folder / PROJECTION)["weight"])
+    return Encoder(contract, load_tokenizer(folder), backbone, projection)
+
+
+def _weights(folder: Path) -> Path:
+    """Where the transformer lies in a folder that is not ours."""
+    if (folder / sentence_transformers.MODULES).exists():
+        return sentence_transformers.read(folder).weights
+    return folder
+
+
+def _projection(weight: torch.Tensor | None) -> torch.nn.Linear | None:
+    if weight is None:
+        return None
+    linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight.data.copy_(weight)
+    return linear
+
+
+def _hidden(backbone: Any) -> int:
+    return int(backbone.config.hidden_size)
+
+
+def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _longest(backbone: Any, tokenizer: Any) -> int:
+    """The most ids that a model reads; RoBERTa's kin count positions from 2, so both are asked."""
+    positions = getattr(backbone.config, "max_position_embeddings", tokenizer.model_max_length)
+    return int(min(positions, tokenizer.model_max_length))
+
+
+def _precision() -> Precision:
+    """What the machine multiplies in fastest without losing range."""
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported(False) else "float32"
+    # Where a CPU only emulates it, float32 is faster. Older torch cannot tell.
+    found = getattr(torch.cpu, "get_capabilities", dict)()
+    native = found.get("avx512_bf16") or found.get("amx_bf16")
+    return "bfloat16" if native else "float32"
