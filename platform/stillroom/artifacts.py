@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -177,9 +177,7 @@ class Store:
                 manifest = self._read_manifest(one, folder) if its_name else None
                 if manifest is not None and name in (None, its_name):
                     path = self.work / one / folder
-                    found.append(
-                        Artifact(f"{one}/{folder}", one, its_name, key, path, manifest)
-                    )
+                    found.append(Artifact(f"{one}/{folder}", one, its_name, key, path, manifest))
         return sorted(found, key=lambda artifact: artifact.created, reverse=True)
 
     def free_bytes(self) -> int | None:
@@ -257,7 +255,7 @@ class Store:
         }
         manifest = {
             "made_by": made_by,
-            "created": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+            "created": datetime.now(UTC).isoformat(timespec="microseconds"),
             "files": files,
         }
         final = f"{draft.stage}/{draft.name}-{draft.key}"

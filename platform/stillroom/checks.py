@@ -17,6 +17,7 @@ from stillroom.plan import Step
 from stillroom.text.formats import read_beir, read_pairs, read_passages
 
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "faiss-cpu")
+KNOW_THEIR_POOLING = ("contract.json", "modules.json")
 TOKENIZERS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -49,9 +50,10 @@ def check_recipe(recipe: Recipe, steps: list[Step]) -> list[Finding]:
     if "corpus" in stages:
         findings += _data(recipe)
     needed = 0
-    for stage, base in (("teacher", recipe.teacher.base), ("student", recipe.student.base)):
+    for stage, section in (("teacher", recipe.teacher), ("student", recipe.student)):
         if stage in stages:
-            size = _model(f"{stage}.base", base)
+            base, pooling = section.base, section.pooling
+            size = _model(f"{stage}.base", base, pooling)
             needed += 3 * size  # the artifact, a checkpoint with the optimizer, the release
             findings.append(Finding(f"{stage}.base", True, f"{base}: {size / 2**20:,.0f} MiB"))
     if "teacher" in stages and recipe.teacher.phases:
@@ -74,7 +76,7 @@ def _data(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(path, True, f"{sum(1 for _ in read_passages(Path(path))):,} passages")
 
 
-def _model(field: str, base: str) -> int:
+def _model(field: str, base: str, pooling: str | None) -> int:
     """Bytes of a model's weights."""
     folder = locate(base)
     if not (folder / "config.json").is_file() and not (folder / "contract.json").is_file():
@@ -86,6 +88,12 @@ def _model(field: str, base: str) -> int:
             f"{field}: {base}",
             f"has no tokenizer (none of {', '.join(TOKENIZERS)})",
             "Save the model's tokenizer into its folder",
+        )
+    if pooling is None and not any((folder / name).is_file() for name in KNOW_THEIR_POOLING):
+        raise UserError(
+            f"{field}: {base}",
+            "is a plain model, which does not say how its states become a vector",
+            f"Set {field.partition('.')[0]}.pooling to mean, weighted_mean, last or cls",
         )
     weights = list(folder.rglob("*.safetensors"))
     if not weights:

@@ -152,7 +152,7 @@ def plan(
 
     read = read_recipe(recipe, overrides or [])
     store = Store(read.root)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for step in pipeline(read, gate=gate):
         exists = store.exists(step.stage, step.name, step.key)
         because = "" if exists else why(step, store)

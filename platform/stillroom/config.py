@@ -251,7 +251,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":
-        trained = [("student", self.student, self.scale.student)]
+        trained: list[tuple[str, Optimisation, Workers]] = [
+            ("student", self.student, self.scale.student)
+        ]
         for i, phase in enumerate(self.teacher.phases):
             trained.append((f"teacher.phases[{i}]", phase, self.scale.teacher))
         for field, section, scale in trained:

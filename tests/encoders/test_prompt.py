@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tiny import byte_pair_tokenizer, word_piece_tokenizer
 
 from stillroom.encoders.contract import Contract
 from stillroom.encoders.prompt import Prompter, Tokens, pad
+from tiny import byte_pair_tokenizer, word_piece_tokenizer
 
 LONG = "many words follow one another here, and they never seem to come to an end at all " * 5
 

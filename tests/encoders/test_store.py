@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tiny import tiny_decoder
 from transformers import AutoModel
 
 from stillroom.encoders.backbone import attention_of, load_backbone
@@ -15,6 +14,7 @@ from stillroom.encoders.locate import fingerprint, locate
 from stillroom.encoders.prompt import pad
 from stillroom.encoders.store import create, load, save
 from stillroom.errors import UserError
+from tiny import tiny_decoder
 
 TEXTS = [
     "a short text",
@@ -141,7 +141,9 @@ def test_an_adapter_is_saved_alone_and_loads_as_it_was_trained(decoder, tmp_path
         np.testing.assert_allclose(
             again.encode(TEXTS, "query"), model.encode(TEXTS, "query"), atol=1e-5
         )
-        assert any(p.requires_grad and "lora" in n for n, p in again.named_parameters()) is trainable
+        assert (
+            any(p.requires_grad and "lora" in n for n, p in again.named_parameters()) is trainable
+        )
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(decoder)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from workers import in_workers
 
 from stillroom.encoders.store import create
 from stillroom.learning.batches import PairBatches, PairData
@@ -14,6 +13,7 @@ from stillroom.learning.engine import DeepSpeedEngine, TorchEngine
 from stillroom.learning.gather import world
 from stillroom.learning.loop import NonFiniteLoss, linear_decay, train
 from stillroom.learning.objectives import Contrastive, Distillation
+from workers import in_workers
 
 STEPS = 4
 BATCH = 8
@@ -117,9 +117,7 @@ def test_deepspeed_takes_the_steps_of_plain_torch(zero, decoder):
 
 @pytest.mark.parametrize("engine", ["torch", "zero-2", "zero-3"])
 def test_a_resumed_run_retraces_the_uninterrupted_one(engine, decoder, tmp_path):
-    [(whole, weights), _] = in_workers(
-        2, trained, decoder, "contrastive", engine, tmp_path, 0, 0.2
-    )
+    [(whole, weights), _] = in_workers(2, trained, decoder, "contrastive", engine, tmp_path, 0, 0.2)
     [(rest, resumed), _] = in_workers(2, trained, decoder, "contrastive", engine, tmp_path, 2, 0.2)
     torch.testing.assert_close(rest, whole[2:], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(resumed, weights, atol=1e-6, rtol=1e-6)

@@ -60,9 +60,7 @@ def test_score_kl_is_zero_for_equal_scores_even_where_some_are_ignored(scores):
     mine = torch.tensor(scores[0])
     ignore = torch.rand(5, 9) < 0.3
     ignore[:, 0] = False
-    kl = score_kl(
-        mine, mine, student_temperature=0.1, teacher_temperature=0.1, ignore_bn=ignore
-    )
+    kl = score_kl(mine, mine, student_temperature=0.1, teacher_temperature=0.1, ignore_bn=ignore)
     assert float(kl) == pytest.approx(0, abs=1e-6)
 
 

@@ -3,8 +3,8 @@ import threading
 
 import numpy as np
 import pytest
-from stillroom.encoders.prompt import Tokens
 
+from stillroom.encoders.prompt import Tokens
 from stillroom.serving.batching import Batcher, window
 
 

@@ -1,6 +1,6 @@
 import pytest
-from stillroom.encoders.contract import Contract, Prompts
 
+from stillroom.encoders.contract import Contract, Prompts
 from stillroom.errors import UserError
 from stillroom.serving.policies import (
     Facts,

@@ -31,7 +31,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 def load_backbone(
     folder: Path, attention: Attention | None = None, *, dtype: torch.dtype = torch.float32
-) -> torch.nn.Module:
+) -> Any:
     """The model without its head, from Safetensors alone.
 
     Args:
@@ -82,7 +82,7 @@ def load_backbone(
     return backbone
 
 
-def attention_of(backbone: torch.nn.Module) -> Attention:
+def attention_of(backbone: Any) -> Attention:
     """Found out, not believed: does the last token change the first one's state?"""
     size = int(backbone.config.vocab_size)
     ids = torch.arange(4, 12)[None] % size
@@ -98,12 +98,12 @@ def attention_of(backbone: torch.nn.Module) -> Attention:
     return "causal" if torch.equal(first, second) else "bidirectional"
 
 
-def is_decoder(backbone: torch.nn.Module) -> bool:
+def is_decoder(backbone: Any) -> bool:
     """Whether the architecture was made to generate, whatever its attention is now."""
     return backbone.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def cut(backbone: torch.nn.Module, layers: Sequence[int]) -> None:
+def cut(backbone: Any, layers: Sequence[int]) -> None:
     """Keeps only the layers of these numbers, in this order.
 
     Raises:
@@ -122,13 +122,13 @@ def cut(backbone: torch.nn.Module, layers: Sequence[int]) -> None:
 
 
 def add_lora(
-    backbone: torch.nn.Module,
+    backbone: Any,
     *,
     rank: int,
     alpha: int,
     dropout: float,
     targets: str | Sequence[str],
-) -> torch.nn.Module:
+) -> Any:
     """Freezes the backbone and puts adapters on it (Hu et al., 2021, arXiv 2106.09685)."""
     config = LoraConfig(
         r=rank,

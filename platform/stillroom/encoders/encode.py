@@ -24,7 +24,7 @@ class Encoder(torch.nn.Module):
         self,
         contract: Contract,
         tokenizer: Any,
-        backbone: torch.nn.Module,
+        backbone: Any,
         projection: torch.nn.Linear | None = None,
     ):
         super().__init__()

@@ -33,9 +33,7 @@ class Batch:
     pool_mask_bl: torch.Tensor
 
     def to(self, device: torch.device | str) -> "Batch":
-        return Batch(
-            self.ids_bl.to(device), self.mask_bl.to(device), self.pool_mask_bl.to(device)
-        )
+        return Batch(self.ids_bl.to(device), self.mask_bl.to(device), self.pool_mask_bl.to(device))
 
 
 class Prompter:

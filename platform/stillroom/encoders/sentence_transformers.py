@@ -1,4 +1,4 @@
-"""The folder format of the sentence-transformers library: read as a contract, written beside ours."""
+"""The sentence-transformers library's folder format: read as a contract, written beside ours."""
 
 import json
 from dataclasses import dataclass

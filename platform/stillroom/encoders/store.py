@@ -62,7 +62,7 @@ def create(
     # Weights that stay frozen need no float32 copy; trained ones lose small updates without.
     dtype = getattr(torch, resolved) if lora is not None else torch.float32
     encoder = _own(locate(base), base, attention, pooling, dtype)
-    asked = {
+    asked: dict[str, Any] = {
         "append_eos": append_eos,
         "prompts": None if prompts is None else Prompts(**prompts),
         "pool_prompt": pool_prompt,
@@ -120,7 +120,8 @@ def save(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     whole = {**encoder.state_dict(), **(state_dict or {})}
-    backbone, contract = encoder.backbone, encoder.contract
+    contract = encoder.contract
+    backbone: Any = encoder.backbone
     weights = _under("backbone.", whole)
     projection = whole.get("projection.weight")
     if isinstance(backbone, PeftModel):
@@ -155,7 +156,10 @@ def _own(
     """The encoder in a folder, under its own contract but for what is asked."""
     if (folder / FILE).exists():
         contract = Contract.read(folder)
-        asked = {"attention": attention or contract.attention, "pooling": pooling or contract.pooling}
+        asked = {
+            "attention": attention or contract.attention,
+            "pooling": pooling or contract.pooling,
+        }
         contract = contract.model_copy(update=asked)
         return _ours(folder, contract, dtype, trainable)
     if (folder / sentence_transformers.MODULES).exists():
@@ -189,9 +193,7 @@ def _own(
     return Encoder(contract, tokenizer, backbone, projection)
 
 
-def _ours(
-    folder: Path, contract: Contract, dtype: torch.dtype | None, trainable: bool
-) -> Encoder:
+def _ours(folder: Path, contract: Contract, dtype: torch.dtype | None, trainable: bool) -> Encoder:
     precision = getattr(torch, contract.precision)
     adapter = folder / ADAPTER
     projection = None
@@ -253,6 +255,6 @@ def _precision() -> Precision:
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported(False) else "float32"
     # Where a CPU only emulates it, float32 is faster. Older torch cannot tell.
-    found = getattr(torch.cpu, "get_capabilities", dict)()
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     native = found.get("avx512_bf16") or found.get("amx_bf16")
     return "bfloat16" if native else "float32"

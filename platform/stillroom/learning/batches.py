@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,6 +24,12 @@ def batch_ids(
     return order[start : start + global_batch][rank::world]
 
 
+class Rows(Protocol):
+    """Vectors by their rows: an array, or one that is read from disk."""
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class PairData:
     """Training pairs in memory: row i is (queries[i], passages[positive[i]]).
@@ -36,8 +43,8 @@ class PairData:
     passages: Sequence[str]
     positive: np.ndarray
     negatives: np.ndarray | None = None
-    teacher_queries: np.ndarray | None = None
-    teacher_passages: np.ndarray | None = None
+    teacher_queries: Rows | None = None
+    teacher_passages: Rows | None = None
 
 
 def draw_negatives(
@@ -112,5 +119,5 @@ class PairBatches:
         )
 
 
-def _rows(vectors: np.ndarray | None, rows: np.ndarray) -> torch.Tensor | None:
+def _rows(vectors: Rows | None, rows: np.ndarray) -> torch.Tensor | None:
     return None if vectors is None else torch.from_numpy(vectors[rows].astype(np.float32))

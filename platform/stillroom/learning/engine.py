@@ -17,7 +17,8 @@ State = dict[str, int]
 
 
 class Engine(Protocol):
-    encode: Callable[..., torch.Tensor]
+    @property
+    def encode(self) -> Callable[..., torch.Tensor]: ...
 
     def step(self, loss: torch.Tensor, learning_rate: float) -> float:
         """Applies one update; returns the gradient's norm before clipping."""

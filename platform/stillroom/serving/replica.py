@@ -60,7 +60,7 @@ class Replica:
         tokens = await loop.run_in_executor(self.tokeniser, self.tokenise, work)
         vectors = await self.batcher.encode(tokens)
         return Encoded(
-            vectors[:,:work.dims],
+            vectors[:, : work.dims],
             sum(len(text.ids) for text in tokens),
         )
 

@@ -202,7 +202,7 @@ class Router:
             except UserError as error:
                 fault = getattr(error, "cause", error)  # Ray wraps what a replica raised
                 raise ApiError(400, str(fault), "input", "invalid_value") from error
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 response.cancel()
                 break
             except (RayActorError, RayServeException) as error:

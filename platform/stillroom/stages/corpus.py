@@ -63,7 +63,7 @@ def _pairs(section: Section) -> list[Pair]:
     source = section.source
     if isinstance(source, Docstrings):
         return list(docstring_pairs(source.packages, min_passage=source.min_passage_characters))
-    return [pair for path in source.pairs for pair in read_pairs(path)]
+    return [pair for path in source.pairs for pair in read_pairs(Path(path))]
 
 
 def _more_passages(section: Section, evaluation: dict[str, EvaluationSet]) -> list[str]:
@@ -71,7 +71,7 @@ def _more_passages(section: Section, evaluation: dict[str, EvaluationSet]) -> li
     if isinstance(section.source, Docstrings):
         return []
     forbidden = {text_key(t) for kept in evaluation.values() for t in kept.passages.values()}
-    texts = (text for path in section.source.passages for text in read_passages(path))
+    texts = (text for path in section.source.passages for text in read_passages(Path(path)))
     return [text for text in texts if text_key(text) not in forbidden]
 
 

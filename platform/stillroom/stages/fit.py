@@ -12,6 +12,7 @@ from pathlib import Path
 import ray
 import ray.train
 import torch
+from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from stillroom.artifacts import Draft
@@ -19,6 +20,7 @@ from stillroom.config import Optimisation, Workers
 from stillroom.encoders.contract import FILE as CONTRACT
 from stillroom.encoders.encode import Encoder
 from stillroom.encoders.store import save
+from stillroom.errors import UserError
 from stillroom.learning.batches import PairBatches, PairData
 from stillroom.learning.engine import DeepSpeedEngine, Engine, TorchEngine
 from stillroom.learning.loop import Objective, linear_decay, train
@@ -72,7 +74,17 @@ def fit(task: Task, scale: Workers, out: Draft) -> dict[str, float]:
         ),
         torch_config=TorchConfig(backend="nccl" if scale.gpus else "gloo"),
     )
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except WorkerGroupError as fault:
+        # What the user can mend is told as such, not as a worker's crash.
+        for failure in fault.worker_failures.values():
+            cause: BaseException | None = failure
+            while cause is not None:
+                if isinstance(cause, UserError):
+                    raise cause from fault
+                cause = getattr(cause, "cause", None) or cause.__cause__
+        raise
     assert result.checkpoint is not None and result.metrics is not None
     with result.checkpoint.as_directory() as folder:
         for part in Path(folder).iterdir():
