@@ -77,22 +77,51 @@ class Prompter:
         """
         if not texts:
             return []
-        prompt = getattr(self.contract.prompts, role)
-        if instruction is not None:
-            prompt = f"Instruct: {instruction}\nQuery: "
-        limit = min(max_tokens or self.contract.max_tokens, self.contract.max_tokens)
-        # Room for the end is kept, so a cut text still closes with EOS, the token "last" pools.
+        prompt = self._prompt(role, instruction)
         encoded = self.tokenizer(
             [prompt + text for text in texts],
             add_special_tokens=False,
             truncation=True,
-            max_length=max(1, limit - len(self.start) - len(self.end)),
+            max_length=self._room(max_tokens),
         )["input_ids"]
+        return self._ended(encoded, self._prompt_lengths(prompt, encoded))
+
+    def of_ids(
+        self, texts: Sequence[Sequence[int]], role: Role, *, instruction: str | None = None
+    ) -> list[Tokens]:
+        """The same of texts that a caller has tokenised, without special tokens.
+
+        Raises:
+            UserError: at an id that the tokenizer does not have.
+        """
+        size = len(self.tokenizer)
+        for ids in texts:
+            for unknown in (i for i in ids if not 0 <= i < size):
+                raise UserError(
+                    "input", f"there is no token {unknown}", f"Use the ids 0 to {size - 1}"
+                )
+        prompt = self._prompt(role, instruction)
+        before = self.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
+        encoded = [[*before, *ids][: self._room(None)] for ids in texts]
+        return self._ended(encoded, [min(len(before), len(ids)) for ids in encoded])
+
+    def _prompt(self, role: Role, instruction: str | None) -> str:
+        if instruction is not None:
+            return f"Instruct: {instruction}\nQuery: "
+        return str(getattr(self.contract.prompts, role))
+
+    def _room(self, max_tokens: int | None) -> int:
+        """Ids for prompt and text. The end's are kept back, so that a cut text still closes
+        with EOS, the token that "last" pools."""
+        limit = min(max_tokens or self.contract.max_tokens, self.contract.max_tokens)
+        return max(1, limit - len(self.start) - len(self.end))
+
+    def _ended(self, encoded: list[list[int]], shared: list[int]) -> list[Tokens]:
         # An empty text still needs a token to stand for it.
         nothing = [self.tokenizer.eos_token_id or 0]
         return [
-            Tokens(self.start + ids + self.end or nothing, len(self.start) + shared)
-            for ids, shared in zip(encoded, self._prompt_lengths(prompt, encoded), strict=True)
+            Tokens(self.start + ids + self.end or nothing, len(self.start) + length)
+            for ids, length in zip(encoded, shared, strict=True)
         ]
 
     def _prompt_lengths(self, prompt: str, encoded: list[list[int]]) -> list[int]:

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import ray
 from pydantic import (
@@ -120,25 +120,34 @@ def build(args: dict[str, Any]) -> Application:
         for target, option in options.items():
             name = release.model(target)
             models[name] = Model(name, release, target)
-            handles[name] = Replica.options(
-                name=name.replace("/", "-"),
-                num_replicas=option.replicas,
-                max_ongoing_requests=option.max_ongoing,
-                max_queued_requests=option.max_queued,
-                ray_actor_options={"num_cpus": option.num_cpus, "num_gpus": option.num_gpus},
-            ).bind(release, target, checked.max_batch_tokens, checked.max_wait_ms)
-    return Router.options(
-        # It only waits: its share of a core is small, and a laptop's two are the encoders'.
-        ray_actor_options={"num_cpus": 0},
-        # Above what all replicas take and queue, so that the router is who says 429.
-        max_ongoing_requests=100 + sum(map(_capacity, _options(checked).values())) * len(models),
-    ).bind(
-        list(models.values()),
-        handles,
-        Keys.read(os.environ, checked.keys_file),
-        checked.no_auth,
-        checked.max_body_bytes,
-        checked.timeout_s,
+            handles[name] = (
+                cast(Any, Replica)
+                .options(
+                    name=name.replace("/", "-"),
+                    num_replicas=option.replicas,
+                    max_ongoing_requests=option.max_ongoing,
+                    max_queued_requests=option.max_queued,
+                    ray_actor_options={"num_cpus": option.num_cpus, "num_gpus": option.num_gpus},
+                )
+                .bind(release, target, checked.max_batch_tokens, checked.max_wait_ms)
+            )
+    return (
+        cast(Any, Router)
+        .options(
+            # It only waits: its share of a core is small, and a laptop's two are the encoders'.
+            ray_actor_options={"num_cpus": 0},
+            # Above what all replicas take and queue, so that the router is who says 429.
+            max_ongoing_requests=100
+            + sum(map(_capacity, _options(checked).values())) * len(models),
+        )
+        .bind(
+            list(models.values()),
+            handles,
+            Keys.read(os.environ, checked.keys_file),
+            checked.no_auth,
+            checked.max_body_bytes,
+            checked.timeout_s,
+        )
     )
 
 

@@ -29,6 +29,7 @@ def validate_serve_yaml(path: str | Path) -> ServeDeploySchema:
         raise UserError(str(path), f"is not YAML ({error})", "Mend its syntax") from error
     if not isinstance(loaded, dict):
         raise UserError(str(path), "holds no mapping", "Start from serve/quickstart.yaml")
+    assert node is not None
     _check_keys(path, node, ServeDeploySchema)
     try:
         config = ServeDeploySchema.model_validate(loaded)

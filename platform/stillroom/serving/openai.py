@@ -80,13 +80,17 @@ class EmbeddingRequest(BaseModel):
         str | None, Field(description="Task text for a model that takes one, for queries.")
     ] = None
 
-    def inputs(self) -> list[str] | list[list[int]]:
-        """The texts, or each text's token ids; one entry for each vector to return."""
-        if isinstance(self.input, str):
-            return [self.input]
-        if self.input and isinstance(self.input[0], int):
-            return [self.input]  # type: ignore[list-item]  # the list is one text's ids
-        return self.input  # type: ignore[return-value]
+    def texts(self) -> list[str]:
+        """The texts, one for each vector to return; none where token ids were sent."""
+        inputs = [self.input] if isinstance(self.input, str) else self.input
+        return [text for text in inputs if isinstance(text, str)]
+
+    def token_ids(self) -> list[list[int]] | None:
+        """Each text's token ids; None where texts were sent."""
+        if isinstance(self.input, str) or any(isinstance(one, str) for one in self.input):
+            return None
+        several = [ids for ids in self.input if isinstance(ids, list)]
+        return several or [[i for i in self.input if isinstance(i, int)]]
 
 
 def parse(body: bytes) -> EmbeddingRequest:
@@ -95,8 +99,8 @@ def parse(body: bytes) -> EmbeddingRequest:
         request = EmbeddingRequest.model_validate_json(body)
     except ValidationError as error:
         raise _bad_field(error) from error
-    inputs = request.inputs()
-    if not inputs:
+    inputs = request.token_ids() or request.texts()
+    if not request.input:
         raise ApiError(400, "input must not be empty", "input", "invalid_value")
     if len(inputs) > MAX_INPUTS:
         raise ApiError(

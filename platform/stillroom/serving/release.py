@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from stillroom.encoders.contract import Contract
 from stillroom.errors import UserError
@@ -75,4 +74,4 @@ def _folder(ref: str, root: str) -> Path:
         return Path(ref).resolve()
     from stillroom.artifacts import Store
 
-    return cast(Path, Store(root).find(ref).path)
+    return Store(root).find(ref).path

@@ -11,7 +11,7 @@ import ray
 import torch
 from ray import serve
 
-from stillroom.encoders.encode import Encoder
+from stillroom.encoders.encode import Encoder, prefix
 from stillroom.encoders.prompt import Tokens
 from stillroom.encoders.store import load
 from stillroom.serving.batching import Batcher
@@ -60,12 +60,15 @@ class Replica:
         tokens = await loop.run_in_executor(self.tokeniser, self.tokenise, work)
         vectors = await self.batcher.encode(tokens)
         return Encoded(
-            vectors[:, : work.dims],
+            prefix(vectors, work.dims, self.encoder.contract.normalise),
             sum(len(text.ids) for text in tokens),
         )
 
     def tokenise(self, work: Work) -> list[Tokens]:
-        return self.encoder.prompter(work.inputs, work.role, instruction=work.instruction)
+        prompter = self.encoder.prompter
+        if work.token_ids is not None:
+            return prompter.of_ids(work.token_ids, work.role, instruction=work.instruction)
+        return prompter(work.texts, work.role, instruction=work.instruction)
 
     def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises."""

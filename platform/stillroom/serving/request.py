@@ -11,7 +11,8 @@ from stillroom.encoders.contract import Role
 class Work:
     """One request's texts, or the token ids of each (without special tokens)."""
 
-    inputs: list[str] | list[list[int]]
+    texts: list[str]
+    token_ids: list[list[int]] | None  # in place of texts
     role: Role
     dims: int  # size of the vectors to return
     instruction: str | None = None

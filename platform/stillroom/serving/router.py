@@ -64,6 +64,40 @@ def answer_error(error: ApiError) -> Response:
     return JSONResponse(error.body(), error.status, error.headers())
 
 
+# `ingress` copies the class with the names that it uses, as they are at that moment: what it
+# calls must stand above it.
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """A model as GET /v1/models shows it; of two encoders, what holds for both."""
+    contracts = model.release.contracts
+    behind = [contracts[target] for target in set(ROUTES[model.policy].values())]
+    return {
+        "id": model.id,
+        "object": "model",
+        "owned_by": "stillroom",
+        "created": model.release.created,
+        "release": model.release.ref,
+        "policy": model.policy,
+        "space": behind[0].space,
+        "dims": policy_dims(model.policy, contracts),
+        "max_tokens": min(contract.max_tokens for contract in behind),
+    }
+
+
+async def read(request: Request, limit: int) -> bytes:
+    """The body. Raises ApiError (413) as soon as it is known to be over `limit` bytes."""
+    too_large = ApiError(413, f"the body is over {limit} bytes; send several requests")
+    if int(request.headers.get("content-length", 0)) > limit:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
+
+
 @serve.deployment
 @serve.ingress(http)
 class Router:
@@ -165,7 +199,7 @@ class Router:
         seen.model = release.model(decision.target)
         encoded = await self.send(
             self.handles[seen.model],
-            Work(asked.inputs(), role, decision.dims, asked.instruction),
+            Work(asked.texts(), asked.token_ids(), role, decision.dims, asked.instruction),
         )
         self.metrics.encoded(seen.model, client, len(encoded.vectors), encoded.tokens)
         return Response(
@@ -219,33 +253,3 @@ class Router:
 
     async def render_metrics(self, request: Request, client: str, seen: Seen) -> Response:
         return Response(self.metrics.render(), media_type=CONTENT_TYPE_LATEST)
-
-
-def describe(model: Model) -> dict[str, Any]:
-    """A model as GET /v1/models shows it; of two encoders, what holds for both."""
-    contracts = model.release.contracts
-    behind = [contracts[target] for target in set(ROUTES[model.policy].values())]
-    return {
-        "id": model.id,
-        "object": "model",
-        "owned_by": "stillroom",
-        "created": model.release.created,
-        "release": model.release.ref,
-        "policy": model.policy,
-        "space": behind[0].space,
-        "dims": policy_dims(model.policy, contracts),
-        "max_tokens": min(contract.max_tokens for contract in behind),
-    }
-
-
-async def read(request: Request, limit: int) -> bytes:
-    """The body. Raises ApiError (413) as soon as it is known to be over `limit` bytes."""
-    too_large = ApiError(413, f"the body is over {limit} bytes; send several requests")
-    if int(request.headers.get("content-length", 0)) > limit:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise too_large
-    return bytes(body)

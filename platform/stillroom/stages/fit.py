@@ -98,7 +98,12 @@ def fit(task: Task, scale: Workers, out: Draft) -> dict[str, float]:
 
 def _environment(scale: Workers) -> dict[str, str]:
     threads = str(max(1, int(scale.cpus)))
-    found = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    found = {
+        "OMP_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": "ignore::FutureWarning",  # what libraries tell one another
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would print every line of ours twice
+    }
     if not scale.gpus:
         # Without it DeepSpeed looks for the machine's GPUs, which these workers were not given.
         found["DS_ACCELERATOR"] = "cpu"
@@ -106,6 +111,7 @@ def _environment(scale: Workers) -> dict[str, str]:
 
 
 def _work(task: Task, scale: Workers) -> None:
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats our figures
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(task.seed)

@@ -81,6 +81,7 @@ def connect(scale: Scale) -> None:
     """
     if ray.is_initialized():
         return
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # our own lines say how far it is
     address = os.environ.get("RAY_ADDRESS")
     if address:
         try:
@@ -95,7 +96,10 @@ def connect(scale: Scale) -> None:
         return
     # A laptop with fewer cores than the recipe has workers is slow, not refused.
     ray.init(
-        num_cpus=max(os.cpu_count() or 1, math.ceil(_most_cpus(scale))), include_dashboard=False
+        num_cpus=max(os.cpu_count() or 1, math.ceil(_most_cpus(scale))),
+        include_dashboard=False,
+        # Without a dashboard Ray Train's watchman warns every second that he cannot reach it.
+        logging_config=ray.LoggingConfig(log_level="ERROR"),
     )
 
 

@@ -1,0 +1,239 @@
+"""A real server on a real socket, asked by the clients that people use."""
+
+import contextlib
+import json
+import os
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from tiny import tiny_decoder, tiny_encoder
+
+from stillroom.encoders.store import create, load, save
+
+QUERY = {"query": "Instruct: find\nQuery: "}
+
+
+def make_release(folder, *, shared_space):
+    """A release as the pipeline leaves it, of tiny models."""
+    models = folder.parent / f"{folder.name}-models"
+    teacher = create(
+        str(tiny_decoder(models / "decoder")), space="one", attention="bidirectional",
+        pooling="mean", prompts=QUERY, precision="float32", max_tokens=64,
+    )  # fmt: skip
+    student = create(
+        str(tiny_encoder(models / "encoder")), space="one" if shared_space else "two",
+        pooling="mean", precision="float32", max_tokens=32,
+    )  # fmt: skip
+    save(teacher, folder / "teacher")
+    save(student, folder / "student")
+    content = {
+        "name": "tiny",
+        "ref": "release/tiny-0123456789ab",
+        "models": {"teacher": "teacher", "student": "student"},
+        "gate": {"passed": True, "failures": [], "overridden": False},
+    }
+    (folder / "release.json").write_text(json.dumps(content))
+    return folder
+
+
+@contextlib.contextmanager
+def served(release, **environment):
+    """`stillroom serve` in a process of its own; yields its URL once it says that it is ready."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stillroom.cli", "serve", str(release), "--port", str(port)],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    said: queue.Queue[str | None] = queue.Queue()
+
+    def listen():
+        for line in process.stdout:
+            said.put(line)
+        said.put(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+    lines = []
+    while not lines or not lines[-1].startswith("Ready:"):
+        line = said.get(timeout=120)
+        assert line is not None, "".join(lines)
+        lines.append(line)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    return make_release(tmp_path_factory.mktemp("release") / "shared", shared_space=True)
+
+
+@pytest.fixture(scope="module")
+def url(release):
+    with served(release) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def test_the_openai_client_gets_the_encoder_s_own_vectors(client, release):
+    texts = ["one text", "another and a longer text, with more words", "naïve 漢字"]
+    for name in ("teacher", "student"):
+        encoder = load(release / name)
+        for input_type, role in (("query", "query"), ("document", "passage")):
+            answer = client.embeddings.create(  # base64, unless told otherwise
+                model=f"tiny/{name}", input=texts, extra_body={"input_type": input_type}
+            )
+            vectors = np.array([item.embedding for item in answer.data])
+            np.testing.assert_allclose(vectors, encoder.encode(texts, role), atol=2e-6)
+            assert answer.model == f"tiny/{name}"
+            tokens = sum(len(one.ids) for one in encoder.prompter(texts, role))
+            assert answer.usage.prompt_tokens == tokens
+
+
+def test_floats_and_base64_carry_the_same_vectors(client):
+    both = [
+        client.embeddings.create(model="tiny/student", input="text", encoding_format=encoding)
+        for encoding in ("float", "base64")
+    ]
+    first, second = (answer.data[0].embedding for answer in both)
+    if isinstance(second, str):  # the client leaves base64 as it came when it is asked for it
+        import base64
+
+        second = np.frombuffer(base64.b64decode(second), dtype="<f4")
+    np.testing.assert_allclose(first, second, atol=1e-7)
+
+
+def test_token_ids_give_the_vector_of_the_text_they_stand_for(client, release):
+    tokenizer = load(release / "student").tokenizer
+    ids = tokenizer("some text", add_special_tokens=False)["input_ids"]
+    answers = [client.embeddings.create(model="tiny/student", input=i) for i in ("some text", ids)]
+    first, second = (answer.data[0].embedding for answer in answers)
+    np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_in_one_space_documents_go_to_the_teacher_and_queries_to_the_student(url):
+    for input_type, target in (("query", "student"), ("document", "teacher")):
+        body = {"model": "tiny", "input": "text", "input_type": input_type}
+        answer = httpx.post(f"{url}/v1/embeddings", json=body)
+        assert answer.headers["x-stillroom-model"] == f"tiny/{target}"
+        assert answer.headers["x-stillroom-space"] == "one"
+
+
+def test_models_are_listed_with_what_a_client_must_know(client):
+    listed = {model.id: model for model in client.models.list()}
+    assert list(listed) == ["tiny", "tiny/teacher", "tiny/student"]
+    assert (listed["tiny"].policy, listed["tiny"].space) == ("asymmetric", "one")
+    assert (listed["tiny"].dims, listed["tiny"].max_tokens) == ([64], 32)
+
+
+def test_many_callers_at_once_each_get_their_own_vectors(url, release):
+    texts = [f"text number {number} " * (1 + number % 7) for number in range(60)]
+    expected = load(release / "student").encode(texts, "query")
+
+    async def ask():
+        import asyncio
+
+        async with httpx.AsyncClient(timeout=60) as http:
+            bodies = [
+                {"model": "tiny/student", "input": text, "input_type": "query"} for text in texts
+            ]
+            return await asyncio.gather(
+                *(http.post(f"{url}/v1/embeddings", json=body) for body in bodies)
+            )
+
+    import asyncio
+
+    answers = asyncio.run(ask())
+    vectors = np.array([answer.json()["data"][0]["embedding"] for answer in answers])
+    np.testing.assert_allclose(vectors, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"model": "tiny", "input": "x", "dimensions": 65}, 400, "dimensions"),
+        ({"model": "tiny", "input": []}, 400, "input"),
+        ({"model": "tiny", "input": ["x", ""]}, 400, "input"),
+        ({"model": "tiny", "input": [10**9]}, 400, "input"),
+        ({"model": "tiny", "input": {"text": "x"}}, 400, "input"),
+        ({"model": "tiny", "inputs": "x", "input": "x"}, 400, "inputs"),
+        ({"model": "tiny", "input": "x", "input_type": "passage"}, 400, "input_type"),
+        ({"input": "x"}, 400, "model"),
+        ({"model": "huge", "input": "x"}, 404, "model"),
+    ],
+)
+def test_a_faulty_request_is_answered_in_openai_s_words(url, body, status, param):
+    answer = httpx.post(f"{url}/v1/embeddings", json=body)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert (error["param"], error["type"]) == (param, "invalid_request_error")
+    assert error["message"]
+
+
+def test_what_is_no_json_and_what_is_no_route_get_errors_of_the_same_form(url):
+    assert httpx.post(f"{url}/v1/embeddings", content=b"{").json()["error"]["code"] == (
+        "invalid_json"
+    )
+    lost = httpx.get(f"{url}/v1/nothing")
+    assert (lost.status_code, lost.json()["error"]["code"]) == (404, "unknown_url")
+
+
+def test_probes_and_metrics_answer(url):
+    assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+    httpx.post(f"{url}/v1/embeddings", json={"model": "tiny", "input": ["a", "b"]})
+    text = httpx.get(f"{url}/metrics").text
+    assert 'stillroom_texts_total{client="anonymous",model="tiny/teacher"}' in text
+
+
+def test_with_a_key_only_its_holder_may_call_and_spaces_are_never_mixed(tmp_path):
+    release = make_release(tmp_path / "apart", shared_space=False)
+    body = {"model": "tiny", "input": "text"}
+    with served(release, STILLROOM_API_KEYS="ann:secret") as url:
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            answer = httpx.post(f"{url}/v1/embeddings", json=body, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+        headers = {"Authorization": "Bearer secret"}
+        for input_type in ("query", "document"):
+            answer = httpx.post(
+                f"{url}/v1/embeddings", json={**body, "input_type": input_type}, headers=headers
+            )
+            assert answer.headers["x-stillroom-model"] == "tiny/student"
+            assert answer.headers["x-stillroom-space"] == "two"
+
+
+def test_a_release_that_failed_its_gate_is_not_served(release, tmp_path):
+    copy = shutil.copytree(release, tmp_path / "failed")
+    content = json.loads((copy / "release.json").read_text())
+    content["gate"] = {"passed": False, "failures": ["too weak"], "overridden": False}
+    (copy / "release.json").write_text(json.dumps(content))
+    done = subprocess.run(
+        [sys.executable, "-m", "stillroom.cli", "serve", str(copy)], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "failed its gate: too weak" in done.stderr
+    assert "Traceback" not in done.stderr
