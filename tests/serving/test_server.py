@@ -15,9 +15,9 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from tiny import tiny_decoder, tiny_encoder
 
 from stillroom.encoders.store import create, load, save
+from tiny import tiny_decoder, tiny_encoder
 
 QUERY = {"query": "Instruct: find\nQuery: "}
 

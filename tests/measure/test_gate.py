@@ -1,0 +1,44 @@
+import pytest
+
+from stillroom.measure.gate import Floors, judge
+
+
+def report(**ndcg):
+    roles = {"teacher": 0.8, "student": 0.7, "student_base": 0.6, "bm25": 0.65, **ndcg}
+    models = {
+        role: {"role": role, "scores": {"one": {"ndcg@10": value}}}
+        for role, value in roles.items()
+        if value is not None
+    }
+    kept = roles["student"] / roles["teacher"]
+    return {"sets": {"one": {}}, "models": models, "retention": {"one": kept, "mean": kept}}
+
+
+ALL = Floors(
+    mean_retention=0.8, set_retention=0.8, ndcg={"one": 0.7},
+    student_over_base=True, student_over_bm25=True,
+)  # fmt: skip
+
+
+def test_a_student_above_every_floor_passes():
+    assert judge(report(), ALL).passed
+    assert judge(report(student=0.1), Floors()).passed
+
+
+@pytest.mark.parametrize(
+    ("measured", "floors", "failure"),
+    [
+        ({"student": 0.6}, Floors(mean_retention=0.8), "mean retention is 0.750, 0.050 below"),
+        ({"student": 0.6}, Floors(set_retention=0.8), "retention on one is 0.750, 0.050 below"),
+        ({}, Floors(ndcg={"one": 0.75}), "nDCG@10 on one is 0.700, 0.050 below"),
+        ({}, Floors(ndcg={"two": 0.1}), "on two should be at least 0.100 and was not measured"),
+        ({"student_base": 0.7}, ALL, "0.700 does not beat its own base's 0.700"),
+        ({"bm25": 0.9}, ALL, "0.700 does not beat BM25's 0.900"),
+        ({"bm25": None}, ALL, "should beat BM25, which was not measured"),
+    ],
+)
+def test_a_failure_says_what_was_missed_and_by_how_much(measured, floors, failure):
+    verdict = judge(report(**measured), floors)
+    assert not verdict.passed
+    assert len(verdict.failures) == 1
+    assert failure in verdict.failures[0]

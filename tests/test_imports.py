@@ -1,0 +1,91 @@
+"""Imports point one way, and what should start at once does."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "platform" / "stillroom"
+# Each may import those on its line, and itself.
+ALLOWED = {
+    "errors": set(),
+    "config": {"errors"},
+    "artifacts": {"errors"},
+    "encoders": {"errors", "artifacts"},
+    "text": {"errors"},
+    "plan": {"errors", "config", "artifacts", "encoders", "text"},
+    "checks": {"errors", "config", "artifacts", "plan", "encoders", "text", "stages"},
+    "learning": {"errors", "encoders"},
+    "mining": {"errors"},
+    "measure": {"errors", "encoders", "text"},
+    "stages": {
+        "errors",
+        "config",
+        "artifacts",
+        "plan",
+        "encoders",
+        "text",
+        "learning",
+        "mining",
+        "measure",
+    },
+    "serving": {"errors", "artifacts", "encoders"},
+    "cli": {
+        "errors",
+        "config",
+        "artifacts",
+        "plan",
+        "checks",
+        "encoders",
+        "measure",
+        "stages",
+        "serving",
+    },
+}
+
+
+def imported(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def part(file: Path) -> str:
+    return file.relative_to(SRC).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("file", sorted(SRC.rglob("*.py")), ids=lambda f: str(f.relative_to(SRC)))
+def test_imports_point_one_way(file):
+    ours = {name.split(".")[1] for name in imported(file) if name.startswith("stillroom.")} - {
+        part(file)
+    }
+    assert ours <= ALLOWED.get(part(file), set())
+
+
+def test_only_stages_and_serving_import_ray():
+    inner = [f for f in SRC.rglob("*.py") if part(f) not in {"stages", "serving"}]
+    users = [f for f in inner if any(name.split(".")[0] == "ray" for name in imported(f))]
+    assert [str(f.relative_to(SRC)) for f in users] == ["checks.py"]  # `doctor` asks a cluster
+
+
+def test_only_the_engine_imports_deepspeed():
+    users = [f for f in SRC.rglob("*.py") if any("deepspeed" in name for name in imported(f))]
+    assert users == [SRC / "learning" / "engine.py"]
+
+
+@pytest.mark.parametrize("module", ["stillroom.cli", "stillroom.plan", "stillroom.checks"])
+def test_what_starts_at_once_loads_neither_torch_nor_ray(module):
+    code = f"import sys, {module}; print(*{{'torch', 'ray', 'transformers'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_the_folder_platform_does_not_hide_python_s_own_module():
+    assert not (SRC.parent / "__init__.py").exists()

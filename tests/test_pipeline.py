@@ -1,0 +1,185 @@
+"""The whole path on tiny real models, two workers: made, found again, killed and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stillroom.artifacts import Store
+from stillroom.encoders.contract import Contract
+from stillroom.encoders.store import load
+from stillroom.stages.corpus import CorpusFiles, evaluation_sets
+from stillroom.stages.vectors import stored
+from stillroom.text.dedupe import text_key
+from tiny import tiny_decoder, tiny_encoder
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "jobs" / "recipes" / "tiny.yaml"
+STAGES = ["corpus", "teacher", "vectors", "negatives", "student", "report", "release"]
+
+
+class Place:
+    """A folder to run in, and the models there."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.env = {
+            **os.environ,
+            "TINY_TEACHER": str(tiny_decoder(folder / "teacher")),
+            "TINY_STUDENT": str(tiny_encoder(folder / "student")),
+        }
+
+    def command(self, *words):
+        return [sys.executable, "-m", "stillroom.cli", *map(str, words)]
+
+    def run(self, *words):
+        return subprocess.run(
+            self.command(*words), capture_output=True, text=True, cwd=self.folder, env=self.env
+        )
+
+    def artifact(self, stage):
+        return Store(str(self.folder / "runs")).find(f"{stage}/tiny")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def made(place):
+    done = place.run("run", TINY, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_one_command_makes_every_artifact_and_says_where(made, place):
+    assert list(made["artifacts"]) == STAGES
+    assert made["release"] == made["artifacts"]["release"]["ref"]
+    assert made["gate"] == {"passed": True, "failures": []}
+    assert not any(entry["reused"] for entry in made["artifacts"].values())
+    assert "held-out" in Path(made["report"]).read_text()
+    report = json.loads((Path(made["report"]).parent / "report.json").read_text())
+    roles = {model["role"] for model in report["models"].values()}
+    assert roles == {"teacher", "student", "teacher_base", "student_base", "bm25"}
+    assert report["sets"] == {"held-out": {"queries": 32, "passages": 96}}
+    assert not list((place.folder / "runs").glob(".train/*")), "checkpoints are left behind"
+
+
+def test_a_second_run_does_nothing_and_says_so(made, place):
+    done = place.run("run", TINY)
+    assert "Nothing to do: every artifact exists." in done.stdout
+    again = json.loads(place.run("run", TINY, "--json").stdout)
+    assert all(entry["reused"] for entry in again["artifacts"].values())
+    assert again["release"] == made["release"]
+
+
+def test_training_moved_the_weights_and_the_loss(made, place):
+    for stage in ("teacher", "student"):
+        lines = (place.artifact(stage).path / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    encoder = load(place.artifact("teacher").path)
+    base = Contract.read(place.artifact("teacher").path).base
+    assert base == place.env["TINY_TEACHER"]
+    assert encoder.contract.attention == "bidirectional"
+
+
+def test_stored_vectors_are_those_of_the_teacher(made, place):
+    corpus = CorpusFiles.read(place.artifact("corpus"))
+    teacher = load(place.artifact("teacher").path)
+    queries, passages = stored(place.artifact("vectors"))
+    rows = np.arange(0, len(corpus.passages), 7)
+    expected = teacher.encode([corpus.passages[row] for row in rows], "passage")
+    np.testing.assert_allclose(passages[rows].astype(np.float32), expected, atol=1e-3)
+    expected = teacher.encode(corpus.queries[:9], "query")
+    np.testing.assert_allclose(queries[np.arange(9)].astype(np.float32), expected, atol=1e-3)
+
+
+def test_no_negative_is_the_positive_or_a_passage_that_is_tested(made, place):
+    artifact = place.artifact("corpus")
+    corpus = CorpusFiles.read(artifact)
+    negatives = np.load(place.artifact("negatives").path / "negatives.npy")
+    assert (negatives >= 0).any()
+    tested = {
+        text_key(text)
+        for kept in evaluation_sets(artifact).values()
+        for text in kept.passages.values()
+    }
+    for own, row in zip(corpus.positive, negatives, strict=True):
+        assert own not in row
+        assert not {text_key(corpus.passages[i]) for i in row if i >= 0} & tested
+
+
+def test_changing_the_student_makes_only_what_depends_on_it(made, place):
+    done = place.run("run", TINY, "student.learning_rate=2e-3", "--json")
+    again = json.loads(done.stdout)["artifacts"]
+    assert [stage for stage in STAGES if not again[stage]["reused"]] == [
+        "student",
+        "report",
+        "release",
+    ]
+
+
+def test_a_failed_gate_says_by_how_much_and_leaves_no_release(made, place):
+    asked = ["release.ndcg.held-out=0.999"]
+    done = place.run("run", TINY, *asked)
+    assert done.returncode == 1
+    assert "the gate failed" in done.stderr and "below the floor of 0.999" in done.stderr
+    assert len(Store(str(place.folder / "runs")).published("release")) < 3
+    done = place.run("run", TINY, *asked, "--no-gate", "--json")
+    assert json.loads(done.stdout)["gate"]["passed"] is False
+    content = json.loads((place.artifact("release").path / "release.json").read_text())
+    assert content["gate"]["overridden"] is True
+
+
+def test_a_model_is_evaluated_and_encodes_by_its_artifact_s_name(made, place):
+    data = place.artifact("corpus").path / "evaluation"
+    done = place.run("evaluate", "student/tiny", "--data", data, "--json", "-")
+    [scores] = json.loads(done.stdout)["models"].values()
+    assert set(scores["scores"]["held-out"]) == {"ndcg@10", "recall@100", "mrr@10"}
+    done = subprocess.run(
+        place.command("encode", "student/tiny", "--query"),
+        input="one\ntwo\n",
+        capture_output=True,
+        text=True,
+        cwd=place.folder,
+        env=place.env,
+    )
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    student = load(place.artifact("student").path)
+    expected = student.encode(["one", "two"], "query")
+    np.testing.assert_allclose([row["vector"] for row in rows], expected, atol=1e-6)
+
+
+def test_a_killed_run_leaves_nothing_half_made_and_the_next_goes_on(tmp_path):
+    place = Place(tmp_path)
+    words = ["run", TINY, "--until", "teacher", "teacher.phases.0.steps=40"]
+    words += ["scale.teacher.checkpoint_every=2", "scale.teacher.engine=torch"]
+    words += ["scale.teacher.zero_stage=0"]
+    first = subprocess.Popen(
+        place.command(*words),
+        cwd=tmp_path,
+        env=place.env,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/.train/*/checkpoint_*/engine.pt")):
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)  # polls for a condition, with a deadline
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    store = Store(str(tmp_path / "runs"))
+    assert [artifact.stage for artifact in store.published()] == ["corpus"]
+    done = place.run(*words)
+    assert done.returncode == 0, done.stderr
+    assert "goes on after step" in done.stdout + done.stderr
+    lines = (place.artifact("teacher").path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 41))
