@@ -234,6 +234,7 @@ class Scale(Section):
     student: Workers = Workers()
     vectors: Actors = Actors()
     negatives: Actors = Actors()
+    report: Actors = Actors()  # one model after another, each by one actor
 
 
 class Recipe(Section):

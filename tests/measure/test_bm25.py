@@ -4,7 +4,7 @@ import pytest
 from stillroom.errors import UserError
 from stillroom.measure.bm25 import bm25
 
-PASSAGES = ["The cats were sleeping on a mat", "a dog barked", "running dogs and running cats", ""]
+PASSAGES = ["The cats are sleeping on a mat", "a dog barked", "running dogs and running cats", ""]
 
 
 def test_words_are_found_whatever_their_ending_and_stop_words_are_not():

@@ -55,7 +55,10 @@ def test_random_ones_come_from_the_best_alone_and_without_repetition():
 
 def test_a_query_s_draw_does_not_depend_on_its_company():
     rng = np.random.default_rng(0)
-    scores, rows = np.sort(rng.random((6, 9)))[:, ::-1], rng.permuted(np.tile(range(9), (6, 1)), 1)
+    scores, rows = (
+        np.sort(rng.random((6, 9)))[:, ::-1],
+        rng.permuted(np.tile(range(9), (6, 1)), axis=1),
+    )
     arguments = {"rule": rule(strategy="random", max_share_of_positive=1.0), "seed": 7}
     whole = select(
         scores,

@@ -17,6 +17,7 @@ from stillroom.encoders.backbone import (
     is_decoder,
     load_backbone,
     load_tokenizer,
+    without_copies,
 )
 from stillroom.encoders.contract import FILE, Attention, Contract, Pooling, Precision, Prompts
 from stillroom.encoders.encode import Encoder
@@ -129,7 +130,9 @@ def save(
         config.base_model_name_or_path = contract.base  # not where it happened to lie here
         config.inference_mode = True
         config.save_pretrained(str(folder / ADAPTER))
-        adapter = get_peft_model_state_dict(backbone, state_dict=weights)
+        adapter = get_peft_model_state_dict(
+            backbone, state_dict=weights, save_embedding_layers=False
+        )
         save_file(
             {name: tensor.contiguous() for name, tensor in adapter.items()},
             folder / ADAPTER / SAFETENSORS_WEIGHTS_NAME,
@@ -203,7 +206,9 @@ def _ours(folder: Path, contract: Contract, dtype: torch.dtype | None, trainable
             backbone: Any = _ours(base, Contract.read(base), precision, False).backbone
         else:
             backbone = load_backbone(_weights(base), contract.attention, dtype=precision)
-        backbone = PeftModel.from_pretrained(backbone, adapter, is_trainable=trainable)
+        backbone = without_copies(
+            PeftModel.from_pretrained(backbone, adapter, is_trainable=trainable)
+        )
         if not trainable:
             backbone = backbone.merge_and_unload()
     else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import ray
+import torch
 
 from stillroom.artifacts import Artifact, Draft, atomic_json
 from stillroom.config import Report as Section
@@ -44,7 +45,7 @@ def report(
         bare = functools.partial(_untrained, student.path, layers)
         models["student before training"] = ("student_base", bare)
     # One after the other: a speed measured beside another model's would be the wrong one.
-    task = ray.remote(num_cpus=scale.vectors.cpus, num_gpus=scale.vectors.gpus)(_measured)
+    task = ray.remote(num_cpus=scale.report.cpus, num_gpus=scale.report.gpus)(_measured)
     found = {
         name: ray.get(task.remote(make, role, corpus, section.speed_texts))
         for name, (role, make) in models.items()
@@ -75,7 +76,9 @@ def report(
 def _measured(
     make: Callable[[], Encoder], role: str, corpus: Artifact, speed_texts: int
 ) -> dict[str, Any]:
-    return measure(make(), role, evaluation_sets(corpus), speed_texts=speed_texts)
+    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources()["CPU"])))
+    encoder = make().to("cuda" if ray.get_gpu_ids() else "cpu")
+    return measure(encoder, role, evaluation_sets(corpus), speed_texts=speed_texts)
 
 
 def _untrained(folder: Path, layers: list[int] | None) -> Encoder:

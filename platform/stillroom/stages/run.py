@@ -105,5 +105,5 @@ def connect(scale: Scale) -> None:
 
 def _most_cpus(scale: Scale) -> float:
     trained = [workers.workers * workers.cpus for workers in (scale.teacher, scale.student)]
-    embedded = [pool.actors * pool.cpus for pool in (scale.vectors, scale.negatives)]
+    embedded = [pool.actors * pool.cpus for pool in (scale.vectors, scale.negatives, scale.report)]
     return max(trained + embedded)
