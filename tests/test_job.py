@@ -10,9 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tiny import tiny_decoder, tiny_encoder
 
 from stillroom.artifacts import Store
+from tiny import tiny_decoder, tiny_encoder
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
