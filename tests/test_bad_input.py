@@ -133,11 +133,12 @@ def test_too_little_disk_is_refused(stillroom, tmp_path):
     assert refused(done, "GiB free, and the run needs about")
 
 
-def test_an_unreachable_cluster_is_refused(stillroom):
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_an_unreachable_cluster_is_refused(stillroom, command):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    done = stillroom("run", TINY, env={"RAY_ADDRESS": address})
+    done = stillroom(command, TINY, env={"RAY_ADDRESS": address})
     assert refused(done, f"RAY_ADDRESS={address}", "cannot be reached")
 
 
@@ -149,7 +150,7 @@ def test_an_unreachable_cluster_is_refused(stillroom):
         (["serve", "release/none"], "release/none"),
         (["evaluate", "student/none", "--data", "."], "holds no evaluation set"),
         (["encode", "student/none"], "student/none: is not under runs"),
-        (["serve", "x", "--port", "many"], "many"),
+        (["serve", "x", "--port", "many"], "--port"),
         (["no-such-command"], "no-such-command"),
     ],
 )

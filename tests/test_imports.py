@@ -72,7 +72,7 @@ def test_imports_point_one_way(file):
 def test_only_stages_and_serving_import_ray():
     inner = [f for f in SRC.rglob("*.py") if part(f) not in {"stages", "serving"}]
     users = [f for f in inner if any(name.split(".")[0] == "ray" for name in imported(f))]
-    assert [str(f.relative_to(SRC)) for f in users] == ["checks.py"]  # `doctor` asks a cluster
+    assert users == []
 
 
 def test_only_the_engine_imports_deepspeed():

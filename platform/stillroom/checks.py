@@ -59,6 +59,8 @@ def check_recipe(recipe: Recipe, steps: list[Step]) -> list[Finding]:
     if "teacher" in stages and recipe.teacher.phases:
         findings += _compiler(recipe)
     findings.append(_disk(store, needed))
+    if missing:
+        findings.append(_cluster())
     return findings
 
 
@@ -165,18 +167,21 @@ def examine_machine() -> Iterator[Finding]:
         "object storage" if free is None else f"{free / 2**30:,.1f} GiB free",
         "Free some disk, or set STILLROOM_ROOT",
     )
-    address = os.environ.get("RAY_ADDRESS")
-    if address is None:
-        yield Finding("cluster", True, "RAY_ADDRESS is not set: Ray starts on this machine")
-        return
-    from stillroom.config import Scale
-    from stillroom.stages.run import connect
-
     try:
-        connect(Scale())
+        yield _cluster()
     except UserError as fault:
         yield Finding("cluster", False, f"{fault.where}: {fault.problem}", fault.fix)
-        return
-    import ray
 
-    yield Finding("cluster", True, json.dumps(ray.cluster_resources()))
+
+def _cluster() -> Finding:
+    """The cluster that RAY_ADDRESS names.
+
+    Raises:
+        UserError: when it cannot be reached.
+    """
+    if not os.environ.get("RAY_ADDRESS"):
+        return Finding("cluster", True, "RAY_ADDRESS is not set: Ray starts on this machine")
+    from stillroom.stages.run import resources
+
+    found = {name: total for name, total in resources().items() if name in ("CPU", "GPU")}
+    return Finding("cluster", True, json.dumps(found))

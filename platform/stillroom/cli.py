@@ -1,13 +1,14 @@
 """The `stillroom` command: parse, call, print. Torch and Ray are imported late."""
 
+import contextlib
 import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -23,7 +24,7 @@ app = typer.Typer(
     help="Distil a large text embedder into a small one, on your own data, and serve both.\n\n"
     "Add --debug to any command to see where an error came from.",
 )
-runs_app = typer.Typer(help="Artifacts: list them, or prune those that nothing newer reads.")
+runs_app = typer.Typer()
 app.add_typer(runs_app, name="runs", invoke_without_command=True)
 
 out = Console()
@@ -65,14 +66,17 @@ def run(
     read = read_recipe(recipe, overrides or [])
     steps = selected(pipeline(read, gate=gate), until, only)
     check_recipe(read, steps)
+    from stillroom.stages.run import disconnect
     from stillroom.stages.run import run as produce_all
 
     done = []
-    for produced in produce_all(read, steps):
-        done.append(produced)
-        if not as_json:
-            took = "exists already" if produced.reused else f"{produced.seconds:,.0f} s"
-            out.print(f"[bold]{produced.step.stage:10}[/] {produced.artifact.ref}  {took}")
+    with _stdout_to_stderr() if as_json else contextlib.nullcontext():
+        for produced in produce_all(read, steps):
+            done.append(produced)
+            if not as_json:
+                took = "exists already" if produced.reused else f"{produced.seconds:,.0f} s"
+                out.print(f"[bold]{produced.step.stage:10}[/] {produced.artifact.ref}  {took}")
+        disconnect()  # only then has the last line of a worker been printed
     summary = _summary(done)
     if as_json:
         print(json.dumps(summary))
@@ -84,6 +88,20 @@ def run(
         out.print(f"Report: {summary['report']}", soft_wrap=True)
     if summary["release"]:
         out.print(f"Serve it: stillroom serve {summary['release'].rpartition('-')[0]}")
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Keeps standard output for the document: libraries, and Ray for its workers, print there."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def selected(steps: list[Any], until: str | None, only: str | None) -> list[Any]:
@@ -370,17 +388,11 @@ def main() -> None:
     words = [word for word in sys.argv[1:] if word != "--debug"]
     _log_to_stderr()
     try:
-        code = app(words, standalone_mode=False)
-    except click.ClickException as fault:
-        fault.show()
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        app(words)  # which exits by itself, with 2 for bad usage
     except Exception as fault:
         if debug:
             raise
-        code = _explain(fault)
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(_explain(fault))
 
 
 def _explain(fault: BaseException) -> int:
@@ -412,9 +424,15 @@ def _log_to_stderr() -> None:
     log = logging.getLogger("stillroom")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    # Ray's own progress bars and metrics export are noise beside ours.
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quieter = {
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # they are noise beside our own lines
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DEDUP_LOGS_ALLOW_REGEX": r"^step \d",  # every line of training's progress is news
+    }
+    if not err.is_terminal:
+        quieter["TQDM_DISABLE"] = "1"  # the bars of libraries garble a log
+    for name, value in quieter.items():
+        os.environ.setdefault(name, value)
 
 
 if __name__ == "__main__":

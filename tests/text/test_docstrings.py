@@ -3,6 +3,7 @@ import sys
 import pytest
 
 from stillroom.errors import UserError
+from stillroom.text import docstrings
 from stillroom.text.docstrings import docstring_pairs, environment_fingerprint
 
 REST = "It goes on to explain in some length what happens to those who call it. " * 5
@@ -87,6 +88,13 @@ def test_the_same_environment_gives_the_same_pairs(installed):
     assert first == second
     assert len(first) > 100
     assert all(len(pair.passage) >= 200 for pair in first)
+
+
+def test_several_processes_find_what_one_finds_in_the_same_order(monkeypatch):
+    monkeypatch.setattr(docstrings, "FEW_FILES", sys.maxsize)
+    alone = list(docstring_pairs(["numpy"]))
+    monkeypatch.setattr(docstrings, "FEW_FILES", 0)
+    assert list(docstring_pairs(["numpy"])) == alone
 
 
 def test_the_fingerprint_changes_with_a_version_and_nothing_else(installed):

@@ -3,6 +3,8 @@
 import logging
 import math
 import os
+import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from stillroom.stages.vectors import vectors
 
 log = logging.getLogger(__name__)
 
+REACH_S = 10  # seconds in which a cluster's head answers
 STAGES: dict[str, Callable[..., dict[str, Any]]] = {
     "corpus": corpus,
     "teacher": teacher,
@@ -85,8 +88,9 @@ def connect(scale: Scale) -> None:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         try:
+            _knock(address)
             ray.init(address=address)
-        except (ConnectionError, ValueError, RuntimeError) as fault:
+        except (OSError, ValueError, RuntimeError) as fault:
             raise UserError(
                 f"RAY_ADDRESS={address}",
                 f"the cluster cannot be reached: {' '.join(str(fault).split())}",
@@ -101,6 +105,23 @@ def connect(scale: Scale) -> None:
         # Without a dashboard Ray Train's watchman warns every second that he cannot reach it.
         logging_config=ray.LoggingConfig(log_level="ERROR"),
     )
+
+
+def resources() -> dict[str, float]:
+    """What the cluster has in all: CPU, GPU, memory in bytes and so on."""
+    connect(Scale())
+    return dict(ray.cluster_resources())
+
+
+def disconnect() -> None:
+    """Leaves the cluster; what `connect` started on this machine ends."""
+    ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nothing listens: Ray itself would go on trying for minutes."""
+    if named := re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+)\]?:(\d+)", address):
+        socket.create_connection((named[1], int(named[2])), timeout=REACH_S).close()
 
 
 def _most_cpus(scale: Scale) -> float:

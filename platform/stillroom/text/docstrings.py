@@ -1,18 +1,22 @@
 """The documentation inside a Python environment, as pairs: summary → the rest of a docstring."""
 
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import inspect
+import multiprocessing
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from stillroom.errors import UserError
 from stillroom.text.formats import Pair
 
 OWN = "stillroom"  # installed in another version it would make another corpus
+FEW_FILES = 500  # are parsed before other processes have started
 LARGEST_FILE = 1 << 20  # bytes; beyond it a file is generated
 SUMMARY_WORDS = range(4, 41)
 LONGEST_PASSAGE = 1500  # characters; more than any encoder here reads
@@ -35,9 +39,16 @@ def docstring_pairs(
     Raises:
         UserError: when a named distribution is not installed.
     """
-    for _, distribution in _distributions(packages):
-        for file in _sources(distribution):
+    files = [file for _, named in _distributions(packages) for file in _sources(named)]
+    if len(files) < FEW_FILES:
+        for file in files:
             yield from _pairs_of(file, min_passage)
+        return
+    # Spawned, not forked: the caller may hold threads and locks.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        parse = functools.partial(_pairs_of, min_passage=min_passage)
+        for pairs in pool.map(parse, files, chunksize=64):
+            yield from pairs
 
 
 def environment_fingerprint(packages: Sequence[str] | None = None) -> str:
@@ -78,27 +89,29 @@ def _sources(distribution: importlib.metadata.Distribution) -> list[Path]:
     return [Path(str(distribution.locate_file(name))) for name in sorted(names)]
 
 
-def _pairs_of(file: Path, min_passage: int) -> Iterator[Pair]:
+def _pairs_of(file: Path, min_passage: int) -> list[Pair]:
     try:
         if file.stat().st_size > LARGEST_FILE:
-            return
+            return []
         source = file.read_bytes()
     except OSError:  # listed by the distribution, but not there
-        return
+        return []
     if b'"""' not in source and b"'''" not in source:
-        return
+        return []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other people's escape sequences
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # templates, Python 2
-        return
+        return []
+    pairs = []
     for node, name in _documented(tree, ""):
         docstring = ast.get_docstring(node, clean=False)
         if docstring and len(docstring) >= min_passage:
             pair = _pair(inspect.cleandoc(docstring), name)
             if pair is not None and len(pair.passage) >= min_passage:
-                yield pair
+                pairs.append(pair)
+    return pairs
 
 
 def _documented(node: ast.AST, within: str) -> Iterator[tuple[Documented, str]]:
