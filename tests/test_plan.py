@@ -36,7 +36,7 @@ def changed(before, after):
     ("override", "stages"),
     [
         ("student.learning_rate=5e-4", ["student", "report", "release"]),
-        ("report.speed_texts=17", ["report", "release"]),
+        ("report.bm25=false", ["report", "release"]),
         ("release.mean_retention=0.1", ["release"]),
         ("negatives.skip_first=1", ["negatives", "student", "report", "release"]),
         ("vectors.shard=65", ["vectors", "negatives", "student", "report", "release"]),

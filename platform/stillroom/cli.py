@@ -326,7 +326,7 @@ def evaluate(
             name: {"queries": len(kept.qrels), "passages": len(kept.passages)}
             for name, kept in sets.items()
         },
-        "models": {model: measure(encoder, "student", sets, speed_texts=256)},
+        "models": {model: measure(encoder, "student", sets)},
     }
     if json_out is None:
         _print_report(report)

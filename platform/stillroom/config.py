@@ -28,6 +28,7 @@ from pydantic import (
 from stillroom.errors import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
 
@@ -38,7 +39,26 @@ class Section(BaseModel):
 # --- corpus ---------------------------------------------------------------------------------
 
 
-class Docstrings(Section):
+class Prompts(Section):
+    query: str = ""
+    passage: str = ""
+
+
+class Task(Section):
+    """What a source's pairs are, whatever its format.
+
+    Attributes:
+        prompts: put before this source's queries and passages, in place of the model's own;
+            what instruction-tuned embedders call the task.
+        symmetric: queries and passages are of one kind (paraphrases, say), and other queries
+            may serve as negatives too.
+    """
+
+    prompts: Prompts | None = None
+    symmetric: bool = False
+
+
+class Docstrings(Task):
     """The documentation in this Python environment: summary line → the rest of a docstring."""
 
     format: Literal["docstrings"]
@@ -46,19 +66,27 @@ class Docstrings(Section):
     min_passage_characters: PositiveInt = 200
 
 
-class Files(Section):
-    """Your own pairs, and more passages to mine negatives from."""
+class Files(Task):
+    """Your own pairs, more passages to mine negatives from, and conversations to generate."""
 
     format: Literal["files"]
-    pairs: tuple[str, ...] = Field(min_length=1)
+    pairs: tuple[str, ...] = ()
     passages: tuple[str, ...] = ()
+    conversations: tuple[str, ...] = ()  # prompt and completion, for `joint` phases
+
+    @model_validator(mode="after")
+    def _something(self) -> "Files":
+        if not (self.pairs or self.passages or self.conversations):
+            raise ValueError("names no file: set pairs, passages or conversations")
+        return self
 
 
 class HeldOut(Section):
-    """A test set split off the pairs: `queries` of them judged among `passages`."""
+    """A test set split off a source's pairs: `queries` of them judged among `passages`."""
 
     queries: PositiveInt
     passages: PositiveInt
+    source: Name | None = None  # null: the first
 
     @model_validator(mode="after")
     def _every_query_has_its_passage(self) -> "HeldOut":
@@ -68,8 +96,10 @@ class HeldOut(Section):
 
 
 class Corpus(Section):
-    source: Annotated[Docstrings | Files, Field(discriminator="format")]
-    max_pairs: PositiveInt | None = None
+    sources: dict[Name, Annotated[Docstrings | Files, Field(discriminator="format")]] = Field(
+        min_length=1
+    )
+    max_pairs: PositiveInt | None = None  # of each source
     held_out: HeldOut | None = None
     evaluation: dict[Name, str] = {}  # set → folder in BEIR layout
 
@@ -77,17 +107,15 @@ class Corpus(Section):
     def _something_to_measure(self) -> "Corpus":
         if self.held_out is None and not self.evaluation:
             raise ValueError("set held_out or evaluation: without either nothing can be measured")
-        if self.held_out is not None and "held-out" in self.evaluation:
-            raise ValueError("evaluation may not be named 'held-out', which held_out makes")
+        if self.held_out is not None:
+            if "held-out" in self.evaluation:
+                raise ValueError("evaluation may not be named 'held-out', which held_out makes")
+            if self.held_out.source not in (None, *self.sources):
+                raise ValueError(f"held_out.source {self.held_out.source!r} is no source")
         return self
 
 
 # --- models ---------------------------------------------------------------------------------
-
-
-class Prompts(Section):
-    query: str = ""
-    passage: str = ""
 
 
 class Lora(Section):
@@ -95,40 +123,103 @@ class Lora(Section):
 
     rank: PositiveInt = 16
     alpha: PositiveInt = 32
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Dropout = 0.0
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    rank_stabilised: bool = False  # rsLoRA (Kalajdzievski, 2023): alpha / sqrt(rank)
+    decomposed: bool = False  # DoRA (Liu et al., 2024): magnitude and direction apart
+
+
+class Latents(Section):
+    """Latent attention (NV-Embed, arXiv 2405.17428), for pooling: latent."""
+
+    count: PositiveInt = 512
+    heads: PositiveInt = 8
+    head_dims: PositiveInt | None = None  # null: the states' own width, as in the paper
 
 
 class Optimisation(Section):
     steps: PositiveInt
-    global_batch: PositiveInt  # pairs an update, over all workers
-    learning_rate: PositiveFloat  # the peak; linear warm-up, then linear decay to 0
+    global_batch: PositiveInt  # pairs or texts an update, over all workers
+    learning_rate: PositiveFloat  # the peak; linear warm-up, then the schedule's way down to 0
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Share = 0.1  # of the steps
     weight_decay: NonNegativeFloat = 0.01
     clip: PositiveFloat = 1.0  # of the gradient's global norm
+    mix: dict[Name, PositiveFloat] | None = None  # source → share of the batches; null: by size
+    one_source_a_batch: bool = True  # other sources' texts are negatives too easy to learn from
+    by_length: bool = False  # batches of texts of like length
+
+
+class PairTraining(Optimisation):
+    """What trains on pairs."""
+
     query_tokens: PositiveInt = 64
     passage_tokens: PositiveInt = 128
     hard_negatives: NonNegativeInt = 0  # a pair, of those mined or given
 
 
-class Contrastive(Optimisation):
+class Contrastive(PairTraining):
     """InfoNCE with in-batch negatives over all workers, and with hard negatives if asked."""
 
     objective: Literal["contrastive"]
     temperature: PositiveFloat = 0.03
+    negatives: Literal["mined", "given"] = "mined"  # where hard negatives come from
+    in_batch: bool = True  # other pairs' passages are negatives
+    query_query: bool = False  # other queries, too
+    passage_passage: bool = False  # and other passages for the positive
+    false_negative_margin: float | None = None  # ignores what scores above positive + margin
+    dims: dict[PositiveInt, PositiveFloat] | None = None  # Matryoshka: size → weight
+    merge_before: bool = False  # merge the adapter trained so far, and begin a new one
+    evaluate_every: PositiveInt | None = None  # steps; the best weights are kept
+
+
+class Mntp(Optimisation):
+    """Masked next-token prediction (LLM2Vec, arXiv 2404.05961) on the corpus's passages."""
+
+    objective: Literal["mntp"]
+    tokens: PositiveInt = 128  # of a text
+    mask: Literal["blank", "mask", "eos"] = "blank"  # "_", the tokenizer's mask token, or EOS
+    mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    merge_before: bool = False
+
+
+class Simcse(Optimisation):
+    """Unsupervised contrastive learning: one text under two dropouts (arXiv 2104.08821)."""
+
+    objective: Literal["simcse"]
+    tokens: PositiveInt = 128
+    temperature: PositiveFloat = 0.05
+    dropout: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    merge_before: bool = False
+
+
+class Joint(Contrastive):
+    """Contrastive and next-token generation in one step (GritLM, arXiv 2402.09906)."""
+
+    objective: Literal["joint"]  # type: ignore[assignment]
+    generation_batch: PositiveInt  # completions an update, over all workers
+    generation_tokens: PositiveInt = 256
+    generation_weight: PositiveFloat = 1.0
+    generation_loss: Literal["token", "sample"] = "token"  # a mean over tokens, or over samples
+    generate: Literal["conversations", "pairs"] = "conversations"  # pairs: query → passage
+
+
+Phase = Contrastive | Mntp | Simcse | Joint
 
 
 class Teacher(Section):
     base: str
     attention: Literal["causal", "bidirectional"] | None = None  # null: as the base's own
-    pooling: Literal["mean", "weighted_mean", "last", "cls"] | None = None
+    pooling: Literal["mean", "weighted_mean", "last", "cls", "latent"] | None = None
+    latents: Latents = Latents()
+    echo: bool = False  # the text twice, pooled over the second (arXiv 2402.15449)
     append_eos: bool = False
     prompts: Prompts | None = None
     pool_prompt: bool = True
     max_tokens: PositiveInt | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     lora: Lora | None = Lora()  # null: every weight is trained
-    phases: tuple[Contrastive, ...] = ()  # none: the base is the teacher as it is
+    phases: tuple[Annotated[Phase, Field(discriminator="objective")], ...] = ()  # none: the base
 
 
 class Distil(Section):
@@ -147,7 +238,7 @@ class Distil(Section):
         return self
 
 
-class Student(Optimisation):
+class Student(PairTraining):
     base: str
     layers: tuple[NonNegativeInt, ...] | None = None  # the base's layers to keep; null: all
     space: Literal["own", "teacher"] = "own"  # teacher: projected into the teacher's dims
@@ -191,7 +282,6 @@ class Negatives(Section):
 class Report(Section):
     bm25: bool = True
     bases: bool = True  # also measure both models before training
-    speed_texts: PositiveInt = 256
 
 
 class Release(Section):
@@ -211,8 +301,13 @@ class Workers(Section):
     workers: PositiveInt = 1
     cpus: PositiveFloat = 1.0  # each
     gpus: NonNegativeFloat = 0.0  # each
+    gpu: str | None = None  # its kind, such as H100-80G: `check` says whether the run fits
     engine: Literal["torch", "deepspeed"] = "torch"
     zero_stage: Literal[0, 1, 2, 3] = 0
+    offload: Literal["none", "optimizer", "parameters"] = "none"  # to the worker's main memory
+    micro_tokens: PositiveInt = 16384  # the most tokens, padding counted, of one forward
+    gradcache: bool = False  # bounds memory by micro_tokens, for a second forward
+    gradient_checkpointing: bool = False
     checkpoint_every: PositiveInt = 50  # steps; the most that a crash can cost
     max_failures: NonNegativeInt = 2
 
@@ -220,6 +315,10 @@ class Workers(Section):
     def _zero_is_deepspeed(self) -> "Workers":
         if self.zero_stage and self.engine == "torch":
             raise ValueError("zero_stage needs engine: deepspeed")
+        if self.offload == "optimizer" and self.zero_stage < 1:
+            raise ValueError("offload: optimizer needs zero_stage 1, 2 or 3")
+        if self.offload == "parameters" and self.zero_stage < 3:
+            raise ValueError("offload: parameters needs zero_stage 3")
         return self
 
 
@@ -237,6 +336,14 @@ class Scale(Section):
     report: Actors = Actors()  # one model after another, each by one actor
 
 
+class Tracking(Section):
+    """Where training's figures go beside metrics.jsonl; never part of a key."""
+
+    tensorboard: bool = True
+    mlflow: str | None = None  # tracking URI
+    wandb: str | None = None  # project
+
+
 class Recipe(Section):
     name: Name
     root: str = "runs"  # where artifacts live: a folder, or what pyarrow.fs opens
@@ -249,6 +356,7 @@ class Recipe(Section):
     report: Report = Report()
     release: Release = Release()
     scale: Scale = Scale()
+    tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":
@@ -258,22 +366,41 @@ class Recipe(Section):
         for i, phase in enumerate(self.teacher.phases):
             trained.append((f"teacher.phases[{i}]", phase, self.scale.teacher))
         for field, section, scale in trained:
-            if section.global_batch % scale.workers:
-                raise ValueError(
-                    f"{field}.global_batch ({section.global_batch}) must be a multiple of the "
-                    f"number of workers ({scale.workers})"
-                )
-            if section.hard_negatives > self.negatives.per_query:
-                raise ValueError(
-                    f"{field}.hard_negatives ({section.hard_negatives}) exceeds "
-                    f"negatives.per_query ({self.negatives.per_query})"
-                )
-        if self.teacher.phases and self.teacher.phases[0].hard_negatives:
+            batches = {"global_batch": section.global_batch}
+            if isinstance(section, Joint):
+                batches["generation_batch"] = section.generation_batch
+            for name, size in batches.items():
+                if size % scale.workers:
+                    raise ValueError(
+                        f"{field}.{name} ({size}) must be a multiple of the number of workers "
+                        f"({scale.workers})"
+                    )
+            for unknown in {*(section.mix or ())} - {*self.corpus.sources}:
+                raise ValueError(f"{field}.mix names {unknown!r}, which is no source")
+            if isinstance(section, PairTraining):
+                given = isinstance(section, Contrastive) and section.negatives == "given"
+                if section.hard_negatives > self.negatives.per_query and not given:
+                    raise ValueError(
+                        f"{field}.hard_negatives ({section.hard_negatives}) exceeds "
+                        f"negatives.per_query ({self.negatives.per_query})"
+                    )
+            if isinstance(section, Contrastive) and not (
+                section.in_batch or section.hard_negatives
+            ):
+                raise ValueError(f"{field} has no negatives: set in_batch or hard_negatives")
+        if self.teacher.phases and mines(self.teacher.phases[0]):
             raise ValueError(
-                "teacher.phases[0].hard_negatives must be 0: its negatives would be mined by "
-                "the untrained base; add a phase without them before it"
+                "teacher.phases[0] cannot mine its negatives: the untrained base would; set "
+                "hard_negatives: 0 or negatives: given, or add a phase before it"
             )
         return self
+
+
+def mines(phase: Phase) -> bool:
+    """Whether a phase needs negatives that the phase before it mines."""
+    return (
+        isinstance(phase, Contrastive) and phase.hard_negatives > 0 and phase.negatives == "mined"
+    )
 
 
 # --- reading --------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ VERSIONS = {
     "vectors": 1,
     "negatives": 1,
     "student": 1,
-    "report": 1,
+    "report": 2,
     "release": 1,
 }
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from stillroom.encoders.store import create
-from stillroom.learning.batches import PairBatches, PairData
+from stillroom.learning.batches import Order, PairBatches, PairData
 from stillroom.learning.engine import DeepSpeedEngine, TorchEngine
 from stillroom.learning.gather import world
-from stillroom.learning.loop import NonFiniteLoss, linear_decay, train
+from stillroom.learning.loop import NonFiniteLoss, schedule, train
 from stillroom.learning.objectives import Contrastive, Distillation
 from workers import in_workers
 
@@ -41,6 +41,7 @@ def data(dims: int) -> PairData:
         passages=texts(30),
         # Pairs 0 and 1 share a passage: wherever they land, neither is the other's negative.
         positive=np.concatenate([[0], np.arange(23)]),
+        source=np.zeros(24, dtype=int),
         negatives=rng.integers(23, 30, size=(24, 3)),
         teacher_queries=vectors(24),
         teacher_passages=vectors(30),
@@ -55,6 +56,8 @@ def trained(
     start: int = 0,
     dropout: float = 0.0,
     stop: int = STEPS,
+    micro: int = 10**6,
+    cached: bool = False,
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and trained weights of a few steps; saves into `keep` after step 2."""
     encoder = create(
@@ -69,8 +72,9 @@ def trained(
     )
     encoder.train()
     rank, workers = world()
+    pairs = data(64)
     batches = PairBatches(
-        data(64), encoder.prompter, encoder.pad_id, seed=1, global_batch=BATCH,
+        pairs, Order(pairs.source, seed=1, global_batch=BATCH), encoder.prompter,
         hard_negatives=1, query_tokens=16, passage_tokens=16, rank=rank, world=workers,
     )  # fmt: skip
     made: TorchEngine | DeepSpeedEngine
@@ -86,8 +90,8 @@ def trained(
         assert made.load(keep)["step"] == start
     losses = train(
         made, OBJECTIVES[objective], batches, steps=stop,
-        learning_rate=functools.partial(linear_decay, steps=STEPS, warmup=1, peak=1e-2),
-        seed=5, start=start, report=lambda figures: None,
+        learning_rate=functools.partial(schedule, steps=STEPS, warmup=1, peak=1e-2),
+        seed=5, pad_id=encoder.pad_id, micro_tokens=micro, gradcache=cached, start=start, report=lambda figures: None,
         checkpoint=lambda step: None if keep is None else made.save(keep, {"step": step}),
         checkpoint_every=2,
     )  # fmt: skip
@@ -126,18 +130,19 @@ def test_a_resumed_run_retraces_the_uninterrupted_one(engine, decoder, tmp_path)
 def test_a_loss_that_is_no_number_stops_before_it_spoils_the_weights(decoder):
     encoder = create(str(decoder), space="s", pooling="mean", precision="float32")
     before = {name: p.detach().clone() for name, p in encoder.named_parameters()}
+    pairs = data(64)
     batches = PairBatches(
-        data(64), encoder.prompter, encoder.pad_id, seed=1, global_batch=BATCH,
+        pairs, Order(pairs.source, seed=1, global_batch=BATCH), encoder.prompter,
         hard_negatives=0, query_tokens=16, passage_tokens=16,
     )  # fmt: skip
 
-    def broken(encode, batch):
-        return encode(batch.queries).sum() * float("nan"), {}
+    def broken(forwards, batch):
+        return forwards.vectors(batch.queries).sum() * float("nan"), {}
 
     with pytest.raises(NonFiniteLoss, match="step 0") as caught:
         train(
             TorchEngine(encoder, weight_decay=0.0, clip=1.0), broken, batches, steps=3,
-            learning_rate=lambda step: 1e-3, seed=0, report=lambda figures: None,
+            learning_rate=lambda step: 1e-3, seed=0, pad_id=encoder.pad_id, micro_tokens=999, report=lambda figures: None,
             checkpoint=lambda step: None, checkpoint_every=10,
         )  # fmt: skip
     assert set(caught.value.args[2]) == set(batches.ids(0))
@@ -146,7 +151,7 @@ def test_a_loss_that_is_no_number_stops_before_it_spoils_the_weights(decoder):
 
 
 def test_the_learning_rate_rises_over_the_warm_up_and_falls_to_nothing():
-    rates = [linear_decay(step, steps=10, warmup=4, peak=1.0) for step in range(10)]
+    rates = [schedule(step, steps=10, warmup=4, peak=1.0) for step in range(10)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[4] == 1.0

@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from stillroom.encoders.contract import Attention
 from stillroom.errors import UserError
+
+HEAD = "lm_head.weight"
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -82,6 +85,39 @@ def load_backbone(
     return backbone
 
 
+def load_head(folder: Path, backbone: Any) -> torch.nn.Linear:
+    """The language model's head of a decoder's folder: hidden → vocabulary, without a bias.
+
+    Raises:
+        UserError: when the folder holds none.
+    """
+    weight = None
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            if HEAD in tensors.keys():  # noqa: SIM118, it is no dict
+                weight = tensors.get_tensor(HEAD)
+    if weight is None and is_decoder(backbone) and backbone.config.tie_word_embeddings:
+        weight = backbone.get_input_embeddings().weight.detach().clone()
+    if weight is None:
+        raise UserError(
+            str(folder),
+            "has no language model's head, which predicts tokens",
+            "Name a causal language model as the base, or leave out mntp and joint phases",
+        )
+    head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=backbone.dtype)
+    head.weight.data.copy_(weight)
+    return head
+
+
+def set_dropout(backbone: Any, share: float) -> None:
+    """Sets every dropout of the model, those inside attention too."""
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = share
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = share
+
+
 def attention_of(backbone: Any) -> Attention:
     """Found out, not believed: does the last token change the first one's state?"""
     size = int(backbone.config.vocab_size)
@@ -128,14 +164,23 @@ def add_lora(
     alpha: int,
     dropout: float,
     targets: str | Sequence[str],
+    rank_stabilised: bool = False,
+    decomposed: bool = False,
 ) -> Any:
-    """Freezes the backbone and puts adapters on it (Hu et al., 2021, arXiv 2106.09685)."""
+    """Freezes the backbone and puts adapters on it (Hu et al., 2021, arXiv 2106.09685).
+
+    Args:
+        rank_stabilised: rsLoRA, arXiv 2312.03732.
+        decomposed: DoRA, arXiv 2402.09353.
+    """
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         bias="none",
+        use_rslora=rank_stabilised,
+        use_dora=decomposed,
     )
     return without_copies(get_peft_model(backbone, config))
 

@@ -1,15 +1,15 @@
 """The one forward that training, the stages and serving share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stillroom.encoders.contract import Contract, Role
+from stillroom.encoders.contract import Attention, Contract, Role
 from stillroom.encoders.pooling import POOLINGS
-from stillroom.encoders.prompt import Batch, Prompter, Tokens, pad
+from stillroom.encoders.prompt import NO_TARGET, Batch, ClozeBatch, Prompter, Tokens, pad
 from stillroom.errors import UserError
 
 
@@ -18,6 +18,7 @@ class Encoder(torch.nn.Module):
 
     Args:
         projection: bias-free linear map of the pooled vector into another model's dims.
+        head: the language model's own, (vocabulary, hidden), to train on predicted tokens.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class Encoder(torch.nn.Module):
         tokenizer: Any,
         backbone: Any,
         projection: torch.nn.Linear | None = None,
+        head: torch.nn.Linear | None = None,
     ):
         super().__init__()
         self.contract = contract
@@ -33,6 +35,7 @@ class Encoder(torch.nn.Module):
         self.prompter = Prompter(tokenizer, contract)
         self.backbone = backbone
         self.projection = projection
+        self.head = head
 
     @property
     def device(self) -> torch.device:
@@ -44,22 +47,49 @@ class Encoder(torch.nn.Module):
 
     @property
     def parameters_total(self) -> int:
-        return sum(p.numel() for p in self.parameters())
+        head = 0 if self.head is None else self.head.weight.numel()
+        return sum(p.numel() for p in self.parameters()) - head
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Vectors of a batch: float32, (b, dims[0]), of unit length where the contract says so."""
+    def forward(self, batch: Batch | ClozeBatch) -> torch.Tensor:
+        """Vectors of texts, or what their targets' prediction costs; one door for both, since
+        DeepSpeed gathers weights on the way through it.
+
+        Returns:
+            Of a Batch, float32 (b, dims[0]), of unit length where the contract says so. Of a
+            ClozeBatch, each text's sum of negative log-likelihoods, float32 (b,).
+        """
         batch = batch.to(self.device)
-        precision = getattr(torch, self.contract.precision)
-        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
-            states = self.backbone(
-                input_ids=batch.ids_bl, attention_mask=batch.mask_bl
-            ).last_hidden_state
+        if isinstance(batch, ClozeBatch):
+            return self._unlikelihood(batch)
+        states = self._states(batch.ids_bl, batch.mask_bl, self.contract.attention)
         # CLS is a token of the prompt's side, and is pooled whatever becomes of the prompt.
         mask = batch.mask_bl if self.contract.pooling == "cls" else batch.pool_mask_bl
         vectors = POOLINGS[self.contract.pooling](states, mask)
         if self.projection is not None:
             vectors = F.linear(vectors, self.projection.weight.float())
         return F.normalize(vectors, dim=-1) if self.contract.normalise else vectors
+
+    def _states(
+        self, ids_bl: torch.Tensor, mask_bl: torch.Tensor, attention: Attention
+    ) -> torch.Tensor:
+        if self.contract.architecture == "decoder":
+            self.backbone.config.is_causal = attention == "causal"
+        with self._autocast():
+            return self.backbone(input_ids=ids_bl, attention_mask=mask_bl).last_hidden_state
+
+    def _autocast(self) -> Any:
+        precision = getattr(torch, self.contract.precision)
+        return torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
+
+    def _unlikelihood(self, batch: ClozeBatch) -> torch.Tensor:
+        assert self.head is not None, "predicting tokens needs the language model's head"
+        states = self._states(batch.ids_bl, batch.mask_bl, batch.attention)
+        predicted = batch.targets_bl != NO_TARGET
+        with self._autocast():
+            logits_mv = self.head(states[predicted])  # m targets, v words
+        losses_m = F.cross_entropy(logits_mv.float(), batch.targets_bl[predicted], reduction="none")
+        of_text_m = predicted.nonzero()[:, 0]
+        return torch.zeros(len(predicted), device=losses_m.device).index_add(0, of_text_m, losses_m)
 
     def encode(
         self,
@@ -68,18 +98,19 @@ class Encoder(torch.nn.Module):
         *,
         batch_tokens: int = 8192,
         dims: int | None = None,
-        instruction: str | None = None,
+        prompt: str | None = None,
     ) -> np.ndarray:
         """Vectors of texts, in their order: float32, (n, dims).
 
         Args:
             batch_tokens: the most tokens of one forward, padding counted.
             dims: one of the contract's sizes; a prefix is brought to unit length again.
+            prompt: in place of the contract's own.
 
         Raises:
             UserError: when dims is not one of the contract's.
         """
-        tokens = self.prompter(texts, role, instruction=instruction)
+        tokens = self.prompter(texts, role, prompt=prompt)
         return self.encode_tokens(tokens, batch_tokens=batch_tokens, dims=dims)
 
     def encode_tokens(
@@ -95,11 +126,7 @@ class Encoder(torch.nn.Module):
         self.eval()
         with torch.inference_mode():
             for rows in micro_batches([len(one.ids) for one in tokens], batch_tokens):
-                batch = pad(
-                    [tokens[row] for row in rows],
-                    self.pad_id,
-                    pool_prompt=self.contract.pool_prompt,
-                )
+                batch = pad([tokens[row] for row in rows], self.pad_id)
                 found[rows] = self(batch).cpu().numpy()
         self.train(training)
         return found if dims in (None, full) else prefix(found, dims, self.contract.normalise)
@@ -113,11 +140,21 @@ def prefix(vectors: np.ndarray, dims: int, normalise: bool) -> np.ndarray:
     return cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
 
 
-def micro_batches(lengths: Sequence[int], budget: int) -> Iterator[np.ndarray]:
-    """Rows of like length, together under a budget of padded tokens; longest first."""
+def micro_batches(lengths: Sequence[int], budget: int, at_least: int = 1) -> list[np.ndarray]:
+    """Rows of like length, together under a budget of padded tokens; longest first.
+
+    Args:
+        at_least: so many micro-batches, if there are as many rows.
+    """
     order = np.argsort(lengths, kind="stable")[::-1]
+    found: list[np.ndarray] = []
     start = 0
     while start < len(order):
         size = max(1, budget // max(1, lengths[order[start]]))
-        yield order[start : start + size]
+        found.append(order[start : start + size])
         start += size
+    while len(found) < min(at_least, len(order)):
+        place = max(range(len(found)), key=lambda i: len(found[i]))
+        half = len(found[place]) // 2
+        found[place : place + 1] = [found[place][:half], found[place][half:]]
+    return found

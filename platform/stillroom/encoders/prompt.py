@@ -1,21 +1,56 @@
 """Text → prompted, cut and properly ended ids. The only place where a prompt meets a text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from stillroom.encoders.contract import Contract, Role
+from stillroom.encoders.contract import Attention, Contract, Role
 from stillroom.errors import UserError
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One text's ids; the first `prompt_length` are the start token and the prompt."""
+    """One text's ids; those before `pool_from` are not pooled."""
 
     ids: list[int]
-    prompt_length: int = 0
+    pool_from: int = 0
+
+
+@dataclass(frozen=True)
+class Cloze:
+    """One text to predict tokens of: the state at place i predicts `targets[i]`, where it is one.
+
+    Attributes:
+        targets: as many as ids; NO_TARGET where nothing is predicted.
+        attention: what the prediction may see: causal to generate, bidirectional for MNTP.
+    """
+
+    ids: list[int]
+    targets: list[int]
+    attention: Attention
+
+
+NO_TARGET = -100
+
+
+@dataclass(frozen=True)
+class ClozeBatch:
+    """b texts padded to length l, of one attention."""
+
+    ids_bl: torch.Tensor
+    mask_bl: torch.Tensor
+    targets_bl: torch.Tensor
+    attention: Attention
+
+    def to(self, device: torch.device | str) -> "ClozeBatch":
+        return replace(
+            self,
+            ids_bl=self.ids_bl.to(device),
+            mask_bl=self.mask_bl.to(device),
+            targets_bl=self.targets_bl.to(device),
+        )
 
 
 @dataclass(frozen=True)
@@ -66,18 +101,17 @@ class Prompter:
         role: Role,
         *,
         max_tokens: int | None = None,
-        instruction: str | None = None,
+        prompt: str | None = None,
     ) -> list[Tokens]:
         """Ids of texts in a role.
 
         Args:
             max_tokens: fewer than the contract's, to train on shorter texts.
-            instruction: a task in place of the contract's own query prompt, in the form
-                that instruction-tuned embedders share: `Instruct: …\\nQuery: `.
+            prompt: in place of the contract's own; see `instructed`.
         """
         if not texts:
             return []
-        prompt = self._prompt(role, instruction)
+        prompt = self._prompt(role) if prompt is None else prompt
         encoded = self.tokenizer(
             [prompt + text for text in texts],
             add_special_tokens=False,
@@ -87,7 +121,7 @@ class Prompter:
         return self._ended(encoded, self._prompt_lengths(prompt, encoded))
 
     def of_ids(
-        self, texts: Sequence[Sequence[int]], role: Role, *, instruction: str | None = None
+        self, texts: Sequence[Sequence[int]], role: Role, *, prompt: str | None = None
     ) -> list[Tokens]:
         """The same of texts that a caller has tokenised, without special tokens.
 
@@ -100,14 +134,28 @@ class Prompter:
                 raise UserError(
                     "input", f"there is no token {unknown}", f"Use the ids 0 to {size - 1}"
                 )
-        prompt = self._prompt(role, instruction)
+        prompt = self._prompt(role) if prompt is None else prompt
         before = self.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
         encoded = [[*before, *ids][: self._room(None)] for ids in texts]
         return self._ended(encoded, [min(len(before), len(ids)) for ids in encoded])
 
-    def _prompt(self, role: Role, instruction: str | None) -> str:
-        if instruction is not None:
-            return f"Instruct: {instruction}\nQuery: "
+    def to_generate(self, pairs: Sequence[tuple[str, str]], *, max_tokens: int) -> list[Cloze]:
+        """Prompts with completions, of which the completion and its EOS are to be predicted,
+        each token by the causal state before it. A long prompt is cut at its beginning, so that
+        half of the room is left to the completion."""
+        eos = [self.tokenizer.eos_token_id]
+        found = []
+        for prompt, completion in pairs:
+            after = self.tokenizer(completion, add_special_tokens=False)["input_ids"] + eos
+            before = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            room = max(max_tokens // 2, max_tokens - len(self.start) - len(after))
+            before = self.start + before[-room:] or eos
+            after = after[: max(1, max_tokens - len(before))]
+            targets = [NO_TARGET] * (len(before) - 1) + after + [NO_TARGET]
+            found.append(Cloze(before + after, targets, "causal"))
+        return found
+
+    def _prompt(self, role: Role) -> str:
         return str(getattr(self.contract.prompts, role))
 
     def _room(self, max_tokens: int | None) -> int:
@@ -119,10 +167,13 @@ class Prompter:
     def _ended(self, encoded: list[list[int]], shared: list[int]) -> list[Tokens]:
         # An empty text still needs a token to stand for it.
         nothing = [self.tokenizer.eos_token_id or 0]
-        return [
-            Tokens(self.start + ids + self.end or nothing, len(self.start) + length)
-            for ids, length in zip(encoded, shared, strict=True)
-        ]
+        found = []
+        for text, length in zip(encoded, shared, strict=True):
+            ids = self.start + text + self.end or nothing
+            prompt = 0 if self.contract.pool_prompt else len(self.start) + length
+            # Where nothing but a prompt is left, better its tokens than none.
+            found.append(Tokens(ids, prompt if prompt < len(ids) else 0))
+        return found
 
     def _prompt_lengths(self, prompt: str, encoded: list[list[int]]) -> list[int]:
         """How many leading ids are the prompt's alone.
@@ -142,12 +193,14 @@ class Prompter:
         return lengths
 
 
+def instructed(task: str) -> str:
+    """A query's prompt for a task, in the form that instruction-tuned embedders share (E5-mistral,
+    arXiv 2401.00368)."""
+    return f"Instruct: {task}\nQuery: "
+
+
 def pad(
-    tokens: Sequence[Tokens],
-    pad_id: int,
-    *,
-    side: Literal["left", "right"] = "right",
-    pool_prompt: bool = True,
+    tokens: Sequence[Tokens], pad_id: int, *, side: Literal["left", "right"] = "right"
 ) -> Batch:
     """Texts of one batch, padded to its longest."""
     longest = max(len(one.ids) for one in tokens)
@@ -159,7 +212,15 @@ def pad(
         stop = start + len(one.ids)
         ids[row, start:stop] = torch.tensor(one.ids, dtype=torch.long)
         mask[row, start:stop] = 1
-        pooled[row, start if pool_prompt else start + one.prompt_length : stop] = 1
-        if not pooled[row].any():  # nothing but a prompt: better its tokens than none
-            pooled[row] = mask[row]
+        pooled[row, start + one.pool_from : stop] = 1
     return Batch(ids, mask, pooled)
+
+
+def pad_clozes(clozes: Sequence[Cloze], pad_id: int) -> ClozeBatch:
+    """The same of texts to predict tokens of, which must share their attention."""
+    [attention] = {one.attention for one in clozes}
+    padded = pad([Tokens(one.ids) for one in clozes], pad_id)
+    targets = torch.full_like(padded.ids_bl, NO_TARGET)
+    for row, one in enumerate(clozes):
+        targets[row, : len(one.targets)] = torch.tensor(one.targets, dtype=torch.long)
+    return ClozeBatch(padded.ids_bl, padded.mask_bl, targets, attention)

@@ -16,6 +16,7 @@ from stillroom.encoders.backbone import (
     cut,
     is_decoder,
     load_backbone,
+    load_head,
     load_tokenizer,
     without_copies,
 )
@@ -43,6 +44,7 @@ def create(
     layers: Sequence[int] | None = None,
     lora: Mapping[str, Any] | None = None,
     projection_dims: int | None = None,
+    head: bool = False,
     seed: int = 0,
 ) -> Encoder:
     """An encoder made of a base; what is None stays as the base's own contract has it.
@@ -54,6 +56,7 @@ def create(
         layers: those of the base to keep, in order.
         lora: rank, alpha, dropout and targets; the base's weights are then frozen.
         projection_dims: adds a linear map to as many dims.
+        head: brings the language model's head, to train on predicted tokens.
         seed: of the adapters' and the projection's first weights.
 
     Raises:
@@ -62,7 +65,8 @@ def create(
     resolved = _precision() if precision == "auto" else precision
     # Weights that stay frozen need no float32 copy; trained ones lose small updates without.
     dtype = getattr(torch, resolved) if lora is not None else torch.float32
-    encoder = _own(locate(base), base, attention, pooling, dtype)
+    folder = locate(base)
+    encoder = _own(folder, base, attention, pooling, dtype)
     asked: dict[str, Any] = {
         "append_eos": append_eos,
         "prompts": None if prompts is None else Prompts(**prompts),
@@ -79,6 +83,7 @@ def create(
         raise UserError("max_tokens", f"{max_tokens} is more than {base} reads", f"At most {most}")
     if layers is not None:
         cut(backbone, layers)
+    predicts = load_head(folder, backbone).requires_grad_(lora is None) if head else None
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         projection = encoder.projection
@@ -90,7 +95,7 @@ def create(
         if lora is not None:
             backbone = add_lora(backbone, **lora)
     contract = encoder.contract.model_copy(update=changes)
-    return Encoder(contract, encoder.tokenizer, backbone, projection)
+    return Encoder(contract, encoder.tokenizer, backbone, projection, predicts)
 
 
 def load(folder: str | Path, *, device: str = "cpu", trainable: bool = False) -> Encoder:

@@ -1,27 +1,118 @@
-"""Step → ids → tensors. The order is a function of (seed, step), never a history."""
+"""Step → rows → ids of tokens. The order is a function of (seed, step), never a history."""
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from stillroom.encoders.prompt import Prompter, pad
-from stillroom.learning.objectives import Pairs
+from stillroom.encoders.contract import Prompts, Role
+from stillroom.encoders.prompt import NO_TARGET, Cloze, Prompter, Tokens
+from stillroom.learning.objectives import Pairs, PairsAndClozes, Texts
+
+WINDOW = 32  # batches within which `by_length` sorts
+
+# --- order ----------------------------------------------------------------------------------
 
 
-def batch_ids(
-    n: int, *, seed: int, step: int, global_batch: int, rank: int = 0, world: int = 1
-) -> np.ndarray:
-    """The rows, of n, that a worker takes at a step: int64, (global_batch / world,).
+@dataclass(frozen=True)
+class Order:
+    """Which rows a step takes.
 
-    Every epoch is a fresh permutation, cut to whole batches. The union over the workers does
-    not depend on how many there are, so a run may resume on another number of them.
+    Every source is read in epochs, each a fresh permutation of its rows. The union over the
+    workers does not depend on how many there are, so a run may resume on another number of them.
+
+    Args:
+        source: of each row, int, (n,).
+        weights: share of the batches that each source gets, (sources,); None: by size.
+        one_source: a batch's rows are all of one source.
+        lengths: of each row's text; batches then hold rows of like length. None: any.
     """
-    epoch, start = divmod(step * global_batch, n - n % global_batch)
-    order = np.random.default_rng([seed, epoch]).permutation(n)
-    return order[start : start + global_batch][rank::world]
+
+    source: np.ndarray
+    seed: int
+    global_batch: int
+    weights: Sequence[float] | None = None
+    one_source: bool = True
+    lengths: np.ndarray | None = None
+    _drawn: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def rows(self) -> list[np.ndarray]:
+        """Rows of each source."""
+        return [np.flatnonzero(self.source == s) for s in range(int(self.source.max()) + 1)]
+
+    @cached_property
+    def shares(self) -> np.ndarray:
+        """How likely each source is, adding up to 1."""
+        weights = self.weights or [len(rows) for rows in self.rows]
+        known = np.array([w if len(rows) else 0 for w, rows in zip(weights, self.rows, strict=True)])
+        return known / known.sum()
+
+    def at(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
+        """The rows that a worker takes: int64, (global_batch / world,)."""
+        everyone = self._one(step) if self.one_source else self._mixed(step)
+        return everyone[rank::world]
+
+    def _one(self, step: int) -> np.ndarray:
+        chosen = self._choices(step + 1)
+        source = int(chosen[step])
+        nth = int((chosen[:step] == source).sum())  # batch of that source
+        size = len(self.rows[source])
+        if size < self.global_batch:  # a batch is more than an epoch
+            return self._stream(source, nth * self.global_batch, (nth + 1) * self.global_batch)
+        # Epochs are cut to whole batches, so that no batch holds a row twice.
+        epoch, start = divmod(nth * self.global_batch, size - size % self.global_batch)
+        return self._epoch(source, epoch)[start : start + self.global_batch]
+
+    def _mixed(self, step: int) -> np.ndarray:
+        chosen = self._choices((step + 1) * self.global_batch)
+        before, now = np.split(chosen, [step * self.global_batch])
+        rows = np.empty(self.global_batch, dtype=np.int64)
+        for source in np.unique(now):
+            start, places = int((before == source).sum()), now == source
+            rows[places] = self._stream(source, start, start + int(places.sum()))
+        return rows
+
+    def _choices(self, count: int) -> np.ndarray:
+        """The source of each of the first `count` draws; longer lists begin with shorter ones."""
+        if len(self.shares) == 1:
+            return np.zeros(count, dtype=np.int64)
+        kept = self._drawn.get(0)
+        if kept is None or len(kept) < count:
+            uniform = np.random.default_rng([self.seed, 0]).random(2 * count)
+            kept = np.searchsorted(np.cumsum(self.shares)[:-1], uniform, side="right")
+            self._drawn[0] = kept
+        return kept[:count]
+
+    def _epoch(self, source: int, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, 1, source, epoch])
+        order = rng.permutation(self.rows[source])
+        if self.lengths is None:
+            return order
+        window = WINDOW * self.global_batch
+        batches: list[np.ndarray] = []
+        whole = len(order) - len(order) % self.global_batch
+        for start in range(0, whole, window):
+            part = order[start : min(start + window, whole)]
+            part = part[np.argsort(self.lengths[part], kind="stable")]
+            batches += np.split(part, len(part) // self.global_batch)
+        rest = order[whole:]
+        return np.concatenate([*(batches[i] for i in rng.permutation(len(batches))), rest])
+
+    def _stream(self, source: int, start: int, stop: int) -> np.ndarray:
+        """Places start … stop of the source's epochs, one after the other."""
+        size = len(self.rows[source])
+        first, last = start // size, (stop - 1) // size
+        epochs = [self._epoch(source, epoch) for epoch in range(first, last + 1)]
+        return np.concatenate(epochs)[start - first * size : stop - first * size]
+
+
+# --- data -----------------------------------------------------------------------------------
 
 
 class Rows(Protocol):
@@ -35,13 +126,16 @@ class PairData:
     """Training pairs in memory: row i is (queries[i], passages[positive[i]]).
 
     Equal passages must be one row. `negatives` holds passage rows, (pairs, per_query), -1 where
-    there are fewer. Teacher vectors, float16 and usually
+    there are fewer. `source` numbers each pair's source, and `prompts` has what that source puts
+    before its texts, None for the encoder's own. Teacher vectors, float16 and usually
     memory-mapped, are in the order of `queries` and `passages`.
     """
 
     queries: Sequence[str]
     passages: Sequence[str]
     positive: np.ndarray
+    source: np.ndarray
+    prompts: Sequence[Prompts | None] = (None,)
     negatives: np.ndarray | None = None
     teacher_queries: Rows | None = None
     teacher_passages: Rows | None = None
@@ -69,10 +163,8 @@ class PairBatches:
     """step → this worker's `Pairs`, tokenised with the encoder's own prompter."""
 
     data: PairData
+    order: Order
     prompter: Prompter
-    pad_id: int
-    seed: int
-    global_batch: int
     hard_negatives: int
     query_tokens: int
     passage_tokens: int
@@ -80,44 +172,177 @@ class PairBatches:
     world: int = 1
 
     def ids(self, step: int) -> np.ndarray:
-        return batch_ids(
-            len(self.data.queries),
-            seed=self.seed,
-            step=step,
-            global_batch=self.global_batch,
-            rank=self.rank,
-            world=self.world,
-        )
+        """Rows of the pairs that this worker takes."""
+        return self.order.at(step, self.rank, self.world)
 
     def __call__(self, step: int) -> Pairs:
         data, rows = self.data, self.ids(step)
-        passages = data.positive[rows]
+        passages, source = data.positive[rows], data.source[rows]
         if self.hard_negatives:
             assert data.negatives is not None
             drawn = draw_negatives(
-                data.negatives,
-                rows,
-                self.hard_negatives,
-                len(data.passages),
-                seed=self.seed,
-                step=step,
-            )
+                data.negatives, rows, self.hard_negatives, len(data.passages),
+                seed=self.order.seed, step=step,
+            )  # fmt: skip
             passages = np.concatenate([passages, drawn])
-        queries = self.prompter(
-            [data.queries[i] for i in rows], "query", max_tokens=self.query_tokens
-        )
-        texts = self.prompter(
-            [data.passages[i] for i in passages], "passage", max_tokens=self.passage_tokens
-        )
-        pool_prompt = self.prompter.contract.pool_prompt
+            source = np.concatenate([source, source.repeat(self.hard_negatives)])
+        queries = [data.queries[i] for i in rows]
         return Pairs(
-            queries=pad(queries, self.pad_id, pool_prompt=pool_prompt),
-            passages=pad(texts, self.pad_id, pool_prompt=pool_prompt),
+            queries=self._tokens(queries, "query", data.source[rows], self.query_tokens),
+            passages=self._tokens(
+                [data.passages[i] for i in passages], "passage", source, self.passage_tokens
+            ),
+            query_ids=torch.tensor([_text_id(query) for query in queries]),
             passage_ids=torch.from_numpy(passages),
-            teacher_queries=_rows(data.teacher_queries, rows),
-            teacher_passages=_rows(data.teacher_passages, passages),
+            teacher_queries=_vectors(data.teacher_queries, rows),
+            teacher_passages=_vectors(data.teacher_passages, passages),
         )
 
+    def _tokens(
+        self, texts: Sequence[str], role: Role, source: np.ndarray, most: int
+    ) -> list[Tokens]:
+        found: dict[int, Tokens] = {}
+        for one in np.unique(source):
+            prompts = self.data.prompts[one]
+            places = np.flatnonzero(source == one)
+            made = self.prompter(
+                [texts[place] for place in places],
+                role,
+                max_tokens=most,
+                prompt=None if prompts is None else getattr(prompts, role),
+            )
+            found |= dict(zip(places.tolist(), made, strict=True))
+        return [found[place] for place in range(len(texts))]
 
-def _rows(vectors: Rows | None, rows: np.ndarray) -> torch.Tensor | None:
+
+def _text_id(text: str) -> int:
+    """Equal for equal texts, in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+
+
+def _vectors(vectors: Rows | None, rows: np.ndarray) -> torch.Tensor | None:
     return None if vectors is None else torch.from_numpy(vectors[rows].astype(np.float32))
+
+
+@dataclass(frozen=True)
+class TextBatches:
+    """step → this worker's `Texts`."""
+
+    texts: Sequence[str]
+    order: Order
+    prompter: Prompter
+    tokens: int
+    rank: int = 0
+    world: int = 1
+
+    def ids(self, step: int) -> np.ndarray:
+        return self.order.at(step, self.rank, self.world)
+
+    def __call__(self, step: int) -> Texts:
+        rows = self.ids(step)
+        made = self.prompter([self.texts[i] for i in rows], "passage", max_tokens=self.tokens)
+        return Texts(made, torch.from_numpy(rows))
+
+
+@dataclass(frozen=True)
+class MaskedBatches:
+    """step → this worker's texts with some tokens masked, each predicted by the state before it.
+
+    Args:
+        mask_id: what masked tokens are replaced by.
+        mask_share: how likely a token is masked; at least one of each text is.
+    """
+
+    texts: TextBatches
+    mask_id: int
+    mask_share: float
+
+    def ids(self, step: int) -> np.ndarray:
+        return self.texts.ids(step)
+
+    def __call__(self, step: int) -> list[Cloze]:
+        rows = self.ids(step)
+        return [
+            masked(
+                one.ids, self.mask_id, self.mask_share,
+                np.random.default_rng([self.texts.order.seed, 2, step, int(row)]),
+            )
+            for row, one in zip(rows, self.texts(step).tokens, strict=True)
+        ]  # fmt: skip
+
+
+def masked(ids: list[int], mask_id: int, share: float, rng: np.random.Generator) -> Cloze:
+    """A text with some tokens masked: the state at i - 1 predicts the token that was at i, for
+    the language model's head was trained on such shifted targets (LLM2Vec, arXiv 2404.05961)."""
+    targets = [NO_TARGET] * len(ids)
+    if len(ids) < 2:
+        return Cloze(ids, targets, "bidirectional")
+    # The first token has no state before it.
+    chosen = 1 + np.flatnonzero(rng.random(len(ids) - 1) < share)
+    if not len(chosen):
+        chosen = np.array([rng.integers(1, len(ids))])
+    hidden = list(ids)
+    for place in chosen:
+        targets[place - 1], hidden[place] = ids[place], mask_id
+    return Cloze(hidden, targets, "bidirectional")
+
+
+@dataclass(frozen=True)
+class GenerationBatches:
+    """step → this worker's prompts and completions; only completions are predicted.
+
+    Args:
+        prompts, completions: n texts each; a completion ends in EOS.
+        tokens: the most of prompt and completion together.
+    """
+
+    prompts: Sequence[str]
+    completions: Sequence[str]
+    order: Order
+    prompter: Prompter
+    tokens: int
+    rank: int = 0
+    world: int = 1
+
+    def ids(self, step: int) -> np.ndarray:
+        return self.order.at(step, self.rank, self.world)
+
+    def __call__(self, step: int) -> list[Cloze]:
+        rows = self.ids(step)
+        pairs = [(self.prompts[i], self.completions[i]) for i in rows]
+        return self.prompter.to_generate(pairs, max_tokens=self.tokens)
+
+
+@dataclass(frozen=True)
+class JointBatches:
+    """step → pairs to embed and completions to generate."""
+
+    pairs: PairBatches
+    generation: GenerationBatches
+
+    def ids(self, step: int) -> np.ndarray:
+        return self.pairs.ids(step)
+
+    def __call__(self, step: int) -> PairsAndClozes:
+        return PairsAndClozes(self.pairs(step), self.generation(step))
+
+
+class Ahead:
+    """Batches made by a thread while the step before them is computed; the same, in any order.
+
+    Fast tokenizers let go of Python's lock, so that one core does it beside the others.
+    """
+
+    def __init__(self, batches: Any, steps: int, depth: int = 2):
+        self.batches, self.steps, self.depth = batches, steps, depth
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self.waiting: dict[int, Any] = {}
+
+    def ids(self, step: int) -> np.ndarray:
+        return self.batches.ids(step)
+
+    def __call__(self, step: int) -> Any:
+        for ahead in range(step, min(step + self.depth + 1, self.steps)):
+            if ahead not in self.waiting:
+                self.waiting[ahead] = self.pool.submit(self.batches, ahead)
+        return self.waiting.pop(step).result()

@@ -1,7 +1,8 @@
-"""Backward, reduce, clip, step, save and load: in plain torch, or by DeepSpeed.
+"""Forward, backward, reduce, clip, step, save and load: in plain torch, or by DeepSpeed.
 
-The only file that imports DeepSpeed. Both engines mean the same by a step: gradients are
-averaged over the workers, clipped to a global norm, and applied with AdamW.
+The only file that imports DeepSpeed. Both engines mean the same by a step: the gradients of all
+backwards since the last one are added up, averaged over the workers, clipped to a global norm, and
+applied with AdamW.
 """
 
 from collections.abc import Callable
@@ -18,9 +19,19 @@ State = dict[str, int]
 
 class Engine(Protocol):
     @property
-    def encode(self) -> Callable[..., torch.Tensor]: ...
+    def forward(self) -> Callable[..., torch.Tensor]: ...
 
-    def step(self, loss: torch.Tensor, learning_rate: float) -> float:
+    @property
+    def device(self) -> torch.device: ...
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Adds the loss's gradients to those of this step.
+
+        Args:
+            last: nothing more comes before `step`; said of one backward a step, on every worker.
+        """
+
+    def step(self, learning_rate: float) -> float:
         """Applies one update; returns the gradient's norm before clipping."""
 
     def save(self, folder: Path, state: State) -> None:
@@ -47,13 +58,19 @@ class TorchEngine:
 
     def __init__(self, module: torch.nn.Module, *, weight_decay: float, clip: float):
         self.module, self.clip = module, clip
-        self.encode = module
+        self.forward = module
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = adamw(module, weight_decay)
         _same_start(self.parameters)
 
-    def step(self, loss: torch.Tensor, learning_rate: float) -> float:
+    @property
+    def device(self) -> torch.device:
+        return self.parameters[0].device
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         loss.backward()
+
+    def step(self, learning_rate: float) -> float:
         workers = world()[1]
         if workers > 1:
             for p in self.parameters:
@@ -126,13 +143,21 @@ class DeepSpeedEngine:
                 "steps_per_print": 10**9,
             },
         )[0]
-        self.encode = self.engine
+        self.forward = self.engine
 
-    def step(self, loss: torch.Tensor, learning_rate: float) -> float:
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.engine.device)
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        # Said before each backward: plain repeated ones are silently wrong under ZeRO 1 and 2.
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss)
+
+    def step(self, learning_rate: float) -> float:
         # ZeRO swaps the tensors inside the optimizer's groups but keeps the groups themselves.
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.engine.backward(loss)
         self.engine.step()
         return float(self.engine.get_global_grad_norm() or 0.0)
 

@@ -6,33 +6,47 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from stillroom.learning.engine import Engine
 from stillroom.learning.gather import world
-from stillroom.learning.objectives import Encode, Figures, Pairs
-
-Objective = Callable[[Encode, Pairs], tuple[torch.Tensor, Figures]]
+from stillroom.learning.gradcache import Forwards
+from stillroom.learning.objectives import Objective
 
 
 class NonFiniteLoss(Exception):
     """Training ran into nan or inf."""
 
-    def __init__(self, step: int, loss: float, ids: list[int]):
-        super().__init__(step, loss, ids)
+    def __init__(self, step: int, loss: float, ids: list[int], kept: int):
+        super().__init__(step, loss, ids, kept)
 
     def __str__(self) -> str:
-        step, loss, ids = self.args
+        step, loss, ids, kept = self.args
+        good = f"the checkpoint of step {kept} is good" if kept else "there is no checkpoint yet"
         return (
-            f"the loss is {loss} at step {step}, on pairs {ids[:16]}"
-            f"{' …' if len(ids) > 16 else ''}; lower the learning rate, or look at those pairs"
+            f"the loss is {loss} at step {step}, on rows {ids[:16]}"
+            f"{' …' if len(ids) > 16 else ''} of the training data; {good}. "
+            "Lower the learning rate, or look at those rows"
         )
 
 
-def linear_decay(step: int, *, steps: int, warmup: int, peak: float) -> float:
-    """Learning rate of a step: up to `peak` over `warmup` steps, then down to 0 at `steps`."""
+def schedule(
+    step: int, *, steps: int, warmup: int, peak: float, shape: str = "linear"
+) -> float:
+    """Learning rate of a step: up to `peak` over `warmup` steps, then down to 0 at `steps`.
+
+    Args:
+        shape: of the way down: linear, cosine, or constant, which stays at the peak.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
-    return peak * (steps - step) / max(1, steps - warmup)
+    left = (steps - step) / max(1, steps - warmup)
+    shapes = {
+        "linear": left,
+        "cosine": (1 - math.cos(math.pi * left)) / 2,
+        "constant": 1.0,
+    }
+    return peak * shapes[shape]
 
 
 def train(
@@ -43,6 +57,9 @@ def train(
     steps: int,
     learning_rate: Callable[[int], float],
     seed: int,
+    pad_id: int,
+    micro_tokens: int,
+    gradcache: bool = False,
     start: int = 0,
     report: Callable[[dict[str, float]], None],
     checkpoint: Callable[[int], None],
@@ -51,30 +68,44 @@ def train(
     """Runs steps `start` … `steps` - 1; returns their losses, averaged over the workers.
 
     Args:
-        batches: step → this worker's batch; `batches.ids(step)` names its pairs.
+        batches: step → this worker's batch; `batches.ids(step)` names its rows.
+        micro_tokens, gradcache: see `Forwards`. They change memory and time, not the result.
         report: called on every worker after each step with that step's figures.
         checkpoint: called on every worker with the number of steps done, after every
             `checkpoint_every` steps but not after the last.
 
     Raises:
-        NonFiniteLoss: before the step that would have spoiled the weights.
+        NonFiniteLoss: before the update that would have spoiled the weights.
     """
     rank, workers = world()
     losses = []
     for step in range(start, steps):
         began = time.perf_counter()
-        # Dropout depends on the step alone, so a resumed run draws what it would have drawn.
-        torch.manual_seed(hash((seed, step, rank)) & 0x7FFFFFFF)
         batch = batches(step)
-        loss, figures = objective(engine.encode, batch)
-        mean = _mean(loss.detach().float(), workers)
+        waited = time.perf_counter() - began
+        forwards = Forwards(
+            engine,
+            pad_id=pad_id,
+            micro_tokens=micro_tokens,
+            cached=gradcache,
+            # Dropout depends on the step alone, so a resumed run draws what it would have drawn.
+            seed=hash((seed, step, rank)),
+        )
+        loss, figures = objective(forwards, batch)
+        value = torch.zeros(()) if loss is None else loss.detach().float().cpu()
+        predicted = forwards.backward(loss)
+        value = value + sum(part.cpu() for part in predicted.values())
+        mean, tokens, padded = _over_workers(
+            [float(value), forwards.tokens, forwards.padded], engine.device
+        )
+        mean /= workers
         if not math.isfinite(mean):
-            raise NonFiniteLoss(step, mean, [int(i) for i in batches.ids(step)])
+            kept = step // checkpoint_every * checkpoint_every
+            raise NonFiniteLoss(step, mean, [int(i) for i in batches.ids(step)], kept)
         rate = learning_rate(step)
-        norm = engine.step(loss, rate)
+        norm = engine.step(rate)
         losses.append(mean)
         seconds = time.perf_counter() - began
-        tokens = int(batch.queries.mask_bl.sum() + batch.passages.mask_bl.sum())
         report(
             {
                 "step": step + 1,
@@ -82,8 +113,13 @@ def train(
                 "loss": mean,
                 "learning_rate": rate,
                 "gradient_norm": norm,
-                "tokens_per_second": tokens * workers / seconds,
+                "seconds": seconds,
+                "waited_for_data": waited,
+                "tokens_per_second": tokens / seconds,
+                "padding": 1 - tokens / padded,
+                "memory_gib": _memory_gib(engine.device),
                 **figures,
+                **{name: float(part) for name, part in predicted.items()},
             }
         )
         if (step + 1) % checkpoint_every == 0 and step + 1 < steps:
@@ -91,8 +127,19 @@ def train(
     return losses
 
 
-def _mean(value: torch.Tensor, workers: int) -> float:
-    if workers > 1:
-        value = value.clone()
-        torch.distributed.all_reduce(value)
-    return float(value) / workers
+def _over_workers(values: list[float], device: torch.device) -> list[float]:
+    """Sums over the workers."""
+    if world()[1] == 1:
+        return values
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def _memory_gib(device: torch.device) -> float:
+    """This worker's peak so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux

@@ -1,15 +1,23 @@
-"""What a step minimises: a batch and a way to encode it → loss and figures."""
+"""What a step minimises: a batch, and forwards to run it through → loss and figures.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+Every loss is a mean over the worker's own queries or texts, taken against the passages of all
+workers; gradients are averaged over the workers. That equals one process with the whole batch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 
-from stillroom.encoders.prompt import Batch
+from stillroom.encoders.prompt import NO_TARGET, Cloze, Tokens
 from stillroom.learning.gather import gather, world
+from stillroom.learning.gradcache import Forwards
 from stillroom.learning.losses import cosine_distance, info_nce, score_kl
 
-Encode = Callable[[Batch], torch.Tensor]  # → (b, d), float32, normalised
+Tensor = torch.Tensor
 Figures = dict[str, float]
 
 
@@ -17,19 +25,45 @@ Figures = dict[str, float]
 class Pairs:
     """One worker's share of a step: b queries and b × (1 + h) passages.
 
-    The first b passages are the queries' positives, in order; hard negatives follow.
-    Equal ids in `passage_ids` are equal texts. The teacher's vectors, float32 with unit
-    rows, are there when a student is trained.
+    The first b passages are the queries' positives, in order; hard negatives follow, those of one
+    query together. Equal ids in `passage_ids`, and in `query_ids`, are equal texts. The teacher's
+    vectors, float32 with unit rows, are there when a student is trained.
     """
 
-    queries: Batch
-    passages: Batch
-    passage_ids: torch.Tensor
-    teacher_queries: torch.Tensor | None = None
-    teacher_passages: torch.Tensor | None = None
+    queries: Sequence[Tokens]
+    passages: Sequence[Tokens]
+    query_ids: Tensor
+    passage_ids: Tensor
+    teacher_queries: Tensor | None = None
+    teacher_passages: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Pairs":
+        moved = {
+            name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)
+        }
+        return replace(self, **moved)
 
 
-def positives(passage_ids: torch.Tensor, queries: int) -> tuple[torch.Tensor, torch.Tensor]:
+@dataclass(frozen=True)
+class Texts:
+    """One worker's share of texts without labels; equal ids are equal texts."""
+
+    tokens: Sequence[Tokens]
+    ids: Tensor
+
+
+@dataclass(frozen=True)
+class PairsAndClozes:
+    """What one step of a joint objective takes."""
+
+    pairs: Pairs
+    clozes: Sequence[Cloze]
+
+
+# --- contrastive ----------------------------------------------------------------------------
+
+
+def positives(passage_ids: Tensor, queries: int) -> tuple[Tensor, Tensor]:
     """Where each query's positive stands among all workers' passages, and its copies.
 
     Returns:
@@ -44,19 +78,154 @@ def positives(passage_ids: torch.Tensor, queries: int) -> tuple[torch.Tensor, to
     return column_b, copies_bn
 
 
+def own_passages(queries: int, passages: int, device: torch.device) -> Tensor:
+    """Mask (b, n) of each query's own positive and hard negatives among all workers' passages."""
+    own_bp = torch.eye(queries, dtype=torch.bool, device=device)
+    hard = passages // queries - 1
+    own_bp = torch.cat([own_bp, own_bp.repeat_interleave(hard, dim=1)], dim=1)
+    rank, workers = world()
+    everyone = torch.zeros(queries, workers * passages, dtype=torch.bool, device=device)
+    everyone[:, rank * passages : (rank + 1) * passages] = own_bp
+    return everyone
+
+
 @dataclass(frozen=True)
 class Contrastive:
-    """InfoNCE over in-batch and hard negatives of all workers."""
+    """InfoNCE over in-batch and hard negatives of all workers.
+
+    Attributes:
+        in_batch: False leaves a query its own hard negatives alone.
+        query_query, passage_passage: other queries, and for the positive other passages, count
+            as negatives as well (the improved loss of GTE, arXiv 2308.03281).
+        false_negative_margin: a candidate that scores above the positive + margin is ignored
+            (Qwen3-Embedding, arXiv 2506.05176); None keeps all.
+        dims: Matryoshka (arXiv 2205.13147): size → weight of the same loss on the vectors' first
+            so many dims, brought to unit length again; None: the whole vectors alone.
+    """
+
+    temperature: float
+    in_batch: bool = True
+    query_query: bool = False
+    passage_passage: bool = False
+    false_negative_margin: float | None = None
+    dims: Mapping[int, float] | None = None
+
+    def __call__(self, forwards: Forwards, batch: Pairs) -> tuple[Tensor, Figures]:
+        batch = batch.to(forwards.device)
+        q_bd = forwards.vectors(batch.queries)
+        p_md = forwards.vectors(batch.passages)
+        # Gathered once, whatever is made of them: Matryoshka's sizes are prefixes of these.
+        p_nd = gather(p_md)
+        q_nd = gather(q_bd) if self.query_query else None
+        column_b, copies_bn = positives(batch.passage_ids, len(q_bd))
+        ignore_bn = copies_bn
+        if not self.in_batch:
+            ignore_bn = copies_bn | ~own_passages(len(q_bd), len(p_md), q_bd.device)
+        extra_ignore = self._ignored_extras(batch, copies_bn, len(q_bd))
+        total = torch.zeros((), device=q_bd.device)
+        right = torch.zeros(len(q_bd), dtype=torch.bool, device=q_bd.device)
+        for size, weight in (self.dims or {q_bd.shape[1]: 1.0}).items():
+            q, p_all, p_own = (_prefix(v, size) for v in (q_bd, p_nd, p_md[: len(q_bd)]))
+            scores_bn = q @ p_all.T
+            parts, masks = [scores_bn], [ignore_bn]
+            if q_nd is not None:
+                parts.append(q @ _prefix(q_nd, size).T)
+            if self.passage_passage:
+                parts.append(p_own @ p_all.T)
+            masks += extra_ignore
+            all_bn, ignored = torch.cat(parts, 1), torch.cat(masks, 1)
+            if self.false_negative_margin is not None:
+                positive_b1 = all_bn.detach().gather(1, column_b[:, None])
+                ignored = ignored | (all_bn.detach() > positive_b1 + self.false_negative_margin)
+                ignored = ignored.scatter(1, column_b[:, None], False)
+            total = total + weight * info_nce(
+                all_bn, column_b, temperature=self.temperature, ignore_bn=ignored
+            )
+            if size == q_bd.shape[1] or not right.any():
+                right = scores_bn.detach().masked_fill(ignore_bn, -2).argmax(-1) == column_b
+        return total, {"accuracy": right.float().mean().item()}
+
+    def _ignored_extras(self, batch: Pairs, copies_bn: Tensor, queries: int) -> list[Tensor]:
+        """Masks of the columns that query_query and passage_passage add: never a text against
+        itself or a copy, nor two queries of one positive."""
+        masks = []
+        if self.query_query:
+            same_query = batch.query_ids[:, None] == gather(batch.query_ids)[None, :]
+            positive = batch.passage_ids[:queries]
+            masks.append(same_query | (positive[:, None] == gather(positive)[None, :]))
+        if self.passage_passage:
+            own = batch.passage_ids[:queries, None] == gather(batch.passage_ids)[None, :]
+            masks.append(own | copies_bn)
+        return masks
+
+
+def _prefix(vectors: Tensor, size: int) -> Tensor:
+    return vectors if size == vectors.shape[1] else F.normalize(vectors[:, :size], dim=-1)
+
+
+@dataclass(frozen=True)
+class Simcse:
+    """A text under two dropouts is its own positive (SimCSE, arXiv 2104.08821)."""
 
     temperature: float
 
-    def __call__(self, encode: Encode, batch: Pairs) -> tuple[torch.Tensor, Figures]:
-        q_bd = encode(batch.queries)
-        scores_bn = q_bd @ gather(encode(batch.passages)).T
-        column_b, copies_bn = positives(batch.passage_ids, len(q_bd))
+    def __call__(self, forwards: Forwards, batch: Texts) -> tuple[Tensor, Figures]:
+        first_bd = forwards.vectors(batch.tokens)
+        second_nd = gather(forwards.vectors(batch.tokens))
+        column_b, copies_bn = positives(batch.ids.to(forwards.device), len(first_bd))
+        scores_bn = first_bd @ second_nd.T
         loss = info_nce(scores_bn, column_b, temperature=self.temperature, ignore_bn=copies_bn)
         right = scores_bn.masked_fill(copies_bn, -2).argmax(-1) == column_b
         return loss, {"accuracy": right.float().mean().item()}
+
+
+# --- predicted tokens -----------------------------------------------------------------------
+
+
+def token_weights(
+    clozes: Sequence[Cloze], how: Literal["token", "sample"], device: torch.device
+) -> Tensor:
+    """What each text's summed loss is multiplied by, (n,): a mean over all workers' target
+    tokens, or over texts of each one's mean."""
+    counts = torch.tensor(
+        [sum(target != NO_TARGET for target in one.targets) for one in clozes],
+        dtype=torch.float32,
+        device=device,
+    )
+    if how == "sample":
+        return 1 / counts.clamp(min=1) / len(clozes)
+    total, workers = counts.sum(), world()[1]
+    if workers > 1:
+        dist.all_reduce(total)
+    # Gradients will be averaged over the workers: what they would divide by is put in here.
+    return torch.full_like(counts, workers / max(1.0, float(total)))
+
+
+@dataclass(frozen=True)
+class Mntp:
+    """Masked next-token prediction (LLM2Vec, arXiv 2404.05961), a mean over masked tokens."""
+
+    def __call__(self, forwards: Forwards, batch: Sequence[Cloze]) -> tuple[None, Figures]:
+        forwards.predict("mntp", batch, token_weights(batch, "token", forwards.device))
+        return None, {}
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Contrastive + weight × generation in one step (GritLM, arXiv 2402.09906)."""
+
+    contrastive: Contrastive
+    weight: float
+    mean_over: Literal["token", "sample"]
+
+    def __call__(self, forwards: Forwards, batch: PairsAndClozes) -> tuple[Tensor, Figures]:
+        loss, figures = self.contrastive(forwards, batch.pairs)
+        weights = self.weight * token_weights(batch.clozes, self.mean_over, forwards.device)
+        forwards.predict("generation", batch.clozes, weights)
+        return loss, {**figures, "contrastive": loss.item()}
+
+
+# --- distillation ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -77,11 +246,12 @@ class Distillation:
     temperature: float
     teacher_temperature: float
 
-    def __call__(self, encode: Encode, batch: Pairs) -> tuple[torch.Tensor, Figures]:
+    def __call__(self, forwards: Forwards, batch: Pairs) -> tuple[Tensor, Figures]:
+        batch = batch.to(forwards.device)
         if batch.teacher_queries is None or batch.teacher_passages is None:
             raise ValueError("distillation needs the teacher's vectors in the batch")
-        q_bd, p_md = encode(batch.queries), encode(batch.passages)
-        losses: dict[str, torch.Tensor] = {}
+        q_bd, p_md = forwards.vectors(batch.queries), forwards.vectors(batch.passages)
+        losses: dict[str, Tensor] = {}
         if self.vector:
             losses["vector"] = cosine_distance(
                 torch.cat([q_bd, p_md]),
@@ -104,3 +274,6 @@ class Distillation:
             )
         loss = torch.stack([getattr(self, name) * value for name, value in losses.items()]).sum()
         return loss, {name: value.item() for name, value in losses.items()}
+
+
+Objective = Callable[..., tuple[Tensor | None, Figures]]  # (forwards, batch)

@@ -12,7 +12,7 @@ import torch
 from ray import serve
 
 from stillroom.encoders.encode import Encoder, prefix
-from stillroom.encoders.prompt import Tokens
+from stillroom.encoders.prompt import Tokens, instructed
 from stillroom.encoders.store import load
 from stillroom.serving.batching import Batcher
 from stillroom.serving.policies import Target
@@ -66,9 +66,10 @@ class Replica:
 
     def tokenise(self, work: Work) -> list[Tokens]:
         prompter = self.encoder.prompter
+        prompt = None if work.instruction is None else instructed(work.instruction)
         if work.token_ids is not None:
-            return prompter.of_ids(work.token_ids, work.role, instruction=work.instruction)
-        return prompter(work.texts, work.role, instruction=work.instruction)
+            return prompter.of_ids(work.token_ids, work.role, prompt=prompt)
+        return prompter(work.texts, work.role, prompt=prompt)
 
     def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises."""

@@ -47,7 +47,7 @@ def report(
     # One after the other: a speed measured beside another model's would be the wrong one.
     task = ray.remote(num_cpus=scale.report.cpus, num_gpus=scale.report.gpus)(_measured)
     found = {
-        name: ray.get(task.remote(make, role, corpus, section.speed_texts))
+        name: ray.get(task.remote(make, role, corpus))
         for name, (role, make) in models.items()
     }
     sets = evaluation_sets(corpus)
@@ -73,12 +73,10 @@ def report(
     return measured
 
 
-def _measured(
-    make: Callable[[], Encoder], role: str, corpus: Artifact, speed_texts: int
-) -> dict[str, Any]:
+def _measured(make: Callable[[], Encoder], role: str, corpus: Artifact) -> dict[str, Any]:
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources()["CPU"])))
     encoder = make().to("cuda" if ray.get_gpu_ids() else "cpu")
-    return measure(encoder, role, evaluation_sets(corpus), speed_texts=speed_texts)
+    return measure(encoder, role, evaluation_sets(corpus))
 
 
 def _untrained(folder: Path, layers: list[int] | None) -> Encoder:
