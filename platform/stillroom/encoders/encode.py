@@ -146,7 +146,7 @@ def micro_batches(lengths: Sequence[int], budget: int, at_least: int = 1) -> lis
     Args:
         at_least: so many micro-batches, if there are as many rows.
     """
-    order = np.argsort(lengths, kind="stable")[::-1]
+    order = np.argsort(lengths, kind="stable")[::-1].copy()  # torch takes no negative stride
     found: list[np.ndarray] = []
     start = 0
     while start < len(order):
