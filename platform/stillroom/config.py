@@ -221,6 +221,16 @@ class Teacher(Section):
     lora: Lora | None = Lora()  # null: every weight is trained
     phases: tuple[Annotated[Phase, Field(discriminator="objective")], ...] = ()  # none: the base
 
+    @model_validator(mode="after")
+    def _merging_is_of_adapters(self) -> "Teacher":
+        for i, phase in enumerate(self.phases):
+            if phase.merge_before and (i == 0 or self.lora is None):
+                raise ValueError(
+                    f"phases[{i}].merge_before has nothing to merge: it needs lora, and a phase "
+                    "before it"
+                )
+        return self
+
 
 class Distil(Section):
     """Weights of the distillation losses; see `learning.objectives.Distillation`."""
@@ -328,20 +338,23 @@ class Actors(Section):
     gpus: NonNegativeFloat = 0.0
 
 
+class Tracking(Section):
+    """Where training's figures go beside metrics.jsonl."""
+
+    tensorboard: bool = True
+    mlflow: str | None = None  # tracking URI
+    wandb: str | None = None  # project
+
+
 class Scale(Section):
+    """Time, place and what is shown, never results; not part of a key."""
+
     teacher: Workers = Workers(engine="deepspeed")
     student: Workers = Workers()
     vectors: Actors = Actors()
     negatives: Actors = Actors()
     report: Actors = Actors()  # one model after another, each by one actor
-
-
-class Tracking(Section):
-    """Where training's figures go beside metrics.jsonl; never part of a key."""
-
-    tensorboard: bool = True
-    mlflow: str | None = None  # tracking URI
-    wandb: str | None = None  # project
+    tracking: Tracking = Tracking()
 
 
 class Recipe(Section):
@@ -356,7 +369,6 @@ class Recipe(Section):
     report: Report = Report()
     release: Release = Release()
     scale: Scale = Scale()
-    tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":

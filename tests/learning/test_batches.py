@@ -3,34 +3,140 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.learning.batches import batch_ids, draw_negatives
-
-
-@given(
-    n=st.integers(8, 60),
-    per_worker=st.integers(1, 4),
-    world=st.sampled_from([1, 2, 4]),
-    step=st.integers(0, 40),
+from stillroom.encoders.prompt import NO_TARGET
+from stillroom.encoders.store import create
+from stillroom.learning.batches import (
+    Ahead,
+    Order,
+    PairBatches,
+    PairData,
+    draw_negatives,
+    masked,
 )
-def test_workers_share_the_batch_that_one_would_take_alone(n, per_worker, world, step):
-    batch = per_worker * world
-    if batch > n:
-        return
-    alone = batch_ids(n, seed=3, step=step, global_batch=batch)
-    shared = [
-        batch_ids(n, seed=3, step=step, global_batch=batch, rank=rank, world=world)
-        for rank in range(world)
-    ]
-    assert sorted(np.concatenate(shared)) == sorted(alone)
-    assert {len(part) for part in shared} == {per_worker}
+
+
+def one(n, batch, **how):
+    return Order(np.zeros(n, dtype=int), seed=3, global_batch=batch, **how)
+
+
+orders = st.builds(
+    lambda sizes, one_source, by_length: Order(
+        np.repeat(np.arange(len(sizes)), sizes),
+        seed=3,
+        global_batch=8,
+        one_source=one_source,
+        lengths=np.arange(sum(sizes)) % 7 if by_length else None,
+    ),
+    sizes=st.lists(st.integers(4, 40), min_size=1, max_size=3),
+    one_source=st.booleans(),
+    by_length=st.booleans(),
+)
+
+
+@given(order=orders, world=st.sampled_from([2, 4, 8]), step=st.integers(0, 40))
+def test_workers_share_the_batch_that_one_would_take_alone(order, world, step):
+    shared = [order.at(step, rank, world) for rank in range(world)]
+    assert sorted(np.concatenate(shared)) == sorted(order.at(step))
+    assert {len(part) for part in shared} == {8 // world}
+
+
+@given(order=orders, steps=st.lists(st.integers(0, 30), min_size=1, max_size=5))
+def test_a_step_s_rows_do_not_depend_on_what_was_asked_before(order, steps):
+    afresh = Order(
+        order.source, order.seed, order.global_batch, order.weights, order.one_source, order.lengths
+    )
+    for step in steps:
+        order.at(step)
+    assert list(order.at(steps[0])) == list(afresh.at(steps[0]))
 
 
 def test_an_epoch_takes_every_row_at_most_once_and_the_next_in_another_order():
-    epoch = [batch_ids(20, seed=1, step=step, global_batch=6) for step in range(6)]
+    epoch = [one(20, 6).at(step) for step in range(6)]
     first, second = np.concatenate(epoch[:3]), np.concatenate(epoch[3:])
     assert len(set(first)) == len(first) == 18
     assert len(set(second)) == 18
     assert list(first) != list(second)
+
+
+def test_a_batch_of_one_source_holds_no_row_of_another():
+    order = Order(np.repeat([0, 1], [30, 60]), seed=1, global_batch=10)
+    sources = [set(order.source[order.at(step)]) for step in range(60)]
+    assert {len(found) for found in sources} == {1}
+    assert 10 <= sum(found == {0} for found in sources) <= 30  # a third, by size
+
+
+@pytest.mark.parametrize("one_source", [True, False])
+def test_weights_decide_how_often_a_source_is_drawn(one_source):
+    order = Order(
+        np.repeat([0, 1], [30, 60]), seed=1, global_batch=10, weights=(3, 1), one_source=one_source
+    )
+    drawn = np.concatenate([order.source[order.at(step)] for step in range(200)])
+    assert 0.68 < (drawn == 0).mean() < 0.82
+
+
+def test_mixed_batches_still_read_each_source_in_whole_epochs():
+    order = Order(np.repeat([0, 1], [30, 60]), seed=1, global_batch=10, one_source=False)
+    drawn = np.concatenate([order.at(step) for step in range(100)])
+    for rows in order.rows:
+        own = drawn[np.isin(drawn, rows)]
+        whole = len(own) // len(rows)
+        counts = np.bincount(own[: whole * len(rows)], minlength=90)[rows]
+        assert set(counts) == {whole}
+
+
+def test_a_source_smaller_than_a_batch_is_repeated():
+    assert sorted(one(3, 6).at(0)) == [0, 0, 1, 1, 2, 2]
+
+
+def test_batches_by_length_hold_like_lengths_and_every_row_once():
+    lengths = np.random.default_rng(0).integers(1, 500, 320)
+    sorted_ones, plain = one(320, 8, lengths=lengths), one(320, 8)
+
+    def spread(order):
+        return np.mean([np.ptp(lengths[order.at(step)]) for step in range(40)])
+
+    assert spread(sorted_ones) < spread(plain) / 5
+    assert sorted(np.concatenate([sorted_ones.at(step) for step in range(40)])) == list(range(320))
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.3, 0.999])
+def test_what_is_masked_is_predicted_by_the_state_before_it_and_nothing_else_is(share):
+    ids = list(range(100, 140))
+    cloze = masked(ids, 7, share, np.random.default_rng(0))
+    hidden = [place for place, own in enumerate(cloze.ids) if own == 7]
+    assert hidden and 0 not in hidden
+    for place, target in enumerate(cloze.targets):
+        assert target == (ids[place + 1] if place + 1 in hidden else NO_TARGET)
+    kept = [place for place in range(40) if place not in hidden]
+    assert [cloze.ids[place] for place in kept] == [ids[place] for place in kept]
+
+
+def test_a_source_s_prompts_replace_the_model_s_own(decoder):
+    from stillroom.encoders.contract import Prompts
+
+    encoder = create(
+        str(decoder), space="s", pooling="mean", prompts={"query": "own: ", "passage": ""}
+    )
+    data = PairData(
+        queries=["first", "second"],
+        passages=["one", "two"],
+        positive=np.arange(2),
+        source=np.array([0, 1]),
+        prompts=(None, Prompts(query="task: ", passage="doc: ")),
+    )
+    order = Order(data.source, seed=0, global_batch=2, one_source=False, weights=(1, 1))
+    step = next(s for s in range(20) if set(order.at(s)) == {0, 1})
+    rows = list(order.at(step))
+    batch = PairBatches(data, order, encoder.prompter, 0, 16, 16)(step)
+    texts = encoder.tokenizer.batch_decode([one.ids[1:] for one in batch.queries])
+    assert [texts[rows.index(row)] for row in (0, 1)] == ["own: first", "task: second"]
+    texts = encoder.tokenizer.batch_decode([one.ids[1:] for one in batch.passages])
+    assert [texts[rows.index(row)] for row in (0, 1)] == ["one", "doc: two"]
+
+
+def test_batches_made_ahead_are_the_same_whichever_step_comes_first():
+    ahead = Ahead(lambda step: step * step, steps=9)
+    assert [ahead(step) for step in range(4, 9)] == [step * step for step in range(4, 9)]
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -1,4 +1,4 @@
-"""However many workers, whatever engine, cached or not: the updates that one process makes alone."""
+"""However many workers, whatever engine, cached or not: the steps that one process takes alone."""
 
 import functools
 from pathlib import Path

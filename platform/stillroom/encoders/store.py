@@ -10,6 +10,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 
 from stillroom.encoders import sentence_transformers
+from stillroom.encoders.backbone import HEAD as HEAD_WEIGHT
 from stillroom.encoders.backbone import (
     add_lora,
     attention_of,
@@ -27,6 +28,7 @@ from stillroom.errors import UserError
 
 ADAPTER = "adapter"
 PROJECTION = "projection.safetensors"
+HEAD = "head.safetensors"  # of a language model that was trained to generate, too
 PLAIN_MAX_TOKENS = 512  # of a base that says nothing itself
 
 
@@ -83,7 +85,9 @@ def create(
         raise UserError("max_tokens", f"{max_tokens} is more than {base} reads", f"At most {most}")
     if layers is not None:
         cut(backbone, layers)
-    predicts = load_head(folder, backbone).requires_grad_(lora is None) if head else None
+    predicts = None
+    if head:
+        predicts = load_head(_head_folder(folder), backbone).requires_grad_(lora is None)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         projection = encoder.projection
@@ -98,17 +102,24 @@ def create(
     return Encoder(contract, encoder.tokenizer, backbone, projection, predicts)
 
 
-def load(folder: str | Path, *, device: str = "cpu", trainable: bool = False) -> Encoder:
+def load(
+    folder: str | Path, *, device: str = "cpu", trainable: bool = False, head: bool = False
+) -> Encoder:
     """An encoder of ours or of sentence-transformers, in evaluation mode.
 
     Args:
         folder: a folder, or any name that `locate` knows.
         trainable: keeps adapters apart, to train on; they are merged otherwise.
+        head: brings the language model's head, its own if it was trained, else its base's.
 
     Raises:
         UserError: when it is missing, or a plain model that says nothing of pooling.
     """
-    encoder = _own(locate(str(folder)), str(folder), None, None, None, trainable=trainable)
+    found = locate(str(folder))
+    encoder = _own(found, str(folder), None, None, None, trainable=trainable)
+    if head:
+        encoder.head = load_head(_head_folder(found), encoder.backbone)
+        encoder.head.requires_grad_(trainable and not isinstance(encoder.backbone, PeftModel))
     return encoder.to(device).train(trainable)
 
 
@@ -148,8 +159,17 @@ def save(
             sentence_transformers.write(folder, contract, _hidden(backbone), projection)
     if projection is not None:
         save_file({"weight": projection.contiguous()}, folder / PROJECTION)
+    if encoder.head is not None and encoder.head.weight.requires_grad:
+        save_file({HEAD_WEIGHT: whole["head.weight"].contiguous()}, folder / HEAD)
     encoder.tokenizer.save_pretrained(folder)
     contract.write(folder)
+
+
+def merged(encoder: Encoder, state_dict: Mapping[str, torch.Tensor]) -> Encoder:
+    """The encoder with trained tensors put in and its adapters merged, to be saved whole."""
+    encoder.load_state_dict(dict(state_dict), strict=False)
+    encoder.backbone = encoder.backbone.merge_and_unload()
+    return encoder
 
 
 def _own(
@@ -225,6 +245,13 @@ def _ours(folder: Path, contract: Contract, dtype: torch.dtype | None, trainable
     if (folder / PROJECTION).exists():
         projection = _projection(load_file(folder / PROJECTION)["weight"])
     return Encoder(contract, load_tokenizer(folder), backbone, projection)
+
+
+def _head_folder(folder: Path) -> Path:
+    """Where an encoder's language model has its head: with it if trained, else with its base."""
+    if (folder / FILE).exists() and not (folder / HEAD).exists():
+        return _head_folder(locate(Contract.read(folder).base))
+    return _weights(folder)
 
 
 def _weights(folder: Path) -> Path:

@@ -44,14 +44,15 @@ class Order:
     @cached_property
     def rows(self) -> list[np.ndarray]:
         """Rows of each source."""
-        return [np.flatnonzero(self.source == s) for s in range(int(self.source.max()) + 1)]
+        sources = max(len(self.weights or ()), int(self.source.max()) + 1)
+        return [np.flatnonzero(self.source == s) for s in range(sources)]
 
     @cached_property
     def shares(self) -> np.ndarray:
         """How likely each source is, adding up to 1."""
-        weights = self.weights or [len(rows) for rows in self.rows]
-        known = np.array([w if len(rows) else 0 for w, rows in zip(weights, self.rows, strict=True)])
-        return known / known.sum()
+        sizes = np.array([len(rows) for rows in self.rows])
+        weights = sizes if self.weights is None else np.where(sizes, self.weights, 0)
+        return weights / weights.sum()
 
     def at(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
         """The rows that a worker takes: int64, (global_batch / world,)."""
@@ -206,7 +207,7 @@ class PairBatches:
             prompts = self.data.prompts[one]
             places = np.flatnonzero(source == one)
             made = self.prompter(
-                [texts[place] for place in places],
+                [texts[int(place)] for place in places],
                 role,
                 max_tokens=most,
                 prompt=None if prompts is None else getattr(prompts, role),

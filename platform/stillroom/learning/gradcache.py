@@ -81,9 +81,7 @@ class Forwards:
         for rows in self._chunks([len(one.ids) for one in clozes]):
             batch = pad_clozes([clozes[row] for row in rows], self.pad_id)
             of_rows = weights[torch.from_numpy(rows).to(weights.device)]
-            self._kept.append(
-                _Kept(batch, self._next_seed(), lambda of_rows=of_rows: of_rows, name)
-            )
+            self._kept.append(_Kept(batch, self._next_seed(), of_rows.clone, name))
 
     def backward(self, loss: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """Leaves the gradients of `loss` and of everything predicted with the engine.

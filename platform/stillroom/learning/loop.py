@@ -30,9 +30,7 @@ class NonFiniteLoss(Exception):
         )
 
 
-def schedule(
-    step: int, *, steps: int, warmup: int, peak: float, shape: str = "linear"
-) -> float:
+def schedule(step: int, *, steps: int, warmup: int, peak: float, shape: str = "linear") -> float:
     """Learning rate of a step: up to `peak` over `warmup` steps, then down to 0 at `steps`.
 
     Args:

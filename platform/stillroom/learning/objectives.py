@@ -38,10 +38,16 @@ class Pairs:
     teacher_passages: Tensor | None = None
 
     def to(self, device: torch.device) -> "Pairs":
-        moved = {
-            name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)
-        }
-        return replace(self, **moved)
+        def moved(vectors: Tensor | None) -> Tensor | None:
+            return None if vectors is None else vectors.to(device)
+
+        return replace(
+            self,
+            query_ids=self.query_ids.to(device),
+            passage_ids=self.passage_ids.to(device),
+            teacher_queries=moved(self.teacher_queries),
+            teacher_passages=moved(self.teacher_passages),
+        )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.train
@@ -16,14 +17,15 @@ from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from stillroom.artifacts import Draft
-from stillroom.config import Optimisation, Workers
+from stillroom.config import Optimisation, Tracking, Workers
 from stillroom.encoders.contract import FILE as CONTRACT
 from stillroom.encoders.encode import Encoder
-from stillroom.encoders.store import save
+from stillroom.encoders.store import merged, save
 from stillroom.errors import UserError
-from stillroom.learning.batches import PairBatches, PairData
+from stillroom.learning.batches import Ahead
 from stillroom.learning.engine import DeepSpeedEngine, Engine, TorchEngine
-from stillroom.learning.loop import Objective, linear_decay, train
+from stillroom.learning.loop import schedule, train
+from stillroom.learning.objectives import Objective
 
 METRICS = "metrics.jsonl"  # one line a step
 
@@ -34,17 +36,21 @@ log = logging.getLogger(__name__)
 class Task:
     """What is trained, on what, towards what. Travels to the workers by pickle.
 
-    `encoder` and `data` are functions, so that each worker reads its own copy from storage.
+    Attributes:
+        encoder, batches: functions, so that each worker reads its own copy from storage; the
+            latter is given the encoder, and the worker's rank and world.
+        merges: the result is saved whole, for its adapter lies on weights that no base holds.
     """
 
     encoder: Callable[[], Encoder]
-    data: Callable[[], PairData]
+    batches: Callable[[Encoder, dict[str, int]], Any]
     objective: Objective
     settings: Optimisation
     seed: int
+    merges: bool = False
 
 
-def fit(task: Task, scale: Workers, out: Draft) -> dict[str, float]:
+def fit(task: Task, scale: Workers, tracking: Tracking, out: Draft) -> dict[str, float]:
     """Trains under Ray Train and leaves the encoder, and metrics.jsonl, in the draft.
 
     A worker that dies is replaced, and the run goes on from the newest checkpoint; a run whose
@@ -118,18 +124,7 @@ def _work(task: Task, scale: Workers) -> None:
     encoder = task.encoder().to(ray.train.torch.get_device())
     encoder.train()
     settings = task.settings
-    batches = PairBatches(
-        data=task.data(),
-        prompter=encoder.prompter,
-        pad_id=encoder.pad_id,
-        seed=task.seed,
-        global_batch=settings.global_batch,
-        hard_negatives=settings.hard_negatives,
-        query_tokens=settings.query_tokens,
-        passage_tokens=settings.passage_tokens,
-        rank=rank,
-        world=world,
-    )
+    batches = task.batches(encoder, {"rank": rank, "world": world})
     engine = _engine(encoder, settings, scale)
     history: list[dict[str, float]] = []
     start = 0
@@ -159,7 +154,9 @@ def _work(task: Task, scale: Workers) -> None:
             folder = Path(name)
             if encoder_too:
                 trained = engine.trained()
-                if rank == 0:
+                if rank == 0 and task.merges:
+                    save(merged(task.encoder(), trained), folder)
+                elif rank == 0:
                     save(encoder, folder, state_dict=trained)
             else:
                 engine.save(folder, {"step": done})
@@ -172,15 +169,19 @@ def _work(task: Task, scale: Workers) -> None:
     train(
         engine,
         task.objective,
-        batches,
+        Ahead(batches, settings.steps),
         steps=settings.steps,
         learning_rate=functools.partial(
-            linear_decay,
+            schedule,
             steps=settings.steps,
             warmup=round(settings.warmup * settings.steps),
             peak=settings.learning_rate,
+            shape=settings.schedule,
         ),
         seed=task.seed,
+        pad_id=encoder.pad_id,
+        micro_tokens=scale.micro_tokens,
+        gradcache=scale.gradcache,
         start=start,
         report=report,
         checkpoint=keep,

@@ -47,8 +47,7 @@ def report(
     # One after the other: a speed measured beside another model's would be the wrong one.
     task = ray.remote(num_cpus=scale.report.cpus, num_gpus=scale.report.gpus)(_measured)
     found = {
-        name: ray.get(task.remote(make, role, corpus))
-        for name, (role, make) in models.items()
+        name: ray.get(task.remote(make, role, corpus)) for name, (role, make) in models.items()
     }
     sets = evaluation_sets(corpus)
     if section.bm25:

@@ -1,6 +1,5 @@
 """A small encoder, distilled from the teacher's vectors and the negatives it mined."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -10,11 +9,9 @@ from stillroom.config import Student as Section
 from stillroom.encoders.contract import Contract
 from stillroom.encoders.encode import Encoder
 from stillroom.encoders.store import create
-from stillroom.learning.batches import PairData
 from stillroom.learning.objectives import Distillation
+from stillroom.stages.batches import pair_batches
 from stillroom.stages.fit import Task, fit
-from stillroom.stages.teacher import training_pairs
-from stillroom.stages.vectors import stored
 
 
 def student(
@@ -30,12 +27,12 @@ def student(
     """Writes an encoder folder, in the teacher's space or in one of its own."""
     task = Task(
         encoder=functools.partial(_start, section, seed, out.path.name, vectors),
-        data=functools.partial(_data, corpus, vectors, negatives),
+        batches=functools.partial(pair_batches, corpus, negatives, vectors, section, seed),
         objective=Distillation(**section.losses.model_dump()),
         settings=section,
         seed=seed,
     )
-    return fit(task, scale.student, out)
+    return fit(task, scale.student, scale.tracking, out)
 
 
 def _start(section: Section, seed: int, space: str, vectors: Artifact) -> Encoder:
@@ -51,11 +48,4 @@ def _start(section: Section, seed: int, space: str, vectors: Artifact) -> Encode
         layers=section.layers,
         projection_dims=teacher.dims[0] if shares else None,
         seed=seed,
-    )
-
-
-def _data(corpus: Artifact, vectors: Artifact, negatives: Artifact) -> PairData:
-    queries, passages = stored(vectors)
-    return dataclasses.replace(
-        training_pairs(corpus, negatives), teacher_queries=queries, teacher_passages=passages
     )

@@ -1,26 +1,26 @@
 """Base → teacher: one phase of training, or the base as it is."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stillroom.artifacts import Artifact, Draft
-from stillroom.config import Contrastive, Scale
+from stillroom.config import Contrastive, Joint, Mntp, Phase, Scale, Simcse
 from stillroom.config import Teacher as Section
+from stillroom.encoders.backbone import set_dropout
+from stillroom.encoders.contract import Contract
 from stillroom.encoders.encode import Encoder
 from stillroom.encoders.store import create, load, save
 from stillroom.learning import objectives
-from stillroom.learning.batches import PairData
-from stillroom.stages.corpus import CorpusFiles
+from stillroom.stages import batches
 from stillroom.stages.fit import Task, fit
 
 
 def teacher(
     *,
     section: Section,
-    phase: Contrastive | None,
+    phase: Phase | None,
     seed: int,
     scale: Scale,
     out: Draft,
@@ -35,48 +35,84 @@ def teacher(
         teacher: the phase before, whose weights this one goes on with.
     """
     before = None if teacher is None else teacher.path
-    start = functools.partial(_start, section, phase is not None, seed, out.path.name, before)
+    start = functools.partial(_start, section, phase, seed, out.path.name, before)
     if phase is None:
         save(start(), out.path)
         return {}
     assert corpus is not None
-    task = Task(
-        encoder=start,
-        data=functools.partial(training_pairs, corpus, negatives),
-        objective=objectives.Contrastive(temperature=phase.temperature),
-        settings=phase,
-        seed=seed,
+    objective, data = _parts(phase, corpus, negatives, seed)
+    task = Task(start, data, objective, phase, seed, merges=phase.merge_before)
+    return fit(task, scale.teacher, scale.tracking, out)
+
+
+def _parts(
+    phase: Phase, corpus: Artifact, negatives: Artifact | None, seed: int
+) -> tuple[objectives.Objective, Callable[..., Any]]:
+    """What a phase minimises, and its batches as a function of (encoder, place)."""
+    match phase:
+        case Mntp():
+            return objectives.Mntp(), functools.partial(batches.masked_batches, corpus, phase, seed)
+        case Simcse():
+            return (
+                objectives.Simcse(phase.temperature),
+                functools.partial(batches.text_batches, corpus, phase, seed),
+            )
+        case Joint():
+            return (
+                objectives.Joint(
+                    _contrastive(phase), phase.generation_weight, phase.generation_loss
+                ),
+                functools.partial(batches.joint_batches, corpus, negatives, phase, seed),
+            )
+        case Contrastive():
+            return (
+                _contrastive(phase),
+                functools.partial(batches.pair_batches, corpus, negatives, None, phase, seed),
+            )
+
+
+def _contrastive(phase: Contrastive) -> objectives.Contrastive:
+    return objectives.Contrastive(
+        temperature=phase.temperature,
+        in_batch=phase.in_batch,
+        query_query=phase.query_query,
+        passage_passage=phase.passage_passage,
+        false_negative_margin=phase.false_negative_margin,
+        dims=phase.dims,
     )
-    return fit(task, scale.teacher, out)
 
 
-def _start(section: Section, trained: bool, seed: int, space: str, before: Path | None) -> Encoder:
+def _start(
+    section: Section, phase: Phase | None, seed: int, space: str, before: Path | None
+) -> Encoder:
     """The encoder that a phase begins with."""
-    if before is not None:
-        encoder = load(before, trainable=True)
+    lora = section.lora.model_dump() if section.lora and phase is not None else None
+    head = isinstance(phase, Mntp | Joint)
+    if before is not None and phase is not None and phase.merge_before:
+        encoder = create(str(before), space=space, lora=lora, head=head, seed=seed)
+        base = Contract.read(before).base
+        encoder.contract = encoder.contract.model_copy(update={"base": base})
+    elif before is not None:
+        encoder = load(before, trainable=True, head=head)
         encoder.contract = encoder.contract.model_copy(update={"space": space})
-        return encoder
-    return create(
-        section.base,
-        attention=section.attention,
-        pooling=section.pooling,
-        append_eos=section.append_eos,
-        prompts=None if section.prompts is None else section.prompts.model_dump(),
-        pool_prompt=section.pool_prompt,
-        max_tokens=section.max_tokens,
-        precision=section.precision,
-        space=space,
-        lora=section.lora.model_dump() if section.lora and trained else None,
-        seed=seed,
-    )
-
-
-def training_pairs(corpus: Artifact, negatives: Artifact | None) -> PairData:
-    """The corpus's pairs, with what was mined for them."""
-    files = CorpusFiles.read(corpus)
-    return PairData(
-        queries=files.queries,
-        passages=files.passages,
-        positive=files.positive,
-        negatives=None if negatives is None else np.load(negatives.path / "negatives.npy"),
-    )
+    else:
+        encoder = create(
+            section.base,
+            attention=section.attention,
+            pooling=section.pooling,
+            append_eos=section.append_eos,
+            prompts=None if section.prompts is None else section.prompts.model_dump(),
+            pool_prompt=section.pool_prompt,
+            max_tokens=section.max_tokens,
+            precision=section.precision,
+            space=space,
+            lora=lora,
+            head=head,
+            seed=seed,
+        )
+    if isinstance(phase, Simcse):
+        set_dropout(encoder.backbone, phase.dropout)
+    if isinstance(phase, Contrastive) and phase.dims:
+        sizes = sorted({*phase.dims, encoder.contract.dims[0]}, reverse=True)
+        encoder.contract = encoder.contract.model_copy(update={"dims": tuple(sizes)})
+    return encoder

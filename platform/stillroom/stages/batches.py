@@ -1,0 +1,139 @@
+"""Artifacts → a phase's batches. Each worker reads its own from storage."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from stillroom.artifacts import Artifact
+from stillroom.config import Joint, Mntp, Optimisation, PairTraining, Simcse
+from stillroom.encoders.encode import Encoder
+from stillroom.errors import UserError
+from stillroom.learning.batches import (
+    GenerationBatches,
+    JointBatches,
+    MaskedBatches,
+    Order,
+    PairBatches,
+    PairData,
+    TextBatches,
+)
+from stillroom.stages.corpus import CorpusFiles
+from stillroom.stages.vectors import stored
+
+Place = dict[str, int]  # rank and world
+
+
+def pair_batches(
+    corpus: Artifact,
+    negatives: Artifact | None,
+    vectors: Artifact | None,
+    settings: PairTraining,
+    seed: int,
+    encoder: Encoder,
+    place: Place,
+) -> PairBatches:
+    """Pairs, with hard negatives and the teacher's vectors where they are given."""
+    files = CorpusFiles.read(corpus)
+    data = PairData(
+        queries=files.queries,
+        passages=files.passages,
+        positive=files.positive,
+        source=files.source,
+        prompts=files.prompts,
+        negatives=_negatives(files, negatives, settings.hard_negatives),
+    )
+    if vectors is not None:
+        queries, passages = stored(vectors)
+        data = dataclasses.replace(data, teacher_queries=queries, teacher_passages=passages)
+    return PairBatches(
+        data,
+        _order(files.source, settings, seed, files, files.queries),
+        encoder.prompter,
+        hard_negatives=settings.hard_negatives,
+        query_tokens=settings.query_tokens,
+        passage_tokens=settings.passage_tokens,
+        **place,
+    )
+
+
+def text_batches(
+    corpus: Artifact, settings: Simcse | Mntp, seed: int, encoder: Encoder, place: Place
+) -> TextBatches:
+    """The corpus's passages, without labels."""
+    files = CorpusFiles.read(corpus)
+    order = _order(files.passage_source, settings, seed, files, files.passages)
+    return TextBatches(files.passages, order, encoder.prompter, settings.tokens, **place)
+
+
+def masked_batches(
+    corpus: Artifact, settings: Mntp, seed: int, encoder: Encoder, place: Place
+) -> MaskedBatches:
+    texts = text_batches(corpus, settings, seed, encoder, place)
+    return MaskedBatches(texts, _mask_id(settings, encoder.tokenizer), settings.mask_share)
+
+
+def joint_batches(
+    corpus: Artifact,
+    negatives: Artifact | None,
+    settings: Joint,
+    seed: int,
+    encoder: Encoder,
+    place: Place,
+) -> JointBatches:
+    pairs = pair_batches(corpus, negatives, None, settings, seed, encoder, place)
+    if settings.generate == "pairs":
+        prompts = pairs.data.queries
+        completions = [pairs.data.passages[i] for i in pairs.data.positive]
+    else:
+        prompts, completions = CorpusFiles.read(corpus).conversations
+    everything = np.zeros(len(prompts), dtype=int)
+    return JointBatches(
+        pairs,
+        GenerationBatches(
+            prompts,
+            completions,
+            # Another stream than the pairs': both are permuted by their seed.
+            Order(everything, seed=seed + 1, global_batch=settings.generation_batch),
+            encoder.prompter,
+            settings.generation_tokens,
+            **place,
+        ),
+    )
+
+
+def _order(
+    source: np.ndarray, settings: Optimisation, seed: int, files: CorpusFiles, texts: list[str]
+) -> Order:
+    return Order(
+        source,
+        seed=seed,
+        global_batch=settings.global_batch,
+        weights=None if settings.mix is None else [settings.mix.get(n, 0.0) for n in files.sources],
+        one_source=settings.one_source_a_batch,
+        lengths=np.array([len(text) for text in texts]) if settings.by_length else None,
+    )
+
+
+def _negatives(files: CorpusFiles, mined: Artifact | None, count: int) -> np.ndarray | None:
+    """Passage rows of each pair's hard negatives, (pairs, most of a pair), -1 for none."""
+    if mined is not None:
+        return np.load(mined.path / "negatives.npy")
+    if not count:
+        return None
+    most = max(count, *(len(given) for given in files.negatives))
+    rows = np.full((len(files.queries), most), -1, dtype=np.int64)
+    for row, given in zip(rows, files.negatives, strict=True):
+        row[: len(given)] = given
+    return rows
+
+
+def _mask_id(settings: Mntp, tokenizer: Any) -> int:
+    if settings.mask == "blank":
+        return int(tokenizer("_", add_special_tokens=False)["input_ids"][-1])
+    found = tokenizer.mask_token_id if settings.mask == "mask" else tokenizer.eos_token_id
+    if found is None:
+        raise UserError(
+            f"mask: {settings.mask}", "the tokenizer has no such token", "Use mask: blank"
+        )
+    return int(found)
