@@ -155,6 +155,11 @@ def all_trained(folder: Path, engine: str, **how: object) -> dict[str, object]:
     return {name: trained(folder, name, engine, **how) for name in OBJECTIVES}
 
 
+def plain_and_cached(folder: Path, engine: str) -> list[dict[str, object]]:
+    """The same in micro-batches, without and with GradCache."""
+    return [all_trained(folder, engine, micro=40, cached=cached) for cached in (False, True)]
+
+
 Trained = tuple[list[float], list[float], dict[str, torch.Tensor]]
 
 
@@ -179,26 +184,23 @@ def alone(decoder):
     return all_trained(decoder, "torch")
 
 
-@pytest.mark.parametrize("cached", [False, True], ids=["plain", "gradcache"])
-def test_micro_batches_take_the_steps_of_whole_ones(cached, alone, decoder):
-    all_same(all_trained(decoder, "torch", micro=40, cached=cached), alone)
-
-
-@pytest.mark.parametrize(
-    ("workers", "cached"), [(2, True), (4, False)], ids=["2-gradcache", "4-plain"]
-)
-def test_workers_together_take_the_steps_that_one_takes_alone(workers, cached, alone, decoder):
-    how = {"micro": 40, "cached": cached}
-    for theirs in in_workers(workers, all_trained, decoder, "torch", **how):
+def test_micro_batches_take_the_steps_of_whole_ones(alone, decoder):
+    for theirs in plain_and_cached(decoder, "torch"):
         all_same(theirs, alone)
 
 
-@pytest.mark.parametrize("cached", [False, True], ids=["plain", "gradcache"])
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_together_take_the_steps_that_one_takes_alone(workers, alone, decoder):
+    for of_worker in in_workers(workers, plain_and_cached, decoder, "torch"):
+        for theirs in of_worker:
+            all_same(theirs, alone)
+
+
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_deepspeed_takes_the_steps_of_plain_torch(zero, cached, alone, decoder):
-    how = {"micro": 40, "cached": cached}
-    for theirs in in_workers(2, all_trained, decoder, f"zero-{zero}", **how):
-        all_same(theirs, alone)
+def test_deepspeed_takes_the_steps_of_plain_torch(zero, alone, decoder):
+    for of_worker in in_workers(2, plain_and_cached, decoder, f"zero-{zero}"):
+        for theirs in of_worker:
+            all_same(theirs, alone)
 
 
 @pytest.mark.parametrize("engine", ["torch", "zero-3"])
@@ -222,14 +224,11 @@ def test_dropout_is_replayed_in_the_second_pass(objective, decoder):
 
 @pytest.mark.parametrize("engine", ["torch", "zero-2", "zero-3"])
 def test_a_resumed_run_retraces_the_uninterrupted_one(engine, decoder, tmp_path):
-    for objective in ("contrastive", "joint"):
-        keep = tmp_path / objective
-        keep.mkdir()
-        how = {"keep": keep, "dropout": 0.2, "micro": 40, "cached": True}
-        [(whole, _, weights), _] = in_workers(2, trained, decoder, objective, engine, **how)
-        [(rest, _, resumed), _] = in_workers(2, trained, decoder, objective, engine, start=2, **how)
-        torch.testing.assert_close(rest, whole[2:], atol=1e-6, rtol=1e-6)
-        torch.testing.assert_close(resumed, weights, atol=1e-6, rtol=1e-6)
+    how = {"keep": tmp_path, "dropout": 0.2, "micro": 40, "cached": True}
+    [(whole, _, weights), _] = in_workers(2, trained, decoder, "joint", engine, **how)
+    [(rest, _, resumed), _] = in_workers(2, trained, decoder, "joint", engine, start=2, **how)
+    assert rest == pytest.approx(whole[2:], rel=1e-6)
+    torch.testing.assert_close(resumed, weights, atol=1e-6, rtol=1e-6)
 
 
 def test_a_loss_that_is_no_number_stops_before_it_spoils_the_weights(decoder):

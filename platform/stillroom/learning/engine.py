@@ -128,7 +128,7 @@ class DeepSpeedEngine:
     ):
         import deepspeed
 
-        self.module = module
+        self.module, self.zero_stage = module, zero_stage
         self.optimizer = adamw(module, weight_decay)
         self.engine: Any = deepspeed.initialize(
             model=module,
@@ -158,8 +158,16 @@ class DeepSpeedEngine:
         # ZeRO swaps the tensors inside the optimizer's groups but keeps the groups themselves.
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        norm = None
+        if self.zero_stage == 0:  # where DeepSpeed does not tell
+            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(grads)
         self.engine.step()
-        return float(self.engine.get_global_grad_norm() or 0.0)
+        if self.zero_stage == 3:
+            # A weight that the next step's first backward does not reach would keep this step's
+            # gradient, and have the next one added to it.
+            self.engine.optimizer.grad_partitions_flat_buffer.zero_()
+        return float(self.engine.get_global_grad_norm() if norm is None else norm)
 
     def save(self, folder: Path, state: State) -> None:
         self.engine.save_checkpoint(
