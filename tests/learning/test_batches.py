@@ -123,6 +123,7 @@ def test_a_source_s_prompts_replace_the_model_s_own(decoder):
         positive=np.arange(2),
         source=np.array([0, 1]),
         prompts=(None, Prompts(query="task: ", passage="doc: ")),
+        symmetric=(False, True),
     )
     order = Order(data.source, seed=0, global_batch=2, one_source=False, weights=(1, 1))
     step = next(s for s in range(20) if set(order.at(s)) == {0, 1})

@@ -68,6 +68,7 @@ def data(dims: int) -> PairData:
         positive=np.concatenate([[0], np.arange(23)]),
         source=np.arange(24) % 2,
         prompts=(None, None),
+        symmetric=(False, True),
         negatives=rng.integers(23, 30, size=(24, 3)),
         teacher_queries=vectors(24),
         teacher_passages=vectors(30),

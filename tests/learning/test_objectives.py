@@ -1,5 +1,6 @@
 """Contrastive objectives against loops that spell out who is whose negative."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -85,6 +86,14 @@ def test_every_kind_of_negative_is_the_one_spelled_out(
     loss, _ = objective(Given(q, p), pairs)
     slow = spelled_out(pairs, q, p, margin=margin, size=DIMS, **how)
     assert float(loss) == pytest.approx(slow, rel=1e-5)
+
+
+def test_in_a_symmetric_batch_other_queries_are_negatives(batch):
+    pairs, q, p = batch
+    asked, _ = Contrastive(temperature=T, query_query=True)(Given(q, p), pairs)
+    symmetric = dataclasses.replace(pairs, symmetric=True)
+    loss, _ = Contrastive(temperature=T)(Given(q, p), symmetric)
+    assert float(loss) == float(asked) != float(Contrastive(temperature=T)(Given(q, p), pairs)[0])
 
 
 def test_matryoshka_adds_the_losses_of_prefixes_of_unit_length(batch):

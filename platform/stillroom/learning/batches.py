@@ -127,9 +127,10 @@ class PairData:
     """Training pairs in memory: row i is (queries[i], passages[positive[i]]).
 
     Equal passages must be one row. `negatives` holds passage rows, (pairs, per_query), -1 where
-    there are fewer. `source` numbers each pair's source, and `prompts` has what that source puts
-    before its texts, None for the encoder's own. Teacher vectors, float16 and usually
-    memory-mapped, are in the order of `queries` and `passages`.
+    there are fewer. `source` numbers each pair's source; `prompts` has what that source puts before
+    its texts, None for the encoder's own; `symmetric` says of each source whether its queries and
+    passages are of one kind. Teacher vectors, float16 and usually memory-mapped, are in the order
+    of `queries` and `passages`.
     """
 
     queries: Sequence[str]
@@ -137,6 +138,7 @@ class PairData:
     positive: np.ndarray
     source: np.ndarray
     prompts: Sequence[Prompts | None] = (None,)
+    symmetric: Sequence[bool] = (False,)
     negatives: np.ndarray | None = None
     teacher_queries: Rows | None = None
     teacher_passages: Rows | None = None
@@ -195,6 +197,8 @@ class PairBatches:
             ),
             query_ids=torch.tensor([_text_id(query) for query in queries]),
             passage_ids=torch.from_numpy(passages),
+            # Asked of the whole batch: every worker must have the same negatives.
+            symmetric=all(data.symmetric[s] for s in data.source[self.order.at(step)]),
             teacher_queries=_vectors(data.teacher_queries, rows),
             teacher_passages=_vectors(data.teacher_passages, passages),
         )

@@ -26,14 +26,16 @@ class Pairs:
     """One worker's share of a step: b queries and b × (1 + h) passages.
 
     The first b passages are the queries' positives, in order; hard negatives follow, those of one
-    query together. Equal ids in `passage_ids`, and in `query_ids`, are equal texts. The teacher's
-    vectors, float32 with unit rows, are there when a student is trained.
+    query together. Equal ids in `passage_ids`, and in `query_ids`, are equal texts. In a `symmetric`
+    batch queries and passages are of one kind. The teacher's vectors, float32 with unit rows, are
+    there when a student is trained.
     """
 
     queries: Sequence[Tokens]
     passages: Sequence[Tokens]
     query_ids: Tensor
     passage_ids: Tensor
+    symmetric: bool = False
     teacher_queries: Tensor | None = None
     teacher_passages: Tensor | None = None
 
@@ -102,7 +104,8 @@ class Contrastive:
     Attributes:
         in_batch: False leaves a query its own hard negatives alone.
         query_query, passage_passage: other queries, and for the positive other passages, count
-            as negatives as well (the improved loss of GTE, arXiv 2308.03281).
+            as negatives as well (the improved loss of GTE, arXiv 2308.03281). In symmetric batches
+            other queries always do (Gecko, arXiv 2403.20327).
         false_negative_margin: a candidate that scores above the positive + margin is ignored
             (Qwen3-Embedding, arXiv 2506.05176); None keeps all.
         dims: Matryoshka (arXiv 2205.13147): size → weight of the same loss on the vectors' first
@@ -122,12 +125,13 @@ class Contrastive:
         p_md = forwards.vectors(batch.passages)
         # Gathered once, whatever is made of them: Matryoshka's sizes are prefixes of these.
         p_nd = gather(p_md)
-        q_nd = gather(q_bd) if self.query_query else None
+        query_query = self.query_query or batch.symmetric
+        q_nd = gather(q_bd) if query_query else None
         column_b, copies_bn = positives(batch.passage_ids, len(q_bd))
         ignore_bn = copies_bn
         if not self.in_batch:
             ignore_bn = copies_bn | ~own_passages(len(q_bd), len(p_md), q_bd.device)
-        extra_ignore = self._ignored_extras(batch, copies_bn, len(q_bd))
+        extra_ignore = self._ignored_extras(batch, query_query, copies_bn)
         total = torch.zeros((), device=q_bd.device)
         right = torch.zeros(len(q_bd), dtype=torch.bool, device=q_bd.device)
         for size, weight in (self.dims or {q_bd.shape[1]: 1.0}).items():
@@ -151,11 +155,11 @@ class Contrastive:
                 right = scores_bn.detach().masked_fill(ignore_bn, -2).argmax(-1) == column_b
         return total, {"accuracy": right.float().mean().item()}
 
-    def _ignored_extras(self, batch: Pairs, copies_bn: Tensor, queries: int) -> list[Tensor]:
+    def _ignored_extras(self, batch: Pairs, query_query: bool, copies_bn: Tensor) -> list[Tensor]:
         """Masks of the columns that query_query and passage_passage add: never a text against
         itself or a copy, nor two queries of one positive."""
-        masks = []
-        if self.query_query:
+        masks, queries = [], len(copies_bn)
+        if query_query:
             same_query = batch.query_ids[:, None] == gather(batch.query_ids)[None, :]
             positive = batch.passage_ids[:queries]
             masks.append(same_query | (positive[:, None] == gather(positive)[None, :]))

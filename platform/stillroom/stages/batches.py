@@ -41,6 +41,7 @@ def pair_batches(
         positive=files.positive,
         source=files.source,
         prompts=files.prompts,
+        symmetric=files.symmetric,
         negatives=_negatives(files, negatives, settings.hard_negatives),
     )
     if vectors is not None:
