@@ -71,7 +71,7 @@ def _distributions(
     for name in packages:
         if _normal(name) not in found:
             raise UserError(
-                f"corpus.source.packages: {name}", "is not installed", f"Run: pip install {name}"
+                f"packages: {name}", "is not installed", f"Run: pip install {name}"
             )
     return sorted((name, found[name]) for name in {_normal(package) for package in packages})
 
