@@ -117,25 +117,26 @@ def test_phases_of_every_objective_are_named_by_number_and_keyed_by_their_fields
 
 @pytest.fixture
 def two(planned, tmp_path):
-    """Plans with a first and a second source of files."""
-    for name in ("first", "second"):
-        (tmp_path / f"{name}.jsonl").write_text(f'{{"query": "{name}", "positive": "p"}}\n')
+    """Plans with sources of a file each, name → what is in it."""
 
-    def two(*names):
-        sources = [
-            f'{name}: {{"format": "files", "pairs": ["{tmp_path}/{name}.jsonl"]}}' for name in names
-        ]
-        return planned(f"corpus.sources={{{', '.join(sources)}}}", "teacher.phases=[]")
+    def two(**sources):
+        named = []
+        for name, kind in sources.items():
+            file = tmp_path / f"{name}.jsonl"
+            if not file.exists():
+                file.write_text(f'{{"query": "{name}", "positive": "p"}}\n')
+            named.append(f'{name}: {{"format": "files", "{kind}": ["{file}"]}}')
+        return planned(f"corpus.sources={{{', '.join(named)}}}", "teacher.phases=[]")
 
     return two
 
 
-def test_another_content_of_one_source_changes_the_corpus_and_what_follows(two, tmp_path):
-    before = two("first", "second")
-    (tmp_path / "unrelated.jsonl").write_text("{}")
-    assert changed(before, two("first", "second")) == []
-    (tmp_path / "second.jsonl").write_text('{"query": "other", "positive": "p"}\n')
-    after = two("first", "second")
+@pytest.mark.parametrize("kind", ["pairs", "passages", "conversations"])
+def test_another_content_of_one_source_changes_the_corpus_and_what_follows(two, tmp_path, kind):
+    before = two(first="pairs", second=kind)
+    assert changed(before, two(first="pairs", second=kind)) == []
+    (tmp_path / "second.jsonl").write_text("of other content, which a plan does not read")
+    after = two(first="pairs", second=kind)
     # The teacher is its base as it is, which no corpus changes.
     assert changed(before, after) == [s.stage for s in before if s.stage != "teacher"]
     was, now = before[0].sources, after[0].sources
@@ -143,12 +144,13 @@ def test_another_content_of_one_source_changes_the_corpus_and_what_follows(two, 
 
 
 def test_the_order_of_sources_is_part_of_the_key(two):
-    assert two("first", "second")[0].key != two("second", "first")[0].key
+    one, other = two(first="pairs", second="pairs"), two(second="pairs", first="pairs")
+    assert one[0].key != other[0].key
 
 
-def test_a_source_s_file_that_is_missing_is_named(two):
-    with pytest.raises(UserError, match=r"third\.jsonl: does not exist"):
-        two("first", "third")
+def test_a_source_s_file_that_is_missing_is_named(planned, tmp_path):
+    with pytest.raises(UserError, match=r"none\.jsonl: does not exist"):
+        planned(f'corpus.sources.own={{"format": "files", "pairs": ["{tmp_path}/none.jsonl"]}}')
 
 
 def test_why_names_the_fields_and_inputs_that_changed(planned, tmp_path):
