@@ -62,7 +62,12 @@ def refused(done, *expected):
         ("student.learning_rate=-1e-4", "student.learning_rate: -0.0001 is refused"),
         ("student.steps=many", "student.steps: 'many' is refused"),
         ("student.global_batch=15", "must be a multiple of the number of workers"),
-        ("corpus.source.packages=[no-such-package]", "no-such-package: is not installed"),
+        (
+            "corpus.sources.environment.packages=[no-such-package]",
+            "corpus.sources.environment.packages: no-such-package: is not installed",
+        ),
+        ("corpus.sources.environment.package=[numpy]", "Did you mean 'packages'"),
+        ("student.mix={other: 1}", "student.mix names 'other', which is no source"),
         ("corpus.held_out.passages=100000", "leaves none to train on"),
         ("corpus.held_out=null", "nothing can be measured"),
         ("student.pooling=null", "Set student.pooling"),
@@ -77,17 +82,37 @@ def test_a_wrong_recipe_is_refused(stillroom, tmp_path, override, expected):
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"),
+    ("kind", "content", "expected"),
     [
-        ('{"query": "q", "positive": "p"}\n{"query"\n', "pairs.jsonl:2: is no JSON"),
-        ("", "pairs.jsonl: is empty"),
-        ('{"query": "q", "positive": ""}\n', "pairs.jsonl:1: 'positive' is empty"),
+        ("pairs", '{"query": "q", "positive": "p"}\n{"query"\n', "own.jsonl:2: is no JSON"),
+        ("pairs", "", "own.jsonl: is empty"),
+        ("pairs", '{"query": "q", "positive": ""}\n', "own.jsonl:1: 'positive' is empty"),
+        ("passages", '{"title": "t"}\n', "own.jsonl:1: has no 'passage'"),
+        ("conversations", '{"text": ["Hi"]}\n', "own.jsonl:1: 'text' has no assistant's turn"),
     ],
 )
-def test_a_broken_corpus_is_refused_with_file_and_line(stillroom, tmp_path, content, expected):
-    (tmp_path / "pairs.jsonl").write_text(content)
-    source = f'corpus.source={{"format": "files", "pairs": ["{tmp_path}/pairs.jsonl"]}}'
+def test_a_broken_corpus_is_refused_with_file_and_line(
+    stillroom, tmp_path, kind, content, expected
+):
+    (tmp_path / "own.jsonl").write_text(content)
+    source = f'corpus.sources.own={{"format": "files", "{kind}": ["{tmp_path}/own.jsonl"]}}'
     assert refused(stillroom("check", TINY, source), expected)
+
+
+def test_negatives_that_no_pair_comes_with_are_refused(stillroom, tmp_path):
+    pairs = tmp_path / "own.jsonl"
+    pairs.write_text('{"query": "q", "positive": "p"}\n')
+    words = [
+        f'corpus.sources.own={{"format": "files", "pairs": ["{pairs}"]}}',
+        "teacher.phases.0.negatives=given",
+        "teacher.phases.0.hard_negatives=1",
+    ]
+    expected = "teacher.phases[0].negatives: given: no pair of its sources comes with negatives"
+    assert refused(stillroom("check", TINY, *words), expected)
+    pairs.write_text('{"query": "q", "positive": "p", "negatives": ["n"]}\n')
+    assert stillroom("check", TINY, *words).returncode == 0
+    only = "teacher.phases.0.mix={environment: 1}"
+    assert refused(stillroom("check", TINY, *words, only), expected)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,10 @@ def recipe(tmp_path):
     def write(change=lambda content: None):
         content = {
             "corpus": {
-                "source": {"format": "files", "pairs": ["pairs.jsonl"]},
+                "sources": {
+                    "own": {"format": "files", "pairs": ["pairs.jsonl"]},
+                    "more": {"format": "files", "passages": ["passages.jsonl"]},
+                },
                 "held_out": {"queries": 5, "passages": 10},
             },
             "teacher": {
@@ -40,7 +43,7 @@ def recipe(tmp_path):
         }
         change(content)
         path = tmp_path / "mine.yaml"
-        path.write_text(yaml.safe_dump(content))
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
         return path
 
     return write
@@ -74,8 +77,17 @@ def test_an_override_is_typed_like_the_file(recipe):
     [
         ("student.learning_rte=1", "student.learning_rte", "'learning_rate'"),
         ("studnet.steps=1", "studnet", "'student'"),
-        ("teacher.phases.0.temprature=1", "teacher.phases.0", "'temperature'"),
-        ("corpus.source.pars=1", "corpus.source", "'pairs'"),
+        ("teacher.phases.0.temprature=1", "teacher.phases.0.temprature", "'temperature'"),
+        ("corpus.sources.own.pars=1", "corpus.sources.own.pars", "'pairs'"),
+        ("corpus.sources.own.format=fils", "corpus.sources.own", "'files'"),
+        ("corpus.sources.own={format: files}", "corpus.sources.own", "names no file"),
+        ("corpus.sources={}", "corpus.sources", "at least 1"),
+        ("corpus.held_out.source=other", "held_out.source", "no source"),
+        ("corpus.held_out.source=more", "held_out.source", "no pairs"),
+        ("student.mix={other: 1}", "student.mix", "no source"),
+        ("student.mix={more: 1}", "student.mix", "without pairs"),
+        ("teacher.phases.0.mix={own: 1, more: 2}", "teacher.phases[0].mix", "without pairs"),
+        ("teacher.phases.0.mix={own: 0}", "teacher.phases.0.mix.own", "greater than 0"),
         ("student.learning_rate=-1", "student.learning_rate", "greater than 0"),
         ("student.steps=1.5", "student.steps", "integer"),
         ("student.steps=many", "student.steps", "integer"),
@@ -120,3 +132,45 @@ def test_a_recipe_cannot_be_changed(recipe):
     assert isinstance(read, Recipe)
     with pytest.raises(ValueError, match="frozen"):
         read.seed = 3
+
+
+MNTP = {"objective": "mntp", "steps": 1, "global_batch": 4, "learning_rate": 1e-3}
+JOINT = {**MNTP, "objective": "joint", "generation_batch": 4}
+
+
+TALK = {"talk": {"format": "files", "conversations": ["talk.jsonl"]}}
+
+
+@pytest.mark.parametrize(
+    ("phase", "sources", "problem"),
+    [
+        ({**JOINT, "generate": "pairs"}, {}, None),
+        (JOINT, TALK, None),
+        (JOINT, {}, "teacher.phases[0].generate is 'conversations', and no source has any"),
+        ({**MNTP, "mix": {"own": 1.0, "more": 2.0}}, {}, None),
+        ({**MNTP, "mix": {"talk": 1.0}}, TALK, "phases[0].mix names 'talk', a source without pas"),
+    ],
+)
+def test_a_phase_has_what_it_trains_on_or_is_refused(recipe, phase, sources, problem):
+    def change(content):
+        content["teacher"]["phases"] = [phase]
+        content["corpus"]["sources"].update(sources)
+
+    if problem is None:
+        assert read_recipe(recipe(change)).teacher.phases[0].objective == phase["objective"]
+    else:
+        with pytest.raises(UserError) as fault:
+            read_recipe(recipe(change))
+        assert problem in str(fault.value)
+
+
+def test_without_any_pairs_what_needs_them_is_named(recipe):
+    def change(content):
+        content["corpus"] = {
+            "sources": {"more": {"format": "files", "passages": ["passages.jsonl"]}},
+            "evaluation": {"own": "folder"},
+        }
+        content["teacher"]["phases"] = [MNTP]
+
+    with pytest.raises(UserError, match="student needs pairs, and no source under corpus.sources"):
+        read_recipe(recipe(change))

@@ -5,6 +5,7 @@ import pytest
 
 from stillroom.artifacts import Store
 from stillroom.config import read_recipe
+from stillroom.errors import UserError
 from stillroom.plan import pipeline, why
 from tiny import tiny_decoder, tiny_encoder
 
@@ -64,9 +65,11 @@ def test_other_weights_under_the_same_name_are_another_teacher(planned, models):
     assert changed(before, planned())[0] == "teacher"
 
 
+PHASE = '{"objective": "contrastive", "steps": 2, "global_batch": 16, "learning_rate": 1e-3'
+
+
 def test_a_phase_with_hard_negatives_has_them_mined_by_the_phase_before(planned):
-    phase = '{"objective": "contrastive", "steps": 2, "global_batch": 16, "learning_rate": 1e-3'
-    steps = planned(f'teacher.phases=[{phase}}}, {phase}, "hard_negatives": 1}}]')
+    steps = planned(f'teacher.phases=[{PHASE}}}, {PHASE}, "hard_negatives": 1}}]')
     assert [(step.stage, step.name) for step in steps[:5]] == [
         ("corpus", "tiny"),
         ("teacher", "tiny-phase1"),
@@ -77,6 +80,77 @@ def test_a_phase_with_hard_negatives_has_them_mined_by_the_phase_before(planned)
     second = steps[4]
     assert second.inputs["negatives"] is steps[3]
     assert second.inputs["teacher"] is steps[1]
+
+
+def test_a_phase_whose_negatives_are_given_follows_the_phase_before_at_once(planned):
+    given = '"hard_negatives": 1, "negatives": "given"'
+    steps = planned(f"teacher.phases=[{PHASE}, {given}}}, {PHASE}, {given}}}]")
+    assert [(step.stage, step.name) for step in steps[:3]] == [
+        ("corpus", "tiny"),
+        ("teacher", "tiny-phase1"),
+        ("teacher", "tiny"),
+    ]
+    assert set(steps[2].inputs) == {"corpus", "teacher"}
+
+
+def test_phases_of_every_objective_are_named_by_number_and_keyed_by_their_fields(planned):
+    numbers = '"steps": 2, "global_batch": 16, "learning_rate": 1e-3'
+
+    def phases(mask_share):
+        return planned(
+            f'teacher.phases=[{{"objective": "mntp", "mask_share": {mask_share}, {numbers}}}, '
+            f'{{"objective": "simcse", {numbers}}}, '
+            f'{{"objective": "joint", "generation_batch": 16, "generate": "pairs", {numbers}}}]'
+        )
+
+    steps = phases(0.2)
+    teachers = [step for step in steps if step.stage == "teacher"]
+    assert [step.name for step in teachers] == ["tiny-phase1", "tiny-phase2", "tiny"]
+    assert [step.args["phase"].objective for step in teachers] == ["mntp", "simcse", "joint"]
+    assert teachers[2].inputs["teacher"] is teachers[1]
+    assert [step.stage for step in steps[:4]] == ["corpus", "teacher", "teacher", "teacher"]
+    assert changed(steps, phases(0.3)) == [step.stage for step in steps[1:]]
+
+
+# --- sources --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(planned, tmp_path):
+    """Plans with sources of a file each, name → what is in it."""
+
+    def two(**sources):
+        named = []
+        for name, kind in sources.items():
+            file = tmp_path / f"{name}.jsonl"
+            if not file.exists():
+                file.write_text(f'{{"query": "{name}", "positive": "p"}}\n')
+            named.append(f'{name}: {{"format": "files", "{kind}": ["{file}"]}}')
+        return planned(f"corpus.sources={{{', '.join(named)}}}", "teacher.phases=[]")
+
+    return two
+
+
+@pytest.mark.parametrize("kind", ["pairs", "passages", "conversations"])
+def test_another_content_of_one_source_changes_the_corpus_and_what_follows(two, tmp_path, kind):
+    before = two(first="pairs", second=kind)
+    assert changed(before, two(first="pairs", second=kind)) == []
+    (tmp_path / "second.jsonl").write_text("of other content, which a plan does not read")
+    after = two(first="pairs", second=kind)
+    # The teacher is its base as it is, which no corpus changes.
+    assert changed(before, after) == [s.stage for s in before if s.stage != "teacher"]
+    was, now = before[0].sources, after[0].sources
+    assert [name for name in now if now[name] != was[name]] == [f"{tmp_path}/second.jsonl"]
+
+
+def test_the_order_of_sources_is_part_of_the_key(two):
+    one, other = two(first="pairs", second="pairs"), two(second="pairs", first="pairs")
+    assert one[0].key != other[0].key
+
+
+def test_a_source_s_file_that_is_missing_is_named(planned, tmp_path):
+    with pytest.raises(UserError, match=r"none\.jsonl: does not exist"):
+        planned(f'corpus.sources.own={{"format": "files", "pairs": ["{tmp_path}/none.jsonl"]}}')
 
 
 def test_why_names_the_fields_and_inputs_that_changed(planned, tmp_path):

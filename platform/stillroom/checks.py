@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillroom.artifacts import Store
-from stillroom.config import Docstrings, Recipe
+from stillroom.config import Contrastive, Docstrings, Recipe
 from stillroom.encoders.locate import locate
 from stillroom.errors import UserError
 from stillroom.plan import Step
-from stillroom.text.formats import read_beir, read_pairs, read_passages
+from stillroom.text.formats import read_beir, read_conversations, read_pairs, read_passages
 
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "faiss-cpu")
 KNOW_THEIR_POOLING = ("contract.json", "modules.json")
@@ -47,7 +47,7 @@ def check_recipe(recipe: Recipe, steps: list[Step]) -> list[Finding]:
     missing = [step for step in steps if not store.exists(step.stage, step.name, step.key)]
     stages = {step.stage for step in missing}
     findings = [Finding("recipe", True, f"{recipe.name}: {len(missing)} steps to make")]
-    if "corpus" in stages:
+    if "corpus" in stages or ("teacher" in stages and _take_given(recipe)):
         findings += _data(recipe)
     needed = 0
     for stage, section in (("teacher", recipe.teacher), ("student", recipe.student)):
@@ -69,13 +69,38 @@ def _data(recipe: Recipe) -> Iterator[Finding]:
         kept = read_beir(Path(folder))
         detail = f"{len(kept.qrels):,} judged queries, {len(kept.passages):,} passages"
         yield Finding(f"corpus.evaluation.{name}", True, detail)
-    source = recipe.corpus.source
-    if isinstance(source, Docstrings):
-        return
-    for path in source.pairs:
-        yield Finding(path, True, f"{sum(1 for _ in read_pairs(Path(path))):,} pairs")
-    for path in source.passages:
-        yield Finding(path, True, f"{sum(1 for _ in read_passages(Path(path))):,} passages")
+    with_negatives = dict.fromkeys(recipe.corpus.sources, 0)
+    for name, source in recipe.corpus.sources.items():
+        if isinstance(source, Docstrings):
+            continue
+        field = f"corpus.sources.{name}"
+        for path in source.pairs:
+            having = [bool(pair.negatives) for pair in read_pairs(Path(path))]
+            with_negatives[name] += sum(having)
+            detail = f"{path}: {len(having):,} pairs, {sum(having):,} with negatives"
+            yield Finding(field, True, detail)
+        for path in source.passages:
+            count = sum(1 for _ in read_passages(Path(path)))
+            yield Finding(field, True, f"{path}: {count:,} passages")
+        for path in source.conversations:
+            count = sum(1 for _ in read_conversations(Path(path)))
+            yield Finding(field, True, f"{path}: {count:,} conversations")
+    for field, phase in _take_given(recipe).items():
+        if not any(with_negatives[name] for name in phase.mix or with_negatives):
+            raise UserError(
+                f"{field}.negatives: given",
+                "no pair of its sources comes with negatives",
+                "Give some, or set hard_negatives: 0 or negatives: mined",
+            )
+
+
+def _take_given(recipe: Recipe) -> dict[str, Contrastive]:
+    """The phases whose hard negatives came with the pairs, by field."""
+    return {
+        f"teacher.phases[{i}]": phase
+        for i, phase in enumerate(recipe.teacher.phases)
+        if isinstance(phase, Contrastive) and phase.hard_negatives and phase.negatives == "given"
+    }
 
 
 def _model(field: str, base: str, pooling: str | None) -> int:

@@ -58,12 +58,18 @@ class Task(Section):
     symmetric: bool = False
 
 
+Kind = Literal["pairs", "passages", "conversations"]
+
+
 class Docstrings(Task):
     """The documentation in this Python environment: summary line → the rest of a docstring."""
 
     format: Literal["docstrings"]
     packages: tuple[str, ...] | None = None  # distribution names; null: all that are installed
     min_passage_characters: PositiveInt = 200
+
+    def has(self, kind: Kind) -> bool:
+        return kind != "conversations"
 
 
 class Files(Task):
@@ -79,6 +85,9 @@ class Files(Task):
         if not (self.pairs or self.passages or self.conversations):
             raise ValueError("names no file: set pairs, passages or conversations")
         return self
+
+    def has(self, kind: Kind) -> bool:
+        return bool(getattr(self, kind) or (kind == "passages" and self.pairs))
 
 
 class HeldOut(Section):
@@ -110,8 +119,11 @@ class Corpus(Section):
         if self.held_out is not None:
             if "held-out" in self.evaluation:
                 raise ValueError("evaluation may not be named 'held-out', which held_out makes")
-            if self.held_out.source not in (None, *self.sources):
-                raise ValueError(f"held_out.source {self.held_out.source!r} is no source")
+            asked = self.held_out.source or next(iter(self.sources))
+            if asked not in self.sources:
+                raise ValueError(f"held_out.source names {asked!r}, which is no source")
+            if not self.sources[asked].has("pairs"):
+                raise ValueError(f"held_out.source: {asked!r} has no pairs to split a test set off")
         return self
 
 
@@ -372,12 +384,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":
-        trained: list[tuple[str, Optimisation, Workers]] = [
-            ("student", self.student, self.scale.student)
-        ]
-        for i, phase in enumerate(self.teacher.phases):
-            trained.append((f"teacher.phases[{i}]", phase, self.scale.teacher))
-        for field, section, scale in trained:
+        for field, section, scale in self._trained():
             batches = {"global_batch": section.global_batch}
             if isinstance(section, Joint):
                 batches["generation_batch"] = section.generation_batch
@@ -387,8 +394,6 @@ class Recipe(Section):
                         f"{field}.{name} ({size}) must be a multiple of the number of workers "
                         f"({scale.workers})"
                     )
-            for unknown in {*(section.mix or ())} - {*self.corpus.sources}:
-                raise ValueError(f"{field}.mix names {unknown!r}, which is no source")
             if isinstance(section, PairTraining):
                 given = isinstance(section, Contrastive) and section.negatives == "given"
                 if section.hard_negatives > self.negatives.per_query and not given:
@@ -406,6 +411,37 @@ class Recipe(Section):
                 "hard_negatives: 0 or negatives: given, or add a phase before it"
             )
         return self
+
+    @model_validator(mode="after")
+    def _sources_have_what_is_trained_on(self) -> "Recipe":
+        sources = self.corpus.sources
+        for field, section, _ in self._trained():
+            kind: Kind = "pairs" if isinstance(section, PairTraining) else "passages"
+            if not any(source.has(kind) for source in sources.values()):
+                raise ValueError(
+                    f"{field} needs {kind}, and no source under corpus.sources has any"
+                )
+            for name in section.mix or ():
+                if name not in sources:
+                    raise ValueError(f"{field}.mix names {name!r}, which is no source")
+                if not sources[name].has(kind):
+                    raise ValueError(f"{field}.mix names {name!r}, a source without {kind}")
+            if not isinstance(section, Joint) or section.generate != "conversations":
+                continue
+            if not any(source.has("conversations") for source in sources.values()):
+                raise ValueError(
+                    f"{field}.generate is 'conversations', and no source has any: name files under "
+                    "corpus.sources.NAME.conversations, or set generate: pairs"
+                )
+        return self
+
+    def _trained(self) -> list[tuple[str, Optimisation, Workers]]:
+        """Every section that trains, with its field and its part of the scale."""
+        phases = [
+            (f"teacher.phases[{i}]", phase, self.scale.teacher)
+            for i, phase in enumerate(self.teacher.phases)
+        ]
+        return [*phases, ("student", self.student, self.scale.student)]
 
 
 def mines(phase: Phase) -> bool:
@@ -468,9 +504,9 @@ def validated(model: type[Model], content: Any, where: str) -> Model:
 
 
 def _explain(error: Any, model: Any) -> tuple[str, str, str]:
-    field = ".".join(str(part) for part in error["loc"])
+    written, known = _walked(model, error["loc"])
+    field = ".".join(str(part) for part in written)
     if error["type"] == "extra_forbidden":
-        known = _siblings(model, error["loc"][:-1])
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
         fix = f"Did you mean {near[0]!r}?"[:-1] if near else f"Use one of {', '.join(known)}"
         return field, "is not a field of a recipe", fix
@@ -483,28 +519,38 @@ def _explain(error: Any, model: Any) -> tuple[str, str, str]:
     return field, problem, "Correct it in the recipe or on the command line"
 
 
-def _siblings(model: Any, loc: tuple[Any, ...]) -> list[str]:
-    """Field names of the section at `loc`."""
+def _walked(model: Any, loc: tuple[Any, ...]) -> tuple[list[Any], list[str]]:
+    """A fault's path as the recipe writes it, and the fields that there are in its section."""
     schema = model.model_json_schema()
     node: dict[str, Any] = schema
+    path: list[Any] = []
+    fields: list[str] = []
     for part in loc:
         options = [node, *node.get("anyOf", []), *node.get("oneOf", [])]
-        found: dict[str, Any] = {}
-        for option in (_followed(schema, o) for o in options):
-            if part in option.get("properties", {}):
-                found = option["properties"][part]
-            elif isinstance(part, int) and "items" in option:
-                found = option["items"]
-            elif option.get("properties", {}).get("format", {}).get("const") == part:
-                found = option  # the tag of a union, which pydantic puts into the path
-            elif option.get("properties", {}).get("objective", {}).get("const") == part:
-                found = option
-        node = _followed(schema, found)
-    for option in [node, *node.get("anyOf", []), *node.get("oneOf", [])]:
-        properties = _followed(schema, option).get("properties")
-        if properties:
-            return list(properties)
-    return []
+        options = [_followed(schema, option) for option in options]
+        inside = [child for option in options for child in _children(option, part)]
+        tagged = [option for option in options if part in _tags(option)]
+        if tagged and not inside:  # pydantic puts the tag of a union into the path
+            node = tagged[0]
+            continue
+        path.append(part)
+        fields = [name for option in options for name in option.get("properties", {})]
+        node = _followed(schema, inside[0]) if inside else {}
+    return path, fields
+
+
+def _children(option: dict[str, Any], part: Any) -> list[dict[str, Any]]:
+    """What the schema says of a field, of any key of a mapping, or of any item of a list."""
+    if isinstance(part, int):
+        return [option["items"]] if "items" in option else []
+    named = option.get("properties", {})
+    return [named[part]] if part in named else [*option.get("patternProperties", {}).values()]
+
+
+def _tags(option: dict[str, Any]) -> list[Any]:
+    """What tells an option of a union from the others: its `format` or its `objective`."""
+    named = option.get("properties", {})
+    return [named.get(field, {}).get("const") for field in ("format", "objective")]
 
 
 def _followed(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.artifacts import Store, key_of
-from stillroom.config import Docstrings, Recipe, Section, Student, Teacher
+from stillroom.config import Docstrings, Recipe, Section, Student, Teacher, mines
 from stillroom.encoders.locate import fingerprint
 from stillroom.errors import UserError
 from stillroom.text.docstrings import environment_fingerprint
 
 # A stage's version is raised when its code gives other results for the same inputs.
 VERSIONS = {
-    "corpus": 1,
+    "corpus": 2,
     "teacher": 1,
     "vectors": 1,
     "negatives": 1,
@@ -67,7 +67,7 @@ class Step:
 def pipeline(r: Recipe, *, gate: bool = True) -> list[Step]:
     """The recipe's steps, each after those that it reads.
 
-    A phase that asks for hard negatives has them mined by the phase before it. Without the
+    A phase that asks for mined negatives has them mined by the phase before it. Without the
     gate a release is made whatever was measured, under a key of its own.
 
     Raises:
@@ -106,7 +106,7 @@ def _teachers(r: Recipe, corpus: Step) -> Iterator[Step]:
         return
     inputs = _of(corpus)
     for number, phase in enumerate(r.teacher.phases, start=1):
-        if phase.hard_negatives:
+        if mines(phase):
             name = f"{r.name}-phase{number - 1}"
             vectors = Step("vectors", name, {"section": r.vectors}, inputs)
             negatives = Step(
@@ -139,11 +139,18 @@ def _base_source(section: Teacher | Student) -> dict[str, str]:
 
 
 def _corpus_sources(r: Recipe) -> dict[str, str]:
-    source = r.corpus.source
-    if isinstance(source, Docstrings):
-        found = {"environment": environment_fingerprint(source.packages)}
-    else:
-        found = {path: content_hash(Path(path)) for path in (*source.pairs, *source.passages)}
+    # Their order counts, since the first keeps what several have, and a key's JSON has none.
+    found = {"the list of sources": ", ".join(r.corpus.sources)}
+    for name, source in r.corpus.sources.items():
+        if isinstance(source, Docstrings):
+            try:
+                found[f"sources.{name}"] = environment_fingerprint(source.packages)
+            except UserError as fault:
+                where = f"corpus.sources.{name}.{fault.where}"
+                raise UserError(where, fault.problem, fault.fix) from None
+        else:
+            for path in (*source.pairs, *source.passages, *source.conversations):
+                found[path] = content_hash(Path(path))
     for name, folder in r.corpus.evaluation.items():
         found[f"evaluation.{name}"] = content_hash(Path(folder))
     return found

@@ -107,5 +107,5 @@ def test_the_fingerprint_changes_with_a_version_and_nothing_else(installed):
 
 
 def test_a_package_that_is_not_installed_is_named():
-    with pytest.raises(UserError, match="corpus.source.packages: no-such: is not installed"):
+    with pytest.raises(UserError, match="packages: no-such: is not installed"):
         list(docstring_pairs(["no-such"]))

@@ -7,9 +7,11 @@ import pytest
 
 from stillroom.errors import UserError
 from stillroom.text.formats import (
+    Conversation,
     EvaluationSet,
     Pair,
     read_beir,
+    read_conversations,
     read_pairs,
     read_passages,
     write_beir,
@@ -36,13 +38,19 @@ def write(path, rows):
                 file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ","
             )
             writer.writeheader()
-            writer.writerows({**row, "negatives": json.dumps(row["negatives"])} for row in rows)
+            writer.writerows(
+                {k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()}
+                for row in rows
+            )
     else:
         path.write_text(lines)
     return path
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv", "a.tsv", "a.parquet"])
+FILES = ["a.jsonl", "a.jsonl.gz", "a.csv", "a.tsv", "a.parquet"]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_every_format_gives_the_same_pairs(tmp_path, name):
     assert list(read_pairs(write(tmp_path / name, ROWS))) == PAIRS
 
@@ -101,6 +109,75 @@ def test_a_file_that_is_not_what_it_says_is_named(tmp_path, name, content, probl
 def test_a_missing_file_is_named(tmp_path, name):
     with pytest.raises(UserError, match="does not exist"):
         list(read_pairs(tmp_path / name))
+
+
+# --- conversations --------------------------------------------------------------------------
+
+TURNS = ["Hi", "Hello", 'How do I\nsort, "fast"?', "With sorted()."]
+ROLES = ["user", "assistant"] * 2
+CHAT = [{"role": role, "content": text} for role, text in zip(ROLES, TURNS, strict=True)]
+SHOWN = "User:\nHi\n\nAssistant:\nHello\n\nUser:\n" + TURNS[2] + "\n\nAssistant:\n"
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("row", [{"text": TURNS}, {"messages": CHAT}], ids=["text", "messages"])
+def test_of_turns_the_last_answer_is_the_completion_in_every_format(tmp_path, name, row):
+    found = list(read_conversations(write(tmp_path / name, [row])))
+    assert found == [Conversation(SHOWN, TURNS[3], question=TURNS[2])]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_prompt_and_its_completion_are_taken_as_they_are(tmp_path, name):
+    row = {"prompt": "<|user|>\nWho?\n", "completion": " me "}
+    [found] = read_conversations(write(tmp_path / name, [row]))
+    assert found == Conversation(row["prompt"], row["completion"], question=row["prompt"])
+
+
+def test_a_question_that_nobody_answers_is_left_out(tmp_path):
+    unanswered = write(tmp_path / "a.jsonl", [{"text": [*TURNS, "And now?"]}])
+    whole = write(tmp_path / "b.jsonl", [{"text": TURNS}])
+    assert list(read_conversations(unanswered)) == list(read_conversations(whole))
+
+
+def test_what_the_system_says_comes_first_and_is_no_question(tmp_path):
+    system = {"role": "system", "content": "Be brief."}
+    [found] = read_conversations(write(tmp_path / "a.jsonl", [{"messages": [system, *CHAT]}]))
+    assert found.prompt == "System:\nBe brief.\n\n" + SHOWN
+    assert found.question == TURNS[2]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"query": "q", "positive": "p"}, "has no 'prompt'; it has query, positive"),
+        ({"prompt": "q"}, "has no 'completion'; it has prompt"),
+        ({"prompt": "q", "completion": " "}, "'completion' is empty"),
+        ({"prompt": ["q"], "completion": "c"}, "'prompt' is of type list"),
+        ({"text": "Hi"}, "'text' is no JSON list"),
+        ({"text": ["Hi"]}, "'text' has no assistant's turn"),
+        ({"text": ["Hi", ""]}, "'text' is empty"),
+        ({"text": ["Hi", 3]}, "'text' is of type int"),
+        ({"messages": {"role": "user"}}, "'messages' is no list"),
+        ({"messages": CHAT[:1]}, "'messages' has no assistant's turn"),
+        ({"messages": CHAT[1:2]}, "'messages' has no assistant's turn that follows another"),
+        ({"messages": ["Hi"]}, "'messages' has the role 'Hi'"),
+        ({"messages": [{"role": ["user"], "content": "Hi"}]}, "has the role ['user']"),
+        ({"messages": [{"role": "tool", "content": "Hi"}]}, "has the role 'tool'"),
+        ({"messages": [{"role": "user"}]}, "has no 'content'; it has role"),
+    ],
+)
+def test_a_row_that_is_no_conversation_is_named_with_its_line(tmp_path, row, problem):
+    file = write(tmp_path / "a.jsonl", [{"text": TURNS}, row])
+    with pytest.raises(UserError) as caught:
+        list(read_conversations(file))
+    assert caught.value.where == f"{file}:2"
+    assert problem in caught.value.problem
+
+
+def test_a_file_without_conversations_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"a\.jsonl: is empty"):
+        list(read_conversations(tmp_path / "a.jsonl"))
 
 
 # --- evaluation sets ------------------------------------------------------------------------

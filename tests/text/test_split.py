@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillroom.errors import UserError
-from stillroom.text.decontaminate import decontaminate
+from stillroom.text.decontaminate import Judged, decontaminate
 from stillroom.text.dedupe import dedupe_pairs, near_key, text_key
 from stillroom.text.formats import EvaluationSet, Pair
 from stillroom.text.split import split
@@ -18,9 +18,7 @@ def pairs(count, copies=0):
 
 @given(seed=st.integers(0, 10**6), copies=st.integers(0, 12))
 def test_near_copies_never_stand_on_both_sides(seed, copies):
-    found = split(
-        pairs(30, copies), seed=seed, held_out_queries=4, held_out_passages=12, max_pairs=None
-    )
+    found = split(pairs(30, copies), seed=seed, held_out_queries=4, held_out_passages=12)
     tested = {near_key(text) for text in found.evaluation.passages.values()}
     trained = {near_key(pair.passage) for pair in found.train}
     assert not tested & trained
@@ -28,9 +26,9 @@ def test_near_copies_never_stand_on_both_sides(seed, copies):
 
 
 def test_every_query_has_its_own_passage_and_no_other():
-    found = split(pairs(30), seed=1, held_out_queries=5, held_out_passages=9, max_pairs=10)
+    found = split(pairs(30), seed=1, held_out_queries=5, held_out_passages=9)
     answers = {pair.query: pair.passage for pair in pairs(30)}
-    assert len(found.train) == 10
+    assert len(found.train) == 21
     for query, grades in found.evaluation.qrels.items():
         [(passage, grade)] = grades.items()
         assert grade == 1
@@ -38,34 +36,42 @@ def test_every_query_has_its_own_passage_and_no_other():
 
 
 def test_a_split_is_decided_by_its_seed():
-    arguments = {"held_out_queries": 3, "held_out_passages": 9, "max_pairs": None}
+    arguments = {"held_out_queries": 3, "held_out_passages": 9}
     assert split(pairs(30), seed=1, **arguments) == split(pairs(30), seed=1, **arguments)
     assert split(pairs(30), seed=1, **arguments) != split(pairs(30), seed=2, **arguments)
 
 
 def test_too_few_pairs_are_counted():
     with pytest.raises(UserError, match="of 12 pairs 9 have distinct passages"):
-        split(pairs(8, 4), seed=0, held_out_queries=1, held_out_passages=9, max_pairs=None)
+        split(pairs(8, 4), seed=0, held_out_queries=1, held_out_passages=9)
 
 
 def test_duplicates_are_dropped_and_counted_whatever_their_spelling():
-    found, counts = dedupe_pairs(
-        [
-            Pair("q", "p"),
-            Pair("other", "  P "),
-            Pair("Q", "new"),
-            Pair("same", "ＳＡＭＥ"),  # full-width letters
-            Pair("last", "one"),
-        ]
-    )
-    assert found == [Pair("q", "p"), Pair("last", "one")]
-    assert counts == {
+    pairs = [
+        Pair("q", "p"),
+        Pair("other", "  P "),
+        Pair("Q", "new"),
+        Pair("same", "ＳＡＭＥ"),  # full-width letters
+        Pair("last", "one"),
+    ]
+    found, counts = dedupe_pairs({"own": pairs})
+    assert found == {"own": [Pair("q", "p"), Pair("last", "one")]}
+    assert counts["own"] == {
         "read": 5,
         "repeated_passages": 1,
         "repeated_queries": 1,
         "query_is_passage": 1,
     }
     assert text_key("a  B\n") == text_key("A b")
+
+
+def test_what_two_sources_share_stays_in_the_first():
+    first = [Pair("q", "p"), Pair("r", "s")]
+    second = [Pair("new", "P"), Pair("R", "other"), Pair("a", "b")]
+    found, counts = dedupe_pairs({"first": first, "second": second})
+    assert found == {"first": first, "second": [Pair("a", "b")]}
+    assert (counts["first"]["repeated_passages"], counts["second"]["repeated_passages"]) == (0, 1)
+    assert (counts["first"]["repeated_queries"], counts["second"]["repeated_queries"]) == (0, 1)
 
 
 def test_a_pair_that_gives_an_answer_away_is_dropped_and_named():
@@ -79,13 +85,21 @@ def test_a_pair_that_gives_an_answer_away_is_dropped_and_named():
         Pair("ASKED", "a"),
         Pair("b", "Answer "),
         Pair("c", OPENING + "another version"),
-        Pair("d", "searched only", ("answer", "searched only", "free")),
+        Pair("d", "searched only", ("answer", "searched only", OPENING + "third", "free")),
         Pair("not judged", "e"),
     ]
-    clean, hits = decontaminate(given_pairs, {"set": kept})
+    clean, hits = decontaminate(given_pairs, Judged.of({"set": kept}))
     assert [(hit.pair, hit.what) for hit in hits] == [
         (0, "query"),
         (1, "passage"),
         (2, "beginning of the passage"),
     ]
     assert clean == [Pair("d", "searched only", ("free",)), Pair("not judged", "e")]
+
+
+def test_of_a_set_that_counts_as_a_whole_no_passage_nor_near_copy_is_trained_on():
+    kept = EvaluationSet({"p1": "answer", "p2": OPENING + "searched"}, {"q": "x"}, {"q": {"p1": 1}})
+    near = [Pair("a", OPENING + "another version")]
+    assert decontaminate(near, Judged.of({"set": kept}))[0] == near
+    clean, hits = decontaminate(near, Judged.of({"set": kept}, whole={"set"}))
+    assert (clean, [hit.set for hit in hits]) == ([], ["set"])

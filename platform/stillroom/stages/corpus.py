@@ -1,7 +1,11 @@
-"""Sources → clean pairs, passages and evaluation sets."""
+"""Sources → clean pairs, passages, conversations and evaluation sets."""
 
-from dataclasses import dataclass
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,115 +13,258 @@ import pyarrow.parquet as pq
 
 from stillroom.artifacts import Artifact, Draft, atomic_json
 from stillroom.config import Corpus as Section
-from stillroom.config import Docstrings, Scale
+from stillroom.config import Docstrings, Files, Scale
+from stillroom.encoders.contract import Prompts
 from stillroom.errors import UserError
-from stillroom.text.decontaminate import decontaminate
+from stillroom.text.decontaminate import Judged, decontaminate
 from stillroom.text.dedupe import dedupe_pairs, text_key
 from stillroom.text.docstrings import docstring_pairs
 from stillroom.text.formats import (
+    Conversation,
     EvaluationSet,
     Pair,
     read_beir,
+    read_conversations,
     read_pairs,
     read_passages,
     write_beir,
 )
 from stillroom.text.split import split
 
+HELD_OUT = "held-out"
+Source = Docstrings | Files
+Counts = dict[str, int]  # "read", reasons to drop, "kept": the others add up to what was read
 
-def corpus(*, section: Section, seed: int, scale: Scale, out: Draft) -> dict[str, int]:
-    """Writes pairs.parquet, passages.parquet, evaluation/SET/ and counts.json.
+# --- made -----------------------------------------------------------------------------------
+
+
+def corpus(*, section: Section, seed: int, scale: Scale, out: Draft) -> dict[str, Any]:
+    """Writes pairs.parquet, passages.parquet, conversations.parquet where there are any,
+    sources.json, evaluation/SET/ and counts.json.
 
     Returns:
-        How many of each there are, and how many were dropped for what reason.
+        How many of each there are, and what became of all that each source had.
+
+    Raises:
+        UserError: when a file is wrong, or nothing is left of a source's pairs.
     """
     evaluation = {name: read_beir(Path(folder)) for name, folder in section.evaluation.items()}
-    pairs, counts = dedupe_pairs(_pairs(section))
+    pairs, of_pairs = dedupe_pairs({name: _pairs(of) for name, of in section.sources.items()})
     if section.held_out is not None:
+        asked = section.held_out.source or next(iter(section.sources))
         parts = split(
-            pairs,
+            pairs[asked],
             seed=seed,
             held_out_queries=section.held_out.queries,
             held_out_passages=section.held_out.passages,
-            max_pairs=section.max_pairs,
         )
-        pairs = parts.train
-        evaluation["held-out"] = parts.evaluation
-    elif section.max_pairs is not None and len(pairs) > section.max_pairs:
-        chosen = np.random.default_rng(seed).permutation(len(pairs))[: section.max_pairs]
-        pairs = [pairs[i] for i in sorted(chosen)]
-    pairs, hits = decontaminate(pairs, evaluation)
-    if not pairs:
-        raise UserError(
-            "corpus.source", "no training pair is left", "Look at the counts, and add pairs"
-        )
-    passages = _write_tables(pairs, _more_passages(section, evaluation), out.path)
+        of_pairs[asked]["held_out"] = len(pairs[asked]) - len(parts.train)
+        pairs[asked], evaluation[HELD_OUT] = parts.train, parts.evaluation
+    # Near-copies of what was held out are gone from its own source, but not from the others.
+    judged = Judged.of(evaluation, whole={HELD_OUT})
+    for name, own in pairs.items():
+        pairs[name] = _to_train_on(own, judged, section.max_pairs, seed, of_pairs[name])
+    passages = _Passages()
+    _write_pairs(list(pairs.values()), passages, out.path)
+    conversations: dict[str, Conversation] = {}
+    counts: dict[str, dict[str, Counts]] = {}
+    for number, (name, source) in enumerate(section.sources.items()):
+        counts[name] = {
+            "pairs": of_pairs[name],
+            "passages": _add_passages(source, number, judged, passages),
+            "conversations": _add_conversations(source, judged, conversations),
+        }
+        for kind in ("pairs", "conversations"):
+            _require_some(counts[name][kind], f"corpus.sources.{name}", kind)
+    pq.write_table(passages.table(), out.path / "passages.parquet")
+    if conversations:
+        _write_conversations(conversations.values(), out.path)
     for name, kept in evaluation.items():
         write_beir(kept, out.path / "evaluation" / name)
-    counts = {**counts, "contaminated": len(hits), "pairs": len(pairs), "passages": passages}
-    atomic_json(out.path / "counts.json", counts)
-    return counts
-
-
-def _pairs(section: Section) -> list[Pair]:
-    source = section.source
-    if isinstance(source, Docstrings):
-        return list(docstring_pairs(source.packages, min_passage=source.min_passage_characters))
-    return [pair for path in source.pairs for pair in read_pairs(Path(path))]
-
-
-def _more_passages(section: Section, evaluation: dict[str, EvaluationSet]) -> list[str]:
-    """Passages without a query; those of an evaluation set are never to be a negative."""
-    if isinstance(section.source, Docstrings):
-        return []
-    forbidden = {text_key(t) for kept in evaluation.values() for t in kept.passages.values()}
-    texts = (text for path in section.source.passages for text in read_passages(Path(path)))
-    return [text for text in texts if text_key(text) not in forbidden]
-
-
-def _write_tables(pairs: list[Pair], more: list[str], folder: Path) -> int:
-    rows: dict[str, int] = {}  # equal texts are one passage
-    texts: list[str] = []
-
-    def row(text: str) -> int:
-        key = text_key(text)
-        if key not in rows:
-            rows[key] = len(texts)
-            texts.append(text)
-        return rows[key]
-
-    table = {
-        "query": [pair.query for pair in pairs],
-        "positive": [row(pair.passage) for pair in pairs],
-        "negatives": [[row(text) for text in pair.negatives] for pair in pairs],
+    _write_sources(section, counts, passages, out.path)
+    summary = {
+        "pairs": sum(len(own) for own in pairs.values()),
+        "passages": len(passages.texts),
+        "conversations": len(conversations),
+        "sources": counts,
     }
-    for text in more:
-        row(text)
-    types = pa.schema(
-        {"query": pa.string(), "positive": pa.int64(), "negatives": pa.list_(pa.int64())}
-    )
-    pq.write_table(pa.table(table, schema=types), folder / "pairs.parquet")
-    pq.write_table(pa.table({"text": texts}), folder / "passages.parquet")
-    return len(texts)
+    atomic_json(out.path / "counts.json", summary)
+    return summary
+
+
+def _pairs(source: Source) -> Iterable[Pair]:
+    if isinstance(source, Docstrings):
+        return docstring_pairs(source.packages, min_passage=source.min_passage_characters)
+    return (pair for path in source.pairs for pair in read_pairs(Path(path)))
+
+
+def _to_train_on(
+    pairs: Sequence[Pair], judged: Judged, most: int | None, seed: int, counts: Counts
+) -> list[Pair]:
+    """What of a source's pairs gives no answer away, and `most` of those; counts why not."""
+    clean, hits = decontaminate(pairs, judged)
+    of_sets = Counter(hit.set for hit in hits)
+    counts["held_out"] = counts.get("held_out", 0) + of_sets.pop(HELD_OUT, 0)
+    counts["contaminated"] = of_sets.total()
+    counts["beyond_max_pairs"] = max(0, len(clean) - (most or len(clean)))
+    if counts["beyond_max_pairs"]:
+        chosen = np.random.default_rng(seed).permutation(len(clean))[:most]
+        clean = [clean[i] for i in sorted(chosen)]
+    counts["kept"] = len(clean)
+    return clean
+
+
+def _require_some(counts: Counts, where: str, kind: str) -> None:
+    if counts["read"] and not counts["kept"]:
+        became = ", ".join(f"{n:,} {why}" for why, n in counts.items() if n)
+        raise UserError(where, f"none of its {kind} is left ({became})", "Give others, or none")
+
+
+@dataclass
+class _Passages:
+    """Equal texts are one row, and that is of the source which brings it first."""
+
+    texts: list[str] = field(default_factory=list)
+    source: list[int] = field(default_factory=list)
+    rows: dict[str, int] = field(default_factory=dict)  # text key → row
+
+    def row(self, text: str, source: int) -> int:
+        """The text's row, which is a new one where the text is new."""
+        row = self.rows.setdefault(text_key(text), len(self.texts))
+        if row == len(self.texts):
+            self.texts.append(text)
+            self.source.append(source)
+        return row
+
+    def table(self) -> pa.Table:
+        schema = pa.schema({"text": pa.string(), "source": pa.int16()})
+        return pa.table({"text": self.texts, "source": self.source}, schema=schema)
+
+
+def _write_pairs(sources: list[list[Pair]], passages: _Passages, folder: Path) -> None:
+    numbered = [(number, pair) for number, own in enumerate(sources) for pair in own]
+    # Positives before anything else: their rows are then of their pairs' own sources.
+    positive = [passages.row(pair.passage, number) for number, pair in numbered]
+    negatives = []
+    for own, (number, pair) in zip(positive, numbered, strict=True):
+        rows = dict.fromkeys(passages.row(text, number) for text in pair.negatives)
+        negatives.append([row for row in rows if row != own])
+    table = {
+        "query": [pair.query for _, pair in numbered],
+        "positive": positive,
+        "negatives": negatives,
+        "source": [number for number, _ in numbered],
+    }
+    types = {"query": pa.string(), "positive": pa.int64(), "negatives": pa.list_(pa.int64())}
+    schema = pa.schema({**types, "source": pa.int16()})
+    pq.write_table(pa.table(table, schema=schema), folder / "pairs.parquet")
+
+
+def _add_passages(source: Source, number: int, judged: Judged, passages: _Passages) -> Counts:
+    """Texts without a query. What is tested is not even to be a negative."""
+    counts = Counter(read=0, tested=0, repeated=0, kept=0)
+    if isinstance(source, Docstrings):
+        return dict(counts)
+    for text in (text for path in source.passages for text in read_passages(Path(path))):
+        rows = len(passages.texts)
+        if judged.holds(text):
+            became = "tested"
+        else:
+            became = "kept" if passages.row(text, number) == rows else "repeated"
+        counts.update(("read", became))
+    return dict(counts)
+
+
+def _add_conversations(
+    source: Source, judged: Judged, conversations: dict[str, Conversation]
+) -> Counts:
+    """Conversations that nobody had before, and that give no answer away."""
+    counts = Counter(read=0, tested=0, repeated=0, kept=0)
+    if isinstance(source, Docstrings):
+        return dict(counts)
+    for path in source.conversations:
+        for one in read_conversations(Path(path)):
+            key = text_key(f"{one.prompt}\n{one.completion}")
+            if decontaminate([Pair(one.question, one.completion)], judged)[1]:
+                became = "tested"
+            else:
+                became = "repeated" if key in conversations else "kept"
+                conversations.setdefault(key, one)
+            counts.update(("read", became))
+    return dict(counts)
+
+
+def _write_conversations(conversations: Iterable[Conversation], folder: Path) -> None:
+    rows = [{"prompt": one.prompt, "completion": one.completion} for one in conversations]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "conversations.parquet")
+
+
+def _write_sources(
+    section: Section, counts: dict[str, dict[str, Counts]], passages: _Passages, folder: Path
+) -> None:
+    of_source = Counter(passages.source)
+    listed = [
+        {
+            "name": name,
+            "prompts": None if source.prompts is None else source.prompts.model_dump(),
+            "symmetric": source.symmetric,
+            "counts": {
+                "pairs": counts[name]["pairs"]["kept"],
+                "passages": of_source[number],  # those of its pairs among them
+                "conversations": counts[name]["conversations"]["kept"],
+            },
+        }
+        for number, (name, source) in enumerate(section.sources.items())
+    ]
+    atomic_json(folder / "sources.json", listed)
+
+
+# --- read -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class CorpusFiles:
-    """What the other stages read of a corpus."""
+    """What the other stages read of a corpus.
+
+    Attributes:
+        positive: passage row of each pair, int64, (pairs,).
+        negatives: passage rows that came with each pair.
+        source: each pair's place in `sources`, int16, (pairs,).
+        passage_source: the same of each passage; that of a pair's positive is the pair's own.
+        prompts: what each source puts before its texts; None for the model's own.
+        conversations: prompts and completions, of all sources together.
+    """
 
     queries: list[str]
-    positive: np.ndarray  # passage row of each pair
-    negatives: list[list[int]]  # passage rows that came with the pair
+    positive: np.ndarray
+    negatives: list[list[int]]
+    source: np.ndarray
     passages: list[str]
+    passage_source: np.ndarray
+    sources: list[str]
+    prompts: list[Prompts | None]
+    conversations: list[tuple[str, str]]
 
     @staticmethod
     def read(artifact: Artifact) -> "CorpusFiles":
         pairs = pq.read_table(artifact.path / "pairs.parquet")
+        passages = pq.read_table(artifact.path / "passages.parquet")
+        sources = json.loads((artifact.path / "sources.json").read_text(encoding="utf-8"))
+        file = artifact.path / "conversations.parquet"
+        conversations = pq.read_table(file).to_pydict() if file.exists() else {}
         return CorpusFiles(
             queries=pairs["query"].to_pylist(),
             positive=pairs["positive"].to_numpy(),
             negatives=pairs["negatives"].to_pylist(),
-            passages=pq.read_table(artifact.path / "passages.parquet")["text"].to_pylist(),
+            source=pairs["source"].to_numpy(),
+            passages=passages["text"].to_pylist(),
+            passage_source=passages["source"].to_numpy(),
+            sources=[source["name"] for source in sources],
+            prompts=[
+                None if source["prompts"] is None else Prompts(**source["prompts"])
+                for source in sources
+            ],
+            conversations=list(zip(*conversations.values(), strict=True)),
         )
 
 

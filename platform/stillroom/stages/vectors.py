@@ -1,6 +1,7 @@
 """The teacher's vectors of every training query and passage."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from stillroom.artifacts import Artifact, Draft
 from stillroom.config import Actors, Scale
 from stillroom.config import Vectors as Section
 from stillroom.encoders.contract import Contract, Role
+from stillroom.encoders.encode import Encoder
 from stillroom.encoders.store import load
 from stillroom.encoders.vectors import StoredVectors, shard_path, write_whole
 from stillroom.stages.corpus import CorpusFiles
@@ -23,16 +25,19 @@ def vectors(
 ) -> dict[str, int]:
     """Writes queries/ and passages/ as `StoredVectors`, and the contract they follow.
 
-    What a killed run left of its shards is kept: only missing ones are encoded.
+    A text gets the prompt of its source, as in training. What a killed run left of its shards is
+    kept: only missing ones are encoded.
     """
     texts = CorpusFiles.read(corpus)
-    parts: list[tuple[str, Role, list[str]]] = [
-        ("queries", "query", texts.queries),
-        ("passages", "passage", texts.passages),
-    ]
-    for name, role, of in parts:
-        _embed(of, role, teacher.path, out.path / name, section.shard, scale.vectors)
     contract = Contract.read(teacher.path)
+    parts: list[tuple[str, Role, list[str], np.ndarray]] = [
+        ("queries", "query", texts.queries, texts.source),
+        ("passages", "passage", texts.passages, texts.passage_source),
+    ]
+    for name, role, of, source in parts:
+        known = [str(getattr(own or contract.prompts, role)) for own in texts.prompts]
+        prompts = [known[number] for number in source]
+        _embed(of, prompts, role, teacher.path, out.path / name, section.shard, scale.vectors)
     contract.write(out.path)
     return {
         "queries": len(texts.queries),
@@ -42,7 +47,13 @@ def vectors(
 
 
 def _embed(
-    texts: list[str], role: Role, model: Path, folder: Path, shard: int, scale: Actors
+    texts: list[str],
+    prompts: list[str],
+    role: Role,
+    model: Path,
+    folder: Path,
+    shard: int,
+    scale: Actors,
 ) -> None:
     folder.mkdir(exist_ok=True)
     # Texts of like length share a shard, so that almost nothing is padding.
@@ -57,10 +68,11 @@ def _embed(
     if not missing:
         return
     # The longest shards first: the pool then finishes together.
-    rows = [
-        {"shard": i, "texts": [texts[j] for j in order[i * shard : (i + 1) * shard]]}
-        for i in reversed(missing)
-    ]
+    rows = []
+    for i in reversed(missing):
+        mine = order[i * shard : (i + 1) * shard]
+        of_mine = {"texts": [texts[j] for j in mine], "prompts": [prompts[j] for j in mine]}
+        rows.append({"shard": i, **of_mine})
     made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _Embedder,
         fn_constructor_args=(model, role),
@@ -82,9 +94,20 @@ class _Embedder:
         self.role: Role = role
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        found = self.encoder.encode(row["texts"], self.role).astype(np.float16)
+        found = encode_prompted(self.encoder, row["texts"], row["prompts"], self.role)
         # Bytes, not a tensor column: shards differ in length, and this is a plain copy.
         return {"shard": row["shard"], "vectors": found.tobytes(), "dims": found.shape[1]}
+
+
+def encode_prompted(
+    encoder: Encoder, texts: Sequence[str], prompts: Sequence[str], role: Role
+) -> np.ndarray:
+    """Vectors of texts that have a prompt each: float16, (n, dims)."""
+    found = np.empty((len(texts), encoder.contract.dims[0]), dtype=np.float16)
+    for prompt in sorted(set(prompts)):
+        places = [place for place, own in enumerate(prompts) if own == prompt]
+        found[places] = encoder.encode([texts[place] for place in places], role, prompt=prompt)
+    return found
 
 
 def stored(artifact: Artifact) -> tuple[StoredVectors, StoredVectors]:

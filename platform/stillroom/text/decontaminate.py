@@ -1,9 +1,9 @@
-"""Training pairs that would give an evaluation set's answers away."""
+"""Training texts that would give an evaluation set's answers away."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from stillroom.text.dedupe import NEAR, near_key, text_key
+from stillroom.text.dedupe import near_key, text_key
 from stillroom.text.formats import EvaluationSet, Pair
 
 
@@ -16,42 +16,64 @@ class Hit:
     what: str
 
 
-def decontaminate(
-    pairs: Sequence[Pair], evaluation: Mapping[str, EvaluationSet]
-) -> tuple[list[Pair], list[Hit]]:
-    """Drops pairs that hold a judged query or its answer; takes all evaluation passages out of
-    the negatives.
+@dataclass(frozen=True)
+class Judged:
+    """What evaluation sets ask and answer, by the texts' keys.
 
-    A passage of the collection that answers no judged query may be trained on: a collection
-    that is searched is often the one that is trained on.
+    Attributes:
+        queries, answers, beginnings: key → set; answers' near-copies share their beginning.
+        searched: every passage, whether it answers anything or not.
+    """
+
+    queries: dict[str, str]
+    answers: dict[str, str]
+    beginnings: dict[str, str]
+    searched: set[str]
+
+    @staticmethod
+    def of(evaluation: Mapping[str, EvaluationSet], *, whole: Collection[str] = ()) -> "Judged":
+        """Judged queries and their answers.
+
+        Args:
+            whole: sets of which every passage counts as an answer. Of others one that answers
+                no judged query may be trained on: a collection that is searched is often the one
+                that is trained on.
+        """
+        judged = Judged({}, {}, {}, set())
+        for name, kept in evaluation.items():
+            judged.searched.update(text_key(text) for text in kept.passages.values())
+            judged.queries.update((text_key(kept.queries[query]), name) for query in kept.qrels)
+            grades = [item for one in kept.qrels.values() for item in one.items()]
+            relevant = {passage for passage, grade in grades if grade > 0}
+            for passage in kept.passages if name in whole else relevant:
+                text = kept.passages[passage]
+                judged.answers[text_key(text)] = name
+                judged.beginnings[near_key(text)] = name
+        return judged
+
+    def holds(self, text: str) -> bool:
+        """Whether a text is a passage of a set, or a near-copy of an answer."""
+        return text_key(text) in self.searched or near_key(text) in self.beginnings
+
+
+def decontaminate(pairs: Sequence[Pair], judged: Judged) -> tuple[list[Pair], list[Hit]]:
+    """Drops pairs that hold a judged query or its answer; takes what is tested out of the
+    negatives.
 
     Returns:
         The pairs left, in order, and what was dropped.
     """
-    queries: dict[str, str] = {}
-    answers: dict[str, str] = {}
-    beginnings: dict[str, str] = {}
-    searched: set[str] = set()
-    for name, kept in evaluation.items():
-        searched.update(text_key(text) for text in kept.passages.values())
-        for query, grades in kept.qrels.items():
-            queries[text_key(kept.queries[query])] = name
-            for passage in (p for p, grade in grades.items() if grade > 0):
-                text = kept.passages[passage]
-                answers[text_key(text)] = name
-                if len(text) >= NEAR:
-                    beginnings[near_key(text)] = name
     clean, hits = [], []
     for place, pair in enumerate(pairs):
         for key, known, what in (
-            (text_key(pair.query), queries, "query"),
-            (text_key(pair.passage), answers, "passage"),
-            (near_key(pair.passage), beginnings, "beginning of the passage"),
+            (text_key(pair.query), judged.queries, "query"),
+            (text_key(pair.passage), judged.answers, "passage"),
+            (near_key(pair.passage), judged.beginnings, "beginning of the passage"),
         ):
             if key in known:
                 hits.append(Hit(place, known[key], what))
                 break
         else:
-            negatives = tuple(text for text in pair.negatives if text_key(text) not in searched)
+            negatives = tuple(text for text in pair.negatives if not judged.holds(text))
             clean.append(replace(pair, negatives=negatives))
     return clean, hits

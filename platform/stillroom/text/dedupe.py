@@ -2,8 +2,7 @@
 
 import hashlib
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from stillroom.text.formats import Pair
 
@@ -25,29 +24,36 @@ def near_key(text: str) -> str:
     return normalise(text)[:NEAR]
 
 
-def dedupe_pairs(pairs: Iterable[Pair]) -> tuple[list[Pair], dict[str, int]]:
-    """The pairs whose query and passage are both new, in order.
+def dedupe_pairs(
+    sources: Mapping[str, Iterable[Pair]],
+) -> tuple[dict[str, list[Pair]], dict[str, dict[str, int]]]:
+    """The pairs whose query and passage no pair before has, in its source or another, in order.
 
     A query with two passages would make a right answer count as a negative, so the first wins.
 
     Returns:
-        The pairs, and how many were read and dropped for what reason.
+        The pairs of each source, and how many were read and dropped for what reason.
     """
     queries: set[str] = set()
     passages: set[str] = set()
-    kept = []
-    counts = Counter(read=0, repeated_passages=0, repeated_queries=0, query_is_passage=0)
-    for pair in pairs:
-        counts["read"] += 1
-        query, passage = text_key(pair.query), text_key(pair.passage)
-        if query == passage:
-            counts["query_is_passage"] += 1
-        elif passage in passages:
-            counts["repeated_passages"] += 1
-        elif query in queries:
-            counts["repeated_queries"] += 1
-        else:
-            queries.add(query)
-            passages.add(passage)
-            kept.append(pair)
-    return kept, dict(counts)
+    kept: dict[str, list[Pair]] = {}
+    counts: dict[str, dict[str, int]] = {}
+    for name, pairs in sources.items():
+        kept[name] = []
+        counts[name] = dict.fromkeys(
+            ("read", "repeated_passages", "repeated_queries", "query_is_passage"), 0
+        )
+        for pair in pairs:
+            counts[name]["read"] += 1
+            query, passage = text_key(pair.query), text_key(pair.passage)
+            if query == passage:
+                counts[name]["query_is_passage"] += 1
+            elif passage in passages:
+                counts[name]["repeated_passages"] += 1
+            elif query in queries:
+                counts[name]["repeated_queries"] += 1
+            else:
+                queries.add(query)
+                passages.add(passage)
+                kept[name].append(pair)
+    return kept, counts

@@ -70,9 +70,7 @@ def _distributions(
         return sorted(found.items())
     for name in packages:
         if _normal(name) not in found:
-            raise UserError(
-                f"corpus.source.packages: {name}", "is not installed", f"Run: pip install {name}"
-            )
+            raise UserError(f"packages: {name}", "is not installed", f"Run: pip install {name}")
     return sorted((name, found[name]) for name in {_normal(package) for package in packages})
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from stillroom.errors import UserError
 
 Row = tuple[str, dict[str, Any]]  # where it stands, for messages, and its fields
+SPEAKERS = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
 FORMATS = ".jsonl, .jsonl.gz, .csv, .tsv or .parquet"
 
 
@@ -21,6 +23,20 @@ class Pair:
     query: str
     passage: str
     negatives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a model is to write, and after what.
+
+    Attributes:
+        prompt: all that comes before the completion, letter for letter.
+        question: the user's last turn by itself; the prompt where it is not made of turns.
+    """
+
+    prompt: str
+    completion: str
+    question: str
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,35 @@ def read_passages(path: Path) -> Iterator[str]:
         rows = _rows(path)
     for where, row in rows:
         yield _titled(row, "text" if "text" in row else "passage", where)
+
+
+def read_conversations(path: Path) -> Iterator[Conversation]:
+    """Conversations of a file, in one of three forms a row; in a CSV, lists are JSON.
+
+    `prompt` and `completion`: two texts, taken as they are. `text`: a list of turns, the user's
+    and the assistant's by turns, as GritLM has it. `messages`: a list of `role` and `content`, as
+    OpenAI has it. Of turns, the assistant's last is the completion, and those before it become the
+    prompt: each under its speaker and followed by an empty line, then the assistant's name.
+
+        User:
+        How do I sort a list?
+
+        Assistant:
+
+    Raises:
+        UserError: at the first row that is none, or when there is no row.
+    """
+    for where, row in _rows(path):
+        there = [field for field in ("completion", "messages", "text") if row.get(field)]
+        if there[:1] == ["messages"]:
+            yield _conversation(_messages(row, where), "messages", where)
+        elif there[:1] == ["text"]:
+            speakers = itertools.cycle(("user", "assistant"))
+            turns = list(zip(speakers, _texts(row, "text", where), strict=False))
+            yield _conversation(turns, "text", where)
+        else:
+            prompt, completion = (_text(row, field, where) for field in ("prompt", "completion"))
+            yield Conversation(prompt, completion, question=prompt)
 
 
 def read_beir(folder: Path) -> EvaluationSet:
@@ -232,18 +277,58 @@ def _titled(row: Mapping[str, Any], field: str, where: str) -> str:
 
 
 def _negatives(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    value = row.get("negatives", row.get("negative"))
-    if value is None or value == "":
-        return ()
-    if isinstance(value, str) and "negatives" in row:  # a cell of a table
+    if "negatives" in row:
+        return _texts(row, "negatives", where) if row["negatives"] not in (None, "") else ()
+    if isinstance(row.get("negative"), list):
+        return _texts(row, "negative", where)
+    return (_text(row, "negative", where),) if row.get("negative") else ()
+
+
+def _texts(row: Mapping[str, Any], field: str, where: str) -> tuple[str, ...]:
+    value = _list(row, field, where, '["one", "two"]')
+    return tuple(_text({field: text}, field, where) for text in value)
+
+
+def _list(row: Mapping[str, Any], field: str, where: str, example: str) -> list[Any]:
+    value = row[field]
+    if isinstance(value, str):  # a cell of a table
         try:
             value = json.loads(value)
         except ValueError as fault:
             raise UserError(
-                where, f"'negatives' is no JSON list: {fault}", 'Write ["one", "two"]'
+                where, f"{field!r} is no JSON list: {fault}", f"Write {example}"
             ) from fault
-    if isinstance(value, str):
-        value = [value]
     if not isinstance(value, list):
-        raise UserError(where, "'negatives' is no list", 'Write ["one", "two"]')
-    return tuple(_text({"negatives": text}, "negatives", where) for text in value)
+        raise UserError(where, f"{field!r} is no list", f"Write {example}")
+    return value
+
+
+def _messages(row: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
+    """(speaker, text) of each message."""
+    turns = []
+    for message in _list(row, "messages", where, '[{"role": "user", "content": "text"}, …]'):
+        role = message.get("role") if isinstance(message, dict) else message
+        if not isinstance(role, str) or role not in SPEAKERS:
+            raise UserError(
+                where,
+                f"'messages' has the role {role!r}",
+                f"Use {', '.join(SPEAKERS)}, or remove the row",
+            )
+        turns.append((role, _text(message, "content", where)))
+    return turns
+
+
+def _conversation(turns: list[tuple[str, str]], field: str, where: str) -> Conversation:
+    while turns and turns[-1][0] != "assistant":  # nobody answered
+        turns = turns[:-1]
+    if len(turns) < 2:
+        raise UserError(
+            where,
+            f"{field!r} has no assistant's turn that follows another",
+            "Give what is asked and what is answered, or remove the row",
+        )
+    *before, (_, completion) = turns
+    shown = [f"{SPEAKERS[speaker]}:\n{text}\n\n" for speaker, text in before]
+    asked = [text for speaker, text in before if speaker == "user"]
+    prompt = "".join(shown) + f"{SPEAKERS['assistant']}:\n"
+    return Conversation(prompt, completion, question=asked[-1] if asked else prompt)

@@ -22,16 +22,14 @@ def split(
     seed: int,
     held_out_queries: int,
     held_out_passages: int,
-    max_pairs: int | None,
 ) -> Split:
-    """Holds out passages, and asks for some of them.
+    """Holds out passages, and asks for some of them; the pairs left stay in order.
 
     Near-copies of a passage never stand on both sides, and the test set keeps one of each, so
     that every query has exactly one right answer.
 
     Args:
         held_out_passages: how many are searched, the queries' answers among them.
-        max_pairs: the most to train on.
 
     Raises:
         UserError: when that leaves nothing to train on.
@@ -49,7 +47,7 @@ def split(
         )
     order = np.random.default_rng(seed).permutation(len(members))
     tested = [pairs[members[g][0]] for g in order[:held_out_passages]]
-    rest = [i for g in order[held_out_passages:] for i in members[g]]
+    rest = sorted(i for g in order[held_out_passages:] for i in members[g])
     width = len(str(held_out_passages))
     ids = [f"p{number:0{width}d}" for number in range(held_out_passages)]
     asked = range(held_out_queries)
@@ -58,4 +56,4 @@ def split(
         queries={f"q{i:0{width}d}": tested[i].query for i in asked},
         qrels={f"q{i:0{width}d}": {ids[i]: 1} for i in asked},
     )
-    return Split([pairs[i] for i in rest[:max_pairs]], evaluation)
+    return Split([pairs[i] for i in rest], evaluation)
