@@ -19,7 +19,7 @@ VERSIONS = {
     "corpus": 2,
     "teacher": 1,
     "vectors": 1,
-    "negatives": 1,
+    "negatives": 2,
     "student": 1,
     "report": 2,
     "release": 1,

@@ -89,7 +89,7 @@ def batches_of(objective: object, encoder):
         tokens=16, **share,
     )  # fmt: skip
     generation = GenerationBatches(
-        pairs.queries, pairs.passages[:24], Order(np.zeros(24, int), seed=1, global_batch=4),
+        list(zip(pairs.queries, pairs.passages, strict=False)), Order(np.zeros(24, int), seed=1, global_batch=4),
         encoder.prompter, tokens=24, **share,
     )  # fmt: skip
     if isinstance(objective, objectives.Mntp):

@@ -297,12 +297,11 @@ class GenerationBatches:
     """step → this worker's prompts and completions; only completions are predicted.
 
     Args:
-        prompts, completions: n texts each; a completion ends in EOS.
+        told: prompt and completion, n of each; EOS is put after a completion.
         tokens: the most of prompt and completion together.
     """
 
-    prompts: Sequence[str]
-    completions: Sequence[str]
+    told: Sequence[tuple[str, str]]
     order: Order
     prompter: Prompter
     tokens: int
@@ -313,9 +312,8 @@ class GenerationBatches:
         return self.order.at(step, self.rank, self.world)
 
     def __call__(self, step: int) -> list[Cloze]:
-        rows = self.ids(step)
-        pairs = [(self.prompts[i], self.completions[i]) for i in rows]
-        return self.prompter.to_generate(pairs, max_tokens=self.tokens)
+        told = [self.told[i] for i in self.ids(step)]
+        return self.prompter.to_generate(told, max_tokens=self.tokens)
 
 
 @dataclass(frozen=True)

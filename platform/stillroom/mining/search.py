@@ -29,6 +29,7 @@ def search(queries_qd: np.ndarray, passages_pd: np.ndarray, k: int) -> Found:
             queries, block, min(k + 1, len(block)), metric=faiss.METRIC_INNER_PRODUCT
         )
         _settle_ties(scores, rows, queries, block, k)
+        scores, rows = scores[:, :k], rows[:, :k]
         parts.append((scores, np.where(rows >= 0, rows + start, -1)))
     return merge(parts, k) if parts else _nothing(len(queries), k)
 

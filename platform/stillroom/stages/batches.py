@@ -84,16 +84,15 @@ def joint_batches(
 ) -> JointBatches:
     pairs = pair_batches(corpus, negatives, None, settings, seed, encoder, place)
     if settings.generate == "pairs":
-        prompts = pairs.data.queries
-        completions = [pairs.data.passages[i] for i in pairs.data.positive]
+        data = pairs.data
+        told = [(q, data.passages[i]) for q, i in zip(data.queries, data.positive, strict=True)]
     else:
-        prompts, completions = CorpusFiles.read(corpus).conversations
-    everything = np.zeros(len(prompts), dtype=int)
+        told = CorpusFiles.read(corpus).conversations
+    everything = np.zeros(len(told), dtype=int)
     return JointBatches(
         pairs,
         GenerationBatches(
-            prompts,
-            completions,
+            told,
             # Another stream than the pairs': both are permuted by their seed.
             Order(everything, seed=seed + 1, global_batch=settings.generation_batch),
             encoder.prompter,

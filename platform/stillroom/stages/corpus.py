@@ -232,6 +232,7 @@ class CorpusFiles:
         source: each pair's place in `sources`, int16, (pairs,).
         passage_source: the same of each passage; that of a pair's positive is the pair's own.
         prompts: what each source puts before its texts; None for the model's own.
+        symmetric: whether each source's queries and passages are of one kind.
         conversations: prompts and completions, of all sources together.
     """
 
@@ -243,6 +244,7 @@ class CorpusFiles:
     passage_source: np.ndarray
     sources: list[str]
     prompts: list[Prompts | None]
+    symmetric: list[bool]
     conversations: list[tuple[str, str]]
 
     @staticmethod
@@ -264,6 +266,7 @@ class CorpusFiles:
                 None if source["prompts"] is None else Prompts(**source["prompts"])
                 for source in sources
             ],
+            symmetric=[source["symmetric"] for source in sources],
             conversations=list(zip(*conversations.values(), strict=True)),
         )
 
