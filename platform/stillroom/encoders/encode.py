@@ -1,12 +1,14 @@
 """The one forward that training, the stages and serving share."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from stillroom.encoders.backbone import attending
 from stillroom.encoders.contract import Attention, Contract, Role
 from stillroom.encoders.pooling import POOLINGS
 from stillroom.encoders.prompt import NO_TARGET, Batch, ClozeBatch, Prompter, Tokens, pad
@@ -72,9 +74,9 @@ class Encoder(torch.nn.Module):
     def _states(
         self, ids_bl: torch.Tensor, mask_bl: torch.Tensor, attention: Attention
     ) -> torch.Tensor:
-        if self.contract.architecture == "decoder":
-            self.backbone.config.is_causal = attention == "causal"
-        with self._autocast():
+        decoder = self.contract.architecture == "decoder"
+        attends = attending(self.backbone, attention) if decoder else nullcontext()
+        with self._autocast(), attends:
             return self.backbone(input_ids=ids_bl, attention_mask=mask_bl).last_hidden_state
 
     def _autocast(self) -> Any:

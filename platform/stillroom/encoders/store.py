@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from stillroom.encoders import sentence_transformers
 from stillroom.encoders.backbone import (
+    HEAD,
     add_lora,
     attention_of,
     cut,
@@ -27,6 +28,7 @@ from stillroom.errors import UserError
 
 ADAPTER = "adapter"
 PROJECTION = "projection.safetensors"
+HEAD_FILE = "head.safetensors"
 PLAIN_MAX_TOKENS = 512  # of a base that says nothing itself
 
 
@@ -83,7 +85,9 @@ def create(
         raise UserError("max_tokens", f"{max_tokens} is more than {base} reads", f"At most {most}")
     if layers is not None:
         cut(backbone, layers)
-    predicts = load_head(folder, backbone).requires_grad_(lora is None) if head else None
+    predicts = load_head(_lineage(folder), backbone) if head else None
+    if predicts is not None:
+        predicts.requires_grad_(lora is None)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         projection = encoder.projection
@@ -98,24 +102,32 @@ def create(
     return Encoder(contract, encoder.tokenizer, backbone, projection, predicts)
 
 
-def load(folder: str | Path, *, device: str = "cpu", trainable: bool = False) -> Encoder:
+def load(
+    folder: str | Path, *, device: str = "cpu", trainable: bool = False, head: bool = False
+) -> Encoder:
     """An encoder of ours or of sentence-transformers, in evaluation mode.
 
     Args:
         folder: a folder, or any name that `locate` knows.
         trainable: keeps adapters apart, to train on; they are merged otherwise.
+        head: brings the language model's head, as in `create`.
 
     Raises:
         UserError: when it is missing, or a plain model that says nothing of pooling.
     """
-    encoder = _own(locate(str(folder)), str(folder), None, None, None, trainable=trainable)
+    located = locate(str(folder))
+    encoder = _own(located, str(folder), None, None, None, trainable=trainable)
+    if head:
+        encoder.head = load_head(_lineage(located), encoder.backbone)
+        encoder.head.requires_grad_(not isinstance(encoder.backbone, PeftModel))
     return encoder.to(device).train(trainable)
 
 
 def save(
     encoder: Encoder, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None
 ) -> None:
-    """Writes contract, tokenizer and weights; of a LoRA encoder the adapter alone.
+    """Writes contract, tokenizer and weights; of a LoRA encoder the adapter alone, of a language
+    model's head what was trained.
 
     Without adapters the folder opens in sentence-transformers too.
 
@@ -148,6 +160,8 @@ def save(
             sentence_transformers.write(folder, contract, _hidden(backbone), projection)
     if projection is not None:
         save_file({"weight": projection.contiguous()}, folder / PROJECTION)
+    if encoder.head is not None and encoder.head.weight.requires_grad:
+        save_file({HEAD: whole["head.weight"].contiguous()}, folder / HEAD_FILE)
     encoder.tokenizer.save_pretrained(folder)
     contract.write(folder)
 
@@ -186,7 +200,7 @@ def _own(
     projection = _projection(foreign.projection)
     contract = Contract(
         base=name,
-        architecture="decoder" if is_decoder(backbone) else "encoder",
+        architecture="decoder" if is_decoder(backbone.config) else "encoder",
         attention=attention or attention_of(backbone),
         pooling=pooling or foreign.pooling,
         append_eos=False,
@@ -225,6 +239,13 @@ def _ours(folder: Path, contract: Contract, dtype: torch.dtype | None, trainable
     if (folder / PROJECTION).exists():
         projection = _projection(load_file(folder / PROJECTION)["weight"])
     return Encoder(contract, load_tokenizer(folder), backbone, projection)
+
+
+def _lineage(folder: Path) -> list[Path]:
+    """A folder, the folder of the base that it was made of, and so on."""
+    if not (folder / FILE).exists():
+        return [folder]
+    return [folder, *_lineage(locate(Contract.read(folder).base))]
 
 
 def _weights(folder: Path) -> Path:
