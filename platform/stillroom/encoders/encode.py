@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from stillroom.encoders.backbone import attending
 from stillroom.encoders.contract import Attention, Contract, Role
+from stillroom.encoders.latent import LatentAttention
 from stillroom.encoders.pooling import POOLINGS
 from stillroom.encoders.prompt import NO_TARGET, Batch, ClozeBatch, Prompter, Tokens, pad
 from stillroom.errors import UserError
@@ -21,6 +22,7 @@ class Encoder(torch.nn.Module):
     Args:
         projection: bias-free linear map of the pooled vector into another model's dims.
         head: the language model's own, (vocabulary, hidden), to train on predicted tokens.
+        latent_attention: what the states go through before a latent pooling.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class Encoder(torch.nn.Module):
         backbone: Any,
         projection: torch.nn.Linear | None = None,
         head: torch.nn.Linear | None = None,
+        latent_attention: LatentAttention | None = None,
     ):
         super().__init__()
         self.contract = contract
@@ -38,6 +41,7 @@ class Encoder(torch.nn.Module):
         self.backbone = backbone
         self.projection = projection
         self.head = head
+        self.latent_attention = latent_attention
 
     @property
     def device(self) -> torch.device:
@@ -64,6 +68,9 @@ class Encoder(torch.nn.Module):
         if isinstance(batch, ClozeBatch):
             return self._unlikelihood(batch)
         states = self._states(batch.ids_bl, batch.mask_bl, self.contract.attention)
+        if self.latent_attention is not None:
+            with self._autocast():
+                states = self.latent_attention(states)
         # CLS is a token of the prompt's side, and is pooled whatever becomes of the prompt.
         mask = batch.mask_bl if self.contract.pooling == "cls" else batch.pool_mask_bl
         vectors = POOLINGS[self.contract.pooling](states, mask)
