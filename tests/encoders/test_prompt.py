@@ -107,6 +107,38 @@ def test_a_text_that_is_nothing_but_prompt_is_still_pooled():
     assert torch.equal(batch.pool_mask_bl, batch.mask_bl)
 
 
+# --- echo -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given_ids", [False, True])
+@pytest.mark.parametrize("text", ["short", LONG])
+@pytest.mark.parametrize("prompt", ["", "find: ", LONG])
+def test_an_echo_is_the_same_text_again_cut_or_not_and_alone_is_pooled(prompt, text, given_ids):
+    tokenizer = byte_pair_tokenizer()
+    prompter = Prompter(tokenizer, contract(echo=True, prompts={"query": prompt}))
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    [tokens] = prompter.of_ids([ids], "query") if given_ids else prompter([text], "query")
+    assert len(tokens.ids) <= 24
+    assert tokens.ids[-1] == tokenizer.eos_token_id
+    second = tokens.ids[tokens.pool_from : -1]
+    first = tokens.ids[tokens.pool_from - len(second) : tokens.pool_from]
+    assert first == second == ids[: len(second)]
+    before = tokens.ids[1 : tokens.pool_from - len(second)]
+    asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert before == asked[: len(before)]
+    # Cut only where there was no room for more.
+    left = 24 - len(tokens.ids)
+    assert len(second) == len(ids) or left < 2
+    assert len(before) == len(asked) or len(second) == 1
+
+
+def test_an_empty_text_echoes_as_its_eos():
+    tokenizer = byte_pair_tokenizer()
+    prompter = Prompter(tokenizer, contract(echo=True, prompts={"query": "find: "}))
+    [tokens] = prompter([""], "query")
+    assert tokens.ids[tokens.pool_from :] == [tokenizer.eos_token_id]
+
+
 # --- to generate ----------------------------------------------------------------------------
 
 

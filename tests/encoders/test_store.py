@@ -80,6 +80,34 @@ def test_the_attention_of_a_base_is_found_out(encoder, decoder):
     assert attention_of(load_backbone(decoder)) == "causal"
 
 
+@pytest.mark.parametrize("echo", [False, True])
+def test_only_an_echo_s_first_token_has_seen_the_text_s_last_under_causal_attention(decoder, echo):
+    model = create(
+        str(decoder), space="s", attention="causal", pooling="cls", echo=echo, pool_prompt=False,
+        prompts={"query": "find: "}, precision="float32",
+    ).eval()  # fmt: skip
+    vectors = []
+    for last in (8, 9):
+        [tokens] = model.prompter.of_ids([[5, 6, 7, last]], "query")
+        batch = pad([tokens], model.pad_id)
+        states = model.backbone(input_ids=batch.ids_bl).last_hidden_state[0]
+        vectors.append(states[tokens.pool_from])
+        if echo:
+            [vector] = model(batch)
+            torch.testing.assert_close(vector, vectors[-1] / vectors[-1].norm())
+    assert torch.equal(*vectors) is not echo
+
+
+def test_an_echoing_encoder_is_saved_as_such_and_not_for_sentence_transformers(decoder, tmp_path):
+    model = create(str(decoder), space="s", pooling="mean", echo=True, precision="float32")
+    save(model, tmp_path)
+    assert load(tmp_path).contract.echo
+    assert not (tmp_path / "modules.json").exists()
+    np.testing.assert_allclose(
+        load(tmp_path).encode(TEXTS, "query"), model.encode(TEXTS, "query"), atol=1e-5
+    )
+
+
 # --- vectors --------------------------------------------------------------------------------
 
 

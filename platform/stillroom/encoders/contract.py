@@ -42,9 +42,10 @@ class Contract(BaseModel):
     Attributes:
         base: the model that training began with, as `locate` names it.
         latents: there when pooling is latent.
+        echo: the text is given twice, and its second copy pooled.
         pool_prompt: False leaves the prompt's tokens out of pooling.
         append_eos: the ids of every text end in EOS, cut or not.
-        max_tokens: the most ids of a text, prompt and special tokens counted.
+        max_tokens: the most ids of a text, prompt, special tokens and second copy counted.
         dims: the sizes that a vector may be cut to (Matryoshka), the full one first.
         space: the id of the vector space; equal ids may share one index.
     """
@@ -57,6 +58,7 @@ class Contract(BaseModel):
     pooling: Pooling
     latents: Latents | None = None
     append_eos: bool
+    echo: bool = False
     prompts: Prompts = Prompts()
     pool_prompt: bool = True
     max_tokens: PositiveInt

@@ -72,7 +72,8 @@ class Encoder(torch.nn.Module):
             with self._autocast():
                 states = self.latent_attention(states)
         # CLS is a token of the prompt's side, and is pooled whatever becomes of the prompt.
-        mask = batch.mask_bl if self.contract.pooling == "cls" else batch.pool_mask_bl
+        first = self.contract.pooling == "cls" and not self.contract.echo
+        mask = batch.mask_bl if first else batch.pool_mask_bl
         vectors = POOLINGS[self.contract.pooling](states, mask)
         if self.projection is not None:
             vectors = F.linear(vectors, self.projection.weight.float())

@@ -114,7 +114,7 @@ def _dense(folder: Path) -> torch.Tensor:
 
 def can_express(contract: Contract) -> bool:
     """Whether the library has modules for all that the contract says."""
-    return not contract.append_eos and contract.latents is None
+    return not (contract.append_eos or contract.echo or contract.latents)
 
 
 def write(folder: Path, contract: Contract, hidden: int, projection: torch.Tensor | None) -> None:

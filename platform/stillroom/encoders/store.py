@@ -50,6 +50,7 @@ def create(
     pooling: Pooling | None = None,
     latents: Mapping[str, Any] | None = None,
     append_eos: bool | None = None,
+    echo: bool | None = None,
     prompts: Mapping[str, str] | None = None,
     pool_prompt: bool | None = None,
     max_tokens: int | None = None,
@@ -86,6 +87,7 @@ def create(
     )
     asked: dict[str, Any] = {
         "append_eos": append_eos,
+        "echo": echo,
         "prompts": None if prompts is None else Prompts(**prompts),
         "pool_prompt": pool_prompt,
         "max_tokens": max_tokens,
