@@ -82,10 +82,13 @@ class Encoder(torch.nn.Module):
     def _states(
         self, ids_bl: torch.Tensor, mask_bl: torch.Tensor, attention: Attention
     ) -> torch.Tensor:
-        decoder = self.contract.architecture == "decoder"
-        attends = attending(self.backbone, attention) if decoder else nullcontext()
+        inputs: dict[str, Any] = {"input_ids": ids_bl, "attention_mask": mask_bl}
+        attends: Any = nullcontext()
+        if self.contract.architecture == "decoder":
+            inputs["use_cache"] = False  # nothing is generated, and all layers' keys are large
+            attends = attending(self.backbone, attention)
         with self._autocast(), attends:
-            return self.backbone(input_ids=ids_bl, attention_mask=mask_bl).last_hidden_state
+            return self.backbone(**inputs).last_hidden_state
 
     def _autocast(self) -> Any:
         precision = getattr(torch, self.contract.precision)
