@@ -1,13 +1,13 @@
 """The one forward that training, the stages and serving share."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from stillroom.encoders import packing
 from stillroom.encoders.backbone import attending
 from stillroom.encoders.contract import Attention, Contract, Role
 from stillroom.encoders.latent import LatentAttention
@@ -82,13 +82,16 @@ class Encoder(torch.nn.Module):
     def _states(
         self, ids_bl: torch.Tensor, mask_bl: torch.Tensor, attention: Attention
     ) -> torch.Tensor:
-        inputs: dict[str, Any] = {"input_ids": ids_bl, "attention_mask": mask_bl}
-        attends: Any = nullcontext()
-        if self.contract.architecture == "decoder":
-            inputs["use_cache"] = False  # nothing is generated, and all layers' keys are large
-            attends = attending(self.backbone, attention)
-        with self._autocast(), attends:
-            return self.backbone(**inputs).last_hidden_state
+        if self.contract.architecture == "encoder":
+            with self._autocast():
+                return self.backbone(input_ids=ids_bl, attention_mask=mask_bl).last_hidden_state
+        # Nothing is generated, and all layers' keys are large: no cache.
+        with self._autocast(), attending(self.backbone, attention):
+            if packing.is_packed(self.backbone):
+                return packing.states(self.backbone, ids_bl, mask_bl, use_cache=False)
+            return self.backbone(
+                input_ids=ids_bl, attention_mask=mask_bl, use_cache=False
+            ).last_hidden_state
 
     def _autocast(self) -> Any:
         precision = getattr(torch, self.contract.precision)
