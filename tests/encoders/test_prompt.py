@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from stillroom.encoders.contract import Contract
-from stillroom.encoders.prompt import Prompter, Tokens, pad
+from stillroom.encoders.prompt import NO_TARGET, Prompter, Tokens, instructed, pad
 from tiny import byte_pair_tokenizer, word_piece_tokenizer
 
 LONG = "many words follow one another here, and they never seem to come to an end at all " * 5
@@ -57,35 +57,113 @@ def test_each_role_has_its_own_prompt_letter_for_letter():
         assert tokenizer.decode(tokens.ids) == f"<s>{prompt}a text</s>"
 
 
-def test_an_instruction_takes_the_place_of_the_query_s_prompt():
+def test_a_task_s_instruction_takes_the_place_of_the_query_s_prompt():
     tokenizer = byte_pair_tokenizer()
     prompter = Prompter(tokenizer, contract(prompts={"query": "find: "}, max_tokens=99))
-    [tokens] = prompter(["a text"], "query", instruction="Find a duplicate")
-    decoded = tokenizer.decode(tokens.ids)
-    assert decoded == "<s>Instruct: Find a duplicate\nQuery: a text</s>"
+    prompt = instructed("Find a duplicate")
+    [tokens] = prompter(["a text"], "query", prompt=prompt)
+    assert tokenizer.decode(tokens.ids) == "<s>Instruct: Find a duplicate\nQuery: a text</s>"
+    text = tokenizer("a text", add_special_tokens=False)["input_ids"]
+    [of_ids] = prompter.of_ids([text], "query", prompt=prompt)
+    assert tokenizer.decode(of_ids.ids) == tokenizer.decode(tokens.ids)
 
 
-def test_the_prompt_s_tokens_can_be_left_out_of_pooling():
+@pytest.mark.parametrize("given_ids", [False, True])
+def test_the_prompt_s_tokens_can_be_left_out_of_pooling(given_ids):
     tokenizer = byte_pair_tokenizer()
-    prompt = "Instruct: find\nQuery: "
-    prompter = Prompter(tokenizer, contract(prompts={"query": prompt}, max_tokens=99))
-    [tokens] = prompter(["text"], "query")
-    batch = pad([tokens], 2, pool_prompt=False)
-    pooled = batch.ids_bl[batch.pool_mask_bl.bool()]
-    assert tokenizer.decode(pooled).removesuffix("</s>").strip() == "text"
-    assert pad([tokens], 2, pool_prompt=True).pool_mask_bl.all()
+    fields = {"prompts": {"query": "Instruct: find\nQuery: "}, "max_tokens": 99}
+
+    def pooled(pool_prompt):
+        prompter = Prompter(tokenizer, contract(**fields, pool_prompt=pool_prompt))
+        if given_ids:
+            text = tokenizer("text", add_special_tokens=False)["input_ids"]
+            [tokens] = prompter.of_ids([text], "query")
+        else:
+            [tokens] = prompter(["text"], "query")
+        batch = pad([tokens], tokenizer.pad_token_id)
+        return tokenizer.decode(batch.ids_bl[batch.pool_mask_bl.bool()])
+
+    assert pooled(False).strip() == "text</s>"
+    assert pooled(True) == "<s>Instruct: find\nQuery: text</s>"
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_hides_nothing_and_adds_nothing(side):
     tokens = [Tokens([5, 6, 7], 1), Tokens([8], 0)]
-    batch = pad(tokens, 2, side=side, pool_prompt=False)
+    batch = pad(tokens, 2, side=side)
     assert batch.ids_bl.shape == (2, 3)
     for row, one in enumerate(tokens):
         assert batch.ids_bl[row][batch.mask_bl[row].bool()].tolist() == one.ids
-    assert batch.pool_mask_bl.sum(1).tolist() == [2, 1]
+        assert (
+            batch.ids_bl[row][batch.pool_mask_bl[row].bool()].tolist() == one.ids[one.pool_from :]
+        )
 
 
 def test_a_text_that_is_nothing_but_prompt_is_still_pooled():
-    batch = pad([Tokens([5, 6], 2)], 2, pool_prompt=False)
+    tokenizer = byte_pair_tokenizer()
+    fields = {"prompts": {"query": LONG}, "pool_prompt": False, "append_eos": False}
+    [tokens] = Prompter(tokenizer, contract(**fields))(["cut off"], "query")
+    batch = pad([tokens], tokenizer.pad_token_id)
     assert torch.equal(batch.pool_mask_bl, batch.mask_bl)
+
+
+# --- echo -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given_ids", [False, True])
+@pytest.mark.parametrize("text", ["short", LONG])
+@pytest.mark.parametrize("prompt", ["", "find: ", LONG])
+def test_an_echo_is_the_same_text_again_cut_or_not_and_alone_is_pooled(prompt, text, given_ids):
+    tokenizer = byte_pair_tokenizer()
+    prompter = Prompter(tokenizer, contract(echo=True, prompts={"query": prompt}))
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    [tokens] = prompter.of_ids([ids], "query") if given_ids else prompter([text], "query")
+    assert len(tokens.ids) <= 24
+    assert tokens.ids[-1] == tokenizer.eos_token_id
+    second = tokens.ids[tokens.pool_from : -1]
+    first = tokens.ids[tokens.pool_from - len(second) : tokens.pool_from]
+    assert first == second == ids[: len(second)]
+    before = tokens.ids[1 : tokens.pool_from - len(second)]
+    asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert before == asked[: len(before)]
+    # Cut only where there was no room for more.
+    left = 24 - len(tokens.ids)
+    assert len(second) == len(ids) or left < 2
+    assert len(before) == len(asked) or len(second) == 1
+
+
+def test_an_empty_text_echoes_as_its_eos():
+    tokenizer = byte_pair_tokenizer()
+    prompter = Prompter(tokenizer, contract(echo=True, prompts={"query": "find: "}))
+    [tokens] = prompter([""], "query")
+    assert tokens.ids[tokens.pool_from :] == [tokenizer.eos_token_id]
+
+
+# --- to generate ----------------------------------------------------------------------------
+
+
+def test_only_a_completion_and_its_eos_are_predicted_each_by_the_token_before_it():
+    tokenizer = byte_pair_tokenizer()
+    prompter = Prompter(tokenizer, contract())
+    [cloze] = prompter.to_generate([("a question", " and its answer")], max_tokens=99)
+    assert tokenizer.decode(cloze.ids) == "<s>a question and its answer</s>"
+    predicted = [i for i, target in enumerate(cloze.targets) if target != NO_TARGET]
+    assert tokenizer.decode([cloze.targets[i] for i in predicted]) == " and its answer</s>"
+    assert [cloze.targets[i] for i in predicted] == [cloze.ids[i + 1] for i in predicted]
+    assert cloze.attention == "causal"
+
+
+@pytest.mark.parametrize("prompt", ["", "short", LONG])
+@pytest.mark.parametrize("completion", ["", "short", LONG])
+def test_half_of_the_room_is_left_to_a_completion_and_what_is_cut_has_no_eos(prompt, completion):
+    tokenizer = byte_pair_tokenizer()
+    [cloze] = Prompter(tokenizer, contract()).to_generate([(prompt, completion)], max_tokens=20)
+    assert len(cloze.ids) == len(cloze.targets) <= 20
+    targets = [target for target in cloze.targets if target != NO_TARGET]
+    whole = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    assert targets == whole[: len(targets)]
+    assert len(targets) >= min(len(whole), 9)
+    before = cloze.ids[: len(cloze.ids) - len(targets)]
+    asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert before[0] == tokenizer.bos_token_id
+    assert before[1:] == asked[len(asked) - len(before) + 1 :]  # its end is what it asks

@@ -14,7 +14,6 @@ from stillroom.encoders.locate import fingerprint, locate
 from stillroom.encoders.prompt import pad
 from stillroom.encoders.store import create, load, save
 from stillroom.errors import UserError
-from tiny import tiny_decoder
 
 TEXTS = [
     "a short text",
@@ -43,41 +42,37 @@ def minilm():
 # --- attention ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mistral", [False, True])
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_bidirectional_attention_sees_the_last_token_and_causal_does_not(tmp_path, mistral, side):
-    folder = tiny_decoder(tmp_path, mistral=mistral)
-    for attention, sees in (("bidirectional", True), ("causal", False)):
-        encoder = create(
-            str(folder), space="s", attention=attention, pooling="cls", precision="float32"
-        )
-        texts = ["one two three four five", "a much longer text that makes the first one be padded"]
-        vectors = []
-        for last in ("five", "six"):
-            tokens = encoder.prompter([texts[0].replace("five", last), texts[1]], "passage")
-            batch = pad(tokens, encoder.pad_id, side=side)
-            vectors.append(encoder.eval()(batch)[0])
-        assert torch.equal(*vectors) is not sees
-
-
-def test_bidirectional_attention_reaches_beyond_a_sliding_window(tmp_path):
-    folder = tiny_decoder(tmp_path, mistral=True)
-    backbone = load_backbone(folder, "bidirectional").eval()
-    ids = torch.arange(100)[None] + 5
-    other = ids.clone()
-    other[0, -1] = 3
-    states = [backbone(input_ids=i).last_hidden_state[0, 0] for i in (ids, other)]
-    assert not torch.equal(*states)
-
-
-def test_a_bert_cannot_be_made_causal_and_says_so(encoder):
-    with pytest.raises(UserError, match="attention: causal: has no effect on BertModel"):
-        create(str(encoder), space="s", attention="causal", pooling="mean")
-
-
 def test_the_attention_of_a_base_is_found_out(encoder, decoder):
     assert attention_of(load_backbone(encoder)) == "bidirectional"
     assert attention_of(load_backbone(decoder)) == "causal"
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_only_an_echo_s_first_token_has_seen_the_text_s_last_under_causal_attention(decoder, echo):
+    model = create(
+        str(decoder), space="s", attention="causal", pooling="cls", echo=echo, pool_prompt=False,
+        prompts={"query": "find: "}, precision="float32",
+    ).eval()  # fmt: skip
+    vectors = []
+    for last in (8, 9):
+        [tokens] = model.prompter.of_ids([[5, 6, 7, last]], "query")
+        batch = pad([tokens], model.pad_id)
+        states = model.backbone(input_ids=batch.ids_bl).last_hidden_state[0]
+        vectors.append(states[tokens.pool_from])
+        if echo:
+            [vector] = model(batch)
+            torch.testing.assert_close(vector, vectors[-1] / vectors[-1].norm())
+    assert torch.equal(*vectors) is not echo
+
+
+def test_an_echoing_encoder_is_saved_as_such_and_not_for_sentence_transformers(decoder, tmp_path):
+    model = create(str(decoder), space="s", pooling="mean", echo=True, precision="float32")
+    save(model, tmp_path)
+    assert load(tmp_path).contract.echo
+    assert not (tmp_path / "modules.json").exists()
+    np.testing.assert_allclose(
+        load(tmp_path).encode(TEXTS, "query"), model.encode(TEXTS, "query"), atol=1e-5
+    )
 
 
 # --- vectors --------------------------------------------------------------------------------
@@ -95,15 +90,6 @@ def test_a_vector_does_not_depend_on_its_neighbours_or_their_order(decoder, pool
     np.testing.assert_allclose(together, alone, atol=2e-6)
     np.testing.assert_allclose(backwards, alone, atol=2e-6)
     np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, atol=1e-6)
-
-
-def test_left_and_right_padding_give_the_same_vectors(decoder):
-    model = create(
-        str(decoder), space="s", attention="bidirectional", pooling="mean", precision="float32"
-    ).eval()
-    tokens = model.prompter(TEXTS, "passage")
-    left, right = (model(pad(tokens, model.pad_id, side=side)) for side in ("left", "right"))
-    torch.testing.assert_close(left, right, atol=2e-6, rtol=1e-5)
 
 
 def test_dims_that_the_contract_does_not_have_are_refused(decoder):

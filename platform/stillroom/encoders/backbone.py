@@ -1,6 +1,8 @@
 """Load a base, make its attention what the contract says, cut layers, add LoRA."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +47,15 @@ def load_backbone(
     """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if attention == "bidirectional":
+        if attention is not None and is_decoder(config):
             # On the config: set on the modules alone, newer transformers ignore it in silence.
-            config.is_causal = False
-            if getattr(config, "sliding_window", None) is not None:
+            config.is_causal = attention == "causal"
+            # A window on every layer hides the far tokens. One on some layers is the architecture's
+            # own design, as ModernBERT's is, and the other layers see everything.
+            windowed = getattr(config, "sliding_window", None) and not hasattr(
+                config, "layer_types"
+            )
+            if windowed and attention == "bidirectional":
                 config.sliding_window = None
         # Its bars garble a job's log, and what its report warns of is checked below.
         logging.disable_progress_bar()
@@ -85,28 +92,53 @@ def load_backbone(
     return backbone
 
 
-def load_head(folder: Path, backbone: Any) -> torch.nn.Linear:
-    """The language model's head of a decoder's folder: hidden → vocabulary, without a bias.
+def load_head(folders: Sequence[Path], backbone: Any) -> torch.nn.Linear:
+    """The language model's head of a decoder: hidden → vocabulary, without a bias.
+
+    Args:
+        folders: where to look, in order.
 
     Raises:
-        UserError: when the folder holds none.
+        UserError: when there is none.
     """
     weight = None
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in (file for folder in folders for file in sorted(folder.glob("*.safetensors"))):
         with safe_open(file, "pt") as tensors:
             if HEAD in tensors.keys():  # noqa: SIM118, it is no dict
                 weight = tensors.get_tensor(HEAD)
-    if weight is None and is_decoder(backbone) and backbone.config.tie_word_embeddings:
+                break
+    if weight is None and is_decoder(backbone.config) and backbone.config.tie_word_embeddings:
         weight = backbone.get_input_embeddings().weight.detach().clone()
     if weight is None:
         raise UserError(
-            str(folder),
+            str(folders[0]),
             "has no language model's head, which predicts tokens",
             "Name a causal language model as the base, or leave out mntp and joint phases",
         )
     head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=backbone.dtype)
     head.weight.data.copy_(weight)
     return head
+
+
+def checkpoint_activations(backbone: Any) -> None:
+    """Computes each layer's activations again in the backward pass instead of keeping them
+    (arXiv 1604.06174): a third more time, for memory that hardly grows with the layers.
+
+    Raises:
+        UserError: at an architecture that cannot.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Its new name is not yet in every version of the library that we take.
+            warnings.simplefilter("ignore", FutureWarning)
+            # Reentrant, it would lose the adapters' gradients: the first layer's input has none.
+            backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError as fault:
+        raise UserError(
+            "gradient_checkpointing",
+            f"{type(backbone).__name__} cannot compute its activations again",
+            "Leave it off, and lower micro_tokens",
+        ) from fault
 
 
 def set_dropout(backbone: Any, share: float) -> None:
@@ -119,24 +151,55 @@ def set_dropout(backbone: Any, share: float) -> None:
 
 
 def attention_of(backbone: Any) -> Attention:
-    """Found out, not believed: does the last token change the first one's state?"""
-    size = int(backbone.config.vocab_size)
-    ids = torch.arange(4, 12)[None] % size
-    other = ids.clone()
-    other[0, -1] = (other[0, -1] + 7) % size
+    """Found out, not believed: does the last token change the first one's state?
+
+    Raises:
+        UserError: where padding in the batch decides.
+    """
     training = backbone.training
     backbone.eval()
+    alone, beside_padding = (_sees_ahead(backbone, padding) for padding in (0, 2))
+    backbone.train(training)
+    if alone != beside_padding:
+        raise UserError(
+            type(backbone).__name__,
+            "attends in one way with padding in the batch and in another without",
+            "Use a base of another architecture",
+        )
+    return "bidirectional" if alone else "causal"
+
+
+def _sees_ahead(backbone: Any, padding: int) -> bool:
+    """Whether a text's first state knows its last token, beside one with so much padding."""
+    size = int(backbone.config.vocab_size)
+    ids_bl = (torch.arange(4, 12) % size).repeat(2, 1).to(backbone.device)
+    other_bl = ids_bl.clone()
+    other_bl[0, -1] = (other_bl[0, -1] + 7) % size
+    mask_bl = torch.ones_like(ids_bl)
+    mask_bl[1, ids_bl.shape[1] - padding :] = 0
     with torch.inference_mode():
         first, second = (
-            backbone(input_ids=i.to(backbone.device)).last_hidden_state[0, 0] for i in (ids, other)
+            backbone(input_ids=ids, attention_mask=mask_bl).last_hidden_state[0, 0]
+            for ids in (ids_bl, other_bl)
         )
-    backbone.train(training)
-    return "causal" if torch.equal(first, second) else "bidirectional"
+    return not torch.equal(first, second)
 
 
-def is_decoder(backbone: Any) -> bool:
+@contextmanager
+def attending(backbone: Any, attention: Attention) -> Iterator[None]:
+    """Within it a decoder attends so. Its configuration is set back, for it is saved with it."""
+    config = backbone.config
+    before = getattr(config, "is_causal", True)
+    config.is_causal = attention == "causal"
+    try:
+        yield
+    finally:
+        config.is_causal = before
+
+
+def is_decoder(config: Any) -> bool:
     """Whether the architecture was made to generate, whatever its attention is now."""
-    return backbone.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def cut(backbone: Any, layers: Sequence[int]) -> None:

@@ -11,7 +11,7 @@ from stillroom.errors import UserError
 Role = Literal["query", "passage"]
 Architecture = Literal["decoder", "encoder"]
 Attention = Literal["causal", "bidirectional"]
-Pooling = Literal["mean", "weighted_mean", "last", "cls"]
+Pooling = Literal["mean", "weighted_mean", "last", "cls", "latent"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 FILE = "contract.json"
@@ -26,14 +26,26 @@ class Prompts(BaseModel):
     passage: str = ""
 
 
+class Latents(BaseModel):
+    """The sizes of latent attention; as in its paper, but for what is said."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: PositiveInt = 512
+    heads: PositiveInt = 8
+    head_dims: PositiveInt | None = None  # None: the states' own width
+
+
 class Contract(BaseModel):
     """How an encoder encodes. Written once by training, read by everything else.
 
     Attributes:
         base: the model that training began with, as `locate` names it.
+        latents: there when pooling is latent.
+        echo: the text is given twice, and its second copy pooled.
         pool_prompt: False leaves the prompt's tokens out of pooling.
         append_eos: the ids of every text end in EOS, cut or not.
-        max_tokens: the most ids of a text, prompt and special tokens counted.
+        max_tokens: the most ids of a text, prompt, special tokens and second copy counted.
         dims: the sizes that a vector may be cut to (Matryoshka), the full one first.
         space: the id of the vector space; equal ids may share one index.
     """
@@ -44,7 +56,9 @@ class Contract(BaseModel):
     architecture: Architecture
     attention: Attention
     pooling: Pooling
+    latents: Latents | None = None
     append_eos: bool
+    echo: bool = False
     prompts: Prompts = Prompts()
     pool_prompt: bool = True
     max_tokens: PositiveInt
@@ -57,6 +71,12 @@ class Contract(BaseModel):
     def _dims_fall(self) -> "Contract":
         if not self.dims or list(self.dims) != sorted(set(self.dims), reverse=True):
             raise ValueError("dims must be distinct sizes, the largest first")
+        return self
+
+    @model_validator(mode="after")
+    def _latents_are_pooled(self) -> "Contract":
+        if (self.pooling == "latent") != (self.latents is not None):
+            raise ValueError("latents belong to latent pooling, and it needs them")
         return self
 
     @staticmethod

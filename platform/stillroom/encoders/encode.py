@@ -7,7 +7,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from stillroom.encoders import packing
+from stillroom.encoders.backbone import attending
 from stillroom.encoders.contract import Attention, Contract, Role
+from stillroom.encoders.latent import LatentAttention
 from stillroom.encoders.pooling import POOLINGS
 from stillroom.encoders.prompt import NO_TARGET, Batch, ClozeBatch, Prompter, Tokens, pad
 from stillroom.errors import UserError
@@ -19,6 +22,7 @@ class Encoder(torch.nn.Module):
     Args:
         projection: bias-free linear map of the pooled vector into another model's dims.
         head: the language model's own, (vocabulary, hidden), to train on predicted tokens.
+        latent_attention: what the states go through before a latent pooling.
     """
 
     def __init__(
@@ -28,6 +32,7 @@ class Encoder(torch.nn.Module):
         backbone: Any,
         projection: torch.nn.Linear | None = None,
         head: torch.nn.Linear | None = None,
+        latent_attention: LatentAttention | None = None,
     ):
         super().__init__()
         self.contract = contract
@@ -36,6 +41,7 @@ class Encoder(torch.nn.Module):
         self.backbone = backbone
         self.projection = projection
         self.head = head
+        self.latent_attention = latent_attention
 
     @property
     def device(self) -> torch.device:
@@ -62,8 +68,12 @@ class Encoder(torch.nn.Module):
         if isinstance(batch, ClozeBatch):
             return self._unlikelihood(batch)
         states = self._states(batch.ids_bl, batch.mask_bl, self.contract.attention)
+        if self.latent_attention is not None:
+            with self._autocast():
+                states = self.latent_attention(states)
         # CLS is a token of the prompt's side, and is pooled whatever becomes of the prompt.
-        mask = batch.mask_bl if self.contract.pooling == "cls" else batch.pool_mask_bl
+        first = self.contract.pooling == "cls" and not self.contract.echo
+        mask = batch.mask_bl if first else batch.pool_mask_bl
         vectors = POOLINGS[self.contract.pooling](states, mask)
         if self.projection is not None:
             vectors = F.linear(vectors, self.projection.weight.float())
@@ -72,10 +82,16 @@ class Encoder(torch.nn.Module):
     def _states(
         self, ids_bl: torch.Tensor, mask_bl: torch.Tensor, attention: Attention
     ) -> torch.Tensor:
-        if self.contract.architecture == "decoder":
-            self.backbone.config.is_causal = attention == "causal"
-        with self._autocast():
-            return self.backbone(input_ids=ids_bl, attention_mask=mask_bl).last_hidden_state
+        if self.contract.architecture == "encoder":
+            with self._autocast():
+                return self.backbone(input_ids=ids_bl, attention_mask=mask_bl).last_hidden_state
+        # Nothing is generated, and all layers' keys are large: no cache.
+        with self._autocast(), attending(self.backbone, attention):
+            if packing.is_packed(self.backbone):
+                return packing.states(self.backbone, ids_bl, mask_bl, use_cache=False)
+            return self.backbone(
+                input_ids=ids_bl, attention_mask=mask_bl, use_cache=False
+            ).last_hidden_state
 
     def _autocast(self) -> Any:
         precision = getattr(torch, self.contract.precision)

@@ -45,4 +45,5 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "weighted_mean": weighted_mean,
     "last": last,
     "cls": cls,
+    "latent": mean,  # of states that latent attention has transformed
 }

@@ -75,7 +75,9 @@ class Prompter:
     """Builds ids by hand, since tokenizers differ in what they add and when they cut it off.
 
     ids = start + prompt + text, cut to leave room, + end. Start and end are what the tokenizer
-    itself puts around a text (CLS and SEP, say); end is EOS where the contract says so.
+    itself puts around a text (CLS and SEP, say); end is EOS where the contract says so. To echo
+    (arXiv 2402.15449), the text comes twice and its second copy is pooled: under causal attention
+    that one has seen the whole text.
     """
 
     def __init__(self, tokenizer: Any, contract: Contract):
@@ -112,12 +114,17 @@ class Prompter:
         if not texts:
             return []
         prompt = self._prompt(role) if prompt is None else prompt
+        room = self._room(max_tokens)
+        # Two copies of a text are equal only if no token joins it to the prompt.
+        joined = "" if self.contract.echo else prompt
         encoded = self.tokenizer(
-            [prompt + text for text in texts],
+            [joined + text for text in texts],
             add_special_tokens=False,
             truncation=True,
-            max_length=self._room(max_tokens),
+            max_length=room,
         )["input_ids"]
+        if self.contract.echo:
+            return self._behind(prompt, encoded, room)
         return self._ended(encoded, self._prompt_lengths(prompt, encoded))
 
     def of_ids(
@@ -135,9 +142,7 @@ class Prompter:
                     "input", f"there is no token {unknown}", f"Use the ids 0 to {size - 1}"
                 )
         prompt = self._prompt(role) if prompt is None else prompt
-        before = self.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
-        encoded = [[*before, *ids][: self._room(None)] for ids in texts]
-        return self._ended(encoded, [min(len(before), len(ids)) for ids in encoded])
+        return self._behind(prompt, texts, self._room(None))
 
     def to_generate(self, pairs: Sequence[tuple[str, str]], *, max_tokens: int) -> list[Cloze]:
         """Prompts with completions, of which the completion and its EOS are to be predicted,
@@ -164,15 +169,28 @@ class Prompter:
         limit = min(max_tokens or self.contract.max_tokens, self.contract.max_tokens)
         return max(1, limit - len(self.start) - len(self.end))
 
-    def _ended(self, encoded: list[list[int]], shared: list[int]) -> list[Tokens]:
+    def _behind(self, prompt: str, texts: Sequence[Sequence[int]], room: int) -> list[Tokens]:
+        """Texts' ids behind a prompt's; twice, to echo, and cut so that both copies fit."""
+        before = self.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
+        if not self.contract.echo:
+            encoded = [[*before, *text][:room] for text in texts]
+            return self._ended(encoded, [min(len(before), len(ids)) for ids in encoded])
+        before = before[: max(0, room - 2)]
+        copies = [list(text[: (room - len(before)) // 2]) for text in texts]
+        return self._ended(
+            [before + copy + copy for copy in copies], [len(before + copy) for copy in copies]
+        )
+
+    def _ended(self, encoded: list[list[int]], pooled_from: list[int]) -> list[Tokens]:
         # An empty text still needs a token to stand for it.
         nothing = [self.tokenizer.eos_token_id or 0]
+        everything = self.contract.pool_prompt and not self.contract.echo
         found = []
-        for text, length in zip(encoded, shared, strict=True):
+        for text, place in zip(encoded, pooled_from, strict=True):
             ids = self.start + text + self.end or nothing
-            prompt = 0 if self.contract.pool_prompt else len(self.start) + length
+            first = 0 if everything else len(self.start) + place
             # Where nothing but a prompt is left, better its tokens than none.
-            found.append(Tokens(ids, prompt if prompt < len(ids) else 0))
+            found.append(Tokens(ids, first if first < len(ids) else 0))
         return found
 
     def _prompt_lengths(self, prompt: str, encoded: list[list[int]]) -> list[int]:

@@ -112,6 +112,11 @@ def _dense(folder: Path) -> torch.Tensor:
     return load_file(folder / "model.safetensors")["linear.weight"]
 
 
+def can_express(contract: Contract) -> bool:
+    """Whether the library has modules for all that the contract says."""
+    return not (contract.append_eos or contract.echo or contract.latents)
+
+
 def write(folder: Path, contract: Contract, hidden: int, projection: torch.Tensor | None) -> None:
     """The same encoder for that library, beside the transformer's own files in `folder`.
 

@@ -10,8 +10,8 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 
 from stillroom.encoders import sentence_transformers
-from stillroom.encoders.backbone import HEAD as HEAD_WEIGHT
 from stillroom.encoders.backbone import (
+    HEAD,
     add_lora,
     attention_of,
     cut,
@@ -21,14 +21,24 @@ from stillroom.encoders.backbone import (
     load_tokenizer,
     without_copies,
 )
-from stillroom.encoders.contract import FILE, Attention, Contract, Pooling, Precision, Prompts
+from stillroom.encoders.contract import (
+    FILE,
+    Attention,
+    Contract,
+    Latents,
+    Pooling,
+    Precision,
+    Prompts,
+)
 from stillroom.encoders.encode import Encoder
+from stillroom.encoders.latent import LatentAttention
 from stillroom.encoders.locate import locate
 from stillroom.errors import UserError
 
 ADAPTER = "adapter"
 PROJECTION = "projection.safetensors"
-HEAD = "head.safetensors"  # of a language model that was trained to generate, too
+HEAD_FILE = "head.safetensors"
+POOLING = "pooling.safetensors"
 PLAIN_MAX_TOKENS = 512  # of a base that says nothing itself
 
 
@@ -38,7 +48,9 @@ def create(
     space: str,
     attention: Attention | None = None,
     pooling: Pooling | None = None,
+    latents: Mapping[str, Any] | None = None,
     append_eos: bool | None = None,
+    echo: bool | None = None,
     prompts: Mapping[str, str] | None = None,
     pool_prompt: bool | None = None,
     max_tokens: int | None = None,
@@ -54,12 +66,14 @@ def create(
     Args:
         base: an encoder's folder of ours, one of sentence-transformers, or a plain Hugging Face
             folder, as `locate` names it. Of a plain one pooling must be said.
+        latents: count, heads and head_dims of latent attention, where pooling is latent and the
+            base has none of its own.
         precision: "auto" is bfloat16 where the machine computes in it, else float32.
         layers: those of the base to keep, in order.
         lora: rank, alpha, dropout and targets; the base's weights are then frozen.
         projection_dims: adds a linear map to as many dims.
         head: brings the language model's head, to train on predicted tokens.
-        seed: of the adapters' and the projection's first weights.
+        seed: of the first weights of adapters, projection and latents.
 
     Raises:
         UserError: when the base is missing or cannot be what is asked of it.
@@ -68,9 +82,12 @@ def create(
     # Weights that stay frozen need no float32 copy; trained ones lose small updates without.
     dtype = getattr(torch, resolved) if lora is not None else torch.float32
     folder = locate(base)
-    encoder = _own(folder, base, attention, pooling, dtype)
+    encoder = _own(
+        folder, base, dtype, attention=attention, pooling=pooling, latents=Latents(**latents or {})
+    )
     asked: dict[str, Any] = {
         "append_eos": append_eos,
+        "echo": echo,
         "prompts": None if prompts is None else Prompts(**prompts),
         "pool_prompt": pool_prompt,
         "max_tokens": max_tokens,
@@ -85,9 +102,9 @@ def create(
         raise UserError("max_tokens", f"{max_tokens} is more than {base} reads", f"At most {most}")
     if layers is not None:
         cut(backbone, layers)
-    predicts = None
-    if head:
-        predicts = load_head(_head_folder(folder), backbone).requires_grad_(lora is None)
+    predicts = load_head(_lineage(folder), backbone) if head else None
+    if predicts is not None:
+        predicts.requires_grad_(lora is None)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         projection = encoder.projection
@@ -98,8 +115,11 @@ def create(
             changes["dims"] = (projection_dims,)
         if lora is not None:
             backbone = add_lora(backbone, **lora)
+        latent_attention = encoder.latent_attention
+        if encoder.contract.latents is not None and latent_attention is None:
+            latent_attention = LatentAttention(_hidden(backbone), encoder.contract.latents)
     contract = encoder.contract.model_copy(update=changes)
-    return Encoder(contract, encoder.tokenizer, backbone, projection, predicts)
+    return Encoder(contract, encoder.tokenizer, backbone, projection, predicts, latent_attention)
 
 
 def load(
@@ -110,23 +130,26 @@ def load(
     Args:
         folder: a folder, or any name that `locate` knows.
         trainable: keeps adapters apart, to train on; they are merged otherwise.
-        head: brings the language model's head, its own if it was trained, else its base's.
+        head: brings the language model's head, as in `create`.
 
     Raises:
         UserError: when it is missing, or a plain model that says nothing of pooling.
     """
-    found = locate(str(folder))
-    encoder = _own(found, str(folder), None, None, None, trainable=trainable)
+    located = locate(str(folder))
+    encoder = _own(located, str(folder), None, trainable=trainable)
+    if encoder.latent_attention is not None and not trainable:
+        encoder.latent_attention.to(encoder.backbone.dtype)
     if head:
-        encoder.head = load_head(_head_folder(found), encoder.backbone)
-        encoder.head.requires_grad_(trainable and not isinstance(encoder.backbone, PeftModel))
+        encoder.head = load_head(_lineage(located), encoder.backbone)
+        encoder.head.requires_grad_(not isinstance(encoder.backbone, PeftModel))
     return encoder.to(device).train(trainable)
 
 
 def save(
     encoder: Encoder, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None
 ) -> None:
-    """Writes contract, tokenizer and weights; of a LoRA encoder the adapter alone.
+    """Writes contract, tokenizer and weights; of a LoRA encoder the adapter alone, of a language
+    model's head what was trained.
 
     Without adapters the folder opens in sentence-transformers too.
 
@@ -155,12 +178,15 @@ def save(
         )
     else:
         backbone.save_pretrained(folder, state_dict=weights)
-        if not contract.append_eos:  # which that library cannot be told of
+        if sentence_transformers.can_express(contract):
             sentence_transformers.write(folder, contract, _hidden(backbone), projection)
     if projection is not None:
         save_file({"weight": projection.contiguous()}, folder / PROJECTION)
+    if encoder.latent_attention is not None:
+        latent_attention = _under("latent_attention.", whole)
+        save_file({name: t.contiguous() for name, t in latent_attention.items()}, folder / POOLING)
     if encoder.head is not None and encoder.head.weight.requires_grad:
-        save_file({HEAD_WEIGHT: whole["head.weight"].contiguous()}, folder / HEAD)
+        save_file({HEAD: whole["head.weight"].contiguous()}, folder / HEAD_FILE)
     encoder.tokenizer.save_pretrained(folder)
     contract.write(folder)
 
@@ -175,21 +201,26 @@ def merged(encoder: Encoder, state_dict: Mapping[str, torch.Tensor]) -> Encoder:
 def _own(
     folder: Path,
     name: str,
-    attention: Attention | None,
-    pooling: Pooling | None,
     dtype: torch.dtype | None,
     *,
+    attention: Attention | None = None,
+    pooling: Pooling | None = None,
+    latents: Latents | None = None,
     trainable: bool = False,
 ) -> Encoder:
     """The encoder in a folder, under its own contract but for what is asked."""
     if (folder / FILE).exists():
         contract = Contract.read(folder)
+        pooling = pooling or contract.pooling
         asked = {
             "attention": attention or contract.attention,
-            "pooling": pooling or contract.pooling,
+            "pooling": pooling,
+            "latents": (contract.latents or latents) if pooling == "latent" else None,
         }
-        contract = contract.model_copy(update=asked)
-        return _ours(folder, contract, dtype, trainable)
+        encoder = _ours(folder, contract.model_copy(update=asked), dtype, trainable)
+        if contract.latents is not None and pooling == "latent":
+            encoder.latent_attention = _latent_attention(folder, contract, encoder.backbone)
+        return encoder
     if (folder / sentence_transformers.MODULES).exists():
         foreign = sentence_transformers.read(folder)
     elif pooling is not None:
@@ -198,7 +229,7 @@ def _own(
         raise UserError(
             name,
             "is a plain model, which does not say how its states become a vector",
-            "Set pooling (mean, weighted_mean, last or cls) in the recipe",
+            "Set pooling (mean, weighted_mean, last, cls or latent) in the recipe",
         )
     backbone = load_backbone(foreign.weights, attention, dtype=dtype or torch.float32)
     tokenizer = load_tokenizer(foreign.weights)
@@ -206,9 +237,10 @@ def _own(
     projection = _projection(foreign.projection)
     contract = Contract(
         base=name,
-        architecture="decoder" if is_decoder(backbone) else "encoder",
+        architecture="decoder" if is_decoder(backbone.config) else "encoder",
         attention=attention or attention_of(backbone),
         pooling=pooling or foreign.pooling,
+        latents=latents if pooling == "latent" else None,
         append_eos=False,
         prompts=foreign.prompts,
         pool_prompt=foreign.pool_prompt,
@@ -247,11 +279,20 @@ def _ours(folder: Path, contract: Contract, dtype: torch.dtype | None, trainable
     return Encoder(contract, load_tokenizer(folder), backbone, projection)
 
 
-def _head_folder(folder: Path) -> Path:
-    """Where an encoder's language model has its head: with it if trained, else with its base."""
-    if (folder / FILE).exists() and not (folder / HEAD).exists():
-        return _head_folder(locate(Contract.read(folder).base))
-    return _weights(folder)
+def _latent_attention(folder: Path, contract: Contract, backbone: Any) -> LatentAttention:
+    assert contract.latents is not None
+    if not (folder / POOLING).exists():
+        raise UserError(str(folder / POOLING), "does not exist", "Restore what training wrote")
+    module = LatentAttention(_hidden(backbone), contract.latents)
+    module.load_state_dict(load_file(folder / POOLING))
+    return module
+
+
+def _lineage(folder: Path) -> list[Path]:
+    """A folder, the folder of the base that it was made of, and so on."""
+    if not (folder / FILE).exists():
+        return [folder]
+    return [folder, *_lineage(locate(Contract.read(folder).base))]
 
 
 def _weights(folder: Path) -> Path:

@@ -100,6 +100,8 @@ def _start(
             section.base,
             attention=section.attention,
             pooling=section.pooling,
+            latents=section.latents.model_dump(),
+            echo=section.echo,
             append_eos=section.append_eos,
             prompts=None if section.prompts is None else section.prompts.model_dump(),
             pool_prompt=section.pool_prompt,

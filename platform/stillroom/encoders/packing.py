@@ -1,0 +1,129 @@
+"""Forwards without padding: a batch's texts in one row, each attending to itself alone.
+
+Shapes: b texts padded to l tokens, t tokens in all without padding, h heads, e dims of a head.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from stillroom.errors import UserError
+
+PACKED = "packed"
+# Rotary positions, and nothing between layers that would mix one text's tokens with another's.
+PACKS = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def pack_attention(backbone: Any) -> None:
+    """From now on an `Encoder` runs this backbone packed; see `states`.
+
+    Raises:
+        UserError: at an architecture for which that was not tried.
+    """
+    if backbone.config.model_type not in PACKS:
+        raise UserError(
+            "packed attention",
+            f"is not known to work for {type(backbone).__name__}",
+            f"Leave it off, or use a base of {', '.join(PACKS)}",
+        )
+    backbone.set_attn_implementation(PACKED)
+
+
+def is_packed(backbone: Any) -> bool:
+    return bool(backbone.config._attn_implementation == PACKED)
+
+
+def states(backbone: Any, ids_bl: Tensor, mask_bl: Tensor, **inputs: Any) -> Tensor:
+    """The last states, (b, l, d), 0 at padding, of a backbone that never sees any padding."""
+    there_bl = mask_bl.bool()
+    lengths = mask_bl.sum(1)
+    starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    positions_bl = mask_bl.cumsum(1) - 1
+    states_td = backbone(
+        input_ids=ids_bl[there_bl][None],
+        position_ids=positions_bl[there_bl][None],
+        lengths=lengths.tolist(),
+        starts=starts,
+        **inputs,
+    ).last_hidden_state[0]
+    states_bld = states_td.new_zeros(*ids_bl.shape, states_td.shape[-1])
+    states_bld[there_bl] = states_td
+    return states_bld
+
+
+def attend(
+    module: torch.nn.Module,
+    query_1hte: Tensor,
+    key_1hte: Tensor,
+    value_1hte: Tensor,
+    attention_mask: None,
+    *,
+    lengths: list[int],
+    starts: Tensor,
+    is_causal: bool,
+    scaling: float,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """What a layer calls in place of its own attention.
+
+    Args:
+        lengths: of the texts in the row; all that may attend to each other.
+        starts: where each begins, and the last one ends: int32, (b + 1,).
+    """
+    # How many tokens a token sees before and after itself; -1 is all. The library counts a
+    # window's own token when it looks back only, and does not when it looks both ways.
+    before = -1 if sliding_window is None else sliding_window - is_causal
+    reach = (before, 0 if is_causal else before)
+    rows = (query_1hte, key_1hte, value_1hte)
+    if query_1hte.is_cuda and value_1hte.dtype != torch.float32 and not dropout:
+        return _in_one_kernel(*rows, lengths, starts, reach, scaling), None
+    found = [
+        sdpa_attention_forward(
+            module, *text, _window(text[0], reach), dropout, scaling, is_causal=is_causal
+        )[0]
+        for text in zip(*(row.split(lengths, dim=2) for row in rows), strict=True)
+    ]
+    return torch.cat(found, dim=1), None
+
+
+def _in_one_kernel(
+    query_1hte: Tensor,
+    key_1hte: Tensor,
+    value_1hte: Tensor,
+    lengths: list[int],
+    starts: Tensor,
+    reach: tuple[int, int],
+    scaling: float,
+) -> Tensor:
+    """By flash attention, which takes no float32 and no dropout: (1, t, h, e)."""
+    from torch.nn.attention.varlen import varlen_attn  # here, for older torch has none
+
+    # Norms of queries and keys come out of autocast in float32.
+    query, key, value = (
+        row.squeeze(0).transpose(0, 1).to(value_1hte.dtype)
+        for row in (query_1hte, key_1hte, value_1hte)
+    )
+    longest = max(lengths)
+    found_the = varlen_attn(
+        query, key, value, starts, starts, longest, longest,
+        scale=scaling, window_size=reach, enable_gqa=True,
+    )  # fmt: skip
+    assert isinstance(found_the, Tensor)
+    return found_the.unsqueeze(0)
+
+
+def _window(query_1hte: Tensor, reach: tuple[int, int]) -> Tensor | None:
+    """A text's mask, (1, 1, l, l), where it is longer than its tokens see."""
+    length, (before, after) = query_1hte.shape[2], reach
+    if before == -1 or length <= before + 1:
+        return None
+    everything = torch.ones(length, length, dtype=torch.bool, device=query_1hte.device)
+    return everything.triu(-before).tril(after)[None, None]
+
+
+AttentionInterface.register(PACKED, attend)

@@ -1,0 +1,161 @@
+"""Packed rows give the vectors, losses and gradients of padded batches."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from stillroom.encoders import packing
+from stillroom.encoders.backbone import checkpoint_activations, load_backbone
+from stillroom.encoders.packing import pack_attention
+from stillroom.encoders.prompt import pad, pad_clozes
+from stillroom.encoders.store import create, load, save
+from stillroom.errors import UserError
+from tiny import VOCABULARY, byte_pair_tokenizer
+
+TEXTS = ["a short text", "another text, which has quite a few more words than the first one", "x"]
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "pad_token_id": 2,
+}
+WINDOW = 4  # tokens; most texts are longer
+MODELS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=WINDOW)),
+    "qwen2": lambda: Qwen2ForCausalLM(
+        Qwen2Config(
+            **SIZES, use_sliding_window=True, sliding_window=WINDOW,
+            layer_types=["sliding_attention", "full_attention"],
+        )
+    ),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES)),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    folders = {}
+
+    def folder(name):
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp("models") / name
+            torch.manual_seed(0)
+            MODELS[name]().save_pretrained(folders[name])
+            byte_pair_tokenizer().save_pretrained(folders[name])
+        return folders[name]
+
+    return folder
+
+
+def made(folder, attention, *, packed, **changes):
+    fields = {"pooling": "mean", "precision": "float32", "head": True, **changes}
+    model = create(str(folder), space="s", attention=attention, **fields).train()
+    if packed:
+        pack_attention(model.backbone)
+    return model
+
+
+def results(model, side="right"):
+    """Vectors, costs of generation, and every gradient of both."""
+    batch = pad(model.prompter(TEXTS, "query"), model.pad_id, side=side)
+    pairs = [(text, " and an answer") for text in TEXTS]
+    clozes = pad_clozes(model.prompter.to_generate(pairs, max_tokens=64), model.pad_id)
+    vectors, costs = model(batch), model(clozes)
+    (vectors[:, :5].sum() + costs.sum()).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return vectors, costs, gradients
+
+
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_packed_equals_padded(folder_of, name, attention, side):
+    padded = results(made(folder_of(name), attention, packed=False))
+    packed = results(made(folder_of(name), attention, packed=True), side)
+    torch.testing.assert_close(packed, padded, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_packed_equals_padded_in_bfloat16_to_its_rounding(folder_of, name):
+    padded, packed = (
+        made(folder_of(name), "bidirectional", packed=packed, lora=LORA, precision="bfloat16")
+        for packed in (False, True)
+    )
+    cosines = (padded.encode(TEXTS, "query") * packed.encode(TEXTS, "query")).sum(1)
+    assert cosines.min() > 0.9995
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_packed_rows_are_computed_again_as_they_were_at_first(folder_of, lora):
+    plain = made(folder_of("llama"), "bidirectional", packed=True, lora=lora)
+    checkpointed = made(folder_of("llama"), "bidirectional", packed=True, lora=lora)
+    checkpoint_activations(checkpointed.backbone)
+    torch.testing.assert_close(results(checkpointed), results(plain), rtol=1e-5, atol=1e-6)
+
+
+def test_a_packed_backbone_is_given_no_padding(folder_of):
+    model = made(folder_of("llama"), "bidirectional", packed=True)
+    shapes = []
+    model.backbone.layers[0].register_forward_pre_hook(
+        lambda _, inputs: shapes.append(inputs[0].shape)
+    )
+    tokens = model.prompter(TEXTS, "query")
+    model(pad(tokens, model.pad_id))
+    assert shapes == [(1, sum(len(one.ids) for one in tokens), 32)]
+
+
+def test_dropout_reaches_packed_attention(folder_of):
+    model = made(folder_of("llama"), "bidirectional", packed=True)
+    batch = pad(model.prompter(TEXTS, "query"), model.pad_id)
+    assert torch.equal(model(batch), model(batch))
+    for layer in model.backbone.layers:
+        layer.self_attn.attention_dropout = 0.5
+    assert not torch.equal(model(batch), model(batch))
+
+
+def test_an_encoder_that_was_trained_packed_is_saved_like_any_other(folder_of, tmp_path):
+    model = made(folder_of("mistral"), "bidirectional", packed=True)
+    save(model, tmp_path)
+    assert packing.PACKED not in json.loads((tmp_path / "config.json").read_text()).values()
+    np.testing.assert_allclose(
+        load(tmp_path).encode(TEXTS, "query"), model.encode(TEXTS, "query"), atol=2e-6
+    )
+
+
+@pytest.mark.parametrize(("causal", "window"), [(True, None), (False, None), (True, 4)])
+def test_the_kernel_of_a_gpu_takes_what_it_is_given(causal, window):
+    """Its shapes and types alone: a fake tensor needs no such device, and computes nothing."""
+    with FakeTensorMode():
+        sizes = {"query": (4, torch.float32), "key": (2, torch.float32), "value": (2, torch.half)}
+        row = [torch.empty(1, h, 9, 8, dtype=t, device="cuda") for h, t in sizes.values()]
+        starts = torch.empty(3, dtype=torch.int32, device="cuda")
+        found, _ = packing.attend(
+            torch.nn.Module(), *row, None, lengths=[4, 5], starts=starts, is_causal=causal,
+            scaling=0.3, sliding_window=window,
+        )  # fmt: skip
+    assert (found.shape, found.dtype) == ((1, 9, 4, 8), torch.half)
+
+
+def test_an_architecture_that_is_not_known_to_pack_is_refused_by_name(encoder):
+    with pytest.raises(UserError, match="BertModel"):
+        pack_attention(load_backbone(encoder))
