@@ -234,8 +234,13 @@ class Teacher(Section):
     phases: tuple[Annotated[Phase, Field(discriminator="objective")], ...] = ()  # none: the base
 
     @model_validator(mode="after")
-    def _merging_is_of_adapters(self) -> "Teacher":
+    def _phases_fit(self) -> "Teacher":
         for i, phase in enumerate(self.phases):
+            if isinstance(phase, Mntp) and self.echo:
+                raise ValueError(
+                    f"phases[{i}] is mntp, and echo shows every masked token in the other copy: "
+                    "use one of them"
+                )
             if phase.merge_before and (i == 0 or self.lora is None):
                 raise ValueError(
                     f"phases[{i}].merge_before has nothing to merge: it needs lora, and a phase "

@@ -85,6 +85,8 @@ def _untrained(folder: Path, layers: list[int] | None) -> Encoder:
         contract.base,
         attention=contract.attention,
         pooling=contract.pooling,
+        latents=None if contract.latents is None else contract.latents.model_dump(),
+        echo=contract.echo,
         append_eos=contract.append_eos,
         prompts=contract.prompts.model_dump(),
         pool_prompt=contract.pool_prompt,
