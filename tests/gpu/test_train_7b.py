@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+import train_7b
 from torch.utils.flop_counter import FlopCounterMode
 
-import train_7b
 from stillroom.encoders.prompt import pad
 from stillroom.learning.shape import shape_of
 
