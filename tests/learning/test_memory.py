@@ -208,6 +208,17 @@ def test_mistral_7b_with_adapters_by_hand():
     assert 22 < estimate(found, E5_MISTRAL).total / GIB < 27
 
 
+def test_latent_attention_of_nv_embed_by_hand():
+    found = shape_of(MISTRAL_7B)
+    # 512 latents; 8 heads as wide as the states: queries, keys, values and back; GEGLU of 4 × 4096.
+    latents = 512 * 4096 + 4 * 4096 * 8 * 4096 + 12 * 4096**2 + 15 * 4096
+    pooled = replace(E5_MISTRAL, latents=(512, 8, None))
+    assert memory.latent_attention(found, pooled) == latents == 740_356_096
+    grown = estimate(found, pooled).total - estimate(found, E5_MISTRAL).total
+    # In float32 with gradients, an eighth of AdamW's and of the clone, and a copy in bfloat16.
+    assert grown == latents * (4 + 4 + 12 / 8 + 2) + 16384 * 2 * (2 * 8 * 4096 + 20 * 4096)
+
+
 FULL = replace(E5_MISTRAL, rank=None)
 
 

@@ -249,15 +249,13 @@ def _per_norm(shape: Shape, run: Training) -> int:
     return FLOAT * shape.hidden * (2 if shape.decoder and run.rank is None else 1)
 
 
-def _per_token_of_latents(shape: Shape, run: Training) -> float:
-    """Latent attention's queries and outputs, and what its gated MLP keeps, 3 × 4 h."""
+def _per_token_of_latents(shape: Shape, run: Training) -> int:
+    """Bytes a token, c each: queries and what they found, 2 heads × dims; two norms, inputs and
+    outputs, 4 h; the gated MLP, 16 h."""
     if run.latents is None:
-        return 0.0
+        return 0
     _, heads, size = run.latents
-    return (
-        run.compute * (2 * heads * (size or shape.hidden) + 12 * shape.hidden)
-        + 2 * FLOAT * shape.hidden
-    )
+    return run.compute * (2 * heads * (size or shape.hidden) + 20 * shape.hidden)
 
 
 PARTS: dict[str, Callable[[Shape, Training], float]] = {
@@ -294,10 +292,12 @@ class Estimate:
         return sum(self.parts.values())
 
     def __str__(self) -> str:
-        named = [f"{name} {size / GIB:.1f}" for name, size in self.parts.items() if size]
-        away = [f"{name} {size / GIB:.1f}" for name, size in self.offloaded.items()]
+        # What would be shown as 0.0 is not shown.
+        named = [f"{n} {size / GIB:.1f}" for n, size in self.parts.items() if size > 0.05 * GIB]
+        away = [f"{n} {size / GIB:.1f}" for n, size in self.offloaded.items()]
+        parts = f": {', '.join(named)}" if named else ""
         rest = f"; offloaded: {', '.join(away)}" if away else ""
-        return f"{self.total / GIB:.1f} GiB a worker: {', '.join(named)}{rest}"
+        return f"{self.total / GIB:.1f} GiB a worker{parts}{rest}"
 
 
 def estimate(shape: Shape, run: Training) -> Estimate:
