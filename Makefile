@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: quickstart strong-teacher test style
+.PHONY: quickstart strong-teacher test gpu style
 
 # The whole path on this machine, with real models.
 quickstart: .venv/quickstart
@@ -15,6 +15,10 @@ strong-teacher: .venv/strong-teacher
 
 test: .venv/dev style
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=15
+
+# Speed and memory of training 7B, on this machine's GPU.
+gpu: .venv/quickstart
+	$(BIN)/python tests/gpu/train_7b.py
 
 style: .venv/dev
 	$(BIN)/ruff check platform jobs tests

@@ -16,7 +16,7 @@ ALLOWED = {
     "encoders": {"errors", "artifacts"},
     "text": {"errors"},
     "plan": {"errors", "config", "artifacts", "encoders", "text"},
-    "checks": {"errors", "config", "artifacts", "plan", "encoders", "text", "stages"},
+    "checks": {"errors", "config", "artifacts", "plan", "encoders", "text", "learning", "stages"},
     "learning": {"errors", "encoders"},
     "mining": {"errors"},
     "measure": {"errors", "encoders", "text"},

@@ -10,9 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillroom.artifacts import Store
-from stillroom.config import Contrastive, Docstrings, Recipe
+from stillroom.config import (
+    Contrastive,
+    Docstrings,
+    Joint,
+    Mntp,
+    PairTraining,
+    Phase,
+    Recipe,
+    Simcse,
+    Teacher,
+    Workers,
+)
 from stillroom.encoders.locate import locate
 from stillroom.errors import UserError
+from stillroom.learning.memory import (
+    GIB,
+    GPUS,
+    ONLY_EMULATE_BFLOAT16,
+    Training,
+    advice,
+    estimate,
+)
+from stillroom.learning.shape import shape_of
 from stillroom.plan import Step
 from stillroom.text.formats import read_beir, read_conversations, read_pairs, read_passages
 
@@ -58,6 +78,7 @@ def check_recipe(recipe: Recipe, steps: list[Step]) -> list[Finding]:
             findings.append(Finding(f"{stage}.base", True, f"{base}: {size / 2**20:,.0f} MiB"))
     if "teacher" in stages and recipe.teacher.phases:
         findings += _compiler(recipe)
+        findings += memory(recipe)
     findings.append(_disk(store, needed))
     if missing:
         findings.append(_cluster())
@@ -144,6 +165,97 @@ def _compiler(recipe: Recipe) -> list[Finding]:
             "scale.teacher.engine=torch",
         )
     return [Finding("compiler", True, "g++ and ninja, which DeepSpeed needs on a CPU")]
+
+
+def memory(recipe: Recipe) -> Iterator[Finding]:
+    """What each phase of the teacher takes of a worker's memory.
+
+    Raises:
+        UserError: when it does not fit the GPU that scale.teacher.gpu names, or none is known by
+            that name.
+    """
+    teacher, scale = recipe.teacher, recipe.scale.teacher
+    if scale.gpu is not None and scale.gpu not in GPUS:
+        raise UserError(
+            f"scale.teacher.gpu: {scale.gpu}", "is not known here", f"Use one of {', '.join(GPUS)}"
+        )
+    config = locate(teacher.base) / "config.json"
+    shape = shape_of(json.loads(config.read_text())) if config.is_file() else None
+    for number, phase in enumerate(teacher.phases):
+        field = f"teacher.phases[{number}]"
+        if shape is None:
+            yield Finding(f"{field} memory", True, "not estimated: its architecture is not known")
+            continue
+        run = _training(teacher, phase, scale)
+        needed = estimate(shape, run)
+        detail = str(needed)
+        if scale.gpu is not None:
+            # A worker has one GPU, or shares it.
+            usable = GPUS[scale.gpu] * min(1.0, scale.gpus or 1.0) * GIB
+            if needed.total > usable:
+                over = (needed.total - usable) / GIB
+                settings = advice(shape, run, usable)
+                raise UserError(
+                    f"scale.teacher.gpu: {scale.gpu}",
+                    f"{field} takes {over:.1f} GiB more than the {usable / GIB:.1f} that a worker "
+                    f"may fill ({detail})",
+                    f"Set {' '.join(f'scale.teacher.{setting}' for setting in settings)}"
+                    if settings
+                    else "Name a bigger GPU, or set zero_stage 3 on more workers",
+                )
+            detail += f"; fits {scale.gpu}, {usable / GIB:.1f} GiB"
+        yield Finding(f"{field} memory", True, detail)
+
+
+def _training(teacher: Teacher, phase: Phase, scale: Workers) -> Training:
+    """A phase in the plain numbers that memory is estimated from."""
+    share = phase.global_batch // scale.workers
+    most = teacher.max_tokens or 10**9
+    embedded: tuple[tuple[int, int], ...] = ()
+    predicted: tuple[int, int, float] | None = None
+    candidates, sizes = 0, 1
+    if isinstance(phase, Mntp):
+        predicted = (share, min(phase.tokens, most), phase.mask_share)
+    elif isinstance(phase, Simcse):
+        embedded = ((share, min(phase.tokens, most)),) * 2
+        candidates = phase.global_batch
+    elif isinstance(phase, PairTraining):
+        passages = 1 + phase.hard_negatives
+        embedded = (
+            (share, min(phase.query_tokens, most)),
+            (share * passages, min(phase.passage_tokens, most)),
+        )
+        columns = passages * (2 if phase.passage_passage else 1) + phase.query_query
+        candidates, sizes = phase.global_batch * columns, len(phase.dims or (0,))
+        if isinstance(phase, Joint):
+            predicted = (phase.generation_batch // scale.workers, phase.generation_tokens, 1.0)
+    computes_bfloat16 = scale.gpus > 0 and scale.gpu not in ONLY_EMULATE_BFLOAT16
+    precision = teacher.precision
+    if precision == "auto":
+        precision = "bfloat16" if computes_bfloat16 else "float32"
+    lora, latents = teacher.lora, teacher.latents
+    return Training(
+        precision=precision,
+        rank=None if lora is None else lora.rank,
+        targets="all-linear" if lora is None else lora.targets,
+        dropout=0.0 if lora is None else lora.dropout,
+        decomposed=lora is not None and lora.decomposed,
+        latents=(latents.count, latents.heads, latents.head_dims)
+        if teacher.pooling == "latent"
+        else None,
+        head=predicted is not None,
+        embedded=embedded,
+        predicted=predicted,
+        candidates=candidates,
+        sizes=sizes,
+        workers=scale.workers,
+        deepspeed=scale.engine == "deepspeed",
+        zero_stage=scale.zero_stage,
+        offload=scale.offload,
+        micro_tokens=scale.micro_tokens,
+        gradcache=scale.gradcache,
+        gradient_checkpointing=scale.gradient_checkpointing,
+    )
 
 
 def _disk(store: Store, needed: int) -> Finding:

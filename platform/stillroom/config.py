@@ -335,6 +335,7 @@ class Workers(Section):
     micro_tokens: PositiveInt = 16384  # the most tokens, padding counted, of one forward
     gradcache: bool = False  # bounds memory by micro_tokens, for a second forward
     gradient_checkpointing: bool = False
+    packed: bool = False  # no padding at all; of Llama, Mistral and Qwen
     checkpoint_every: PositiveInt = 50  # steps; the most that a crash can cost
     max_failures: NonNegativeInt = 2
 

@@ -1,0 +1,261 @@
+"""A Mistral-7B shape with random weights, trained on one GPU: tokens/s, MFU and peak memory.
+
+    make gpu                              # or: python tests/gpu/train_7b.py --pairs 64 --json
+    python tests/gpu/train_7b.py --tiny   # the same steps on a CPU, in a second: proves the script
+
+Bidirectional, LoRA of rank 16 on every linear layer, bfloat16, checkpointed activations, passages
+of 512 tokens; the project's own forwards, objective and engine, with and without GradCache.
+
+FLOPs of a text of l tokens, of weights in linear layers N (frozen) and A (adapters), L layers whose
+queries have width a:
+  forward   2 l (N + A) + 4 L l² a
+  backward  2 l N + 4 l A + 8 L l² a    frozen weights pass the gradient on, and get none themselves
+MFU counts these alone. HFU counts what the hardware does beside them as well: checkpoints compute
+the forward again, and GradCache's first pass computes it once more. So MFU cannot exceed two thirds
+of HFU with checkpoints, nor half of it with GradCache, too. Padding is none: all texts are as long.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models
+from transformers import AutoModel, MistralConfig, PreTrainedTokenizerFast
+
+from stillroom.encoders.backbone import add_lora, attention_of
+from stillroom.encoders.contract import Contract
+from stillroom.encoders.encode import Encoder
+from stillroom.encoders.prompt import Tokens
+from stillroom.learning.engine import TorchEngine
+from stillroom.learning.gradcache import Forwards
+from stillroom.learning.memory import GIB, Training, adapters, estimate
+from stillroom.learning.objectives import Contrastive, Pairs
+from stillroom.learning.shape import Shape, shape_of
+
+# Dense bfloat16 FLOP/s of the vendor's data sheets, by a part of the device's name.
+PEAK = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is trained. The defaults are Mistral-7B's, and a batch that a GPU of 80 GB holds."""
+
+    hidden: int = 4096
+    mlp: int = 14336
+    layers: int = 32
+    heads: int = 32
+    key_value_heads: int = 8
+    vocabulary: int = 32000
+    rank: int = 16
+    precision: str = "bfloat16"
+    query_tokens: int = 64
+    passage_tokens: int = 512
+    pairs: int = 64
+    micro_tokens: int = 16384
+    warmup: int = 2
+    steps: int = 5
+
+
+TINY = Size(
+    hidden=64, mlp=128, layers=2, heads=4, key_value_heads=2, vocabulary=512, rank=4,
+    precision="float32", query_tokens=8, passage_tokens=32, pairs=4, micro_tokens=64,
+    warmup=0, steps=1,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one way to train; None where it was not known, all but the estimate where it did not fit.
+
+    Attributes:
+        tokens_per_second: queries' and passages', each counted once.
+        mfu, hfu: shares of the GPU's peak.
+        peak_gib, estimated_gib: measured, and what `stillroom check` would say.
+    """
+
+    gradcache: bool
+    tokens_per_second: float | None
+    mfu: float | None
+    hfu: float | None
+    peak_gib: float | None
+    estimated_gib: float
+
+
+def encoder(size: Size, device: torch.device) -> Encoder:
+    """The backbone under LoRA and checkpoints, with random weights and a tokenizer of one word."""
+    config = MistralConfig(
+        vocab_size=size.vocabulary,
+        hidden_size=size.hidden,
+        intermediate_size=size.mlp,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.key_value_heads,
+        sliding_window=None,
+    )
+    config.is_causal = False
+    torch.manual_seed(0)
+    with device:
+        backbone: Any = AutoModel.from_config(config, dtype=getattr(torch, size.precision))
+    assert attention_of(backbone) == "bidirectional"
+    backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    backbone = add_lora(backbone, rank=size.rank, alpha=32, dropout=0.0, targets="all-linear")
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "a": 1}, unk_token="<pad>"))
+    contract = Contract(
+        base="random",
+        architecture="decoder",
+        attention="bidirectional",
+        pooling="mean",
+        append_eos=False,
+        max_tokens=size.passage_tokens,
+        dims=(size.hidden,),
+        precision=size.precision,
+        space="random",
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>")
+    return Encoder(contract, tokenizer, backbone).to(device).train()
+
+
+def batch(size: Size) -> Pairs:
+    """Random tokens: no text is another's copy."""
+    rng = torch.Generator().manual_seed(0)
+
+    def texts(tokens: int) -> list[Tokens]:
+        drawn = torch.randint(2, size.vocabulary, (size.pairs, tokens), generator=rng)
+        return [Tokens(ids) for ids in drawn.tolist()]
+
+    ids = torch.arange(size.pairs)
+    return Pairs(texts(size.query_tokens), texts(size.passage_tokens), ids, ids)
+
+
+def flops(shape: Shape, rank: int, tokens: int) -> tuple[float, float]:
+    """Of one text's forward and of its backward; the formula stands above."""
+    frozen = shape.layers * sum(linear.inputs * linear.outputs for linear in shape.linears)
+    trained = adapters(shape, Training(rank=rank))
+    scored = shape.layers * tokens**2 * shape.attention
+    forward = 2 * tokens * (frozen + trained) + 4 * scored
+    return forward, 2 * tokens * frozen + 4 * tokens * trained + 8 * scored
+
+
+def measure(size: Size, model: Encoder, *, gradcache: bool) -> Result:
+    """Seconds of whole steps, after some that warm up."""
+    shape = shape_of(model.backbone.config.to_dict())
+    assert shape is not None
+    run = Training(
+        precision="float32" if size.precision == "float32" else "bfloat16",
+        rank=size.rank,
+        embedded=((size.pairs, size.query_tokens), (size.pairs, size.passage_tokens)),
+        candidates=size.pairs,
+        micro_tokens=size.micro_tokens,
+        gradcache=gradcache,
+        gradient_checkpointing=True,
+    )
+    nothing = Result(gradcache, None, None, None, None, estimate(shape, run).total / GIB)
+    try:
+        seconds, peak = _timed(size, model, gradcache)
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return nothing
+    forward = backward = 0.0
+    for tokens in (size.query_tokens, size.passage_tokens):
+        there, back = flops(shape, size.rank, tokens)
+        forward, backward = forward + size.pairs * there, backward + size.pairs * back
+    most = _peak_flops(model.device)
+    return replace(
+        nothing,
+        tokens_per_second=size.pairs * (size.query_tokens + size.passage_tokens) / seconds,
+        mfu=None if most is None else (forward + backward) / seconds / most,
+        hfu=None if most is None else (forward * (2 + gradcache) + backward) / seconds / most,
+        peak_gib=peak,
+    )
+
+
+def _timed(size: Size, model: Encoder, gradcache: bool) -> tuple[float, float | None]:
+    """Mean seconds of a step, and the most GiB that tensors filled."""
+    engine = TorchEngine(model, weight_decay=0.01, clip=1.0)
+    objective, pairs = Contrastive(temperature=0.02), batch(size)
+    on_gpu = model.device.type == "cuda"
+    began = 0.0
+    for step in range(size.warmup + size.steps):
+        if step == size.warmup:
+            if on_gpu:
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            began = time.perf_counter()
+        forwards = Forwards(
+            engine, pad_id=0, micro_tokens=size.micro_tokens, cached=gradcache, seed=step
+        )
+        loss, _ = objective(forwards, pairs)
+        forwards.backward(loss)
+        engine.step(1e-5)
+    if on_gpu:
+        torch.cuda.synchronize()
+    seconds = (time.perf_counter() - began) / size.steps
+    return seconds, torch.cuda.max_memory_allocated() / GIB if on_gpu else None
+
+
+def _peak_flops(device: torch.device) -> float | None:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((most for part, most in PEAK.items() if part in name), None)
+
+
+def main(words: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, on the CPU")
+    parser.add_argument("--pairs", type=int, help="of a query and a passage, in a step")
+    parser.add_argument("--micro-tokens", type=int, help="the most of one forward")
+    parser.add_argument("--steps", type=int, help="that are timed")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+    asked = parser.parse_args(words)
+    if not asked.tiny and not torch.cuda.is_available():
+        raise SystemExit("train_7b needs a GPU that CUDA sees. --tiny runs it on a CPU, in small.")
+    given = {name: getattr(asked, name) for name in ("pairs", "micro_tokens", "steps")}
+    size = replace(
+        TINY if asked.tiny else Size(), **{name: value for name, value in given.items() if value}
+    )
+    device = torch.device("cpu" if asked.tiny else "cuda")
+    model = encoder(size, device)
+    results = [measure(size, model, gradcache=gradcache) for gradcache in (False, True)]
+    machine = "CPU" if asked.tiny else torch.cuda.get_device_name()
+    if asked.json:
+        found = {"machine": machine, "torch": torch.__version__, "size": asdict(size)}
+        print(json.dumps({**found, "results": [asdict(result) for result in results]}))
+        return
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(
+        f"{model.parameters_total - trained:,} frozen weights in {size.precision}, {trained:,} of "
+        f"LoRA; {size.pairs} pairs of {size.query_tokens} + {size.passage_tokens} tokens, "
+        f"{size.micro_tokens:,} at once; {machine}, torch {torch.__version__}"
+    )
+    print(f"{'':10}{'tokens/s':>10}{'MFU':>8}{'HFU':>8}{'peak GiB':>10}{'estimated':>11}")
+    for result in results:
+        print(
+            f"{'GradCache' if result.gradcache else 'plain':10}"
+            f"{_shown(result.tokens_per_second, ',.0f'):>10}{_shown(result.mfu, '.1%'):>8}"
+            f"{_shown(result.hfu, '.1%'):>8}{_shown(result.peak_gib, '.1f'):>10}"
+            f"{result.estimated_gib:>11.1f}"
+        )
+    if any(result.tokens_per_second is None for result in results):
+        print("Without figures: the GPU's memory was too small. Try fewer --pairs.")
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
