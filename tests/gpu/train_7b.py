@@ -27,7 +27,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoModel, MistralConfig, PreTrainedTokenizerFast
 
-from stillroom.encoders.backbone import add_lora, attention_of
+from stillroom.encoders.backbone import add_lora, attention_of, checkpoint_activations
 from stillroom.encoders.contract import Contract
 from stillroom.encoders.encode import Encoder
 from stillroom.encoders.prompt import Tokens
@@ -112,7 +112,7 @@ def encoder(size: Size, device: torch.device) -> Encoder:
     with device:
         backbone: Any = AutoModel.from_config(config, dtype=getattr(torch, size.precision))
     assert attention_of(backbone) == "bidirectional"
-    backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(backbone)
     backbone = add_lora(backbone, rank=size.rank, alpha=32, dropout=0.0, targets="all-linear")
     words = Tokenizer(models.WordLevel({"<pad>": 0, "a": 1}, unk_token="<pad>"))
     contract = Contract(

@@ -89,8 +89,8 @@ def batches_of(objective: object, encoder):
         tokens=16, **share,
     )  # fmt: skip
     generation = GenerationBatches(
-        list(zip(pairs.queries, pairs.passages, strict=False)), Order(np.zeros(24, int), seed=1, global_batch=4),
-        encoder.prompter, tokens=24, **share,
+        list(zip(pairs.queries, pairs.passages[:24], strict=True)),
+        Order(np.zeros(24, int), seed=1, global_batch=4), encoder.prompter, tokens=24, **share,
     )  # fmt: skip
     if isinstance(objective, objectives.Mntp):
         return MaskedBatches(texts, mask_id=9, mask_share=0.3)

@@ -29,7 +29,7 @@ from transformers import (
     RobertaModel,
 )
 
-from stillroom.encoders.backbone import set_dropout
+from stillroom.encoders.backbone import checkpoint_activations, set_dropout
 from stillroom.encoders.prompt import Tokens, pad
 from stillroom.encoders.store import create
 from stillroom.learning import memory
@@ -156,7 +156,7 @@ def test_activations_are_what_autograd_keeps(model, precision, lora, checkpointi
     ).train()  # fmt: skip
     set_dropout(made.backbone, 0.0)  # its masks are of another kind on a CPU
     if checkpointing:
-        made.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(made.backbone)
     # One text is shorter, so that there is a mask.
     batch = pad([Tokens([7] * 96), *[Tokens([7] * 128)] * 15], pad_id=0)
     own = {p.untyped_storage().data_ptr() for p in made.parameters()}

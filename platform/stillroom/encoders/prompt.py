@@ -110,11 +110,15 @@ class Prompter:
         Args:
             max_tokens: fewer than the contract's, to train on shorter texts.
             prompt: in place of the contract's own; see `instructed`.
+
+        Raises:
+            UserError: when the prompt leaves no room for the text.
         """
         if not texts:
             return []
         prompt = self._prompt(role) if prompt is None else prompt
         room = self._room(max_tokens)
+        before = self._before(prompt, room)
         # Two copies of a text are equal only if no token joins it to the prompt.
         joined = "" if self.contract.echo else prompt
         encoded = self.tokenizer(
@@ -124,8 +128,8 @@ class Prompter:
             max_length=room,
         )["input_ids"]
         if self.contract.echo:
-            return self._behind(prompt, encoded, room)
-        return self._ended(encoded, self._prompt_lengths(prompt, encoded))
+            return self._behind(before, encoded, room)
+        return self._ended(encoded, [_shared(before, ids) for ids in encoded])
 
     def of_ids(
         self, texts: Sequence[Sequence[int]], role: Role, *, prompt: str | None = None
@@ -133,7 +137,7 @@ class Prompter:
         """The same of texts that a caller has tokenised, without special tokens.
 
         Raises:
-            UserError: at an id that the tokenizer does not have.
+            UserError: at an id that the tokenizer does not have, and as above.
         """
         size = len(self.tokenizer)
         for ids in texts:
@@ -142,7 +146,8 @@ class Prompter:
                     "input", f"there is no token {unknown}", f"Use the ids 0 to {size - 1}"
                 )
         prompt = self._prompt(role) if prompt is None else prompt
-        return self._behind(prompt, texts, self._room(None))
+        room = self._room(None)
+        return self._behind(self._before(prompt, room), texts, room)
 
     def to_generate(self, pairs: Sequence[tuple[str, str]], *, max_tokens: int) -> list[Cloze]:
         """Prompts with completions, of which the completion and its EOS are to be predicted,
@@ -169,13 +174,25 @@ class Prompter:
         limit = min(max_tokens or self.contract.max_tokens, self.contract.max_tokens)
         return max(1, limit - len(self.start) - len(self.end))
 
-    def _behind(self, prompt: str, texts: Sequence[Sequence[int]], room: int) -> list[Tokens]:
+    def _before(self, prompt: str, room: int) -> list[int]:
+        """A prompt's ids."""
+        if not prompt:
+            return []
+        ids = list(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        if len(ids) + (2 if self.contract.echo else 1) > room:
+            # Cut off, all texts would be the same, and training would go on without a word.
+            raise UserError(
+                f"prompt {prompt!r}",
+                f"takes {len(ids)} tokens, and prompt and text together may have {room}",
+                "Shorten it, or raise max_tokens, query_tokens or passage_tokens",
+            )
+        return ids
+
+    def _behind(self, before: list[int], texts: Sequence[Sequence[int]], room: int) -> list[Tokens]:
         """Texts' ids behind a prompt's; twice, to echo, and cut so that both copies fit."""
-        before = self.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
         if not self.contract.echo:
             encoded = [[*before, *text][:room] for text in texts]
-            return self._ended(encoded, [min(len(before), len(ids)) for ids in encoded])
-        before = before[: max(0, room - 2)]
+            return self._ended(encoded, [len(before)] * len(encoded))
         copies = [list(text[: (room - len(before)) // 2]) for text in texts]
         return self._ended(
             [before + copy + copy for copy in copies], [len(before + copy) for copy in copies]
@@ -193,22 +210,17 @@ class Prompter:
             found.append(Tokens(ids, first if first < len(ids) else 0))
         return found
 
-    def _prompt_lengths(self, prompt: str, encoded: list[list[int]]) -> list[int]:
-        """How many leading ids are the prompt's alone.
 
-        A tokenizer may join the prompt's last letters with the text's first; such a token
-        counts as the text's.
-        """
-        if not prompt:
-            return [0] * len(encoded)
-        alone = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        lengths = []
-        for ids in encoded:
-            same = 0
-            while same < min(len(alone), len(ids)) and ids[same] == alone[same]:
-                same += 1
-            lengths.append(same)
-        return lengths
+def _shared(prompt: list[int], ids: list[int]) -> int:
+    """How many leading ids are the prompt's alone.
+
+    A tokenizer may join the prompt's last letters with the text's first; such a token counts as
+    the text's.
+    """
+    same = 0
+    while same < min(len(prompt), len(ids)) and ids[same] == prompt[same]:
+        same += 1
+    return same
 
 
 def instructed(task: str) -> str:

@@ -26,7 +26,7 @@ class Pairs:
     """One worker's share of a step: b queries and b × (1 + h) passages.
 
     The first b passages are the queries' positives, in order; hard negatives follow, those of one
-    query together. Equal ids in `passage_ids`, and in `query_ids`, are equal texts. In a `symmetric`
+    query together. Equal ids in `passage_ids`, and in `query_ids`, are equal texts. In a symmetric
     batch queries and passages are of one kind. The teacher's vectors, float32 with unit rows, are
     there when a student is trained.
     """

@@ -35,17 +35,17 @@ def teacher(
         teacher: the phase before, whose weights this one goes on with.
     """
     before = None if teacher is None else teacher.path
-    start = functools.partial(_start, section, phase, seed, out.path.name, before)
+    begin = functools.partial(start, section, phase, seed, out.path.name, before)
     if phase is None:
-        save(start(), out.path)
+        save(begin(), out.path)
         return {}
     assert corpus is not None
-    objective, data = _parts(phase, corpus, negatives, seed)
-    task = Task(start, data, objective, phase, seed, merges=phase.merge_before)
+    objective, data = parts(phase, corpus, negatives, seed)
+    task = Task(begin, data, objective, phase, seed, merges=phase.merge_before)
     return fit(task, scale.teacher, scale.tracking, out)
 
 
-def _parts(
+def parts(
     phase: Phase, corpus: Artifact, negatives: Artifact | None, seed: int
 ) -> tuple[objectives.Objective, Callable[..., Any]]:
     """What a phase minimises, and its batches as a function of (encoder, place)."""
@@ -82,14 +82,21 @@ def _contrastive(phase: Contrastive) -> objectives.Contrastive:
     )
 
 
-def _start(
+def start(
     section: Section, phase: Phase | None, seed: int, space: str, before: Path | None
 ) -> Encoder:
     """The encoder that a phase begins with."""
     lora = section.lora.model_dump() if section.lora and phase is not None else None
     head = isinstance(phase, Mntp | Joint)
     if before is not None and phase is not None and phase.merge_before:
-        encoder = create(str(before), space=space, lora=lora, head=head, seed=seed)
+        encoder = create(
+            str(before),
+            precision=section.precision,
+            space=space,
+            lora=lora,
+            head=head,
+            seed=seed,
+        )
         base = Contract.read(before).base
         encoder.contract = encoder.contract.model_copy(update={"base": base})
     elif before is not None:

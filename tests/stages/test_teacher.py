@@ -1,0 +1,130 @@
+"""Each of the field's small recipes, its phases one after the other on tiny models."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stillroom.artifacts import Store
+from stillroom.config import Corpus, Joint, Mntp, Scale, read_recipe
+from stillroom.encoders.contract import Contract
+from stillroom.encoders.store import load, merged, save
+from stillroom.learning.engine import TorchEngine
+from stillroom.learning.loop import train
+from stillroom.stages.corpus import CorpusFiles, corpus
+from stillroom.stages.teacher import parts, start
+
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
+SMALL = sorted([*RECIPES.glob("*-smollm2.yaml"), RECIPES / "e5-minilm.yaml"])
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(str(tmp_path_factory.mktemp("runs")))
+
+
+@pytest.fixture(scope="module")
+def pairs(store):
+    """A corpus so small that a few steps learn it by heart."""
+    section = Corpus.model_validate_json(
+        '{"sources": {"environment": {"format": "docstrings", "packages": ["numpy"]}},'
+        ' "max_pairs": 24, "held_out": {"queries": 4, "passages": 8}}'
+    )
+    with store.draft("corpus", "tiny", "0" * 12) as draft:
+        corpus(section=section, seed=0, scale=Scale(), out=draft)
+        return draft.publish({})
+
+
+@pytest.fixture(scope="module")
+def mined(store, pairs):
+    """For each pair the passages of two others."""
+    files = CorpusFiles.read(pairs)
+    positive = files.positive
+    rows = np.stack([np.roll(positive, 1), np.roll(positive, 5)], axis=1)
+    with store.draft("negatives", "tiny", "0" * 12) as draft:
+        np.save(draft.path / "negatives.npy", rows)
+        return draft.publish({})
+
+
+def trained(section, phase, before, corpus, negatives, folder):
+    """The phase's losses, without Ray; saves its encoder into the folder."""
+    encoder = start(section, phase, 0, folder.name, before).train()
+    objective, batches = parts(phase, corpus, negatives, 0)
+    engine = TorchEngine(encoder, weight_decay=0.0, clip=1.0)
+    losses = train(
+        engine, objective, batches(encoder, {"rank": 0, "world": 1}), steps=STEPS,
+        learning_rate=lambda step: 1e-3, seed=0, pad_id=encoder.pad_id, micro_tokens=256,
+        gradcache=True, report=lambda figures: None, checkpoint=lambda step: None,
+        checkpoint_every=STEPS,
+    )  # fmt: skip
+    if phase.merge_before:
+        again = start(section, phase, 0, folder.name, before)
+        save(merged(again, engine.trained()), folder)
+    else:
+        save(encoder, folder)
+    return losses
+
+
+@pytest.mark.parametrize("file", SMALL, ids=lambda file: file.stem)
+def test_every_phase_of_a_small_recipe_learns(file, pairs, mined, decoder, encoder, tmp_path):
+    base = encoder if file.stem == "e5-minilm" else decoder
+    section = read_recipe(file, [f"teacher.base={base}"]).teacher
+    pooling = section.pooling or "mean"  # which the tiny BERT, a plain model, does not say
+    section = section.model_copy(update={"precision": "float32", "pooling": pooling})
+    before = None
+    for number, phase in enumerate(section.phases):
+        # The tiny tokenizer makes more tokens of the same words.
+        smaller = {"global_batch": 8, "query_tokens": 96, "passage_tokens": 96}
+        smaller = {key: value for key, value in smaller.items() if hasattr(phase, key)}
+        if getattr(phase, "dims", None):
+            smaller["dims"] = {64: 1.0, 16: 1.0}
+        if isinstance(phase, Joint):
+            smaller["generation_batch"] = 4
+        phase = phase.model_copy(update=smaller)
+        after = tmp_path / f"phase{number}"
+        losses = trained(section, phase, before, pairs, mined, after)
+        # It falls, or is next to nothing where the phase before learned these pairs by heart.
+        assert np.mean(losses[-4:]) < max(np.mean(losses[:4]) - 0.03, 0.2), losses
+        before = after
+    contract = Contract.read(before)
+    assert (contract.base, contract.pooling) == (str(base), pooling)
+    vectors = load(before).encode(["one text", "another"], "query")
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_merged_phases_keep_what_was_learned_before(pairs, decoder, tmp_path):
+    section = read_recipe(RECIPES / "llm2vec-smollm2.yaml", [f"teacher.base={decoder}"]).teacher
+    section = section.model_copy(update={"precision": "float32"})
+    first, second = section.phases[0], section.phases[-1]
+    assert isinstance(first, Mntp) and second.merge_before
+    first = first.model_copy(update={"global_batch": 8})
+    trained(section, first, None, pairs, None, tmp_path / "first")
+    begun = start(section, second, 0, "s", tmp_path / "first")
+    np.testing.assert_allclose(
+        begun.encode(["one text"], "passage"),
+        load(tmp_path / "first").encode(["one text"], "passage"),
+        atol=1e-5,
+    )
+    # Saved whole: it opens without the folder of the phase before.
+    save(merged(start(section, second, 0, "s", tmp_path / "first"), {}), tmp_path / "second")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    np.testing.assert_allclose(
+        load(tmp_path / "second").encode(["one text"], "passage"),
+        begun.encode(["one text"], "passage"),
+        atol=1e-5,
+    )
+
+
+def test_a_phase_goes_on_with_the_weights_of_the_one_before(pairs, mined, decoder, tmp_path):
+    section = read_recipe(RECIPES / "nv-embed-v1-smollm2.yaml", [f"teacher.base={decoder}"]).teacher
+    section = section.model_copy(update={"precision": "float32"})
+    smaller = {"global_batch": 8, "query_tokens": 96}
+    first = section.phases[0].model_copy(update=smaller)
+    trained(section, first, None, pairs, mined, tmp_path / "first")
+    begun = start(section, section.phases[1], 0, "s", tmp_path / "first").eval()
+    before = load(tmp_path / "first", trainable=True).eval()
+    for (name, weight), (_, expected) in zip(
+        begun.named_parameters(), before.named_parameters(), strict=True
+    ):
+        assert weight.equal(expected), name
