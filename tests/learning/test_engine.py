@@ -131,10 +131,13 @@ def trained(
     if engine == "torch":
         made = TorchEngine(encoder, weight_decay=0.01, clip=1.0)
     else:
+        stage, _, offload = engine.removeprefix("zero-").partition(" ")
         made = DeepSpeedEngine(
-            encoder, weight_decay=0.01, clip=1.0, zero_stage=int(engine[-1]),
-            batch_per_worker=BATCH // world()[1],
+            encoder, weight_decay=0.01, clip=1.0, zero_stage=int(stage),
+            batch_per_worker=BATCH // world()[1], offload=offload or "none",
         )  # fmt: skip
+        assert bool(offload) == made.engine.zero_cpu_offload()
+        assert (offload == "parameters") == bool(made.engine.zero_offload_param())
     if start:
         assert keep is not None
         assert made.load(keep)["step"] == start
@@ -199,6 +202,29 @@ def test_deepspeed_takes_the_steps_of_plain_torch(zero, cached, alone, decoder):
     how = {"micro": 40, "cached": cached}
     for theirs in in_workers(2, all_trained, decoder, f"zero-{zero}", **how):
         all_same(theirs, alone)
+
+
+OFFLOADING = ["zero-1 optimizer", "zero-2 optimizer", "zero-3 optimizer", "zero-3 parameters"]
+
+
+def all_offloaded(folder: Path, keep: Path) -> list[tuple[Trained, Trained]]:
+    """For every way of offloading, in one process group: a run, and its last step resumed."""
+    how = {"micro": 40, "cached": True}
+    return [
+        (
+            trained(folder, "joint", engine, keep=keep / engine, **how),
+            trained(folder, "joint", engine, keep=keep / engine, start=2, **how),
+        )
+        for engine in OFFLOADING
+    ]
+
+
+def test_offloading_takes_the_steps_of_plain_torch(alone, decoder, tmp_path):
+    losses, norms, weights = alone["joint"]
+    for theirs in in_workers(2, all_offloaded, decoder, tmp_path):
+        for engine, (whole, resumed) in zip(OFFLOADING, theirs, strict=True):
+            same(whole, alone["joint"], engine)
+            same(resumed, (losses[2:], norms[2:], weights), engine)
 
 
 @pytest.mark.parametrize("engine", ["torch", "zero-3"])
