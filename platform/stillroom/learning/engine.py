@@ -142,7 +142,10 @@ class DeepSpeedEngine:
             zero["offload_optimizer"] = {"device": "cpu"}
         if offload == "parameters":
             zero["offload_param"] = {"device": "cpu"}
-        self.module = module
+        self.module, self.zero_stage = module, zero_stage
+        # Where it offloads, DeepSpeed's own count of backwards drops the gradients of weights that
+        # a step's last one does not reach; what it does uncounted adds up every one.
+        self.counts = offload == "none"
         # What is offloaded the CPU updates. There torch's fused AdamW is as fast as DeepSpeed's
         # own, ten times the plain one, and needs no compiler with CUDA's toolkit.
         self.optimizer = adamw(module, weight_decay, fused=offload != "none" or None)
@@ -157,6 +160,7 @@ class DeepSpeedEngine:
                 "zero_optimization": zero,
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
+                "managed_gradient_accumulation": self.counts,
                 "steps_per_print": 10**9,
             },
         )[0]
@@ -168,15 +172,27 @@ class DeepSpeedEngine:
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         # Said before each backward: plain repeated ones are silently wrong under ZeRO 1 and 2.
-        self.engine.set_gradient_accumulation_boundary(last)
+        if self.counts:
+            self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss)
 
     def step(self, learning_rate: float) -> float:
         # ZeRO swaps the tensors inside the optimizer's groups but keeps the groups themselves.
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        norm = None
+        if self.zero_stage == 0:  # where DeepSpeed does not tell
+            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(grads)
         self.engine.step()
-        return float(self.engine.get_global_grad_norm() or 0.0)
+        # A weight that the next step's first backward does not reach would keep this step's
+        # gradient, and have the next one added to it.
+        if self.zero_stage == 3:
+            self.engine.optimizer.grad_partitions_flat_buffer.zero_()
+        elif not self.counts:
+            for gradient in self.engine.optimizer.accumulated_grads_in_cpu.values():
+                gradient.zero_()
+        return float(self.engine.get_global_grad_norm() if norm is None else norm)
 
     def save(self, folder: Path, state: State) -> None:
         self.engine.save_checkpoint(
