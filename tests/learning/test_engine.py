@@ -109,6 +109,7 @@ def trained(
     micro: int = 10**6,
     cached: bool = False,
     lora: bool = True,
+    projected: bool = False,
     dropout: float = 0.0,
     keep: Path | None = None,
     start: int = 0,
@@ -124,6 +125,7 @@ def trained(
         precision="float32",
         prompts={"query": "find: ", "passage": ""},
         lora={"rank": 4, "alpha": 8, "dropout": dropout, "targets": "all-linear"} if lora else None,
+        projection_dims=48 if projected else None,
         head=predicts,
         seed=3,
     )
@@ -132,10 +134,13 @@ def trained(
     if engine == "torch":
         made = TorchEngine(encoder, weight_decay=0.01, clip=1.0)
     else:
+        stage, _, offload = engine.removeprefix("zero-").partition(" ")
         made = DeepSpeedEngine(
-            encoder, weight_decay=0.01, clip=1.0, zero_stage=int(engine[-1]),
-            batch_per_worker=BATCH // world()[1],
+            encoder, weight_decay=0.01, clip=1.0, zero_stage=int(stage),
+            batch_per_worker=BATCH // world()[1], offload=offload or "none",
         )  # fmt: skip
+        assert bool(offload) == made.engine.zero_cpu_offload()
+        assert (offload == "parameters") == bool(made.engine.zero_offload_param())
     if start:
         assert keep is not None
         assert made.load(keep)["step"] == start
@@ -202,6 +207,34 @@ def test_deepspeed_takes_the_steps_of_plain_torch(zero, alone, decoder):
     for of_worker in in_workers(2, plain_and_cached, decoder, f"zero-{zero}"):
         for theirs in of_worker:
             all_same(theirs, alone)
+
+
+OFFLOADING = ["zero-1 optimizer", "zero-2 optimizer", "zero-3 optimizer", "zero-3 parameters"]
+
+
+def all_offloaded(folder: Path, keep: Path) -> list[dict[str, Trained]]:
+    """For every way of offloading, in one process group: adapters, their last step resumed, and
+    every weight; with a projection and a head, which some of a step's backwards do not reach."""
+    how = {"micro": 40, "cached": True, "projected": True}
+    return [
+        {
+            "adapters": trained(folder, "joint", engine, keep=keep / engine, **how),
+            "resumed": trained(folder, "joint", engine, keep=keep / engine, start=2, **how),
+            "everything": trained(folder, "joint", engine, lora=False, **how),
+        }
+        for engine in OFFLOADING
+    ]
+
+
+def test_offloading_takes_the_steps_of_plain_torch(decoder, tmp_path):
+    adapters = trained(decoder, "joint", "torch", projected=True)
+    everything = trained(decoder, "joint", "torch", projected=True, lora=False)
+    losses, norms, weights = adapters
+    for theirs in in_workers(2, all_offloaded, decoder, tmp_path):
+        for engine, found in zip(OFFLOADING, theirs, strict=True):
+            same(found["adapters"], adapters, engine)
+            same(found["resumed"], (losses[2:], norms[2:], weights), engine)
+            same(found["everything"], everything, engine)
 
 
 @pytest.mark.parametrize("engine", ["torch", "zero-3"])

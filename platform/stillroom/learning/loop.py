@@ -13,6 +13,8 @@ from stillroom.learning.gather import world
 from stillroom.learning.gradcache import Forwards
 from stillroom.learning.objectives import Objective
 
+SCORE = "ndcg@10"  # the figure that `evaluate` gives a step
+
 
 class NonFiniteLoss(Exception):
     """Training ran into nan or inf."""
@@ -62,6 +64,10 @@ def train(
     report: Callable[[dict[str, float]], None],
     checkpoint: Callable[[int], None],
     checkpoint_every: int,
+    evaluate: Callable[[], float] | None = None,
+    evaluate_every: int | None = None,
+    improved: Callable[[], None] = lambda: None,
+    best: float = -math.inf,
 ) -> list[float]:
     """Runs steps `start` … `steps` - 1; returns their losses, averaged over the workers.
 
@@ -71,6 +77,10 @@ def train(
         report: called on every worker after each step with that step's figures.
         checkpoint: called on every worker with the number of steps done, after every
             `checkpoint_every` steps but not after the last.
+        evaluate: called on every worker after every `evaluate_every` steps and after the last;
+            the score, the same on each, is reported with the step.
+        improved: called on every worker when that score is the best, before a checkpoint.
+        best: the score to beat, of the steps before `start`.
 
     Raises:
         NonFiniteLoss: before the update that would have spoiled the weights.
@@ -104,24 +114,29 @@ def train(
         norm = engine.step(rate)
         losses.append(mean)
         seconds = time.perf_counter() - began
-        report(
-            {
-                "step": step + 1,
-                "steps": steps,
-                "loss": mean,
-                "learning_rate": rate,
-                "gradient_norm": norm,
-                "seconds": seconds,
-                "waited_for_data": waited,
-                "tokens_per_second": tokens / seconds,
-                "padding": 1 - tokens / padded,
-                "memory_gib": _memory_gib(engine.device),
-                **figures,
-                **{name: float(part) for name, part in predicted.items()},
-            }
-        )
-        if (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-            checkpoint(step + 1)
+        done = step + 1
+        figures = {
+            "step": done,
+            "steps": steps,
+            "loss": mean,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "seconds": seconds,
+            "waited_for_data": waited,
+            "tokens_per_second": tokens / seconds,
+            "padding": 1 - tokens / padded,
+            "memory_gib": _memory_gib(engine.device),
+            **figures,
+            **{name: float(part) for name, part in predicted.items()},
+        }
+        if evaluate is not None and (done == steps or done % (evaluate_every or steps) == 0):
+            figures[SCORE] = evaluate()
+        report(figures)
+        if figures.get(SCORE, -math.inf) > best:
+            best = figures[SCORE]
+            improved()
+        if done % checkpoint_every == 0 and done < steps:
+            checkpoint(done)
     return losses
 
 

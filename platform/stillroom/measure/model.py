@@ -23,7 +23,7 @@ def measure(encoder: Encoder, role: str, sets: Mapping[str, EvaluationSet]) -> d
         passages = encoder.encode(list(kept.passages.values()), "passage")
         seconds += time.perf_counter() - began
         texts += len(passages)
-        scores[name] = _scored(rank(encoded, passages, DEPTH), kept)
+        scores[name] = scored(rank(encoded, passages, DEPTH), kept)
     return {
         "role": role,
         "parameters": encoder.parameters_total,
@@ -39,7 +39,7 @@ def measure_bm25(sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
     for name, kept in sets.items():
         queries = [text for qid, text in kept.queries.items() if qid in kept.qrels]
         found, _ = bm25(list(kept.passages.values()), queries, DEPTH)
-        scores[name] = _scored(found, kept)
+        scores[name] = scored(found, kept)
     return {
         "role": "bm25",
         "parameters": 0,
@@ -49,7 +49,8 @@ def measure_bm25(sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
     }
 
 
-def _scored(found: Any, kept: EvaluationSet) -> dict[str, float]:
+def scored(found: Any, kept: EvaluationSet) -> dict[str, float]:
+    """Scores of a ranking: places of passages, (judged queries, depth), in the set's order."""
     ids = list(kept.passages)
     judged = [qid for qid in kept.queries if qid in kept.qrels]
     ranked = {

@@ -3,10 +3,12 @@
 import functools
 import json
 import logging
+import math
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +17,25 @@ import ray.train
 import torch
 from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
+from safetensors.torch import load_file, save_file
 
 from stillroom.artifacts import Draft
 from stillroom.config import Optimisation, Tracking, Workers
+from stillroom.encoders import backbone
 from stillroom.encoders.contract import FILE as CONTRACT
 from stillroom.encoders.encode import Encoder
 from stillroom.encoders.store import merged, save
 from stillroom.errors import UserError
 from stillroom.learning.batches import Ahead
 from stillroom.learning.engine import DeepSpeedEngine, Engine, TorchEngine
-from stillroom.learning.loop import schedule, train
+from stillroom.learning.loop import SCORE, schedule, train
 from stillroom.learning.objectives import Objective
+from stillroom.stages.evaluation import Evaluation
+from stillroom.stages.tracking import Tracker, check, progress, sinks
+from stillroom.text.formats import EvaluationSet
 
 METRICS = "metrics.jsonl"  # one line a step
+BEST = "best.safetensors"  # in a checkpoint: the weights of the best score so far
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +48,8 @@ class Task:
         encoder, batches: functions, so that each worker reads its own copy from storage; the
             latter is given the encoder, and the worker's rank and world.
         merges: the result is saved whole, for its adapter lies on weights that no base holds.
+        evaluate_every: steps after which nDCG@10 on `sets` is measured, and after the last; the
+            best weights are then kept. None: never, and the last are.
     """
 
     encoder: Callable[[], Encoder]
@@ -48,6 +58,8 @@ class Task:
     settings: Optimisation
     seed: int
     merges: bool = False
+    sets: Callable[[], Mapping[str, EvaluationSet]] = dict
+    evaluate_every: int | None = None
 
 
 def fit(task: Task, scale: Workers, tracking: Tracking, out: Draft) -> dict[str, float]:
@@ -57,12 +69,19 @@ def fit(task: Task, scale: Workers, tracking: Tracking, out: Draft) -> dict[str,
     driver died goes on from there when the same step is run again.
 
     Returns:
-        The last step's figures.
+        The figures of the step whose weights are kept.
+
+    Raises:
+        UserError: when the figures cannot be tracked as asked.
     """
+    check(tracking)
     storage = out.store.place(".train")
     name = f"{out.stage}-{out.path.name}"
+    logs = out.store.place(f".logs/{name}")
+    if tracking.tensorboard:
+        log.info("%s: to watch it, run `tensorboard --logdir %s`", name, out.store.place(".logs"))
     trainer = TorchTrainer(
-        functools.partial(_work, task, scale),
+        functools.partial(_work, task, scale, tracking, name, logs),
         scaling_config=ray.train.ScalingConfig(
             num_workers=scale.workers,
             use_gpu=scale.gpus > 0,
@@ -116,83 +135,140 @@ def _environment(scale: Workers) -> dict[str, str]:
     return found
 
 
-def _work(task: Task, scale: Workers) -> None:
+def _work(task: Task, scale: Workers, tracking: Tracking, name: str, logs: str) -> None:
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats our figures
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    checkpoint = ray.train.get_checkpoint()
     torch.manual_seed(task.seed)
     encoder = task.encoder().to(ray.train.torch.get_device())
+    if scale.gradient_checkpointing:
+        backbone.checkpoint_activations(encoder.backbone)
     encoder.train()
     settings = task.settings
     batches = task.batches(encoder, {"rank": rank, "world": world})
     engine = _engine(encoder, settings, scale)
-    history: list[dict[str, float]] = []
-    start = 0
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            if (Path(folder) / CONTRACT).exists():  # it was killed after its last step
-                ray.train.report(_history(Path(folder))[-1], checkpoint=checkpoint)
-                return
-            start = engine.load(Path(folder))["step"]
-            history = _history(Path(folder))[:start]
-        _say(rank, f"goes on after step {start}")
-
-    def report(figures: dict[str, float]) -> None:
-        history.append(figures)
-        step, steps = int(figures["step"]), int(figures["steps"])
-        if step == 1 or step == steps or step % max(1, steps // 20) == 0:
-            _say(
-                rank,
-                f"step {step}/{steps}  loss {figures['loss']:.4f}  "
-                f"lr {figures['learning_rate']:.2e}  "
-                f"{figures['tokens_per_second']:,.0f} tokens/s",
+    evaluate = None
+    if task.evaluate_every is not None:
+        evaluate = Evaluation(encoder, engine, task.sets(), micro_tokens=scale.micro_tokens)
+    with tempfile.TemporaryDirectory() as scratch:
+        run = _Run(task, encoder, engine, rank, Path(scratch))
+        if checkpoint is not None:
+            with checkpoint.as_directory() as folder:
+                if (Path(folder) / CONTRACT).exists():  # it was killed after its last step
+                    ray.train.report(_kept(_history(Path(folder))), checkpoint=checkpoint)
+                    return
+                run.load(Path(folder))
+            _say(rank, f"goes on after step {run.start}")
+        with Tracker(sinks(tracking, name, logs, run.start) if rank == 0 else []) as tracker:
+            run.tracker = tracker
+            train(
+                engine,
+                task.objective,
+                Ahead(batches, settings.steps),
+                steps=settings.steps,
+                learning_rate=functools.partial(
+                    schedule,
+                    steps=settings.steps,
+                    warmup=round(settings.warmup * settings.steps),
+                    peak=settings.learning_rate,
+                    shape=settings.schedule,
+                ),
+                seed=task.seed,
+                pad_id=encoder.pad_id,
+                micro_tokens=scale.micro_tokens,
+                gradcache=scale.gradcache,
+                start=run.start,
+                report=run.report,
+                checkpoint=run.checkpoint,
+                checkpoint_every=scale.checkpoint_every,
+                evaluate=evaluate,
+                evaluate_every=task.evaluate_every,
+                improved=run.improved,
+                best=_kept(run.history).get(SCORE, -math.inf),
             )
+            run.finish()
 
-    def keep(done: int, *, encoder_too: bool = False) -> None:
+
+@dataclass
+class _Run:
+    """One worker's part in what a run leaves: figures, checkpoints, the encoder."""
+
+    task: Task
+    encoder: Encoder
+    engine: Engine
+    rank: int
+    scratch: Path
+    tracker: Tracker = field(default_factory=lambda: Tracker([]))
+    history: list[dict[str, float]] = field(default_factory=list)  # a step each
+    start: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def best(self) -> Path:
+        """The first worker's copy of the best weights so far, where there is evaluation."""
+        return self.scratch / BEST
+
+    def load(self, folder: Path) -> None:
+        self.start = self.engine.load(folder)["step"]
+        self.history = _history(folder)[: self.start]
+        if self.rank == 0 and (folder / BEST).exists():
+            shutil.copy2(folder / BEST, self.best)
+
+    def report(self, figures: dict[str, float]) -> None:
+        self.history.append(figures)
+        self.tracker(figures)
+        step, steps = int(figures["step"]), int(figures["steps"])
+        if step in (1, steps) or step % math.ceil(steps / 20) == 0 or SCORE in figures:
+            each = (time.monotonic() - self.began) / (step - self.start)
+            _say(self.rank, progress(figures, each * (steps - step)))
+
+    def improved(self) -> None:
+        weights = self.engine.trained()
+        if self.rank == 0:
+            save_file({n: tensor.contiguous() for n, tensor in weights.items()}, self.best)
+
+    def checkpoint(self, done: int) -> None:
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            if encoder_too:
-                trained = engine.trained()
-                if rank == 0 and task.merges:
-                    save(merged(task.encoder(), trained), folder)
-                elif rank == 0:
-                    save(encoder, folder, state_dict=trained)
-            else:
-                engine.save(folder, {"step": done})
-            if rank == 0:
-                lines = "".join(json.dumps(figures) + "\n" for figures in history)
-                (folder / METRICS).write_text(lines)
-            mine = ray.train.Checkpoint.from_directory(folder) if any(folder.iterdir()) else None
-            ray.train.report(history[-1], checkpoint=mine)
+            self.engine.save(Path(name), {"step": done})
+            if self.best.exists():
+                shutil.copy2(self.best, name)
+            self._hand_in(Path(name), self.history[-1])
 
-    train(
-        engine,
-        task.objective,
-        Ahead(batches, settings.steps),
-        steps=settings.steps,
-        learning_rate=functools.partial(
-            schedule,
-            steps=settings.steps,
-            warmup=round(settings.warmup * settings.steps),
-            peak=settings.learning_rate,
-            shape=settings.schedule,
-        ),
-        seed=task.seed,
-        pad_id=encoder.pad_id,
-        micro_tokens=scale.micro_tokens,
-        gradcache=scale.gradcache,
-        start=start,
-        report=report,
-        checkpoint=keep,
-        checkpoint_every=scale.checkpoint_every,
-    )
-    keep(settings.steps, encoder_too=True)
+    def finish(self) -> None:
+        """The last checkpoint is the encoder itself."""
+        kept = _kept(self.history)
+        evaluated = SCORE in kept
+        weights = {} if evaluated else self.engine.trained()
+        with tempfile.TemporaryDirectory() as name:
+            if self.rank == 0:
+                if evaluated:
+                    weights = load_file(self.best)
+                    _say(0, f"keeps the weights of step {kept['step']}: {SCORE} {kept[SCORE]:.4f}")
+                if self.task.merges:
+                    save(merged(self.task.encoder(), weights), name)
+                else:
+                    save(self.encoder, name, state_dict=weights)
+            self._hand_in(Path(name), kept)
+
+    def _hand_in(self, folder: Path, figures: dict[str, float]) -> None:
+        if self.rank == 0:
+            lines = "".join(json.dumps(figures) + "\n" for figures in self.history)
+            (folder / METRICS).write_text(lines)
+            self.tracker.flush()
+        mine = ray.train.Checkpoint.from_directory(folder) if any(folder.iterdir()) else None
+        ray.train.report(figures, checkpoint=mine)
 
 
 def _history(folder: Path) -> list[dict[str, float]]:
     with (folder / METRICS).open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def _kept(history: list[dict[str, float]]) -> dict[str, float]:
+    """The step whose weights are kept: the first of the best scores, else the last; {} of none."""
+    scored = [figures for figures in history if SCORE in figures]
+    return max(scored, key=lambda figures: figures[SCORE]) if scored else (history or [{}])[-1]
 
 
 def _engine(encoder: Encoder, settings: Optimisation, scale: Workers) -> Engine:
@@ -204,6 +280,7 @@ def _engine(encoder: Encoder, settings: Optimisation, scale: Workers) -> Engine:
         clip=settings.clip,
         zero_stage=scale.zero_stage,
         batch_per_worker=settings.global_batch // scale.workers,
+        offload=scale.offload,
     )
 
 

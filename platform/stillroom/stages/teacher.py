@@ -14,6 +14,7 @@ from stillroom.encoders.encode import Encoder
 from stillroom.encoders.store import create, load, save
 from stillroom.learning import objectives
 from stillroom.stages import batches
+from stillroom.stages.corpus import evaluation_sets
 from stillroom.stages.fit import Task, fit
 
 
@@ -41,7 +42,16 @@ def teacher(
         return {}
     assert corpus is not None
     objective, data = parts(phase, corpus, negatives, seed)
-    task = Task(begin, data, objective, phase, seed, merges=phase.merge_before)
+    task = Task(
+        begin,
+        data,
+        objective,
+        phase,
+        seed,
+        merges=phase.merge_before,
+        sets=functools.partial(evaluation_sets, corpus),
+        evaluate_every=phase.evaluate_every if isinstance(phase, Contrastive) else None,
+    )
     return fit(task, scale.teacher, scale.tracking, out)
 
 
