@@ -24,6 +24,7 @@ from stillroom.config import Optimisation, Tracking, Workers
 from stillroom.encoders import backbone
 from stillroom.encoders.contract import FILE as CONTRACT
 from stillroom.encoders.encode import Encoder
+from stillroom.encoders.packing import pack_attention
 from stillroom.encoders.store import merged, save
 from stillroom.errors import UserError
 from stillroom.learning.batches import Ahead
@@ -144,6 +145,8 @@ def _work(task: Task, scale: Workers, tracking: Tracking, name: str, logs: str) 
     encoder = task.encoder().to(ray.train.torch.get_device())
     if scale.gradient_checkpointing:
         backbone.checkpoint_activations(encoder.backbone)
+    if scale.packed:
+        pack_attention(encoder.backbone)
     encoder.train()
     settings = task.settings
     batches = task.batches(encoder, {"rank": rank, "world": world})
