@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: quickstart strong-teacher test gpu style
+.PHONY: bench quickstart strong-teacher test gpu style
 
 # The whole path on this machine, with real models.
 quickstart: .venv/quickstart
@@ -15,6 +15,11 @@ strong-teacher: .venv/strong-teacher
 
 test: .venv/dev style
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=15
+
+# Training speed against the sentence-transformers trainer: the ratio, side by side.
+bench: .venv/quickstart
+	$(BIN)/pip install --quiet --editable '.[quickstart,bench]'
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/train_teacher.py
 
 # Speed and memory of training 7B, on this machine's GPU.
 gpu: .venv/quickstart
