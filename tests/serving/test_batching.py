@@ -9,7 +9,7 @@ from stillroom.serving.batching import Batcher, window
 
 
 def text(length: int, mark: int = 0) -> Tokens:
-    return Tokens(ids=[mark] * length, prompt_length=0)
+    return Tokens(ids=[mark] * length, pool_from=0)
 
 
 class Recorder:
