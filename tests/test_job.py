@@ -1,10 +1,12 @@
 """`ray job submit` on a real head, as the README has it."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -28,6 +30,7 @@ def free_port():
 def submit(tmp_path_factory):
     """Runs a job on a cluster of this machine; returns the finished `ray job submit`."""
     folder = tmp_path_factory.mktemp("cluster")
+    short = tempfile.mkdtemp(prefix="ray")  # its sockets' paths may have 107 characters
     port, dashboard = free_port(), free_port()
     env = {
         **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
@@ -39,7 +42,7 @@ def submit(tmp_path_factory):
         [
             str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=4", f"--port={port}",
             f"--dashboard-port={dashboard}", "--include-dashboard=true",
-            f"--temp-dir={folder / 'ray'}", "--disable-usage-stats",
+            f"--temp-dir={short}", "--disable-usage-stats",
         ],
         env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
@@ -67,6 +70,7 @@ def submit(tmp_path_factory):
     yield submit
     os.killpg(head.pid, signal.SIGKILL)  # the head's processes share its fate
     head.wait()
+    shutil.rmtree(short, ignore_errors=True)
 
 
 def jobs_are_taken(url):
