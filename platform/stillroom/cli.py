@@ -321,12 +321,13 @@ def evaluate(
     from stillroom.measure.model import measure
 
     encoder = _load(model, root)
+    role = "teacher" if model.startswith("teacher/") else "student"
     report = {
         "sets": {
             name: {"queries": len(kept.qrels), "passages": len(kept.passages)}
             for name, kept in sets.items()
         },
-        "models": {model: measure(encoder, "student", sets)},
+        "models": {model: measure(encoder, role, sets)},
     }
     if json_out is None:
         _print_report(report)

@@ -86,6 +86,16 @@ def test_every_pair_keeps_its_source_and_every_source_its_prompts(make):
         assert made.pairs(name) == [(row["query"], row["positive"]) for row in pairs(name, count)]
 
 
+def test_a_held_out_set_keeps_the_prompts_of_its_source(make):
+    prompts = {"query": "Instruct: Find it\nQuery: ", "passage": ""}
+    sources = {"plain": {"pairs": pairs("own", 9)}, "told": {"pairs": pairs("other", 9)}}
+    sources["told"]["prompts"] = prompts
+    for source, expected in (("plain", {}), ("told", prompts)):
+        held_out = {"queries": 1, "passages": 2, "source": source}
+        sets = evaluation_sets(make(sources, held_out=held_out).artifact)
+        assert sets["held-out"].prompts == expected
+
+
 def test_a_positive_is_of_its_pair_s_source_and_other_passages_of_the_first_that_has_them(make):
     answer = pair("other", 1)["positive"]
     made = make(

@@ -203,9 +203,17 @@ def test_a_set_is_read_with_titles_and_only_its_judged_queries_count(tmp_path):
 
 
 def test_what_is_written_is_read_again(tmp_path):
-    kept = EvaluationSet({"p": 'a "b"\n\tc'}, {"q": "ä"}, {"q": {"p": 1}})
+    kept = EvaluationSet({"p": 'a "b"\n\tc'}, {"q": "ä"}, {"q": {"p": 1}}, {"query": "ö: "})
     write_beir(kept, tmp_path)
     assert read_beir(tmp_path) == kept
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"document": "x"}', '{"query": 1}'])
+def test_prompts_that_are_none_are_named(tmp_path, content):
+    folder = beir(tmp_path)
+    (folder / "prompts.json").write_text(content)
+    with pytest.raises(UserError, match="prompts.json"):
+        read_beir(folder)
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,19 @@ DEPTH = 100  # how far down a ranking is looked at; Recall@100 needs no more
 
 
 def measure(encoder: Encoder, role: str, sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
-    """Quality on every set, and how many of their passages a second on this machine."""
+    """Quality on every set, and how many of their passages a second on this machine.
+
+    Teachers are told a set's task where it has prompts; others go by their own.
+    """
     scores: dict[str, dict[str, float]] = {}
     texts, seconds = 0, 0.0
     for name, kept in sets.items():
-        queries = [text for qid, text in kept.queries.items() if qid in kept.qrels]
-        encoded = encoder.encode(queries, "query")  # first, which warms up
+        prompts = kept.prompts if role.startswith("teacher") else {}
+        # Queries first, which warms up.
+        encoded = encoder.encode(kept.judged_queries(), "query", prompt=prompts.get("query"))
+        texts_of = list(kept.passages.values())
         began = time.perf_counter()
-        passages = encoder.encode(list(kept.passages.values()), "passage")
+        passages = encoder.encode(texts_of, "passage", prompt=prompts.get("passage"))
         seconds += time.perf_counter() - began
         texts += len(passages)
         scores[name] = scored(rank(encoded, passages, DEPTH), kept)
@@ -37,8 +42,7 @@ def measure_bm25(sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
     """The same entry for BM25, which has no parameters and no vectors."""
     scores = {}
     for name, kept in sets.items():
-        queries = [text for qid, text in kept.queries.items() if qid in kept.qrels]
-        found, _ = bm25(list(kept.passages.values()), queries, DEPTH)
+        found, _ = bm25(list(kept.passages.values()), kept.judged_queries(), DEPTH)
         scores[name] = scored(found, kept)
     return {
         "role": "bm25",

@@ -33,14 +33,17 @@ def pair_batches(
     encoder: Encoder,
     place: Place,
 ) -> PairBatches:
-    """Pairs, with hard negatives and the teacher's vectors where they are given."""
+    """Pairs, with hard negatives and the teacher's vectors where they are given.
+
+    With these it is a student that trains, which is not told its task: its prompts are its own.
+    """
     files = CorpusFiles.read(corpus)
     data = PairData(
         queries=files.queries,
         passages=files.passages,
         positive=files.positive,
         source=files.source,
-        prompts=files.prompts,
+        prompts=files.prompts if vectors is None else [None] * len(files.sources),
         symmetric=files.symmetric,
         negatives=_negatives(files, negatives, settings.hard_negatives),
     )

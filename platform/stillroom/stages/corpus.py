@@ -1,5 +1,6 @@
 """Sources → clean pairs, passages, conversations and evaluation sets."""
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -59,7 +60,10 @@ def corpus(*, section: Section, seed: int, scale: Scale, out: Draft) -> dict[str
             held_out_passages=section.held_out.passages,
         )
         of_pairs[asked]["held_out"] = len(pairs[asked]) - len(parts.train)
-        pairs[asked], evaluation[HELD_OUT] = parts.train, parts.evaluation
+        prompts = section.sources[asked].prompts
+        told = {} if prompts is None else prompts.model_dump()
+        pairs[asked] = parts.train
+        evaluation[HELD_OUT] = dataclasses.replace(parts.evaluation, prompts=told)
     # Near-copies of what was held out are gone from its own source, but not from the others.
     judged = Judged.of(evaluation, whole={HELD_OUT})
     for name, own in pairs.items():

@@ -38,11 +38,14 @@ class Evaluation:
         self.encoder, self.engine, self.micro_tokens = encoder, engine, micro_tokens
         self.sets = list(sets.values())
         self.queries = [
-            encoder.prompter([t for qid, t in kept.queries.items() if qid in kept.qrels], "query")
+            encoder.prompter(kept.judged_queries(), "query", prompt=kept.prompts.get("query"))
             for kept in self.sets
         ]
         self.passages = [
-            encoder.prompter(list(kept.passages.values()), "passage") for kept in self.sets
+            encoder.prompter(
+                list(kept.passages.values()), "passage", prompt=kept.prompts.get("passage")
+            )
+            for kept in self.sets
         ]
 
     def __call__(self) -> float:

@@ -5,7 +5,7 @@ import gzip
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,20 @@ class Conversation:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Passages and queries by id; qrels: query id → passage id → grade, relevant above 0."""
+    """Passages and queries by id; qrels: query id → passage id → grade, relevant above 0.
+
+    `prompts` are what the set's task puts before a `query` or a `passage`, for teachers that are
+    told their task; where it says nothing, a model's own holds.
+    """
 
     passages: dict[str, str]
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]]
+    prompts: dict[str, str] = field(default_factory=dict)
+
+    def judged_queries(self) -> list[str]:
+        """Texts of the queries that the qrels judge, in the set's order."""
+        return [text for own_id, text in self.queries.items() if own_id in self.qrels]
 
 
 def read_pairs(path: Path) -> Iterator[Pair]:
@@ -106,7 +115,8 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
 
 
 def read_beir(folder: Path) -> EvaluationSet:
-    """A set in BEIR layout: corpus.jsonl, queries.jsonl and qrels/test.tsv.
+    """A set in BEIR layout: corpus.jsonl, queries.jsonl, qrels/test.tsv, and perhaps prompts.json
+    with a prompt for `query`, `passage` or both.
 
     Raises:
         UserError: when a file is missing or wrong, ids repeat, the qrels name what is not
@@ -135,7 +145,22 @@ def read_beir(folder: Path) -> EvaluationSet:
         raise UserError(
             str(file), "has no query with a relevant passage", "Give scores above 0 to some"
         )
-    return EvaluationSet(passages, queries, judged)
+    return EvaluationSet(passages, queries, judged, _prompts(folder / "prompts.json"))
+
+
+def _prompts(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as fault:
+        raise UserError(str(path), f"is no JSON: {fault}", "Mend or remove it") from fault
+    texts = isinstance(found, dict) and all(isinstance(text, str) for text in found.values())
+    if not texts or not set(found) <= {"query", "passage"}:
+        raise UserError(
+            str(path), "holds no prompts", 'Write {"query": "…", "passage": "…"}, or one of them'
+        )
+    return dict(found)
 
 
 def write_beir(kept: EvaluationSet, folder: Path) -> None:
@@ -150,6 +175,9 @@ def write_beir(kept: EvaluationSet, folder: Path) -> None:
         rows.writerow(["query-id", "corpus-id", "score"])
         for query, grades in kept.qrels.items():
             rows.writerows([query, passage, grade] for passage, grade in grades.items())
+    if kept.prompts:
+        text = json.dumps(kept.prompts, ensure_ascii=False)
+        (folder / "prompts.json").write_text(text + "\n", encoding="utf-8")
 
 
 # --- rows -----------------------------------------------------------------------------------
