@@ -173,6 +173,7 @@ def test_an_unreachable_cluster_is_refused(stillroom, command):
         (["run", "no-such.yaml"], "there is no such recipe"),
         (["run", TINY, "--until", "nowhere"], "'nowhere' is no stage"),
         (["serve", "release/none"], "release/none"),
+        (["export", "student/none", "--format", "tar", "--out", "x"], "'tar' is unknown"),
         (["evaluate", "student/none", "--data", "."], "holds no evaluation set"),
         (["encode", "student/none"], "student/none: is not under runs"),
         (["serve", "x", "--port", "many"], "--port"),
@@ -189,7 +190,8 @@ def test_debug_shows_where_an_error_came_from(stillroom):
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "plan", "check", "runs", "evaluate", "encode", "serve", "doctor"]
+    "command",
+    ["run", "plan", "check", "runs", "evaluate", "encode", "serve", "doctor", "export"],
 )
 def test_every_command_has_help_with_an_example(stillroom, command):
     done = stillroom(command, "--help")

@@ -37,7 +37,9 @@ def _weighted(states_bld: Tensor, weights_bl: Tensor) -> Tensor:
 
 
 def _at(states_bld: Tensor, place_b: Tensor) -> Tensor:
-    return states_bld[torch.arange(len(states_bld), device=states_bld.device), place_b].float()
+    # Its shape, not its length: that would be fixed in an exported graph.
+    texts_b = torch.arange(states_bld.shape[0], device=states_bld.device)
+    return states_bld[texts_b, place_b].float()
 
 
 POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
