@@ -40,6 +40,10 @@ class Order:
     one_source: bool = True
     lengths: np.ndarray | None = None
     _drawn: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    # The epoch that each source was last read in: a permutation serves all of its steps.
+    _read: dict[int, tuple[int, np.ndarray]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @cached_property
     def rows(self) -> list[np.ndarray]:
@@ -91,6 +95,12 @@ class Order:
         return kept[:count]
 
     def _epoch(self, source: int, epoch: int) -> np.ndarray:
+        read = self._read.get(source)
+        if read is None or read[0] != epoch:
+            read = self._read[source] = (epoch, self._permuted(source, epoch))
+        return read[1]
+
+    def _permuted(self, source: int, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, 1, source, epoch])
         order = rng.permutation(self.rows[source])
         if self.lengths is None:
