@@ -11,7 +11,8 @@ SRC = Path(__file__).parents[1] / "platform" / "stillroom"
 # Each may import those on its line, and itself.
 ALLOWED = {
     "errors": set(),
-    "config": {"errors"},
+    "config": set(),
+    "recipe": {"errors", "config"},
     "artifacts": {"errors"},
     "encoders": {"errors", "artifacts"},
     "text": {"errors"},
@@ -35,6 +36,7 @@ ALLOWED = {
     "cli": {
         "errors",
         "config",
+        "recipe",
         "artifacts",
         "plan",
         "checks",

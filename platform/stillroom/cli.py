@@ -58,8 +58,8 @@ def run(
     Example: stillroom run jobs/recipes/quickstart.yaml student.steps=200
     """
     from stillroom.checks import check_recipe
-    from stillroom.config import read_recipe
     from stillroom.plan import pipeline
+    from stillroom.recipe import read_recipe
 
     if dry_run:
         plan(recipe, overrides, gate=gate, as_json=as_json)
@@ -166,8 +166,8 @@ def plan(
     Example: stillroom plan jobs/recipes/quickstart.yaml student.learning_rate=1e-4
     """
     from stillroom.artifacts import Store
-    from stillroom.config import read_recipe
     from stillroom.plan import pipeline, why
+    from stillroom.recipe import read_recipe
 
     read = read_recipe(recipe, overrides or [])
     store = Store(read.root)
@@ -193,8 +193,8 @@ def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
     Example: stillroom check my-recipe.yaml
     """
     from stillroom.checks import check_recipe
-    from stillroom.config import read_recipe
     from stillroom.plan import pipeline
+    from stillroom.recipe import read_recipe
 
     read = read_recipe(recipe, overrides or [])
     _print_findings(check_recipe(read, pipeline(read)), as_json)

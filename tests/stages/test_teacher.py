@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from stillroom.artifacts import Store
-from stillroom.config import Corpus, Joint, Mntp, Scale, read_recipe
+from stillroom.config import Corpus, Joint, Mntp, Scale
 from stillroom.encoders.contract import Contract
 from stillroom.encoders.store import load, merged, save
 from stillroom.learning.engine import TorchEngine
 from stillroom.learning.loop import train
+from stillroom.recipe import read_recipe
 from stillroom.stages.corpus import CorpusFiles, corpus
 from stillroom.stages.teacher import parts, start
 
