@@ -14,26 +14,23 @@ import pyarrow.parquet as pq
 
 from stillroom.artifacts import Artifact, Draft, atomic_json
 from stillroom.config import Corpus as Section
-from stillroom.config import Docstrings, Files, Scale
+from stillroom.config import Scale
 from stillroom.encoders.contract import Prompts
 from stillroom.errors import UserError
+from stillroom.stages import sources
+from stillroom.stages.sources import Source
 from stillroom.text.decontaminate import Judged, decontaminate
 from stillroom.text.dedupe import dedupe_pairs, text_key
-from stillroom.text.docstrings import docstring_pairs
 from stillroom.text.formats import (
     Conversation,
     EvaluationSet,
     Pair,
     read_beir,
-    read_conversations,
-    read_pairs,
-    read_passages,
     write_beir,
 )
 from stillroom.text.split import split
 
 HELD_OUT = "held-out"
-Source = Docstrings | Files
 Counts = dict[str, int]  # "read", reasons to drop, "kept": the others add up to what was read
 
 # --- made -----------------------------------------------------------------------------------
@@ -50,7 +47,9 @@ def corpus(*, section: Section, seed: int, scale: Scale, out: Draft) -> dict[str
         UserError: when a file is wrong, or nothing is left of a source's pairs.
     """
     evaluation = {name: read_beir(Path(folder)) for name, folder in section.evaluation.items()}
-    pairs, of_pairs = dedupe_pairs({name: _pairs(of) for name, of in section.sources.items()})
+    pairs, of_pairs = dedupe_pairs(
+        {name: sources.pairs(of) for name, of in section.sources.items()}
+    )
     if section.held_out is not None:
         asked = section.held_out.source or next(iter(section.sources))
         parts = split(
@@ -96,12 +95,6 @@ def corpus(*, section: Section, seed: int, scale: Scale, out: Draft) -> dict[str
     return summary
 
 
-def _pairs(source: Source) -> Iterable[Pair]:
-    if isinstance(source, Docstrings):
-        return docstring_pairs(source.packages, min_passage=source.min_passage_characters)
-    return (pair for path in source.pairs for pair in read_pairs(Path(path)))
-
-
 def _to_train_on(
     pairs: Sequence[Pair], judged: Judged, most: int | None, seed: int, counts: Counts
 ) -> list[Pair]:
@@ -145,8 +138,8 @@ class _Passages:
         return pa.table({"text": self.texts, "source": self.source}, schema=schema)
 
 
-def _write_pairs(sources: list[list[Pair]], passages: _Passages, folder: Path) -> None:
-    numbered = [(number, pair) for number, own in enumerate(sources) for pair in own]
+def _write_pairs(of_sources: list[list[Pair]], passages: _Passages, folder: Path) -> None:
+    numbered = [(number, pair) for number, own in enumerate(of_sources) for pair in own]
     # Positives before anything else: their rows are then of their pairs' own sources.
     positive = [passages.row(pair.passage, number) for number, pair in numbered]
     negatives = []
@@ -167,9 +160,7 @@ def _write_pairs(sources: list[list[Pair]], passages: _Passages, folder: Path) -
 def _add_passages(source: Source, number: int, judged: Judged, passages: _Passages) -> Counts:
     """Texts without a query. What is tested is not even to be a negative."""
     counts = Counter(read=0, tested=0, repeated=0, kept=0)
-    if isinstance(source, Docstrings):
-        return dict(counts)
-    for text in (text for path in source.passages for text in read_passages(Path(path))):
+    for text in sources.passages(source):
         rows = len(passages.texts)
         if judged.holds(text):
             became = "tested"
@@ -184,17 +175,14 @@ def _add_conversations(
 ) -> Counts:
     """Conversations that nobody had before, and that give no answer away."""
     counts = Counter(read=0, tested=0, repeated=0, kept=0)
-    if isinstance(source, Docstrings):
-        return dict(counts)
-    for path in source.conversations:
-        for one in read_conversations(Path(path)):
-            key = text_key(f"{one.prompt}\n{one.completion}")
-            if decontaminate([Pair(one.question, one.completion)], judged)[1]:
-                became = "tested"
-            else:
-                became = "repeated" if key in conversations else "kept"
-                conversations.setdefault(key, one)
-            counts.update(("read", became))
+    for one in sources.conversations(source):
+        key = text_key(f"{one.prompt}\n{one.completion}")
+        if decontaminate([Pair(one.question, one.completion)], judged)[1]:
+            became = "tested"
+        else:
+            became = "repeated" if key in conversations else "kept"
+            conversations.setdefault(key, one)
+        counts.update(("read", became))
     return dict(counts)
 
 

@@ -1,0 +1,35 @@
+"""A source of the recipe → its pairs, passages and conversations, whatever its format."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from stillroom.config import Docstrings, Files
+from stillroom.text.docstrings import docstring_pairs
+from stillroom.text.formats import (
+    Conversation,
+    Pair,
+    read_conversations,
+    read_pairs,
+    read_passages,
+)
+
+Source = Docstrings | Files
+
+
+def pairs(source: Source) -> Iterator[Pair]:
+    if isinstance(source, Docstrings):
+        yield from docstring_pairs(source.packages, min_passage=source.min_passage_characters)
+    else:
+        for path in source.pairs:
+            yield from read_pairs(Path(path))
+
+
+def passages(source: Source) -> Iterator[str]:
+    """Texts without a query."""
+    for path in source.passages if isinstance(source, Files) else ():
+        yield from read_passages(Path(path))
+
+
+def conversations(source: Source) -> Iterator[Conversation]:
+    for path in source.conversations if isinstance(source, Files) else ():
+        yield from read_conversations(Path(path))
