@@ -14,7 +14,7 @@ strong-teacher: .venv/strong-teacher
 	$(BIN)/stillroom run jobs/recipes/strong-teacher.yaml
 
 test: .venv/dev style
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=15
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 # Training speed against the sentence-transformers trainer: the ratio, side by side.
 bench: .venv/quickstart

@@ -284,6 +284,7 @@ def prune(
         raise typer.Exit(1)
     for artifact in doomed:
         store.remove(artifact)
+        store.forget(f".logs/{artifact.ref.replace('/', '-')}")  # how its training went
 
 
 def superseded(artifacts: list[Any]) -> list[Any]:

@@ -39,7 +39,8 @@ CONTRASTIVE = {
     "objective": "contrastive",
     "temperature": 0.03,
     "global_batch": 24,
-    "learning_rate": 5e-4,
+    "learning_rate": 2e-4,
+    "warmup": 0.2,
     "query_tokens": 48,
     "passage_tokens": 64,
 }
@@ -77,7 +78,7 @@ WAYS = {
                 "hard_negatives": 4,
                 "steps": 14,
                 "global_batch": 12,
-                "learning_rate": 2e-4,
+                "learning_rate": 1e-4,
             },
         ],
     },
