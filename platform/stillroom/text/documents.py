@@ -1,7 +1,7 @@
 """Plain text and Markdown → passages of a few tokens, cut where paragraphs end."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from stillroom.errors import UserError
 from stillroom.text.places import form_of
@@ -39,7 +39,7 @@ def read_document(
     headings = form_of(file).kind != ".txt"
     pieces = (
         piece
-        for paragraph in _paragraphs(line for _, line in read_lines(file, refuse))
+        for paragraph in paragraphs(line for _, line in read_lines(file, refuse))
         for piece in halved(paragraph, count, most)
     )
     empty = True
@@ -50,7 +50,8 @@ def read_document(
         raise UserError(file, "is empty", "Give a document with text")
 
 
-def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
+def paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    """What stands between empty lines."""
     held: list[str] = []
     for line in lines:
         if line.strip():

@@ -15,7 +15,7 @@ from stillroom.text.layouts import (
     layout_of,
     passage_of,
 )
-from stillroom.text.places import form_of
+from stillroom.text.places import DOCUMENTS, form_of
 from stillroom.text.records import Conversation, EvaluationSet, LeftOut, Pair, Refuse, fail
 from stillroom.text.rows import Row, read_lines, read_rows
 
@@ -24,6 +24,7 @@ __all__ = [
     "EvaluationSet",
     "LeftOut",
     "Pair",
+    "kind_of",
     "read_beir",
     "read_conversations",
     "read_labelled",
@@ -39,6 +40,32 @@ PASSAGE = ("pid", "text")
 # A first line with one of these is a header.
 HEADERS = {"query", "positive", "passage", "text", "contents", "pos", "positive_passages", "prompt"}
 HEADERS |= {name for pair in NAMED for name in pair}
+
+
+def kind_of(file: str) -> tuple[str, str]:
+    """The layout of a file, and what its rows are: pairs, passages, conversations, judgements or
+    documents; as its name and its first row tell.
+
+    Raises:
+        UserError: when they tell nothing.
+    """
+    if form_of(file).kind in DOCUMENTS:
+        return "text", "documents"
+    if _columns(file, TRIPLE):
+        return "msmarco", "pairs"
+    if _columns(file, PASSAGE):
+        return "msmarco", "passages"
+    where, row = next(read_rows(file, refuse=LeftOut(skip=True).refuse))
+    if {"query-id", "corpus-id"} <= row.keys():
+        return "beir", "judgements"
+    if "messages" in row or "completion" in row or isinstance(row.get("text"), list):
+        return "turns" if "completion" not in row else "completion", "conversations"
+    if (
+        not {"query", "anchor", "positive"} & row.keys()
+        and {"text", "contents", "passage"} & row.keys()
+    ):
+        return "beir" if "_id" in row else "text", "passages"
+    return layout_of(row, where).name, "pairs"
 
 
 def read_pairs(

@@ -74,17 +74,21 @@ def _plain(row: Fields, where: str) -> Iterator[Labelled]:
 
 
 def _sentence_transformers(row: Fields, where: str) -> Iterator[Labelled]:
-    """(anchor, positive, negatives …) or (text, text, score), whatever the columns' names."""
-    if len(row) < 2:
-        problem = f"has fewer than two fields: {_names(row)}"
+    """(anchor, positive, negatives …) or (text, text, score): by name, else by position."""
+    texts = [name for name in row if name not in SCORES]
+    for anchor, positive in NAMED:
+        if anchor in row and positive in row:  # then other columns are no texts to train on
+            texts = [anchor, positive, *(name for name in texts if name.startswith("negative"))]
+            break
+    if len(texts) < 2:
+        problem = f"has fewer than two texts; it has {_names(row)}"
         raise UserError(where, problem, "Give anchor and positive")
-    first, second, *more = row
-    score: float | None = None
+    first, second, *more = texts
+    graded = next((name for name in SCORES if name in row), None)
+    score = None if graded is None else number_of(row, graded, where)
     negatives: list[str] = []
     for name in more:
-        if name in SCORES:
-            score = number_of(row, name, where)
-        elif row[name] not in (None, ""):
+        if row[name] not in (None, ""):
             many = isinstance(row[name], list)
             negatives += texts_of(row, name, where) if many else [text_of(row, name, where)]
     pair = Pair(text_of(row, first, where), text_of(row, second, where), tuple(negatives))

@@ -3,7 +3,7 @@
 import codecs
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from stillroom.errors import UserError
@@ -29,24 +29,41 @@ def read_rows(
     Raises:
         UserError: when there is no row, or the file cannot be read.
     """
+    refused: list[UserError] = []  # the first
+
+    def note(fault: UserError) -> None:
+        if not refused:
+            refused.append(fault)
+        refuse(fault)
+
+    none = True
+    for row in _rows(file, columns, note):
+        none = False
+        yield row
+    if none and refused:
+        # It is the file then, or what it is taken for, that is wrong.
+        where, problem, fix = refused[0].args
+        raise UserError(file, f"has no right row; the first, {where}, {problem}", fix)
+    if none:
+        raise UserError(file, "is empty", "Give at least one row")
+
+
+def _rows(file: str, columns: Sequence[str] | None, refuse: Refuse) -> Iterator[Row]:
     kind = form_of(file).kind
     if file.startswith(HUB):
-        rows = _hub_rows(file)
-    elif kind == ".jsonl":
-        rows = _json_rows(file, refuse)
-    elif kind == ".json":
-        rows = _json_values(file, refuse)
-    elif kind in (".csv", ".tsv"):
+        return _hub_rows(file)
+    if kind == ".jsonl":
+        return _json_rows(file, refuse)
+    if kind == ".json":
+        return _json_values(file, refuse)
+    if kind in (".csv", ".tsv"):
         delimiter = "\t" if kind == ".tsv" else ","
         if columns is None:
-            rows = _table_rows(file, delimiter, refuse)
-        else:
-            rows = _plain_rows(file, delimiter, columns, refuse)
-    elif kind == ".parquet":
-        rows = _parquet_rows(file)
-    else:
-        raise UserError(file, "is of no format that we read", f"Use {FORMATS}")
-    return _some(rows, file)
+            return _table_rows(file, delimiter, refuse)
+        return _plain_rows(file, delimiter, columns, refuse)
+    if kind == ".parquet":
+        return _parquet_rows(file)
+    raise UserError(file, "is of no format that we read", f"Use {FORMATS}")
 
 
 def read_lines(file: str, refuse: Refuse = fail) -> Iterator[tuple[str, str]]:
@@ -78,15 +95,6 @@ def read_lines(file: str, refuse: Refuse = fail) -> Iterator[tuple[str, str]]:
 def _finish_line(opened: BinaryIO) -> None:
     while (part := opened.readline(1 << 20)) and not part.endswith(b"\n"):
         pass
-
-
-def _some(rows: Iterable[Row], file: str) -> Iterator[Row]:
-    empty = True
-    for row in rows:
-        empty = False
-        yield row
-    if empty:
-        raise UserError(file, "is empty", "Give at least one row")
 
 
 # --- JSON -----------------------------------------------------------------------------------
@@ -166,34 +174,38 @@ def _may_go_on(fault: Exception, text: str) -> bool:
 
 
 def _table_rows(file: str, delimiter: str, refuse: Refuse) -> Iterator[Row]:
-    fed: list[str] = []  # where the lines of the row stand: a quoted field may hold line ends
+    fed: list[tuple[str, str]] = []  # the lines of a row: a quoted field may hold line ends
 
     def feed() -> Iterator[str]:
         for where, line in read_lines(file, refuse):
-            fed.append(where)
+            fed.append((where, line))
             yield line + "\n"
 
     reader = csv.reader(feed(), delimiter=delimiter, strict=True)
     names: list[str] = []
     while True:
         fed.clear()
+        problem, cells = "", None
         try:
             cells = next(reader, None)
         except csv.Error as fault:
-            problem, fix = f"is no row: {fault}", "Mend its quotes"
-            refuse(UserError(fed[0] if fed else file, problem, fix))
-            continue
-        if cells is None:
+            problem = f"is no row: {fault}"
+        if cells is None and not problem:
             return
-        if not cells:  # a blank line
-            continue
         if not names:
-            names = cells
-        elif len(cells) == len(names):
-            yield fed[0], dict(zip(names, cells, strict=True))
-        else:
-            problem = f"has {len(cells)} fields, and not the {len(names)} of the header"
-            refuse(UserError(fed[0], problem, "Quote fields that hold the delimiter"))
+            names = cells or []
+            continue
+        if cells and len(cells) != len(names):
+            problem = f"has not the {len(names)} fields of the header, but {len(cells)}"
+        # Many a .tsv is not quoted, and a quotation mark is a letter of its texts.
+        plain = [(where, line.split(delimiter)) for where, line in fed]
+        is_plain = delimiter == "\t" and all(len(found) == len(names) for _, found in plain)
+        if is_plain and (problem or len(fed) > 1):
+            yield from ((where, dict(zip(names, found, strict=True))) for where, found in plain)
+        elif problem:
+            refuse(UserError(fed[0][0] if fed else file, problem, "Quote its fields, or mend it"))
+        elif cells:
+            yield fed[0][0], dict(zip(names, cells, strict=True))
 
 
 def _plain_rows(file: str, delimiter: str, columns: Sequence[str], refuse: Refuse) -> Iterator[Row]:
