@@ -155,7 +155,7 @@ class Documents(Read):
     """Passages of plain text and Markdown, cut where paragraphs end."""
 
     format: Literal["documents"]
-    documents: tuple[str, ...] = Field(min_length=1)
+    passages: tuple[str, ...] = Field(min_length=1)
     tokenizer: str  # the model whose tokens are counted
     passage_tokens: Annotated[int, Field(ge=16)] = 256
     overlap_tokens: NonNegativeInt = 0  # with the passage before, as whole paragraphs
@@ -170,7 +170,7 @@ class Documents(Read):
         return kind == "passages"
 
     def places(self) -> tuple[str, ...]:
-        return self.documents
+        return self.passages
 
 
 Source = Docstrings | Files | Beir | MsMarco | Documents

@@ -50,7 +50,7 @@ def parts(source: Source) -> list[Part]:
             for file in find_files(place)
         ]
     if isinstance(source, Documents):
-        files = [file for place in source.documents for file in find_files(place, DOCUMENTS)]
+        files = [file for place in source.passages for file in find_files(place, DOCUMENTS)]
         return [Part(source, "passages", file) for file in files]
     if isinstance(source, Docstrings):
         return [Part(source, "pairs")]

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -13,6 +14,8 @@ from stillroom.text.records import Refuse, fail
 Row = tuple[str, dict[str, Any]]  # where it stands, for messages, and its fields
 FORMATS = ".jsonl, .json, .csv, .tsv or .parquet; all but the last may end in .gz or .zst too"
 LONGEST_LINE = 1 << 27  # bytes; a longer one is a file without line ends
+BLOCK = 1 << 20  # bytes of a .json at a time
+BETWEEN = re.compile(r"[\s,\[\]]*")  # values of a .json
 csv.field_size_limit(LONGEST_LINE)
 
 
@@ -118,42 +121,45 @@ def _json_rows(file: str, refuse: Refuse) -> Iterator[Row]:
 def _json_values(file: str, refuse: Refuse) -> Iterator[Row]:
     """Objects of one JSON list, or one after another, as they come."""
     decoder = json.JSONDecoder()
-    unread = ""  # what stands there of the value that begins at `line`
-    line = 1
+    unread = ""
+    line = 1  # of the unread's first letter
+    tried = 0  # letters that were not yet a whole value
     for block, last in _decoded(file):
         unread += block
-        while True:
-            # Commas and brackets between values are let go by: it is values that are wanted.
-            rest = unread.lstrip(" \t\r\n,[]")
-            line += unread.count("\n", 0, len(unread) - len(rest))
-            unread = rest
-            if not unread:
-                break
+        if len(unread) < 2 * tried and not last:
+            continue  # so that a long value is tried a few times only
+        at, tried = 0, 0
+        # Commas and brackets between values are let go by: it is values that are wanted.
+        while (begin := BETWEEN.match(unread, at).end()) < len(unread):  # type: ignore[union-attr]
+            line += unread.count("\n", at, begin)
+            at, where = begin, f"{file}:{line}"
             try:
-                value, end = decoder.raw_decode(unread)
+                value, end = decoder.raw_decode(unread, begin)
             except (ValueError, RecursionError) as fault:
-                if not last and _may_go_on(fault, unread):
+                if not last and _may_go_on(fault, len(unread) - begin, len(unread)):
+                    tried = len(unread) - begin
                     break
-                where = f"{file}:{line}"
                 raise UserError(where, f"is no JSON: {fault}", "Mend the file") from fault
-            if end == len(unread) and not last and not isinstance(value, dict):
-                break  # a number may go on
             if isinstance(value, dict):
-                yield f"{file}:{line}", value
+                yield where, value
+            elif end == len(unread) and not last:
+                break  # a number may go on
             else:
-                where = f"{file}:{line}"
                 refuse(UserError(where, "is no JSON object", 'Write it as {"field": "text", …}'))
-            line += unread.count("\n", 0, end)
-            unread = unread[end:]
+            line += unread.count("\n", begin, end)
+            at = end
+        else:
+            line += unread.count("\n", at)
+            at = len(unread)
+        unread = unread[at:]
 
 
 def _decoded(file: str) -> Iterator[tuple[str, bool]]:
-    """(text, whether it is the last) in growing blocks, so that a long value is tried seldom."""
+    """(text, whether it is the last) block by block."""
     decode = codecs.getincrementaldecoder("utf-8-sig")()
-    size = 1 << 16
     with opened_for_reading(file) as opened:
         while True:
-            block = opened.read(size)
+            block = opened.read(BLOCK)
             try:
                 yield decode.decode(block, final=not block), not block
             except UnicodeDecodeError as fault:
@@ -163,11 +169,11 @@ def _decoded(file: str) -> Iterator[tuple[str, bool]]:
                 return
 
 
-def _may_go_on(fault: Exception, text: str) -> bool:
+def _may_go_on(fault: Exception, size: int, end: int) -> bool:
     """Whether a value that cannot be read may only be cut off by the end of what was read."""
-    if not isinstance(fault, json.JSONDecodeError) or len(text) > LONGEST_LINE:
+    if not isinstance(fault, json.JSONDecodeError) or size > LONGEST_LINE:
         return False
-    return fault.msg.startswith("Unterminated string") or fault.pos >= len(text) - 16
+    return fault.msg.startswith("Unterminated string") or fault.pos >= end - 16
 
 
 # --- tables ---------------------------------------------------------------------------------
