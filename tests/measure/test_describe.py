@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stillroom.cli import app
+from stillroom.errors import UserError
 from stillroom.measure import describe as module
 from stillroom.measure.describe import Distinct, describe, page, script_of, tables
 
@@ -44,7 +45,11 @@ def test_a_folder_in_beir_layout_is_passages_queries_and_judgements(tmp_path):
     (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\na\t1\t1\n")
     (tmp_path / "notes.md").write_text("# Title\n\nText.\n")
     write(tmp_path / "chats.jsonl", [{"text": ["Hi", "Hello"]}])
+    (tmp_path / "prompts.json").write_text('{"query": "Find: "}')
     found = describe(str(tmp_path))
+    assert [one["where"] for one in found["left_out"]["wrong"]] == [f"{tmp_path}/prompts.json:1"]
+    with pytest.raises(UserError, match=r"prompts\.json:1: is no pair in a layout that we know"):
+        describe(str(tmp_path / "prompts.json"))
     assert found["rows"] == {
         "conversations": 1, "passages": 1, "paragraphs": 2, "judgements": 1, "queries": 1,
     }  # fmt: skip

@@ -1,11 +1,13 @@
 """How many tokens a text has for a model, without loading its weights."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from stillroom.encoders.locate import locate
 from stillroom.errors import UserError
 
 
+@lru_cache(maxsize=4)  # a folder of documents asks for one a file
 def token_counter(model: str) -> Callable[[str], int]:
     """Counts a text's tokens, special ones left out.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from stillroom.errors import UserError
 from stillroom.measure.render import PAGE
 from stillroom.text.dedupe import text_key
 from stillroom.text.documents import Count, paragraphs
@@ -129,23 +130,33 @@ def describe(place: str, *, model: str | None = None, count: Count | None = None
     instructions: Counter[str] = Counter()
     examples: list[dict[str, str]] = []
     left_out = LeftOut(skip=True)
-    files = []
+    files: list[dict[str, Any]] = []
+    unread: list[UserError] = []
     for file in find_files(place, tuple(dict.fromkeys((*DATA, *DOCUMENTS)))):
-        layout, kind = kind_of(file)
         before = rows.total()
-        for what, texts, instruction in _read(file, kind, left_out):
-            at = _place(chance, rows.total(), EXAMPLES)
-            rows[what] += 1
-            if at is not None and texts:
-                shown = {name: own[0][:SHOWN] for name, own in texts.items() if own}
-                examples[at : at + 1] = [shown]
-            for name, own in texts.items():
-                kept = fields.setdefault(name, Texts(chance))
-                for text in own:
-                    kept.add(text, length)
-            if instruction and (instruction in instructions or len(instructions) < INSTRUCTIONS):
-                instructions[instruction] += 1
+        layout, kind = "unknown", "nothing"
+        try:
+            layout, kind = kind_of(file)
+            for what, texts, instruction in _read(file, kind, left_out):
+                at = _place(chance, rows.total(), EXAMPLES)
+                rows[what] += 1
+                if at is not None and texts:
+                    shown = {name: own[0][:SHOWN] for name, own in texts.items() if own}
+                    examples[at : at + 1] = [shown]
+                for name, own in texts.items():
+                    kept = fields.setdefault(name, Texts(chance))
+                    for text in own:
+                        kept.add(text, length)
+                if instruction and (
+                    instruction in instructions or len(instructions) < INSTRUCTIONS
+                ):
+                    instructions[instruction] += 1
+        except UserError as fault:  # of the file, not of a row: others may still be read
+            unread.append(fault)
+            left_out.refuse(fault)
         files.append({"file": file, "layout": layout, "kind": kind, "rows": rows.total() - before})
+    if unread and not rows:
+        raise unread[0]
     negatives = fields["negative"].count if "negative" in fields else 0
     return {
         "place": place,

@@ -121,7 +121,7 @@ def _tokens(pieces: list[tuple[str, int]], between: int) -> int:
 
 def _tail(pieces: list[tuple[str, int]], between: int, overlap: int) -> list[tuple[str, int]]:
     """The last pieces, as many as have together at most `overlap` tokens; never all of them."""
-    for first in range(1, len(pieces)):
+    for first in range(1, len(pieces) if overlap else 1):  # some letters are no token at all
         if _tokens(pieces[first:], between) <= overlap:
             return pieces[first:]
     return []

@@ -1,7 +1,8 @@
 """Places → files: paths, globs, folders, object storage and the hub; opened, and fingerprinted.
 
 A place is a path, a folder, a glob (`*`, `?`, `[…]`, `**`), any of these under `s3://` or `gs://`,
-or `hub:NAME[@REVISION][:CONFIG[:SPLIT]]`, a data set of the Hugging Face hub.
+or `hub:NAME[@REVISION][:CONFIG[:SPLIT]]`, a data set of the Hugging Face hub. AWS_ENDPOINT_URL
+names another server that speaks S3.
 """
 
 import contextlib
@@ -42,7 +43,7 @@ class HubName(NamedTuple):
 
 
 def form_of(file: str) -> Form:
-    name = file.lower()
+    name = "" if file.startswith(HUB) else file.lower()
     for ending, codec in COMPRESSIONS.items():
         if name.endswith(ending):
             return Form(os.path.splitext(name.removesuffix(ending))[1], codec)
