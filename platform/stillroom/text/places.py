@@ -126,11 +126,6 @@ def opened_for_seeking(file: str) -> Iterator[Any]:
         yield raw
 
 
-def exists(file: str) -> bool:
-    opened, path, _ = _opened(file)
-    return bool(opened.get_file_info(path).type == fs.FileType.File)
-
-
 # --- fingerprints ---------------------------------------------------------------------------
 
 
