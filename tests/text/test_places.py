@@ -2,11 +2,14 @@
 
 import gzip
 import importlib.abc
+import io
 import json
 import os
 import sys
 
 import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stillroom.errors import UserError
@@ -113,6 +116,14 @@ def test_pairs_are_read_from_where_they_lie_and_a_wrong_line_is_named(folder, pa
     assert [next(read) for _ in range(3)] == [Pair(f"q{i}", "p") for i in range(3)]
     with pytest.raises(UserError, match=f"{root}/pairs.jsonl{packing}:4: is no JSON"):
         next(read)
+
+
+def test_parquet_is_read_from_where_it_lies(folder):
+    root, put = folder
+    out = io.BytesIO()
+    pq.write_table(pa.table({"query": ["q"] * 600, "positive": ["p"] * 600}), out)
+    put("pairs.parquet", out.getvalue())
+    assert list(read_pairs(f"{root}/pairs.parquet")) == [Pair("q", "p")] * 600
 
 
 # --- the hub --------------------------------------------------------------------------------
