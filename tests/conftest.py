@@ -7,7 +7,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two workers test side by side; what each starts may have one core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 
 from tiny import tiny_decoder, tiny_encoder
 
@@ -35,3 +37,19 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     place = {file: number for number, file in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.location[0], len(LONGEST)))
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    boto3.client("s3").create_bucket(Bucket="stillroom")
+    yield "stillroom"
+    server.stop()

@@ -6,28 +6,11 @@ from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from stillroom.artifacts import Store, atomic_json, key_of
 from stillroom.errors import UserError
 
 MADE_BY = {"stage": "corpus", "inputs": {}, "section": {"a": 1}}
-
-
-@pytest.fixture(scope="session")
-def bucket():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    os.environ |= {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    boto3.client("s3").create_bucket(Bucket="stillroom")
-    yield "stillroom"
-    server.stop()
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -191,10 +191,21 @@ def test_debug_shows_where_an_error_came_from(stillroom):
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "plan", "check", "runs", "evaluate", "encode", "serve", "doctor", "export"],
+    [
+        "run",
+        "plan",
+        "check",
+        "runs",
+        "evaluate",
+        "encode",
+        "serve",
+        "doctor",
+        "export",
+        "data describe",
+    ],
 )
 def test_every_command_has_help_with_an_example(stillroom, command):
-    done = stillroom(command, "--help")
+    done = stillroom(*command.split(), "--help")
     assert done.returncode == 0
     assert "Example:" in done.stdout
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 import filelock
 import platformdirs
 from pyarrow import fs
 
 from stillroom.errors import UserError
+from stillroom.storage import open_uri, unreachable
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Store:
             self.fs: Any = fs.LocalFileSystem()
             self.work = Path(self.base)
         else:
-            self.fs, self.base = _open_remote(root)
+            self.fs, self.base = open_uri(root, f"root: {root}")
             # Drafts and copies of a remote root live in a folder of this machine.
             own = hashlib.sha256(root.encode()).hexdigest()[:12]
             self.work = cache_folder() / "roots" / own
@@ -285,7 +285,7 @@ class Store:
         try:
             infos = self.fs.get_file_info(selector)
         except OSError as fault:
-            raise _unreachable(self.root, fault) from fault
+            raise unreachable(f"root: {self.root}", fault) from fault
         return [i.base_name for i in infos if WORD.fullmatch(i.base_name)]
 
     def _read_manifest(self, stage: str, folder: str) -> dict[str, Any] | None:
@@ -296,7 +296,7 @@ class Store:
             with self.fs.open_input_stream(path) as stream:
                 content = stream.read()
         except OSError as fault:
-            raise _unreachable(self.root, fault) from fault
+            raise unreachable(f"root: {self.root}", fault) from fault
         try:
             manifest = json.loads(content)
             for file, entry in manifest["files"].items():
@@ -345,34 +345,6 @@ class Store:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _open_remote(root: str) -> tuple[Any, str]:
-    parts = urlsplit(root)
-    try:
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        if parts.scheme == "s3" and endpoint and "endpoint_override" not in parts.query:
-            place = urlsplit(endpoint)
-            opened = fs.S3FileSystem(
-                endpoint_override=place.netloc, scheme=place.scheme, allow_bucket_creation=False
-            )
-            base = f"{parts.netloc}{parts.path}"
-        else:
-            opened, base = fs.FileSystem.from_uri(root)
-        if opened.get_file_info(base.split("/")[0]).type == fs.FileType.NotFound:
-            raise ValueError("there is no such bucket")
-    except (OSError, ValueError) as fault:
-        raise _unreachable(root, fault) from fault
-    return opened, base.rstrip("/")
-
-
-def _unreachable(root: str, fault: BaseException) -> UserError:
-    reason = " ".join(str(fault).split())
-    return UserError(
-        f"root: {root}",
-        f"cannot be opened: {reason}",
-        "Correct the name, the credentials or the endpoint",
-    )
 
 
 def _altered(path: Path, file: str) -> UserError:

@@ -34,7 +34,8 @@ from stillroom.learning.memory import (
 )
 from stillroom.learning.shape import shape_of
 from stillroom.plan import Step
-from stillroom.text.formats import read_beir, read_conversations, read_pairs, read_passages
+from stillroom.stages import sources
+from stillroom.text.formats import LeftOut, read_beir
 
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "faiss-cpu")
 KNOW_THEIR_POOLING = ("contract.json", "modules.json")
@@ -94,18 +95,23 @@ def _data(recipe: Recipe) -> Iterator[Finding]:
     for name, source in recipe.corpus.sources.items():
         if isinstance(source, Docstrings):
             continue
-        field = f"corpus.sources.{name}"
-        for path in source.pairs:
-            having = [bool(pair.negatives) for pair in read_pairs(Path(path))]
-            with_negatives[name] += sum(having)
-            detail = f"{path}: {len(having):,} pairs, {sum(having):,} with negatives"
-            yield Finding(field, True, detail)
-        for path in source.passages:
-            count = sum(1 for _ in read_passages(Path(path)))
-            yield Finding(field, True, f"{path}: {count:,} passages")
-        for path in source.conversations:
-            count = sum(1 for _ in read_conversations(Path(path)))
-            yield Finding(field, True, f"{path}: {count:,} conversations")
+        for part in sources.parts(source):
+            left_out = LeftOut()
+            notes: dict[str, int] = {}
+            if part.kind == "pairs":
+                count, having = 0, 0
+                for pair in sources.pairs(part, left_out):
+                    count, having = count + 1, having + bool(pair.negatives)
+                with_negatives[name] += having
+                notes["with negatives"] = having
+            else:
+                read = sources.passages if part.kind == "passages" else sources.conversations
+                count = sum(1 for _ in read(part, left_out))
+            notes.update({f"left out: {why}": n for why, n in left_out.counts.items()})
+            place = part.file or ", ".join(source.places())
+            noted = "".join(f", {n:,} {what}" for what, n in notes.items())
+            detail = f"{place}: {count:,} {part.kind}{noted}"
+            yield Finding(f"corpus.sources.{name}", True, detail)
     for field, phase in _take_given(recipe).items():
         if not any(with_negatives[name] for name in phase.mix or with_negatives):
             raise UserError(

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from stillroom.errors import UserError
@@ -27,6 +28,8 @@ app = typer.Typer(
 )
 runs_app = typer.Typer()
 app.add_typer(runs_app, name="runs", invoke_without_command=True)
+data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
+app.add_typer(data_app, name="data")
 
 out = Console()
 err = Console(stderr=True)
@@ -304,6 +307,47 @@ def superseded(artifacts: list[Any]) -> list[Any]:
     return [artifact for artifact in artifacts if artifact.ref not in kept]
 
 
+@data_app.command()
+def describe(
+    path: Annotated[
+        str, typer.Argument(help="A file, folder or glob, here or under s3:// or gs://; hub:NAME.")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Count lengths in this model's tokens, not in words.")
+    ] = None,
+    as_json: AsJson = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Write a page with plots there.")
+    ] = None,
+    root: Root = "runs",
+) -> None:
+    """Say what data is like: its layout, counts, lengths, scripts, repeated texts, wrong rows.
+
+    Example: stillroom data describe pairs.jsonl --model student/quickstart --html pairs.html
+    """
+    from stillroom.encoders.tokens import token_counter
+    from stillroom.measure import describe as described
+
+    count = None if model is None else token_counter(_folder(model, root))
+    found = described.describe(path, model=model, count=count)
+    if html is not None:
+        html.write_text(described.page(found), encoding="utf-8")
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    for title, (header, *rows) in described.tables(found):
+        shown = Table(*header, title=title, title_justify="left")
+        for row in rows[:20]:
+            shown.add_row(*map(escape, row))
+        if len(rows) > 20:
+            shown.add_row(f"… and {len(rows) - 20:,} more")
+        out.print(shown)
+    for example in found["examples"]:
+        for name, text in example.items():
+            out.print(f"[bold]{name}[/] {escape(' '.join(text.split()))}", soft_wrap=True)
+        out.print()
+
+
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Artifact, folder, hub id or package: name.")],
@@ -389,13 +433,19 @@ def export(
 
 
 def _load(model: str, root: str) -> Any:
-    from stillroom.artifacts import Store
     from stillroom.encoders.store import load
+
+    return load(_folder(model, root))
+
+
+def _folder(model: str, root: str) -> str:
+    """A model's name, with the folder in place of an artifact's."""
+    from stillroom.artifacts import Store
 
     stage = model.split("/")[0]
     if stage in ("teacher", "student") and not Path(model).exists():
-        return load(Store(root).find(model).path)
-    return load(model)
+        return str(Store(root).find(model).path)
+    return model
 
 
 @app.command()

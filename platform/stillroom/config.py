@@ -61,14 +61,29 @@ class Docstrings(Task):
     def has(self, kind: Kind) -> bool:
         return kind != "conversations"
 
+    def places(self) -> tuple[str, ...]:
+        return ()
 
-class Files(Task):
+
+class Read(Task):
+    """What is read from places: paths, folders, globs, s3:// and gs:// URIs, or
+    hub:NAME[@REVISION][:CONFIG[:SPLIT]]."""
+
+    on_error: Literal["fail", "skip"] = "fail"  # skip: wrong rows are counted, listed, left out
+
+
+class Files(Read):
     """Your own pairs, more passages to mine negatives from, and conversations to generate."""
 
-    format: Literal["files"]
+    # The layout of the pairs; files: as the first row of each file tells.
+    format: Literal[
+        "files", "sentence-transformers", "flag-embedding", "tevatron", "gritlm", "llm2vec"
+    ]
     pairs: tuple[str, ...] = ()
     passages: tuple[str, ...] = ()
     conversations: tuple[str, ...] = ()  # prompt and completion, for `joint` phases
+    min_score: float | None = None  # of pairs that come with a score
+    instruction: str | None = None  # of rows that name their task: only those of this one
 
     @model_validator(mode="after")
     def _something(self) -> "Files":
@@ -78,6 +93,87 @@ class Files(Task):
 
     def has(self, kind: Kind) -> bool:
         return bool(getattr(self, kind) or (kind == "passages" and self.pairs))
+
+    def places(self) -> tuple[str, ...]:
+        return (*self.pairs, *self.passages, *self.conversations)
+
+
+class Beir(Read):
+    """The judged queries of a folder in BEIR layout, and its whole corpus as passages."""
+
+    format: Literal["beir"]
+    folder: str
+    split: str = "train"  # qrels/SPLIT.tsv
+
+    def has(self, kind: Kind) -> bool:
+        return kind != "conversations"
+
+    def places(self) -> tuple[str, ...]:
+        return (self.collection, self.queries, self.qrels)
+
+    @property
+    def collection(self) -> str:
+        return f"{self.folder.rstrip('/')}/corpus.jsonl"
+
+    @property
+    def queries(self) -> str:
+        return f"{self.folder.rstrip('/')}/queries.jsonl"
+
+    @property
+    def qrels(self) -> str:
+        return f"{self.folder.rstrip('/')}/qrels/{self.split}.tsv"
+
+
+class MsMarco(Read):
+    """Queries, a collection, and which answers which: qrels, or triples of ids.
+
+    Triples of texts are `files`.
+    """
+
+    format: Literal["msmarco"]
+    collection: str
+    queries: str
+    qrels: str | None = None
+    triples: str | None = None
+
+    @model_validator(mode="after")
+    def _one_kind_of_judgement(self) -> "MsMarco":
+        if (self.qrels is None) == (self.triples is None):
+            raise ValueError("names qrels and triples, or neither: set one of them")
+        return self
+
+    def has(self, kind: Kind) -> bool:
+        return kind != "conversations"
+
+    def places(self) -> tuple[str, ...]:
+        judged = self.qrels or self.triples
+        assert judged is not None
+        return (self.collection, self.queries, judged)
+
+
+class Documents(Read):
+    """Passages of plain text and Markdown, cut where paragraphs end."""
+
+    format: Literal["documents"]
+    passages: tuple[str, ...] = Field(min_length=1)
+    tokenizer: str  # the model whose tokens are counted
+    passage_tokens: Annotated[int, Field(ge=16)] = 256
+    overlap_tokens: NonNegativeInt = 0  # with the passage before, as whole paragraphs
+
+    @model_validator(mode="after")
+    def _there_is_more_than_overlap(self) -> "Documents":
+        if self.overlap_tokens > self.passage_tokens // 2:
+            raise ValueError("overlap_tokens may be half of passage_tokens at most")
+        return self
+
+    def has(self, kind: Kind) -> bool:
+        return kind == "passages"
+
+    def places(self) -> tuple[str, ...]:
+        return self.passages
+
+
+Source = Docstrings | Files | Beir | MsMarco | Documents
 
 
 class HeldOut(Section):
@@ -95,9 +191,7 @@ class HeldOut(Section):
 
 
 class Corpus(Section):
-    sources: dict[Name, Annotated[Docstrings | Files, Field(discriminator="format")]] = Field(
-        min_length=1
-    )
+    sources: dict[Name, Annotated[Source, Field(discriminator="format")]] = Field(min_length=1)
     max_pairs: PositiveInt | None = None  # of each source
     held_out: HeldOut | None = None
     evaluation: dict[Name, str] = {}  # set → folder in BEIR layout

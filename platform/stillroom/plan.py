@@ -1,6 +1,5 @@
 """Recipe → steps: names, versions, inputs and keys as data. No torch, no Ray."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.artifacts import Store, key_of
-from stillroom.config import Docstrings, Recipe, Section, Student, Teacher, mines
-from stillroom.encoders.locate import fingerprint
+from stillroom.config import Docstrings, Documents, Recipe, Section, Student, Teacher, mines
+from stillroom.encoders.locate import fingerprint as model_fingerprint
 from stillroom.errors import UserError
 from stillroom.text.docstrings import environment_fingerprint
+from stillroom.text.places import DATA, DOCUMENTS, content_hash, fingerprint
 
 # A stage's version is raised when its code gives other results for the same inputs.
 VERSIONS = {
-    "corpus": 3,
+    "corpus": 4,
     "teacher": 2,
     "vectors": 2,
     "negatives": 2,
@@ -135,7 +135,7 @@ def _as_json(args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _base_source(section: Teacher | Student) -> dict[str, str]:
-    return {"base": fingerprint(section.base)}
+    return {"base": model_fingerprint(section.base)}
 
 
 def _corpus_sources(r: Recipe) -> dict[str, str]:
@@ -148,26 +148,14 @@ def _corpus_sources(r: Recipe) -> dict[str, str]:
             except UserError as fault:
                 where = f"corpus.sources.{name}.{fault.where}"
                 raise UserError(where, fault.problem, fault.fix) from None
-        else:
-            for path in (*source.pairs, *source.passages, *source.conversations):
-                found[path] = content_hash(Path(path))
+        kinds = DOCUMENTS if isinstance(source, Documents) else DATA
+        for place in source.places():
+            found[place] = fingerprint(place, kinds)
+        if isinstance(source, Documents):
+            found[f"sources.{name}.tokenizer"] = model_fingerprint(source.tokenizer)
     for name, folder in r.corpus.evaluation.items():
         found[f"evaluation.{name}"] = content_hash(Path(folder))
     return found
-
-
-def content_hash(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's file names and contents."""
-    if not path.exists():
-        raise UserError(str(path), "does not exist", "Correct the path in the recipe's corpus")
-    sums = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    for file in files:
-        sums.update(file.relative_to(path).as_posix().encode())
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 20):
-                sums.update(block)
-    return sums.hexdigest()
 
 
 def why(step: Step, store: Store) -> str:

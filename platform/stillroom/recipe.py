@@ -111,7 +111,8 @@ def _children(option: dict[str, Any], part: Any) -> list[dict[str, Any]]:
 def _tags(option: dict[str, Any]) -> list[Any]:
     """What tells an option of a union from the others: its `format` or its `objective`."""
     named = option.get("properties", {})
-    return [named.get(field, {}).get("const") for field in ("format", "objective")]
+    told = [named.get(field, {}) for field in ("format", "objective")]
+    return [tag for schema in told for tag in (schema.get("const"), *schema.get("enum", ()))]
 
 
 def _followed(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def test_passages_come_with_their_titles_and_from_plain_lines(tmp_path):
     ("content", "where", "problem"),
     [
         (b'{"query": "q", "positive": "p"}\n{"query": "q"\n', "a.jsonl:2", "is no JSON"),
-        (b'{"query": "q"}\n', "a.jsonl:1", "has no 'passage'; it has query"),
+        (b'{"query": "q"}\n', "a.jsonl:1", "is no pair in a layout that we know; it has query"),
         (b'{"query": 3, "positive": "p"}\n', "a.jsonl:1", "'query' is of type int"),
         (b'{"query": " ", "positive": "p"}\n', "a.jsonl:1", "'query' is empty"),
         (b'\n["q", "p"]\n', "a.jsonl:2", "is no JSON object"),

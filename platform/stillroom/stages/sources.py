@@ -1,35 +1,135 @@
 """A source of the recipe → its pairs, passages and conversations, whatever its format."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
 
-from stillroom.config import Docstrings, Files
+from stillroom.config import Beir, Docstrings, Documents, Files, Kind, MsMarco, Source
+from stillroom.encoders.tokens import token_counter
 from stillroom.text.docstrings import docstring_pairs
+from stillroom.text.documents import read_document
 from stillroom.text.formats import (
     Conversation,
+    LeftOut,
     Pair,
     read_conversations,
     read_pairs,
     read_passages,
 )
+from stillroom.text.judgements import read_collection, read_id_triples, read_judged
+from stillroom.text.places import DOCUMENTS, find_files
 
-Source = Docstrings | Files
+__all__ = ["Part", "Source", "conversations", "pairs", "parts", "passages"]
 
 
-def pairs(source: Source) -> Iterator[Pair]:
+@dataclass(frozen=True)
+class Part:
+    """What one worker reads of a source: a file of one kind, or all of a kind where it takes more
+    than a file. Plain data, which pickles."""
+
+    source: Source
+    kind: Kind
+    file: str | None = None
+
+
+def parts(source: Source) -> list[Part]:
+    """Everything a source has, in its order.
+
+    Raises:
+        UserError: when a place that it names holds nothing.
+    """
+    if isinstance(source, Files):
+        named: list[tuple[Kind, tuple[str, ...]]] = [
+            ("pairs", source.pairs),
+            ("passages", source.passages),
+            ("conversations", source.conversations),
+        ]
+        return [
+            Part(source, kind, file)
+            for kind, places in named
+            for place in places
+            for file in find_files(place)
+        ]
+    if isinstance(source, Documents):
+        files = [file for place in source.passages for file in find_files(place, DOCUMENTS)]
+        return [Part(source, "passages", file) for file in files]
     if isinstance(source, Docstrings):
-        yield from docstring_pairs(source.packages, min_passage=source.min_passage_characters)
-    else:
-        for path in source.pairs:
-            yield from read_pairs(Path(path))
+        return [Part(source, "pairs")]
+    return [Part(source, "pairs"), Part(source, "passages")]
 
 
-def passages(source: Source) -> Iterator[str]:
-    """Texts without a query."""
-    for path in source.passages if isinstance(source, Files) else ():
-        yield from read_passages(Path(path))
+def pairs(of: Source | Part, left_out: LeftOut | None = None) -> Iterator[Pair]:
+    """Pairs of a source, or of a part of it.
+
+    Args:
+        left_out: counts what is left out. With `on_error: skip` wrong rows are; else the first of
+            them is an error.
+
+    Raises:
+        UserError: at a wrong row, or when there is none.
+    """
+    for part in _parts(of, "pairs"):
+        source, rest = part.source, _noted(part.source, left_out)
+        if isinstance(source, Docstrings):
+            yield from docstring_pairs(source.packages, min_passage=source.min_passage_characters)
+        elif isinstance(source, Files):
+            assert part.file is not None
+            yield from read_pairs(
+                part.file,
+                layout=None if source.format == "files" else source.format,
+                min_score=source.min_score,
+                instruction=source.instruction,
+                left_out=rest,
+            )
+        elif isinstance(source, MsMarco) and source.triples is not None:
+            yield from read_id_triples(
+                collection=source.collection,
+                queries=source.queries,
+                triples=source.triples,
+                left_out=rest,
+            )
+        elif isinstance(source, Beir | MsMarco):
+            assert source.qrels is not None
+            yield from read_judged(
+                collection=source.collection,
+                queries=source.queries,
+                qrels=source.qrels,
+                left_out=rest,
+            )
 
 
-def conversations(source: Source) -> Iterator[Conversation]:
-    for path in source.conversations if isinstance(source, Files) else ():
-        yield from read_conversations(Path(path))
+def passages(of: Source | Part, left_out: LeftOut | None = None) -> Iterator[str]:
+    """Texts without a query; the same of them."""
+    for part in _parts(of, "passages"):
+        source, rest = part.source, _noted(part.source, left_out)
+        if isinstance(source, Documents):
+            assert part.file is not None
+            yield from read_document(
+                part.file,
+                count=token_counter(source.tokenizer),
+                most=source.passage_tokens,
+                overlap=source.overlap_tokens,
+                left_out=rest,
+            )
+        elif isinstance(source, Beir | MsMarco):
+            yield from read_collection(source.collection, rest)
+        elif part.file is not None:
+            yield from read_passages(part.file, left_out=rest)
+
+
+def conversations(of: Source | Part, left_out: LeftOut | None = None) -> Iterator[Conversation]:
+    """The same of conversations."""
+    for part in _parts(of, "conversations"):
+        if part.file is not None:
+            yield from read_conversations(part.file, left_out=_noted(part.source, left_out))
+
+
+def _parts(of: Source | Part, kind: Kind) -> list[Part]:
+    found = [of] if isinstance(of, Part) else parts(of)
+    return [part for part in found if part.kind == kind]
+
+
+def _noted(source: Source, left_out: LeftOut | None) -> LeftOut:
+    """Counts for the caller, as the source says of wrong rows."""
+    kept = left_out or LeftOut()
+    skip = not isinstance(source, Docstrings) and source.on_error == "skip"
+    return LeftOut(kept.counts, kept.wrong, skip)
