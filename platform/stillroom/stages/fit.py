@@ -213,7 +213,7 @@ class _Run:
         return self.scratch / BEST
 
     def load(self, folder: Path) -> None:
-        self.start = self.engine.load(folder)["step"]
+        self.start = self.engine.load(folder)
         self.history = _history(folder)[: self.start]
         if self.rank == 0 and (folder / BEST).exists():
             shutil.copy2(folder / BEST, self.best)
@@ -233,7 +233,7 @@ class _Run:
 
     def checkpoint(self, done: int) -> None:
         with tempfile.TemporaryDirectory() as name:
-            self.engine.save(Path(name), {"step": done})
+            self.engine.save(Path(name), done)
             if self.best.exists():
                 shutil.copy2(self.best, name)
             self._hand_in(Path(name), self.history[-1])
