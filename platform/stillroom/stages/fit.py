@@ -32,7 +32,7 @@ from stillroom.learning.engine import DeepSpeedEngine, Engine, TorchEngine
 from stillroom.learning.loop import SCORE, schedule, train
 from stillroom.learning.objectives import Objective
 from stillroom.stages.evaluation import Evaluation
-from stillroom.stages.tracking import Tracker, check, progress, sinks
+from stillroom.stages.tracking import RayGauges, Sink, Tracker, check, progress, sinks
 from stillroom.text.formats import EvaluationSet
 
 METRICS = "metrics.jsonl"  # one line a step
@@ -67,7 +67,7 @@ def fit(task: Task, scale: Workers, tracking: Tracking, out: Draft) -> dict[str,
     """Trains under Ray Train and leaves the encoder, and metrics.jsonl, in the draft.
 
     A worker that dies is replaced, and the run goes on from the newest checkpoint; a run whose
-    driver died goes on from there when the same step is run again.
+    driver died goes on from there when the same step is run again, on any number of workers.
 
     Returns:
         The figures of the step whose weights are kept.
@@ -163,7 +163,10 @@ def _work(task: Task, scale: Workers, tracking: Tracking, name: str, logs: str) 
                     return
                 run.load(Path(folder))
             _say(rank, f"goes on after step {run.start}")
-        with Tracker(sinks(tracking, name, logs, run.start) if rank == 0 else []) as tracker:
+        shown: list[Sink] = []
+        if rank == 0:
+            shown = [RayGauges(name, settings.steps), *sinks(tracking, name, logs, run.start)]
+        with Tracker(shown) as tracker:
             run.tracker = tracker
             train(
                 engine,
