@@ -21,9 +21,28 @@ def test_each_pooling_gives_what_is_computed_by_hand(mask, expected):
         torch.testing.assert_close(pooled, torch.tensor([[float(value)]]))
 
 
-def test_a_long_text_in_bfloat16_is_summed_without_loss():
+@pytest.mark.parametrize("name", POOLINGS)
+def test_states_in_bfloat16_are_pooled_in_float32(name):
+    """3,000 near-equal values: bfloat16 counts by twos from 256 on, and would lose most of them."""
     torch.manual_seed(0)
-    states = (torch.randn(1, 3000, 8) + 3).bfloat16()
-    mask = torch.ones(1, 3000, dtype=torch.long)
-    exact = states.double().mean(1).float()
-    torch.testing.assert_close(POOLINGS["mean"](states, mask), exact, atol=1e-4, rtol=1e-4)
+    tokens = 3000
+    states = (torch.randn(2, tokens, 8) + 3).bfloat16()
+    mask = torch.ones(2, tokens, dtype=torch.long)
+    mask[1, :500] = 0
+    weights = {
+        "mean": mask,
+        "latent": mask,
+        "weighted_mean": mask.cumsum(1) * mask,
+        "last": torch.arange(tokens) == tokens - 1,
+        "cls": mask.cumsum(1).eq(1) & mask.eq(1),
+    }[name].double().expand(2, tokens)  # fmt: skip
+    exact = (states.double() * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+    pooled = POOLINGS[name](states, mask)
+    assert pooled.dtype == torch.float32
+    torch.testing.assert_close(pooled, exact.float(), atol=1e-4, rtol=1e-4)
+    in_bfloat16 = torch.zeros(2, 8, dtype=torch.bfloat16)
+    for token, weight in zip(states.unbind(1), weights.bfloat16().unbind(1), strict=True):
+        in_bfloat16 += token * weight[:, None]
+    in_bfloat16 /= weights.bfloat16().sum(1, keepdim=True)
+    if name in ("mean", "latent", "weighted_mean"):
+        assert abs(in_bfloat16 - exact).max() > 0.1, "the test would notice"
