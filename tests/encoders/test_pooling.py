@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from stillroom.encoders.pooling import POOLINGS
+from stillroom.encoders.prompt import NO_TARGET, ClozeBatch, pad
+from stillroom.encoders.store import create
 
 STATES = torch.tensor([[[1.0], [2.0], [3.0], [4.0]]])
 
@@ -46,3 +48,30 @@ def test_states_in_bfloat16_are_pooled_in_float32(name):
     in_bfloat16 /= weights.bfloat16().sum(1, keepdim=True)
     if name in ("mean", "latent", "weighted_mean"):
         assert abs(in_bfloat16 - exact).max() > 0.1, "the test would notice"
+
+
+def test_an_encoder_that_computes_in_bfloat16_pools_and_predicts_in_float32(decoder):
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
+    model = create(
+        str(decoder), space="s", pooling="mean", precision="bfloat16", head=True,
+        projection_dims=48, lora=lora,
+    ).eval()  # fmt: skip
+    states, logits = [], []
+    model.backbone.register_forward_hook(lambda _, __, out: states.append(out[0]))
+    model.head.register_forward_hook(lambda _, __, out: logits.append(out))
+    batch = pad(model.prompter(["many words " * 100, "few words"], "passage"), model.pad_id)
+    vectors = model(batch)
+    assert (states[0].dtype, vectors.dtype) == (torch.bfloat16, torch.float32)
+    counted = batch.mask_bl[..., None]
+    exact = (states[0].double() * counted).sum(1) / counted.sum(1)
+    exact = torch.nn.functional.normalize(exact @ model.projection.weight.T.double(), dim=-1)
+    torch.testing.assert_close(vectors, exact.float(), rtol=1e-4, atol=1e-5)
+
+    targets = torch.where(batch.mask_bl == 1, batch.ids_bl, NO_TARGET)
+    costs = model(ClozeBatch(batch.ids_bl, batch.mask_bl, targets, "causal"))
+    assert (logits[0].dtype, costs.dtype) == (torch.bfloat16, torch.float32)
+    wanted = targets[targets != NO_TARGET]
+    slow = -logits[0].double().log_softmax(-1)[torch.arange(len(wanted)), wanted]
+    rows = (targets != NO_TARGET).nonzero()[:, 0]
+    sums = torch.stack([slow[rows == row].sum() for row in range(2)])
+    torch.testing.assert_close(costs, sums.float(), rtol=1e-5, atol=0)
