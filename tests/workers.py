@@ -1,11 +1,13 @@
 """Real process groups for tests: the same function in several processes, over gloo."""
 
 import functools
+import gc
+import io
 import os
 import socket
-import tempfile
+import traceback
 from collections.abc import Callable
-from pathlib import Path
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -14,17 +16,55 @@ import torch.multiprocessing as mp
 
 
 def in_workers(world: int, function: Callable[..., Any], *args: Any, **named: Any) -> list[Any]:
-    """What function(*args, **named) returns in each of `world` fresh processes, by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        call = functools.partial(function, *args, **named)
-        mp.spawn(_worker, (world, port, folder, call), nprocs=world)
-        return [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(world)]
+    """What function(*args, **named) returns in each of `world` processes, by rank.
+
+    To start them takes seconds, so they stay for the next call that wants as many.
+    """
+    group = _groups.pop(world, None) or _Group(world)
+    found = group(functools.partial(function, *args, **named))
+    _groups[world] = group
+    return found
 
 
-def _worker(rank: int, world: int, port: int, folder: str, call: Callable[[], Any]) -> None:
+class _Group:
+    def __init__(self, world: int):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        spawning = mp.get_context("spawn")
+        self.pipes, self.processes = [], []
+        for rank in range(world):
+            mine, its = spawning.Pipe()
+            process = spawning.Process(target=_worker, args=(rank, world, port, its), daemon=True)
+            process.start()
+            its.close()
+            self.pipes.append(mine)
+            self.processes.append(process)
+
+    def __call__(self, call: Callable[[], Any]) -> list[Any]:
+        found: dict[int, Any] = {}
+        try:
+            for pipe in self.pipes:
+                pipe.send(call)
+            while len(found) < len(self.pipes):
+                for pipe in wait([pipe for r, pipe in enumerate(self.pipes) if r not in found]):
+                    assert isinstance(pipe, Connection)
+                    rank = self.pipes.index(pipe)
+                    result, fault = torch.load(io.BytesIO(pipe.recv_bytes()), weights_only=False)
+                    if fault:
+                        raise RuntimeError(f"worker {rank}:\n{fault}")
+                    found[rank] = result
+        except BaseException:
+            for process in self.processes:  # whoever did not fail waits for whoever did
+                process.kill()
+            raise
+        return [found[rank] for rank in range(len(self.pipes))]
+
+
+_groups: dict[int, _Group] = {}  # by their size
+
+
+def _worker(rank: int, world: int, port: int, pipe: Connection) -> None:
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -36,5 +76,15 @@ def _worker(rank: int, world: int, port: int, folder: str, call: Callable[[], An
     }
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world)
-    torch.save(call(), Path(folder) / str(rank))
-    dist.destroy_process_group()
+    while True:
+        call = pipe.recv()
+        result, fault = None, ""
+        try:
+            result = call()
+        except Exception:
+            fault = traceback.format_exc()
+        content = io.BytesIO()
+        torch.save((result, fault), content)
+        pipe.send_bytes(content.getvalue())
+        del call, result
+        gc.collect()  # engines are cycles, and hold a model each

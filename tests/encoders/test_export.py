@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from peft import PeftConfig, PeftModel
 from sentence_transformers import SentenceTransformer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from stillroom.encoders.export import run_onnx, to_onnx, to_sentence_transformers
 from stillroom.encoders.prompt import pad
@@ -52,6 +54,41 @@ def test_a_sentence_transformers_folder_holds_prompts_and_projection(student, tm
     np.testing.assert_allclose(
         theirs.encode_query(TEXTS), student.encode(TEXTS, "query"), atol=1e-5
     )
+
+
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+def test_a_lora_teacher_opens_in_plain_transformers_with_peft_and_in_sentence_transformers(
+    decoder, tmp_path, attention
+):
+    teacher = create(
+        str(decoder), space="s", attention=attention, pooling="mean", precision="float32",
+        prompts={"query": "find: ", "passage": ""}, lora=LORA,
+    ).eval()  # fmt: skip
+    for name, weight in teacher.named_parameters():
+        if "lora_B" in name:  # which begins at zero
+            torch.nn.init.normal_(weight, std=0.1)
+    expected = teacher.encode(TEXTS, "query")
+    save(teacher, tmp_path / "teacher")
+
+    adapter = PeftConfig.from_pretrained(str(tmp_path / "teacher" / "adapter"))
+    config = AutoConfig.from_pretrained(adapter.base_model_name_or_path)
+    config.is_causal = attention == "causal"
+    base = AutoModel.from_pretrained(adapter.base_model_name_or_path, config=config)
+    model = PeftModel.from_pretrained(base, str(tmp_path / "teacher" / "adapter")).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "teacher")
+    batch = tokenizer([f"find: {text}" for text in TEXTS], padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        states = model(batch["input_ids"], attention_mask=batch["attention_mask"])[0]
+    counted = batch["attention_mask"][..., None]
+    vectors = (states * counted).sum(1) / counted.sum(1)
+    vectors = torch.nn.functional.normalize(vectors, dim=-1).numpy()
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    other = teacher.encode(TEXTS, "passage")
+    assert abs(other - expected).max() > 0.01, "the prompt is seen"
+
+    to_sentence_transformers(load(tmp_path / "teacher"), tmp_path / "merged")
+    theirs = SentenceTransformer(str(tmp_path / "merged"))
+    np.testing.assert_allclose(theirs.encode_query(TEXTS), expected, atol=1e-5)
 
 
 def test_what_sentence_transformers_cannot_say_is_refused(decoder, tmp_path):

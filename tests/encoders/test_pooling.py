@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from stillroom.encoders.pooling import POOLINGS
+from stillroom.encoders.prompt import NO_TARGET, ClozeBatch, pad
+from stillroom.encoders.store import create
 
 STATES = torch.tensor([[[1.0], [2.0], [3.0], [4.0]]])
 
@@ -21,9 +23,55 @@ def test_each_pooling_gives_what_is_computed_by_hand(mask, expected):
         torch.testing.assert_close(pooled, torch.tensor([[float(value)]]))
 
 
-def test_a_long_text_in_bfloat16_is_summed_without_loss():
+@pytest.mark.parametrize("name", POOLINGS)
+def test_states_in_bfloat16_are_pooled_in_float32(name):
+    """3,000 near-equal values: bfloat16 counts by twos from 256 on, and would lose most of them."""
     torch.manual_seed(0)
-    states = (torch.randn(1, 3000, 8) + 3).bfloat16()
-    mask = torch.ones(1, 3000, dtype=torch.long)
-    exact = states.double().mean(1).float()
-    torch.testing.assert_close(POOLINGS["mean"](states, mask), exact, atol=1e-4, rtol=1e-4)
+    tokens = 3000
+    states = (torch.randn(2, tokens, 8) + 3).bfloat16()
+    mask = torch.ones(2, tokens, dtype=torch.long)
+    mask[1, :500] = 0
+    weights = {
+        "mean": mask,
+        "latent": mask,
+        "weighted_mean": mask.cumsum(1) * mask,
+        "last": torch.arange(tokens) == tokens - 1,
+        "cls": mask.cumsum(1).eq(1) & mask.eq(1),
+    }[name].double().expand(2, tokens)  # fmt: skip
+    exact = (states.double() * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+    pooled = POOLINGS[name](states, mask)
+    assert pooled.dtype == torch.float32
+    torch.testing.assert_close(pooled, exact.float(), atol=1e-4, rtol=1e-4)
+    in_bfloat16 = torch.zeros(2, 8, dtype=torch.bfloat16)
+    for token, weight in zip(states.unbind(1), weights.bfloat16().unbind(1), strict=True):
+        in_bfloat16 += token * weight[:, None]
+    in_bfloat16 /= weights.bfloat16().sum(1, keepdim=True)
+    if name in ("mean", "latent", "weighted_mean"):
+        assert abs(in_bfloat16 - exact).max() > 0.1, "the test would notice"
+
+
+def test_an_encoder_that_computes_in_bfloat16_pools_and_predicts_in_float32(decoder):
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
+    model = create(
+        str(decoder), space="s", pooling="mean", precision="bfloat16", head=True,
+        projection_dims=48, lora=lora,
+    ).eval()  # fmt: skip
+    states, logits = [], []
+    model.backbone.register_forward_hook(lambda _, __, out: states.append(out[0]))
+    model.head.register_forward_hook(lambda _, __, out: logits.append(out))
+    batch = pad(model.prompter(["many words " * 100, "few words"], "passage"), model.pad_id)
+    vectors = model(batch)
+    assert (states[0].dtype, vectors.dtype) == (torch.bfloat16, torch.float32)
+    counted = batch.mask_bl[..., None]
+    exact = (states[0].double() * counted).sum(1) / counted.sum(1)
+    exact = torch.nn.functional.normalize(exact @ model.projection.weight.T.double(), dim=-1)
+    torch.testing.assert_close(vectors, exact.float(), rtol=1e-4, atol=1e-5)
+
+    targets = torch.where(batch.mask_bl == 1, batch.ids_bl, NO_TARGET)
+    costs = model(ClozeBatch(batch.ids_bl, batch.mask_bl, targets, "causal"))
+    assert (logits[0].dtype, costs.dtype) == (torch.bfloat16, torch.float32)
+    wanted = targets[targets != NO_TARGET]
+    slow = -logits[0].double().log_softmax(-1)[torch.arange(len(wanted)), wanted]
+    rows = (targets != NO_TARGET).nonzero()[:, 0]
+    sums = torch.stack([slow[rows == row].sum() for row in range(2)])
+    torch.testing.assert_close(costs, sums.float(), rtol=1e-5, atol=0)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from stillroom.encoders.store import create
 from stillroom.learning import objectives
@@ -18,6 +19,7 @@ from stillroom.learning.batches import (
     PairData,
     TextBatches,
 )
+from stillroom.learning.checkpoint import KINDS, read, write
 from stillroom.learning.engine import DeepSpeedEngine, TorchEngine
 from stillroom.learning.gather import world
 from stillroom.learning.loop import NonFiniteLoss, schedule, train
@@ -101,6 +103,24 @@ def batches_of(objective: object, encoder):
     return of_pairs
 
 
+class Killed(Exception):
+    pass
+
+
+class Watched:
+    """Batches that note what was asked for, and of which one kills the run."""
+
+    def __init__(self, batches, seen, killed_at):
+        self.batches, self.seen, self.killed_at = batches, seen, killed_at
+        self.ids = batches.ids
+
+    def __call__(self, step):
+        if step == self.killed_at:
+            raise Killed
+        self.seen.append((step, [*self.ids(step)]))
+        return self.batches(step)
+
+
 def trained(
     folder: Path,
     objective: str,
@@ -112,10 +132,19 @@ def trained(
     projected: bool = False,
     dropout: float = 0.0,
     keep: Path | None = None,
-    start: int = 0,
+    start: Path | None = None,
+    steps: int = STEPS,
+    seen: list | None = None,
+    killed_at: int | None = None,
 ) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
-    """Losses, norms of gradients and trained weights of a few steps; saves into `keep` after
-    step 2. Adam does not see a gradient's size, so the norms must be compared as well."""
+    """Losses, norms of gradients and trained weights of a few steps. Adam does not see a
+    gradient's size, so the norms must be compared as well.
+
+    Args:
+        keep: where the checkpoint of step 2 is left, and what was gathered then.
+        start: a checkpoint to go on from.
+        seen: gets each step and its batch's ids.
+    """
     predicts = objective.startswith(("mntp", "joint"))
     encoder = create(
         str(folder),
@@ -130,30 +159,40 @@ def trained(
         seed=3,
     )
     encoder.train()
-    made: TorchEngine | DeepSpeedEngine
-    if engine == "torch":
-        made = TorchEngine(encoder, weight_decay=0.01, clip=1.0)
-    else:
-        stage, _, offload = engine.removeprefix("zero-").partition(" ")
-        made = DeepSpeedEngine(
-            encoder, weight_decay=0.01, clip=1.0, zero_stage=int(stage),
-            batch_per_worker=BATCH // world()[1], offload=offload or "none",
-        )  # fmt: skip
-        assert bool(offload) == made.engine.zero_cpu_offload()
-        assert (offload == "parameters") == bool(made.engine.zero_offload_param())
-    if start:
-        assert keep is not None
-        assert made.load(keep)["step"] == start
+    made = engine_of(encoder, engine)
+
+    def checkpoint(step: int) -> None:
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+            made.save(keep, step)
+            gathered = made.trained()
+            if world()[0] == 0:
+                save_file(gathered, keep / "gathered.safetensors")
+
     norms: list[float] = []
+    batches = batches_of(OBJECTIVES[objective], encoder)
     losses = train(
-        made, OBJECTIVES[objective], batches_of(OBJECTIVES[objective], encoder), steps=STEPS,
-        learning_rate=functools.partial(schedule, steps=STEPS, warmup=1, peak=1e-2),
-        seed=5, pad_id=encoder.pad_id, micro_tokens=micro, gradcache=cached, start=start,
+        made, OBJECTIVES[objective], Watched(batches, [] if seen is None else seen, killed_at),
+        steps=steps, learning_rate=functools.partial(schedule, steps=steps, warmup=1, peak=1e-2),
+        seed=5, pad_id=encoder.pad_id, micro_tokens=micro, gradcache=cached,
+        start=0 if start is None else made.load(start),
         report=lambda figures: norms.append(figures["gradient_norm"]),
-        checkpoint=lambda step: None if keep is None else made.save(keep, {"step": step}),
-        checkpoint_every=2,
+        checkpoint=checkpoint, checkpoint_every=2,
     )  # fmt: skip
     return losses, norms, made.trained()
+
+
+def engine_of(module: torch.nn.Module, engine: str) -> TorchEngine | DeepSpeedEngine:
+    if engine == "torch":
+        return TorchEngine(module, weight_decay=0.01, clip=1.0)
+    stage, _, offload = engine.removeprefix("zero-").partition(" ")
+    made = DeepSpeedEngine(
+        module, weight_decay=0.01, clip=1.0, zero_stage=int(stage),
+        batch_per_worker=BATCH // world()[1], offload=offload or "none",
+    )  # fmt: skip
+    assert bool(offload) == made.engine.zero_cpu_offload()
+    assert (offload == "parameters") == bool(made.engine.zero_offload_param())
+    return made
 
 
 def all_trained(folder: Path, engine: str, **how: object) -> dict[str, object]:
@@ -219,7 +258,9 @@ def all_offloaded(folder: Path, keep: Path) -> list[dict[str, Trained]]:
     return [
         {
             "adapters": trained(folder, "joint", engine, keep=keep / engine, **how),
-            "resumed": trained(folder, "joint", engine, keep=keep / engine, start=2, **how),
+            "resumed": trained(
+                folder, "joint", engine, keep=keep / engine, start=keep / engine, **how
+            ),
             "everything": trained(folder, "joint", engine, lora=False, **how),
         }
         for engine in OFFLOADING
@@ -256,13 +297,120 @@ def test_dropout_is_replayed_in_the_second_pass(objective, decoder):
         same(once, without)  # dropout does something here
 
 
-@pytest.mark.parametrize("engine", ["torch", "zero-2", "zero-3"])
-def test_a_resumed_run_retraces_the_uninterrupted_one(engine, decoder, tmp_path):
-    how = {"keep": tmp_path, "dropout": 0.2, "micro": 40, "cached": True}
-    [(whole, _, weights), _] = in_workers(2, trained, decoder, "joint", engine, **how)
-    [(rest, _, resumed), _] = in_workers(2, trained, decoder, "joint", engine, start=2, **how)
-    assert rest == pytest.approx(whole[2:], rel=1e-6)
-    torch.testing.assert_close(resumed, weights, atol=1e-6, rtol=1e-6)
+# --- resumed --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "objective", ["contrastive with everything", "simcse", "mntp", "joint", "distillation"]
+)
+def test_a_killed_run_resumed_retraces_the_uninterrupted_one(objective, decoder, tmp_path):
+    how = {"dropout": 0.2, "micro": 40, "cached": True, "steps": 5}
+    seen, before, after = [], [], []
+    losses, norms, weights = trained(decoder, objective, "torch", seen=seen, **how)
+    with pytest.raises(Killed):
+        trained(decoder, objective, "torch", keep=tmp_path, seen=before, killed_at=3, **how)
+    resumed = trained(decoder, objective, "torch", start=tmp_path, seen=after, **how)
+    assert (before, after) == (seen[:3], seen[2:])
+    assert resumed[:2] == (losses[2:], norms[2:])
+    assert all(torch.equal(resumed[2][name], tensor) for name, tensor in weights.items())
+
+
+ENGINES = ["torch", "zero-0", "zero-1", "zero-2", "zero-3"]
+CHECKPOINTED = {"micro": 40, "cached": True, "projected": True}
+
+
+def all_checkpointed(folder: Path, keep: Path) -> None:
+    for engine in ENGINES:
+        trained(folder, "joint", engine, keep=keep / engine, **CHECKPOINTED)
+
+
+def all_resumed(folder: Path, kept: Path) -> list[Trained]:
+    """Each engine goes on from the checkpoint of the one before it."""
+    return [
+        trained(folder, "joint", engine, start=kept / ENGINES[i - 1], **CHECKPOINTED)
+        for i, engine in enumerate(ENGINES)
+    ]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(decoder, tmp_path_factory):
+    """Those of every engine with one worker and with two; and what plain torch did alone."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for workers in (1, 2):
+        in_workers(workers, all_checkpointed, decoder, folder / str(workers))
+    plain = trained(decoder, "joint", "torch", keep=folder / "plain", projected=True)
+    return folder, plain
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_checkpoint_holds_every_trained_tensor_whole(engine, workers, checkpoints, decoder):
+    folder, (_, _, weights) = checkpoints
+    step, saved = read(folder / str(workers) / engine)
+    _, expected = read(folder / "plain")
+    gathered = load_file(folder / str(workers) / engine / "gathered.safetensors")
+    assert step == 2
+    assert gathered.keys() == weights.keys()
+    for name, weight in weights.items():
+        assert weight.numel() > 0
+        assert torch.equal(saved(f"weight.{name}"), gathered[name])
+        for kind in KINDS:
+            found, right = saved(f"{kind}.{name}"), expected(f"{kind}.{name}")
+            assert found.shape == weight.shape and found.dtype == torch.float32
+            distance = torch.linalg.vector_norm(found - right)
+            assert distance <= 1e-3 * torch.linalg.vector_norm(right), f"{kind}.{name}"
+    assert len([*(folder / str(workers) / engine).glob("trained-*")]) == workers
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_any_engine_goes_on_from_any_other_with_any_number_of_workers(
+    before, after, checkpoints, decoder
+):
+    folder, (losses, norms, weights) = checkpoints
+    for of_worker in in_workers(after, all_resumed, decoder, folder / str(before)):
+        for engine, found in zip(ENGINES, of_worker, strict=True):
+            same(found, (losses[2:], norms[2:], weights), engine)
+
+
+def uneven(folder: Path, engine: str) -> list[dict[str, torch.Tensor]]:
+    """Nine weights and three: after a checkpoint, and after a step more, without and with it."""
+
+    def step(made: TorchEngine | DeepSpeedEngine) -> dict[str, torch.Tensor]:
+        made.backward(made.forward(torch.eye(3)).square().sum(), last=True)
+        made.step(1e-2)
+        return made.trained()
+
+    torch.manual_seed(0)
+    made = engine_of(torch.nn.Linear(3, 3), engine)
+    first = step(made)
+    made.save(folder, 1)
+    second = step(made)
+    again = engine_of(torch.nn.Linear(3, 3), engine)
+    assert again.load(folder) == 1
+    return [first, again.trained(), second, step(again)]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_tensors_that_two_workers_cannot_share_evenly_are_resumed(engine, tmp_path):
+    for first, resumed, second, resumed_second in in_workers(2, uneven, tmp_path, engine):
+        torch.testing.assert_close(resumed, first, atol=0, rtol=0)
+        torch.testing.assert_close(resumed_second, second, atol=0, rtol=0)
+        assert not second["weight"].equal(first["weight"])
+
+
+def test_no_worker_keeps_more_than_a_part_of_a_checkpoint_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("stillroom.learning.checkpoint.FILE_BYTES", 100)
+    tensors = {f"weight.{number}": torch.full((20,), float(number)) for number in range(4)}
+    write(tmp_path, 7, iter(tensors.items()))
+    assert [len(load_file(file)) for file in sorted(tmp_path.iterdir())] == [2, 2]
+    step, saved = read(tmp_path)
+    assert step == 7
+    assert all(torch.equal(saved(name), tensor) for name, tensor in tensors.items())
+    with pytest.raises(RuntimeError, match=r"lacks weight\.4"):
+        saved("weight.4")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RuntimeError, match="no checkpoint"):
+        read(tmp_path / "empty")
 
 
 def test_a_loss_that_is_no_number_stops_before_it_spoils_the_weights(decoder):

@@ -68,3 +68,22 @@ def test_cosine_distance_ignores_length_and_sees_direction():
     a = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0]])
     b = torch.tensor([[3.0, 0.0], [0.0, -1.0], [0.0, 5.0]])
     assert float(cosine_distance(a, b)) == pytest.approx((0 + 2 + 1) / 3)
+
+
+def test_losses_of_bfloat16_are_computed_in_float32_under_autocast():
+    torch.manual_seed(0)
+    mine, theirs = (torch.randn(64, 500).bfloat16() for _ in range(2))
+    positive = torch.arange(64)
+    losses = {
+        "info_nce": lambda a, b: info_nce(a, positive, temperature=0.02),
+        "score_kl": lambda a, b: score_kl(
+            a, b, student_temperature=0.02, teacher_temperature=0.05
+        ),
+        "cosine_distance": cosine_distance,
+    }  # fmt: skip
+    for name, loss in losses.items():
+        with torch.autocast("cpu", torch.bfloat16):
+            found = loss(mine, theirs)
+        assert found.dtype == torch.float32, name
+        # bfloat16's own rounding is 400 times as coarse.
+        torch.testing.assert_close(found, loss(mine.float(), theirs.float()), rtol=1e-5, atol=0)

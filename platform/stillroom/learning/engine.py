@@ -5,16 +5,18 @@ backwards since the last one are added up, averaged over the workers, clipped to
 applied with AdamW.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
 
+from stillroom.learning import checkpoint
+from stillroom.learning.checkpoint import KINDS, WEIGHT
 from stillroom.learning.gather import world
 
-State = dict[str, int]
 Offload = Literal["none", "optimizer", "parameters"]
 
 
@@ -35,10 +37,11 @@ class Engine(Protocol):
     def step(self, learning_rate: float) -> float:
         """Applies one update; returns the gradient's norm before clipping."""
 
-    def save(self, folder: Path, state: State) -> None:
-        """Writes this worker's share of weights and optimizer; called on every worker."""
+    def save(self, folder: Path, step: int) -> None:
+        """Writes this worker's share of a checkpoint after so many steps; called on every one."""
 
-    def load(self, folder: Path) -> State: ...
+    def load(self, folder: Path) -> int:
+        """Takes up a checkpoint of any engine and any number of workers; returns its steps."""
 
     def trained(self) -> dict[str, torch.Tensor]:
         """Whole trained tensors by name, on the CPU; called on every worker."""
@@ -62,8 +65,9 @@ class TorchEngine:
     def __init__(self, module: torch.nn.Module, *, weight_decay: float, clip: float):
         self.module, self.clip = module, clip
         self.forward = module
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.parameters = [p for _, p in _trained(module)]
         self.optimizer = adamw(module, weight_decay)
+        _begin(self.optimizer, self.parameters)
         _same_start(self.parameters)
 
     @property
@@ -91,30 +95,20 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
-    def save(self, folder: Path, state: State) -> None:
-        if world()[0] == 0:
-            torch.save(
-                {
-                    "weights": self.trained(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "state": state,
-                },
-                folder / "engine.pt",
-            )
+    def save(self, folder: Path, step: int) -> None:
+        whole = functools.partial(_held, self.optimizer)
+        checkpoint.write(folder, step, _each(self.module, whole))
 
-    def load(self, folder: Path) -> State:
-        # weights_only: a checkpoint is data, and must not be able to run code.
-        saved = torch.load(folder / "engine.pt", map_location="cpu", weights_only=True)
-        self.module.load_state_dict(saved["weights"], strict=False)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        return dict(saved["state"])
+    def load(self, folder: Path) -> int:
+        step, saved = checkpoint.read(folder)
+        _go_on(self.optimizer, step)
+        for name, p in _trained(self.module):
+            for kind in KINDS:
+                _held(self.optimizer, p, kind).copy_(saved(f"{kind}.{name}"))
+        return step
 
     def trained(self) -> dict[str, torch.Tensor]:
-        return {
-            name: p.detach().cpu().clone()
-            for name, p in self.module.named_parameters()
-            if p.requires_grad
-        }
+        return {name: p.detach().cpu().clone() for name, p in _trained(self.module)}
 
 
 class DeepSpeedEngine:
@@ -152,7 +146,7 @@ class DeepSpeedEngine:
         self.engine: Any = deepspeed.initialize(
             model=module,
             optimizer=self.optimizer,
-            model_parameters=[p for p in module.parameters() if p.requires_grad],
+            model_parameters=[p for _, p in _trained(module)],
             config={
                 "train_micro_batch_size_per_gpu": batch_per_worker,
                 "gradient_accumulation_steps": 1,
@@ -165,6 +159,11 @@ class DeepSpeedEngine:
             },
         )[0]
         self.forward = self.engine
+        _begin(self.optimizer, self._updated())
+        if zero_stage in (1, 2):
+            # So that moments can be found by parameter. It would do so itself after a first step,
+            # but within that of the first group of parameters, and never see the others'.
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     @property
     def device(self) -> torch.device:
@@ -194,27 +193,94 @@ class DeepSpeedEngine:
                 gradient.zero_()
         return float(self.engine.get_global_grad_norm() if norm is None else norm)
 
-    def save(self, folder: Path, state: State) -> None:
-        self.engine.save_checkpoint(
-            str(folder), tag="ds", client_state=state, exclude_frozen_parameters=True
-        )
+    def save(self, folder: Path, step: int) -> None:
+        checkpoint.write(folder, step, _each(self.module, self._whole))
 
-    def load(self, folder: Path) -> State:
-        path, state = self.engine.load_checkpoint(str(folder), tag="ds", load_module_strict=False)
-        if path is None:
-            raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
-        return {key: int(state[key]) for key in ("step",)}
+    def load(self, folder: Path) -> int:
+        import deepspeed
+
+        step, saved = checkpoint.read(folder)
+        _go_on(self.optimizer, step)
+        for name, p in _trained(self.module):
+            # ZeRO updates a copy in float32, of which the model's own weights are made after steps.
+            with deepspeed.zero.GatheredParameters([p], modifier_rank=0):
+                p.data.copy_(saved(f"{WEIGHT}.{name}"))
+            for kind in KINDS:
+                self._put(p, kind, saved(f"{kind}.{name}"))
+        return step
+
+    def _updated(self) -> list[torch.Tensor]:
+        """What AdamW updates on this worker: parameters, or from ZeRO 1 on its slices of them."""
+        if self.zero_stage == 0:
+            return [p for _, p in _trained(self.module)]
+        if self.zero_stage == 3:
+            return list(self.engine.optimizer.fp32_partitioned_groups_flat)
+        return list(self.engine.optimizer.single_partition_of_fp32_groups)
+
+    def _whole(self, p: Any, kind: str) -> torch.Tensor:
+        """A weight or a moment of it; called on every worker."""
+        if self.zero_stage == 0:
+            return _held(self.optimizer, p, kind)
+        moment = None if kind == WEIGHT else kind
+        whole: torch.Tensor = (
+            self.engine.optimizer.get_full_hp_param(p, moment)
+            if self.zero_stage == 3
+            else p.get_full_hp_param(moment)
+        )
+        return whole
+
+    def _put(self, p: Any, kind: str, whole: torch.Tensor) -> None:
+        """Into this worker's slice of a weight or a moment."""
+        moment = None if kind == WEIGHT else kind
+        if self.zero_stage == 0:
+            _held(self.optimizer, p, kind).copy_(whole)
+        elif self.zero_stage == 3:
+            # DeepSpeed would cut it, too, but for a tensor that workers cannot share evenly.
+            size = p.ds_tensor.numel()
+            mine = whole.flatten()[world()[0] * size :][:size]
+            padded = torch.nn.functional.pad(mine, (0, size - len(mine)))
+            self.engine.optimizer.set_local_hp_param(padded, p, moment)
+        else:
+            p.set_full_hp_param(whole, moment)
 
     def trained(self) -> dict[str, torch.Tensor]:
         import deepspeed
 
         whole = {}
-        for name, p in self.module.named_parameters():
-            if p.requires_grad:
-                # Under ZeRO-3 a worker holds a slice; reading it plainly gives an empty tensor.
-                with deepspeed.zero.GatheredParameters([p]):
-                    whole[name] = p.detach().cpu().clone()
+        for name, p in _trained(self.module):
+            # Under ZeRO-3 a worker holds a slice; reading it plainly gives an empty tensor.
+            with deepspeed.zero.GatheredParameters([p]):
+                whole[name] = p.detach().cpu().clone()
         return whole
+
+
+def _trained(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+
+
+def _each(
+    module: torch.nn.Module, whole: Callable[[torch.nn.Parameter, str], torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a checkpoint holds, one tensor after another."""
+    return ((f"{kind}.{name}", whole(p, kind)) for name, p in _trained(module) for kind in KINDS)
+
+
+def _held(optimizer: torch.optim.AdamW, p: torch.nn.Parameter, kind: str) -> torch.Tensor:
+    """A weight or a moment of it, where every worker holds the whole."""
+    return p.detach() if kind == WEIGHT else optimizer.state[p][kind]
+
+
+def _begin(optimizer: torch.optim.AdamW, updated: list[Any]) -> None:
+    """Gives AdamW the state that its first step would make."""
+    for p in updated:
+        moments = {kind: torch.zeros_like(p) for kind in KINDS if kind != WEIGHT}
+        optimizer.state[p] = {"step": torch.tensor(0.0), **moments}
+
+
+def _go_on(optimizer: torch.optim.AdamW, step: int) -> None:
+    """Tells AdamW that so many steps were made."""
+    for state in optimizer.state.values():
+        state["step"].fill_(step)
 
 
 def _same_start(parameters: list[torch.nn.Parameter]) -> None:

@@ -32,7 +32,7 @@ from stillroom.learning.engine import DeepSpeedEngine, Engine, TorchEngine
 from stillroom.learning.loop import SCORE, schedule, train
 from stillroom.learning.objectives import Objective
 from stillroom.stages.evaluation import Evaluation
-from stillroom.stages.tracking import Tracker, check, progress, sinks
+from stillroom.stages.tracking import RayGauges, Sink, Tracker, check, progress, sinks
 from stillroom.text.formats import EvaluationSet
 
 METRICS = "metrics.jsonl"  # one line a step
@@ -67,7 +67,7 @@ def fit(task: Task, scale: Workers, tracking: Tracking, out: Draft) -> dict[str,
     """Trains under Ray Train and leaves the encoder, and metrics.jsonl, in the draft.
 
     A worker that dies is replaced, and the run goes on from the newest checkpoint; a run whose
-    driver died goes on from there when the same step is run again.
+    driver died goes on from there when the same step is run again, on any number of workers.
 
     Returns:
         The figures of the step whose weights are kept.
@@ -163,7 +163,10 @@ def _work(task: Task, scale: Workers, tracking: Tracking, name: str, logs: str) 
                     return
                 run.load(Path(folder))
             _say(rank, f"goes on after step {run.start}")
-        with Tracker(sinks(tracking, name, logs, run.start) if rank == 0 else []) as tracker:
+        shown: list[Sink] = []
+        if rank == 0:
+            shown = [RayGauges(name, settings.steps), *sinks(tracking, name, logs, run.start)]
+        with Tracker(shown) as tracker:
             run.tracker = tracker
             train(
                 engine,
@@ -213,7 +216,7 @@ class _Run:
         return self.scratch / BEST
 
     def load(self, folder: Path) -> None:
-        self.start = self.engine.load(folder)["step"]
+        self.start = self.engine.load(folder)
         self.history = _history(folder)[: self.start]
         if self.rank == 0 and (folder / BEST).exists():
             shutil.copy2(folder / BEST, self.best)
@@ -233,7 +236,7 @@ class _Run:
 
     def checkpoint(self, done: int) -> None:
         with tempfile.TemporaryDirectory() as name:
-            self.engine.save(Path(name), {"step": done})
+            self.engine.save(Path(name), done)
             if self.best.exists():
                 shutil.copy2(self.best, name)
             self._hand_in(Path(name), self.history[-1])

@@ -87,6 +87,8 @@ def connect(scale: Scale) -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # our own lines say how far it is
     address = os.environ.get("RAY_ADDRESS")
     if address:
+        # The Train tab of a cluster's dashboard: without, it does not say that anything is trained.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
         try:
             _knock(address)
             ray.init(address=address)

@@ -1,4 +1,4 @@
-"""Training's figures as curves: TensorBoard, and MLflow or Weights & Biases where asked for."""
+"""Training's figures as curves: TensorBoard, Ray's metrics, and MLflow or W&B where asked for."""
 
 import importlib.util
 import math
@@ -10,6 +10,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Protocol
 
+from ray.util.metrics import Gauge
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
@@ -165,6 +166,25 @@ class TensorBoard:
 
     def close(self, *, failed: bool) -> None:
         self.events.close()
+
+
+class RayGauges:
+    """Ray's metrics, which a cluster's Prometheus reads and its dashboard's Grafana draws:
+    `ray_stillroom_training_loss{run="…"}` and so on, and how much of the run is done."""
+
+    def __init__(self, name: str, steps: int):
+        self.run, self.steps = {"run": name}, steps
+        self.gauges: dict[str, Gauge] = {}
+
+    def write(self, step: int, figures: Figures) -> None:
+        for name, value in {"step": step, "done": step / self.steps, **figures}.items():
+            if name not in self.gauges:
+                self.gauges[name] = Gauge(f"stillroom_training_{name}", tag_keys=("run",))
+            self.gauges[name].set(value, self.run)
+
+    def flush(self) -> None: ...
+
+    def close(self, *, failed: bool) -> None: ...
 
 
 class Mlflow:
