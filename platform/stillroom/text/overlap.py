@@ -1,0 +1,201 @@
+"""Which of many known texts a text shares words with, and how much of either."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stillroom.text.words import Words, mix, offsets
+
+GRAM = 4  # words in a row; what texts share is made of such
+WINDOW = 4  # of that many neighbours in a long text the rarest is indexed
+SHORT = 40  # words; of a text that short every gram is indexed
+COMMON = 10  # texts; a gram that more of them have is a phrase of the trade, or boilerplate
+ENOUGH = 8  # rarer grams of a text, beside which its common ones are not indexed
+POSTINGS = 32  # texts of one gram at most
+AT_LEAST = 2  # indexed grams in common before two texts are compared
+VERIFIED = 1 << 21  # words compared at a time
+
+
+class Seen:
+    """How many texts have a gram, from a sketch: never too few, and 255 stands for more.
+
+    Attributes:
+        counters: uint8, a power of two of them; a gram counts under the first bits of its hash.
+    """
+
+    def __init__(self, grams: int):
+        """For about so many grams, words of all texts together."""
+        self.counters = np.zeros(1 << min(27, max(16, grams.bit_length())), dtype=np.uint8)
+
+    def add(self, words: Words) -> None:
+        """Counts some texts."""
+        grams, places = words.grams(GRAM)
+        cells = np.sort(self._cells(grams) * len(words) + words.text_of(places))
+        first = np.ones(len(cells), dtype=bool)
+        first[1:] = cells[1:] != cells[:-1]
+        cells, more = np.unique(cells[first] // max(1, len(words)), return_counts=True)
+        self.counters[cells] = np.minimum(255, self.counters[cells] + more)
+
+    def __call__(self, grams: np.ndarray) -> np.ndarray:
+        return self.counters[self._cells(grams)]
+
+    def _cells(self, grams: np.ndarray) -> np.ndarray:
+        return (grams >> np.uint64(65 - len(self.counters).bit_length())).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """Pairs of a text and a known one; all arrays are (found,).
+
+    A word counts less where it lies in a phrase that many texts have: COMMON / (texts that do).
+
+    Attributes:
+        text, row: the text's place among those asked, and the known one's.
+        of_text, of_row: the share of its words that lie in runs which the other has too.
+        run: words of the longest such run, common phrases left out.
+    """
+
+    text: np.ndarray
+    row: np.ndarray
+    of_text: np.ndarray
+    of_row: np.ndarray
+    run: np.ndarray
+
+
+@dataclass(frozen=True)
+class Index:
+    """Known texts by their rarest grams.
+
+    Every run of GRAM + WINDOW - 1 words of a known text holds an indexed gram of it (winnowing,
+    Schleimer et al., 2003, with rarity in place of a random order), common phrases apart.
+
+    Attributes:
+        words: the known texts.
+        seen: how common a gram is in all that is searched.
+        grams, rows: indexed grams, ascending, uint64, and the text that each is of.
+        there: whether any gram begins with these bits; most are told off by that alone.
+    """
+
+    words: Words
+    seen: Seen
+    grams: np.ndarray
+    rows: np.ndarray
+    there: np.ndarray
+
+    @staticmethod
+    def of(words: Words, seen: Seen) -> "Index":
+        grams, places = words.grams(GRAM)
+        rows = words.text_of(places)
+        chosen = _rarest(grams, rows, words.counts, seen(grams))
+        grams, rows = grams[chosen], rows[chosen]
+        order = np.lexsort((rows, grams))
+        grams, rows = grams[order], rows[order]
+        again = np.zeros(len(grams), dtype=bool)  # a gram twice in one text
+        again[1:] = (grams[1:] == grams[:-1]) & (rows[1:] == rows[:-1])
+        grams, rows = grams[~again], rows[~again]
+        nth = np.arange(len(grams)) - np.searchsorted(grams, grams)
+        grams, rows = grams[nth < POSTINGS], rows[nth < POSTINGS]
+        bits = min(27, max(10, int(8 * len(grams)).bit_length()))
+        there = np.zeros(1 << bits, dtype=bool)
+        there[grams >> np.uint64(64 - bits)] = True
+        return Index(words, seen, grams, rows.astype(np.int32), there)
+
+    def search(self, asked: Words) -> Overlaps:
+        """Every known text that shares at least AT_LEAST indexed grams with one asked."""
+        text, row = self._candidates(asked)
+        sizes = asked.counts[text] + self.words.counts[row]
+        parts = np.cumsum(sizes) // VERIFIED
+        found = [
+            self._compare(asked.take(text[parts == part]), self.words.take(row[parts == part]))
+            for part in np.unique(parts)
+        ]
+        if not found:
+            none = np.zeros(0)
+            return Overlaps(text, row, none, none, none.astype(np.int64))
+        return Overlaps(text, row, *(np.concatenate(each) for each in zip(*found, strict=True)))
+
+    def _candidates(self, asked: Words) -> tuple[np.ndarray, np.ndarray]:
+        grams, places = asked.grams(GRAM)
+        shift = np.uint64(65 - len(self.there).bit_length())
+        maybe = np.flatnonzero(self.there[grams >> shift])
+        grams, text = grams[maybe], asked.text_of(places[maybe])
+        low = np.searchsorted(self.grams, grams)
+        counts = np.searchsorted(self.grams, grams, side="right") - low
+        text, starts = np.repeat(text, counts), offsets(counts)
+        entries = np.arange(starts[-1]) + np.repeat(low - starts[:-1], counts)
+        both = text * len(self.words) + self.rows[entries]
+        both, shared = np.unique(both, return_counts=True)
+        return np.divmod(both[shared >= AT_LEAST], max(1, len(self.words)))
+
+
+    def _compare(self, ones: Words, others: Words) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The shares of both, and the longest run, of each couple."""
+        (keys, places), (other_keys, other_places) = _keys(ones), _keys(others)
+        in_both = _cover(ones, places[np.isin(keys, other_keys)])
+        of_other = _cover(others, other_places[np.isin(other_keys, keys)])
+        weights = self._weights(ones)
+        return (
+            _share(ones, in_both, weights),
+            _share(others, of_other, self._weights(others)),
+            _longest(ones, in_both & (weights == 1)),
+        )
+
+    def _weights(self, words: Words) -> np.ndarray:
+        """What each word counts, by the commonest gram that it lies in."""
+        grams, places = words.grams(GRAM)
+        seen = np.zeros(len(words.hashes), dtype=np.uint8)
+        counts = self.seen(grams)
+        for word in range(GRAM):
+            seen[places + word] = np.maximum(seen[places + word], counts)
+        return COMMON / np.maximum(COMMON, seen)
+
+
+def _rarest(
+    grams: np.ndarray, rows: np.ndarray, counts: np.ndarray, seen: np.ndarray
+) -> np.ndarray:
+    """Places of the grams to index: all of a short text, the rarest of each window of others."""
+    # Among those seen as often, by hash, which is the same in every text.
+    rank = (seen.astype(np.uint64) << np.uint64(56)) | (mix(grams) >> np.uint64(8))
+    chosen = (counts <= SHORT)[rows]
+    begins = np.arange(max(0, len(grams) - WINDOW + 1))
+    begins = begins[rows[begins] == rows[begins + WINDOW - 1]]
+    best = np.argmin(np.stack([rank[begins + i] for i in range(WINDOW)]), axis=0)
+    chosen[begins + best] = True
+    common = seen > COMMON
+    rarer = np.bincount(rows[chosen & ~common], minlength=len(counts))
+    return np.flatnonzero(chosen & ~(common & (rarer >= ENOUGH)[rows]))
+
+
+def _keys(words: Words) -> tuple[np.ndarray, np.ndarray]:
+    """Grams, made different from couple to couple, and their places."""
+    grams, places = words.grams(GRAM)
+    return mix(grams + mix(words.text_of(places).astype(np.uint64))), places
+
+
+def _cover(words: Words, places: np.ndarray) -> np.ndarray:
+    """Which words lie in the grams at these places, bool, (words,)."""
+    covered = np.zeros(len(words.hashes), dtype=bool)
+    for word in range(GRAM):
+        covered[places + word] = True
+    return covered
+
+
+def _share(words: Words, covered: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    sums = np.concatenate([[0.0], np.cumsum(weights)])
+    in_cover = np.concatenate([[0.0], np.cumsum(weights * covered)])
+    begins, ends = words.starts[:-1], words.starts[1:]
+    return (in_cover[ends] - in_cover[begins]) / np.maximum(1e-9, sums[ends] - sums[begins])
+
+
+def _longest(words: Words, covered: np.ndarray) -> np.ndarray:
+    """The longest run of covered words in each text."""
+    ends = np.flatnonzero(covered & np.append(~covered[1:], True))
+    begins = np.flatnonzero(covered & np.append(True, ~covered[:-1]))
+    # A run does not go beyond its text.
+    cut = words.starts[1:-1]
+    cut = cut[(cut > 0) & (cut < len(covered))]
+    cut = cut[covered[cut] & covered[cut - 1]]
+    begins, ends = np.union1d(begins, cut), np.union1d(ends, cut - 1)
+    longest = np.zeros(len(words), dtype=np.int64)
+    np.maximum.at(longest, words.text_of(begins), ends - begins + 1)
+    return longest
