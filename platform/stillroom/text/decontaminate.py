@@ -144,10 +144,10 @@ class Judged:
             for part in _parts(list(of_set)):
                 words = words_of(part)
                 seen.add(words)
-                searched.append(words.keys()[words.counts > 0])
+                searched.append(words.keys[words.counts > 0])
         words = words_of(texts)
         there = np.flatnonzero(words.counts > 0)
-        keys, first = np.unique(words.keys()[there], return_index=True)
+        keys, first = np.unique(words.keys[there], return_index=True)
         bags, bag_rows = _bags(words)
         order = np.argsort(bags, kind="stable")
         brief = [
@@ -182,7 +182,7 @@ class Judged:
         for begin in range(0, len(texts), CHUNK):
             part = texts[begin : begin + CHUNK]
             words = words_of(part)
-            copies = _find(self.searched, words.keys()) >= 0
+            copies = _find(self.searched, words.keys) >= 0
             held[begin : begin + CHUNK] = copies & (words.counts > 0)
             found = self._matches(part, words)
             held[begin + found.text[~self.asks[found.row]]] = True
@@ -200,7 +200,7 @@ class Judged:
         return found.take(order[first])
 
     def _matches(self, texts: Sequence[str], words: Words) -> "Matches":
-        at = _find(self.keys, words.keys())
+        at = _find(self.keys, words.keys)
         same = np.flatnonzero((at >= 0) & (words.counts > 0))
         copies = Matches(
             same, self.key_rows[at[same]], np.ones(len(same)), np.full(len(same), KINDS.index("copy"))
@@ -226,9 +226,10 @@ class Judged:
         """Texts that share phrases."""
         found = self.index.search(words)
         own, known = words.counts[found.text], self.index.words.counts[found.row]
-        enough = (known >= self.ngram) | ((known >= CONTAINED) & (found.of_row == 1))
+        enough = (known >= self.ngram) | ((known >= CONTAINED) & (found.of_row > 0.999))
         contains = enough & (found.of_row >= self.share) & (own >= known)
-        part = (own >= self.ngram) & (found.of_text >= self.share) & (own < known)
+        enough = (own >= self.ngram) | ((found.of_text > 0.999) & (found.run >= CONTAINED))
+        part = enough & (found.of_text >= self.share) & (own < known)
         overlap = found.run >= self.ngram
         as_long = np.minimum(own, known) >= LIKE_LONG * np.maximum(own, known)
         kinds = np.select(

@@ -37,10 +37,13 @@ class Words:
     Attributes:
         hashes: uint64, (words of all texts,); odd where the word has a digit.
         starts: int64, (texts + 1,); text i has the words from starts[i] to starts[i + 1].
+        keys: uint64, (texts,); equal for texts of the same letters in the same order, wherever
+            their words end: `data base` is `database`.
     """
 
     hashes: np.ndarray
     starts: np.ndarray
+    keys: np.ndarray
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -50,21 +53,17 @@ class Words:
         """Words of each text, int64, (texts,)."""
         return np.diff(self.starts)
 
-    def keys(self) -> np.ndarray:
-        """One hash a text, uint64, (texts,): equal for the same words in the same order."""
-        place = np.arange(len(self.hashes)) - np.repeat(self.starts[:-1], self.counts)
-        return mix(self._sums(mix(self.hashes + place.astype(np.uint64) * _BASE)))
-
     def bags(self) -> np.ndarray:
         """One hash a text, uint64, (texts,): the sum of its words', whatever their order."""
-        return self._sums(self.hashes)
+        sums = _sums(self.hashes)
+        return sums[self.starts[1:]] - sums[self.starts[:-1]]
 
     def take(self, rows: np.ndarray) -> "Words":
         """Some of the texts, and any of them more than once."""
         counts = self.counts[rows]
         starts = offsets(counts)
         places = np.arange(starts[-1]) + np.repeat(self.starts[rows] - starts[:-1], counts)
-        return Words(self.hashes[places], starts)
+        return Words(self.hashes[places], starts, self.keys[rows])
 
     def grams(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Hashes of each `length` words in a row, uint64, and the place of the first of them."""
@@ -78,10 +77,6 @@ class Words:
     def text_of(self, places: np.ndarray) -> np.ndarray:
         """The texts that words stand in, int64, like `places`."""
         return np.repeat(np.arange(len(self)), self.counts)[places]
-
-    def _sums(self, of_words: np.ndarray) -> np.ndarray:
-        sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(of_words)])
-        return sums[self.starts[1:]] - sums[self.starts[:-1]]
 
 
 def mix(numbers: np.ndarray) -> np.ndarray:
@@ -119,27 +114,27 @@ def spelled(text: str) -> list[str]:
 
 def words_of(texts: Sequence[str]) -> Words:
     """The same words as `spelled` gives, hashed."""
-    hashes, counts, begin, size = [], [], 0, 0
+    parts, begin, size = [], 0, 0
     for i, text in enumerate(texts):
         size += min(len(text), LONGEST)
         if size >= CHUNK or i + 1 == len(texts):
-            part, of_each = _hashed(texts[begin : i + 1])
-            hashes.append(part)
-            counts.append(of_each)
+            parts.append(_hashed(texts[begin : i + 1]))
             begin, size = i + 1, 0
-    if not hashes:
-        return Words(np.zeros(0, dtype=np.uint64), np.zeros(1, dtype=np.int64))
-    return Words(np.concatenate(hashes), offsets(np.concatenate(counts)))
+    if not parts:
+        return Words(np.zeros(0, np.uint64), np.zeros(1, np.int64), np.zeros(0, np.uint64))
+    hashes, counts, keys = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return Words(hashes, offsets(counts), keys)
 
 
 def _cut(text: str) -> str:
     return text[:LONGEST].replace(END, " ")
 
 
-def _hashed(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _hashed(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hashes of the words, how many each text has, and its key."""
     joined = END.join(_cut(text) for text in texts) + END
     joined = unicodedata.normalize("NFKC", joined).casefold()
-    codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
     table = _classes()
     classes = table[np.minimum(codes, len(table) - 1)]
     if (classes == _SKIPPED).any():
@@ -159,16 +154,28 @@ def _hashed(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     starts, ends = np.flatnonzero(first | alone), np.flatnonzero(last | alone) + 1
     # A word's hash is a polynomial of its characters: a difference of sums over all of them.
     powers = np.cumprod(np.full(len(codes), _BASE))
-    sums = np.zeros(len(codes) + 1, dtype=np.uint64)
-    np.cumsum(codes.astype(np.uint64) * powers, out=sums[1:])
     inverse = np.cumprod(np.full(len(codes), _BASE_INVERSE))
-    hashes = mix((sums[ends] - sums[starts]) * inverse[starts])
-    digits = np.zeros(len(codes) + 1, dtype=np.int32)
-    np.cumsum(_digits()[np.minimum(codes, len(table) - 1)], out=digits[1:])
+    sums = _sums(codes * powers)
+    digits = offsets(_digits()[np.minimum(codes, len(table) - 1)])
     numeric = digits[ends] > digits[starts]
-    hashes = (hashes & ~np.uint64(1)) | numeric.astype(np.uint64)
-    borders = np.searchsorted(starts, np.flatnonzero(codes == ord(END)))
-    return hashes, np.diff(borders, prepend=0)
+    hashes = mix((sums[ends] - sums[starts]) * inverse[starts]) & ~np.uint64(1)
+    hashes |= numeric.astype(np.uint64)
+    # And so is a text's key, of the characters of all its words.
+    written = letter | alone
+    places = offsets(written)
+    sums = _sums(codes[written] * powers[: places[-1]])
+    borders = np.append(0, np.flatnonzero(codes == ord(END)))
+    begins, of_text = places[borders[:-1]], places[borders[1:]]
+    keys = mix((sums[of_text] - sums[begins]) * inverse[np.minimum(begins, len(codes) - 1)])
+    counts = np.diff(np.searchsorted(starts, borders))
+    return hashes, counts, keys
+
+
+def _sums(numbers: np.ndarray) -> np.ndarray:
+    """Of all before each, and of all at last."""
+    sums = np.zeros(len(numbers) + 1, dtype=np.uint64)
+    np.cumsum(numbers, out=sums[1:])
+    return sums
 
 
 @cache
