@@ -32,7 +32,7 @@ import numpy as np
 
 from stillroom.text.formats import EvaluationSet, Pair
 from stillroom.text.overlap import POSTINGS, Index, Seen
-from stillroom.text.words import Words, mix, offsets, spelled, words_of
+from stillroom.text.words import Words, find, mix, offsets, spelled, words_of
 
 Kind = Literal["copy", "edited", "contains", "part", "overlap", "meaning"]
 KINDS: tuple[Kind, ...] = ("copy", "edited", "contains", "part", "overlap", "meaning")
@@ -124,7 +124,7 @@ class Judged:
         *,
         whole: Collection[str] = (),
         ngram: int = 13,
-        share: float = 0.5,
+        share: float = 0.6,
         embed: Embed | None = None,
     ) -> "Judged":
         """Judged queries and their answers.
@@ -182,7 +182,7 @@ class Judged:
         for begin in range(0, len(texts), CHUNK):
             part = texts[begin : begin + CHUNK]
             words = words_of(part)
-            copies = _find(self.searched, words.keys) >= 0
+            copies = find(self.searched, words.keys) >= 0
             held[begin : begin + CHUNK] = copies & (words.counts > 0)
             found = self._matches(part, words)
             held[begin + found.text[~self.asks[found.row]]] = True
@@ -200,7 +200,7 @@ class Judged:
         return found.take(order[first])
 
     def _matches(self, texts: Sequence[str], words: Words) -> "Matches":
-        at = _find(self.keys, words.keys)
+        at = find(self.keys, words.keys)
         same = np.flatnonzero((at >= 0) & (words.counts > 0))
         copies = Matches(
             same, self.key_rows[at[same]], np.ones(len(same)), np.full(len(same), KINDS.index("copy"))
@@ -214,13 +214,15 @@ class Judged:
         counts = np.minimum(np.searchsorted(self.bags, bags, side="right") - low, POSTINGS)
         starts = offsets(counts)
         entries = np.arange(starts[-1]) + np.repeat(low - starts[:-1], counts)
-        both = np.unique(
-            np.stack([np.repeat(text, counts), self.bag_rows[entries]], axis=1), axis=0
+        text, row = np.divmod(
+            np.unique(np.repeat(text, counts) * len(self.asks) + self.bag_rows[entries]),
+            max(1, len(self.asks)),
         )
-        scores = [alike(spelled(texts[i]), self.brief[row].split(" ")) for i, row in both]
-        kept = np.flatnonzero(np.array(scores) >= ALIKE)
-        kinds = np.full(len(kept), KINDS.index("edited"))
-        return Matches(both[kept, 0], both[kept, 1], np.array(scores)[kept], kinds)
+        own = {i: spelled(texts[i]) for i in np.unique(text)}
+        couples = zip(text, row, strict=True)
+        scores = np.array([alike(own[i], self.brief[j].split(" ")) for i, j in couples])
+        kept = np.flatnonzero(scores >= ALIKE)
+        return Matches(text[kept], row[kept], scores[kept], np.full(len(kept), KINDS.index("edited")))
 
     def _sharing(self, words: Words) -> "Matches":
         """Texts that share phrases."""
@@ -352,14 +354,6 @@ def _bags(words: Words) -> tuple[np.ndarray, np.ndarray]:
     less_one = (sums[text] - taken.hashes)[~numeric]
     bags = mix(np.concatenate([sums, less_one]))
     return bags, short[np.concatenate([np.arange(len(short)), text[~numeric]])]
-
-
-def _find(ascending: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Where each one asked stands; -1 where it does not."""
-    if not len(ascending):
-        return np.full(len(asked), -1)
-    at = np.minimum(np.searchsorted(ascending, asked), len(ascending) - 1)
-    return np.where(ascending[at] == asked, at, -1)
 
 
 def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:

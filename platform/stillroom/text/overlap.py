@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stillroom.text.words import Words, mix, offsets
+from stillroom.text.words import Words, find, mix, offsets
 
 GRAM = 4  # words in a row; what texts share is made of such
 WINDOW = 4  # of that many neighbours in a long text the rarest is indexed
@@ -13,7 +13,7 @@ COMMON = 10  # texts; a gram that more of them have is a phrase of the trade, or
 ENOUGH = 8  # rarer grams of a text, beside which its common ones are not indexed
 POSTINGS = 32  # texts of one gram at most
 AT_LEAST = 2  # indexed grams in common before two texts are compared
-VERIFIED = 1 << 21  # words compared at a time
+VERIFIED = 1 << 19  # words compared at a time
 
 
 class Seen:
@@ -131,8 +131,8 @@ class Index:
     def _compare(self, ones: Words, others: Words) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The shares of both, and the longest run, of each couple."""
         (keys, places), (other_keys, other_places) = _keys(ones), _keys(others)
-        in_both = _cover(ones, places[np.isin(keys, other_keys)])
-        of_other = _cover(others, other_places[np.isin(other_keys, keys)])
+        in_both = _cover(ones, places[find(np.sort(other_keys), keys) >= 0])
+        of_other = _cover(others, other_places[find(np.sort(keys), other_keys) >= 0])
         weights = self._weights(ones)
         return (
             _share(ones, in_both, weights),
@@ -169,7 +169,9 @@ def _rarest(
 def _keys(words: Words) -> tuple[np.ndarray, np.ndarray]:
     """Grams, made different from couple to couple, and their places."""
     grams, places = words.grams(GRAM)
-    return mix(grams + mix(words.text_of(places).astype(np.uint64))), places
+    # The couple comes first, so that what is looked up together stands together.
+    couple = words.text_of(places).astype(np.uint64)
+    return (couple << np.uint64(40)) | (grams >> np.uint64(24)), places
 
 
 def _cover(words: Words, places: np.ndarray) -> np.ndarray:

@@ -93,6 +93,14 @@ def offsets(counts: np.ndarray) -> np.ndarray:
     return starts
 
 
+def find(ascending: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Where each one asked stands; -1 where it does not."""
+    if not len(ascending):
+        return np.full(len(asked), -1)
+    at = np.minimum(np.searchsorted(ascending, asked), len(ascending) - 1)
+    return np.where(ascending[at] == asked, at, -1)
+
+
 def spelled(text: str) -> list[str]:
     """The words themselves.
 
