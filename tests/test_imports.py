@@ -41,6 +41,7 @@ ALLOWED = {
         "plan",
         "checks",
         "encoders",
+        "text",
         "measure",
         "stages",
         "serving",

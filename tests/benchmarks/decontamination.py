@@ -22,7 +22,6 @@ from random import Random
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from edits import EDITS, edit
-
 from stillroom.text.decontaminate import Judged, decontaminate
 from stillroom.text.docstrings import docstring_pairs
 from stillroom.text.formats import EvaluationSet, Pair, read_beir, read_pairs
@@ -82,7 +81,10 @@ def measure(name, tested, clean, given):
     rows = len(judged.ids.starts) - 1
     print(f"\n## {name}: {rows:,} tested texts of {len(tested.passages):,} passages")
     print(f"built in {built:.1f} s, {len(clean) / seconds:,.0f} pairs/s")
-    print(f"clean: {len(hits) / len(clean):.2%} of {len(clean):,} pairs hit:", dict(Counter(hit.kind for hit in hits)))
+    print(
+        f"clean: {len(hits) / len(clean):.2%} of {len(clean):,} pairs hit:",
+        dict(Counter(hit.kind for hit in hits)),
+    )
     for hit in Random(1).sample(hits, min(given.show, len(hits))):
         texts = tested.queries if hit.role == "query" else tested.passages
         print(json.dumps([hit.kind, hit.score, hit.what, hit.text[:600], texts[hit.id][:600]]))

@@ -24,9 +24,9 @@ them: a paragraph about the licence in ten thousand descriptions gives no answer
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -203,7 +203,10 @@ class Judged:
         at = find(self.keys, words.keys)
         same = np.flatnonzero((at >= 0) & (words.counts > 0))
         copies = Matches(
-            same, self.key_rows[at[same]], np.ones(len(same)), np.full(len(same), KINDS.index("copy"))
+            same,
+            self.key_rows[at[same]],
+            np.ones(len(same)),
+            np.full(len(same), KINDS.index("copy")),
         )
         return copies.and_more(self._edited(texts, words)).and_more(self._sharing(words))
 
@@ -222,7 +225,9 @@ class Judged:
         couples = zip(text, row, strict=True)
         scores = np.array([alike(own[i], self.brief[j].split(" ")) for i, j in couples])
         kept = np.flatnonzero(scores >= ALIKE)
-        return Matches(text[kept], row[kept], scores[kept], np.full(len(kept), KINDS.index("edited")))
+        return Matches(
+            text[kept], row[kept], scores[kept], np.full(len(kept), KINDS.index("edited"))
+        )
 
     def _sharing(self, words: Words) -> "Matches":
         """Texts that share phrases."""
@@ -292,7 +297,9 @@ def decontaminate(
         held = iter(judged.held([text for pair in left for text in pair.negatives]).tolist())
         for pair in left:
             free = tuple(text for text in pair.negatives if not next(held))
-            clean.append(pair if len(free) == len(pair.negatives) else replace(pair, negatives=free))
+            clean.append(
+                pair if len(free) == len(pair.negatives) else replace(pair, negatives=free)
+            )
     return clean, hits
 
 
@@ -390,50 +397,3 @@ def _by_meaning(vectors: np.ndarray, known: np.ndarray, similarity: float) -> Ma
         best = np.maximum(best, cosine)
     near = np.flatnonzero(best >= similarity)
     return Matches(near, row[near], best[near], np.full(len(near), KINDS.index("meaning")))
-
-
-# --- reported -------------------------------------------------------------------------------
-
-
-@dataclass
-class Contamination:
-    """What was found, source by source: every hit counted, the first of each set listed.
-
-    Attributes:
-        evaluation: the sets, for the texts that were matched.
-        listed: hits of a set that are listed, at most.
-        action: what was done with them.
-    """
-
-    evaluation: Mapping[str, EvaluationSet]
-    listed: int = 1000
-    action: Literal["drop", "report"] = "drop"
-    checked: Counter[str] = field(default_factory=Counter)
-    counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    hits: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, source: str, pairs: int, hits: Sequence[Hit], *, first: int = 0) -> None:
-        """Takes the hits among so many pairs, of which `first` have been added before."""
-        self.checked[source] += pairs
-        for hit in hits:
-            self.counts[source, hit.set, hit.kind] += 1
-            if sum(n for (_, name, _), n in self.counts.items() if name == hit.set) <= self.listed:
-                kept = self.evaluation[hit.set]
-                known = kept.queries if hit.role == "query" else kept.passages
-                shown = asdict(replace(hit, pair=first + hit.pair))
-                self.hits.append({"source": source, **shown, "evaluation_text": known[hit.id]})
-
-    def as_json(self) -> dict[str, Any]:
-        """As contamination.json has it."""
-        counts = [
-            {"source": source, "set": name, "kind": kind, "pairs": count}
-            for (source, name, kind), count in sorted(self.counts.items())
-        ]
-        return {
-            "action": self.action,
-            "checked": dict(self.checked),
-            "found": self.counts.total(),
-            "counts": counts,
-            "listed_per_set": self.listed,
-            "hits": self.hits,
-        }

@@ -127,7 +127,6 @@ class Index:
         both, shared = np.unique(both, return_counts=True)
         return np.divmod(both[shared >= AT_LEAST], max(1, len(self.words)))
 
-
     def _compare(self, ones: Words, others: Words) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The shares of both, and the longest run, of each couple."""
         (keys, places), (other_keys, other_places) = _keys(ones), _keys(others)
