@@ -10,12 +10,13 @@ What matches, after NFKC, case folding and without punctuation:
 - `copy`: the same words in the same order, however few.
 - `contains`, `part`, `edited`: of the shorter text's words, the `share` or more lie in runs of
   four that the longer one has too. `contains` holds an evaluation text in a longer one, `part` is
-  a piece of one, `edited` is about as long. The shorter has at least `ngram` words; one of
-  at least CONTAINED words may be contained as well, but word for word.
+  a piece of one, `edited` is about as long. The shorter has at least `ngram` words, or CONTAINED
+  if it is there word for word.
 - `overlap`: less than that is shared, but `ngram` words in a row are (Brown et al., 2020, arXiv
   2005.14165, drop so).
-- `edited` again, for texts of up to FEW words: all words but one in any order, ALIKE or more of
-  their characters, and the same numbers.
+- `edited` again, for texts of up to FEW words: all words but one in any order, and the same
+  numbers; of fewer than CONTAINED words also ALIKE or more of their characters, for one word
+  of five is another question, and a typo in it is not.
 - `meaning`: the cosine of two vectors, where an encoder is given.
 
 Phrases that more than `overlap.COMMON` texts of the evaluation sets have count less the more have
@@ -38,7 +39,7 @@ Kind = Literal["copy", "edited", "contains", "part", "overlap", "meaning"]
 KINDS: tuple[Kind, ...] = ("copy", "edited", "contains", "part", "overlap", "meaning")
 CONTAINED = 8  # words of the shortest text that is looked for inside others
 FEW = 24  # words; up to here one of them may differ
-ALIKE = 0.85  # of the characters of two such texts
+ALIKE = 0.85  # of the characters of two texts
 LIKE_LONG = 0.75  # of the longer text's words: from there on, a shared text is no mere part
 CHUNK = 4096  # pairs looked at together
 
@@ -224,20 +225,21 @@ class Judged:
         own = {i: spelled(texts[i]) for i in np.unique(text)}
         couples = zip(text, row, strict=True)
         scores = np.array([alike(own[i], self.brief[j].split(" ")) for i, j in couples])
-        kept = np.flatnonzero(scores >= ALIKE)
-        return Matches(
-            text[kept], row[kept], scores[kept], np.full(len(kept), KINDS.index("edited"))
-        )
+        least = np.minimum(words.counts[text], self.index.words.counts[row])
+        kept = np.flatnonzero((scores >= ALIKE) | (least >= CONTAINED))
+        kinds = np.full(len(kept), KINDS.index("edited"))
+        return Matches(text[kept], row[kept], scores[kept], kinds)
 
     def _sharing(self, words: Words) -> "Matches":
         """Texts that share phrases."""
-        found = self.index.search(words)
+        found = self.index.search(words, in_a_row=self.ngram)
         own, known = words.counts[found.text], self.index.words.counts[found.row]
         enough = (known >= self.ngram) | ((known >= CONTAINED) & (found.of_row > 0.999))
         contains = enough & (found.of_row >= self.share) & (own >= known)
-        enough = (own >= self.ngram) | ((found.of_text > 0.999) & (found.run >= CONTAINED))
+        enough = (own >= self.ngram) | (
+            (own >= CONTAINED) & (found.of_text > 0.999) & (found.weight >= 0.5)
+        )
         part = enough & (found.of_text >= self.share) & (own < known)
-        overlap = found.run >= self.ngram
         as_long = np.minimum(own, known) >= LIKE_LONG * np.maximum(own, known)
         kinds = np.select(
             [(contains | part) & as_long, contains, part],
@@ -245,7 +247,7 @@ class Judged:
             KINDS.index("overlap"),
         )
         score = np.where(own >= known, found.of_row, found.of_text)
-        kept = contains | part | overlap
+        kept = contains | part | found.in_a_row
         return Matches(found.text[kept], found.row[kept], score[kept], kinds[kept])
 
 

@@ -52,14 +52,17 @@ class Overlaps:
     Attributes:
         text, row: the text's place among those asked, and the known one's.
         of_text, of_row: the share of its words that lie in runs which the other has too.
-        run: words of the longest such run, common phrases left out.
+        weight: what a word of the text counts on average; 1 where no phrase in it is common.
+        in_a_row: whether so many words in a row as were asked for are the same in both, and
+            count for half as many or more.
     """
 
     text: np.ndarray
     row: np.ndarray
     of_text: np.ndarray
     of_row: np.ndarray
-    run: np.ndarray
+    weight: np.ndarray
+    in_a_row: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -100,18 +103,14 @@ class Index:
         there[grams >> np.uint64(64 - bits)] = True
         return Index(words, seen, grams, rows.astype(np.int32), there)
 
-    def search(self, asked: Words) -> Overlaps:
+    def search(self, asked: Words, *, in_a_row: int) -> Overlaps:
         """Every known text that shares at least AT_LEAST indexed grams with one asked."""
         text, row = self._candidates(asked)
-        sizes = asked.counts[text] + self.words.counts[row]
-        parts = np.cumsum(sizes) // VERIFIED
+        parts = np.cumsum(asked.counts[text] + self.words.counts[row]) // VERIFIED
         found = [
-            self._compare(asked.take(text[parts == part]), self.words.take(row[parts == part]))
-            for part in np.unique(parts)
+            self._compare(asked.take(text[part]), self.words.take(row[part]), in_a_row)
+            for part in np.split(np.arange(len(text)), np.flatnonzero(np.diff(parts)) + 1)
         ]
-        if not found:
-            none = np.zeros(0)
-            return Overlaps(text, row, none, none, none.astype(np.int64))
         return Overlaps(text, row, *(np.concatenate(each) for each in zip(*found, strict=True)))
 
     def _candidates(self, asked: Words) -> tuple[np.ndarray, np.ndarray]:
@@ -127,17 +126,29 @@ class Index:
         both, shared = np.unique(both, return_counts=True)
         return np.divmod(both[shared >= AT_LEAST], max(1, len(self.words)))
 
-    def _compare(self, ones: Words, others: Words) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The shares of both, and the longest run, of each couple."""
-        (keys, places), (other_keys, other_places) = _keys(ones), _keys(others)
-        in_both = _cover(ones, places[find(np.sort(other_keys), keys) >= 0])
-        of_other = _cover(others, other_places[find(np.sort(keys), other_keys) >= 0])
-        weights = self._weights(ones)
+    def _compare(self, ones: Words, others: Words, in_a_row: int) -> tuple[np.ndarray, ...]:
+        """All but the first two of `Overlaps`, couple by couple."""
+        covered, of_other = _shared(ones, others)
+        weights, other_weights = self._weights(ones), self._weights(others)
+        total, shared = _sums(ones, weights), _sums(ones, weights * covered)
+        other_total, of_row = _sums(others, other_weights), _sums(others, other_weights * of_other)
+        # As many words in a row are in both only where as many are covered in a row.
+        maybe = np.flatnonzero(_longest(ones, covered) >= in_a_row)
+        row = np.zeros(len(ones), dtype=bool)
+        row[maybe] = self._in_a_row(ones.take(maybe), others.take(maybe), in_a_row)
         return (
-            _share(ones, in_both, weights),
-            _share(others, of_other, self._weights(others)),
-            _longest(ones, in_both & (weights == 1)),
+            shared / np.maximum(1e-9, total),
+            of_row / np.maximum(1e-9, other_total),
+            total / np.maximum(1, ones.counts),
+            row,
         )
+
+    def _in_a_row(self, ones: Words, others: Words, length: int) -> np.ndarray:
+        keys, places = _keys(ones, length)
+        places = places[find(np.sort(_keys(others, length)[0]), keys) >= 0]
+        weights = np.concatenate([[0.0], np.cumsum(self._weights(ones))])
+        places = places[weights[places + length] - weights[places] >= length / 2]
+        return np.bincount(ones.text_of(places), minlength=len(ones)) > 0
 
     def _weights(self, words: Words) -> np.ndarray:
         """What each word counts, by the commonest gram that it lies in."""
@@ -165,9 +176,18 @@ def _rarest(
     return np.flatnonzero(chosen & ~(common & (rarer >= ENOUGH)[rows]))
 
 
-def _keys(words: Words) -> tuple[np.ndarray, np.ndarray]:
+def _shared(ones: Words, others: Words) -> tuple[np.ndarray, np.ndarray]:
+    """Which words of both lie in grams that the other of the couple has too."""
+    (keys, places), (other_keys, other_places) = _keys(ones, GRAM), _keys(others, GRAM)
+    return (
+        _cover(ones, places[find(np.sort(other_keys), keys) >= 0]),
+        _cover(others, other_places[find(np.sort(keys), other_keys) >= 0]),
+    )
+
+
+def _keys(words: Words, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Grams, made different from couple to couple, and their places."""
-    grams, places = words.grams(GRAM)
+    grams, places = words.grams(length)
     # The couple comes first, so that what is looked up together stands together.
     couple = words.text_of(places).astype(np.uint64)
     return (couple << np.uint64(40)) | (grams >> np.uint64(24)), places
@@ -181,11 +201,10 @@ def _cover(words: Words, places: np.ndarray) -> np.ndarray:
     return covered
 
 
-def _share(words: Words, covered: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    sums = np.concatenate([[0.0], np.cumsum(weights)])
-    in_cover = np.concatenate([[0.0], np.cumsum(weights * covered)])
-    begins, ends = words.starts[:-1], words.starts[1:]
-    return (in_cover[ends] - in_cover[begins]) / np.maximum(1e-9, sums[ends] - sums[begins])
+def _sums(words: Words, of_words: np.ndarray) -> np.ndarray:
+    """The sum over each text's words."""
+    sums = np.concatenate([[0.0], np.cumsum(of_words)])
+    return sums[words.starts[1:]] - sums[words.starts[:-1]]
 
 
 def _longest(words: Words, covered: np.ndarray) -> np.ndarray:

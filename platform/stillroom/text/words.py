@@ -35,7 +35,8 @@ class Words:
     """The words of texts, in order.
 
     Attributes:
-        hashes: uint64, (words of all texts,); odd where the word has a digit.
+        hashes: uint64, (words of all texts,); odd where the word has a digit, + or #: another such
+            word is another thing, never the same one with a typo.
         starts: int64, (texts + 1,); text i has the words from starts[i] to starts[i + 1].
         keys: uint64, (texts,); equal for texts of the same letters in the same order, wherever
             their words end: `data base` is `database`.
@@ -164,10 +165,10 @@ def _hashed(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     powers = np.cumprod(np.full(len(codes), _BASE))
     inverse = np.cumprod(np.full(len(codes), _BASE_INVERSE))
     sums = _sums(codes * powers)
-    digits = offsets(_digits()[np.minimum(codes, len(table) - 1)])
-    numeric = digits[ends] > digits[starts]
+    exact = offsets(_digits()[np.minimum(codes, len(table) - 1)] | sign)
+    is_exact = exact[ends] > exact[starts]
     hashes = mix((sums[ends] - sums[starts]) * inverse[starts]) & ~np.uint64(1)
-    hashes |= numeric.astype(np.uint64)
+    hashes |= is_exact.astype(np.uint64)
     # And so is a text's key, of the characters of all its words.
     written = letter | alone
     places = offsets(written)
