@@ -1,6 +1,6 @@
 """Recall on planted contamination, hits on clean text, and pairs a second.
 
-    python tests/benchmarks/decontamination.py [--data DIR …] [--limit 2000] [--scale]
+    python tests/benchmarks/decontamination.py [--data DIR …] [--limit 2000] [--scale 200000]
 
 Without --data, on docstrings of this environment. DIR is in BEIR layout; where it has a
 train.jsonl its pairs are the clean text, otherwise half of its passages are.
@@ -8,10 +8,14 @@ train.jsonl its pairs are the clean text, otherwise half of its passages are.
 Half of a collection's texts are tested, planted one by one into pairs under each edit of
 tests/edits.py. "clean" is the share of pairs with nothing planted that are hit all the same:
 real copies among them count as false hits, so it is an upper bound; --show N prints some.
+
+--scale N is about size alone: N answers and 50,000 pairs of words drawn by Zipf's law.
 """
 
 import argparse
 import json
+import pickle
+import resource
 import sys
 import time
 from collections import Counter
@@ -20,6 +24,8 @@ from pathlib import Path
 from random import Random
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
 
 from edits import EDITS, edit
 from stillroom.text.decontaminate import Judged, decontaminate
@@ -35,11 +41,36 @@ def main():
     arguments.add_argument("--data", type=Path, nargs="*", default=[])
     arguments.add_argument("--limit", type=int, default=2000, help="texts planted of each kind")
     arguments.add_argument("--show", type=int, default=0, help="hits on clean text to print")
-    arguments.add_argument("--share", type=float, default=0.5)
+    arguments.add_argument("--share", type=float, default=0.6)
+    arguments.add_argument("--scale", type=int, help="answers of a generated set")
     given = arguments.parse_args()
+    if given.scale:
+        scale(given.scale)
+        return
     collections = [docstrings()] if not given.data else [beir(folder) for folder in given.data]
     for name, tested, clean in collections:
         measure(name, tested, clean, given)
+
+
+def scale(answers):
+    def texts(count, seed):
+        random = np.random.default_rng(seed)
+        words = np.minimum(random.zipf(1.2, size=(count, 60)), 200_000)
+        return [" ".join(map("w{}".format, row)) for row in words.tolist()]
+
+    tested = evaluation([Pair(text[:40], text) for text in texts(answers, 0)])
+    pairs = [Pair(text[:40], text) for text in texts(50_000, 1)]
+    began = time.perf_counter()
+    judged = Judged.of({"generated": tested})
+    built = time.perf_counter() - began
+    began = time.perf_counter()
+    decontaminate(pairs, judged)
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"{answers:,} answers: built in {built:.0f} s, pickled {len(pickle.dumps(judged)) / 2**20:,.0f}"
+        f" MiB, peak {peak:.1f} GiB with the texts; {len(pairs) / seconds:,.0f} pairs/s"
+    )
 
 
 def docstrings():

@@ -66,6 +66,7 @@ def kinds(texts, tested):
         ("capital of france today", "capital of frnace today", "edited"),
         ("capital of france today", "france capital of today", "edited"),
         ("capital of france today", "capital of spain today", None),
+        ("introspection data for the gcr library", "introspection data for the bamf library", None),
         ("winner of 1998 cup", "winner of 1994 cup", None),
         ("capital of france today", f"the capital of france today is warm. {OTHER}", None),
         # From eight words on it is looked for inside others, word for word.
@@ -212,9 +213,8 @@ def test_chunks_processes_and_order_change_nothing(documented, monkeypatch):
     assert {i for i, one in enumerate(held) if one} <= {hit.pair for hit in hits}
 
 
-def test_what_is_judged_is_smaller_than_its_texts_but_for_the_tables(documented):
-    texts = documented[0] * 4
-    judged = Judged.of({"set": evaluation(texts)})
+def test_what_is_judged_is_smaller_than_its_texts_but_for_the_tables(documented, judged):
+    texts = documented[0]
     tables = judged.index.seen.counters.nbytes + judged.index.there.nbytes
     size = sum(len(pair.query) + len(pair.passage) for pair in texts)
     assert len(pickle.dumps(judged)) - tables < 2.5 * size
@@ -228,7 +228,7 @@ def test_what_is_judged_is_smaller_than_its_texts_but_for_the_tables(documented)
 def test_planted_contamination_is_found(documented, judged, kind):
     tested, others = documented
     texts = [text for pair in tested for text in (pair.query, pair.passage)]
-    texts = Random(3).sample([text for text in texts if len(spelled(text)) >= 13], 400)
+    texts = Random(3).sample([text for text in texts if len(text.split()) >= 16], 250)
     random, more = Random(7), [pair.passage for pair in others]
     planted = [Pair("", edit(kind, text, random, more)) for text in texts]
     recall = len(decontaminate(planted, judged)[1]) / len(texts)

@@ -15,8 +15,9 @@ What matches, after NFKC, case folding and without punctuation:
 - `overlap`: less than that is shared, but `ngram` words in a row are (Brown et al., 2020, arXiv
   2005.14165, drop so).
 - `edited` again, for texts of up to FEW words: all words but one in any order, and the same
-  numbers; of fewer than CONTAINED words also ALIKE or more of their characters, for one word
-  of five is another question, and a typo in it is not.
+  numbers. Of fewer than CONTAINED words also ALIKE or more of their characters, and TYPO or
+  more of those of a word that became another: a typo is the same question, and a synonym in
+  four words need not be.
 - `meaning`: the cosine of two vectors, where an encoder is given.
 
 Phrases that more than `overlap.COMMON` texts of the evaluation sets have count less the more have
@@ -40,6 +41,7 @@ KINDS: tuple[Kind, ...] = ("copy", "edited", "contains", "part", "overlap", "mea
 CONTAINED = 8  # words of the shortest text that is looked for inside others
 FEW = 24  # words; up to here one of them may differ
 ALIKE = 0.85  # of the characters of two texts
+TYPO = 0.5  # of the characters of two words
 LIKE_LONG = 0.75  # of the longer text's words: from there on, a shared text is no mere part
 CHUNK = 4096  # pairs looked at together
 
@@ -224,9 +226,10 @@ class Judged:
         )
         own = {i: spelled(texts[i]) for i in np.unique(text)}
         couples = zip(text, row, strict=True)
-        scores = np.array([alike(own[i], self.brief[j].split(" ")) for i, j in couples])
+        found = [alike(own[i], self.brief[j].split(" ")) for i, j in couples]
+        scores, of_rest = np.array(found, dtype=float).reshape(-1, 2).T
         least = np.minimum(words.counts[text], self.index.words.counts[row])
-        kept = np.flatnonzero((scores >= ALIKE) | (least >= CONTAINED))
+        kept = np.flatnonzero(((scores >= ALIKE) & (of_rest >= TYPO)) | (least >= CONTAINED))
         kinds = np.full(len(kept), KINDS.index("edited"))
         return Matches(text[kept], row[kept], scores[kept], kinds)
 
@@ -329,14 +332,15 @@ def _hits(
         )
 
 
-def alike(one: Sequence[str], other: Sequence[str]) -> float:
-    """The share of characters that two lists of words have in common, whatever their order."""
-    left, right = Counter(one) - Counter(other), Counter(other) - Counter(one)
-    matcher = SequenceMatcher(None, "".join(left.elements()), "".join(right.elements()), False)
-    matched = sum(block.size for block in matcher.get_matching_blocks())
-    size, other_size = len("".join(one)), len("".join(other))
-    same = size - len("".join(left.elements()))
-    return 2 * (same + matched) / max(1, size + other_size)
+def alike(one: Sequence[str], other: Sequence[str]) -> tuple[float, float]:
+    """The share of characters that two lists of words have in common, whatever their order; and
+    the same of the words that only one of them has, 1 where only one has any."""
+    left = "".join((Counter(one) - Counter(other)).elements())
+    right = "".join((Counter(other) - Counter(one)).elements())
+    blocks = SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks()
+    matched = 2 * sum(block.size for block in blocks)
+    size, rest = len("".join(one)) + len("".join(other)), len(left) + len(right)
+    return (size - rest + matched) / size, matched / rest if left and right else 1.0
 
 
 def _rows(

@@ -13,6 +13,7 @@ COMMON = 10  # texts; a gram that more of them have is a phrase of the trade, or
 ENOUGH = 8  # rarer grams of a text, beside which its common ones are not indexed
 POSTINGS = 32  # texts of one gram at most
 AT_LEAST = 2  # indexed grams in common before two texts are compared
+RARE = 0.9  # what words in a row count on average, to be a match by themselves
 VERIFIED = 1 << 19  # words compared at a time
 
 
@@ -53,8 +54,8 @@ class Overlaps:
         text, row: the text's place among those asked, and the known one's.
         of_text, of_row: the share of its words that lie in runs which the other has too.
         weight: what a word of the text counts on average; 1 where no phrase in it is common.
-        in_a_row: whether so many words in a row as were asked for are the same in both, and
-            count for half as many or more.
+        in_a_row: whether as many words in a row as were asked for are the same in both, and
+            hardly a common phrase among them.
     """
 
     text: np.ndarray
@@ -147,7 +148,7 @@ class Index:
         keys, places = _keys(ones, length)
         places = places[find(np.sort(_keys(others, length)[0]), keys) >= 0]
         weights = np.concatenate([[0.0], np.cumsum(self._weights(ones))])
-        places = places[weights[places + length] - weights[places] >= length / 2]
+        places = places[weights[places + length] - weights[places] >= RARE * length]
         return np.bincount(ones.text_of(places), minlength=len(ones)) > 0
 
     def _weights(self, words: Words) -> np.ndarray:
