@@ -42,6 +42,7 @@ ALLOWED = {
         "plan",
         "checks",
         "encoders",
+        "text",
         "measure",
         "stages",
         "serving",

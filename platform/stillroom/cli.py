@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 runs_app = typer.Typer()
 app.add_typer(runs_app, name="runs", invoke_without_command=True)
-data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at training data, and clean it.")
 app.add_typer(data_app, name="data")
 
 out = Console()
@@ -430,6 +430,77 @@ def export(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     out.print(f"{model} is in {folder}")
+
+
+@data_app.command()
+def decontaminate(
+    pairs: Annotated[list[Path], typer.Option(help="Files of pairs; may be given again.")],
+    against: Annotated[
+        list[Path], typer.Option(help="A folder in BEIR layout, or of such; may be given again.")
+    ],
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="JSONL for the pairs that are left.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Where every hit is shown: a .html or a .json file.")
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Every passage is tested, not only those that answer.")
+    ] = False,
+    ngram: Annotated[int, typer.Option(min=8, help="Words in a row that are a match.")] = 13,
+    share: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Of the shorter text's words.")
+    ] = 0.6,
+    listed: Annotated[int, typer.Option(min=0, help="Hits of each set in the report.")] = 1000,
+    embedder: Annotated[
+        str | None, typer.Option(help="A model, to find what says the same in other words.")
+    ] = None,
+    similarity: Annotated[float, typer.Option(help="The least cosine for that.")] = 0.95,
+    root: Root = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Find training pairs that give evaluation sets away, and drop them.
+
+    Example: stillroom data decontaminate --pairs train.jsonl --against my-sets --out clean.jsonl
+    --report contamination.html
+    """
+    if report is not None and report.suffix not in (".html", ".json"):
+        raise UserError(f"--report {report}", "is neither HTML nor JSON", "Name it so")
+    from stillroom.measure.contamination import render
+    from stillroom.measure.sets import read_sets
+    from stillroom.text.contamination import clean_files
+    from stillroom.text.decontaminate import Judged
+
+    sets: dict[str, Any] = {}
+    for folder in against:
+        read = read_sets(folder)
+        if both := sorted(read.keys() & sets.keys()):
+            raise UserError(f"--against {folder}", f"{both[0]!r} is there twice", "Rename one")
+        sets |= read
+    embed = None if embedder is None else _load(embedder, root).encode
+    judged = Judged.of(sets, whole=sets if whole else (), ngram=ngram, share=share, embed=embed)
+    found = clean_files(
+        pairs,
+        judged,
+        sets,
+        out_file,
+        listed=listed,
+        embed=embed,
+        similarity=similarity,
+    ).as_json()
+    if report is not None:
+        name = ", ".join(file.name for file in pairs)
+        text = json.dumps(found, ensure_ascii=False, indent=2) + "\n"
+        report.write_text(render(found, name) if report.suffix == ".html" else text, "utf-8")
+    if as_json:
+        print(json.dumps({key: value for key, value in found.items() if key != "hits"}))
+        return
+    shown = Table("source", "set", "match", "pairs")
+    for row in found["counts"]:
+        shown.add_row(row["source"], row["set"], row["kind"], f"{row['pairs']:,}")
+    out.print(shown)
+    became = "dropped" if out_file else "found"
+    out.print(f"{found['found']:,} of {sum(found['checked'].values()):,} pairs {became}")
 
 
 def _load(model: str, root: str) -> Any:

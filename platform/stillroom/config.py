@@ -190,11 +190,21 @@ class HeldOut(Section):
         return self
 
 
+class Decontaminate(Section):
+    """Pairs that give away what an evaluation set asks or answers; see `text.decontaminate`."""
+
+    action: Literal["drop", "report"] = "drop"
+    ngram: Annotated[int, Field(ge=8)] = 13  # words in a row; shorter texts match as a whole
+    share: Annotated[float, Field(gt=0, le=1)] = 0.6  # of the shorter text's words
+    listed: NonNegativeInt = 1000  # pairs of each set in contamination.json; all are counted
+
+
 class Corpus(Section):
     sources: dict[Name, Annotated[Source, Field(discriminator="format")]] = Field(min_length=1)
     max_pairs: PositiveInt | None = None  # of each source
     held_out: HeldOut | None = None
     evaluation: dict[Name, str] = {}  # set → folder in BEIR layout
+    decontaminate: Decontaminate = Decontaminate()
 
     @model_validator(mode="after")
     def _something_to_measure(self) -> "Corpus":

@@ -12,8 +12,14 @@ from stillroom.stages.corpus import CorpusFiles, corpus, evaluation_sets
 from stillroom.text.dedupe import near_key
 from stillroom.text.formats import EvaluationSet, write_beir
 
-# Passages with the same words before their last are near-copies of one another.
-LONG = "so many words that two which begin with them are taken for copies of one another, " * 2
+
+def long(own):
+    """Words enough for two texts with them to be taken for copies, and nobody else's."""
+    words = "so many words that two which begin with them are taken for copies of one another"
+    return " ".join(f"{word}{own}{half}" for half in "ab" for word in words.split())
+
+
+LONG = long("tested")
 TESTED = EvaluationSet(
     {"p1": "the tested answer", "p2": "searched, but no answer", "p3": f"a tested {LONG} answer"},
     {"q": "the tested query"},
@@ -24,7 +30,7 @@ TESTED = EvaluationSet(
 def pair(name, number, **more):
     return {
         "query": f"{name} query {number}",
-        "positive": f"{name} {number}, {LONG} {name}",
+        "positive": f"{name} {number}, {long(f'{name}{number}')} {name}",
         **more,
     }
 

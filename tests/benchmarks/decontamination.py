@@ -1,0 +1,152 @@
+"""Recall on planted contamination, hits on clean text, and pairs a second of one CPU.
+
+    python tests/benchmarks/decontamination.py [--data DIR …] [--limit 2000] [--scale 200000]
+
+Without --data, on docstrings of this environment. DIR is in BEIR layout; where it has a
+train.jsonl its pairs are the clean text, otherwise half of its passages are.
+
+Half of a collection's texts are tested, planted one by one into pairs under each edit of
+tests/edits.py. "clean" is the share of pairs with nothing planted that are hit all the same:
+real copies among them count as false hits, so it is an upper bound; --show N prints some.
+
+--scale N is about size alone: N answers and 50,000 pairs of words drawn by Zipf's law.
+"""
+
+import argparse
+import json
+import pickle
+import resource
+import sys
+import time
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+
+from edits import EDITS, edit
+from stillroom.text.decontaminate import Judged, decontaminate
+from stillroom.text.docstrings import docstring_pairs
+from stillroom.text.formats import EvaluationSet, Pair, read_beir, read_pairs
+from stillroom.text.words import words_of
+
+LONG = 13  # words; shorter texts are told apart from longer ones
+
+
+def main():
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--data", type=Path, nargs="*", default=[])
+    arguments.add_argument("--limit", type=int, default=2000, help="texts planted of each kind")
+    arguments.add_argument("--show", type=int, default=0, help="hits on clean text to print")
+    arguments.add_argument("--share", type=float, default=0.6)
+    arguments.add_argument("--scale", type=int, help="answers of a generated set")
+    given = arguments.parse_args()
+    if given.scale:
+        scale(given.scale)
+        return
+    collections = [docstrings()] if not given.data else [beir(folder) for folder in given.data]
+    for name, tested, clean in collections:
+        measure(name, tested, clean, given)
+
+
+def scale(answers):
+    def texts(count, seed):
+        random = np.random.default_rng(seed)
+        words = np.minimum(random.zipf(1.2, size=(count, 60)), 200_000)
+        return [" ".join(map("w{}".format, row)) for row in words.tolist()]
+
+    tested = evaluation([Pair(text[:40], text) for text in texts(answers, 0)])
+    pairs = [Pair(text[:40], text) for text in texts(50_000, 1)]
+    began = time.process_time()
+    judged = Judged.of({"generated": tested})
+    built = time.process_time() - began
+    began = time.process_time()
+    decontaminate(pairs, judged)
+    seconds = time.process_time() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    size = len(pickle.dumps(judged)) / 2**20
+    print(
+        f"{answers:,} answers: built in {built:.0f} s, pickled {size:,.0f} MiB,"
+        f" peak {peak:.1f} GiB with the texts; {len(pairs) / seconds:,.0f} pairs a CPU second"
+    )
+
+
+def docstrings():
+    pairs = list(islice(docstring_pairs(["torch", "transformers", "numpy", "ray"]), 30_000))
+    Random(0).shuffle(pairs)
+    half = len(pairs) // 2
+    return "docstrings", evaluation(pairs[:half]), pairs[half:]
+
+
+def evaluation(pairs):
+    return EvaluationSet(
+        {f"p{i}": pair.passage for i, pair in enumerate(pairs)},
+        {f"q{i}": pair.query for i, pair in enumerate(pairs)},
+        {f"q{i}": {f"p{i}": 1} for i in range(len(pairs))},
+    )
+
+
+def beir(folder):
+    kept = read_beir(folder)
+    if (folder / "train.jsonl").exists():
+        return folder.name, kept, list(read_pairs(folder / "train.jsonl"))
+    passages = sorted(text for text in set(kept.passages.values()) if text.strip())
+    Random(0).shuffle(passages)
+    half = len(passages) // 2
+    tested = {f"p{i}": text for i, text in enumerate(passages[:half])}
+    queries = dict(kept.queries)
+    asked = EvaluationSet(tested, queries, {q: {"p0": 1} for q in queries})
+    return folder.name, asked, [Pair(text[:20], text) for text in passages[half:]]
+
+
+def measure(name, tested, clean, given):
+    whole = {name} if not any(pair.query != pair.passage[:20] for pair in clean[:9]) else set()
+    began = time.process_time()
+    judged = Judged.of({name: tested}, whole=whole, share=given.share)
+    built = time.process_time() - began
+    began = time.process_time()
+    _, hits = decontaminate(clean, judged)
+    seconds = time.process_time() - began
+    rows = len(judged.ids.starts) - 1
+    print(f"\n## {name}: {rows:,} tested texts of {len(tested.passages):,} passages")
+    print(f"built in {built:.1f} s, {len(clean) / seconds:,.0f} pairs a CPU second")
+    print(
+        f"clean: {len(hits) / len(clean):.2%} of {len(clean):,} pairs hit:",
+        dict(Counter(hit.kind for hit in hits)),
+    )
+    for hit in Random(1).sample(hits, min(given.show, len(hits))):
+        texts = tested.queries if hit.role == "query" else tested.passages
+        print(json.dumps([hit.kind, hit.score, hit.what, hit.text[:600], texts[hit.id][:600]]))
+    dirty = {hit.pair for hit in hits}
+    free = [pair for i, pair in enumerate(clean) if i not in dirty]
+    answers = sorted({text for i, text in enumerate(judged_texts(tested, judged)) if text.strip()})
+    counts = words_of(answers).counts
+    print("| edit | " + " | ".join(f"{label} (n)" for label in ("13+ words", "8–12", "4–7")) + " |")
+    print("| --- | --- | --- | --- |")
+    groups = [(13, 1 << 30), (8, 12), (4, 7)]
+    chosen = []
+    for low, high in groups:
+        of_size = [t for t, n in zip(answers, counts, strict=True) if low <= n <= high]
+        chosen.append(Random(2).sample(of_size, min(given.limit, len(of_size))))
+    others = [pair.passage for pair in free]
+    for kind in EDITS:
+        cells = []
+        for texts in chosen:
+            random = Random(3)
+            planted = [Pair("", edit(kind, text, random, others)) for text in texts]
+            found = decontaminate(planted, judged)[1]
+            cells.append(f"{len(found) / len(texts):.3f} ({len(texts):,})" if texts else "–")
+        print(f"| {kind} | " + " | ".join(cells) + " |", flush=True)
+
+
+def judged_texts(tested, judged):
+    for i in range(len(judged.asks)):
+        texts = tested.queries if judged.asks[i] else tested.passages
+        yield texts[judged.ids[i]]
+
+
+if __name__ == "__main__":
+    main()
