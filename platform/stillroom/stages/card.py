@@ -54,8 +54,12 @@ def card(
     lines += _table(
         ["set", "queries", "passages", "from"],
         [
-            [name, f"{len(kept.qrels):,}", f"{len(kept.passages):,}"]
-            + [section.evaluation.get(name, "split off a source")]
+            [
+                name,
+                f"{len(kept.qrels):,}",
+                f"{len(kept.passages):,}",
+                section.evaluation.get(name, "split off a source"),
+            ]
             for name, kept in evaluation.items()
         ],
     )

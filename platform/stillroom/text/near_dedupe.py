@@ -10,10 +10,11 @@ text at a time in Python; here a batch's words are one array.
 import itertools
 import re
 from collections.abc import Sequence
+from hashlib import blake2b
 
 import numpy as np
 
-from stillroom.text.dedupe import folded, hashes, mix
+from stillroom.text.dedupe import folded, mix
 
 PLACES = 128  # of a signature
 IN_A_ROW = 3  # words
@@ -21,7 +22,9 @@ BATCH = 2048  # texts whose words fit into a processor's cache
 BEFORE = 8  # texts of a band that one is compared with, beside its first
 RECALL = 0.9  # of pairs that are just similar enough, and of more of those that are more so
 # Scripts without spaces between words: every character counts as one.
-ALONE = re.compile("([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])")
+ALONE = re.compile(
+    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])"
+)
 
 _rng = np.random.default_rng(0)
 _FACTORS = _rng.integers(1 << 32, size=PLACES, dtype=np.uint32) | np.uint32(1)
@@ -98,7 +101,8 @@ def copies(
 
 class _Words(dict[str, int]):
     def __missing__(self, word: str) -> int:
-        number = self[word] = int(hashes([word])[0])
+        digest = blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        number = self[word] = int.from_bytes(digest, "little")
         return number
 
 

@@ -1,5 +1,6 @@
 """More records than memory holds, grouped by a key: sorted runs on disk, read range by range."""
 
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class SortedRuns:
         """Ranges that cover all 64 bits, with some `most` records each where keys are hashes."""
         count = -(-len(self) // most)
         borders = [KEYS * i // count for i in range(count)] + [KEYS]
-        return list(zip(borders, borders[1:], strict=False)) if count else []
+        return list(itertools.pairwise(borders)) if count else []
 
     def _runs(self) -> Iterator[np.ndarray]:
         # Mapped one at a time: only what is copied out of a run stays in memory.
