@@ -9,11 +9,13 @@ from typing import Annotated, Literal
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     model_validator,
 )
 
@@ -95,6 +97,13 @@ class HeldOut(Section):
         return self
 
 
+# Of each source, or source → number. Told apart beforehand, a wrong one is one fault and not two.
+Most = Annotated[
+    Annotated[PositiveInt, Tag("number")] | Annotated[dict[Name, PositiveInt], Tag("by_source")],
+    Discriminator(lambda given: "by_source" if isinstance(given, dict) else "number"),
+]
+
+
 class NearDuplicates(Section):
     """Drops pairs and passages that are near-copies of what comes before them.
 
@@ -113,7 +122,7 @@ class Corpus(Section):
     # null, since it depends on the data: what was crawled repeats itself, and its copies are each
     # other's false negatives; in a catalogue texts that are nearly alike are different answers.
     near_duplicates: NearDuplicates | None = None
-    max_pairs: PositiveInt | dict[Name, PositiveInt] | None = None  # of each source, or by name
+    max_pairs: Most | None = None
     held_out: HeldOut | None = None
     evaluation: dict[Name, str] = {}  # set → folder in BEIR layout
 
@@ -168,6 +177,12 @@ class Optimisation(Section):
     mix_temperature: PositiveFloat = 1.0  # without mix, shares are sizes ** (1 / it)
     one_source_a_batch: bool = True  # other sources' texts are negatives too easy to learn from
     by_length: bool = False  # batches of texts of like length
+
+    @model_validator(mode="after")
+    def _one_way_to_mix(self) -> "Optimisation":
+        if self.mix is not None and self.mix_temperature != 1:
+            raise ValueError("mix says every share: leave out mix_temperature, or mix")
+        return self
 
 
 class PairTraining(Optimisation):

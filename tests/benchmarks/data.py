@@ -2,14 +2,16 @@
 
     python tests/benchmarks/data.py [--pairs 100000 1000000] [--near] [--negatives 1] [--files 8]
 
-One in ten pairs repeats another's passage under another query, and one in twenty has a passage
-with a word in forty changed. Each size is a run of its own, in processes of its own: at every 50 ms the
-resident memory of all of them is added up, without what they share with the page cache or with
-Ray's object store (USS). The store is bounded by --store, and next to nothing passes through it.
+One in ten pairs repeats another's passage under another query, and one in twenty a passage with a
+word in forty changed. Each size is a run of its own, in processes of its own; four times a second
+what all of them hold for themselves is added up (USS: neither the page cache nor Ray's object
+store, of which --store is the bound and of which next to nothing is used), and so is the
+processors' time.
 """
 
 import argparse
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -22,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-EVERY_S = 0.05
+EVERY_S = 0.25
 PHRASES = 200_000  # of four words each, as texts repeat phrases
 COPIES, NEAR_COPIES = 0.10, 0.05
 BLOCK = 10_000  # pairs that are made at a time, whose copies are of one another
@@ -70,7 +72,8 @@ def stage(folder, store, near):
 
     from stillroom.artifacts import Store
     from stillroom.config import Corpus, Scale
-    from stillroom.stages.corpus import corpus
+    from stillroom.stages import corpus as module
+    from stillroom.stages.shards import Sizes
 
     content = {
         "sources": {
@@ -79,22 +82,26 @@ def stage(folder, store, near):
         "held_out": {"queries": 200, "passages": 1000},
         "near_duplicates": {"similarity": 0.8} if near else None,
     }
+    module.SIZES = Sizes(small=0)  # every size takes the way of the large ones
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     section = Corpus.model_validate_json(json.dumps(content))
     ray.init(include_dashboard=False, configure_logging=False, object_store_memory=store)
     with Store(str(folder / "runs")).draft("corpus", "made", "k") as draft:
         began = time.perf_counter()
-        summary = corpus(section=section, seed=0, scale=Scale(), out=draft)
+        summary = module.corpus(section=section, seed=0, scale=Scale(), out=draft)
         seconds = time.perf_counter() - began
     ray.shutdown()
     print(json.dumps({"seconds": seconds, **summary["sources"]["made"]["pairs"]}))
 
 
-class Memory(threading.Thread):
-    """The peak of what a process and all below it hold, in bytes."""
+class Watch(threading.Thread):
+    """The peak of what a process and all below it hold, in bytes, and their seconds of CPU."""
 
     def __init__(self, pid):
         super().__init__(daemon=True)
-        self.top, self.peak, self.largest, self.over = psutil.Process(pid), 0, 0, threading.Event()
+        self.top, self.over = psutil.Process(pid), threading.Event()
+        self.peak = self.largest = 0
+        self.used = {}
 
     def run(self):
         while not self.over.wait(EVERY_S):
@@ -102,6 +109,8 @@ class Memory(threading.Thread):
             for process in self._all():
                 try:
                     held.append(process.memory_full_info().uss)
+                    times = process.cpu_times()
+                    self.used[process.pid] = times.user + times.system
                 except psutil.Error:
                     continue
             self.peak = max(self.peak, sum(held))
@@ -123,14 +132,15 @@ def measured(count, chosen):
         words = [sys.executable, __file__, "--stage", str(folder), "--store", str(chosen.store)]
         words += ["--near"] * chosen.near
         run = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ})
-        memory = Memory(run.pid)
-        memory.start()
+        watch = Watch(run.pid)
+        watch.start()
         out, _ = run.communicate()
-        memory.over.set()
-        memory.join()
+        watch.over.set()
+        watch.join()
         if run.returncode:
             raise SystemExit(run.returncode)
-        return {**json.loads(out.splitlines()[-1]), "peak": memory.peak, "largest": memory.largest}
+        found = {"peak": watch.peak, "largest": watch.largest, "cpu": sum(watch.used.values())}
+        return {**json.loads(out.splitlines()[-1]), **found}
     finally:
         shutil.rmtree(folder)
 
@@ -154,7 +164,8 @@ def main():
         speed, peak = count / found["seconds"], found["peak"]
         dropped = {why: n for why, n in found.items() if why in WHY and n}
         print(
-            f"{count:,} pairs: {found['seconds']:.1f} s, {speed:,.0f} pairs/s, peak "
+            f"{count:,} pairs: {found['seconds']:.1f} s, {speed:,.0f} pairs/s, "
+            f"{found['cpu']:.0f} s of CPU, peak "
             f"{peak / 2**20:,.0f} MiB in all, {found['largest'] / 2**20:,.0f} MiB in one process; "
             f"{found['kept']:,} kept, {dropped}",
             flush=True,

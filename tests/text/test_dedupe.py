@@ -129,5 +129,5 @@ def test_bands_are_narrow_enough_for_the_promised_recall(similarity):
 
 
 def test_repeated_marks_all_but_the_first():
-    assert repeated(np.array([1, 1, 2, 3, 3, 3])).tolist() == [False, True, False, False, True, True]
+    assert repeated(np.array([1, 1, 2, 3, 3, 3])).astype(int).tolist() == [0, 1, 0, 0, 1, 1]
     assert repeated(np.array([])).tolist() == []

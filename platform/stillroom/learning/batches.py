@@ -29,19 +29,19 @@ class Order:
     Args:
         source: of each row, int, (n,).
         weights: share of the batches that each source gets, (sources,); None: by size.
-        temperature: without weights, shares are as sizes ** (1 / temperature): above 1, small
-            sources are read more often (arXiv 1907.05019).
         one_source: a batch's rows are all of one source.
         lengths: of each row's text; batches then hold rows of like length. None: any.
+        temperature: without weights, shares are as sizes ** (1 / temperature): above 1, small
+            sources are read more often (arXiv 1907.05019).
     """
 
     source: np.ndarray
     seed: int
     global_batch: int
     weights: Sequence[float] | None = None
-    temperature: float = 1.0
     one_source: bool = True
     lengths: np.ndarray | None = None
+    temperature: float = 1.0
     _drawn: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     # The epoch that each source was last read in: a permutation serves all of its steps.
     _read: dict[int, tuple[int, np.ndarray]] = field(

@@ -19,15 +19,9 @@ from stillroom.encoders.contract import Prompts
 from stillroom.errors import UserError
 from stillroom.stages import cleaning, sources
 from stillroom.stages.card import card
-from stillroom.stages.cleaning import (
-    HELD_OUT,
-    REASONS,
-    Numbered,
-    Shard,
-    Sizes,
-    Verdict,
-    Work,
-)
+from stillroom.stages.cleaning import HELD_OUT
+from stillroom.stages.numbering import Numbered, number
+from stillroom.stages.shards import REASONS, Shard, Sizes, Verdict, Work, flat, owners, read
 from stillroom.stages.spread import has_cores
 from stillroom.text.decontaminate import Judged
 from stillroom.text.formats import EvaluationSet, read_beir, write_beir
@@ -53,8 +47,8 @@ def corpus(*, section: Section, seed: int, scale: Scale, out: Draft) -> dict[str
     """
     evaluation = {name: read_beir(Path(folder)) for name, folder in section.evaluation.items()}
     parts = [
-        (number, part)
-        for number, source in enumerate(section.sources.values())
+        (place, part)
+        for place, source in enumerate(section.sources.values())
         for part in sources.parts(source)
     ]
     small = sum(part.bytes for _, part in parts) <= SIZES.small
@@ -63,12 +57,12 @@ def corpus(*, section: Section, seed: int, scale: Scale, out: Draft) -> dict[str
     folder.mkdir()
     try:
         work = Work(folder, SIZES, spread=not small and has_cores())
-        shards = cleaning.read(work, parts)
+        shards = read(work, parts)
         _clean(work, shards, section, seed, evaluation)
-        numbered = cleaning.number(work, shards)
+        numbered = number(work, shards)
         counts = {
-            name: {kind: _counts(work, shards, kind, number) for kind in REASONS}
-            for number, name in enumerate(section.sources)
+            name: {kind: _counts(work, shards, kind, place) for kind in REASONS}
+            for place, name in enumerate(section.sources)
         }
         for name, of_kinds in counts.items():
             for kind in ("pairs", "conversations"):
@@ -97,12 +91,14 @@ def _clean(
     """Everything's verdict; adds the held-out set to the evaluation sets."""
     names = list(section.sources)
     pairs, near = shards["pairs"], section.near_duplicates
-    asked = section.held_out and names.index(section.held_out.source or names[0])
+    asked = -1  # the source that a test set is split off
+    if section.held_out is not None:
+        asked = names.index(section.held_out.source or names[0])
     cleaning.dedupe(work, pairs, beginnings_of=asked)
-    read = sum(shard.rows for shard in pairs)
+    had = sum(shard.rows for shard in pairs)
     if near is not None:
-        cleaning.drop_near_copies(work, pairs, near.similarity, pairs=read)
-    if section.held_out is not None and asked is not None:
+        cleaning.drop_near_copies(work, pairs, near.similarity, pairs=had)
+    if section.held_out is not None:
         own = [shard for shard in pairs if shard.source == asked]
         tested = cleaning.hold_out(work, own, section.held_out.passages, seed)
         if isinstance(tested, int):
@@ -121,13 +117,13 @@ def _clean(
     judged = Judged.of(evaluation, whole={HELD_OUT})
     cleaning.drop_tested(work, [*pairs, *shards["passages"], *shards["conversations"]], judged)
     cleaning.drop_repeated_conversations(work)
-    for number, name in enumerate(names):
+    for place, name in enumerate(names):
         most = section.max_pairs
         most = most.get(name) if isinstance(most, dict) else most
         if most is not None:
-            cleaning.sample(work, [s for s in pairs if s.source == number], most, seed)
+            cleaning.sample(work, [s for s in pairs if s.source == place], most, seed)
     if near is not None:
-        cleaning.drop_near_copies(work, shards["passages"], near.similarity, pairs=read)
+        cleaning.drop_near_copies(work, shards["passages"], near.similarity, pairs=had)
 
 
 def _counts(work: Work, shards: Shards, kind: str, source: int) -> Counts:
@@ -181,8 +177,7 @@ def _write_texts(
             if shard.negatives:
                 places, _, new = numbered.of(shard.negative_span)
                 table = pq.read_table(shard.path, columns=["negatives"])
-                texts = table["negatives"].combine_chunks().flatten()
-                add(texts.take(places[new == 1]), shard.source)
+                add(flat(table).take(places[new == 1]), shard.source)
         for shard in shards["passages"]:
             places, _, new = numbered.of(shard.span, passages=True)
             add(pq.read_table(shard.path)["passage"].take(places[new == 1]), shard.source)
@@ -201,8 +196,8 @@ def _rows_of_negatives(work: Work, numbered: Numbered, shard: Shard) -> pa.Array
     places, rows, _ = numbered.of(shard.negative_span)
     if not shard.negatives:
         return pa.array([[]] * int(kept.sum()), pa.list_(pa.int64()))
-    owners = cleaning.owners(pq.read_table(shard.path, columns=["negatives"]))[places]
-    counts = np.bincount(owners, minlength=shard.rows)[kept]
+    of_pairs = owners(pq.read_table(shard.path, columns=["negatives"]))[places]
+    counts = np.bincount(of_pairs, minlength=shard.rows)[kept]
     ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(ends), pa.array(rows))
 
@@ -232,11 +227,11 @@ def _write_sources(
             "symmetric": source.symmetric,
             "counts": {
                 "pairs": counts[name]["pairs"]["kept"],
-                "passages": of_sources[number],  # those of its pairs among them
+                "passages": of_sources[place],  # those of its pairs among them
                 "conversations": counts[name]["conversations"]["kept"],
             },
         }
-        for number, (name, source) in enumerate(section.sources.items())
+        for place, (name, source) in enumerate(section.sources.items())
     ]
     atomic_json(folder / "sources.json", listed)
 
