@@ -11,7 +11,6 @@ processors' time.
 
 import argparse
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -83,9 +82,9 @@ def stage(folder, store, near):
         "near_duplicates": {"similarity": 0.8} if near else None,
     }
     module.SIZES = Sizes(small=0)  # every size takes the way of the large ones
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     section = Corpus.model_validate_json(json.dumps(content))
-    ray.init(include_dashboard=False, configure_logging=False, object_store_memory=store)
+    quiet = ray.LoggingConfig(log_level="ERROR")
+    ray.init(include_dashboard=False, object_store_memory=store, logging_config=quiet)
     with Store(str(folder / "runs")).draft("corpus", "made", "k") as draft:
         began = time.perf_counter()
         summary = module.corpus(section=section, seed=0, scale=Scale(), out=draft)
