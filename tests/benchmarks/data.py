@@ -11,6 +11,7 @@ processors' time.
 
 import argparse
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -67,7 +68,7 @@ def lines(rng, count, phrases, negatives):
 
 def stage(folder, store, near):
     """The stage alone, with Ray on all cores; prints what came of it."""
-    import ray
+    import ray.data
 
     from stillroom.artifacts import Store
     from stillroom.config import Corpus, Scale
@@ -83,6 +84,7 @@ def stage(folder, store, near):
     }
     module.SIZES = Sizes(small=0)  # every size takes the way of the large ones
     section = Corpus.model_validate_json(json.dumps(content))
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     quiet = ray.LoggingConfig(log_level="ERROR")
     ray.init(include_dashboard=False, object_store_memory=store, logging_config=quiet)
     with Store(str(folder / "runs")).draft("corpus", "made", "k") as draft:
