@@ -85,6 +85,15 @@ def test_an_override_is_typed_like_the_file(recipe):
         ("corpus.sources={}", "corpus.sources", "at least 1"),
         ("corpus.held_out.source=other", "held_out.source", "no source"),
         ("corpus.held_out.source=more", "held_out.source", "no pairs"),
+        ("corpus.max_pairs={other: 1}", "corpus", "no source"),
+        ("corpus.max_pairs={own: 0}", "corpus.max_pairs", "greater than 0"),
+        ("corpus.near_duplicates={similarity: 2}", "near_duplicates.similarity", "less than"),
+        (
+            "teacher.phases=[{objective: simcse, steps: 1, global_batch: 2, learning_rate: 1, "
+            "mix: {own: 1}, mix_temperature: 2}]",
+            "teacher.phases",
+            "leave out mix_temperature",
+        ),
         ("student.mix={other: 1}", "student.mix", "no source"),
         ("student.mix={more: 1}", "student.mix", "without pairs"),
         ("teacher.phases.0.mix={own: 1, more: 2}", "teacher.phases[0].mix", "without pairs"),

@@ -9,11 +9,13 @@ from typing import Annotated, Literal
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     model_validator,
 )
 
@@ -46,6 +48,7 @@ class Task(Section):
 
     prompts: Prompts | None = None
     symmetric: bool = False
+    license: str | None = None  # of its texts, for the data card
 
 
 Kind = Literal["pairs", "passages", "conversations"]
@@ -199,15 +202,38 @@ class Decontaminate(Section):
     listed: NonNegativeInt = 1000  # pairs of each set in contamination.json; all are counted
 
 
+# Of each source, or source → number. Told apart beforehand, a wrong one is one fault and not two.
+Most = Annotated[
+    Annotated[PositiveInt, Tag("number")] | Annotated[dict[Name, PositiveInt], Tag("by_source")],
+    Discriminator(lambda given: "by_source" if isinstance(given, dict) else "number"),
+]
+
+
+class NearDuplicates(Section):
+    """Drops pairs and passages that are near-copies of what comes before them.
+
+    Attributes:
+        similarity: the share of three-word sequences that two texts have in common (Jaccard);
+            at 0.8 some four words in a hundred may differ.
+    """
+
+    similarity: Annotated[float, Field(ge=0.5, le=1)] = 0.8
+
+
 class Corpus(Section):
     sources: dict[Name, Annotated[Source, Field(discriminator="format")]] = Field(min_length=1)
-    max_pairs: PositiveInt | None = None  # of each source
+    # null, since it depends on the data: what was crawled repeats itself, and its copies are each
+    # other's false negatives; in a catalogue texts that are nearly alike are different answers.
+    near_duplicates: NearDuplicates | None = None
+    max_pairs: Most | None = None
     held_out: HeldOut | None = None
     evaluation: dict[Name, str] = {}  # set → folder in BEIR layout
     decontaminate: Decontaminate = Decontaminate()
 
     @model_validator(mode="after")
     def _something_to_measure(self) -> "Corpus":
+        if isinstance(self.max_pairs, dict) and (unknown := set(self.max_pairs) - {*self.sources}):
+            raise ValueError(f"max_pairs names {min(unknown)!r}, which is no source")
         if self.held_out is None and not self.evaluation:
             raise ValueError("set held_out or evaluation: without either nothing can be measured")
         if self.held_out is not None:
@@ -252,8 +278,15 @@ class Optimisation(Section):
     weight_decay: NonNegativeFloat = 0.01
     clip: PositiveFloat = 1.0  # of the gradient's global norm
     mix: dict[Name, PositiveFloat] | None = None  # source → share of the batches; null: by size
+    mix_temperature: PositiveFloat = 1.0  # without mix, shares are sizes ** (1 / it)
     one_source_a_batch: bool = True  # other sources' texts are negatives too easy to learn from
     by_length: bool = False  # batches of texts of like length
+
+    @model_validator(mode="after")
+    def _one_way_to_mix(self) -> "Optimisation":
+        if self.mix is not None and self.mix_temperature != 1:
+            raise ValueError("mix says every share: leave out mix_temperature, or mix")
+        return self
 
 
 class PairTraining(Optimisation):

@@ -74,6 +74,12 @@ def test_weights_decide_how_often_a_source_is_drawn(one_source):
     assert 0.68 < (drawn == 0).mean() < 0.82
 
 
+@pytest.mark.parametrize(("temperature", "share"), [(1, 1 / 17), (2, 1 / 5), (4, 1 / 3)])
+def test_a_temperature_lets_small_sources_be_drawn_more_often(temperature, share):
+    order = Order(np.repeat([0, 2], [10, 160]), seed=1, global_batch=10, temperature=temperature)
+    np.testing.assert_allclose(order.shares, [share, 0, 1 - share])
+
+
 def test_mixed_batches_still_read_each_source_in_whole_epochs():
     order = Order(np.repeat([0, 1], [30, 60]), seed=1, global_batch=10, one_source=False)
     drawn = np.concatenate([order.at(step) for step in range(100)])

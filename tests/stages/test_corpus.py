@@ -1,16 +1,26 @@
 """The stage itself, on the files of two sources, into a real store."""
 
+import dataclasses
 import json
+import re
 
+import numpy as np
 import pytest
+import ray
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from stillroom.artifacts import Store
 from stillroom.config import Corpus, Scale
 from stillroom.encoders.contract import Prompts
 from stillroom.errors import UserError
+from stillroom.stages import corpus as stage
 from stillroom.stages.corpus import CorpusFiles, corpus, evaluation_sets
-from stillroom.text.dedupe import near_key
-from stillroom.text.formats import EvaluationSet, write_beir
+from stillroom.stages.shards import Sizes
+from stillroom.text.decontaminate import Judged, decontaminate
+from stillroom.text.dedupe import hashes, near_key, normalise, text_key
+from stillroom.text.formats import EvaluationSet, Pair, write_beir
+from stillroom.text.split import lots
 
 
 def long(own):
@@ -53,20 +63,35 @@ class Made:
         number = self.files.sources.index(source)
         return [(query, self.files.passages[row]) for query, row, of in rows if of == number]
 
+    def rows(self):
+        """Pairs with everything of theirs as texts, and passages with their sources."""
+        files = self.files
+        pairs = [
+            (int(of), Pair(query, files.passages[row], tuple(files.passages[i] for i in negatives)))
+            for query, row, negatives, of in zip(
+                files.queries, files.positive, files.negatives, files.source, strict=True
+            )
+        ]
+        return pairs, list(zip(files.passages, files.passage_source.tolist(), strict=True))
+
 
 @pytest.fixture
 def make(tmp_path):
-    """Runs the stage. Sources are name → fields of the recipe, with rows in place of files."""
+    """Runs the stage. Sources are name → fields of the recipe, with rows in place of files: as
+    many rows in each as `cut` says."""
     write_beir(TESTED, tmp_path / "tested")
 
-    def make(sources, **section):
+    def make(sources, cut=1000, **section):
         named = {}
         for name, fields in sources.items():
             named[name] = {"format": "files", **fields}
             for kind in {"pairs", "passages", "conversations"} & set(fields):
-                file = tmp_path / f"{name}-{kind}.jsonl"
-                file.write_text("".join(json.dumps(row) + "\n" for row in fields[kind]))
-                named[name][kind] = [str(file)]
+                named[name][kind] = []
+                for start in range(0, len(fields[kind]), cut):
+                    file = tmp_path / f"{name}-{kind}-{start}.jsonl"
+                    rows = fields[kind][start : start + cut]
+                    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+                    named[name][kind].append(str(file))
         content = {"sources": named, "evaluation": {"tested": str(tmp_path / "tested")}, **section}
         read = Corpus.model_validate_json(json.dumps(content))
         store = Store(str(tmp_path / "runs"))
@@ -285,3 +310,205 @@ def test_a_source_of_which_nothing_is_left_is_named(make, other, problem):
     with pytest.raises(UserError) as caught:
         make({"own": {"pairs": pairs("own", 3)}, "other": other})
     assert (caught.value.where, caught.value.problem) == ("corpus.sources.other", problem)
+
+
+# --- at any size ----------------------------------------------------------------------------
+
+
+def slow(sources, seed, held_out, most):
+    """What `rows` gives, one pair after the other in memory."""
+    everything = [
+        (number, Pair(row["query"], row["positive"], tuple(row["negatives"])))
+        for number, fields in enumerate(sources.values())
+        for row in fields["pairs"]
+    ]
+    asked = {(text_key(pair.query), text_key(pair.passage)) for _, pair in everything}
+    left = [(of, pair) for of, pair in everything if text_key(pair.query) != text_key(pair.passage)]
+    for name in ("passage", "query"):
+        first = {}
+        for of, pair in left:
+            first.setdefault(text_key(getattr(pair, name)), (of, pair))
+        left = list(first.values())
+    lot = {}
+    for of, pair in left:
+        if of == 0:
+            beginning = near_key(pair.passage)
+            lot.setdefault(beginning, (lots(hashes([beginning]), seed)[0], pair))
+    drawn = dict(sorted(lot.items(), key=lambda item: item[1][0])[:held_out])
+    tested = [pair for _, pair in drawn.values()]
+    left = [(of, pair) for of, pair in left if of or near_key(pair.passage) not in drawn]
+    kept_set = EvaluationSet(
+        {str(i): pair.passage for i, pair in enumerate(tested)},
+        {"0": tested[0].query},
+        {"0": {"0": 1}},
+    )
+    judged = Judged.of({"tested": TESTED, "held-out": kept_set}, whole={"held-out"})
+    clean = [(of, pair) for of, pair in left if decontaminate([pair], judged)[0]]
+    kept = []
+    for source in range(len(sources)):
+        own = [(of, pair) for of, pair in clean if of == source]
+        order = np.argsort([lots(hashes([normalise(pair.query)]), seed)[0] for _, pair in own])
+        kept += [own[i] for i in sorted(order[:most])]
+    rows = {}
+    for of, pair in kept:
+        rows[text_key(pair.passage)] = (pair.passage, of)
+    pairs = []
+    for of, pair in kept:
+        negatives = {}
+        for text in pair.negatives:
+            if text_key(text) == text_key(pair.passage) or text_key(text) in negatives:
+                continue
+            if (text_key(pair.query), text_key(text)) not in asked and not judged.holds(text):
+                rows.setdefault(text_key(text), (text, of))
+                negatives[text_key(text)] = rows[text_key(text)][0]
+        pairs.append((of, dataclasses.replace(pair, negatives=tuple(negatives.values()))))
+    for number, fields in enumerate(sources.values()):
+        for row in fields.get("passages", ()):
+            if not judged.holds(row["text"]):
+                rows.setdefault(text_key(row["text"]), (row["text"], number))
+    return pairs, list(rows.values())
+
+
+word = st.sampled_from([f"w{i}" for i in range(14)] + ["W1", "the tested answer", "w2  "])
+row = st.builds(
+    lambda query, positive, negatives: {
+        "query": query, "positive": positive, "negatives": negatives
+    },
+    word, word, st.lists(word, max_size=4),
+)  # fmt: skip
+distinct = [
+    {"query": f"own {i}", "positive": f"of its own {i}", "negatives": ["w3", f"of its own {i + 1}"]}
+    for i in range(6)
+]
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(row, max_size=25),
+    st.lists(row, max_size=15),
+    st.lists(word.map(lambda text: {"text": text}), max_size=9),
+    st.integers(1, 40),
+    st.integers(1, 9),
+    st.integers(1, 9),
+)
+def test_however_it_is_cut_the_corpus_is_that_of_the_slow_way(
+    make, monkeypatch, own, other, passages, cut, rows, records
+):
+    monkeypatch.setattr(stage, "SIZES", Sizes(rows=rows, records=records))
+    sources = {"own": {"pairs": own + distinct}, "other": {"pairs": [*other, pair("x", 1)]}}
+    sources["other"]["pairs"][-1]["negatives"] = []
+    if passages:
+        sources["other"]["passages"] = [*passages, {"text": "of the end"}]
+    made = make(sources, cut=cut, max_pairs=7, held_out={"queries": 1, "passages": 2})
+    assert made.rows() == slow(sources, 3, held_out=2, most=7)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(num_cpus=2, include_dashboard=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+MANY = {
+    "own": {
+        "pairs": [pair("own", i % 40, negatives=[f"some {i % 7}", f"of {i}"]) for i in range(60)],
+        "passages": [{"text": f"some {i}"} for i in range(20)],
+        "conversations": [{"prompt": f"{i % 5}", "completion": "b"} for i in range(8)],
+    },
+    "other": {"pairs": pairs("other", 20)},
+}
+
+
+def test_with_ray_the_files_are_those_of_one_process(cluster, make, monkeypatch):
+    options = {"cut": 16, "max_pairs": 30, "held_out": {"queries": 1, "passages": 4}}
+    monkeypatch.setattr(stage, "SIZES", Sizes(rows=20, records=60))
+    alone = make(MANY, **options).artifact.manifest["files"]
+    monkeypatch.setattr(stage, "SIZES", Sizes(rows=20, records=60, small=0))
+    assert make(MANY, **options).artifact.manifest["files"] == alone
+
+
+@pytest.mark.parametrize("small", [1 << 20, 0], ids=["one process", "Ray"])
+def test_of_a_source_with_a_wrong_line_nothing_is_made(cluster, make, tmp_path, monkeypatch, small):
+    monkeypatch.setattr(stage, "SIZES", Sizes(rows=2, small=small))
+    wrong = [*pairs("own", 9), {"query": "q"}]
+    with pytest.raises(UserError) as caught:
+        make({"own": {"pairs": wrong}, "other": {"pairs": pairs("other", 9)}}, cut=4)
+    assert caught.value.where == f"{tmp_path}/own-pairs-8.jsonl:2"
+    assert [path for path in (tmp_path / "runs").rglob("*") if path.is_file()] == [
+        tmp_path / "runs" / ".locks" / "corpus-two-k0.lock"
+    ]
+
+
+def test_a_negative_that_answers_the_query_elsewhere_is_none_and_counted(make):
+    rows = [
+        {"query": "Which?", "positive": "this", "negatives": ["that", "neither"]},
+        {"query": "which?", "positive": "That"},  # dropped, but an answer all the same
+        {"query": "who?", "positive": "she", "negatives": ["this", "That"]},
+    ]
+    made = make({"own": {"pairs": rows[:1]}, "other": {"pairs": rows[1:]}})
+    given_negatives = [
+        [made.files.passages[i] for i in negatives] for negatives in made.files.negatives
+    ]
+    assert given_negatives == [["neither"], ["this", "That"]]
+    counts = {name: of["negatives"] for name, of in made.summary["sources"].items()}
+    assert (counts["own"]["conflicts"], counts["other"]["conflicts"]) == (1, 0)
+
+
+def words(number, count=60):
+    return " ".join(f"{(number * 7919 + i * i) % 997}" for i in range(count))
+
+
+def test_near_copies_are_dropped_within_and_across_sources_where_that_is_asked(make):
+    own = [{"query": f"own {i}", "positive": words(i)} for i in range(12)]
+    copies = [
+        {"query": f"copy {i}", "positive": words(i).replace(" ", "\n", 3) + " more"}
+        for i in range(5)
+    ]
+    texts = [{"text": words(i) + " again"} for i in (0, 40)] + [{"text": words(40) + " and again"}]
+    sources = {
+        "own": {"pairs": [*own, copies[0]], "passages": texts},
+        "other": {"pairs": [*copies[1:], pair("other", 1)]},
+    }
+    made = make(sources, near_duplicates={"similarity": 0.8})
+    assert [query for query, _ in made.pairs("own")] == [row["query"] for row in own]
+    assert [query for query, _ in made.pairs("other")] == ["other query 1"]
+    assert made.files.passages[-1] == words(40) + " again"
+    counts = made.summary["sources"]
+    assert counts["own"]["pairs"]["near_copies"] == 1
+    assert counts["other"]["pairs"]["near_copies"] == 4
+    assert counts["own"]["passages"]["near_copies"] == 2
+    assert len(make(sources).files.queries) == 12 + 5 + 1
+
+
+def test_sources_may_have_a_max_pairs_each(make):
+    sources = {name: {"pairs": pairs(name, 9)} for name in ("own", "other", "third")}
+    made = make(sources, max_pairs={"own": 2, "third": 30})
+    assert [len(made.pairs(name)) for name in sources] == [2, 9, 9]
+
+
+def test_who_is_held_out_or_sampled_does_not_depend_on_what_else_there_is(make):
+    options = {"max_pairs": 6, "held_out": {"queries": 1, "passages": 4}}
+    alone = make({"own": {"pairs": pairs("own", 20)}}, **options)
+    turned = make(
+        {"own": {"pairs": pairs("own", 20)[::-1]}, "other": {"pairs": pairs("other", 9)}}, **options
+    )
+    assert alone.pairs("own") == turned.pairs("own")[::-1]
+    tested = [evaluation_sets(made.artifact)["held-out"] for made in (alone, turned)]
+    assert tested[0] == tested[1]
+
+
+def test_the_data_card_says_what_was_dropped_and_why(make):
+    sources = {"own": {"pairs": [*pairs("own", 8), pair("own", 1)], "license": "CC-BY-4.0"}}
+    made = make(sources, max_pairs=5, held_out={"queries": 1, "passages": 2})
+    told = (made.artifact.path / "card.md").read_text()
+    assert "| own | files | CC-BY-4.0 | 5 of 9 |" in told
+    steps = [line.split(" | ")[:3] for line in re.findall(r"^\| (.* \| .*) \|$", told, re.M)]
+    assert [step for step in steps if step[0] in ("read", "repeated_passages", "held_out")] == [
+        ["read", "", "9"],
+        ["repeated_passages", "−1", "8"],
+        ["held_out", "−2", "6"],
+    ]
+    assert ["beyond_max_pairs", "−1", "5"] in steps and ["tested", "1", "3"] in steps

@@ -1,73 +1,74 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.errors import UserError
-from stillroom.text.dedupe import dedupe_pairs, near_key, text_key
-from stillroom.text.formats import Pair
-from stillroom.text.split import split
+from stillroom.text.decontaminate import Judged, decontaminate
+from stillroom.text.dedupe import hashes
+from stillroom.text.formats import EvaluationSet, Pair
+from stillroom.text.split import held_out_set, last_drawn, lots
 
 OPENING = "The same opening words are shared by every one of the versions of this passage, " * 2
 
 
-def pairs(count, copies=0):
-    alone = [Pair(f"query {i}", f"passage {i}") for i in range(count)]
-    return alone + [Pair(f"near {i}", f"{OPENING} version {i}") for i in range(copies)]
-
-
-@given(seed=st.integers(0, 10**6), copies=st.integers(0, 12))
-def test_near_copies_never_stand_on_both_sides(seed, copies):
-    found = split(pairs(30, copies), seed=seed, held_out_queries=4, held_out_passages=12)
-    tested = {near_key(text) for text in found.evaluation.passages.values()}
-    trained = {near_key(pair.passage) for pair in found.train}
-    assert not tested & trained
-    assert len(found.evaluation.passages) == len(tested) == 12
-
-
 def test_every_query_has_its_own_passage_and_no_other():
-    found = split(pairs(30), seed=1, held_out_queries=5, held_out_passages=9)
-    answers = {pair.query: pair.passage for pair in pairs(30)}
-    assert len(found.train) == 21
-    for query, grades in found.evaluation.qrels.items():
+    pairs = [Pair(f"query {i}", f"passage {i}") for i in range(9)]
+    found = held_out_set(pairs, queries=5)
+    assert list(found.passages.values()) == [pair.passage for pair in pairs]
+    assert len(found.qrels) == len(found.queries) == 5
+    for query, grades in found.qrels.items():
         [(passage, grade)] = grades.items()
         assert grade == 1
-        assert found.evaluation.passages[passage] == answers[found.evaluation.queries[query]]
+        assert Pair(found.queries[query], found.passages[passage]) in pairs
 
 
-def test_a_split_is_decided_by_its_seed():
-    arguments = {"held_out_queries": 3, "held_out_passages": 9}
-    assert split(pairs(30), seed=1, **arguments) == split(pairs(30), seed=1, **arguments)
-    assert split(pairs(30), seed=1, **arguments) != split(pairs(30), seed=2, **arguments)
+def test_lots_are_decided_by_seed_and_text_and_all_differ():
+    keys = hashes(f"text {i}" for i in range(2000))
+    assert (lots(keys, 1)[::-1] == lots(keys[::-1], 1)).all()
+    assert len(np.unique(lots(keys, 1))) == len(keys)
+    drawn = [set(np.argsort(lots(keys, seed))[:200].tolist()) for seed in (1, 2)]
+    assert len(drawn[0] & drawn[1]) < 60, "two seeds draw the same"
 
 
-def test_too_few_pairs_are_counted():
-    with pytest.raises(UserError, match="of 12 pairs 9 have distinct passages"):
-        split(pairs(8, 4), seed=0, held_out_queries=1, held_out_passages=9)
+@given(st.sets(st.integers(0, 2**64 - 1), min_size=1), st.integers(1, 9), st.data())
+def test_the_last_drawn_is_that_of_a_sort(numbers, width, data):
+    count = data.draw(st.integers(1, len(numbers)))
+    blocks = np.array_split(np.array(list(numbers), dtype=np.uint64), width)
+    assert last_drawn(lambda: blocks, count) == sorted(numbers)[count - 1]
 
 
-def test_duplicates_are_dropped_and_counted_whatever_their_spelling():
-    pairs = [
-        Pair("q", "p"),
-        Pair("other", "  P "),
-        Pair("Q", "new"),
-        Pair("same", "ＳＡＭＥ"),  # full-width letters
-        Pair("last", "one"),
+@pytest.mark.parametrize("most", [1, 2])
+def test_lots_next_to_each_other_are_told_apart(most):
+    blocks = [np.array([2**63 + 1, 2**63], dtype=np.uint64)]
+    assert last_drawn(lambda: blocks, most) == 2**63 + most - 1
+
+
+def test_a_pair_that_gives_an_answer_away_is_dropped_and_named():
+    long = OPENING + "the real one"
+    kept = EvaluationSet(
+        {"p1": "answer", "p2": "searched only", "p3": long},
+        {"q1": "asked", "q2": "not judged", "q3": "also asked"},
+        {"q1": {"p1": 1, "p2": 0}, "q3": {"p3": 2}},
+    )
+    given_pairs = [
+        Pair("ASKED", "a"),
+        Pair("b", "Answer "),
+        Pair("c", OPENING + "another version"),
+        Pair("d", "searched only", ("answer", "searched only", OPENING + "third", "free")),
+        Pair("not judged", "e"),
     ]
-    found, counts = dedupe_pairs({"own": pairs})
-    assert found == {"own": [Pair("q", "p"), Pair("last", "one")]}
-    assert counts["own"] == {
-        "read": 5,
-        "repeated_passages": 1,
-        "repeated_queries": 1,
-        "query_is_passage": 1,
-    }
-    assert text_key("a  B\n") == text_key("A b")
+    clean, hits = decontaminate(given_pairs, Judged.of({"set": kept}))
+    assert [(hit.pair, hit.what) for hit in hits] == [
+        (0, "query"),
+        (1, "passage"),
+        (2, "beginning of the passage"),
+    ]
+    assert clean == [Pair("d", "searched only", ("free",)), Pair("not judged", "e")]
 
 
-def test_what_two_sources_share_stays_in_the_first():
-    first = [Pair("q", "p"), Pair("r", "s")]
-    second = [Pair("new", "P"), Pair("R", "other"), Pair("a", "b")]
-    found, counts = dedupe_pairs({"first": first, "second": second})
-    assert found == {"first": first, "second": [Pair("a", "b")]}
-    assert (counts["first"]["repeated_passages"], counts["second"]["repeated_passages"]) == (0, 1)
-    assert (counts["first"]["repeated_queries"], counts["second"]["repeated_queries"]) == (0, 1)
+def test_of_a_set_that_counts_as_a_whole_no_passage_nor_near_copy_is_trained_on():
+    kept = EvaluationSet({"p1": "answer", "p2": OPENING + "searched"}, {"q": "x"}, {"q": {"p1": 1}})
+    near = [Pair("a", OPENING + "another version")]
+    assert decontaminate(near, Judged.of({"set": kept}))[0] == near
+    clean, hits = decontaminate(near, Judged.of({"set": kept}, whole={"set"}))
+    assert (clean, [hit.set for hit in hits]) == ([], ["set"])

@@ -31,6 +31,8 @@ class Order:
         weights: share of the batches that each source gets, (sources,); None: by size.
         one_source: a batch's rows are all of one source.
         lengths: of each row's text; batches then hold rows of like length. None: any.
+        temperature: without weights, shares are as sizes ** (1 / temperature): above 1, small
+            sources are read more often (arXiv 1907.05019).
     """
 
     source: np.ndarray
@@ -39,6 +41,7 @@ class Order:
     weights: Sequence[float] | None = None
     one_source: bool = True
     lengths: np.ndarray | None = None
+    temperature: float = 1.0
     _drawn: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     # The epoch that each source was last read in: a permutation serves all of its steps.
     _read: dict[int, tuple[int, np.ndarray]] = field(
@@ -55,7 +58,8 @@ class Order:
     def shares(self) -> np.ndarray:
         """How likely each source is, adding up to 1."""
         sizes = np.array([len(rows) for rows in self.rows])
-        weights = sizes if self.weights is None else np.where(sizes, self.weights, 0)
+        by_size = np.where(sizes, sizes ** (1 / self.temperature), 0)
+        weights = by_size if self.weights is None else np.where(sizes, self.weights, 0)
         return weights / weights.sum()
 
     def at(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:

@@ -113,6 +113,7 @@ def _order(
         seed=seed,
         global_batch=settings.global_batch,
         weights=None if settings.mix is None else [settings.mix.get(n, 0.0) for n in files.sources],
+        temperature=settings.mix_temperature,
         one_source=settings.one_source_a_batch,
         lengths=np.array([len(text) for text in texts]) if settings.by_length else None,
     )

@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,28 @@ from stillroom.config import Corpus as Section
 from stillroom.config import Scale
 from stillroom.encoders.contract import Prompts
 from stillroom.errors import UserError
-from stillroom.stages import sources
-from stillroom.stages.sources import Source
-from stillroom.text.decontaminate import Judged, decontaminate
-from stillroom.text.dedupe import dedupe_pairs, text_key
-from stillroom.text.formats import (
-    Conversation,
-    EvaluationSet,
-    Pair,
-    read_beir,
-    write_beir,
-)
-from stillroom.text.split import split
+from stillroom.stages import cleaning, sources
+from stillroom.stages.card import card
+from stillroom.stages.cleaning import HELD_OUT
+from stillroom.stages.numbering import Numbered, number
+from stillroom.stages.shards import REASONS, Shard, Sizes, Verdict, Work, flat, owners, read
+from stillroom.stages.spread import has_cores
+from stillroom.text.contamination import Contamination
+from stillroom.text.decontaminate import Judged
+from stillroom.text.formats import EvaluationSet, read_beir, write_beir
+from stillroom.text.split import held_out_set
 
-HELD_OUT = "held-out"
+SIZES = Sizes()
 Counts = dict[str, int]  # "read", reasons to drop, "kept": the others add up to what was read
+Shards = dict[str, list[Shard]]
+TEXT = {"compression": "zstd", "use_dictionary": False}  # texts are not repeated: they are clean
 
 # --- made -----------------------------------------------------------------------------------
 
 
 def corpus(*, section: Section, seed: int, scale: Scale, out: Draft) -> dict[str, Any]:
     """Writes pairs.parquet, passages.parquet, conversations.parquet where there are any,
-    sources.json, evaluation/SET/ and counts.json.
+    sources.json, evaluation/SET/, counts.json, contamination.json, left_out.json and card.md.
 
     Returns:
         How many of each there are, and what became of all that each source had.
@@ -47,68 +47,106 @@ def corpus(*, section: Section, seed: int, scale: Scale, out: Draft) -> dict[str
         UserError: when a file is wrong, or nothing is left of a source's pairs.
     """
     evaluation = {name: read_beir(Path(folder)) for name, folder in section.evaluation.items()}
-    pairs, of_pairs = dedupe_pairs(
-        {name: sources.pairs(of) for name, of in section.sources.items()}
-    )
-    if section.held_out is not None:
-        asked = section.held_out.source or next(iter(section.sources))
-        parts = split(
-            pairs[asked],
-            seed=seed,
-            held_out_queries=section.held_out.queries,
-            held_out_passages=section.held_out.passages,
-        )
-        of_pairs[asked]["held_out"] = len(pairs[asked]) - len(parts.train)
-        prompts = section.sources[asked].prompts
-        told = {} if prompts is None else prompts.model_dump()
-        pairs[asked] = parts.train
-        evaluation[HELD_OUT] = dataclasses.replace(parts.evaluation, prompts=told)
-    # Near-copies of what was held out are gone from its own source, but not from the others.
-    judged = Judged.of(evaluation, whole={HELD_OUT})
-    for name, own in pairs.items():
-        pairs[name] = _to_train_on(own, judged, section.max_pairs, seed, of_pairs[name])
-    passages = _Passages()
-    _write_pairs(list(pairs.values()), passages, out.path)
-    conversations: dict[str, Conversation] = {}
-    counts: dict[str, dict[str, Counts]] = {}
-    for number, (name, source) in enumerate(section.sources.items()):
-        counts[name] = {
-            "pairs": of_pairs[name],
-            "passages": _add_passages(source, number, judged, passages),
-            "conversations": _add_conversations(source, judged, conversations),
+    parts = [
+        (place, part)
+        for place, source in enumerate(section.sources.values())
+        for part in sources.parts(source)
+    ]
+    small = sum(part.bytes for _, part in parts) <= SIZES.small
+    folder = out.path / "work"
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    folder.mkdir()
+    try:
+        work = Work(folder, SIZES, spread=not small and has_cores())
+        shards, left_out = read(work, parts)
+        contamination = _clean(work, shards, section, seed, evaluation)
+        numbered = number(work, shards)
+        counts = {
+            name: {
+                **{kind: _counts(work, shards, kind, place) for kind in REASONS},
+                "left_out": dict(left_out[place].counts),
+            }
+            for place, name in enumerate(section.sources)
         }
-        for kind in ("pairs", "conversations"):
-            _require_some(counts[name][kind], f"corpus.sources.{name}", kind)
-    pq.write_table(passages.table(), out.path / "passages.parquet")
-    if conversations:
-        _write_conversations(conversations.values(), out.path)
+        for name, of_kinds in counts.items():
+            for kind in ("pairs", "conversations"):
+                _require_some(of_kinds[kind], f"corpus.sources.{name}", kind)
+        of_sources = _write_texts(work, shards, numbered, len(section.sources), out.path)
+        _write_conversations(work, shards["conversations"], out.path)
+    finally:
+        shutil.rmtree(folder)
     for name, kept in evaluation.items():
         write_beir(kept, out.path / "evaluation" / name)
-    _write_sources(section, counts, passages, out.path)
+    _write_sources(section, counts, of_sources, out.path)
     summary = {
-        "pairs": sum(len(own) for own in pairs.values()),
-        "passages": len(passages.texts),
-        "conversations": len(conversations),
+        "pairs": sum(of_kinds["pairs"]["kept"] for of_kinds in counts.values()),
+        "passages": sum(of_sources),
+        "conversations": sum(of_kinds["conversations"]["kept"] for of_kinds in counts.values()),
         "sources": counts,
     }
     atomic_json(out.path / "counts.json", summary)
+    atomic_json(out.path / "contamination.json", contamination.as_json())
+    wrong = {name: left_out[place].wrong for place, name in enumerate(section.sources)}
+    atomic_json(out.path / "left_out.json", wrong)
+    (out.path / "card.md").write_text(card(section, summary, evaluation), encoding="utf-8")
     return summary
 
 
-def _to_train_on(
-    pairs: Sequence[Pair], judged: Judged, most: int | None, seed: int, counts: Counts
-) -> list[Pair]:
-    """What of a source's pairs gives no answer away, and `most` of those; counts why not."""
-    clean, hits = decontaminate(pairs, judged)
-    of_sets = Counter(hit.set for hit in hits)
-    counts["held_out"] = counts.get("held_out", 0) + of_sets.pop(HELD_OUT, 0)
-    counts["contaminated"] = of_sets.total()
-    counts["beyond_max_pairs"] = max(0, len(clean) - (most or len(clean)))
-    if counts["beyond_max_pairs"]:
-        chosen = np.random.default_rng(seed).permutation(len(clean))[:most]
-        clean = [clean[i] for i in sorted(chosen)]
-    counts["kept"] = len(clean)
-    return clean
+def _clean(
+    work: Work, shards: Shards, section: Section, seed: int, evaluation: dict[str, EvaluationSet]
+) -> Contamination:
+    """Everything's verdict; adds the held-out set to the evaluation sets."""
+    names = list(section.sources)
+    pairs, near = shards["pairs"], section.near_duplicates
+    asked = -1  # the source that a test set is split off
+    if section.held_out is not None:
+        asked = names.index(section.held_out.source or names[0])
+    cleaning.dedupe(work, pairs, beginnings_of=asked)
+    had = sum(shard.rows for shard in pairs)
+    if near is not None:
+        cleaning.drop_near_copies(work, pairs, near.similarity, pairs=had)
+    if section.held_out is not None:
+        own = [shard for shard in pairs if shard.source == asked]
+        tested = cleaning.hold_out(work, own, section.held_out.passages, seed)
+        if isinstance(tested, int):
+            raise UserError(
+                "corpus.held_out.passages",
+                f"{section.held_out.passages} are asked for, and the source has {tested} distinct "
+                "passages, which leaves none to train on",
+                "Hold out fewer, or give more pairs",
+            )
+        prompts = section.sources[names[asked]].prompts
+        evaluation[HELD_OUT] = dataclasses.replace(
+            held_out_set(tested, queries=section.held_out.queries),
+            prompts={} if prompts is None else prompts.model_dump(),
+        )
+    # Near-copies of what was held out are gone from its own source, but not from the others.
+    rule = section.decontaminate
+    judged = Judged.of(evaluation, whole={HELD_OUT}, ngram=rule.ngram, share=rule.share)
+    every = [*pairs, *shards["passages"], *shards["conversations"]]
+    contamination = Contamination(evaluation, rule.action, rule.listed)
+    for shard, looked_at, hits in cleaning.drop_tested(work, every, judged, action=rule.action):
+        contamination.add(names[shard.source], looked_at, hits)
+    cleaning.drop_repeated_conversations(work)
+    for place, name in enumerate(names):
+        most = section.max_pairs
+        most = most.get(name) if isinstance(most, dict) else most
+        if most is not None:
+            cleaning.sample(work, [s for s in pairs if s.source == place], most, seed)
+    if near is not None:
+        cleaning.drop_near_copies(work, shards["passages"], near.similarity, pairs=had)
+    return contamination
+
+
+def _counts(work: Work, shards: Shards, kind: str, source: int) -> Counts:
+    verdicts = work.verdicts(kind)
+    counts = np.zeros(len(Verdict), dtype=np.int64)
+    for shard in shards["pairs" if kind == "negatives" else kind]:
+        if shard.source == source:
+            span = shard.negative_span if kind == "negatives" else shard.span
+            counts += np.bincount(verdicts[span], minlength=len(Verdict))
+    dropped = {verdict.name.lower(): int(counts[verdict]) for verdict in REASONS[kind]}
+    return {"read": int(counts.sum()), **dropped, "kept": int(counts[Verdict.KEPT])}
 
 
 def _require_some(counts: Counts, where: str, kind: str) -> None:
@@ -117,84 +155,83 @@ def _require_some(counts: Counts, where: str, kind: str) -> None:
         raise UserError(where, f"none of its {kind} is left ({became})", "Give others, or none")
 
 
-@dataclass
-class _Passages:
-    """Equal texts are one row, and that is of the source which brings it first."""
+def _write_texts(
+    work: Work, shards: Shards, numbered: Numbered, count: int, folder: Path
+) -> list[int]:
+    """pairs.parquet and passages.parquet; returns how many passages are of each source."""
+    of_sources = [0] * count
+    passages = pa.schema({"text": pa.string(), "source": pa.int16()})
+    negatives = pa.list_(pa.int64())
+    pairs = pa.schema(
+        {"query": pa.string(), "positive": pa.int64(), "negatives": negatives, "source": pa.int16()}
+    )
+    with pq.ParquetWriter(folder / "passages.parquet", passages, **TEXT) as of_passages:
 
-    texts: list[str] = field(default_factory=list)
-    source: list[int] = field(default_factory=list)
-    rows: dict[str, int] = field(default_factory=dict)  # text key → row
+        def add(texts: pa.Array, source: int) -> None:
+            of_sources[source] += len(texts)
+            columns = {"text": texts, "source": _repeat(source, len(texts))}
+            of_passages.write_table(pa.table(columns, schema=passages))
 
-    def row(self, text: str, source: int) -> int:
-        """The text's row, which is a new one where the text is new."""
-        row = self.rows.setdefault(text_key(text), len(self.texts))
-        if row == len(self.texts):
-            self.texts.append(text)
-            self.source.append(source)
-        return row
-
-    def table(self) -> pa.Table:
-        schema = pa.schema({"text": pa.string(), "source": pa.int16()})
-        return pa.table({"text": self.texts, "source": self.source}, schema=schema)
-
-
-def _write_pairs(of_sources: list[list[Pair]], passages: _Passages, folder: Path) -> None:
-    numbered = [(number, pair) for number, own in enumerate(of_sources) for pair in own]
-    # Positives before anything else: their rows are then of their pairs' own sources.
-    positive = [passages.row(pair.passage, number) for number, pair in numbered]
-    negatives = []
-    for own, (number, pair) in zip(positive, numbered, strict=True):
-        rows = dict.fromkeys(passages.row(text, number) for text in pair.negatives)
-        negatives.append([row for row in rows if row != own])
-    table = {
-        "query": [pair.query for _, pair in numbered],
-        "positive": positive,
-        "negatives": negatives,
-        "source": [number for number, _ in numbered],
-    }
-    types = {"query": pa.string(), "positive": pa.int64(), "negatives": pa.list_(pa.int64())}
-    schema = pa.schema({**types, "source": pa.int16()})
-    pq.write_table(pa.table(table, schema=schema), folder / "pairs.parquet")
-
-
-def _add_passages(source: Source, number: int, judged: Judged, passages: _Passages) -> Counts:
-    """Texts without a query. What is tested is not even to be a negative."""
-    counts = Counter(read=0, tested=0, repeated=0, kept=0)
-    for text in sources.passages(source):
-        rows = len(passages.texts)
-        if judged.holds(text):
-            became = "tested"
-        else:
-            became = "kept" if passages.row(text, number) == rows else "repeated"
-        counts.update(("read", became))
-    return dict(counts)
+        # Positives before anything else: their rows are then of their pairs' own sources.
+        with pq.ParquetWriter(folder / "pairs.parquet", pairs, **TEXT) as of_pairs:
+            first = 0
+            for shard, table in _kept(work, shards["pairs"]):
+                columns = {
+                    "query": table["query"],
+                    "positive": pa.array(np.arange(first, first + len(table))),
+                    "negatives": _rows_of_negatives(work, numbered, shard),
+                    "source": _repeat(shard.source, len(table)),
+                }
+                of_pairs.write_table(pa.table(columns, schema=pairs))
+                add(table["passage"], shard.source)
+                first += len(table)
+        for shard in shards["pairs"]:
+            if shard.negatives:
+                places, _, new = numbered.of(shard.negative_span)
+                table = pq.read_table(shard.path, columns=["negatives"])
+                add(flat(table).take(places[new == 1]), shard.source)
+        for shard in shards["passages"]:
+            places, _, new = numbered.of(shard.span, passages=True)
+            add(pq.read_table(shard.path)["passage"].take(places[new == 1]), shard.source)
+    return of_sources
 
 
-def _add_conversations(
-    source: Source, judged: Judged, conversations: dict[str, Conversation]
-) -> Counts:
-    """Conversations that nobody had before, and that give no answer away."""
-    counts = Counter(read=0, tested=0, repeated=0, kept=0)
-    for one in sources.conversations(source):
-        key = text_key(f"{one.prompt}\n{one.completion}")
-        if decontaminate([Pair(one.question, one.completion)], judged)[1]:
-            became = "tested"
-        else:
-            became = "repeated" if key in conversations else "kept"
-            conversations.setdefault(key, one)
-        counts.update(("read", became))
-    return dict(counts)
+def _kept(work: Work, shards: list[Shard]) -> Iterator[tuple[Shard, pa.Table]]:
+    for shard in shards:
+        kept = work.verdicts(shard.kind)[shard.span] == 0
+        yield shard, pq.read_table(shard.path).filter(pa.array(kept))
 
 
-def _write_conversations(conversations: Iterable[Conversation], folder: Path) -> None:
-    rows = [{"prompt": one.prompt, "completion": one.completion} for one in conversations]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "conversations.parquet")
+def _rows_of_negatives(work: Work, numbered: Numbered, shard: Shard) -> pa.Array:
+    """The passage rows of each kept pair's negatives."""
+    kept = work.verdicts("pairs")[shard.span] == 0
+    places, rows, _ = numbered.of(shard.negative_span)
+    if not shard.negatives:
+        return pa.array([[]] * int(kept.sum()), pa.list_(pa.int64()))
+    of_pairs = owners(pq.read_table(shard.path, columns=["negatives"]))[places]
+    counts = np.bincount(of_pairs, minlength=shard.rows)[kept]
+    ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(rows))
+
+
+def _repeat(source: int, count: int) -> pa.Array:
+    return pa.array(np.full(count, source, dtype=np.int16))
+
+
+def _write_conversations(work: Work, shards: list[Shard], folder: Path) -> None:
+    schema = pa.schema({"prompt": pa.string(), "completion": pa.string()})
+    if shards:
+        with pq.ParquetWriter(folder / "conversations.parquet", schema, **TEXT) as file:
+            for _, table in _kept(work, shards):
+                file.write_table(table.select(schema.names))
 
 
 def _write_sources(
-    section: Section, counts: dict[str, dict[str, Counts]], passages: _Passages, folder: Path
+    section: Section,
+    counts: dict[str, dict[str, Counts]],
+    of_sources: list[int],
+    folder: Path,
 ) -> None:
-    of_source = Counter(passages.source)
     listed = [
         {
             "name": name,
@@ -202,11 +239,11 @@ def _write_sources(
             "symmetric": source.symmetric,
             "counts": {
                 "pairs": counts[name]["pairs"]["kept"],
-                "passages": of_source[number],  # those of its pairs among them
+                "passages": of_sources[place],  # those of its pairs among them
                 "conversations": counts[name]["conversations"]["kept"],
             },
         }
-        for number, (name, source) in enumerate(section.sources.items())
+        for place, (name, source) in enumerate(section.sources.items())
     ]
     atomic_json(folder / "sources.json", listed)
 

@@ -1,4 +1,4 @@
-"""A source of the recipe → its pairs, passages and conversations, whatever its format."""
+"""A source of the recipe → its parts → their pairs, passages and conversations."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from stillroom.text.formats import (
     read_passages,
 )
 from stillroom.text.judgements import read_collection, read_id_triples, read_judged
-from stillroom.text.places import DOCUMENTS, find_files
+from stillroom.text.places import DOCUMENTS, find_files, size
 
 __all__ = ["Part", "Source", "conversations", "pairs", "parts", "passages"]
 
@@ -29,6 +29,11 @@ class Part:
     source: Source
     kind: Kind
     file: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        """How much there is to read; 0 of docstrings, which their own processes read."""
+        return sum(map(size, self.source.places() if self.file is None else (self.file,)))
 
 
 def parts(source: Source) -> list[Part]:

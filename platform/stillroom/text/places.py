@@ -21,6 +21,7 @@ from stillroom.errors import UserError
 from stillroom.storage import open_uri
 
 HUB = "hub:"
+HUGE = 1 << 40
 DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 DOCUMENTS = (".md", ".markdown", ".txt")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}  # none of .parquet, which compresses by itself
@@ -124,6 +125,14 @@ def opened_for_seeking(file: str) -> Iterator[Any]:
     opened, path, _ = _opened(file)
     with _told(file), opened.open_input_file(path) as raw:
         yield raw
+
+
+def size(place: str) -> int:
+    """Bytes of a file, packed as it is; of a data set of the hub, more than can be told: HUGE."""
+    if place.startswith(HUB):
+        return HUGE
+    opened, path, _ = _opened(place)
+    return max(0, opened.get_file_info(path).size or 0)
 
 
 # --- fingerprints ---------------------------------------------------------------------------

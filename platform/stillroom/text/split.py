@@ -1,59 +1,47 @@
-"""A test set split off the pairs, so that nothing in it was trained on."""
+"""Drawing lots among texts: a test set split off the pairs, and a sample of them.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Who is drawn is a function of the seed and the text alone, so it depends neither on the order of
+files nor on how many processes read them, and a text added later changes nothing for the others.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from stillroom.errors import UserError
-from stillroom.text.dedupe import near_key
+from stillroom.text.dedupe import mix
 from stillroom.text.formats import EvaluationSet, Pair
 
 
-@dataclass(frozen=True)
-class Split:
-    train: list[Pair]
-    evaluation: EvaluationSet
+def lots(keys: np.ndarray, seed: int) -> np.ndarray:
+    """A number for each text's hash, uint64: those with the lowest are drawn. None is twice."""
+    return mix(keys ^ mix(np.array([seed], dtype=np.uint64)))
 
 
-def split(
-    pairs: Sequence[Pair],
-    *,
-    seed: int,
-    held_out_queries: int,
-    held_out_passages: int,
-) -> Split:
-    """Holds out passages, and asks for some of them; the pairs left stay in order.
-
-    Near-copies of a passage never stand on both sides, and the test set keeps one of each, so
-    that every query has exactly one right answer.
+def last_drawn(blocks: Callable[[], Iterable[np.ndarray]], count: int) -> np.uint64:
+    """The lot of the last when `count` are drawn, of at least as many.
 
     Args:
-        held_out_passages: how many are searched, the queries' answers among them.
-
-    Raises:
-        UserError: when that leaves nothing to train on.
+        blocks: gives the lots, any number at a time, and the same again when called again: only
+            one block is in memory.
     """
-    groups: dict[str, list[int]] = {}
-    for i, pair in enumerate(pairs):
-        groups.setdefault(near_key(pair.passage), []).append(i)
-    members = list(groups.values())
-    if len(members) <= held_out_passages:
-        raise UserError(
-            "corpus.held_out.passages",
-            f"{held_out_passages} are asked for, and of {len(pairs)} pairs {len(members)} have "
-            "distinct passages, which leaves none to train on",
-            "Hold out fewer, or give more pairs",
-        )
-    order = np.random.default_rng(seed).permutation(len(members))
-    tested = [pairs[members[g][0]] for g in order[:held_out_passages]]
-    rest = sorted(i for g in order[held_out_passages:] for i in members[g])
-    width = len(str(held_out_passages))
-    ids = [f"p{number:0{width}d}" for number in range(held_out_passages)]
-    asked = range(held_out_queries)
-    evaluation = EvaluationSet(
-        passages={own_id: pair.passage for own_id, pair in zip(ids, tested, strict=True)},
-        queries={f"q{i:0{width}d}": tested[i].query for i in asked},
+    shift = np.uint64(48)
+    sizes = np.zeros(1 << 16, dtype=np.int64)
+    for block in blocks():
+        sizes += np.bincount((block >> shift).astype(np.int64), minlength=1 << 16)
+    upto = np.cumsum(sizes)
+    bin = int(np.searchsorted(upto, count))
+    inside = np.concatenate([block[block >> shift == np.uint64(bin)] for block in blocks()])
+    place = count - 1 - int(upto[bin] - sizes[bin])
+    return np.uint64(np.partition(inside, place)[place])
+
+
+def held_out_set(pairs: Sequence[Pair], *, queries: int) -> EvaluationSet:
+    """The passages of some pairs, searched with the first of their queries."""
+    width = len(str(len(pairs)))
+    ids = [f"p{number:0{width}d}" for number in range(len(pairs))]
+    asked = range(queries)
+    return EvaluationSet(
+        passages={own_id: pair.passage for own_id, pair in zip(ids, pairs, strict=True)},
+        queries={f"q{i:0{width}d}": pairs[i].query for i in asked},
         qrels={f"q{i:0{width}d}": {ids[i]: 1} for i in asked},
     )
-    return Split([pairs[i] for i in rest], evaluation)
