@@ -33,8 +33,6 @@ from stillroom.text.docstrings import docstring_pairs
 from stillroom.text.formats import EvaluationSet, Pair, read_beir, read_pairs
 from stillroom.text.words import words_of
 
-LONG = 13  # words; shorter texts are told apart from longer ones
-
 
 def main():
     arguments = argparse.ArgumentParser()
