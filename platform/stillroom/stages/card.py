@@ -47,14 +47,14 @@ def card(
     ]
     for name, kinds in summary["sources"].items():
         lines += [f"## {name}", "", *_files(section.sources[name])]
-        if unread := kinds["left_out"]:
+        if unread := summary["left_out"][name]:
             said = ", ".join(f"{count:,} {reason}" for reason, count in sorted(unread.items()))
             lines += [
-                f"Left out while reading: {said}; wrong rows are listed in left_out.json.",
+                f"Left out in reading: {said}; wrong rows are listed in left_out.json.",
                 "",
             ]
-        for kind in ("pairs", "negatives", "passages", "conversations"):
-            if (counts := kinds[kind])["read"]:
+        for kind, counts in kinds.items():
+            if counts["read"]:
                 lines += [f"### {kind}", "", *_steps(counts)]
     lines += ["## Evaluation sets", ""]
     lines += _table(

@@ -225,7 +225,7 @@ def _drop_tested(
     table = pq.read_table(shard.path)
     verdicts = work.verdicts(shard.kind)[shard.span]
     if shard.kind == "passages":
-        verdicts[[judged.holds(text) for text in table["passage"].to_pylist()]] = Verdict.TESTED
+        verdicts[judged.held(table["passage"].to_pylist())] = Verdict.TESTED
         return None
     if shard.kind == "conversations":
         texts = zip(table["question"].to_pylist(), table["completion"].to_pylist(), strict=True)

@@ -62,10 +62,7 @@ def corpus(*, section: Section, seed: int, scale: Scale, out: Draft) -> dict[str
         contamination = _clean(work, shards, section, seed, evaluation)
         numbered = number(work, shards)
         counts = {
-            name: {
-                **{kind: _counts(work, shards, kind, place) for kind in REASONS},
-                "left_out": dict(left_out[place].counts),
-            }
+            name: {kind: _counts(work, shards, kind, place) for kind in REASONS}
             for place, name in enumerate(section.sources)
         }
         for name, of_kinds in counts.items():
@@ -83,6 +80,7 @@ def corpus(*, section: Section, seed: int, scale: Scale, out: Draft) -> dict[str
         "passages": sum(of_sources),
         "conversations": sum(of_kinds["conversations"]["kept"] for of_kinds in counts.values()),
         "sources": counts,
+        "left_out": {n: dict(left_out[place].counts) for place, n in enumerate(section.sources)},
     }
     atomic_json(out.path / "counts.json", summary)
     atomic_json(out.path / "contamination.json", contamination.as_json())
