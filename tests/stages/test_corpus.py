@@ -388,7 +388,7 @@ distinct = [
 @given(
     st.lists(row, max_size=25),
     st.lists(row, max_size=15),
-    st.lists(word.map(lambda text: {"text": text}), max_size=9),
+    st.lists(word.map(lambda text: {"text": text.strip()}), max_size=9),
     st.integers(1, 40),
     st.integers(1, 9),
     st.integers(1, 9),

@@ -3,9 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.text.decontaminate import Judged, decontaminate
 from stillroom.text.dedupe import hashes
-from stillroom.text.formats import EvaluationSet, Pair
+from stillroom.text.formats import Pair
 from stillroom.text.split import held_out_set, last_drawn, lots
 
 OPENING = "The same opening words are shared by every one of the versions of this passage, " * 2
@@ -41,34 +40,3 @@ def test_the_last_drawn_is_that_of_a_sort(numbers, width, data):
 def test_lots_next_to_each_other_are_told_apart(most):
     blocks = [np.array([2**63 + 1, 2**63], dtype=np.uint64)]
     assert last_drawn(lambda: blocks, most) == 2**63 + most - 1
-
-
-def test_a_pair_that_gives_an_answer_away_is_dropped_and_named():
-    long = OPENING + "the real one"
-    kept = EvaluationSet(
-        {"p1": "answer", "p2": "searched only", "p3": long},
-        {"q1": "asked", "q2": "not judged", "q3": "also asked"},
-        {"q1": {"p1": 1, "p2": 0}, "q3": {"p3": 2}},
-    )
-    given_pairs = [
-        Pair("ASKED", "a"),
-        Pair("b", "Answer "),
-        Pair("c", OPENING + "another version"),
-        Pair("d", "searched only", ("answer", "searched only", OPENING + "third", "free")),
-        Pair("not judged", "e"),
-    ]
-    clean, hits = decontaminate(given_pairs, Judged.of({"set": kept}))
-    assert [(hit.pair, hit.what) for hit in hits] == [
-        (0, "query"),
-        (1, "passage"),
-        (2, "beginning of the passage"),
-    ]
-    assert clean == [Pair("d", "searched only", ("free",)), Pair("not judged", "e")]
-
-
-def test_of_a_set_that_counts_as_a_whole_no_passage_nor_near_copy_is_trained_on():
-    kept = EvaluationSet({"p1": "answer", "p2": OPENING + "searched"}, {"q": "x"}, {"q": {"p1": 1}})
-    near = [Pair("a", OPENING + "another version")]
-    assert decontaminate(near, Judged.of({"set": kept}))[0] == near
-    clean, hits = decontaminate(near, Judged.of({"set": kept}, whole={"set"}))
-    assert (clean, [hit.set for hit in hits]) == ([], ["set"])
