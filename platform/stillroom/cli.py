@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 runs_app = typer.Typer()
 app.add_typer(runs_app, name="runs", invoke_without_command=True)
+data_app = typer.Typer(no_args_is_help=True, help="Look at data, and have some written.")
+app.add_typer(data_app, name="data")
 
 out = Console()
 err = Console(stderr=True)
@@ -301,6 +303,58 @@ def superseded(artifacts: list[Any]) -> list[Any]:
             inputs = artifact.manifest["made_by"].get("inputs", {})
             waiting += [by_key[i] for i in inputs.items() if i in by_key]
     return [artifact for artifact in artifacts if artifact.ref not in kept]
+
+
+@data_app.command()
+def synthesize(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what it would take at most; ask nobody.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Have a language model write the pairs of a recipe's corpus.synthetic.
+
+    Example: stillroom data synthesize my-recipe.yaml --dry-run
+    """
+    from stillroom.plan import synthetic
+    from stillroom.recipe import read_recipe
+
+    read = read_recipe(recipe, overrides or [])
+    steps = synthetic(read)
+    if not steps:
+        raise UserError(recipe, "has no corpus.synthetic", "Add the section")
+    from stillroom.stages.run import disconnect
+    from stillroom.stages.run import run as produce_all
+    from stillroom.stages.synthetic import estimate
+
+    if dry_run:
+        _print_estimate(estimate(**steps[0].args), as_json)
+        return
+    with _stdout_to_stderr() if as_json else contextlib.nullcontext():
+        [produced] = produce_all(read, steps)
+        disconnect()
+    made = produced.artifact
+    summary = {"ref": made.ref, "path": str(made.path / "pairs.jsonl"), **made.manifest["summary"]}
+    if as_json:
+        print(json.dumps(summary, ensure_ascii=False))
+        return
+    for name, value in summary.items():
+        out.print(f"{name}: {value}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _print_estimate(parts: list[dict[str, Any]], as_json: bool) -> None:
+    counted = ("calls", "tokens_in", "tokens_out", "cost")
+    total = {name: sum(part[name] for part in parts) for name in counted}
+    if as_json:
+        print(json.dumps({"parts": parts, "total": total}))
+        return
+    shown = Table("part", "calls", "tokens in", "tokens out", "cost")
+    for part in [*parts, {"part": "at most, in all", **total}]:
+        *numbers, cost = (part[name] for name in counted)
+        shown.add_row(part["part"], *(f"{number:,}" for number in numbers), f"{cost:,.2f}")
+    out.print(shown)
 
 
 @app.command()

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from stillroom.config import Docstrings, Files
+from stillroom.artifacts import Artifact
+from stillroom.config import Corpus, Docstrings, Files
 from stillroom.text.docstrings import docstring_pairs
 from stillroom.text.formats import (
     Conversation,
@@ -33,3 +34,16 @@ def passages(source: Source) -> Iterator[str]:
 def conversations(source: Source) -> Iterator[Conversation]:
     for path in source.conversations if isinstance(source, Files) else ():
         yield from read_conversations(Path(path))
+
+
+def with_synthetic(section: Corpus, made: Artifact | None) -> Corpus:
+    """The section with what a language model wrote as one more source, of files."""
+    if made is None or section.synthetic is None:
+        return section
+    written = Files(
+        format="files",
+        pairs=(str(made.path / "pairs.jsonl"),),
+        prompts=section.synthetic.prompts,
+        symmetric=section.synthetic.symmetric,
+    )
+    return section.model_copy(update={"sources": {**section.sources, "synthetic": written}})
