@@ -89,7 +89,8 @@ def affordable(
     if cost is not None:
         own = each.cost(price_in, price_out)
         if own > 0:
-            found = min(found, (cost - spent.cost(price_in, price_out)) // own)
+            left_over = cost - spent.cost(price_in, price_out)
+            found = min(found, math.floor(left_over / own + 1e-9))  # a sum of decimals is inexact
     return max(0, found)
 
 

@@ -9,7 +9,7 @@ Nothing here asks anybody: prompts go out and answers come in as plain text.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,7 +189,8 @@ def parse_tasks(answer: str) -> list[str]:
         raise Rejected("no JSON list")
     if not found or not all(isinstance(one, str) and one.strip() for one in found):
         raise Rejected("a list, but not of texts")
-    return list({text_key(one): one.strip() for one in found}.values())
+    # The later of equal ones goes.
+    return list({text_key(one): one.strip() for one in reversed(found)}.values())[::-1]
 
 
 def parse_example(answer: str, kind: Kind) -> tuple[str, str, str]:
@@ -305,23 +306,22 @@ def query_likelihood(
     raise Rejected("no likelihood of the query")
 
 
-def ranked(scores: Sequence[float]) -> list[int]:
-    """Places by score, best first; of equal ones the earlier."""
-    return sorted(range(len(scores)), key=lambda place: -scores[place])
-
-
-def fuse(rankings: Iterable[Sequence[int]], k: int = 60) -> list[int]:
+def fuse(scorings: Sequence[Sequence[float]], k: int = 60) -> list[int]:
     """Reciprocal rank fusion (Cormack et al., 2009): places by the sum of 1 / (k + rank).
 
+    Equal scores share a rank, or the few grades there are would outvote what tells their bearers
+    apart. Of equal sums the lower place comes first.
+
     Args:
-        rankings: each the same places, best first. Of equal sums the lower place wins.
+        scorings: each a score for every place.
     """
-    sums: dict[int, float] = {}
-    for ranking in rankings:
-        for rank, place in enumerate(ranking, start=1):
-            sums[place] = sums.get(place, 0.0) + 1 / (k + rank)
+    sums = np.zeros(len(scorings[0]))
+    for scores in scorings:
+        given = np.asarray(scores, dtype=np.float64)
+        rank = 1 + (given[None, :] > given[:, None]).sum(1)  # 1 + how many are better
+        sums += 1 / (k + rank)
     # Rounded, so that the order of the additions settles no tie.
-    return sorted(sums, key=lambda place: (-round(sums[place], 12), place))
+    return [int(place) for place in np.argsort(-sums.round(12), kind="stable")]
 
 
 def choose(
@@ -353,11 +353,10 @@ def choose(
     judged = [place for place, grade in enumerate(grades) if grade is not None]
     if not judged:
         raise Rejected("no passage was graded")
-    known = [float(grades[place] or 0) for place in judged]
-    rankings = [ranked(known)]
+    scorings = [[float(grades[place] or 0) for place in judged]]
     if likelihoods is not None:
-        rankings.append(ranked([likelihoods[place] for place in judged]))
-    order = [judged[at] for at in fuse(rankings)]
+        scorings.append([likelihoods[place] for place in judged])
+    order = [judged[at] for at in fuse(scorings)]
     best = order[0]
     of_best = grades[best] or 0
     if of_best < least_grade:
