@@ -325,18 +325,18 @@ def synthesize(
     steps = synthetic(read)
     if not steps:
         raise UserError(recipe, "has no corpus.synthetic", "Add the section")
-    from stillroom.stages.run import disconnect
-    from stillroom.stages.run import run as produce_all
-    from stillroom.stages.synthetic import estimate
-
     if dry_run:
+        from stillroom.stages.synthetic import estimate
+
         _print_estimate(estimate(**steps[0].args), as_json)
         return
+    from stillroom.stages.run import run as produce_all
+
     with _stdout_to_stderr() if as_json else contextlib.nullcontext():
         [produced] = produce_all(read, steps)
-        disconnect()
     made = produced.artifact
-    summary = {"ref": made.ref, "path": str(made.path / "pairs.jsonl"), **made.manifest["summary"]}
+    told = made.manifest["made_by"]["summary"]
+    summary = {"ref": made.ref, "path": str(made.path / "pairs.jsonl"), **told}
     if as_json:
         print(json.dumps(summary, ensure_ascii=False))
         return

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,25 +40,26 @@ class Asker:
     """
 
     def __init__(self, budget: Budget, endpoint: Endpoint, answers: Answers):
-        assert endpoint.base_url is not None
-        self.budget, self.answers = budget, answers
-        actor = ray.remote(
-            num_cpus=0, max_concurrency=endpoint.at_once, max_restarts=2, max_task_retries=2
-        )(Client)
-        self.actors = [
-            actor.remote(
-                endpoint.base_url,
-                key_of(endpoint),
-                attempts=endpoint.attempts,
-                timeout_s=endpoint.timeout_s,
-            )
-            for _ in range(endpoint.actors)
-        ]
+        self.budget, self.endpoint, self.answers = budget, endpoint, answers
         self.at_once = endpoint.actors * endpoint.at_once
         self.spent = Usage()
         self.calls = {"made": 0, "kept_from_before": 0}
         self.stopped: list[str] = []
         self.counted: set[str] = set()
+
+    @cached_property
+    def actors(self) -> list[Any]:
+        """Started by the first request that is not answered yet."""
+        to = self.endpoint
+        assert to.base_url is not None, "the recipe is not valid without one"
+        actor = ray.remote(
+            num_cpus=0, max_concurrency=to.at_once, max_restarts=2, max_task_retries=2
+        )(Client)
+        args = (to.base_url, key_of(to))
+        return [
+            actor.remote(*args, attempts=to.attempts, timeout_s=to.timeout_s)
+            for _ in range(to.actors)
+        ]
 
     def __call__(self, requests: Sequence[Request]) -> list[Answer]:
         """Answers in the requests' order.

@@ -3,8 +3,9 @@ arXiv 2403.20327), as requests and a retriever."""
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ import ray
 from stillroom.artifacts import Store
 from stillroom.config import Actors, Corpus, FromPassages
 from stillroom.config import Synthetic as Section
-from stillroom.encoders.store import load
 from stillroom.errors import UserError
 from stillroom.measure.bm25 import bm25
 from stillroom.mining.search import search
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 AROUND = 32  # tokens that a chat template puts around a prompt
 QUERY = 128  # tokens of a task and a query together, as the estimate has them
 OURS = ("teacher/", "student/")
+# Queries and k → places of passages, int64 (q, k), best first, -1 for none.
+Find = Callable[[list[str], int], np.ndarray]
 
 
 def draw_pool(section: Corpus, seed: int) -> list[str]:
@@ -60,12 +62,12 @@ def draw_pool(section: Corpus, seed: int) -> list[str]:
 
 
 def from_passages(
-    own: Section, seed: int, pool: list[str], retriever: Any, asker: Asker, tally: Tally
+    own: Section, seed: int, pool: list[str], find: Find, asker: Asker, tally: Tally
 ) -> Iterator[Example]:
     """An example for each of the pool's first passages for which a good one was found.
 
     Args:
-        retriever: an actor of `Retriever` over the pool.
+        find: the pool's passages nearest to queries.
     """
     wanted = own.passages
     assert wanted is not None
@@ -81,9 +83,7 @@ def from_passages(
         queries = {row: pair for row, pair in zip(part, parsed, strict=True) if pair is not None}
         if not queries:
             continue
-        found = ray.get(
-            retriever.find.remote([query for _, query in queries.values()], wanted.neighbours)
-        )
+        found = find([query for _, query in queries.values()], wanted.neighbours)
         candidates = {
             row: _with_itself(row, places) for row, places in zip(queries, found, strict=True)
         }
@@ -220,30 +220,29 @@ def _cut_up(flat: Sequence[Any], sizes: Iterable[int]) -> list[Any]:
     return [list(flat[begin:end]) for begin, end in pairwise(ends)]
 
 
-class Retriever:
-    """The passages nearest to a query, by BM25 or by a model's vectors."""
+class Nearest:
+    """The passages whose vectors are nearest to a query's, exactly."""
 
-    def __init__(self, passages: list[str], model: str | None):
-        self.passages = passages
-        self.encoder = None
-        if model is not None:
-            self.encoder = load(model, device="cuda" if ray.get_gpu_ids() else "cpu")
-            self.vectors = self.encoder.encode(passages, "passage")
+    def __init__(self, passages: list[str], model: str | Path):
+        # Late: torch takes seconds to import, and neither BM25 nor an estimate needs it.
+        from stillroom.encoders.store import load
+
+        self.encoder = load(model, device="cuda" if ray.get_gpu_ids() else "cpu")
+        self.vectors = self.encoder.encode(passages, "passage")
 
     def find(self, queries: list[str], k: int) -> np.ndarray:
-        """Places, int64 (q, k), best first, -1 for none."""
-        if self.encoder is None:
-            return bm25(self.passages, queries, k)[0]
         return search(self.encoder.encode(queries, "query"), self.vectors, k)[1]
 
 
-def retriever_of(wanted: FromPassages, pool: list[str], store: Store, scale: Actors) -> Any:
-    """An actor."""
-    model: str | None = None if wanted.retriever == "bm25" else wanted.retriever
-    if model is not None and model.startswith(OURS):
-        model = str(store.find(model).path)
-    actor = ray.remote(num_cpus=scale.cpus, num_gpus=scale.gpus)(Retriever)
-    return actor.remote(pool, model)
+def retriever_of(wanted: FromPassages, pool: list[str], store: Store, scale: Actors) -> Find:
+    """BM25 here, or a model in an actor."""
+    if wanted.retriever == "bm25":
+        return lambda queries, k: bm25(pool, queries, k)[0]
+    model: str | Path = wanted.retriever
+    if wanted.retriever.startswith(OURS):
+        model = store.find(wanted.retriever).path
+    actor = ray.remote(num_cpus=scale.cpus, num_gpus=scale.gpus)(Nearest).remote(pool, model)
+    return lambda queries, k: ray.get(actor.find.remote(queries, k))
 
 
 def of_passage(own: Section, passage: int, *, likelihood: bool) -> list[tuple[int, Usage]]:

@@ -197,7 +197,9 @@ class Client:
             timeout=timeout_s,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         )
-        backoff = tenacity.wait_random_exponential(multiplier=first_pause_s, max=60)
+        backoff = tenacity.wait_random_exponential(
+            multiplier=first_pause_s, max=max(60.0, first_pause_s)
+        )
 
         def pause(state: tenacity.RetryCallState) -> float:
             fault = state.outcome.exception() if state.outcome else None

@@ -47,8 +47,8 @@ def synthetic(*, section: Corpus, seed: int, scale: Scale, out: Draft) -> dict[s
     examples = list(from_tasks(own, seed, asker, tally)) if own.tasks else []
     if own.passages:
         pool = draw_pool(section, seed)
-        retriever = retriever_of(own.passages, pool, out.store, scale.vectors)
-        examples += from_passages(own, seed, pool, retriever, asker, tally)
+        find = retriever_of(own.passages, pool, out.store, scale.vectors)
+        examples += from_passages(own, seed, pool, find, asker, tally)
     kept = [one for one in examples if tally.is_new(one)]
     if not kept:
         raise UserError(
