@@ -123,7 +123,8 @@ class FromPassages(Section):
     Attributes:
         sources: whose passages without a query are taken; null: all that have some.
         pool: the most passages that neighbours are looked for among, drawn from the sources.
-        retriever: `bm25`, a model, or `teacher/NAME` for one trained before.
+        retriever: `bm25`, a model, or `teacher/NAME-KEY` for one trained before; without its
+            key the newest counts, and with each new one the data is made anew.
         likelihood: whether neighbours are ranked by the query's likelihood too. It takes an
             endpoint whose /completions echoes a prompt with its log-probabilities; `auto` does
             without where it is not offered, and the artifact says so.

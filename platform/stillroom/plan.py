@@ -96,17 +96,8 @@ def pipeline(r: Recipe, *, gate: bool = True) -> list[Step]:
     release = Step(
         "release", r.name, {"section": r.release, "gate": gate}, _of(teacher, student, report)
     )
-    return [
-        *written.values(),
-        corpus,
-        *earlier,
-        teacher,
-        vectors,
-        negatives,
-        student,
-        report,
-        release,
-    ]
+    first = [*written.values(), corpus, *earlier, teacher]
+    return [*first, vectors, negatives, student, report, release]
 
 
 def synthetic(r: Recipe) -> list[Step]:

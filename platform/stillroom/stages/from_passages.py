@@ -112,6 +112,7 @@ def from_passages(
 
 
 def shown(passage: str, wanted: FromPassages) -> str:
+    """As much of a passage as the language model sees."""
     return passage[: wanted.passage_characters]
 
 

@@ -13,6 +13,7 @@ from stillroom.text.synthetic import KINDS, Example
 
 
 def from_tasks(own: Section, seed: int, asker: Asker, tally: Tally) -> Iterator[Example]:
+    """Examples, a kind after the other, as many of those asked for as are of use."""
     assert own.tasks is not None
     for name, count in own.tasks.examples.items():
         kind = KINDS[name]
@@ -39,6 +40,7 @@ def from_tasks(own: Section, seed: int, asker: Asker, tally: Tally) -> Iterator[
 
 
 def brainstorms(own: Section, examples: int) -> int:
+    """How many calls think up the tasks of so many examples."""
     assert own.tasks is not None
     return math.ceil(examples / (own.tasks.examples_a_task * text.TASKS_A_CALL))
 
