@@ -92,6 +92,8 @@ def _data(recipe: Recipe) -> Iterator[Finding]:
         detail = f"{len(kept.qrels):,} judged queries, {len(kept.passages):,} passages"
         yield Finding(f"corpus.evaluation.{name}", True, detail)
     with_negatives = dict.fromkeys(recipe.corpus.sources, 0)
+    if recipe.corpus.synthetic is not None:
+        with_negatives["synthetic"] = 1  # nearly all of its pairs, as yet to be written
     for name, source in recipe.corpus.sources.items():
         if isinstance(source, Docstrings):
             continue

@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 runs_app = typer.Typer()
 app.add_typer(runs_app, name="runs", invoke_without_command=True)
-data_app = typer.Typer(no_args_is_help=True, help="Look at training data, and clean it.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at data, clean it, have some written.")
 app.add_typer(data_app, name="data")
 
 out = Console()
@@ -346,6 +346,58 @@ def describe(
         for name, text in example.items():
             out.print(f"[bold]{name}[/] {escape(' '.join(text.split()))}", soft_wrap=True)
         out.print()
+
+
+@data_app.command()
+def synthesize(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what it would take at most; ask nobody.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Have a language model write the pairs of a recipe's corpus.synthetic.
+
+    Example: stillroom data synthesize my-recipe.yaml --dry-run
+    """
+    from stillroom.plan import synthetic
+    from stillroom.recipe import read_recipe
+
+    read = read_recipe(recipe, overrides or [])
+    steps = synthetic(read)
+    if not steps:
+        raise UserError(recipe, "has no corpus.synthetic", "Add the section")
+    if dry_run:
+        from stillroom.stages.synthetic import estimate
+
+        _print_estimate(estimate(**steps[0].args), as_json)
+        return
+    from stillroom.stages.run import run as produce_all
+
+    with _stdout_to_stderr() if as_json else contextlib.nullcontext():
+        [produced] = produce_all(read, steps)
+    made = produced.artifact
+    told = made.manifest["made_by"]["summary"]
+    summary = {"ref": made.ref, "path": str(made.path / "pairs.jsonl"), **told}
+    if as_json:
+        print(json.dumps(summary, ensure_ascii=False))
+        return
+    for name, value in summary.items():
+        out.print(f"{name}: {value}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _print_estimate(parts: list[dict[str, Any]], as_json: bool) -> None:
+    counted = ("calls", "tokens_in", "tokens_out", "cost")
+    total = {name: sum(part[name] for part in parts) for name in counted}
+    if as_json:
+        print(json.dumps({"parts": parts, "total": total}))
+        return
+    shown = Table("part", "calls", "tokens in", "tokens out", "cost")
+    for part in [*parts, {"part": "at most, in all", **total}]:
+        *numbers, cost = (part[name] for name in counted)
+        shown.add_row(part["part"], *(f"{number:,}" for number in numbers), f"{cost:,.2f}")
+    out.print(shown)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from stillroom.text.places import DATA, DOCUMENTS, content_hash, fingerprint
 
 # A stage's version is raised when its code gives other results for the same inputs.
 VERSIONS = {
+    "synthetic": 1,
     "corpus": 5,
     "teacher": 2,
     "vectors": 2,
@@ -74,7 +75,8 @@ def pipeline(r: Recipe, *, gate: bool = True) -> list[Step]:
         UserError: when a file or model that the recipe names is missing.
     """
     seeded = {"seed": r.seed}
-    corpus = Step("corpus", r.name, {"section": r.corpus, **seeded}, {}, _corpus_sources(r))
+    written = _of(*synthetic(r))
+    corpus = Step("corpus", r.name, {"section": r.corpus, **seeded}, written, _corpus_sources(r))
     *earlier, teacher = _teachers(r, corpus)
     vectors = Step("vectors", r.name, {"section": r.vectors}, _of(corpus, teacher))
     negatives = Step("negatives", r.name, {"section": r.negatives, **seeded}, _of(corpus, vectors))
@@ -94,7 +96,34 @@ def pipeline(r: Recipe, *, gate: bool = True) -> list[Step]:
     release = Step(
         "release", r.name, {"section": r.release, "gate": gate}, _of(teacher, student, report)
     )
-    return [corpus, *earlier, teacher, vectors, negatives, student, report, release]
+    first = [*written.values(), corpus, *earlier, teacher]
+    return [*first, vectors, negatives, student, report, release]
+
+
+def synthetic(r: Recipe) -> list[Step]:
+    """The step that has a language model write, where the recipe asks for it.
+
+    Raises:
+        UserError: when a file or model that it reads is missing.
+    """
+    own = r.corpus.synthetic
+    if own is None:
+        return []
+    read: dict[str, str] = {}
+    # What the section says of other parts of the corpus does not reach what is written.
+    drawn_from: tuple[str, ...] = ()
+    if own.passages is not None:
+        drawn_from = own.passages.sources or tuple(r.corpus.sources)
+        read = _corpus_sources(r)
+        name = own.passages.retriever
+        if name.startswith(("teacher/", "student/")):
+            read["retriever"] = Store(r.root).find(name).key
+        elif name != "bm25":
+            read["retriever"] = fingerprint(name)
+    sources = {name: r.corpus.sources[name] for name in drawn_from}
+    others: dict[str, Any] = {"max_pairs": None, "held_out": None, "evaluation": {}}
+    section = r.corpus.model_copy(update={"sources": sources, **others})
+    return [Step("synthetic", r.name, {"section": section, "seed": r.seed}, {}, read)]
 
 
 def _teachers(r: Recipe, corpus: Step) -> Iterator[Step]:

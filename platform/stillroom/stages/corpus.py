@@ -36,7 +36,9 @@ TEXT = {"compression": "zstd", "use_dictionary": False}  # texts are not repeate
 # --- made -----------------------------------------------------------------------------------
 
 
-def corpus(*, section: Section, seed: int, scale: Scale, out: Draft) -> dict[str, Any]:
+def corpus(
+    *, section: Section, seed: int, synthetic: Artifact | None = None, scale: Scale, out: Draft
+) -> dict[str, Any]:
     """Writes pairs.parquet, passages.parquet, conversations.parquet where there are any,
     sources.json, evaluation/SET/, counts.json, contamination.json, left_out.json and card.md.
 
@@ -46,6 +48,7 @@ def corpus(*, section: Section, seed: int, scale: Scale, out: Draft) -> dict[str
     Raises:
         UserError: when a file is wrong, or nothing is left of a source's pairs.
     """
+    section = sources.with_synthetic(section, synthetic)
     evaluation = {name: read_beir(Path(folder)) for name, folder in section.evaluation.items()}
     parts = [
         (place, part)

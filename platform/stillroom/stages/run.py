@@ -21,6 +21,7 @@ from stillroom.stages.negatives import negatives
 from stillroom.stages.release import release
 from stillroom.stages.report import report
 from stillroom.stages.student import student
+from stillroom.stages.synthetic import synthetic
 from stillroom.stages.teacher import teacher
 from stillroom.stages.vectors import vectors
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 REACH_S = 10  # seconds in which a cluster's head answers
 STAGES: dict[str, Callable[..., dict[str, Any]]] = {
+    "synthetic": synthetic,
     "corpus": corpus,
     "teacher": teacher,
     "vectors": vectors,

@@ -3,7 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stillroom.config import Beir, Docstrings, Documents, Files, Kind, MsMarco, Source
+from stillroom.artifacts import Artifact
+from stillroom.config import (
+    Beir,
+    Corpus,
+    Docstrings,
+    Documents,
+    Files,
+    Kind,
+    MsMarco,
+    Source,
+)
 from stillroom.encoders.tokens import token_counter
 from stillroom.text.docstrings import docstring_pairs
 from stillroom.text.documents import read_document
@@ -138,3 +148,16 @@ def _noted(source: Source, left_out: LeftOut | None) -> LeftOut:
     kept = left_out or LeftOut()
     skip = not isinstance(source, Docstrings) and source.on_error == "skip"
     return LeftOut(kept.counts, kept.wrong, skip)
+
+
+def with_synthetic(section: Corpus, made: Artifact | None) -> Corpus:
+    """The section with what a language model wrote as one more source, of files."""
+    if made is None or section.synthetic is None:
+        return section
+    written = Files(
+        format="files",
+        pairs=(str(made.path / "pairs.jsonl"),),
+        prompts=section.synthetic.prompts,
+        symmetric=section.synthetic.symmetric,
+    )
+    return section.model_copy(update={"sources": {**section.sources, "synthetic": written}})

@@ -1,0 +1,86 @@
+"""A server that speaks OpenAI's protocol over a real socket, and answers what a test scripts."""
+
+import contextlib
+import json
+import re
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Reply(Exception):
+    """An answer other than 200, or one that is no schema's."""
+
+    def __init__(self, status, headers=(), text="no"):
+        super().__init__(status)
+        self.status, self.headers, self.text = status, dict(headers), text
+
+
+def chat(text, finish="stop", tokens=(10, 5)):
+    usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1]}
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}}
+    return {"choices": [{**choice, "finish_reason": finish}], "usage": usage}
+
+
+def echoed(prompt, of_word, tokens=(10, 1)):
+    """As /completions echoes a prompt, its words for tokens; the last thing is what it wrote."""
+    words = [*re.findall(r"\s*\S+", prompt), "!"]
+    logprobs = [None, *(of_word(word.strip(), prompt) for word in words[1:])]
+    told = {"tokens": words, "token_logprobs": logprobs}
+    usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1]}
+    choice = {"index": 0, "text": prompt + "!", "finish_reason": "length", "logprobs": told}
+    return {"choices": [choice], "usage": usage}
+
+
+class Endpoint:
+    """Runs while entered.
+
+    Args:
+        answer: of route and body, what to send; called by several threads at once.
+    """
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.calls = []  # (route, body as text), as they came
+        self.headers = []
+
+    def __enter__(self):
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                route = self.path.removeprefix("/v1/")
+                endpoint.calls.append((route, body))
+                endpoint.headers.append(dict(self.headers))
+                try:
+                    reply = Reply(200, text=json.dumps(endpoint.answer(route, json.loads(body))))
+                except Reply as other:
+                    reply = other
+                content = reply.text.encode()
+                with contextlib.suppress(ConnectionError):  # the client was killed
+                    self.send_response(reply.status)
+                    for name, value in reply.headers.items():
+                        self.send_header(name, value)
+                    self.send_header("Content-Length", str(len(content)))
+                    self.end_headers()
+                    self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def times(self):
+        """How often each request came."""
+        return Counter(self.calls)
