@@ -389,12 +389,10 @@ def export(
 
 def _load(model: str, root: str) -> Any:
     from stillroom.artifacts import Store
+    from stillroom.encoders.locate import of_artifact
     from stillroom.encoders.store import load
 
-    stage = model.split("/")[0]
-    if stage in ("teacher", "student") and not Path(model).exists():
-        return load(Store(root).find(model).path)
-    return load(model)
+    return load(of_artifact(model, Store(root)))
 
 
 @app.command()

@@ -10,7 +10,7 @@ from typing import Any
 
 from stillroom.artifacts import Store, key_of
 from stillroom.config import Docstrings, Recipe, Section, Student, Teacher, mines
-from stillroom.encoders.locate import fingerprint
+from stillroom.encoders.locate import fingerprint, of_artifact
 from stillroom.errors import UserError
 from stillroom.text.docstrings import environment_fingerprint
 
@@ -19,9 +19,9 @@ VERSIONS = {
     "corpus": 3,
     "teacher": 2,
     "vectors": 2,
-    "negatives": 2,
+    "negatives": 3,
     "student": 2,
-    "report": 3,
+    "report": 4,
     "release": 1,
 }
 
@@ -77,7 +77,7 @@ def pipeline(r: Recipe, *, gate: bool = True) -> list[Step]:
     corpus = Step("corpus", r.name, {"section": r.corpus, **seeded}, {}, _corpus_sources(r))
     *earlier, teacher = _teachers(r, corpus)
     vectors = Step("vectors", r.name, {"section": r.vectors}, _of(corpus, teacher))
-    negatives = Step("negatives", r.name, {"section": r.negatives, **seeded}, _of(corpus, vectors))
+    *mining, negatives = _mining(r, r.name, corpus, teacher)
     student = Step(
         "student",
         r.name,
@@ -94,7 +94,8 @@ def pipeline(r: Recipe, *, gate: bool = True) -> list[Step]:
     release = Step(
         "release", r.name, {"section": r.release, "gate": gate}, _of(teacher, student, report)
     )
-    return [corpus, *earlier, teacher, vectors, negatives, student, report, release]
+    steps = [corpus, *earlier, teacher, vectors, *mining, negatives, student, report, release]
+    return list({step.ref: step for step in steps}.values())  # phases may share a miner
 
 
 def _teachers(r: Recipe, corpus: Step) -> Iterator[Step]:
@@ -107,21 +108,52 @@ def _teachers(r: Recipe, corpus: Step) -> Iterator[Step]:
     inputs = _of(corpus)
     for number, phase in enumerate(r.teacher.phases, start=1):
         if mines(phase):
-            name = f"{r.name}-phase{number - 1}"
-            vectors = Step("vectors", name, {"section": r.vectors}, inputs)
-            negatives = Step(
-                "negatives",
-                name,
-                {"section": r.negatives, "seed": r.seed},
-                _of(corpus, vectors),
-            )
-            yield from (vectors, negatives)
-            inputs = {**inputs, "negatives": negatives}
+            mining = _mining(r, f"{r.name}-phase{number - 1}", corpus, inputs.get("teacher"))
+            yield from mining
+            inputs = {**inputs, "negatives": mining[-1]}
         last = number == len(r.teacher.phases)
         name = r.name if last else f"{r.name}-phase{number}"
         teacher = Step("teacher", name, {**args, "phase": phase}, inputs, source)
         yield teacher
         inputs = _of(corpus, teacher)
+
+
+def _mining(r: Recipe, name: str, corpus: Step, teacher: Step | None) -> list[Step]:
+    """The negatives, last, after the vectors of each of their miners.
+
+    The teacher's vectors are its input `vectors`; those of the miner in place i are `vectors_i`.
+    """
+    section = r.negatives
+    found: list[Step] = []
+    inputs = _of(corpus)
+    for place, miner in enumerate(section.miners):
+        if miner == "bm25":
+            continue
+        role = f"vectors_{place}"
+        if miner == "teacher":
+            assert teacher is not None, "the config lets no first phase be mined by its teacher"
+            role = "vectors"
+            vectors = Step("vectors", name, {"section": r.vectors}, _of(corpus, teacher))
+        elif miner == "base":
+            args = {"section": r.teacher.model_copy(update={"phases": ()}), "seed": r.seed}
+            base = Step(
+                "teacher", f"{r.name}-base", {**args, "phase": None}, {}, _base_source(r.teacher)
+            )
+            vectors = Step("vectors", f"{r.name}-base", {"section": r.vectors}, _of(corpus, base))
+            found.append(base)
+        else:
+            vectors = Step(
+                "vectors",
+                f"{r.name}-miner{place}",
+                {"section": r.vectors, "model": miner},
+                _of(corpus),
+                {"model": fingerprint(of_artifact(miner, Store(r.root)))},
+            )
+        found.append(vectors)
+        inputs[role] = vectors
+    rescored = {} if section.rescore is None else {"rescore": fingerprint(section.rescore)}
+    args = {"section": section, "seed": r.seed}
+    return [*found, Step("negatives", name, args, inputs, rescored)]
 
 
 def _of(*steps: Step) -> dict[str, Step]:

@@ -52,6 +52,15 @@ def search(
     return _unpacked(best_qk[:, ::-1])
 
 
+def sizes(memory_bytes: float, dims: int, k: int) -> tuple[int, int]:
+    """(queries of one search, passages of one matrix product) whose arrays fit in the memory."""
+    # Of a query: float32 and what the filter sees, its best and what they are sorted with. Of a
+    # passage: as read, in float32, as the filter sees it, their difference, and its scores.
+    of_query, of_passage = 6 * dims + 40 * k, 16 * dims + 8 * TOGETHER
+    queries, passages = (int(memory_bytes / 2 / one) for one in (of_query, of_passage))
+    return min(max(queries, 1), 8192), min(max(passages, 1), 32768)
+
+
 def merge(parts: Iterable[Found], k: int) -> Found:
     """The best k of several searches for the same queries; a row that several found counts once."""
     packed = np.concatenate([_packed(*part) for part in parts], axis=1)
@@ -99,7 +108,7 @@ def _computes_in(device: str) -> torch.dtype:
     if device == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float32
     # Where a CPU only emulates bfloat16, float32 is faster. Older torch cannot tell.
-    able = getattr(torch.cpu, "get_capabilities", dict)()
+    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     native = able.get("avx512_bf16") or able.get("amx_bf16")
     return torch.bfloat16 if native else torch.float32
 
