@@ -15,7 +15,6 @@ from stillroom.encoders.vectors import StoredVectors
 from stillroom.errors import UserError
 from stillroom.measure.bm25 import Bm25
 from stillroom.mining.approximate import InvertedFile, recall
-from stillroom.mining.cross_encoder import CrossEncoder
 from stillroom.mining.search import Found, dot, merge, search, sizes
 
 GIB = 2**30
@@ -212,7 +211,7 @@ class Reader:
         query, place = np.nonzero(rows_qk >= 0)
         rows = rows_qk[query, place]
         pairs = [
-            (self.queries[first + q], self.passages[row])
+            (self.queries[first + int(q)], self.passages[int(row)])
             for q, row in zip(query, rows, strict=True)
         ]
         size = -(-len(pairs) // len(self.actors)) or 1
@@ -227,6 +226,9 @@ class Reader:
 
 class _Reader:
     def __init__(self, folder: Path, threads: int):
+        # Late, since transformers takes seconds to load and nobody else needs it.
+        from stillroom.mining.cross_encoder import CrossEncoder
+
         torch.set_num_threads(threads)
         self.read = CrossEncoder(folder, device="cuda" if ray.get_gpu_ids() else "cpu")
 
