@@ -65,9 +65,7 @@ def test_other_weights_under_the_same_name_are_another_teacher(planned, models):
     assert changed(before, planned())[0] == "teacher"
 
 
-def test_other_miners_bring_their_own_vectors_and_change_nothing_but_the_negatives(
-    planned, models
-):
+def test_other_miners_bring_their_own_vectors_and_change_nothing_but_the_negatives(planned, models):
     before = planned()
     steps = planned(f"negatives.miner=[bm25, base, {models[1]}]")
     added = [step for step in steps if step.key not in {one.key for one in before}]
