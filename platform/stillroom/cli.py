@@ -455,6 +455,7 @@ def mine(
     parts = {"vectors": pool, "negatives": {**pool, "memory_gib": memory}}
     scale = validated(Scale, parts, "stillroom mine")
     from stillroom.stages.mine import mine_files
+    from stillroom.stages.run import disconnect
 
     with _stdout_to_stderr() if as_json else contextlib.nullcontext():
         summary = mine_files(
@@ -470,6 +471,7 @@ def mine(
             root=root,
             scale=scale,
         )
+        disconnect()
     if as_json:
         print(json.dumps(summary))
         return

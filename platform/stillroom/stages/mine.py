@@ -13,10 +13,11 @@ import numpy as np
 
 from stillroom.artifacts import Store
 from stillroom.config import Negatives, Scale
+from stillroom.encoders.contract import Role
 from stillroom.encoders.locate import locate, of_artifact
 from stillroom.errors import UserError
 from stillroom.stages.negatives import Mined, mine, texts_of
-from stillroom.stages.run import connect, disconnect
+from stillroom.stages.run import connect
 from stillroom.stages.vectors import embed
 from stillroom.text.dedupe import text_key
 from stillroom.text.formats import EvaluationSet, read_beir, read_pairs, read_passages
@@ -87,17 +88,13 @@ def mine_files(
     texts = collect(pairs, passages)
     log.info("%d pairs, %d passages", len(texts.queries), len(texts.passages))
     connect(scale)
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as work:
-            miners: dict[str, Path | None] = {}
-            for number, (name, folder) in enumerate(folders.items()):
-                miners[name] = None
-                if folder is not None:
-                    miners[name] = Path(work) / str(number)
-                    _embed(texts, folder, Path(work) / str(number), scale)
-            mined = _mined(texts, sets, miners, rescore, section, seed, scale)
-    finally:
-        disconnect()
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as work:
+        miners: dict[str, Path | None] = {}
+        for number, (name, folder) in enumerate(folders.items()):
+            miners[name] = None if folder is None else Path(work) / str(number)
+            if folder is not None:
+                _embed(texts, folder, Path(work) / str(number), scale)
+        mined = _mined(texts, sets, miners, rescore, section, seed, scale)
     _write(FORMATS[format](texts, mined, scored), out)
     return {"out": str(out), "pairs": len(texts.queries), **mined.summary()}
 
@@ -120,12 +117,13 @@ def collect(pairs: Sequence[Path], passages: Sequence[Path]) -> Collected:
 
 def _embed(texts: Collected, model: Path, folder: Path, scale: Scale) -> None:
     folder.mkdir()
-    for name, role, of in (
+    parts: list[tuple[str, Role, list[str]]] = [
         ("queries", "query", texts.queries),
         ("passages", "passage", texts.passages),
-    ):
-        # Every text with the model's own prompt.
-        embed(of, [None] * len(of), role, model, folder / name, SHARD, scale.vectors)  # type: ignore[arg-type]
+    ]
+    for name, role, of in parts:
+        # None: the model's own prompt.
+        embed(of, [None] * len(of), role, model, folder / name, SHARD, scale.vectors)
 
 
 def _mined(
