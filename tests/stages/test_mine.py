@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from typer.testing import CliRunner
 
+from stillroom.cli import app
 from stillroom.config import Negatives, Scale
 from stillroom.encoders.store import create, save
 from stillroom.errors import UserError
@@ -74,6 +76,12 @@ def test_a_file_that_is_there_is_not_overwritten(files):
     assert (files / "mined.jsonl").read_text() == "mine"
 
 
+def test_a_rule_that_cannot_hold_is_refused(files):
+    words = ["mine", "bm25", "--pairs", str(files / "pairs.jsonl"), "--out", str(files / "m")]
+    with pytest.raises(UserError, match="sample_from must be at least per_query"):
+        CliRunner().invoke(app, [*words, "--sample-from", "2"], catch_exceptions=False)
+
+
 @pytest.fixture
 def cluster():
     ray.init(num_cpus=1, include_dashboard=False, configure_logging=False)
@@ -81,13 +89,19 @@ def cluster():
     ray.shutdown()
 
 
-def test_a_model_and_bm25_mine_and_a_cross_encoder_decides(cluster, files, encoder):
+def test_the_command_mines_with_a_model_and_a_cross_encoder_decides(cluster, files, encoder):
     save(create(str(encoder), space="s", pooling="mean", precision="float32"), files / "model")
     reader = tiny_cross_encoder(files / "reader")
-    section = Negatives(
-        rescore=str(reader), max_share_of_positive=1.0, per_query=3, sample_from=3, strategy="top"
+    named = {
+        "pairs": files / "pairs.jsonl", "passages": files / "passages.jsonl",
+        "evaluation": files / "set", "out": files / "mined.jsonl", "format": "flagembedding",
+        "rescore": reader, "max-share": 1.0, "per-query": 3, "sample-from": 3, "strategy": "top",
+    }  # fmt: skip
+    options = [word for name, value in named.items() for word in (f"--{name}", str(value))]
+    done = CliRunner().invoke(
+        app, ["mine", str(files / "model"), *options, "--scores", "--json"], catch_exceptions=False
     )
-    summary = mine(files, [str(files / "model"), "bm25"], section=section)
+    summary = json.loads(done.stdout)
     lines = [json.loads(line) for line in (files / "mined.jsonl").read_text().splitlines()]
     assert [(line["query"], line["pos"]) for line in lines] == [
         (row["query"], [row["positive"]]) for row in ROWS

@@ -16,6 +16,7 @@ from stillroom.measure.bm25 import Bm25
 from stillroom.mining.search import dot, search
 from stillroom.mining.select import BARRED, CLOSE, KNOWN, select
 from stillroom.stages.corpus import CorpusFiles, corpus
+from stillroom.stages.miners import _Lexical
 from stillroom.stages.negatives import negatives, rule_of, texts_of
 from stillroom.text.formats import EvaluationSet, write_beir
 
@@ -126,16 +127,28 @@ def row_of(made, text):
     return made.files.passages.index(text)
 
 
+def selected(made, queries, passages, searched=True, **fields):
+    """What the stage selects, in this process."""
+    files, section = made.files, Negatives(**fields)
+    texts = texts_of(
+        files.queries, files.passages, files.positive, files.negatives, [TESTED], searched=searched
+    )
+    asked = queries.astype(np.float32)
+    found = search(asked, [(np.arange(len(passages)), passages)], len(passages))
+    own = dot(asked, passages[files.positive])
+    return select(*found, positive_score_q=own, texts=texts, rule=rule_of(section), seed=0)
+
+
 def test_the_best_below_the_share_are_mined_whatever_the_actors_and_their_memory(made, dense):
     queries, passages = dense
     vectors = made.vectors(queries, passages, "a")
-    fields = {"vectors": vectors, "strategy": "top", "per_query": 3, "sample_from": 3}
-    scales = [Searchers(), Searchers(actors=2, memory_gib=4e-5)]
-    results = [made.mine(f"a{i}", scale, **fields) for i, scale in enumerate(scales)]
-    for other in results[1:]:
-        for one, two in zip(results[0], other, strict=True):
-            np.testing.assert_equal(one, two)
-    rows, scores, counts = results[0]
+    fields = {"strategy": "top", "per_query": 3, "sample_from": 3}
+    scale = Searchers(actors=2, memory_gib=4e-5)
+    rows, scores, counts = made.mine("a0", scale, vectors=vectors, **fields)
+    here = selected(made, queries, passages, **fields)
+    np.testing.assert_array_equal(rows, here.negatives)
+    mined = ~np.isnan(here.scores)
+    np.testing.assert_array_equal(scores[mined], here.scores[mined])
     every = queries.astype(np.float64) @ passages.astype(np.float64).T
     copies = {0: {0, 1}, 1: {0, 1}}
     for q, own in enumerate(made.files.positive):
@@ -159,18 +172,6 @@ def test_the_best_below_the_share_are_mined_whatever_the_actors_and_their_memory
     assert counts["rejected"][CLOSE] > 0
     assert sum(counts["scores"]["negatives"]) == counts["kept"] == (rows >= 0).sum()
     assert sum(counts["scores"]["positives"]) == len(queries)
-
-
-def selected(made, queries, passages, searched=True, **fields):
-    """What the stage selects, in this process."""
-    files, section = made.files, Negatives(**fields)
-    texts = texts_of(
-        files.queries, files.passages, files.positive, files.negatives, [TESTED], searched=searched
-    )
-    asked = queries.astype(np.float32)
-    found = search(asked, [(np.arange(len(passages)), passages)], len(passages))
-    own = dot(asked, passages[files.positive])
-    return select(*found, positive_score_q=own, texts=texts, rule=rule_of(section), seed=0)
 
 
 def test_passages_of_evaluation_sets_are_never_negatives(made, dense):
@@ -200,17 +201,20 @@ def test_a_false_negative_is_refused_by_its_score(made, dense):
 def test_miners_united_find_what_each_finds_and_the_model_scores_it(made, dense):
     queries, passages = dense
     vectors = made.vectors(queries, passages, "d")
-    fields = {"strategy": "top", "sample_from": 2, "per_query": 2, "max_share_of_positive": 1.0}
-    alone, scores, _ = made.mine("d0", miner="bm25", **fields)
-    every = list(Bm25(made.files.passages).scores(made.files.queries))
-    for q, row in zip(*np.nonzero(alone >= 0), strict=True):
-        np.testing.assert_allclose(scores[q, row], every[q][alone[q, row]], rtol=1e-5)
-    wide = {**fields, "sample_from": 40, "per_query": 40, "max_share_of_positive": None}
+    wide = {"sample_from": 40, "per_query": 40, "max_share_of_positive": None}
     both, scores, _ = made.mine("d1", miner=("bm25", "teacher"), vectors=vectors, **wide)
     exact = queries.astype(np.float64) @ passages.astype(np.float64).T
     for q in range(len(queries)):
         mined = both[q][both[q] >= 0]
         np.testing.assert_allclose(scores[q, : len(mined)], exact[q, mined], atol=1e-3)
+
+
+def test_bm25_alone_scores_what_it_finds(made):
+    files, index = made.files, _Lexical(made.files.passages, 1)
+    scores, rows = index.search(files.queries, 9)
+    np.testing.assert_array_equal(index.scores(files.queries, rows), scores)
+    every = np.stack(list(Bm25(files.passages).scores(files.queries)))
+    np.testing.assert_array_equal(-np.sort(-every, axis=1)[:, :9], np.maximum(scores, 0))
 
 
 def test_approximate_search_is_refused_below_the_recall_that_is_asked_for(made, dense):
