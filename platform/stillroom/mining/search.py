@@ -58,7 +58,7 @@ def sizes(memory_bytes: float, dims: int, k: int) -> tuple[int, int]:
     # passage: as read, in float32, as the filter sees it, their difference, and its scores.
     of_query, of_passage = 6 * dims + 40 * k, 16 * dims + 8 * TOGETHER
     queries, passages = (int(memory_bytes / 2 / one) for one in (of_query, of_passage))
-    return min(max(queries, 1), 8192), min(max(passages, 1), 32768)
+    return min(max(queries, 1), 16384), min(max(passages, 1), 32768)
 
 
 def merge(parts: Iterable[Found], k: int) -> Found:
@@ -98,6 +98,8 @@ def rebatched(blocks: Iterable[Block], size: int) -> Iterator[Block]:
 
 
 def _joined(held: list[Block]) -> Block:
+    if len(held) == 1:
+        return held[0]
     return np.concatenate([rows for rows, _ in held]), np.concatenate([v for _, v in held])
 
 
