@@ -65,6 +65,45 @@ def test_other_weights_under_the_same_name_are_another_teacher(planned, models):
     assert changed(before, planned())[0] == "teacher"
 
 
+def test_other_miners_bring_their_own_vectors_and_change_nothing_but_the_negatives(planned, models):
+    before = planned()
+    steps = planned(f"negatives.miner=[bm25, base, {models[1]}]")
+    added = [step for step in steps if step.key not in {one.key for one in before}]
+    assert [(step.stage, step.name) for step in added] == [
+        ("teacher", "tiny-base"),
+        ("vectors", "tiny-base"),
+        ("vectors", "tiny-miner2"),
+        ("negatives", "tiny"),
+        ("student", "tiny"),
+        ("report", "tiny"),
+        ("release", "tiny"),
+    ]
+    base, its_vectors, other, negatives, *_ = added
+    assert base.args["phase"] is None and its_vectors.inputs["teacher"] is base
+    assert set(other.inputs) == {"corpus"}
+    assert negatives.inputs == {
+        "corpus": steps[0], "vectors_1": its_vectors, "vectors_2": other,
+    }  # fmt: skip
+    tiny_encoder(models[1], seed=9)
+    again = planned(f"negatives.miner=[bm25, base, {models[1]}]")
+    assert "vectors" in changed(steps, again)
+
+
+def test_a_miner_of_several_phases_embeds_the_corpus_once(planned):
+    mined = f'teacher.phases=[{PHASE}, "hard_negatives": 1}}, {PHASE}, "hard_negatives": 1}}]'
+    steps = planned(mined, "negatives.miner=base")
+    assert [(step.stage, step.name) for step in steps[:6]] == [
+        ("corpus", "tiny"),
+        ("teacher", "tiny-base"),
+        ("vectors", "tiny-base"),
+        ("negatives", "tiny-phase0"),
+        ("teacher", "tiny-phase1"),
+        ("negatives", "tiny-phase1"),
+    ]
+    with pytest.raises(UserError, match="the untrained base would"):
+        planned(mined)
+
+
 PHASE = '{"objective": "contrastive", "steps": 2, "global_batch": 16, "learning_rate": 1e-3'
 
 

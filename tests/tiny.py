@@ -21,6 +21,7 @@ from tokenizers import (
 )
 from transformers import (
     BertConfig,
+    BertForSequenceClassification,
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
@@ -129,6 +130,25 @@ def tiny_encoder(folder: Path, *, layers: int = 2, seed: int = 0) -> Path:
         max_position_embeddings=256,
     )
     BertModel(config).save_pretrained(folder)
+    word_piece_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tiny_cross_encoder(folder: Path, *, labels: int = 1) -> Path:
+    """A BERT that reads two texts and gives a logit a label, of no small size."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        num_labels=labels,
+    )
+    model = BertForSequenceClassification(config)
+    torch.nn.init.normal_(model.classifier.weight)
+    model.save_pretrained(folder)
     word_piece_tokenizer().save_pretrained(folder)
     return folder
 

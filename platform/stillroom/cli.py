@@ -325,10 +325,12 @@ def describe(
 
     Example: stillroom data describe pairs.jsonl --model student/quickstart --html pairs.html
     """
+    from stillroom.artifacts import Store
+    from stillroom.encoders.locate import of_artifact
     from stillroom.encoders.tokens import token_counter
     from stillroom.measure import describe as described
 
-    count = None if model is None else token_counter(_folder(model, root))
+    count = None if model is None else token_counter(of_artifact(model, Store(root)))
     found = described.describe(path, model=model, count=count)
     if html is not None:
         html.write_text(described.page(found), encoding="utf-8")
@@ -555,20 +557,105 @@ def decontaminate(
     out.print(f"{found['found']:,} of {sum(found['checked'].values()):,} pairs {became}")
 
 
+@app.command()
+def mine(
+    model: Annotated[str, typer.Argument(help="The miner: a model's name, or bm25.")],
+    pairs: Annotated[list[Path], typer.Option(help="A file of queries and positives; repeatable.")],
+    to: Annotated[Path, typer.Option("--out", help="A JSONL file that is not there yet.")],
+    passages: Annotated[
+        list[Path] | None,
+        typer.Option(help="A file to mine from beside the pairs' own passages; repeatable."),
+    ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="Another miner. The first that is a model scores what all find."),
+    ] = None,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(help="A set in BEIR layout, whose passages are never negatives; repeatable."),
+    ] = None,
+    format: Annotated[
+        str, typer.Option(help="sentence-transformers, flagembedding or tevatron.")
+    ] = "sentence-transformers",
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Also write what passages score.")
+    ] = False,
+    per_query: Annotated[int, typer.Option(help="Negatives of a query.")] = 4,
+    sample_from: Annotated[int, typer.Option(help="Of so many of the best that remain.")] = 16,
+    skip_first: Annotated[int, typer.Option(help="Passing over so many.")] = 0,
+    strategy: Annotated[str, typer.Option(help="random or top.")] = "random",
+    max_share: Annotated[
+        float, typer.Option(help="The most of its positive's score that a negative has.")
+    ] = 0.95,
+    margin: Annotated[
+        float | None, typer.Option(help="So much less than its positive it scores.")
+    ] = None,
+    max_score: Annotated[float | None, typer.Option(help="The most that it scores.")] = None,
+    rescore: Annotated[
+        str | None, typer.Option(help="A cross-encoder whose scores decide instead.")
+    ] = None,
+    actors: Annotated[int, typer.Option(help="Processes.")] = 1,
+    cpus: Annotated[float, typer.Option(help="Of each.")] = 1.0,
+    gpus: Annotated[float, typer.Option(help="Of each.")] = 0.0,
+    memory: Annotated[float, typer.Option(help="GiB that each searches in.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the random draw.")] = 17,
+    root: Root = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Mine hard negatives for your own pairs, without a recipe.
+
+    Example: stillroom mine teacher/quickstart --pairs pairs.jsonl --out triplets.jsonl
+    """
+    from stillroom.config import Negatives, Scale
+    from stillroom.recipe import validated
+
+    rule = {
+        "miner": [model, *(also or [])],
+        "max_share_of_positive": max_share,
+        "margin": margin,
+        "max_score": max_score,
+        "skip_first": skip_first,
+        "sample_from": sample_from,
+        "per_query": per_query,
+        "strategy": strategy,
+        "rescore": rescore,
+    }
+    section = validated(Negatives, rule, "stillroom mine")
+    pool = {"actors": actors, "cpus": cpus, "gpus": gpus}
+    parts = {"vectors": pool, "negatives": {**pool, "memory_gib": memory}}
+    scale = validated(Scale, parts, "stillroom mine")
+    from stillroom.stages.mine import mine_files
+    from stillroom.stages.run import disconnect
+
+    with _stdout_to_stderr() if as_json else contextlib.nullcontext():
+        summary = mine_files(
+            section.miners,
+            pairs=pairs,
+            passages=passages or [],
+            evaluation=evaluation or [],
+            out=to,
+            format=format,
+            section=section,
+            scored=scores,
+            seed=seed,
+            root=root,
+            scale=scale,
+        )
+        disconnect()
+    if as_json:
+        print(json.dumps(summary))
+        return
+    out.print(f"{summary['kept']:,} negatives of {summary['pairs']:,} pairs are in {to}")
+    for reason, count in summary["rejected"].items():
+        out.print(f"  rejected: {reason}: {count:,}")
+
+
 def _load(model: str, root: str) -> Any:
+    from stillroom.artifacts import Store
+    from stillroom.encoders.locate import of_artifact
     from stillroom.encoders.store import load
 
-    return load(_folder(model, root))
-
-
-def _folder(model: str, root: str) -> str:
-    """A model's name, with the folder in place of an artifact's."""
-    from stillroom.artifacts import Store
-
-    stage = model.split("/")[0]
-    if stage in ("teacher", "student") and not Path(model).exists():
-        return str(Store(root).find(model).path)
-    return model
+    return load(of_artifact(model, Store(root)))
 
 
 @app.command()

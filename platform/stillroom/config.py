@@ -528,19 +528,57 @@ class Vectors(Section):
     shard: PositiveInt = 1024  # texts a file, and the most that a crash can cost
 
 
-class Negatives(Section):
-    """Positive-aware mining: TopK-PercPos of NV-Retriever (arXiv 2407.15831)."""
+class Ivf(Section):
+    """Approximate search, by FAISS, of large corpora; its recall is measured before it is used."""
 
-    max_share_of_positive: PositiveFloat = 0.95
+    above: PositiveInt = 1_000_000  # passages; fewer are searched exactly
+    part: PositiveInt = 1_000_000  # passages of an index
+    lists: PositiveInt | None = None  # of an index; null: 4 times the root of its passages
+    probes: PositiveInt = 32  # lists read a query, of each index
+    min_recall: Share = 0.95  # of what exact search finds; less is refused
+    sample: PositiveInt = 256  # queries that this is measured on
+
+
+Miner = Annotated[str, Field(min_length=1)]
+
+
+class Negatives(Section):
+    """Positive-aware mining: TopK-PercPos of NV-Retriever (arXiv 2407.15831), and its other rules.
+
+    Attributes:
+        miner: `teacher` (of a mined phase: the phase before), `base` (the teacher's, untrained),
+            `bm25`, or a model as named elsewhere. Several are united: each finds candidates, and
+            the first of them that is a model scores them all.
+        max_share_of_positive, margin, max_score: what a candidate may score at most: a share of
+            its positive's score, so much less than that, or this; null does not hold.
+        rescore: a cross-encoder, whose scores between 0 and 1 then decide in place of the miner's.
+        searched: also passages of evaluation sets that answer no judged query. They are in the
+            corpus only where they answer a query that is trained on.
+        ivf: null searches exactly.
+    """
+
+    miner: Miner | Annotated[tuple[Miner, ...], Field(min_length=1)] = "teacher"
+    max_share_of_positive: PositiveFloat | None = 0.95
+    margin: NonNegativeFloat | None = None
+    max_score: float | None = None
     skip_first: NonNegativeInt = 0
     sample_from: PositiveInt = 16  # the best that remain
     per_query: PositiveInt = 4
     strategy: Literal["random", "top"] = "random"
+    rescore: str | None = None
+    searched: bool = False
+    ivf: Ivf | None = None
+
+    @property
+    def miners(self) -> tuple[str, ...]:
+        return (self.miner,) if isinstance(self.miner, str) else self.miner
 
     @model_validator(mode="after")
     def _enough_to_draw(self) -> "Negatives":
         if self.sample_from < self.per_query:
             raise ValueError("sample_from must be at least per_query")
+        if len(set(self.miners)) < len(self.miners):
+            raise ValueError("miner names one twice")
         return self
 
 
@@ -605,6 +643,10 @@ class Endpoint(Section):
     timeout_s: PositiveFloat = 120.0  # of an attempt
 
 
+class Searchers(Actors):
+    memory_gib: PositiveFloat = 1.0  # what each works in, beside the index where there is one
+
+
 class Tracking(Section):
     """Where training's figures go beside metrics.jsonl."""
 
@@ -620,7 +662,7 @@ class Scale(Section):
     teacher: Workers = Workers(engine="deepspeed")
     student: Workers = Workers()
     vectors: Actors = Actors()
-    negatives: Actors = Actors()
+    negatives: Searchers = Searchers()
     report: Actors = Actors()  # one model after another, each by one actor
     tracking: Tracking = Tracking()
 
@@ -661,10 +703,15 @@ class Recipe(Section):
                 section.in_batch or section.hard_negatives
             ):
                 raise ValueError(f"{field} has no negatives: set in_batch or hard_negatives")
-        if self.teacher.phases and mines(self.teacher.phases[0]):
+        if (
+            self.teacher.phases
+            and mines(self.teacher.phases[0])
+            and "teacher" in self.negatives.miners
+        ):
             raise ValueError(
                 "teacher.phases[0] cannot mine its negatives: the untrained base would; set "
-                "hard_negatives: 0 or negatives: given, or add a phase before it"
+                "hard_negatives: 0 or negatives: given, add a phase before it, or name another "
+                "negatives.miner"
             )
         return self
 

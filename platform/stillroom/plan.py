@@ -10,6 +10,7 @@ from typing import Any
 from stillroom.artifacts import Store, key_of
 from stillroom.config import Docstrings, Documents, Recipe, Section, Student, Teacher, mines
 from stillroom.encoders.locate import fingerprint as model_fingerprint
+from stillroom.encoders.locate import of_artifact
 from stillroom.errors import UserError
 from stillroom.text.docstrings import environment_fingerprint
 from stillroom.text.places import DATA, DOCUMENTS, content_hash, fingerprint
@@ -20,9 +21,9 @@ VERSIONS = {
     "corpus": 5,
     "teacher": 2,
     "vectors": 2,
-    "negatives": 2,
+    "negatives": 3,
     "student": 2,
-    "report": 3,
+    "report": 4,
     "release": 1,
 }
 
@@ -79,7 +80,7 @@ def pipeline(r: Recipe, *, gate: bool = True) -> list[Step]:
     corpus = Step("corpus", r.name, {"section": r.corpus, **seeded}, written, _corpus_sources(r))
     *earlier, teacher = _teachers(r, corpus)
     vectors = Step("vectors", r.name, {"section": r.vectors}, _of(corpus, teacher))
-    negatives = Step("negatives", r.name, {"section": r.negatives, **seeded}, _of(corpus, vectors))
+    *mining, negatives = _mining(r, r.name, corpus, teacher)
     student = Step(
         "student",
         r.name,
@@ -96,8 +97,9 @@ def pipeline(r: Recipe, *, gate: bool = True) -> list[Step]:
     release = Step(
         "release", r.name, {"section": r.release, "gate": gate}, _of(teacher, student, report)
     )
-    first = [*written.values(), corpus, *earlier, teacher]
-    return [*first, vectors, negatives, student, report, release]
+    made = [*written.values(), corpus, *earlier, teacher]
+    steps = [*made, vectors, *mining, negatives, student, report, release]
+    return list({step.ref: step for step in steps}.values())  # phases may share a miner
 
 
 def synthetic(r: Recipe) -> list[Step]:
@@ -119,7 +121,7 @@ def synthetic(r: Recipe) -> list[Step]:
         if name.startswith(("teacher/", "student/")):
             read["retriever"] = Store(r.root).find(name).key
         elif name != "bm25":
-            read["retriever"] = fingerprint(name)
+            read["retriever"] = model_fingerprint(name)
     sources = {name: r.corpus.sources[name] for name in drawn_from}
     others: dict[str, Any] = {"max_pairs": None, "held_out": None, "evaluation": {}}
     section = r.corpus.model_copy(update={"sources": sources, **others})
@@ -136,21 +138,52 @@ def _teachers(r: Recipe, corpus: Step) -> Iterator[Step]:
     inputs = _of(corpus)
     for number, phase in enumerate(r.teacher.phases, start=1):
         if mines(phase):
-            name = f"{r.name}-phase{number - 1}"
-            vectors = Step("vectors", name, {"section": r.vectors}, inputs)
-            negatives = Step(
-                "negatives",
-                name,
-                {"section": r.negatives, "seed": r.seed},
-                _of(corpus, vectors),
-            )
-            yield from (vectors, negatives)
-            inputs = {**inputs, "negatives": negatives}
+            mining = _mining(r, f"{r.name}-phase{number - 1}", corpus, inputs.get("teacher"))
+            yield from mining
+            inputs = {**inputs, "negatives": mining[-1]}
         last = number == len(r.teacher.phases)
         name = r.name if last else f"{r.name}-phase{number}"
         teacher = Step("teacher", name, {**args, "phase": phase}, inputs, source)
         yield teacher
         inputs = _of(corpus, teacher)
+
+
+def _mining(r: Recipe, name: str, corpus: Step, teacher: Step | None) -> list[Step]:
+    """The negatives, last, after the vectors of each of their miners.
+
+    The teacher's vectors are its input `vectors`; those of the miner in place i are `vectors_i`.
+    """
+    section = r.negatives
+    found: list[Step] = []
+    inputs = _of(corpus)
+    for place, miner in enumerate(section.miners):
+        if miner == "bm25":
+            continue
+        role = f"vectors_{place}"
+        if miner == "teacher":
+            assert teacher is not None, "the config lets no first phase be mined by its teacher"
+            role = "vectors"
+            vectors = Step("vectors", name, {"section": r.vectors}, _of(corpus, teacher))
+        elif miner == "base":
+            args = {"section": r.teacher.model_copy(update={"phases": ()}), "seed": r.seed}
+            base = Step(
+                "teacher", f"{r.name}-base", {**args, "phase": None}, {}, _base_source(r.teacher)
+            )
+            vectors = Step("vectors", f"{r.name}-base", {"section": r.vectors}, _of(corpus, base))
+            found.append(base)
+        else:
+            vectors = Step(
+                "vectors",
+                f"{r.name}-miner{place}",
+                {"section": r.vectors, "model": miner},
+                _of(corpus),
+                {"model": model_fingerprint(of_artifact(miner, Store(r.root)))},
+            )
+        found.append(vectors)
+        inputs[role] = vectors
+    rescored = {} if section.rescore is None else {"rescore": model_fingerprint(section.rescore)}
+    args = {"section": section, "seed": r.seed}
+    return [*found, Step("negatives", name, args, inputs, rescored)]
 
 
 def _of(*steps: Step) -> dict[str, Step]:

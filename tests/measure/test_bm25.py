@@ -2,20 +2,20 @@ import numpy as np
 import pytest
 
 from stillroom.errors import UserError
-from stillroom.measure.bm25 import bm25
+from stillroom.measure.bm25 import Bm25
 
 PASSAGES = ["The cats are sleeping on a mat", "a dog barked", "running dogs and running cats", ""]
 
 
 def test_words_are_found_whatever_their_ending_and_stop_words_are_not():
-    places, scores = bm25(PASSAGES, ["cat sleeps", "the of and"], 3)
+    places, scores = Bm25(PASSAGES).search(["cat sleeps", "the of and"], 3)
     assert places[0].tolist() == [0, 2, -1]
     assert scores[0, 0] > scores[0, 1] > 0
     assert places[1].tolist() == [-1, -1, -1]
 
 
 def test_scores_follow_lucene_s_formula():
-    places, scores = bm25(PASSAGES, ["bark"], 1)
+    places, scores = Bm25(PASSAGES).search(["bark"], 1)
     length, average = 2, np.mean([3, 2, 4, 0])  # words that are no stop words
     idf = np.log(1 + (4 - 1 + 0.5) / (1 + 0.5))
     expected = idf * 1 / (1 + 1.5 * (1 - 0.75 + 0.75 * length / average))
@@ -24,11 +24,11 @@ def test_scores_follow_lucene_s_formula():
 
 
 def test_more_places_than_passages_stay_empty():
-    places, _ = bm25(PASSAGES, ["dog", "zebra"], 9)
+    places, _ = Bm25(PASSAGES).search(["dog", "zebra"], 9)
     assert sorted(place for place in places[0].tolist() if place >= 0) == [1, 2]
     assert places[1].tolist() == [-1] * 9
 
 
 def test_passages_without_a_word_are_refused():
     with pytest.raises(UserError, match="no word that BM25 could index"):
-        bm25(["", "the"], ["x"], 1)
+        Bm25(["", "the"]).search(["x"], 1)

@@ -27,7 +27,8 @@ def extras():
         "hardware": "2 CPUs",
         "losses": {"teacher": [(1, 2.0), (2, 1.0)], "student": []},
         "negatives": {
-            "kept": 10, "queries_without": 1, "rejected": {"too close": 3},
+            "kept": 10, "queries_without": 1, "rejected": {"too close": 3}, "recall": {EVIL: 0.97},
+            "scores": {"edges": [0.0, 0.5, 1.0], "positives": [0, 4], "negatives": [9, 1]},
             "examples": [{"query": EVIL, "positive": EVIL, "negatives": [EVIL]}],
         },
     }  # fmt: skip
@@ -53,3 +54,15 @@ def test_the_page_says_plainly_who_is_above_whom():
     assert "The student is above BM25" in page
     assert "75.0 %" in page
     assert page.count("<polyline") == 1  # of a student without training there is no curve
+
+
+def test_the_scores_of_positives_and_negatives_are_bars_over_one_axis():
+    page = render(report(), extras())
+    plots = re.findall(r"Scores of (?:positives|negatives)</figcaption>|Scores of \w+;", page)
+    assert plots == ["Scores of positives;", "Scores of negatives;"]
+    # 120 units high is the most of a plot; empty bins have no bar.
+    bars = re.findall(
+        r'<rect x="([\d.]+)" y="[\d.]+" width="[\d.]+" height="([\d.]+)"></rect>', page
+    )
+    assert [(float(x), float(high)) for x, high in bars] == [(280, 120), (40, 120), (280, 13.3)]
+    assert "97.0 %" in page

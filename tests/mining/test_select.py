@@ -1,28 +1,38 @@
+import dataclasses
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from stillroom.mining.select import Rule, select
+from stillroom.mining import select as reasons
+from stillroom.mining.select import Rule, Texts, select
+
+PLAIN = Rule(
+    max_share_of_positive=0.95,
+    margin=None,
+    max_score=None,
+    skip_first=0,
+    sample_from=4,
+    per_query=2,
+    strategy="top",
+)
 
 
-def rule(**changes):
-    fields = {
-        "max_share_of_positive": 0.95,
-        "skip_first": 0,
-        "sample_from": 4,
-        "per_query": 2,
-        "strategy": "top",
-    }
-    return Rule(**{**fields, **changes})
-
-
-def one(scores, rows, *, positive=0, positive_score=1.0, given=(), seed=0, **changes):
+def one(scores, rows, *, positive=0, positive_score=1.0, given=(), seed=0, groups=None, **changes):
+    """Selection for one query among ten passages, or those of `groups`."""
+    texts = Texts(
+        group_p=np.arange(10) if groups is None else np.array(groups),
+        positive_q=np.array([positive]),
+        asked_q=np.array([0]),
+        given=(np.array([0, len(given)]), np.array(given, dtype=np.int64)),
+    )
     return select(
         np.array([scores], np.float32),
         np.array([rows]),
-        positive_score_q=np.array([positive_score]),
-        positives=np.array([positive]),
-        given=[list(given)],
-        rule=rule(**changes),
+        positive_score_q=np.array([positive_score], np.float32),
+        texts=texts,
+        rule=dataclasses.replace(PLAIN, **changes),
         seed=seed,
     )
 
@@ -30,67 +40,152 @@ def one(scores, rows, *, positive=0, positive_score=1.0, given=(), seed=0, **cha
 def test_the_positive_and_what_scores_too_close_to_it_are_never_negatives():
     found = one([1.0, 0.97, 0.951, 0.9, 0.8], [0, 1, 2, 3, 4])
     assert found.negatives.tolist() == [[3, 4]]
-    assert found.counts["the positive"] == 1
-    assert found.counts["too close to the positive"] == 2
+    assert found.rejected[reasons.POSITIVE] == 1
+    assert found.rejected[reasons.CLOSE] == 2
     np.testing.assert_allclose(found.scores, [[0.9, 0.8]], rtol=1e-6)
 
 
-def test_the_first_that_remain_are_skipped_where_the_rule_says_so():
-    found = one([0.99, 0.9, 0.8, 0.7, 0.6], [1, 2, 3, 4, 5], skip_first=1)
-    assert found.negatives.tolist() == [[3, 4]]
-    assert found.counts["skipped"] == 1
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"max_share_of_positive": None}, [1, 2]),
+        ({"max_share_of_positive": None, "margin": 0.15}, [4, 5]),
+        ({"margin": 0.01}, [3, 4]),
+        ({"max_score": 0.8}, [4, 5]),
+        ({"skip_first": 1}, [4, 5]),
+    ],
+)
+def test_of_several_limits_the_lowest_holds(changes, expected):
+    found = one([1.0, 0.97, 0.951, 0.9, 0.8, 0.7], [0, 1, 2, 3, 4, 5], **changes)
+    assert found.negatives.tolist() == [expected]
 
 
-def test_random_ones_come_from_the_best_alone_and_without_repetition():
-    seen = set()
-    for seed in range(30):
+@pytest.mark.parametrize(
+    ("positive_score", "expected"), [(0.0, [2, -1]), (-0.2, [2, -1]), (-0.29, [-1, -1])]
+)
+def test_the_limit_lies_below_a_positive_of_any_sign(positive_score, expected):
+    assert one([0.1, -0.3], [1, 2], positive_score=positive_score).negatives.tolist() == [expected]
+
+
+def test_random_ones_come_from_the_best_alone_and_are_uniform():
+    counts = np.zeros(6)
+    for seed in range(600):
         found = one(
             [0.9, 0.8, 0.7, 0.6, 0.5], [1, 2, 3, 4, 5], sample_from=3, strategy="random", seed=seed
         )
-        drawn = found.negatives[0].tolist()
-        assert len(set(drawn)) == 2
-        seen |= set(drawn)
-    assert seen == {1, 2, 3}
+        np.add.at(counts, found.negatives[0], 1)
+    assert counts[[0, 4, 5]].tolist() == [0, 0, 0]
+    assert (abs(counts[1:4] - 400) < 60).all()  # five standard deviations are 58
 
 
-def test_a_query_s_draw_does_not_depend_on_its_company():
-    rng = np.random.default_rng(0)
-    scores, rows = (
-        np.sort(rng.random((6, 9)))[:, ::-1],
-        rng.permuted(np.tile(range(9), (6, 1)), axis=1),
-    )
-    arguments = {"rule": rule(strategy="random", max_share_of_positive=1.0), "seed": 7}
-    whole = select(
-        scores,
-        rows,
-        positive_score_q=np.ones(6),
-        positives=np.zeros(6),
-        given=[[]] * 6,
-        **arguments,
-    )
-    part = select(
-        scores[:3],
-        rows[:3],
-        positive_score_q=np.ones(3),
-        positives=np.zeros(3),
-        given=[[]] * 3,
-        **arguments,
-    )
-    np.testing.assert_array_equal(whole.negatives[:3], part.negatives)
-
-
-def test_given_negatives_come_first_and_only_once_and_never_the_positive():
-    found = one([0.9, 0.8, 0.7], [5, 6, 7], given=[6, 0, 6], per_query=3)
+def test_given_negatives_come_first_once_and_never_the_positive_or_a_copy_of_it():
+    groups = [0, 1, 2, 3, 4, 5, 6, 7, 0, 6]  # 8 copies the positive, 9 copies 6
+    found = one([0.9, 0.8, 0.7], [5, 9, 7], given=[6, 8, 0, 6], per_query=3, groups=groups)
     assert found.negatives.tolist() == [[6, 5, 7]]
-    assert found.counts["given already"] == 1
+    assert found.rejected[reasons.GIVEN] == 1
+    assert np.isnan(found.scores[0, 0])
 
 
 def test_too_few_candidates_leave_places_empty():
-    found = one([0.5, -np.inf], [3, -1])
-    assert found.negatives.tolist() == [[3, -1]]
+    found = one([0.5, -np.inf], [3, -1], per_query=3)
+    assert found.negatives.tolist() == [[3, -1, -1]]
 
 
-@pytest.mark.parametrize("positive_score", [0.0, -0.2])
-def test_a_positive_that_scores_nothing_rejects_all_above_itself(positive_score):
-    found = one([0.1, -0.3], [1, 2], positive_score=positive_score)
-    assert found.negatives.tolist() == [[2, -1]]
+# --- against a loop -------------------------------------------------------------------------
+
+
+def slowly(scores, rows, positive_scores, texts, given, known, rule):
+    """Pools and reasons, candidate by candidate."""
+    pools, counts = [], dict.fromkeys(reasons.REASONS, 0)
+    for q in range(len(rows)):
+        positive = float(positive_scores[q])
+        limits = [np.inf]
+        if rule.max_share_of_positive is not None:
+            limits.append(positive - abs(positive) * (1 - rule.max_share_of_positive))
+        if rule.margin is not None:
+            limits.append(positive - rule.margin)
+        seen, pool = set(), []
+        for score, row in zip(scores[q], rows[q], strict=True):
+            if row < 0:
+                continue
+            group = texts.group_p[row]
+            if row == texts.positive_q[q]:
+                reason = reasons.POSITIVE
+            elif group in known[texts.asked_q[q]]:
+                reason = reasons.KNOWN
+            elif texts.barred_p[row]:
+                reason = reasons.BARRED
+            elif group in {texts.group_p[other] for other in given[q] if other >= 0}:
+                reason = reasons.GIVEN
+            elif score > min(limits):
+                reason = reasons.CLOSE
+            elif rule.max_score is not None and score > rule.max_score:
+                reason = reasons.ABOVE
+            elif group in seen:
+                reason = reasons.REPEATED
+            else:
+                seen.add(group)
+                pool.append(row)
+                continue
+            counts[reason] += 1
+        counts[reasons.SKIPPED] += min(len(pool), rule.skip_first)
+        pools.append(pool[rule.skip_first :][: rule.sample_from])
+    return pools, counts
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    share=st.sampled_from([None, 0.75, 1.0]),
+    margin=st.sampled_from([None, 0.125]),
+    ceiling=st.sampled_from([None, 0.5]),
+    skip=st.integers(0, 2),
+    wide=st.integers(0, 5),
+    per_query=st.integers(1, 4),
+    strategy=st.sampled_from(["top", "random"]),
+)
+def test_every_rule_does_what_a_loop_does(
+    seed, share, margin, ceiling, skip, wide, per_query, strategy
+):
+    rng = np.random.default_rng(seed)
+    q, p, k = 12, 30, 14
+    rule = Rule(share, margin, ceiling, skip, per_query + wide, per_query, strategy)
+    # Eighths: what limits are made of them is exact, and full of ties.
+    scores = -np.sort(-rng.integers(-4, 9, size=(q, k)).astype(np.float32) / 8, axis=1)
+    rows = np.array([rng.permutation(p)[:k] for _ in range(q)])
+    rows[:, k - 2 :][rng.random((q, 2)) < 0.5] = -1
+    sizes = rng.integers(0, 3, q)
+    given_rows = rng.integers(0, p, sizes.sum())
+    texts = Texts(
+        group_p=rng.integers(0, 20, p),
+        positive_q=rng.integers(0, p, q),
+        asked_q=rng.integers(0, 8, q),
+        barred_p=rng.random(p) < 0.1,
+        given=(np.concatenate([[0], np.cumsum(sizes)]), given_rows),
+    )
+    known = {asked: set() for asked in range(8)}
+    for asked, row in zip(texts.asked_q, texts.positive_q, strict=True):
+        known[asked].add(texts.group_p[row])
+    positive_scores = rng.integers(-3, 9, size=q).astype(np.float32) / 8
+    arguments = {"texts": texts, "rule": rule, "seed": seed}
+    found = select(scores, rows, positive_score_q=positive_scores, **arguments)
+    given_to = texts.given_to(np.arange(q), per_query)
+    pools, counts = slowly(scores, rows, positive_scores, texts, given_to, known, rule)
+    assert found.rejected == counts
+    for query, pool in enumerate(pools):
+        mine = [row for row in found.negatives[query].tolist() if row >= 0]
+        given = [row for row in given_to[query].tolist() if row >= 0]
+        mined = mine[len(given) :]
+        wanted = min(len(pool), per_query - len(given))
+        assert mine[: len(given)] == given
+        assert len(mined) == len(set(mined)) == wanted
+        assert mined == (
+            [row for row in pool if row in mined] if strategy == "random" else pool[:wanted]
+        )
+        assert set(mined) <= set(pool)
+    # A block of the queries gives what all of them gave.
+    half = select(
+        scores[5:9], rows[5:9], positive_score_q=positive_scores[5:9], first=5, **arguments
+    )
+    np.testing.assert_array_equal(half.negatives, found.negatives[5:9])
+    np.testing.assert_array_equal(half.scores, found.scores[5:9])

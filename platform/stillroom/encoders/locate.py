@@ -18,7 +18,7 @@ from pathlib import Path
 
 import filelock
 
-from stillroom.artifacts import cache_folder
+from stillroom.artifacts import Store, cache_folder
 from stillroom.errors import UserError
 
 PACKAGE = "package:"
@@ -42,6 +42,13 @@ def locate(name: str) -> Path:
     if found.name.endswith(".zip.001"):
         return _cached(name, lambda target: _from_zip(list(_zip_parts(name)), target))
     return found
+
+
+def of_artifact(name: str, store: Store) -> str:
+    """`teacher/NAME` or `student/NAME-KEY` → the artifact's folder; any other name as it is."""
+    if name.split("/")[0] in ("teacher", "student") and not Path(name).exists():
+        return str(store.find(name).path)
+    return name
 
 
 def fingerprint(name: str) -> str:

@@ -1,10 +1,13 @@
 """Stored vectors: shards of float16 `.npy`, and the order that the texts went into them."""
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+
+OPEN = 256  # shards at once: each holds a file descriptor, and there may be thousands
 
 
 class StoredVectors:
@@ -16,31 +19,33 @@ class StoredVectors:
     def __init__(self, folder: Path):
         self.folder = folder
         self.order: np.ndarray = np.load(folder / "order.npy")
-        self.shards = [np.load(file, mmap_mode="r") for file in sorted(folder.glob("shard-*.npy"))]
-        self.shard = len(self.shards[0])
+        self.files = sorted(folder.glob("shard-*.npy"))
+        read = functools.partial(np.load, mmap_mode="r")
+        self._opened = functools.lru_cache(maxsize=OPEN)(read)
+        first = self._opened(self.files[0])
+        self.shard, self.dims = first.shape
         self.place = np.empty_like(self.order)  # row → position in `order`
         self.place[self.order] = np.arange(len(self.order))
 
     def __len__(self) -> int:
         return len(self.order)
 
-    @property
-    def dims(self) -> int:
-        return int(self.shards[0].shape[1])
-
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Vectors of the rows, float16, (len(rows), dims)."""
         places = self.place[rows]
         found = np.empty((len(places), self.dims), dtype=np.float16)
-        for number in np.unique(places // self.shard):
-            here = places // self.shard == number
-            found[here] = self.shards[number][places[here] % self.shard]
+        order = np.argsort(places, kind="stable")  # a shard's rows then stand together
+        numbers, starts = np.unique(places[order] // self.shard, return_index=True)
+        for number, here in zip(numbers, np.split(order, starts[1:]), strict=True):
+            found[here] = self._opened(self.files[number])[places[here] % self.shard]
         return found
 
-    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(rows, vectors) a shard."""
-        for i, vectors in enumerate(self.shards):
-            yield self.order[i * self.shard : (i + 1) * self.shard], vectors
+    def blocks(
+        self, numbers: Iterable[int] | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(rows, vectors) a shard, of those numbers or of all."""
+        for i in range(len(self.files)) if numbers is None else numbers:
+            yield self.order[i * self.shard : (i + 1) * self.shard], self._opened(self.files[i])
 
 
 def shard_path(folder: Path, number: int) -> Path:

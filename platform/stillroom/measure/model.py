@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stillroom.encoders.encode import Encoder
-from stillroom.measure.bm25 import bm25
+from stillroom.measure.bm25 import Bm25
 from stillroom.measure.retrieval import rank, retrieval_scores
 from stillroom.text.formats import EvaluationSet
 
@@ -42,7 +42,7 @@ def measure_bm25(sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
     """The same entry for BM25, which has no parameters and no vectors."""
     scores = {}
     for name, kept in sets.items():
-        found, _ = bm25(list(kept.passages.values()), kept.judged_queries(), DEPTH)
+        found, _ = Bm25(list(kept.passages.values())).search(kept.judged_queries(), DEPTH)
         scores[name] = scored(found, kept)
     return {
         "role": "bm25",

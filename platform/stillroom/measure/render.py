@@ -55,6 +55,11 @@ def render(report: Mapping[str, Any], extras: Mapping[str, Any]) -> str:
         name=extras["name"],
         hardware=extras["hardware"],
         negatives=extras["negatives"],
+        score_plots=[
+            histogram(f"Scores of {name}", extras["negatives"]["scores"]["edges"], counts)
+            for name, counts in extras["negatives"]["scores"].items()
+            if name != "edges"
+        ],
         header=header,
         rows=rows,
         sets=report["sets"],
@@ -123,6 +128,29 @@ def line_plot(title: str, curve: Sequence[tuple[int, float]]) -> Plot:
         for step, value in curve
     )
     return Plot(title, points, f"{steps[0]}", f"{steps[-1]}", f"{low:.3g}", f"{high:.3g}")
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Bars in an SVG's units, as (left, top, width, height), and the ends of its axis."""
+
+    title: str
+    bars: list[tuple[float, float, float, float]]
+    left: str
+    right: str
+    most: str
+
+
+def histogram(title: str, edges: Sequence[float], counts: Sequence[int]) -> Histogram:
+    """Counts between edges of equal distance, scaled to the plot."""
+    width = (WIDTH - 2 * MARGIN) / len(counts)
+    up = (HEIGHT - 2 * MARGIN) / (max(counts) or 1)
+    bars = [
+        (MARGIN + i * width, HEIGHT - MARGIN - count * up, 0.9 * width, count * up)
+        for i, count in enumerate(counts)
+        if count
+    ]
+    return Histogram(title, bars, f"{edges[0]:.3g}", f"{edges[-1]:.3g}", f"{max(counts):,}")
 
 
 def _count(parameters: int) -> str:

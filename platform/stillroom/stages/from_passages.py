@@ -15,7 +15,7 @@ from stillroom.artifacts import Store
 from stillroom.config import Actors, Corpus, FromPassages
 from stillroom.config import Synthetic as Section
 from stillroom.errors import UserError
-from stillroom.measure.bm25 import bm25
+from stillroom.measure.bm25 import Bm25
 from stillroom.mining.search import search
 from stillroom.stages import sources
 from stillroom.stages.asking import Asker, Tally, chat, echo
@@ -238,7 +238,8 @@ class Nearest:
 def retriever_of(wanted: FromPassages, pool: list[str], store: Store, scale: Actors) -> Find:
     """BM25 here, or a model in an actor."""
     if wanted.retriever == "bm25":
-        return lambda queries, k: bm25(pool, queries, k)[0]
+        index = Bm25(pool)
+        return lambda queries, k: index.search(queries, k)[0]
     model: str | Path = wanted.retriever
     if wanted.retriever.startswith(OURS):
         model = store.find(wanted.retriever).path

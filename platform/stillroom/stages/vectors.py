@@ -13,6 +13,7 @@ from stillroom.config import Actors, Scale
 from stillroom.config import Vectors as Section
 from stillroom.encoders.contract import Contract, Role
 from stillroom.encoders.encode import Encoder
+from stillroom.encoders.locate import locate, of_artifact
 from stillroom.encoders.store import load
 from stillroom.encoders.vectors import StoredVectors, shard_path, write_whole
 from stillroom.stages.corpus import CorpusFiles
@@ -21,40 +22,54 @@ log = logging.getLogger(__name__)
 
 
 def vectors(
-    *, section: Section, corpus: Artifact, teacher: Artifact, scale: Scale, out: Draft
+    *,
+    section: Section,
+    corpus: Artifact,
+    scale: Scale,
+    out: Draft,
+    teacher: Artifact | None = None,
+    model: str = "",
 ) -> dict[str, int]:
-    """Writes queries/ and passages/ as `StoredVectors`, and the contract they follow.
+    """Writes queries/ and passages/ as `StoredVectors`, and the teacher's contract.
 
     A text gets the prompt of its source, as in training. What a killed run left of its shards is
     kept: only missing ones are encoded.
+
+    Args:
+        model: the name of another encoder, in place of the teacher, which has its own prompts.
     """
     texts = CorpusFiles.read(corpus)
-    contract = Contract.read(teacher.path)
+    encoder = teacher.path if teacher is not None else locate(of_artifact(model, out.store))
     parts: list[tuple[str, Role, list[str], np.ndarray]] = [
         ("queries", "query", texts.queries, texts.source),
         ("passages", "passage", texts.passages, texts.passage_source),
     ]
     for name, role, of, source in parts:
-        known = [str(getattr(own or contract.prompts, role)) for own in texts.prompts]
+        known = [
+            None if own is None or teacher is None else str(getattr(own, role))
+            for own in texts.prompts
+        ]
         prompts = [known[number] for number in source]
-        _embed(of, prompts, role, teacher.path, out.path / name, section.shard, scale.vectors)
-    contract.write(out.path)
+        embed(of, prompts, role, encoder, out.path / name, section.shard, scale.vectors)
+    if teacher is not None:
+        Contract.read(teacher.path).write(out.path)
     return {
         "queries": len(texts.queries),
         "passages": len(texts.passages),
-        "dims": contract.dims[0],
+        "dims": StoredVectors(out.path / "passages").dims,
     }
 
 
-def _embed(
+def embed(
     texts: list[str],
-    prompts: list[str],
+    prompts: Sequence[str | None],
     role: Role,
     model: Path,
     folder: Path,
     shard: int,
     scale: Actors,
 ) -> None:
+    """Writes a folder of `StoredVectors`, whatever shards are not in it yet."""
     folder.mkdir(exist_ok=True)
     # Texts of like length share a shard, so that almost nothing is padding.
     order = np.argsort([len(text) for text in texts], kind="stable")
@@ -100,11 +115,12 @@ class _Embedder:
 
 
 def encode_prompted(
-    encoder: Encoder, texts: Sequence[str], prompts: Sequence[str], role: Role
+    encoder: Encoder, texts: Sequence[str], prompts: Sequence[str | None], role: Role
 ) -> np.ndarray:
-    """Vectors of texts that have a prompt each: float16, (n, dims)."""
+    """Vectors of texts that have a prompt each, or None for the encoder's own: float16,
+    (n, dims)."""
     found = np.empty((len(texts), encoder.contract.dims[0]), dtype=np.float16)
-    for prompt in sorted(set(prompts)):
+    for prompt in dict.fromkeys(prompts):
         places = [place for place, own in enumerate(prompts) if own == prompt]
         found[places] = encoder.encode([texts[place] for place in places], role, prompt=prompt)
     return found

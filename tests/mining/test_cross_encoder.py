@@ -1,0 +1,24 @@
+import numpy as np
+import pytest
+
+from stillroom.errors import UserError
+from stillroom.mining.cross_encoder import CrossEncoder
+from tiny import tiny_cross_encoder
+
+PAIRS = [("a query", "short"), ("a query", "a passage of many more words " * 60), ("b", "x y z")]
+
+
+def test_a_pair_scores_the_same_alone_and_among_others(tmp_path):
+    read = CrossEncoder(tiny_cross_encoder(tmp_path))
+    together = read(PAIRS)
+    np.testing.assert_allclose(together, [read([pair])[0] for pair in PAIRS], atol=1e-6)
+    assert len(set(together.tolist())) == 3
+    assert ((together > 0) & (together < 1)).all()
+
+
+def test_what_scores_nothing_is_refused(tmp_path):
+    with pytest.raises(UserError, match="classifies into 3 labels, which is no score"):
+        CrossEncoder(tiny_cross_encoder(tmp_path / "three", labels=3))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="is no cross-encoder that we can load"):
+        CrossEncoder(tmp_path / "empty")
