@@ -232,7 +232,8 @@ class Nearest:
         self.vectors = self.encoder.encode(passages, "passage")
 
     def find(self, queries: list[str], k: int) -> np.ndarray:
-        return search(self.encoder.encode(queries, "query"), self.vectors, k)[1]
+        blocks = [(np.arange(len(self.vectors)), self.vectors)]
+        return search(self.encoder.encode(queries, "query"), blocks, k)[1]
 
 
 def retriever_of(wanted: FromPassages, pool: list[str], store: Store, scale: Actors) -> Find:
