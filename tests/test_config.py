@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stillroom.config import Recipe
+from stillroom.config.reading import read_recipe
+from stillroom.config.recipe import Recipe
 from stillroom.errors import UserError
-from stillroom.recipe import read_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "jobs" / "recipes").glob("*.yaml"))
 

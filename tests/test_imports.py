@@ -11,8 +11,7 @@ SRC = Path(__file__).parents[1] / "platform" / "stillroom"
 # Each may import those on its line, and itself.
 ALLOWED = {
     "errors": set(),
-    "config": set(),
-    "recipe": {"errors", "config"},
+    "config": {"errors"},
     "storage": {"errors"},
     "artifacts": {"errors", "storage"},
     "encoders": {"errors", "artifacts"},
@@ -37,7 +36,6 @@ ALLOWED = {
     "cli": {
         "errors",
         "config",
-        "recipe",
         "artifacts",
         "plan",
         "checks",

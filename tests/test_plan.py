@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from stillroom.artifacts import Store
+from stillroom.config.reading import read_recipe
 from stillroom.errors import UserError
 from stillroom.plan import pipeline, why
-from stillroom.recipe import read_recipe
 from tiny import tiny_decoder, tiny_encoder
 
 TINY = Path(__file__).parents[1] / "jobs" / "recipes" / "tiny.yaml"

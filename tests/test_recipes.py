@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from stillroom.checks import memory
-from stillroom.config import Docstrings
+from stillroom.config.corpus import Docstrings
+from stillroom.config.reading import read_recipe
 from stillroom.errors import UserError
 from stillroom.plan import pipeline
-from stillroom.recipe import read_recipe
 from tiny import tiny_decoder, tiny_encoder
 
 FOLDER = Path(__file__).parents[1] / "jobs" / "recipes"

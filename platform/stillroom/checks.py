@@ -10,18 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillroom.artifacts import Store
-from stillroom.config import (
-    Contrastive,
-    Docstrings,
-    Joint,
-    Mntp,
-    PairTraining,
-    Phase,
-    Recipe,
-    Simcse,
-    Teacher,
-    Workers,
-)
+from stillroom.config.corpus import Docstrings
+from stillroom.config.models import Contrastive, Joint, Mntp, PairTraining, Phase, Simcse, Teacher
+from stillroom.config.recipe import Recipe
+from stillroom.config.scale import Workers
 from stillroom.encoders.locate import locate
 from stillroom.errors import UserError
 from stillroom.learning.memory import (

@@ -61,8 +61,8 @@ def run(
     Example: stillroom run jobs/recipes/quickstart.yaml student.steps=200
     """
     from stillroom.checks import check_recipe
+    from stillroom.config.reading import read_recipe
     from stillroom.plan import pipeline
-    from stillroom.recipe import read_recipe
 
     if dry_run:
         plan(recipe, overrides, gate=gate, as_json=as_json)
@@ -169,8 +169,8 @@ def plan(
     Example: stillroom plan jobs/recipes/quickstart.yaml student.learning_rate=1e-4
     """
     from stillroom.artifacts import Store
+    from stillroom.config.reading import read_recipe
     from stillroom.plan import pipeline, why
-    from stillroom.recipe import read_recipe
 
     read = read_recipe(recipe, overrides or [])
     store = Store(read.root)
@@ -196,8 +196,8 @@ def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
     Example: stillroom check my-recipe.yaml
     """
     from stillroom.checks import check_recipe
+    from stillroom.config.reading import read_recipe
     from stillroom.plan import pipeline
-    from stillroom.recipe import read_recipe
 
     read = read_recipe(recipe, overrides or [])
     _print_findings(check_recipe(read, pipeline(read)), as_json)
@@ -363,8 +363,8 @@ def synthesize(
 
     Example: stillroom data synthesize my-recipe.yaml --dry-run
     """
+    from stillroom.config.reading import read_recipe
     from stillroom.plan import synthetic
-    from stillroom.recipe import read_recipe
 
     read = read_recipe(recipe, overrides or [])
     steps = synthetic(read)
@@ -606,8 +606,9 @@ def mine(
 
     Example: stillroom mine teacher/quickstart --pairs pairs.jsonl --out triplets.jsonl
     """
-    from stillroom.config import Negatives, Scale
-    from stillroom.recipe import validated
+    from stillroom.config.reading import validated
+    from stillroom.config.recipe import Negatives
+    from stillroom.config.scale import Scale
 
     rule = {
         "miner": [model, *(also or [])],

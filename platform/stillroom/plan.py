@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.artifacts import Store, key_of
-from stillroom.config import Docstrings, Documents, Recipe, Section, Student, Teacher, mines
+from stillroom.config.corpus import Docstrings, Documents
+from stillroom.config.models import Student, Teacher, mines
+from stillroom.config.recipe import Recipe
+from stillroom.config.section import Section
 from stillroom.encoders.locate import fingerprint as model_fingerprint
 from stillroom.encoders.locate import of_artifact
 from stillroom.errors import UserError

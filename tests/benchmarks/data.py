@@ -71,7 +71,8 @@ def stage(folder, store, near):
     import ray.data
 
     from stillroom.artifacts import Store
-    from stillroom.config import Corpus, Scale
+    from stillroom.config.corpus import Corpus
+    from stillroom.config.scale import Scale
     from stillroom.stages import corpus as module
     from stillroom.stages.shards import Sizes
 

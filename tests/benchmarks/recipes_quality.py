@@ -19,10 +19,10 @@ import numpy as np
 import yaml
 
 from stillroom.artifacts import Store
+from stillroom.config.reading import read_recipe
 from stillroom.encoders.store import create, load
 from stillroom.measure.model import measure, measure_bm25
 from stillroom.plan import pipeline
-from stillroom.recipe import read_recipe
 from stillroom.stages.corpus import evaluation_sets
 from stillroom.stages.run import disconnect, run
 from stillroom.text.formats import EvaluationSet, read_beir, write_beir

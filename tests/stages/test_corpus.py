@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stillroom.artifacts import Store
-from stillroom.config import Corpus, Scale
+from stillroom.config.corpus import Corpus
+from stillroom.config.scale import Scale
 from stillroom.encoders.contract import Prompts
 from stillroom.errors import UserError
 from stillroom.stages import corpus as stage

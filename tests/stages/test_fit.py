@@ -15,8 +15,8 @@ import ray
 
 from events import curves
 from stillroom.artifacts import Store
-from stillroom.config import Contrastive as Settings
-from stillroom.config import Tracking, Workers
+from stillroom.config.models import Contrastive as Settings
+from stillroom.config.scale import Tracking, Workers
 from stillroom.encoders.store import create, load
 from stillroom.learning.batches import Order, PairBatches, PairData
 from stillroom.learning.engine import DeepSpeedEngine, TorchEngine

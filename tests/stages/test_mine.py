@@ -9,7 +9,8 @@ import ray
 from typer.testing import CliRunner
 
 from stillroom.cli import app
-from stillroom.config import Negatives, Scale
+from stillroom.config.recipe import Negatives
+from stillroom.config.scale import Scale
 from stillroom.encoders.store import create, save
 from stillroom.errors import UserError
 from stillroom.mining.cross_encoder import CrossEncoder

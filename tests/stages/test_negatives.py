@@ -9,7 +9,9 @@ import pytest
 import ray
 
 from stillroom.artifacts import Store
-from stillroom.config import Corpus, Ivf, Negatives, Scale, Searchers
+from stillroom.config.corpus import Corpus
+from stillroom.config.recipe import Ivf, Negatives
+from stillroom.config.scale import Scale, Searchers
 from stillroom.encoders.vectors import shard_path, write_whole
 from stillroom.errors import UserError
 from stillroom.measure.bm25 import Bm25

@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 
-from stillroom.config import Corpus
+from stillroom.config.corpus import Corpus
+from stillroom.config.reading import validated
 from stillroom.errors import UserError
 from stillroom.plan import _corpus_sources
-from stillroom.recipe import validated
 from stillroom.stages import sources
 from stillroom.text.formats import LeftOut, Pair
 from tiny import byte_pair_tokenizer

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from endpoint import Endpoint, Reply, chat, echoed
 from stillroom.artifacts import Store
 from stillroom.cli import app
-from stillroom.config import Scale
+from stillroom.config.reading import read_recipe
+from stillroom.config.scale import Scale
 from stillroom.encoders.store import create, save
 from stillroom.errors import UserError
 from stillroom.plan import pipeline, synthetic
-from stillroom.recipe import read_recipe
 from stillroom.stages.corpus import CorpusFiles, corpus
 from stillroom.stages.from_passages import Nearest
 from stillroom.stages.run import produce
@@ -280,7 +280,7 @@ import ray
 from typer.testing import CliRunner
 from stillroom.artifacts import Store
 from stillroom.plan import synthetic as steps
-from stillroom.recipe import read_recipe
+from stillroom.config.reading import read_recipe
 from stillroom.stages.synthetic import synthetic
 
 ray.init(sys.argv[1], configure_logging=False)

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from stillroom.artifacts import Store
-from stillroom.config import Corpus, Joint, Mntp, Scale
+from stillroom.config.corpus import Corpus
+from stillroom.config.models import Joint, Mntp
+from stillroom.config.reading import read_recipe
+from stillroom.config.scale import Scale
 from stillroom.encoders.contract import Contract
 from stillroom.encoders.store import load, merged, save
 from stillroom.learning.engine import TorchEngine
 from stillroom.learning.loop import train
-from stillroom.recipe import read_recipe
 from stillroom.stages.corpus import CorpusFiles, corpus
 from stillroom.stages.teacher import parts, start
 

@@ -6,7 +6,7 @@ from pyarrow import fs
 
 from events import curves, events
 from stillroom.artifacts import Store
-from stillroom.config import Tracking, Workers
+from stillroom.config.scale import Tracking, Workers
 from stillroom.errors import UserError
 from stillroom.stages.fit import fit
 from stillroom.stages.tracking import TensorBoard, Tracker, check, progress, sinks

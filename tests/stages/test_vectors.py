@@ -7,7 +7,9 @@ import pytest
 import ray
 
 from stillroom.artifacts import Store
-from stillroom.config import Actors, Corpus, Scale, Vectors
+from stillroom.config.corpus import Corpus
+from stillroom.config.recipe import Vectors
+from stillroom.config.scale import Actors, Scale
 from stillroom.encoders.store import create, load, save
 from stillroom.stages.corpus import CorpusFiles, corpus
 from stillroom.stages.vectors import stored, vectors

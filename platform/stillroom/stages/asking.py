@@ -12,8 +12,9 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from stillroom.config import Budget, Endpoint
-from stillroom.config import Synthetic as Section
+from stillroom.config.scale import Endpoint
+from stillroom.config.synthetic import Budget
+from stillroom.config.synthetic import Synthetic as Section
 from stillroom.errors import UserError
 from stillroom.stages.llm import (
     Answer,

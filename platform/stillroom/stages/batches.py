@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from stillroom.artifacts import Artifact
-from stillroom.config import Joint, Mntp, Optimisation, PairTraining, Simcse
+from stillroom.config.models import Joint, Mntp, Optimisation, PairTraining, Simcse
 from stillroom.encoders.encode import Encoder
 from stillroom.errors import UserError
 from stillroom.learning.batches import (

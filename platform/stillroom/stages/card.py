@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stillroom.config import Corpus, Docstrings
+from stillroom.config.corpus import Corpus, Docstrings
 from stillroom.text.formats import EvaluationSet
 
 WHY = {

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stillroom.artifacts import Artifact, Draft, atomic_json
-from stillroom.config import Corpus as Section
-from stillroom.config import Scale
+from stillroom.config.corpus import Corpus as Section
+from stillroom.config.scale import Scale
 from stillroom.encoders.contract import Prompts
 from stillroom.errors import UserError
 from stillroom.stages import cleaning, sources

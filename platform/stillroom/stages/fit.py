@@ -20,7 +20,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from safetensors.torch import load_file, save_file
 
 from stillroom.artifacts import Draft
-from stillroom.config import Optimisation, Tracking, Workers
+from stillroom.config.models import Optimisation
+from stillroom.config.scale import Tracking, Workers
 from stillroom.encoders import backbone
 from stillroom.encoders.contract import FILE as CONTRACT
 from stillroom.encoders.encode import Encoder

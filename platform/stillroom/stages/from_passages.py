@@ -12,8 +12,10 @@ import numpy as np
 import ray
 
 from stillroom.artifacts import Store
-from stillroom.config import Actors, Corpus, FromPassages
-from stillroom.config import Synthetic as Section
+from stillroom.config.corpus import Corpus
+from stillroom.config.scale import Actors
+from stillroom.config.synthetic import FromPassages
+from stillroom.config.synthetic import Synthetic as Section
 from stillroom.errors import UserError
 from stillroom.measure.bm25 import Bm25
 from stillroom.mining.search import search

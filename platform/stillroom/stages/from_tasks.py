@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from stillroom.config import Synthetic as Section
+from stillroom.config.synthetic import Synthetic as Section
 from stillroom.stages.asking import Asker, Tally, chat
 from stillroom.stages.llm import Request
 from stillroom.text import synthetic as text

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from stillroom.artifacts import Store
-from stillroom.config import Negatives, Scale
+from stillroom.config.recipe import Negatives
+from stillroom.config.scale import Scale
 from stillroom.encoders.contract import Role
 from stillroom.encoders.locate import locate, of_artifact
 from stillroom.errors import UserError

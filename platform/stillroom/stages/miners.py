@@ -9,7 +9,8 @@ import numpy as np
 import ray
 import torch
 
-from stillroom.config import Ivf, Searchers
+from stillroom.config.recipe import Ivf
+from stillroom.config.scale import Searchers
 from stillroom.encoders.locate import locate
 from stillroom.encoders.vectors import StoredVectors
 from stillroom.errors import UserError

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from stillroom.artifacts import Artifact, Draft, atomic_json
-from stillroom.config import Negatives as Section
-from stillroom.config import Scale, Searchers
+from stillroom.config.recipe import Negatives as Section
+from stillroom.config.scale import Scale, Searchers
 from stillroom.encoders.locate import of_artifact
 from stillroom.errors import UserError
 from stillroom.mining.search import Found, merge

@@ -5,8 +5,8 @@ import shutil
 from typing import Any
 
 from stillroom.artifacts import Artifact, Draft, atomic_json
-from stillroom.config import Release as Section
-from stillroom.config import Scale
+from stillroom.config.recipe import Release as Section
+from stillroom.config.scale import Scale
 from stillroom.encoders.contract import Contract
 from stillroom.errors import UserError
 from stillroom.measure.gate import Floors, judge

@@ -12,8 +12,8 @@ import ray
 import torch
 
 from stillroom.artifacts import Artifact, Draft, atomic_json
-from stillroom.config import Report as Section
-from stillroom.config import Scale
+from stillroom.config.recipe import Report as Section
+from stillroom.config.scale import Scale
 from stillroom.encoders.contract import Contract
 from stillroom.encoders.encode import Encoder
 from stillroom.encoders.store import create, load

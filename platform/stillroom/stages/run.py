@@ -13,7 +13,8 @@ from typing import Any
 import ray
 
 from stillroom.artifacts import Artifact, Store
-from stillroom.config import Recipe, Scale
+from stillroom.config.recipe import Recipe
+from stillroom.config.scale import Scale
 from stillroom.errors import UserError
 from stillroom.plan import Step
 from stillroom.stages.corpus import corpus

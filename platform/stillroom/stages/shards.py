@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stillroom.config import Kind
+from stillroom.config.section import Kind
 from stillroom.stages import sources
 from stillroom.stages.sources import Part
 from stillroom.stages.spread import over

@@ -4,16 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stillroom.artifacts import Artifact
-from stillroom.config import (
-    Beir,
-    Corpus,
-    Docstrings,
-    Documents,
-    Files,
-    Kind,
-    MsMarco,
-    Source,
-)
+from stillroom.config.corpus import Beir, Corpus, Docstrings, Documents, Files, MsMarco, Source
+from stillroom.config.section import Kind
 from stillroom.encoders.tokens import token_counter
 from stillroom.text.docstrings import docstring_pairs
 from stillroom.text.documents import read_document

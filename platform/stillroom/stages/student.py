@@ -4,8 +4,8 @@ import functools
 from typing import Any
 
 from stillroom.artifacts import Artifact, Draft
-from stillroom.config import Scale
-from stillroom.config import Student as Section
+from stillroom.config.models import Student as Section
+from stillroom.config.scale import Scale
 from stillroom.encoders.contract import Contract
 from stillroom.encoders.encode import Encoder
 from stillroom.encoders.store import create

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from stillroom.artifacts import Draft, atomic_json
-from stillroom.config import Corpus, Scale
-from stillroom.config import Synthetic as Section
+from stillroom.config.corpus import Corpus
+from stillroom.config.scale import Scale
+from stillroom.config.synthetic import Synthetic as Section
 from stillroom.errors import UserError
 from stillroom.stages.asking import Asker, Tally
 from stillroom.stages.from_passages import (

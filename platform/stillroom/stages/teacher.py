@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.artifacts import Artifact, Draft
-from stillroom.config import Contrastive, Joint, Mntp, Phase, Scale, Simcse
-from stillroom.config import Teacher as Section
+from stillroom.config.models import Contrastive, Joint, Mntp, Phase, Simcse
+from stillroom.config.models import Teacher as Section
+from stillroom.config.scale import Scale
 from stillroom.encoders.backbone import set_dropout
 from stillroom.encoders.contract import Contract
 from stillroom.encoders.encode import Encoder

@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import directory_check
 
-from stillroom.config import Tracking
+from stillroom.config.scale import Tracking
 from stillroom.errors import UserError
 from stillroom.learning.loop import SCORE
 

@@ -9,8 +9,8 @@ import numpy as np
 import ray
 
 from stillroom.artifacts import Artifact, Draft
-from stillroom.config import Actors, Scale
-from stillroom.config import Vectors as Section
+from stillroom.config.recipe import Vectors as Section
+from stillroom.config.scale import Actors, Scale
 from stillroom.encoders.contract import Contract, Role
 from stillroom.encoders.encode import Encoder
 from stillroom.encoders.locate import locate, of_artifact

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from stillroom.config import Recipe
+from stillroom.config.recipe import Recipe
 from stillroom.errors import UserError
 
 

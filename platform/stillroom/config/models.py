@@ -1,0 +1,181 @@
+"""What is trained, and how."""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from stillroom.config.section import Dropout, Name, Prompts, Section, Share
+
+
+class Lora(Section):
+    """Low-rank adapters (Hu et al., 2021) on every linear layer, or on those named."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: Dropout = 0.0
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    rank_stabilised: bool = False  # rsLoRA (Kalajdzievski, 2023): alpha / sqrt(rank)
+    decomposed: bool = False  # DoRA (Liu et al., 2024): magnitude and direction apart
+
+
+class Latents(Section):
+    """Latent attention (NV-Embed, arXiv 2405.17428), for pooling: latent."""
+
+    count: PositiveInt = 512
+    heads: PositiveInt = 8
+    head_dims: PositiveInt | None = None  # null: the states' own width, as in the paper
+
+
+class Optimisation(Section):
+    steps: PositiveInt
+    global_batch: PositiveInt  # pairs or texts an update, over all workers
+    learning_rate: PositiveFloat  # the peak; linear warm-up, then the schedule's way down to 0
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: Share = 0.1  # of the steps
+    weight_decay: NonNegativeFloat = 0.01
+    clip: PositiveFloat = 1.0  # of the gradient's global norm
+    mix: dict[Name, PositiveFloat] | None = None  # source → share of the batches; null: by size
+    mix_temperature: PositiveFloat = 1.0  # without mix, shares are sizes ** (1 / it)
+    one_source_a_batch: bool = True  # other sources' texts are negatives too easy to learn from
+    by_length: bool = False  # batches of texts of like length
+
+    @model_validator(mode="after")
+    def _one_way_to_mix(self) -> "Optimisation":
+        if self.mix is not None and self.mix_temperature != 1:
+            raise ValueError("mix says every share: leave out mix_temperature, or mix")
+        return self
+
+
+class PairTraining(Optimisation):
+    """What trains on pairs."""
+
+    query_tokens: PositiveInt = 64
+    passage_tokens: PositiveInt = 128
+    hard_negatives: NonNegativeInt = 0  # a pair, of those mined or given
+
+
+class Contrastive(PairTraining):
+    """InfoNCE with in-batch negatives over all workers, and with hard negatives if asked."""
+
+    objective: Literal["contrastive"]
+    temperature: PositiveFloat = 0.03
+    negatives: Literal["mined", "given"] = "mined"  # where hard negatives come from
+    in_batch: bool = True  # other pairs' passages are negatives
+    query_query: bool = False  # other queries, too
+    passage_passage: bool = False  # and other passages for the positive
+    false_negative_margin: float | None = None  # ignores what scores above positive + margin
+    dims: dict[PositiveInt, PositiveFloat] | None = None  # Matryoshka: size → weight
+    merge_before: bool = False  # merge the adapter trained so far, and begin a new one
+    evaluate_every: PositiveInt | None = None  # steps; the best weights are kept
+
+
+class Mntp(Optimisation):
+    """Masked next-token prediction (LLM2Vec, arXiv 2404.05961) on the corpus's passages."""
+
+    objective: Literal["mntp"]
+    tokens: PositiveInt = 128  # of a text
+    mask: Literal["blank", "mask", "eos"] = "blank"  # "_", the tokenizer's mask token, or EOS
+    mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    merge_before: bool = False
+
+
+class Simcse(Optimisation):
+    """Unsupervised contrastive learning: one text under two dropouts (arXiv 2104.08821)."""
+
+    objective: Literal["simcse"]
+    tokens: PositiveInt = 128
+    temperature: PositiveFloat = 0.05
+    dropout: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    merge_before: bool = False
+
+
+class Joint(Contrastive):
+    """Contrastive and next-token generation in one step (GritLM, arXiv 2402.09906)."""
+
+    objective: Literal["joint"]  # type: ignore[assignment]
+    generation_batch: PositiveInt  # completions an update, over all workers
+    generation_tokens: PositiveInt = 256
+    generation_weight: PositiveFloat = 1.0
+    generation_loss: Literal["token", "sample"] = "token"  # a mean over tokens, or over samples
+    generate: Literal["conversations", "pairs"] = "conversations"  # pairs: query → passage
+
+
+Phase = Contrastive | Mntp | Simcse | Joint
+
+
+class Teacher(Section):
+    base: str
+    attention: Literal["causal", "bidirectional"] | None = None  # null: as the base's own
+    pooling: Literal["mean", "weighted_mean", "last", "cls", "latent"] | None = None
+    latents: Latents = Latents()
+    echo: bool = False  # the text twice, pooled over the second (arXiv 2402.15449)
+    append_eos: bool = False
+    prompts: Prompts | None = None
+    pool_prompt: bool = True
+    max_tokens: PositiveInt | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    lora: Lora | None = Lora()  # null: every weight is trained
+    phases: tuple[Annotated[Phase, Field(discriminator="objective")], ...] = ()  # none: the base
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> "Teacher":
+        for i, phase in enumerate(self.phases):
+            if isinstance(phase, Mntp) and self.echo:
+                raise ValueError(
+                    f"phases[{i}] is mntp, and echo shows every masked token in the other copy: "
+                    "use one of them"
+                )
+            if phase.merge_before and (i == 0 or self.lora is None):
+                raise ValueError(
+                    f"phases[{i}].merge_before has nothing to merge: it needs lora, and a phase "
+                    "before it"
+                )
+        return self
+
+
+class Distil(Section):
+    """Weights of the distillation losses; see `learning.objectives.Distillation`."""
+
+    vector: NonNegativeFloat = 0.0
+    scores: NonNegativeFloat = 1.0
+    contrastive: NonNegativeFloat = 1.0
+    temperature: PositiveFloat = 0.05
+    teacher_temperature: PositiveFloat = 0.05
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> "Distil":
+        if not (self.vector or self.scores or self.contrastive):
+            raise ValueError("every loss has weight 0")
+        return self
+
+
+class Student(PairTraining):
+    base: str
+    layers: tuple[NonNegativeInt, ...] | None = None  # the base's layers to keep; null: all
+    space: Literal["own", "teacher"] = "own"  # teacher: projected into the teacher's dims
+    pooling: Literal["mean", "weighted_mean", "last", "cls"] | None = None
+    prompts: Prompts | None = None
+    max_tokens: PositiveInt | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    losses: Distil = Distil()
+    hard_negatives: NonNegativeInt = 1
+
+    @model_validator(mode="after")
+    def _vectors_need_one_space(self) -> "Student":
+        if self.losses.vector and self.space == "own":
+            raise ValueError("losses.vector compares vectors, and so needs space: teacher")
+        return self
+
+
+def mines(phase: Phase) -> bool:
+    """Whether a phase needs negatives that the phase before it mines."""
+    return (
+        isinstance(phase, Contrastive) and phase.hard_negatives > 0 and phase.negatives == "mined"
+    )

@@ -1,0 +1,187 @@
+"""The recipe as a whole. It decides the numbers, and its scale only how long they take."""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from stillroom.config.corpus import Corpus
+from stillroom.config.models import (
+    Contrastive,
+    Joint,
+    Optimisation,
+    PairTraining,
+    Student,
+    Teacher,
+    mines,
+)
+from stillroom.config.scale import Scale, Workers
+from stillroom.config.section import Kind, Name, Section, Share
+
+
+class Vectors(Section):
+    shard: PositiveInt = 1024  # texts a file, and the most that a crash can cost
+
+
+class Ivf(Section):
+    """Approximate search, by FAISS, of large corpora; its recall is measured before it is used."""
+
+    above: PositiveInt = 1_000_000  # passages; fewer are searched exactly
+    part: PositiveInt = 1_000_000  # passages of an index
+    lists: PositiveInt | None = None  # of an index; null: 4 times the root of its passages
+    probes: PositiveInt = 32  # lists read a query, of each index
+    min_recall: Share = 0.95  # of what exact search finds; less is refused
+    sample: PositiveInt = 256  # queries that this is measured on
+
+
+Miner = Annotated[str, Field(min_length=1)]
+
+
+class Negatives(Section):
+    """Positive-aware mining: TopK-PercPos of NV-Retriever (arXiv 2407.15831), and its other rules.
+
+    Attributes:
+        miner: `teacher` (of a mined phase: the phase before), `base` (the teacher's, untrained),
+            `bm25`, or a model as named elsewhere. Several are united: each finds candidates, and
+            the first of them that is a model scores them all.
+        max_share_of_positive, margin, max_score: what a candidate may score at most: a share of
+            its positive's score, so much less than that, or this; null does not hold.
+        rescore: a cross-encoder, whose scores between 0 and 1 then decide in place of the miner's.
+        searched: also passages of evaluation sets that answer no judged query. They are in the
+            corpus only where they answer a query that is trained on.
+        ivf: null searches exactly.
+    """
+
+    miner: Miner | Annotated[tuple[Miner, ...], Field(min_length=1)] = "teacher"
+    max_share_of_positive: PositiveFloat | None = 0.95
+    margin: NonNegativeFloat | None = None
+    max_score: float | None = None
+    skip_first: NonNegativeInt = 0
+    sample_from: PositiveInt = 16  # the best that remain
+    per_query: PositiveInt = 4
+    strategy: Literal["random", "top"] = "random"
+    rescore: str | None = None
+    searched: bool = False
+    ivf: Ivf | None = None
+
+    @property
+    def miners(self) -> tuple[str, ...]:
+        return (self.miner,) if isinstance(self.miner, str) else self.miner
+
+    @model_validator(mode="after")
+    def _enough_to_draw(self) -> "Negatives":
+        if self.sample_from < self.per_query:
+            raise ValueError("sample_from must be at least per_query")
+        if len(set(self.miners)) < len(self.miners):
+            raise ValueError("miner names one twice")
+        return self
+
+
+class Report(Section):
+    bm25: bool = True
+    bases: bool = True  # also measure both models before training
+
+
+class Release(Section):
+    """The gate: what must hold before anything is released."""
+
+    mean_retention: NonNegativeFloat | None = None  # student / teacher, nDCG@10
+    set_retention: NonNegativeFloat | None = None  # the same for every set
+    ndcg: dict[Name, Share] = Field(default_factory=dict)  # floors for the student
+    student_over_base: bool = False
+    student_over_bm25: bool = False
+
+
+class Recipe(Section):
+    name: Name
+    root: str = "runs"  # where artifacts live: a folder, or what pyarrow.fs opens
+    seed: NonNegativeInt = 17
+    corpus: Corpus
+    teacher: Teacher
+    vectors: Vectors = Vectors()
+    negatives: Negatives = Negatives()
+    student: Student
+    report: Report = Report()
+    release: Release = Release()
+    scale: Scale = Scale()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Recipe":
+        for field, section, scale in self._trained():
+            batches = {"global_batch": section.global_batch}
+            if isinstance(section, Joint):
+                batches["generation_batch"] = section.generation_batch
+            for name, size in batches.items():
+                if size % scale.workers:
+                    raise ValueError(
+                        f"{field}.{name} ({size}) must be a multiple of the number of workers "
+                        f"({scale.workers})"
+                    )
+            if isinstance(section, PairTraining):
+                given = isinstance(section, Contrastive) and section.negatives == "given"
+                if section.hard_negatives > self.negatives.per_query and not given:
+                    raise ValueError(
+                        f"{field}.hard_negatives ({section.hard_negatives}) exceeds "
+                        f"negatives.per_query ({self.negatives.per_query})"
+                    )
+            if isinstance(section, Contrastive) and not (
+                section.in_batch or section.hard_negatives
+            ):
+                raise ValueError(f"{field} has no negatives: set in_batch or hard_negatives")
+        if (
+            self.teacher.phases
+            and mines(self.teacher.phases[0])
+            and "teacher" in self.negatives.miners
+        ):
+            raise ValueError(
+                "teacher.phases[0] cannot mine its negatives: the untrained base would; set "
+                "hard_negatives: 0 or negatives: given, add a phase before it, or name another "
+                "negatives.miner"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_writes(self) -> "Recipe":
+        if self.corpus.synthetic is not None and self.scale.synthetic.base_url is None:
+            raise ValueError(
+                "corpus.synthetic needs a language model: set scale.synthetic.base_url, such as "
+                "http://localhost:8000/v1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sources_have_what_is_trained_on(self) -> "Recipe":
+        sources = self.corpus.trained_on
+        for field, section, _ in self._trained():
+            kind: Kind = "pairs" if isinstance(section, PairTraining) else "passages"
+            if not any(source.has(kind) for source in sources.values()):
+                raise ValueError(
+                    f"{field} needs {kind}, and no source under corpus.sources has any"
+                )
+            for name in section.mix or ():
+                if name not in sources:
+                    raise ValueError(f"{field}.mix names {name!r}, which is no source")
+                if not sources[name].has(kind):
+                    raise ValueError(f"{field}.mix names {name!r}, a source without {kind}")
+            if not isinstance(section, Joint) or section.generate != "conversations":
+                continue
+            if not any(source.has("conversations") for source in sources.values()):
+                raise ValueError(
+                    f"{field}.generate is 'conversations', and no source has any: name files under "
+                    "corpus.sources.NAME.conversations, or set generate: pairs"
+                )
+        return self
+
+    def _trained(self) -> list[tuple[str, Optimisation, Workers]]:
+        """Every section that trains, with its field and its part of the scale."""
+        phases = [
+            (f"teacher.phases[{i}]", phase, self.scale.teacher)
+            for i, phase in enumerate(self.teacher.phases)
+        ]
+        return [*phases, ("student", self.student, self.scale.student)]

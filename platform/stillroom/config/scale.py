@@ -1,0 +1,74 @@
+"""Where a recipe is made and how much of it at once: never part of a key."""
+
+from typing import Literal
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from stillroom.config.section import Section
+
+
+class Workers(Section):
+    workers: PositiveInt = 1
+    cpus: PositiveFloat = 1.0  # each
+    gpus: NonNegativeFloat = 0.0  # each
+    gpu: str | None = None  # its kind, such as H100-80G: `check` says whether the run fits
+    engine: Literal["torch", "deepspeed"] = "torch"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    offload: Literal["none", "optimizer", "parameters"] = "none"  # to the worker's main memory
+    micro_tokens: PositiveInt = 16384  # the most tokens, padding counted, of one forward
+    gradcache: bool = False  # bounds memory by micro_tokens, for a second forward
+    gradient_checkpointing: bool = False
+    packed: bool = False  # no padding at all; of Llama, Mistral and Qwen
+    checkpoint_every: PositiveInt = 50  # steps; the most that a crash can cost
+    max_failures: NonNegativeInt = 2
+
+    @model_validator(mode="after")
+    def _zero_is_deepspeed(self) -> "Workers":
+        if self.zero_stage and self.engine == "torch":
+            raise ValueError("zero_stage needs engine: deepspeed")
+        if self.offload == "optimizer" and self.zero_stage < 1:
+            raise ValueError("offload: optimizer needs zero_stage 1, 2 or 3")
+        if self.offload == "parameters" and self.zero_stage < 3:
+            raise ValueError("offload: parameters needs zero_stage 3")
+        return self
+
+
+class Actors(Section):
+    actors: PositiveInt = 1
+    cpus: PositiveFloat = 1.0
+    gpus: NonNegativeFloat = 0.0
+
+
+class Endpoint(Section):
+    """Where the language model of corpus.synthetic is served, as OpenAI's API is."""
+
+    base_url: str | None = None  # such as https://api.openai.com/v1
+    key_variable: str | None = None  # the environment's, that holds the key; null: none is sent
+    actors: PositiveInt = 1
+    at_once: PositiveInt = 8  # requests of each actor
+    attempts: PositiveInt = 8  # of each request, before the run gives up
+    timeout_s: PositiveFloat = 120.0  # of an attempt
+
+
+class Searchers(Actors):
+    memory_gib: PositiveFloat = 1.0  # what each works in, beside the index where there is one
+
+
+class Tracking(Section):
+    """Where training's figures go beside metrics.jsonl."""
+
+    tensorboard: bool = True
+    mlflow: str | None = None  # tracking URI
+    wandb: str | None = None  # project
+
+
+class Scale(Section):
+    """Time, place and what is shown, never results; not part of a key."""
+
+    synthetic: Endpoint = Endpoint()
+    teacher: Workers = Workers(engine="deepspeed")
+    student: Workers = Workers()
+    vectors: Actors = Actors()
+    negatives: Searchers = Searchers()
+    report: Actors = Actors()  # one model after another, each by one actor
+    tracking: Tracking = Tracking()
