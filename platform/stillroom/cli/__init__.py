@@ -1,0 +1,69 @@
+"""The `stillroom` command: parse, call, print. Torch and Ray are imported late."""
+
+import logging
+import os
+import sys
+
+from rich.logging import RichHandler
+
+# isort: off
+from stillroom.cli import recipes, models, runs, data  # noqa: F401  (the order of --help)
+
+# isort: on
+from stillroom.cli.app import app, err
+from stillroom.errors import UserError
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Runs the command line; exits with 0 for done, 1 for failed, 2 for what the user can mend."""
+    debug = "--debug" in sys.argv
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    _log_to_stderr()
+    try:
+        app(words)  # which exits by itself, with 2 for bad usage
+    except Exception as fault:
+        if debug:
+            raise
+        sys.exit(_explain(fault))
+
+
+def _explain(fault: BaseException) -> int:
+    """Says what went wrong in one line; the code to exit with."""
+    cause: BaseException | None = fault
+    while cause is not None:  # Ray and its trainers wrap what their workers raised
+        if isinstance(cause, UserError):
+            err.print(f"error: {cause}", style="red", markup=False, highlight=False, soft_wrap=True)
+            return 1 if type(cause).__name__ == "GateFailed" else 2
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    text = str(fault).strip() or repr(fault)
+    err.print(
+        f"failed: {type(fault).__name__}: {text.splitlines()[-1]}",
+        style="red",
+        markup=False,
+        soft_wrap=True,
+    )
+    err.print("Add --debug to see where.")
+    return 1
+
+
+def _log_to_stderr() -> None:
+    handler: logging.Handler = logging.StreamHandler()
+    if err.is_terminal:
+        handler = RichHandler(console=err, show_path=False)
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setLevel(logging.INFO)
+    log = logging.getLogger("stillroom")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    quieter = {
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # they are noise beside our own lines
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DEDUP_LOGS_ALLOW_REGEX": r"^step \d",  # every line of training's progress is news
+    }
+    if not err.is_terminal:
+        quieter["TQDM_DISABLE"] = "1"  # the bars of libraries garble a log
+    for name, value in quieter.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,4 @@
+from stillroom.cli import main
+
+if __name__ == "__main__":  # processes that it spawns import this too
+    main()

@@ -1,0 +1,180 @@
+"""Commands that take a recipe, and `doctor`."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from stillroom.cli.app import (
+    AsJson,
+    Overrides,
+    RecipePath,
+    app,
+    out,
+    print_report,
+    stdout_to_stderr,
+)
+from stillroom.errors import UserError
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    only: Annotated[str | None, typer.Option(help="Make this stage alone.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan instead.")] = False,
+    gate: Annotated[
+        bool, typer.Option("--gate/--no-gate", help="Release only what passes the gate.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Make a recipe's artifacts, up to a release that can be served.
+
+    Example: stillroom run jobs/recipes/quickstart.yaml student.steps=200
+    """
+    from stillroom.checks import check_recipe
+    from stillroom.config.reading import read_recipe
+    from stillroom.plan import pipeline
+
+    if dry_run:
+        plan(recipe, overrides, gate=gate, as_json=as_json)
+        return
+    read = read_recipe(recipe, overrides or [])
+    steps = selected(pipeline(read, gate=gate), until, only)
+    check_recipe(read, steps)
+    from stillroom.stages.run import disconnect
+    from stillroom.stages.run import run as produce_all
+
+    done = []
+    with stdout_to_stderr() if as_json else contextlib.nullcontext():
+        for produced in produce_all(read, steps):
+            done.append(produced)
+            if not as_json:
+                took = "exists already" if produced.reused else f"{produced.seconds:,.0f} s"
+                out.print(f"[bold]{produced.step.stage:10}[/] {produced.artifact.ref}  {took}")
+        disconnect()  # only then has the last line of a worker been printed
+    summary = _summary(done)
+    if as_json:
+        print(json.dumps(summary))
+        return
+    if all(produced.reused for produced in done):
+        out.print("Nothing to do: every artifact exists.")
+    if summary["report"]:
+        print_report(json.loads((Path(summary["report"]).parent / "report.json").read_text()))
+        out.print(f"Report: {summary['report']}", soft_wrap=True)
+    if summary["release"]:
+        out.print(f"Serve it: stillroom serve {summary['release'].rpartition('-')[0]}")
+
+
+def selected(steps: list[Any], until: str | None, only: str | None) -> list[Any]:
+    """The steps up to the last of stage `until`, or those of stage `only`."""
+    stages = list(dict.fromkeys(step.stage for step in steps))
+    for option, value in (("--until", until), ("--only", only)):
+        if value is not None and value not in stages:
+            raise UserError(option, f"{value!r} is no stage", f"Use one of {', '.join(stages)}")
+    if only is not None:
+        return [step for step in steps if step.stage == only]
+    if until is not None:
+        last = max(i for i, step in enumerate(steps) if step.stage == until)
+        return steps[: last + 1]
+    return steps
+
+
+def _summary(done: list[Any]) -> dict[str, Any]:
+    by_stage = {produced.step.stage: produced for produced in done}
+    report = by_stage.get("report")
+    release = by_stage.get("release")
+    gate = None
+    if release is not None:
+        content = json.loads((release.artifact.path / "release.json").read_text())
+        gate = {key: content["gate"][key] for key in ("passed", "failures")}
+    return {
+        "artifacts": {
+            stage: {
+                "ref": produced.artifact.ref,
+                "path": str(produced.artifact.path),
+                "key": produced.artifact.key,
+                "reused": produced.reused,
+                "seconds": round(produced.seconds, 3),
+            }
+            for stage, produced in by_stage.items()
+        },
+        "report": None if report is None else str(report.artifact.path / "report.html"),
+        "release": None if release is None else release.artifact.ref,
+        "gate": gate,
+    }
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    gate: Annotated[bool, typer.Option("--gate/--no-gate")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Print what would run, what exists, and why a key changed.
+
+    Example: stillroom plan jobs/recipes/quickstart.yaml student.learning_rate=1e-4
+    """
+    from stillroom.artifacts import Store
+    from stillroom.config.reading import read_recipe
+    from stillroom.plan import pipeline, why
+
+    read = read_recipe(recipe, overrides or [])
+    store = Store(read.root)
+    rows: list[dict[str, Any]] = []
+    for step in pipeline(read, gate=gate):
+        exists = store.exists(step.stage, step.name, step.key)
+        because = "" if exists else why(step, store)
+        rows.append({"stage": step.stage, "key": step.key, "exists": exists, "why": because})
+    if as_json:
+        print(json.dumps({"steps": rows}))
+        return
+    shown = Table("stage", "key", "", "why")
+    for row in rows:
+        mark = "[green]exists[/]" if row["exists"] else "[yellow]to make[/]"
+        shown.add_row(row["stage"], row["key"], mark, row["why"])
+    out.print(shown)
+
+
+@app.command()
+def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Validate a recipe with its data, models, disk and cluster; nothing expensive.
+
+    Example: stillroom check my-recipe.yaml
+    """
+    from stillroom.checks import check_recipe
+    from stillroom.config.reading import read_recipe
+    from stillroom.plan import pipeline
+
+    read = read_recipe(recipe, overrides or [])
+    _print_findings(check_recipe(read, pipeline(read)), as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Look at versions, GPUs, compilers, models, storage and the cluster.
+
+    Example: stillroom doctor
+    """
+    from stillroom.checks import examine_machine
+
+    findings = list(examine_machine())
+    _print_findings(findings, as_json)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def _print_findings(findings: list[Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"findings": [vars(finding) for finding in findings]}))
+        return
+    for finding in findings:
+        mark = "[green]ok [/]" if finding.ok else "[red]bad[/]"
+        out.print(f"{mark} {finding.what}: {finding.detail}", soft_wrap=True)
+        if not finding.ok:
+            out.print(f"    {finding.fix}", soft_wrap=True)
