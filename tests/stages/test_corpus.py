@@ -268,6 +268,11 @@ def test_counts_add_up_and_are_those_of_the_tables(make):
     for kinds in made.summary["sources"].values():
         for counts in kinds.values():
             assert counts["read"] == sum(n for reason, n in counts.items() if reason != "read")
+    of_passages = [of["passages"] for of in made.summary["sources"].values()]
+    assert [(of["kept"], of["repeated"], of["tested"]) for of in of_passages] == [
+        (1, 1, 1),
+        (0, 1, 0),
+    ]
     files = made.files
     tables = {
         "pairs": len(files.queries),
