@@ -3,9 +3,9 @@
     python tests/benchmarks/data.py [--pairs 100000 1000000] [--near] [--negatives 1] [--files 8]
 
 One in ten pairs repeats another's passage under another query, and one in twenty a passage with
-one or two words changed. Each size is a run of its own, in processes of its own; four times a second
-what all of them hold for themselves is added up (USS: neither the page cache nor Ray's object
-store, of which --store is the bound and of which next to nothing is used), and so is the
+one or two words changed. Each size is a run of its own, in processes of its own; four times a
+second what all of them hold for themselves is added up (USS: neither the page cache nor Ray's
+object store, of which --store is the bound and of which next to nothing is used), and so is the
 processors' time.
 """
 
