@@ -2,10 +2,10 @@
 
     python tests/benchmarks/data.py [--pairs 100000 1000000] [--near] [--negatives 1] [--files 8]
 
-One in ten pairs repeats another's passage under another query, and one in twenty a passage with a
-word in forty changed. Each size is a run of its own, in processes of its own; four times a second
-what all of them hold for themselves is added up (USS: neither the page cache nor Ray's object
-store, of which --store is the bound and of which next to nothing is used), and so is the
+One in ten pairs repeats another's passage under another query, and one in twenty a passage with
+one or two words changed. Each size is a run of its own, in processes of its own; four times a
+second what all of them hold for themselves is added up (USS: neither the page cache nor Ray's
+object store, of which --store is the bound and of which next to nothing is used), and so is the
 processors' time.
 """
 
@@ -57,7 +57,7 @@ def lines(rng, count, phrases, negatives):
         if i and fates[i] < COPIES + NEAR_COPIES:
             passage = list(texts[int(others[i] * i)])
             if fates[i] < NEAR_COPIES:
-                for place in range(0, len(passage), 10):
+                for place in range(0, len(passage), 15):
                     passage[place] += "s"
         row = {"query": " ".join(queries[i]), "positive": " ".join(passage)}
         if negatives:

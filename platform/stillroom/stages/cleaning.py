@@ -164,6 +164,7 @@ def hold_out(work: Work, shards: Sequence[Shard], passages: int, seed: int) -> l
         return distinct
     lot, beginning, rows = np.concatenate([best for _, best in drawn], axis=1)
     order = np.argsort(lot)[:passages]
+    # Here, whatever decontamination takes for a copy: no beginning is on both sides.
     work.over_hashes(_drop_beginnings, "of-beginnings", tested=np.sort(beginning[order]))
     chosen = rows[order].astype(np.int64)
     found: dict[int, Pair] = {}
