@@ -25,7 +25,8 @@ from stillroom.learning.gather import world
 from stillroom.learning.loop import NonFiniteLoss, schedule, train
 from workers import in_workers
 
-STEPS = 3
+STEPS = 2
+MICRO = 48  # tokens: several micro-batches of every kind, on two workers
 BATCH = 8
 ALL = objectives.Contrastive(
     temperature=0.05,
@@ -202,7 +203,7 @@ def all_trained(folder: Path, engine: str, **how: object) -> dict[str, object]:
 
 def plain_and_cached(folder: Path, engine: str) -> list[dict[str, object]]:
     """The same in micro-batches, without and with GradCache."""
-    return [all_trained(folder, engine, micro=40, cached=cached) for cached in (False, True)]
+    return [all_trained(folder, engine, micro=MICRO, cached=cached) for cached in (False, True)]
 
 
 Trained = tuple[list[float], list[float], dict[str, torch.Tensor]]
@@ -254,13 +255,11 @@ OFFLOADING = ["zero-1 optimizer", "zero-2 optimizer", "zero-3 optimizer", "zero-
 def all_offloaded(folder: Path, keep: Path) -> list[dict[str, Trained]]:
     """For every way of offloading, in one process group: adapters, their last step resumed, and
     every weight; with a projection and a head, which some of a step's backwards do not reach."""
-    how = {"micro": 40, "cached": True, "projected": True}
+    how = {"micro": MICRO, "cached": True, "projected": True}
     return [
         {
-            "adapters": trained(folder, "joint", engine, keep=keep / engine, **how),
-            "resumed": trained(
-                folder, "joint", engine, keep=keep / engine, start=keep / engine, **how
-            ),
+            "adapters": trained(folder, "joint", engine, steps=3, keep=keep / engine, **how),
+            "resumed": trained(folder, "joint", engine, steps=3, start=keep / engine, **how),
             "everything": trained(folder, "joint", engine, lora=False, **how),
         }
         for engine in OFFLOADING
@@ -268,7 +267,7 @@ def all_offloaded(folder: Path, keep: Path) -> list[dict[str, Trained]]:
 
 
 def test_offloading_takes_the_steps_of_plain_torch(decoder, tmp_path):
-    adapters = trained(decoder, "joint", "torch", projected=True)
+    adapters = trained(decoder, "joint", "torch", steps=3, projected=True)
     everything = trained(decoder, "joint", "torch", projected=True, lora=False)
     losses, norms, weights = adapters
     for theirs in in_workers(2, all_offloaded, decoder, tmp_path):
@@ -281,7 +280,7 @@ def test_offloading_takes_the_steps_of_plain_torch(decoder, tmp_path):
 @pytest.mark.parametrize("engine", ["torch", "zero-3"])
 def test_every_weight_is_trained_alike_by_one_and_by_two(engine, decoder):
     alone = trained(decoder, "joint", "torch", lora=False)
-    how = {"micro": 40, "cached": True, "lora": False}
+    how = {"micro": MICRO, "cached": True, "lora": False}
     assert any(name.startswith("head") for name in alone[2])
     for theirs in in_workers(2, trained, decoder, "joint", engine, **how):
         same(theirs, alone)
@@ -289,10 +288,10 @@ def test_every_weight_is_trained_alike_by_one_and_by_two(engine, decoder):
 
 @pytest.mark.parametrize("objective", ["contrastive", "simcse"])
 def test_dropout_is_replayed_in_the_second_pass(objective, decoder):
-    how = {"dropout": 0.3, "micro": 40}
+    how = {"dropout": 0.3, "micro": MICRO}
     once = trained(decoder, objective, "torch", **how)
     same(trained(decoder, objective, "torch", cached=True, **how), once)
-    without = trained(decoder, objective, "torch", micro=40)
+    without = trained(decoder, objective, "torch", micro=MICRO)
     with pytest.raises(AssertionError):
         same(once, without)  # dropout does something here
 
@@ -304,7 +303,7 @@ def test_dropout_is_replayed_in_the_second_pass(objective, decoder):
     "objective", ["contrastive with everything", "simcse", "mntp", "joint", "distillation"]
 )
 def test_a_killed_run_resumed_retraces_the_uninterrupted_one(objective, decoder, tmp_path):
-    how = {"dropout": 0.2, "micro": 40, "cached": True, "steps": 5}
+    how = {"dropout": 0.2, "micro": MICRO, "cached": True, "steps": 5}
     seen, before, after = [], [], []
     losses, norms, weights = trained(decoder, objective, "torch", seen=seen, **how)
     with pytest.raises(Killed):
@@ -316,7 +315,7 @@ def test_a_killed_run_resumed_retraces_the_uninterrupted_one(objective, decoder,
 
 
 ENGINES = ["torch", "zero-0", "zero-1", "zero-2", "zero-3"]
-CHECKPOINTED = {"micro": 40, "cached": True, "projected": True}
+CHECKPOINTED = {"micro": MICRO, "cached": True, "projected": True, "steps": 3}
 
 
 def all_checkpointed(folder: Path, keep: Path) -> None:
@@ -338,7 +337,7 @@ def checkpoints(decoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
     for workers in (1, 2):
         in_workers(workers, all_checkpointed, decoder, folder / str(workers))
-    plain = trained(decoder, "joint", "torch", keep=folder / "plain", projected=True)
+    plain = trained(decoder, "joint", "torch", keep=folder / "plain", projected=True, steps=3)
     return folder, plain
 
 
@@ -390,7 +389,7 @@ def uneven(folder: Path, engine: str) -> list[dict[str, torch.Tensor]]:
     return [first, again.trained(), second, step(again)]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ENGINES + OFFLOADING)
 def test_tensors_that_two_workers_cannot_share_evenly_are_resumed(engine, tmp_path):
     for first, resumed, second, resumed_second in in_workers(2, uneven, tmp_path, engine):
         torch.testing.assert_close(resumed, first, atol=0, rtol=0)
