@@ -42,6 +42,8 @@ def submit(tmp_path_factory):
         [
             str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=4", f"--port={port}",
             f"--dashboard-port={dashboard}", "--include-dashboard=true",
+            # Its usual port is taken where another test's Ray runs beside this one.
+            f"--dashboard-agent-listen-port={free_port()}",
             f"--temp-dir={short}", "--disable-usage-stats",
         ],
         env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
