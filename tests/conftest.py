@@ -7,7 +7,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+import workers
 from tiny import tiny_decoder, tiny_encoder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_workers_stay():
+    yield
+    workers.dismiss()
 
 
 @pytest.fixture(scope="session")
