@@ -11,7 +11,14 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+import workers
 from tiny import tiny_decoder, tiny_encoder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_workers_stay():
+    yield
+    workers.dismiss()
 
 
 @pytest.fixture(scope="session")

@@ -154,7 +154,9 @@ def trained(
         pooling="mean",
         precision="float32",
         prompts={"query": "find: ", "passage": ""},
-        lora={"rank": 4, "alpha": 8, "dropout": dropout, "targets": "all-linear"} if lora else None,
+        lora={"rank": 4, "alpha": 8, "dropout": dropout, "targets": ["q_proj", "down_proj"]}
+        if lora
+        else None,
         projection_dims=48 if projected else None,
         head=predicts,
         seed=3,

@@ -50,7 +50,7 @@ def sets():
 
 
 def start(folder, dropout=0.2):
-    lora = {"rank": 4, "alpha": 8, "dropout": dropout, "targets": "all-linear"}
+    lora = {"rank": 4, "alpha": 8, "dropout": dropout, "targets": ["q_proj", "down_proj"]}
     return create(
         str(folder), space="s", attention="bidirectional", pooling="mean", precision="float32",
         prompts={"query": "find: ", "passage": ""}, lora=lora, seed=3,
@@ -91,7 +91,7 @@ def trained(folder, kind, *, evaluated):
     rank, workers = world()
     losses = train(
         engine, Contrastive(temperature=0.05), batches(encoder, {"rank": rank, "world": workers}),
-        steps=5, learning_rate=lambda step: 1e-2, seed=5, pad_id=encoder.pad_id, micro_tokens=64,
+        steps=3, learning_rate=lambda step: 1e-2, seed=5, pad_id=encoder.pad_id, micro_tokens=64,
         report=report, checkpoint=lambda step: None, checkpoint_every=9,
         evaluate=evaluation if evaluated else None, evaluate_every=2,
     )  # fmt: skip
@@ -108,7 +108,7 @@ def with_and_without(folder):
 def test_workers_together_measure_what_one_would_and_training_does_not_notice(decoder):
     for found in in_workers(2, with_and_without, decoder):
         for (losses, scores, expected), without in found:
-            assert len(scores) == 3, "after steps 2 and 4, and the last"
+            assert len(scores) == 2, "after step 2, and the last"
             assert scores == pytest.approx(expected, abs=1e-9)
             assert len({*scores}) > 1, "the scores of weights that move"
             assert (losses, [], []) == without
