@@ -51,7 +51,13 @@ def test_a_text_is_embedded_with_the_prompt_of_its_source(cluster, decoder, tmp_
         scale = Scale(vectors=Actors(actors=1))
         vectors(section=Vectors(shard=4), corpus=texts, teacher=teacher, scale=scale, out=draft)
         queries, passages = stored(draft.publish({}))
+    with store.draft("vectors", "two-miner0", "k") as draft:
+        # Another model, by an artifact's reference: it was told no task, and has its own prompts.
+        vectors(section=Vectors(), corpus=texts, model="teacher/two", scale=Scale(), out=draft)
+        others, _ = stored(draft.publish({}))
     files, encoder = CorpusFiles.read(texts), load(teacher.path)
+    expected = [encoder.encode([text], "query")[0] for text in files.queries]
+    np.testing.assert_allclose(others[np.arange(len(expected))], expected, atol=1e-3)
     for role, found, of, source in (
         ("query", queries, files.queries, files.source),
         ("passage", passages, files.passages, files.passage_source),
