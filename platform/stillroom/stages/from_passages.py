@@ -5,7 +5,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from stillroom.config.corpus import Corpus
 from stillroom.config.scale import Actors
 from stillroom.config.synthetic import FromPassages
 from stillroom.config.synthetic import Synthetic as Section
+from stillroom.encoders.locate import of_artifact
 from stillroom.errors import UserError
 from stillroom.measure.bm25 import Bm25
 from stillroom.mining.search import search
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 AROUND = 32  # tokens that a chat template puts around a prompt
 QUERY = 128  # tokens of a task and a query together, as the estimate has them
-OURS = ("teacher/", "student/")
 # Queries and k → places of passages, int64 (q, k), best first, -1 for none.
 Find = Callable[[list[str], int], np.ndarray]
 
@@ -226,7 +225,7 @@ def _cut_up(flat: Sequence[Any], sizes: Iterable[int]) -> list[Any]:
 class Nearest:
     """The passages whose vectors are nearest to a query's, exactly."""
 
-    def __init__(self, passages: list[str], model: str | Path):
+    def __init__(self, passages: list[str], model: str):
         # Late: torch takes seconds to import, and neither BM25 nor an estimate needs it.
         from stillroom.encoders.store import load
 
@@ -243,9 +242,7 @@ def retriever_of(wanted: FromPassages, pool: list[str], store: Store, scale: Act
     if wanted.retriever == "bm25":
         index = Bm25(pool)
         return lambda queries, k: index.search(queries, k)[0]
-    model: str | Path = wanted.retriever
-    if wanted.retriever.startswith(OURS):
-        model = store.find(wanted.retriever).path
+    model = of_artifact(wanted.retriever, store)
     actor = ray.remote(num_cpus=scale.cpus, num_gpus=scale.gpus)(Nearest).remote(pool, model)
     return lambda queries, k: ray.get(actor.find.remote(queries, k))
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from stillroom.text import words
+
 NEAR = 120  # texts that share so many first characters count as copies of one another
 
 
@@ -46,9 +48,7 @@ def hashes(normalised: Iterable[str]) -> np.ndarray:
 def mix(numbers: np.ndarray, salt: int = 0) -> np.ndarray:
     """A permutation of the 64-bit numbers in which neighbours lie far apart (splitmix64)."""
     numbers = numbers.astype(np.uint64) + np.uint64((salt + 1) * 0x9E3779B97F4A7C15 % 2**64)
-    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return numbers ^ (numbers >> np.uint64(31))
+    return words.mix(numbers)
 
 
 def repeated(keys: np.ndarray) -> np.ndarray:
