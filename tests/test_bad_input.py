@@ -58,16 +58,22 @@ def refused(done, *expected):
     [
         ("teacher.base=/nowhere/at/all", "/nowhere/at/all: there is no such folder"),
         ("student.base=package:no_such_package/model", "pip install no-such-package"),
-        ("student.learning_rat=1e-4", "Did you mean 'learning_rate'"),
-        ("student.learning_rate=-1e-4", "student.learning_rate: -0.0001 is refused"),
-        ("student.steps=many", "student.steps: 'many' is refused"),
-        ("student.global_batch=15", "must be a multiple of the number of workers"),
+        ("student.phases.0.learning_rat=1e-4", "Did you mean 'learning_rate'"),
+        (
+            "student.phases.0.learning_rate=-1e-4",
+            "student.phases.0.learning_rate: -0.0001 is refused",
+        ),
+        ("student.phases.0.steps=many", "student.phases.0.steps: 'many' is refused"),
+        ("student.phases.0.global_batch=15", "must be a multiple of the number of workers"),
         (
             "corpus.sources.environment.packages=[no-such-package]",
             "corpus.sources.environment.packages: no-such-package: is not installed",
         ),
         ("corpus.sources.environment.package=[numpy]", "Did you mean 'packages'"),
-        ("student.mix={other: 1}", "student.mix names 'other', which is no source"),
+        (
+            "student.phases.0.mix={other: 1}",
+            "student.phases[0].mix names 'other', which is no source",
+        ),
         ("corpus.held_out.passages=100000", "leaves none to train on"),
         ("corpus.held_out=null", "nothing can be measured"),
         ("student.pooling=null", "Set student.pooling"),

@@ -37,9 +37,7 @@ def recipe(tmp_path):
             },
             "student": {
                 "base": "other/base",
-                "steps": 3,
-                "global_batch": 4,
-                "learning_rate": 1e-3,
+                "phases": [{"data": "pairs", "steps": 3, "global_batch": 4, "learning_rate": 1e-3}],
             },
         }
         change(content)
@@ -66,9 +64,9 @@ def test_the_name_is_the_file_s_and_the_root_the_environment_s(recipe, monkeypat
 def test_an_override_is_typed_like_the_file(recipe):
     read = read_recipe(
         recipe(),
-        ["student.learning_rate=5e-4", "teacher.phases.0.steps=7", "student.layers=[0,2]"],
+        ["student.phases.0.learning_rate=5e-4", "teacher.phases.0.steps=7", "student.layers=[0,2]"],
     )
-    assert read.student.learning_rate == 5e-4
+    assert read.student.phases[0].learning_rate == 5e-4
     assert read.teacher.phases[0].steps == 7
     assert read.student.layers == (0, 2)
 
@@ -76,7 +74,7 @@ def test_an_override_is_typed_like_the_file(recipe):
 @pytest.mark.parametrize(
     ("override", "field", "hint"),
     [
-        ("student.learning_rte=1", "student.learning_rte", "'learning_rate'"),
+        ("student.phases.0.learning_rte=1", "student.phases.0.learning_rte", "'learning_rate'"),
         ("studnet.steps=1", "studnet", "'student'"),
         ("teacher.phases.0.temprature=1", "teacher.phases.0.temprature", "'temperature'"),
         ("corpus.sources.own.pars=1", "corpus.sources.own.pars", "'pairs'"),
@@ -94,15 +92,17 @@ def test_an_override_is_typed_like_the_file(recipe):
             "teacher.phases",
             "leave out mix_temperature",
         ),
-        ("student.mix={other: 1}", "student.mix", "no source"),
-        ("student.mix={more: 1}", "student.mix", "without pairs"),
+        ("student.phases.0.mix={other: 1}", "student.phases[0].mix", "no source"),
+        ("student.phases.0.mix={more: 1}", "student.phases[0].mix", "without pairs"),
         ("teacher.phases.0.mix={own: 1, more: 2}", "teacher.phases[0].mix", "without pairs"),
         ("teacher.phases.0.mix={own: 0}", "teacher.phases.0.mix.own", "greater than 0"),
-        ("student.learning_rate=-1", "student.learning_rate", "greater than 0"),
-        ("student.steps=1.5", "student.steps", "integer"),
-        ("student.steps=many", "student.steps", "integer"),
-        ("student.global_batch=5", "student.global_batch", "multiple"),
-        ("student.losses.vector=1", "student", "space: teacher"),
+        ("student.phases.0.learning_rate=-1", "student.phases.0.learning_rate", "greater than 0"),
+        ("student.phases.0.steps=1.5", "student.phases.0.steps", "integer"),
+        ("student.phases.0.steps=many", "student.phases.0.steps", "integer"),
+        ("student.phases.0.global_batch=5", "student.phases[0].global_batch", "multiple"),
+        ("student.phases.0.losses.vector=1", "student", "space: teacher"),
+        ("student.phases.0.losses={scores: 0, contrastive: 0}", "phases.0.losses", "margins"),
+        ("student.phases=[]", "student", "give it one"),
         ("negatives.sample_from=2", "negatives", "per_query"),
         ("corpus.held_out=null", "corpus", "evaluation"),
         ("scale.student.zero_stage=2", "scale.student", "deepspeed"),
@@ -117,8 +117,8 @@ def test_a_wrong_field_is_named_with_a_way_out(recipe, override, field, hint):
 
 def test_every_fault_is_reported_at_once(recipe):
     with pytest.raises(UserError) as fault:
-        read_recipe(recipe(), ["student.steps=0", "teacher.attention=sideways"])
-    assert "student.steps" in str(fault.value)
+        read_recipe(recipe(), ["student.phases.0.steps=0", "teacher.attention=sideways"])
+    assert "student.phases.0.steps" in str(fault.value)
     assert "teacher.attention" in str(fault.value)
 
 
@@ -182,5 +182,7 @@ def test_without_any_pairs_what_needs_them_is_named(recipe):
         }
         content["teacher"]["phases"] = [MNTP]
 
-    with pytest.raises(UserError, match="student needs pairs, and no source under corpus.sources"):
+    with pytest.raises(
+        UserError, match=r"student.phases\[0\] needs pairs, and no source under corpus.sources"
+    ):
         read_recipe(recipe(change))

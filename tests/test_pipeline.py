@@ -14,8 +14,8 @@ import pytest
 from stillroom.artifacts import Store
 from stillroom.encoders.contract import Contract
 from stillroom.encoders.store import load
+from stillroom.encoders.vectors import StoredVectors
 from stillroom.stages.corpus import CorpusFiles, evaluation_sets
-from stillroom.stages.vectors import stored
 from stillroom.text.dedupe import text_key
 from tiny import tiny_decoder, tiny_encoder
 
@@ -93,7 +93,8 @@ def test_training_moved_the_weights_and_the_loss(made, place):
 def test_stored_vectors_are_those_of_the_teacher(made, place):
     corpus = CorpusFiles.read(place.artifact("corpus"))
     teacher = load(place.artifact("teacher").path)
-    queries, passages = stored(place.artifact("vectors"))
+    folder = place.artifact("vectors").path
+    queries, passages = StoredVectors(folder / "queries"), StoredVectors(folder / "passages")
     rows = np.arange(0, len(corpus.passages), 7)
     expected = teacher.encode([corpus.passages[row] for row in rows], "passage")
     np.testing.assert_allclose(passages[rows].astype(np.float32), expected, atol=1e-3)
@@ -117,7 +118,7 @@ def test_no_negative_is_the_positive_or_a_passage_that_is_tested(made, place):
 
 
 def test_changing_the_student_makes_only_what_depends_on_it(made, place):
-    done = place.run("run", TINY, "student.learning_rate=2e-3", "--json")
+    done = place.run("run", TINY, "student.phases.0.learning_rate=2e-3", "--json")
     again = json.loads(done.stdout)["artifacts"]
     assert [stage for stage in STAGES if not again[stage]["reused"]] == [
         "student",

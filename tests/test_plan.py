@@ -36,7 +36,7 @@ def changed(before, after):
 @pytest.mark.parametrize(
     ("override", "stages"),
     [
-        ("student.learning_rate=5e-4", ["student", "report", "release"]),
+        ("student.phases.0.learning_rate=5e-4", ["student", "report", "release"]),
         ("report.bm25=false", ["report", "release"]),
         ("release.mean_retention=0.1", ["release"]),
         ("negatives.skip_first=1", ["negatives", "student", "report", "release"]),
@@ -192,14 +192,30 @@ def test_a_source_s_file_that_is_missing_is_named(planned, tmp_path):
         planned(f'corpus.sources.own={{"format": "files", "pairs": ["{tmp_path}/none.jsonl"]}}')
 
 
+def test_a_student_s_phases_follow_one_another_and_need_what_they_ask_for(planned):
+    numbers = "steps: 1, global_batch: 4, learning_rate: 1e-3"
+    texts = f"{{data: texts, losses: {{similarity: 1}}, online: true, {numbers}}}"
+    pairs = f"{{data: pairs, {numbers}, hard_negatives: 0}}"
+    steps = planned(f"student.phases=[{texts}, {pairs}]")
+    first, second = (step for step in steps if step.stage == "student")
+    assert [first.name, second.name] == ["tiny-phase1", "tiny"]
+    assert set(first.inputs) == {"corpus", "teacher"}  # embeds as it goes
+    assert set(second.inputs) == {"corpus", "teacher", "vectors", "student"}
+    assert second.inputs["student"] is first
+    assert "negatives" not in {step.stage for step in steps}
+    assert changed(steps, planned(f"student.phases=[{texts}, {pairs}]", "vectors.shard=65")) == [
+        "vectors", "student", "report", "release",
+    ]  # fmt: skip
+
+
 def test_why_names_the_fields_and_inputs_that_changed(planned, tmp_path):
     store = Store(str(tmp_path))
     student = next(step for step in planned() if step.stage == "student")
     assert why(student, store) == "not made yet"
     with store.draft("student", student.name, student.key) as draft:
         draft.publish(json.loads(json.dumps(student.made_by)))
-    faster = planned("student.learning_rate=5e-4", "negatives.skip_first=1")
+    faster = planned("student.phases.0.learning_rate=5e-4", "negatives.skip_first=1")
     reason = why(next(step for step in faster if step.stage == "student"), store)
-    assert "student.learning_rate: 0.001 → 0.0005" in reason
+    assert "student.phase.learning_rate: 0.001 → 0.0005" in reason
     assert "negatives changed" in reason
     assert "vectors" not in reason

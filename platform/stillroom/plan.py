@@ -9,7 +9,7 @@ from typing import Any
 
 from stillroom.artifacts import Store, key_of
 from stillroom.config.corpus import Docstrings, Documents
-from stillroom.config.models import Student, Teacher, mines
+from stillroom.config.models import OnPairs, Student, Teacher, mines
 from stillroom.config.recipe import Recipe
 from stillroom.config.section import Section
 from stillroom.encoders.locate import fingerprint as model_fingerprint
@@ -23,10 +23,10 @@ VERSIONS = {
     "synthetic": 1,
     "corpus": 5,
     "teacher": 2,
-    "vectors": 2,
+    "vectors": 3,
     "negatives": 3,
-    "student": 2,
-    "report": 4,
+    "student": 3,
+    "report": 5,
     "release": 1,
 }
 
@@ -82,26 +82,16 @@ def pipeline(r: Recipe, *, gate: bool = True) -> list[Step]:
     written = _of(*synthetic(r))
     corpus = Step("corpus", r.name, {"section": r.corpus, **seeded}, written, _corpus_sources(r))
     *earlier, teacher = _teachers(r, corpus)
-    vectors = Step("vectors", r.name, {"section": r.vectors}, _of(corpus, teacher))
-    *mining, negatives = _mining(r, r.name, corpus, teacher)
-    student = Step(
-        "student",
-        r.name,
-        {"section": r.student, **seeded},
-        _of(corpus, vectors, negatives),
-        _base_source(r.student),
-    )
+    students = list(_students(r, corpus, teacher))
+    student = students[-1]
+    mined = [step for step in students if step.stage == "negatives"]
     report = Step(
-        "report",
-        r.name,
-        {"section": r.report},
-        _of(corpus, teacher, negatives, student),
+        "report", r.name, {"section": r.report}, _of(corpus, teacher, *mined[-1:], student)
     )
     release = Step(
         "release", r.name, {"section": r.release, "gate": gate}, _of(teacher, student, report)
     )
-    made = [*written.values(), corpus, *earlier, teacher]
-    steps = [*made, vectors, *mining, negatives, student, report, release]
+    steps = [*written.values(), corpus, *earlier, teacher, *students, report, release]
     return list({step.ref: step for step in steps}.values())  # phases may share a miner
 
 
@@ -149,6 +139,26 @@ def _teachers(r: Recipe, corpus: Step) -> Iterator[Step]:
         teacher = Step("teacher", name, {**args, "phase": phase}, inputs, source)
         yield teacher
         inputs = _of(corpus, teacher)
+
+
+def _students(r: Recipe, corpus: Step, teacher: Step) -> Iterator[Step]:
+    """A step a phase, after the vectors and the mining that it needs."""
+    args = {"section": r.student.model_copy(update={"phases": ()}), "seed": r.seed}
+    before: dict[str, Step] = {}
+    for number, phase in enumerate(r.student.phases, start=1):
+        inputs = {**_of(corpus, teacher), **before}
+        if not phase.online:
+            vectors = Step("vectors", r.name, {"section": r.vectors}, _of(corpus, teacher))
+            yield vectors
+            inputs |= _of(vectors)
+        if isinstance(phase, OnPairs) and phase.hard_negatives:
+            *mining, negatives = _mining(r, r.name, corpus, teacher)
+            yield from [*mining, negatives]
+            inputs |= _of(negatives)
+        name = r.name if number == len(r.student.phases) else f"{r.name}-phase{number}"
+        student = Step("student", name, {**args, "phase": phase}, inputs, _base_source(r.student))
+        yield student
+        before = _of(student)
 
 
 def _mining(r: Recipe, name: str, corpus: Step, teacher: Step | None) -> list[Step]:

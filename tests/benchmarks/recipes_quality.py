@@ -181,10 +181,7 @@ def made(way, seed, chosen, sets):
         },
         "student": {
             "base": BASE,
-            "steps": 1,
-            "global_batch": 1,
-            "learning_rate": 1e-4,
-            "hard_negatives": 0,
+            "phases": [{"data": "pairs", "steps": 1, "global_batch": 1, "learning_rate": 1e-4}],
         },
         "scale": {
             "teacher": {"engine": "torch", "micro_tokens": 2048, "gpus": chosen.gpus},

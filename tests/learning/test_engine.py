@@ -17,9 +17,11 @@ from stillroom.learning.batches import (
     Order,
     PairBatches,
     PairData,
+    TaughtTextBatches,
     TextBatches,
 )
 from stillroom.learning.checkpoint import KINDS, read, write
+from stillroom.learning.distillation import Distillation
 from stillroom.learning.engine import DeepSpeedEngine, TorchEngine
 from stillroom.learning.gather import world
 from stillroom.learning.loop import NonFiniteLoss, schedule, train
@@ -47,9 +49,19 @@ OBJECTIVES = {
     "joint over samples": objectives.Joint(
         objectives.Contrastive(temperature=0.05), weight=0.5, mean_over="sample"
     ),
-    "distillation": objectives.Distillation(
-        vector=1.0, scores=0.5, contrastive=1.0, temperature=0.05, teacher_temperature=0.1
+    "distillation": Distillation(
+        vector=1.0,
+        similarity=20.0,
+        order=10.0,
+        scores=0.5,
+        margins=1.0,
+        contrastive=1.0,
+        temperature=0.05,
+        teacher_temperature=0.1,
+        false_negative_margin=0.05,
+        dims={64: 1.0, 16: 0.5},
     ),
+    "distillation on texts": Distillation(vector=1.0, similarity=20.0, order=10.0),
 }
 
 
@@ -101,6 +113,11 @@ def batches_of(objective: object, encoder):
         return texts
     if isinstance(objective, objectives.Joint):
         return JointBatches(of_pairs, generation)
+    if objective is OBJECTIVES["distillation on texts"]:
+        return TaughtTextBatches(
+            pairs, Order(np.zeros(54, int), seed=1, global_batch=BATCH), encoder.prompter,
+            query_tokens=16, passage_tokens=16, **share,
+        )  # fmt: skip
     return of_pairs
 
 

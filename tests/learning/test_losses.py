@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from stillroom.learning.losses import cosine_distance, info_nce, score_kl
+from stillroom.learning import losses as module
+from stillroom.learning.losses import (
+    cosine_distance,
+    info_nce,
+    margin_mse,
+    order_hinge,
+    score_kl,
+    squared_error,
+)
 
 
 @pytest.fixture
@@ -70,6 +78,54 @@ def test_cosine_distance_ignores_length_and_sees_direction():
     assert float(cosine_distance(a, b)) == pytest.approx((0 + 2 + 1) / 3)
 
 
+def test_the_squared_distance_of_leaf_is_twice_the_cosine_distance_of_unit_vectors(scores):
+    mine, theirs = (torch.nn.functional.normalize(torch.tensor(of), dim=-1) for of in scores)
+    leaf = (mine - theirs).square().sum(-1).mean()
+    torch.testing.assert_close(2 * cosine_distance(mine, theirs), leaf.float())
+
+
+def test_margin_mse_equals_the_written_out_sum(scores):
+    student, teacher = scores
+    positive, copy = [3, 0, 8, 1, 1], {0: [5], 2: [0, 1]}  # candidates that are the positive's text
+    ignore = torch.zeros(5, 9, dtype=torch.bool)
+    slow = 0.0
+    for i, column in enumerate(positive):
+        others = [j for j in range(9) if j != column and j not in copy.get(i, [])]
+        for j in others:
+            lead = student[i][column] - student[i][j]
+            slow += (lead - (teacher[i][column] - teacher[i][j])) ** 2 / len(others) / 5
+        ignore[i, copy.get(i, [])] = True
+    fast = margin_mse(
+        torch.tensor(student), torch.tensor(teacher), torch.tensor(positive), ignore_bn=ignore
+    )
+    assert float(fast) == pytest.approx(slow, rel=1e-5)
+
+
+@pytest.mark.parametrize("triples", [1, 200, 10**6])  # a row at a time, two, and all
+def test_order_hinge_and_its_gradient_are_those_of_all_triples_written_out(
+    scores, triples, monkeypatch
+):
+    monkeypatch.setattr(module, "TRIPLES", triples)
+    student = torch.tensor(scores[0], dtype=torch.float32, requires_grad=True)
+    teacher = torch.tensor(scores[1], dtype=torch.float32)
+    teacher[:, 4] = teacher[:, 6]  # a tie: of these two neither is the nearer
+    itself = torch.eye(5, 9, dtype=torch.bool)
+    slow = torch.zeros(())
+    for i in range(5):
+        hinges = [
+            torch.relu(student[i, k] - student[i, j] + 0.1)
+            for j in range(9)
+            for k in range(9)
+            if i not in (j, k) and teacher[i, j] > teacher[i, k]
+        ]
+        slow = slow + torch.stack(hinges).mean() / 5
+    [expected] = torch.autograd.grad(slow, student)
+    fast = order_hinge(student, teacher, margin=0.1, ignore_nm=itself)
+    [found] = torch.autograd.grad(3 * fast, student)
+    torch.testing.assert_close(fast, slow)
+    torch.testing.assert_close(found, 3 * expected)
+
+
 def test_losses_of_bfloat16_are_computed_in_float32_under_autocast():
     torch.manual_seed(0)
     mine, theirs = (torch.randn(64, 500).bfloat16() for _ in range(2))
@@ -80,6 +136,13 @@ def test_losses_of_bfloat16_are_computed_in_float32_under_autocast():
             a, b, student_temperature=0.02, teacher_temperature=0.05
         ),
         "cosine_distance": cosine_distance,
+        "squared_error": squared_error,
+        "margin_mse": lambda a, b: margin_mse(
+            a, b, positive, ignore_bn=torch.zeros(64, 500, dtype=torch.bool)
+        ),
+        "order_hinge": lambda a, b: order_hinge(
+            a[:, :64], b[:, :64], margin=0.015, ignore_nm=torch.eye(64, dtype=torch.bool)
+        ),
     }  # fmt: skip
     for name, loss in losses.items():
         with torch.autocast("cpu", torch.bfloat16):

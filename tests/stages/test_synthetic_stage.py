@@ -112,7 +112,10 @@ def recipe(tmp_path):
                 "synthetic": {"model": "writer", **fields},
             },
             "teacher": {"base": "none"},
-            "student": {"base": "none", "steps": 1, "global_batch": 1, "learning_rate": 1e-3},
+            "student": {
+                "base": "none",
+                "phases": [{"data": "pairs", "steps": 1, "global_batch": 1, "learning_rate": 1e-3}],
+            },
             "scale": {"synthetic": {"base_url": url, "at_once": at_once, "attempts": 2}},
         }
         (tmp_path / "told.yaml").write_text(json.dumps(content))

@@ -11,8 +11,9 @@ from stillroom.config.corpus import Corpus
 from stillroom.config.recipe import Vectors
 from stillroom.config.scale import Actors, Scale
 from stillroom.encoders.store import create, load, save
+from stillroom.encoders.vectors import StoredVectors
 from stillroom.stages.corpus import CorpusFiles, corpus
-from stillroom.stages.vectors import stored, vectors
+from stillroom.stages.vectors import vectors
 from stillroom.text.formats import EvaluationSet, write_beir
 
 PROMPTS = {"query": "Instruct: Find it\nQuery: ", "passage": "Found: "}
@@ -50,11 +51,12 @@ def test_a_text_is_embedded_with_the_prompt_of_its_source(cluster, decoder, tmp_
     with store.draft("vectors", "two", "k") as draft:
         scale = Scale(vectors=Actors(actors=1))
         vectors(section=Vectors(shard=4), corpus=texts, teacher=teacher, scale=scale, out=draft)
-        queries, passages = stored(draft.publish({}))
+        made = draft.publish({})
+        queries, passages = (StoredVectors(made.path / one) for one in ("queries", "passages"))
     with store.draft("vectors", "two-miner0", "k") as draft:
         # Another model, by an artifact's reference: it was told no task, and has its own prompts.
         vectors(section=Vectors(), corpus=texts, model="teacher/two", scale=Scale(), out=draft)
-        others, _ = stored(draft.publish({}))
+        others = StoredVectors(draft.publish({}).path / "queries")
     files, encoder = CorpusFiles.read(texts), load(teacher.path)
     expected = [encoder.encode([text], "query")[0] for text in files.queries]
     np.testing.assert_allclose(others[np.arange(len(expected))], expected, atol=1e-3)

@@ -34,7 +34,7 @@ def run(
 ) -> None:
     """Make a recipe's artifacts, up to a release that can be served.
 
-    Example: stillroom run jobs/recipes/quickstart.yaml student.steps=200
+    Example: stillroom run jobs/recipes/quickstart.yaml student.phases.0.steps=200
     """
     from stillroom.checks import check_recipe
     from stillroom.config.reading import read_recipe
@@ -118,7 +118,7 @@ def plan(
 ) -> None:
     """Print what would run, what exists, and why a key changed.
 
-    Example: stillroom plan jobs/recipes/quickstart.yaml student.learning_rate=1e-4
+    Example: stillroom plan jobs/recipes/quickstart.yaml student.phases.0.learning_rate=1e-4
     """
     from stillroom.artifacts import Store
     from stillroom.config.reading import read_recipe

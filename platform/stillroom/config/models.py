@@ -140,37 +140,106 @@ class Teacher(Section):
         return self
 
 
-class Distil(Section):
-    """Weights of the distillation losses; see `learning.objectives.Distillation`."""
+class TextLosses(Section):
+    """Weights of what can be asked of texts without labels; see `learning.distillation`.
+
+    Attributes:
+        vector: cosine distance to the teacher's vector. LEAF's squared L2 distance
+            (arXiv 2509.12539) is twice as much, vectors being of unit length.
+        similarity: squared error of the batch's cosines among its texts, Jasper's second loss.
+        order: hinge on which of two texts is nearer to a third, Jasper's third
+            (arXiv 2412.19048), with `order_margin`.
+    """
 
     vector: NonNegativeFloat = 0.0
+    similarity: NonNegativeFloat = 0.0
+    order: NonNegativeFloat = 0.0
+    order_margin: NonNegativeFloat = 0.015
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> "TextLosses":
+        if not any(getattr(self, name) for name in self.weights()):
+            raise ValueError(f"every loss has weight 0: set one of {', '.join(self.weights())}")
+        return self
+
+    @classmethod
+    def weights(cls) -> tuple[str, ...]:
+        return ("vector", "similarity", "order")
+
+
+class PairLosses(TextLosses):
+    """The same and what needs pairs: each query's candidates are all passages of the batch.
+
+    Attributes:
+        scores: KL divergence from the softmax of the teacher's scores.
+        margins: MarginMSE (arXiv 2010.02666), of the positive's lead over each other candidate.
+        contrastive: InfoNCE, which listens to the pairs and not to the teacher.
+        false_negative_margin: a candidate that the teacher scores above the positive + margin is
+            no negative in it; null keeps all.
+    """
+
     scores: NonNegativeFloat = 1.0
+    margins: NonNegativeFloat = 0.0
     contrastive: NonNegativeFloat = 1.0
     temperature: PositiveFloat = 0.05
     teacher_temperature: PositiveFloat = 0.05
+    false_negative_margin: float | None = None
 
-    @model_validator(mode="after")
-    def _at_least_one(self) -> "Distil":
-        if not (self.vector or self.scores or self.contrastive):
-            raise ValueError("every loss has weight 0")
-        return self
+    @classmethod
+    def weights(cls) -> tuple[str, ...]:
+        return (*super().weights(), "scores", "margins", "contrastive")
 
 
-class Student(PairTraining):
+class OnTexts(Optimisation):
+    """Queries and passages of the corpus alike, with or without labels."""
+
+    data: Literal["texts"]
+    query_tokens: PositiveInt = 64
+    passage_tokens: PositiveInt = 128
+    losses: TextLosses = TextLosses(vector=1.0)
+    online: bool = False  # the teacher embeds each batch anew: nothing is stored beforehand
+    evaluate_every: PositiveInt | None = None  # steps; the best weights are kept
+
+
+class OnPairs(PairTraining):
+    """Pairs, with hard negatives where they are asked for."""
+
+    data: Literal["pairs"]
+    losses: PairLosses = PairLosses()
+    hard_negatives: NonNegativeInt = 1
+    online: bool = False
+    evaluate_every: PositiveInt | None = None
+
+
+StudentPhase = OnTexts | OnPairs
+
+
+class Student(Section):
+    """A BERT-like encoder, distilled in one phase or in several."""
+
     base: str
     layers: tuple[NonNegativeInt, ...] | None = None  # the base's layers to keep; null: all
     space: Literal["own", "teacher"] = "own"  # teacher: projected into the teacher's dims
+    # Of a vector. null: the base's or, in the teacher's space, the teacher's; there a smaller one
+    # must be among its Matryoshka sizes.
+    output_dims: PositiveInt | None = None
+    dims: dict[PositiveInt, PositiveFloat] | None = None  # Matryoshka: size → weight
     pooling: Literal["mean", "weighted_mean", "last", "cls"] | None = None
     prompts: Prompts | None = None
     max_tokens: PositiveInt | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    losses: Distil = Distil()
-    hard_negatives: NonNegativeInt = 1
+    phases: tuple[Annotated[StudentPhase, Field(discriminator="data")], ...]
 
     @model_validator(mode="after")
-    def _vectors_need_one_space(self) -> "Student":
-        if self.losses.vector and self.space == "own":
-            raise ValueError("losses.vector compares vectors, and so needs space: teacher")
+    def _phases_fit(self) -> "Student":
+        if not self.phases:
+            raise ValueError("has no phases, and so learns nothing: give it one")
+        for i, phase in enumerate(self.phases):
+            if phase.losses.vector and self.space == "own":
+                raise ValueError(
+                    f"phases[{i}].losses.vector compares vectors, and so needs space: teacher; "
+                    "similarity and order compare cosines, in any space"
+                )
         return self
 
 

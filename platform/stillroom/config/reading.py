@@ -109,9 +109,9 @@ def _children(option: dict[str, Any], part: Any) -> list[dict[str, Any]]:
 
 
 def _tags(option: dict[str, Any]) -> list[Any]:
-    """What tells an option of a union from the others: its `format` or its `objective`."""
+    """What tells an option of a union from the others: its `format`, `objective` or `data`."""
     named = option.get("properties", {})
-    told = [named.get(field, {}) for field in ("format", "objective")]
+    told = [named.get(field, {}) for field in ("format", "objective", "data")]
     return [tag for schema in told for tag in (schema.get("const"), *schema.get("enum", ()))]
 
 

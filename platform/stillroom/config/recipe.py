@@ -184,4 +184,10 @@ class Recipe(Section):
             (f"teacher.phases[{i}]", phase, self.scale.teacher)
             for i, phase in enumerate(self.teacher.phases)
         ]
-        return [*phases, ("student", self.student, self.scale.student)]
+        return [
+            *phases,
+            *(
+                (f"student.phases[{i}]", phase, self.scale.student)
+                for i, phase in enumerate(self.student.phases)
+            ),
+        ]

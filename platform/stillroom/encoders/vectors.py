@@ -1,12 +1,16 @@
 """Stored vectors: shards of float16 `.npy`, and the order that the texts went into them."""
 
 import functools
+import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from stillroom.errors import UserError
+
+DIGESTS = "digests.npy"
 OPEN = 256  # shards at once: each holds a file descriptor, and there may be thousands
 
 
@@ -14,6 +18,7 @@ class StoredVectors:
     """Vectors of one set of texts, read by the texts' row, memory-mapped.
 
     `order.npy` lists rows, shortest text first; shard i holds order[i × shard : (i + 1) × shard].
+    `digests.npy` tells by row which text, behind which prompt, a vector is of.
     """
 
     def __init__(self, folder: Path):
@@ -46,6 +51,44 @@ class StoredVectors:
         """(rows, vectors) a shard, of those numbers or of all."""
         for i in range(len(self.files)) if numbers is None else numbers:
             yield self.order[i * self.shard : (i + 1) * self.shard], self._opened(self.files[i])
+
+
+class OfTexts:
+    """Stored vectors, read by rows of the texts that they should be of.
+
+    Args:
+        prompts: what stood before each text.
+
+    Raises:
+        UserError: at a row whose text, or its prompt, is another than the one embedded.
+    """
+
+    def __init__(self, stored: StoredVectors, texts: Sequence[str], prompts: Sequence[str]):
+        self.stored, self.texts, self.prompts = stored, texts, prompts
+        self.digests: np.ndarray = np.load(stored.folder / DIGESTS, mmap_mode="r")
+        if len(stored) != len(texts):
+            raise UserError(
+                str(stored.folder),
+                f"holds vectors of {len(stored):,} texts, and there are {len(texts):,}",
+                "Delete that artifact, and run again",
+            )
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Vectors of the rows, float16, (len(rows), dims)."""
+        for row in rows:
+            if self.digests[row] != digest(self.prompts[row], self.texts[row]):
+                raise UserError(
+                    f"{self.stored.folder}, row {row}",
+                    f"holds the vector of another text or prompt than {self.texts[row][:60]!r}",
+                    "Delete that artifact, and run again",
+                )
+        return self.stored[rows]
+
+
+def digest(prompt: str, text: str) -> int:
+    """64 bits that tell a text behind its prompt from others, in every process."""
+    of = f"{len(prompt)} {prompt}{text}".encode()
+    return int.from_bytes(hashlib.blake2b(of, digest_size=8).digest(), "big")
 
 
 def shard_path(folder: Path, number: int) -> Path:

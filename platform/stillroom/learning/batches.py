@@ -264,6 +264,44 @@ class TextBatches:
 
 
 @dataclass(frozen=True)
+class TaughtTextBatches:
+    """step → this worker's passages and queries, each in its role, with the teacher's vectors.
+
+    Rows count the passages first, then the queries. A student is not told its task: its prompts
+    are its own.
+    """
+
+    data: PairData
+    order: Order
+    prompter: Prompter
+    query_tokens: int
+    passage_tokens: int
+    rank: int = 0
+    world: int = 1
+
+    def ids(self, step: int) -> np.ndarray:
+        return self.order.at(step, self.rank, self.world)
+
+    def __call__(self, step: int) -> Texts:
+        rows, data = self.ids(step), self.data
+        passages = rows[rows < len(data.passages)]
+        queries = rows[rows >= len(data.passages)] - len(data.passages)
+        made, vectors = [], []
+        for role, of, texts, teacher, most in (
+            ("passage", passages, data.passages, data.teacher_passages, self.passage_tokens),
+            ("query", queries, data.queries, data.teacher_queries, self.query_tokens),
+        ):
+            if len(of):
+                made += self.prompter([texts[i] for i in of], role, max_tokens=most)
+                vectors.append(_vectors(teacher, of))
+        return Texts(
+            made,
+            torch.from_numpy(np.concatenate([passages, queries + len(data.passages)])),
+            None if vectors[0] is None else torch.cat(vectors),
+        )
+
+
+@dataclass(frozen=True)
 class MaskedBatches:
     """step → this worker's texts with some tokens masked, each predicted by the state before it.
 

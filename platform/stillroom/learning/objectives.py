@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from stillroom.encoders.prompt import NO_TARGET, Cloze, Tokens
 from stillroom.learning.gather import gather, world
 from stillroom.learning.gradcache import Forwards
-from stillroom.learning.losses import cosine_distance, info_nce, score_kl
+from stillroom.learning.losses import info_nce
 
 Tensor = torch.Tensor
 Figures = dict[str, float]
@@ -54,10 +54,14 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Texts:
-    """One worker's share of texts without labels; equal ids are equal texts."""
+    """One worker's share of texts without labels; equal ids are equal texts.
+
+    The teacher's vectors are there as in `Pairs`.
+    """
 
     tokens: Sequence[Tokens]
     ids: Tensor
+    teacher: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -135,11 +139,11 @@ class Contrastive:
         total = torch.zeros((), device=q_bd.device)
         right = torch.zeros(len(q_bd), dtype=torch.bool, device=q_bd.device)
         for size, weight in (self.dims or {q_bd.shape[1]: 1.0}).items():
-            q, p_all, p_own = (_prefix(v, size) for v in (q_bd, p_nd, p_md[: len(q_bd)]))
+            q, p_all, p_own = (prefix(v, size) for v in (q_bd, p_nd, p_md[: len(q_bd)]))
             scores_bn = q @ p_all.T
             parts, masks = [scores_bn], [ignore_bn]
             if q_nd is not None:
-                parts.append(q @ _prefix(q_nd, size).T)
+                parts.append(q @ prefix(q_nd, size).T)
             if self.passage_passage:
                 parts.append(p_own @ p_all.T)
             masks += extra_ignore
@@ -169,7 +173,8 @@ class Contrastive:
         return masks
 
 
-def _prefix(vectors: Tensor, size: int) -> Tensor:
+def prefix(vectors: Tensor, size: int) -> Tensor:
+    """The first `size` dims of each vector (Matryoshka, arXiv 2205.13147), of unit length again."""
     return vectors if size == vectors.shape[1] else F.normalize(vectors[:, :size], dim=-1)
 
 
@@ -233,57 +238,6 @@ class Joint:
         weights = self.weight * token_weights(batch.clozes, self.mean_over, forwards.device)
         forwards.predict("generation", batch.clozes, weights)
         return loss, {**figures, "contrastive": loss.item()}
-
-
-# --- distillation ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """A student from its teacher's vectors and from mined hard negatives.
-
-    The weighted sum of
-      vector: cosine distance of student's and teacher's vectors, of queries and passages
-        (needs equal dims: the student then writes into the teacher's space);
-      scores: KL of the teacher's score list over each query's candidates;
-      contrastive: InfoNCE on the pairs themselves, which a weak teacher cannot spoil.
-    A loss of weight 0 is not computed.
-    """
-
-    vector: float
-    scores: float
-    contrastive: float
-    temperature: float
-    teacher_temperature: float
-
-    def __call__(self, forwards: Forwards, batch: Pairs) -> tuple[Tensor, Figures]:
-        batch = batch.to(forwards.device)
-        if batch.teacher_queries is None or batch.teacher_passages is None:
-            raise ValueError("distillation needs the teacher's vectors in the batch")
-        q_bd, p_md = forwards.vectors(batch.queries), forwards.vectors(batch.passages)
-        losses: dict[str, Tensor] = {}
-        if self.vector:
-            losses["vector"] = cosine_distance(
-                torch.cat([q_bd, p_md]),
-                torch.cat([batch.teacher_queries, batch.teacher_passages]),
-            )
-        if self.scores or self.contrastive:
-            column_b, copies_bn = positives(batch.passage_ids, len(q_bd))
-            student_bn = q_bd @ gather(p_md).T
-        if self.contrastive:
-            losses["contrastive"] = info_nce(
-                student_bn, column_b, temperature=self.temperature, ignore_bn=copies_bn
-            )
-        if self.scores:
-            losses["scores"] = score_kl(
-                student_bn,
-                batch.teacher_queries @ gather(batch.teacher_passages).T,
-                student_temperature=self.temperature,
-                teacher_temperature=self.teacher_temperature,
-                ignore_bn=copies_bn,
-            )
-        loss = torch.stack([getattr(self, name) * value for name, value in losses.items()]).sum()
-        return loss, {name: value.item() for name, value in losses.items()}
 
 
 Objective = Callable[..., tuple[Tensor | None, Figures]]  # (forwards, batch)

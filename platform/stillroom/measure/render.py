@@ -43,7 +43,7 @@ def render(report: Mapping[str, Any], extras: Mapping[str, Any]) -> str:
 
     Args:
         extras: `name`, `hardware`, `losses` (model → [(step, loss)]) and `negatives`, the
-            counts and examples that mining wrote.
+            counts and examples that mining wrote, or None.
     """
     header, *rows = table(report)
     plots = [
@@ -57,7 +57,7 @@ def render(report: Mapping[str, Any], extras: Mapping[str, Any]) -> str:
         negatives=extras["negatives"],
         score_plots=[
             histogram(f"Scores of {name}", extras["negatives"]["scores"]["edges"], counts)
-            for name, counts in extras["negatives"]["scores"].items()
+            for name, counts in (extras["negatives"] or {"scores": {}})["scores"].items()
             if name != "edges"
         ],
         header=header,

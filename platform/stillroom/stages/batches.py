@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 
 from stillroom.artifacts import Artifact
-from stillroom.config.models import Joint, Mntp, Optimisation, PairTraining, Simcse
+from stillroom.config.models import (
+    Joint,
+    Mntp,
+    OnPairs,
+    Optimisation,
+    PairTraining,
+    Simcse,
+    StudentPhase,
+)
 from stillroom.encoders.encode import Encoder
 from stillroom.errors import UserError
 from stillroom.learning.batches import (
@@ -16,10 +24,11 @@ from stillroom.learning.batches import (
     Order,
     PairBatches,
     PairData,
+    TaughtTextBatches,
     TextBatches,
 )
 from stillroom.stages.corpus import CorpusFiles
-from stillroom.stages.vectors import stored
+from stillroom.stages.vectors import of_teacher
 
 Place = dict[str, int]  # rank and world
 
@@ -27,29 +36,75 @@ Place = dict[str, int]  # rank and world
 def pair_batches(
     corpus: Artifact,
     negatives: Artifact | None,
-    vectors: Artifact | None,
     settings: PairTraining,
     seed: int,
     encoder: Encoder,
     place: Place,
 ) -> PairBatches:
-    """Pairs, with hard negatives and the teacher's vectors where they are given.
+    """Pairs, with hard negatives where they are asked for."""
+    files = CorpusFiles.read(corpus)
+    data = dataclasses.replace(
+        _pairs(files), negatives=_negatives(files, negatives, settings.hard_negatives)
+    )
+    return _pair_batches(files, data, settings, seed, encoder, place)
 
-    With these it is a student that trains, which is not told its task: its prompts are its own.
+
+def taught_batches(
+    corpus: Artifact,
+    teacher: Artifact,
+    vectors: Artifact | None,
+    negatives: Artifact | None,
+    settings: StudentPhase,
+    seed: int,
+    encoder: Encoder,
+    place: Place,
+) -> PairBatches | TaughtTextBatches:
+    """A student's pairs or texts, with the teacher's vectors: those stored, or made anew.
+
+    A student is not told its task, as its teacher is: its prompts are its own.
     """
     files = CorpusFiles.read(corpus)
-    data = PairData(
+    queries, passages = of_teacher(files, teacher, vectors, encoder.device)
+    data = dataclasses.replace(
+        _pairs(files),
+        prompts=[None] * len(files.sources),
+        teacher_queries=queries,
+        teacher_passages=passages,
+    )
+    if isinstance(settings, OnPairs):
+        mined = _negatives(files, negatives, settings.hard_negatives)
+        data = dataclasses.replace(data, negatives=mined)
+        return _pair_batches(files, data, settings, seed, encoder, place)
+    source = np.concatenate([files.passage_source, files.source])
+    return TaughtTextBatches(
+        data,
+        _order(source, settings, seed, files, [*files.passages, *files.queries]),
+        encoder.prompter,
+        query_tokens=settings.query_tokens,
+        passage_tokens=settings.passage_tokens,
+        **place,
+    )
+
+
+def _pairs(files: CorpusFiles) -> PairData:
+    return PairData(
         queries=files.queries,
         passages=files.passages,
         positive=files.positive,
         source=files.source,
-        prompts=files.prompts if vectors is None else [None] * len(files.sources),
+        prompts=files.prompts,
         symmetric=files.symmetric,
-        negatives=_negatives(files, negatives, settings.hard_negatives),
     )
-    if vectors is not None:
-        queries, passages = stored(vectors)
-        data = dataclasses.replace(data, teacher_queries=queries, teacher_passages=passages)
+
+
+def _pair_batches(
+    files: CorpusFiles,
+    data: PairData,
+    settings: PairTraining,
+    seed: int,
+    encoder: Encoder,
+    place: Place,
+) -> PairBatches:
     return PairBatches(
         data,
         _order(files.source, settings, seed, files, files.queries),
@@ -85,7 +140,7 @@ def joint_batches(
     encoder: Encoder,
     place: Place,
 ) -> JointBatches:
-    pairs = pair_batches(corpus, negatives, None, settings, seed, encoder, place)
+    pairs = pair_batches(corpus, negatives, settings, seed, encoder, place)
     if settings.generate == "pairs":
         data = pairs.data
         told = [(q, data.passages[i]) for q, i in zip(data.queries, data.positive, strict=True)]

@@ -27,12 +27,16 @@ def report(
     section: Section,
     corpus: Artifact,
     teacher: Artifact,
-    negatives: Artifact,
     student: Artifact,
     scale: Scale,
     out: Draft,
+    negatives: Artifact | None = None,
 ) -> dict[str, Any]:
-    """Writes report.json and report.html; returns the former."""
+    """Writes report.json and report.html; returns the former.
+
+    Args:
+        negatives: those that the student had, if any were mined.
+    """
     models: dict[str, tuple[str, Callable[[], Encoder]]] = {
         "teacher": ("teacher", functools.partial(load, teacher.path)),
         "student": ("student", functools.partial(load, student.path)),
@@ -66,7 +70,7 @@ def report(
         "name": out.path.name,
         "hardware": measured["hardware"],
         "losses": {"teacher": _losses(teacher), "student": _losses(student)},
-        "negatives": json.loads((negatives.path / "counts.json").read_text()),
+        "negatives": negatives and json.loads((negatives.path / "counts.json").read_text()),
     }
     (out.path / "report.html").write_text(render(measured, extras), encoding="utf-8")
     return measured

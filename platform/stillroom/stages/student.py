@@ -1,51 +1,97 @@
 """A small encoder, distilled from the teacher's vectors and the negatives it mined."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 from stillroom.artifacts import Artifact, Draft
 from stillroom.config.models import Student as Section
+from stillroom.config.models import StudentPhase
 from stillroom.config.scale import Scale
 from stillroom.encoders.contract import Contract
 from stillroom.encoders.encode import Encoder
-from stillroom.encoders.store import create
-from stillroom.learning.objectives import Distillation
-from stillroom.stages.batches import pair_batches
+from stillroom.encoders.store import create, load
+from stillroom.errors import UserError
+from stillroom.learning.distillation import Distillation
+from stillroom.stages.batches import taught_batches
+from stillroom.stages.corpus import evaluation_sets
 from stillroom.stages.fit import Task, fit
 
 
 def student(
     *,
     section: Section,
+    phase: StudentPhase,
     seed: int,
     corpus: Artifact,
-    vectors: Artifact,
-    negatives: Artifact,
+    teacher: Artifact,
     scale: Scale,
     out: Draft,
+    vectors: Artifact | None = None,
+    negatives: Artifact | None = None,
+    student: Artifact | None = None,
 ) -> dict[str, Any]:
-    """Writes an encoder folder, in the teacher's space or in one of its own."""
+    """Writes an encoder folder, in the teacher's space or in one of its own.
+
+    Args:
+        vectors: the teacher's; None where it embeds each batch anew.
+        negatives: where the phase asks for hard ones.
+        student: the phase before, whose weights this one goes on with.
+    """
+    contract = Contract.read(teacher.path)
+    space = contract.space if section.space == "teacher" else out.path.name
+    before = None if student is None else student.path
+    begin = functools.partial(start, section, seed, space, contract, before)
     task = Task(
-        encoder=functools.partial(_start, section, seed, out.path.name, vectors),
-        batches=functools.partial(pair_batches, corpus, negatives, vectors, section, seed),
-        objective=Distillation(**section.losses.model_dump()),
-        settings=section,
+        encoder=begin,
+        batches=functools.partial(taught_batches, corpus, teacher, vectors, negatives, phase, seed),
+        objective=Distillation(**phase.losses.model_dump(), dims=section.dims),
+        settings=phase,
         seed=seed,
+        sets=functools.partial(evaluation_sets, corpus),
+        evaluate_every=phase.evaluate_every,
     )
     return fit(task, scale.student, scale.tracking, out)
 
 
-def _start(section: Section, seed: int, space: str, vectors: Artifact) -> Encoder:
-    teacher = Contract.read(vectors.path)
-    shares = section.space == "teacher"
-    return create(
+def start(
+    section: Section, seed: int, space: str, teacher: Contract, before: Path | None = None
+) -> Encoder:
+    """The encoder that a phase begins with.
+
+    Raises:
+        UserError: when its vectors would be no prefix of the teacher's, in whose space they are.
+    """
+    if before is not None:
+        encoder = load(before, trainable=True)
+        encoder.contract = encoder.contract.model_copy(update={"space": space})
+        return encoder
+    size = section.output_dims
+    if section.space == "teacher":
+        if size is not None and size not in teacher.dims:
+            raise UserError(
+                "student.output_dims",
+                f"{size} is no size of the teacher's vectors, in whose space the student writes",
+                f"Use {', '.join(str(one) for one in teacher.dims)}",
+            )
+        size = size or teacher.dims[0]
+    encoder = create(
         section.base,
         pooling=section.pooling,
         prompts=None if section.prompts is None else section.prompts.model_dump(),
         max_tokens=section.max_tokens,
         precision=section.precision,
-        space=teacher.space if shares else space,
+        space=space,
         layers=section.layers,
-        projection_dims=teacher.dims[0] if shares else None,
+        projection_dims=size,
         seed=seed,
     )
+    full = encoder.contract.dims[0]
+    for prefix in section.dims or ():
+        if prefix > full:
+            raise UserError(
+                "student.dims", f"{prefix} is more than the vectors' {full}", f"At most {full}"
+            )
+    sizes = tuple(sorted({*(section.dims or ()), full}, reverse=True))
+    encoder.contract = encoder.contract.model_copy(update={"dims": sizes})
+    return encoder

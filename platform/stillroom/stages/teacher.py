@@ -78,7 +78,7 @@ def parts(
         case Contrastive():
             return (
                 _contrastive(phase),
-                functools.partial(batches.pair_batches, corpus, negatives, None, phase, seed),
+                functools.partial(batches.pair_batches, corpus, negatives, phase, seed),
             )
 
 

@@ -1,22 +1,36 @@
 """The teacher's vectors of every training query and passage."""
 
+import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+import torch
 
-from stillroom.artifacts import Artifact, Draft
+from stillroom.artifacts import Artifact, Draft, atomic_json
 from stillroom.config.recipe import Vectors as Section
 from stillroom.config.scale import Actors, Scale
 from stillroom.encoders.contract import Contract, Role
 from stillroom.encoders.encode import Encoder
-from stillroom.encoders.locate import locate, of_artifact
+from stillroom.encoders.locate import fingerprint, locate, of_artifact
 from stillroom.encoders.store import load
-from stillroom.encoders.vectors import StoredVectors, shard_path, write_whole
+from stillroom.encoders.vectors import (
+    DIGESTS,
+    OfTexts,
+    StoredVectors,
+    digest,
+    shard_path,
+    write_whole,
+)
+from stillroom.errors import UserError
+from stillroom.learning.batches import Rows
 from stillroom.stages.corpus import CorpusFiles
+
+TEACHER = "teacher.json"  # whose vectors these are
 
 log = logging.getLogger(__name__)
 
@@ -40,24 +54,30 @@ def vectors(
     """
     texts = CorpusFiles.read(corpus)
     encoder = teacher.path if teacher is not None else locate(of_artifact(model, out.store))
-    parts: list[tuple[str, Role, list[str], np.ndarray]] = [
-        ("queries", "query", texts.queries, texts.source),
-        ("passages", "passage", texts.passages, texts.passage_source),
+    parts: list[tuple[str, Role, list[str]]] = [
+        ("queries", "query", texts.queries),
+        ("passages", "passage", texts.passages),
     ]
-    for name, role, of, source in parts:
-        known = [
-            None if own is None or teacher is None else str(getattr(own, role))
-            for own in texts.prompts
-        ]
-        prompts = [known[number] for number in source]
+    for name, role, of in parts:
+        prompts: Sequence[str | None] = [None] * len(of)
+        if teacher is not None:
+            prompts = teacher_prompts(texts, role, Contract.read(teacher.path))
         embed(of, prompts, role, encoder, out.path / name, section.shard, scale.vectors)
     if teacher is not None:
         Contract.read(teacher.path).write(out.path)
+        atomic_json(out.path / TEACHER, {"fingerprint": fingerprint(str(teacher.path))})
     return {
         "queries": len(texts.queries),
         "passages": len(texts.passages),
         "dims": StoredVectors(out.path / "passages").dims,
     }
+
+
+def teacher_prompts(files: CorpusFiles, role: Role, contract: Contract) -> list[str]:
+    """What the teacher is told before each query or passage: its source's task, or its own."""
+    own = str(getattr(contract.prompts, role))
+    known = [own if of is None else str(getattr(of, role)) for of in files.prompts]
+    return [known[number] for number in (files.source if role == "query" else files.passage_source)]
 
 
 def embed(
@@ -74,6 +94,8 @@ def embed(
     # Texts of like length share a shard, so that almost nothing is padding.
     order = np.argsort([len(text) for text in texts], kind="stable")
     write_whole(folder / "order.npy", order)
+    digests = [digest(p or "", text) for p, text in zip(prompts, texts, strict=True)]
+    write_whole(folder / DIGESTS, np.array(digests, dtype=np.uint64))
     shards = -(-len(texts) // shard)
     missing = [i for i in range(shards) if not shard_path(folder, i).exists()]
     if len(missing) < shards:
@@ -126,6 +148,54 @@ def encode_prompted(
     return found
 
 
-def stored(artifact: Artifact) -> tuple[StoredVectors, StoredVectors]:
-    """(queries, passages) of a `vectors` artifact."""
-    return StoredVectors(artifact.path / "queries"), StoredVectors(artifact.path / "passages")
+@dataclass(frozen=True)
+class Fresh:
+    """Vectors that are made when they are asked for, by rows of texts."""
+
+    encoder: Encoder
+    texts: Sequence[str]
+    prompts: Sequence[str]
+    role: Role
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        texts, prompts = ([of[row] for row in rows] for of in (self.texts, self.prompts))
+        return encode_prompted(self.encoder, texts, prompts, self.role)
+
+
+def of_teacher(
+    files: CorpusFiles, teacher: Artifact, vectors: Artifact | None, device: torch.device
+) -> tuple[Rows, Rows]:
+    """The teacher's vectors of a corpus's queries and passages, by row.
+
+    Args:
+        vectors: where they are stored; None has them made when they are asked for.
+        device: where the teacher then runs.
+
+    Raises:
+        UserError: when what is stored is another teacher's, or of other texts or prompts.
+    """
+    contract = Contract.read(teacher.path)
+    parts: list[tuple[str, Role, list[str]]] = [
+        ("queries", "query", files.queries),
+        ("passages", "passage", files.passages),
+    ]
+    prompts = [teacher_prompts(files, role, contract) for _, role, _ in parts]
+    if vectors is None:
+        encoder = load(teacher.path, device=str(device))
+        first, second = (
+            Fresh(encoder, texts, told, role)
+            for (_, role, texts), told in zip(parts, prompts, strict=True)
+        )
+        return first, second
+    made_by = json.loads((vectors.path / TEACHER).read_text())["fingerprint"]
+    if made_by != fingerprint(str(teacher.path)):
+        raise UserError(
+            str(vectors.path),
+            f"was made by another teacher than {teacher.path}",
+            "Delete that artifact, and run again",
+        )
+    queries, passages = (
+        OfTexts(StoredVectors(vectors.path / name), texts, told)
+        for (name, _, texts), told in zip(parts, prompts, strict=True)
+    )
+    return queries, passages

@@ -1,0 +1,188 @@
+"""A student's phases on a tiny teacher's vectors, stored and made anew."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from stillroom.artifacts import Store
+from stillroom.config.corpus import Corpus
+from stillroom.config.models import Student
+from stillroom.config.recipe import Vectors
+from stillroom.config.scale import Actors, Scale
+from stillroom.encoders.contract import Contract
+from stillroom.encoders.store import create, load, save
+from stillroom.errors import UserError
+from stillroom.learning.distillation import Distillation
+from stillroom.learning.engine import TorchEngine
+from stillroom.learning.loop import train
+from stillroom.stages.batches import taught_batches
+from stillroom.stages.corpus import corpus
+from stillroom.stages.student import start
+from stillroom.stages.vectors import vectors
+
+STEPS = 30
+PROMPTS = {"query": "find: ", "passage": ""}
+
+
+@pytest.fixture(scope="module")
+def made(decoder, tmp_path_factory):
+    """corpus, teacher and vectors, and the store that they are in."""
+    folder = tmp_path_factory.mktemp("runs")
+    store = Store(str(folder / "runs"))
+    rows = [
+        {"query": f"about {i}", "positive": f"it is {i} and {i * i} " * (i + 1)} for i in range(16)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "more.txt").write_text("".join(f"a passage of {i} words\n" for i in range(12)))
+    files = {"pairs": [str(folder / "pairs.jsonl")], "passages": [str(folder / "more.txt")]}
+    content = {
+        "sources": {"own": {"format": "files", **files}},
+        "held_out": {"queries": 2, "passages": 4},
+    }
+    with store.draft("corpus", "tiny", "k") as draft:
+        section = Corpus.model_validate_json(json.dumps(content))
+        corpus(section=section, seed=0, scale=Scale(), out=draft)
+        texts = draft.publish({})
+    with store.draft("teacher", "tiny", "k") as draft:
+        made = create(
+            str(decoder), space="tiny-k", pooling="mean", prompts=PROMPTS, precision="float32"
+        )
+        made.contract = made.contract.model_copy(update={"dims": (64, 32)})
+        save(made, draft.path)
+        teacher = draft.publish({})
+    ray.init(num_cpus=1, include_dashboard=False, configure_logging=False)
+    with store.draft("vectors", "tiny", "k") as draft:
+        scale = Scale(vectors=Actors(actors=1))
+        vectors(section=Vectors(shard=8), corpus=texts, teacher=teacher, scale=scale, out=draft)
+        stored = draft.publish({})
+    ray.shutdown()
+    return texts, teacher, stored
+
+
+def section_of(encoder, *phases, **fields):
+    numbers = {"steps": STEPS, "global_batch": 8, "learning_rate": 1e-3}
+    content = {
+        "base": str(encoder),
+        "pooling": "mean",
+        "precision": "float32",
+        "space": "teacher",
+        "phases": [{**numbers, **phase} for phase in phases],
+        **fields,
+    }
+    return Student.model_validate_json(json.dumps(content))
+
+
+TEXTS = {"data": "texts", "query_tokens": 32, "passage_tokens": 48}
+PAIRS = {"data": "pairs", "query_tokens": 32, "passage_tokens": 48, "hard_negatives": 0}
+
+
+def distilled(section, number, texts, teacher, stored, folder=None, before=None):
+    """Losses of a phase, without Ray; saves its encoder into the folder."""
+    phase = section.phases[number]
+    encoder = start(section, 0, "tiny-k", Contract.read(teacher.path), before).train()
+    losses = train(
+        TorchEngine(encoder, weight_decay=0.0, clip=1.0),
+        Distillation(**phase.losses.model_dump(), dims=section.dims),
+        taught_batches(
+            texts, teacher, stored, None, phase, 0, encoder, {"rank": 0, "world": 1}
+        ),
+        steps=STEPS, learning_rate=lambda step: 1e-3, seed=0, pad_id=encoder.pad_id,
+        micro_tokens=512, report=lambda figures: None, checkpoint=lambda step: None,
+        checkpoint_every=STEPS,
+    )  # fmt: skip
+    if folder is not None:
+        save(encoder, folder)
+    return losses
+
+
+def test_each_phase_goes_on_from_the_one_before_into_the_teacher_s_space(made, encoder, tmp_path):
+    section = section_of(
+        encoder, TEXTS, {**PAIRS, "losses": {"vector": 1, "scores": 1, "contrastive": 0}},
+        dims={32: 0.5, 16: 0.5},
+    )  # fmt: skip
+    first = distilled(section, 0, *made, folder=tmp_path / "first")
+    assert np.mean(first[-5:]) < np.mean(first[:5]) / 2, first
+    distilled(section, 1, *made, folder=tmp_path / "second", before=tmp_path / "first")
+    contract = Contract.read(tmp_path / "second")
+    assert contract.space == "tiny-k"
+    assert contract.dims == (64, 32, 16)
+    # What it writes is near what its teacher writes, and nearer than before it was taught.
+    texts = ["it is 9 and 81 it is 9 and 81", "a passage of 7 words"]
+    by_teacher = load(made[1].path).encode(texts, "passage")
+    nearness = [
+        (encoder.encode(texts, "passage") * by_teacher).sum(1).min()
+        for encoder in (
+            start(section, 0, "tiny-k", Contract.read(made[1].path)),
+            load(tmp_path / "first"),
+            load(tmp_path / "second"),
+        )
+    ]
+    assert nearness[0] < 0.5 < min(nearness[1:]), nearness
+
+
+def test_a_teacher_that_embeds_each_batch_anew_teaches_the_same_as_its_stored_vectors(
+    made, encoder
+):
+    texts, teacher, stored = made
+    for phase in (TEXTS, {**PAIRS, "losses": {"vector": 1.0}}):
+        section = section_of(encoder, phase)
+        from_disk = distilled(section, 0, texts, teacher, stored)
+        afresh = distilled(section, 0, texts, teacher, None)
+        # Both come as float16, whose rounding may fall otherwise in another batch.
+        np.testing.assert_allclose(from_disk, afresh, rtol=2e-3)
+
+
+def test_a_student_of_the_teacher_s_prefix_learns_that_prefix(made, encoder):
+    section = section_of(encoder, TEXTS, output_dims=32)
+    losses = distilled(section, 0, *made)
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) / 2, losses
+    wrong = section_of(encoder, TEXTS, output_dims=48)
+    with pytest.raises(UserError, match=r"output_dims: 48 is no size .* Use 64, 32"):
+        start(wrong, 0, "tiny-k", Contract.read(made[1].path))
+    wrong = section_of(encoder, TEXTS, dims={128: 1.0})
+    with pytest.raises(UserError, match=r"student.dims: 128 is more than the vectors' 64"):
+        start(wrong, 0, "tiny-k", Contract.read(made[1].path))
+
+
+def another_text(texts, teacher, stored):
+    table = pq.read_table(texts.path / "passages.parquet")
+    changed = pa.array([f"{text} indeed" for text in table["text"].to_pylist()])
+    pq.write_table(table.set_column(0, "text", changed), texts.path / "passages.parquet")
+    return "holds the vector of another text or prompt than"
+
+
+def fewer_texts(texts, teacher, stored):
+    table = pq.read_table(texts.path / "passages.parquet")
+    pq.write_table(table.slice(0, len(table) - 1), texts.path / "passages.parquet")
+    return "holds vectors of 24 texts, and there are 23"
+
+
+def another_prompt(texts, teacher, stored):
+    sources = json.loads((texts.path / "sources.json").read_text())
+    sources[0]["prompts"] = {"query": "seek: ", "passage": ""}
+    (texts.path / "sources.json").write_text(json.dumps(sources))
+    return "holds the vector of another text or prompt than"
+
+
+def another_teacher(texts, teacher, stored):
+    contract = Contract.read(teacher.path)
+    contract.model_copy(update={"pooling": "last"}).write(teacher.path)
+    return "was made by another teacher than"
+
+
+@pytest.mark.parametrize("change", [another_text, fewer_texts, another_prompt, another_teacher])
+def test_vectors_of_other_texts_prompts_or_teachers_are_refused(made, encoder, tmp_path, change):
+    copies = []
+    for artifact in made:
+        path = tmp_path / artifact.stage
+        shutil.copytree(artifact.path, path)
+        copies.append(dataclasses.replace(artifact, path=path))
+    problem = change(*copies)
+    with pytest.raises(UserError, match=problem):
+        distilled(section_of(encoder, TEXTS), 0, *copies)
