@@ -286,18 +286,19 @@ class TaughtTextBatches:
         rows, data = self.ids(step), self.data
         passages = rows[rows < len(data.passages)]
         queries = rows[rows >= len(data.passages)] - len(data.passages)
-        made, vectors = [], []
-        for role, of, texts, teacher, most in (
-            ("passage", passages, data.passages, data.teacher_passages, self.passage_tokens),
-            ("query", queries, data.queries, data.teacher_queries, self.query_tokens),
-        ):
-            if len(of):
-                made += self.prompter([texts[i] for i in of], role, max_tokens=most)
-                vectors.append(_vectors(teacher, of))
+        made: list[Tokens] = []
+        if len(passages):
+            texts = [data.passages[i] for i in passages]
+            made += self.prompter(texts, "passage", max_tokens=self.passage_tokens)
+        if len(queries):
+            texts = [data.queries[i] for i in queries]
+            made += self.prompter(texts, "query", max_tokens=self.query_tokens)
+        parts = ((data.teacher_passages, passages), (data.teacher_queries, queries))
+        vectors = [_vectors(teacher, of) for teacher, of in parts if len(of)]
         return Texts(
             made,
             torch.from_numpy(np.concatenate([passages, queries + len(data.passages)])),
-            None if vectors[0] is None else torch.cat(vectors),
+            torch.cat([one for one in vectors if one is not None]),
         )
 
 
