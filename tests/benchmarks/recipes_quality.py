@@ -116,9 +116,9 @@ def main():
     print(table(chosen.root))
 
 
-def cut_sets(data, out):
+def cut_sets(data, out, passages=PASSAGES, tasks=True):
     """The sets with at most so many passages; answers first, of as many queries as leave a third
-    of the passages to others."""
+    of the passages to others. With tasks, a teacher is told each set's."""
     folders = {}
     for name, task in TASKS.items():
         folders[name] = out / name
@@ -129,16 +129,16 @@ def cut_sets(data, out):
         answers, judged = {}, {}
         for query in draw.permutation(sorted(whole.qrels)):
             found = [p for p, grade in whole.qrels[query].items() if grade > 0]
-            if len(answers.keys() | found) <= PASSAGES * 2 // 3:
+            if len(answers.keys() | found) <= passages * 2 // 3:
                 answers.update(dict.fromkeys(found))
                 judged[query] = whole.qrels[query]
         others = [p for p in draw.permutation(list(whole.passages)) if p not in answers]
-        kept = [*answers, *others[: PASSAGES - len(answers)]]
+        kept = [*answers, *others[: passages - len(answers)]]
         small = EvaluationSet(
             {p: whole.passages[p] for p in sorted(kept)},
             {q: whole.queries[q] for q in sorted(judged)},
             {q: {p: g for p, g in judged[q].items() if p in set(kept)} for q in sorted(judged)},
-            {"query": f"Instruct: {task}\nQuery: "},
+            {"query": f"Instruct: {task}\nQuery: "} if tasks else {},
         )
         write_beir(small, folders[name])
     return folders
