@@ -119,8 +119,8 @@ class _Approximated:
     """A block's vectors as the filter sees them, and how far they are off at most."""
 
     def __init__(self, vectors: np.ndarray, device: str):
-        # torch widens float16 many times faster than NumPy.
-        read = torch.from_numpy(np.ascontiguousarray(vectors)).float()
+        # torch widens float16 many times faster than NumPy. A copy: it takes no read-only arrays.
+        read = torch.from_numpy(np.array(vectors)).float()
         self.exact = read.numpy()
         whole = read.to(device)
         self.seen = whole.to(_computes_in(device))
