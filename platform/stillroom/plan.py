@@ -26,8 +26,8 @@ VERSIONS = {
     "vectors": 2,
     "negatives": 3,
     "student": 2,
-    "report": 4,
-    "release": 1,
+    "report": 5,
+    "release": 2,
 }
 
 

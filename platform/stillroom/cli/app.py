@@ -57,10 +57,12 @@ def load_model(model: str, root: str) -> Any:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    from stillroom.measure.render import table
+    from stillroom.measure.render import small_table, table
 
-    header, *rows = table(report)
-    shown = Table(*header, title=None)
-    for row in rows:
-        shown.add_row(*row)
-    out.print(shown)
+    tables = [table(report)]
+    tables += [small_table(m["vectors"]) for m in report["models"].values() if "vectors" in m]
+    for header, *rows in tables:
+        shown = Table(*header, title=None)
+        for row in rows:
+            shown.add_row(*row)
+        out.print(shown)
