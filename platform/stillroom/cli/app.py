@@ -59,10 +59,12 @@ def load_model(model: str, root: str) -> Any:
 def print_report(report: dict[str, Any]) -> None:
     from stillroom.measure.render import small_table, table
 
-    tables = [table(report)]
-    tables += [small_table(m["vectors"]) for m in report["models"].values() if "vectors" in m]
-    for header, *rows in tables:
-        shown = Table(*header, title=None)
+    tables: dict[str | None, list[list[str]]] = {None: table(report)}
+    for name, model in report["models"].items():
+        if "vectors" in model:
+            tables[f"{name} in small vectors"] = small_table(model["vectors"])
+    for title, (header, *rows) in tables.items():
+        shown = Table(*header, title=title)
         for row in rows:
             shown.add_row(*row)
         out.print(shown)

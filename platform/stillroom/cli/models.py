@@ -32,12 +32,12 @@ def evaluate(
 
     Example: stillroom evaluate student/quickstart --data my-sets --html scores.html
     """
-    from stillroom.measure.sets import read_sets
-
-    sets = read_sets(data)
     if not all(size.strip().isdecimal() for size in dims.split(",") if dims):
         raise UserError("--dims", f"{dims!r} is no list of sizes", "Write it as 128,64")
     others = [int(size) for size in dims.split(",") if dims]
+    from stillroom.measure.sets import read_sets
+
+    sets = read_sets(data)
     from stillroom.measure.model import encode_asymmetric, encode_sets, entry, shared_dims
     from stillroom.measure.small_vectors import measure_small, sizes_to_measure
 

@@ -17,7 +17,7 @@ FILE = "calibration.safetensors"
 
 
 def searched_bytes(precision: Precision, dims: int) -> int:
-    """Bytes of a vector that a search goes through, and so holds in memory."""
+    """Of a vector, what a search goes through, and so holds in memory."""
     return {"float32": 4 * dims, "float16": 2 * dims, "int8": dims}.get(precision, -(-dims // 8))
 
 
@@ -40,10 +40,8 @@ class Calibration:
     def of(vectors_nd: np.ndarray) -> "Calibration":
         """Of passages such as will be stored, at least one; of unit length where those are."""
         low, high = vectors_nd.min(axis=0), vectors_nd.max(axis=0)
-        step = (high - low) / 255
-        return Calibration(
-            low.astype(np.float32), np.maximum(step, np.finfo(np.float32).tiny).astype(np.float32)
-        )
+        step = np.maximum((high - low) / 255, 1e-12)  # of what never moves, too
+        return Calibration(low.astype(np.float32), step.astype(np.float32))
 
     def encode(self, vectors_nd: np.ndarray) -> np.ndarray:
         """int8, (n, d); what is outside the range becomes its end."""

@@ -86,13 +86,15 @@ def _below(what: str, measured: float | None, floor: float | None) -> Iterator[s
 
 
 def _share_kept(student: Mapping[str, Any], precision: str) -> float | None:
-    """The student's mean nDCG@10 at its full size, over that of float32."""
-    found: dict[str, float] = dict.fromkeys(("float32", precision), 0.0)
+    """The student's nDCG@10 at its full size over that of float32, in sums over the sets."""
+    sums: dict[str, float] = {}
     for entries in student.get("vectors", {}).values():
         for entry in entries:
-            if entry["precision"] in found and entry["dims"] == student["dims"]:
-                found[entry["precision"]] += entry[METRIC]
-    return found[precision] / found["float32"] if found["float32"] else None
+            if entry["dims"] == student["dims"]:
+                name = entry["precision"]
+                sums[name] = sums.get(name, 0.0) + entry[METRIC]
+    whole = sums.get("float32")
+    return sums[precision] / whole if whole and precision in sums else None
 
 
 def model_of(report: Mapping[str, Any], role: str) -> Any:

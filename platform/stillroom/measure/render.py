@@ -57,7 +57,8 @@ def small_table(vectors: Mapping[str, Any]) -> list[list[str]]:
             [
                 f"{mean['dims']:,}" + ("" if mean["trained"] else " (not trained)"),
                 mean["precision"],
-                f"{mean['bytes']:,}",
+                f"{mean['bytes']:,}"
+                + (f" + {mean['rescored_bytes']:,}" if mean["rescored_bytes"] else ""),
                 *(f"{score:.3f}" for score in scores),
                 f"{mean['ndcg@10'] / whole:.1%}" if whole else "–",
             ]

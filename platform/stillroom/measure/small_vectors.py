@@ -100,8 +100,9 @@ def measure_small(
             them would.
 
     Returns:
-        set → entries of `precision`, `dims`, `trained` (whether for that size), `bytes` (of a
-        vector, that a search goes through) and the scores.
+        set → entries of `precision`, `dims`, `trained` (whether for that size), `bytes` of a vector
+        (that a search goes through), `rescored_bytes` (that are read of candidates alone) and
+        the scores.
     """
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sets}
     for name, kept in sets.items():
@@ -119,6 +120,7 @@ def measure_small(
                         "dims": dims,
                         "trained": dims in encoded.dims,
                         "bytes": searched_bytes(precision, dims),
+                        "rescored_bytes": dims if precision == "binary+rescoring" else 0,
                         **scored(places, kept),
                     }
                 )
@@ -127,7 +129,7 @@ def measure_small(
 
 def mean_small(vectors: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """The entries with their nDCG@10 alone, as means over the sets, in the sets' order."""
-    described = ("precision", "dims", "trained", "bytes")
+    described = ("precision", "dims", "trained", "bytes", "rescored_bytes")
     return [
         {
             **{key: entries[0][key] for key in described},
