@@ -43,7 +43,9 @@ def slow(precision, queries, passages, depth, calibration):
         return float(np.float16(x)) if precision == "float16" else x
 
     def product(query, passage):
-        ranges = zip(query, passage, calibration.low.tolist(), calibration.step.tolist())
+        ranges = zip(
+            query, passage, calibration.low.tolist(), calibration.step.tolist(), strict=True
+        )
         return sum(q * stored(x, low, step) for q, x, low, step in ranges)
 
     passages = passages.tolist()
@@ -52,7 +54,7 @@ def slow(precision, queries, passages, depth, calibration):
         places = range(len(passages))
         if precision.startswith("binary"):
             agreed = {
-                place: sum((x > 0) == (y > 0) for x, y in zip(query, passages[place]))
+                place: sum((x > 0) == (y > 0) for x, y in zip(query, passages[place], strict=True))
                 for place in places
             }
             places = best(agreed, RESCORED * depth if precision == "binary+rescoring" else depth)
