@@ -181,6 +181,7 @@ def test_an_unreachable_cluster_is_refused(stillroom, command):
         (["serve", "release/none"], "release/none"),
         (["export", "student/none", "--format", "tar", "--out", "x"], "'tar' is unknown"),
         (["evaluate", "student/none", "--data", "."], "holds no evaluation set"),
+        (["evaluate", "x", "--data", ".", "--dims", "8,many"], "'8,many' is no list of sizes"),
         (["encode", "student/none"], "student/none: is not under runs"),
         (["serve", "x", "--port", "many"], "--port"),
         (["no-such-command"], "no-such-command"),

@@ -20,7 +20,7 @@ ALLOWED = {
     "checks": {"errors", "config", "artifacts", "plan", "encoders", "text", "learning", "stages"},
     "learning": {"errors", "encoders"},
     "mining": {"errors"},
-    "measure": {"errors", "encoders", "text"},
+    "measure": {"errors", "encoders", "text", "mining"},
     "stages": {
         "errors",
         "config",

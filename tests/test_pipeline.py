@@ -13,6 +13,7 @@ import pytest
 
 from stillroom.artifacts import Store
 from stillroom.encoders.contract import Contract
+from stillroom.encoders.quantise import read_calibrations
 from stillroom.encoders.store import load
 from stillroom.encoders.vectors import StoredVectors
 from stillroom.stages.corpus import CorpusFiles, evaluation_sets
@@ -69,6 +70,17 @@ def test_one_command_makes_every_artifact_and_says_where(made, place):
     roles = {model["role"] for model in report["models"].values()}
     assert roles == {"teacher", "student", "teacher_base", "student_base", "bm25"}
     assert report["sets"] == {"held-out": {"queries": 32, "passages": 96}}
+    student = report["models"]["student"]
+    whole, *smaller = student["vectors"]["held-out"]
+    assert whole["ndcg@10"] == student["scores"]["held-out"]["ndcg@10"]
+    assert [one["precision"] for one in smaller] == [
+        "float16",
+        "int8",
+        "binary",
+        "binary+rescoring",
+    ]
+    released = read_calibrations(place.artifact("release").path / "student")
+    assert list(released) == [student["dims"]]
     assert not list((place.folder / "runs").glob(".train/*")), "checkpoints are left behind"
 
 
@@ -118,8 +130,13 @@ def test_no_negative_is_the_positive_or_a_passage_that_is_tested(made, place):
 
 
 def test_changing_the_student_makes_only_what_depends_on_it(made, place):
-    done = place.run("run", TINY, "student.phases.0.learning_rate=2e-3", "--json")
-    again = json.loads(done.stdout)["artifacts"]
+    asked = ["student.space=teacher", "release.asymmetric_retention=0"]
+    done = json.loads(place.run("run", TINY, *asked, "--json").stdout)
+    again = done["artifacts"]
+    report = json.loads((Path(done["report"]).parent / "report.json").read_text())
+    [both] = [model for model in report["models"].values() if model["role"] == "asymmetric"]
+    teacher = report["models"]["teacher"]["scores"]["held-out"]["ndcg@10"]
+    assert both["retention"]["mean"] == both["scores"]["held-out"]["ndcg@10"] / teacher
     assert [stage for stage in STAGES if not again[stage]["reused"]] == [
         "student",
         "report",
@@ -141,8 +158,11 @@ def test_a_failed_gate_says_by_how_much_and_leaves_no_release(made, place):
 
 def test_a_model_is_evaluated_and_encodes_by_its_artifact_s_name(made, place):
     data = place.artifact("corpus").path / "evaluation"
-    done = place.run("evaluate", "student/tiny", "--data", data, "--json", "-")
+    words = ["--dims", "16", "--html", "page.html", "--json", "-"]
+    done = place.run("evaluate", "student/tiny", "--data", data, *words)
     [scores] = json.loads(done.stdout)["models"].values()
+    assert {one["dims"] for one in scores["vectors"]["held-out"]} == {64, 16}
+    assert "<circle" in (place.folder / "page.html").read_text()
     assert set(scores["scores"]["held-out"]) == {"ndcg@10", "recall@100", "mrr@10"}
     done = subprocess.run(
         place.command("encode", "student/tiny", "--query"),

@@ -1,6 +1,8 @@
 import re
 
-from stillroom.measure.render import render, table
+import pytest
+
+from stillroom.measure.render import evaluation_page, render, small_table, table
 
 EVIL = "<script>alert('x')</script>"
 
@@ -66,3 +68,44 @@ def test_the_scores_of_positives_and_negatives_are_bars_over_one_axis():
     )
     assert [(float(x), float(high)) for x, high in bars] == [(280, 120), (40, 120), (280, 13.3)]
     assert "97.0 %" in page
+
+
+def small(*sets, dims=(384, 128)):
+    return {
+        name: [
+            {
+                "precision": precision, "dims": size, "trained": size == 384, "bytes": size * wide,
+                "rescored_bytes": 0, "ndcg@10": 0.8 - 0.1 * i - 0.1 * place, "recall@100": 0.9,
+            }
+            for size in dims
+            for i, (precision, wide) in enumerate((("float32", 4), ("int8", 1)))
+        ]
+        for place, name in enumerate(sets)
+    }  # fmt: skip
+
+
+def test_small_vectors_are_rows_with_what_they_keep_of_float32():
+    header, *rows = small_table(small("a", "b"))
+    assert header == ["dims", "precision", "bytes", "a nDCG@10", "b nDCG@10", "mean", "of float32"]
+    assert rows[0] == ["384", "float32", "1,536", "0.800", "0.700", "0.750", "100.0%"]
+    assert rows[3] == ["128 (not trained)", "int8", "128", "0.700", "0.600", "0.650", "86.7%"]
+    assert small_table(small("a"))[0][3:] == ["nDCG@10", "Recall@100", "of float32"]
+
+
+@pytest.mark.parametrize("dims", [(384, 128), (384,)])
+def test_quality_is_plotted_against_bytes_on_both_pages(dims):
+    measured = report()
+    measured["models"]["student"]["vectors"] = small("held-out", dims=dims)
+    measured["models"]["both"] = {
+        **measured["models"]["student"], "role": "asymmetric",
+        "retention": {"held-out": 0.875, "mean": 0.875},
+    }  # fmt: skip
+    for page in (render(measured, extras()), evaluation_page(measured, EVIL)):
+        assert not re.findall(r"(?:src|href)\s*=|@import|url\(|<script", page)
+        circles = re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="4"><title>float32, 384', page)
+        smaller = re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="4"><title>int8, 384', page)
+        assert len(circles) == len(smaller) == 2  # the student's, and those of both together
+        # Fewer bytes are further left, and less quality is further down.
+        assert float(circles[0][0]) > float(smaller[0][0])
+        assert float(circles[0][1]) < float(smaller[0][1])
+    assert "87.5 %" in render(measured, extras())

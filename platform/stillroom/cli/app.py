@@ -57,10 +57,14 @@ def load_model(model: str, root: str) -> Any:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    from stillroom.measure.render import table
+    from stillroom.measure.render import small_table, table
 
-    header, *rows = table(report)
-    shown = Table(*header, title=None)
-    for row in rows:
-        shown.add_row(*row)
-    out.print(shown)
+    tables: dict[str | None, list[list[str]]] = {None: table(report)}
+    for name, model in report["models"].items():
+        if "vectors" in model:
+            tables[f"{name} in small vectors"] = small_table(model["vectors"])
+    for title, (header, *rows) in tables.items():
+        shown = Table(*header, title=title)
+        for row in rows:
+            shown.add_row(*row)
+        out.print(shown)

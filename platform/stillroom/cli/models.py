@@ -17,29 +17,53 @@ from stillroom.errors import UserError
 def evaluate(
     model: Annotated[str, typer.Argument(help="Artifact, folder, hub id or package: name.")],
     data: Annotated[Path, typer.Option(help="A folder in BEIR layout, or one of such folders.")],
+    passages_by: Annotated[
+        str | None,
+        typer.Option(help="A model of the same space that encodes the passages: the teacher."),
+    ] = None,
+    dims: Annotated[str, typer.Option(help="Other prefixes of the vectors to try: 128,64.")] = "",
+    html: Annotated[Path | None, typer.Option(help="Also write a page with plots.")] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", help="Write the scores there; - prints.")
     ] = None,
     root: Root = "runs",
 ) -> None:
-    """Measure a model's retrieval on evaluation sets.
+    """Measure a model's retrieval on evaluation sets, with whole vectors and with smaller ones.
 
-    Example: stillroom evaluate student/quickstart --data my-sets --json scores.json
+    Example: stillroom evaluate student/quickstart --data my-sets --html scores.html
     """
+    if not all(size.strip().isdecimal() for size in dims.split(",") if dims):
+        raise UserError("--dims", f"{dims!r} is no list of sizes", "Write it as 128,64")
+    others = [int(size) for size in dims.split(",") if dims]
     from stillroom.measure.sets import read_sets
 
     sets = read_sets(data)
-    from stillroom.measure.model import measure
+    from stillroom.measure.model import encode_asymmetric, encode_sets, entry, shared_dims
+    from stillroom.measure.small_vectors import measure_small, sizes_to_measure
 
     encoder = load_model(model, root)
-    role = "teacher" if model.startswith("teacher/") else "student"
+    # Whatever is wrong is said before minutes of encoding.
+    if passages_by is None:
+        name, role = model, "teacher" if model.startswith("teacher/") else "student"
+        sizes = sizes_to_measure(encoder.contract.dims, others)
+        encoded = encode_sets(encoder, role, sets)
+    else:
+        name, role = f"{model} asks, {passages_by} answers", "asymmetric"
+        teacher = load_model(passages_by, root)
+        sizes = sizes_to_measure(shared_dims(encoder.contract, teacher.contract), others)
+        encoded = encode_asymmetric(encoder, teacher, sets)
+    measured = entry(role, encoder.parameters_total, encoded, sets)
     report = {
         "sets": {
-            name: {"queries": len(kept.qrels), "passages": len(kept.passages)}
-            for name, kept in sets.items()
+            of: {"queries": len(kept.qrels), "passages": len(kept.passages)}
+            for of, kept in sets.items()
         },
-        "models": {model: measure(encoder, role, sets)},
+        "models": {name: {**measured, "vectors": measure_small(encoded, sets, sizes)}},
     }
+    if html is not None:
+        from stillroom.measure.render import evaluation_page
+
+        html.write_text(evaluation_page(report, name), encoding="utf-8")
     if json_out is None:
         print_report(report)
     elif str(json_out) == "-":

@@ -88,12 +88,29 @@ class Report(Section):
     bases: bool = True  # also measure both models before training
 
 
-class Release(Section):
-    """The gate: what must hold before anything is released."""
+Small = Literal["float16", "int8", "binary", "binary+rescoring"]
 
-    mean_retention: NonNegativeFloat | None = None  # student / teacher, nDCG@10
-    set_retention: NonNegativeFloat | None = None  # the same for every set
-    ndcg: dict[Name, Share] = Field(default_factory=dict)  # floors for the student
+
+class Release(Section):
+    """The gate: what must hold before anything is released. Retention is of nDCG@10.
+
+    Attributes:
+        mean_retention: student / teacher.
+        set_retention: the same on every set, but for those that `retention` names.
+        asymmetric_retention: passages by the teacher and queries by the student / teacher.
+        ndcg: the student's on a set.
+        vectors: the student's from small vectors / from float32, at full size, on average.
+        speedup: the student's texts a second / the teacher's.
+    """
+
+    mean_retention: NonNegativeFloat | None = None
+    set_retention: NonNegativeFloat | None = None
+    retention: dict[Name, NonNegativeFloat] = Field(default_factory=dict)
+    asymmetric_retention: NonNegativeFloat | None = None
+    ndcg: dict[Name, Share] = Field(default_factory=dict)
+    vectors: dict[Small, NonNegativeFloat] = Field(default_factory=dict)
+    texts_per_second: PositiveFloat | None = None  # the student's, on the report's machine
+    speedup: PositiveFloat | None = None
     student_over_base: bool = False
     student_over_bm25: bool = False
 
@@ -144,6 +161,26 @@ class Recipe(Section):
                 "hard_negatives: 0 or negatives: given, add a phase before it, or name another "
                 "negatives.miner"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _floors_are_of_what_is_measured(self) -> "Recipe":
+        sets = [*self.corpus.evaluation, *(["held-out"] if self.corpus.held_out else [])]
+        for field in ("retention", "ndcg"):
+            for name in getattr(self.release, field):
+                if name not in sets:
+                    raise ValueError(
+                        f"release.{field} names {name!r}, which is no evaluation set: there is "
+                        f"{', '.join(sets)}"
+                    )
+        if self.release.asymmetric_retention is not None and self.student.space != "teacher":
+            raise ValueError(
+                "release.asymmetric_retention needs student.space: teacher, for only then can "
+                "the student's queries be ranked among the teacher's passages"
+            )
+        for floor, measured in (("student_over_base", "bases"), ("student_over_bm25", "bm25")):
+            if getattr(self.release, floor) and not getattr(self.report, measured):
+                raise ValueError(f"release.{floor} needs report.{measured}: true")
         return self
 
     @model_validator(mode="after")

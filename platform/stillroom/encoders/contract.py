@@ -101,3 +101,18 @@ class Contract(BaseModel):
     def write(self, folder: str | Path) -> None:
         content = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False)
         (Path(folder) / FILE).write_text(content + "\n", encoding="utf-8")
+
+
+def cannot_share_index(one: Contract, other: Contract) -> str | None:
+    """Why vectors of two encoders may not lie in one index; None when they may.
+
+    They may at the sizes that both have: a student may share only a Matryoshka prefix of its
+    teacher's space.
+    """
+    if one.space != other.space:
+        return f"their spaces differ ({one.space} and {other.space})"
+    if one.normalise != other.normalise:
+        return "only one of them normalises its vectors"
+    if not set(one.dims) & set(other.dims):
+        return f"they share no vector size ({one.dims} and {other.dims})"
+    return None

@@ -1,5 +1,6 @@
 """A report as a table, and as one HTML page that needs nothing else."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jinja2
 
 from stillroom.measure.gate import mean_ndcg, model_of
+from stillroom.measure.small_vectors import PRECISIONS, RESCORED, mean_small
 
 PAGE = jinja2.Environment(
     loader=jinja2.PackageLoader("stillroom.measure", "."), autoescape=True, trim_blocks=True,
@@ -38,6 +40,32 @@ def table(report: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
+def small_table(vectors: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of text, the header first: a size and precision each, as `measure_small` has them."""
+    sets = list(vectors)
+    several = len(sets) > 1
+    header = ["dims", "precision", "bytes"]
+    header += [f"{name} nDCG@10" for name in sets] if several else ["nDCG@10", "Recall@100"]
+    header += ["mean"] if several else []
+    means = mean_small(vectors)
+    whole = means[0]["ndcg@10"]
+    rows = [[*header, "of float32"]]
+    for mean, *entries in zip(means, *vectors.values(), strict=True):
+        scores = [entry["ndcg@10"] for entry in entries]
+        scores.append(mean["ndcg@10"] if several else entries[0]["recall@100"])
+        rows.append(
+            [
+                f"{mean['dims']:,}" + ("" if mean["trained"] else " (not trained)"),
+                mean["precision"],
+                f"{mean['bytes']:,}"
+                + (f" + {mean['rescored_bytes']:,}" if mean["rescored_bytes"] else ""),
+                *(f"{score:.3f}" for score in scores),
+                f"{mean['ndcg@10'] / whole:.1%}" if whole else "–",
+            ]
+        )
+    return rows
+
+
 def render(report: Mapping[str, Any], extras: Mapping[str, Any]) -> str:
     """The page.
 
@@ -45,12 +73,16 @@ def render(report: Mapping[str, Any], extras: Mapping[str, Any]) -> str:
         extras: `name`, `hardware`, `losses` (model → [(step, loss)]) and `negatives`, the
             counts and examples that mining wrote, or None.
     """
-    header, *rows = table(report)
     plots = [
         line_plot(f"{name}: training loss", losses)
         for name, losses in extras["losses"].items()
         if len(losses) > 1
     ]
+    retained = {
+        name: model["retention"]
+        for name, model in report["models"].items()
+        if model["role"] == "asymmetric"
+    }
     return PAGE.get_template("report.html").render(
         name=extras["name"],
         hardware=extras["hardware"],
@@ -60,17 +92,37 @@ def render(report: Mapping[str, Any], extras: Mapping[str, Any]) -> str:
             for name, counts in (extras["negatives"] or {"scores": {}})["scores"].items()
             if name != "edges"
         ],
-        header=header,
-        rows=rows,
-        sets=report["sets"],
         retention=report["retention"],
+        retained={"student": report["retention"], **retained},
         findings=list(findings(report)),
-        bars={name: bars(report, name) for name in report["sets"]},
         plots=plots,
-        width=WIDTH,
         height=HEIGHT,
         margin=MARGIN,
+        **_shared(report),
     )
+
+
+def evaluation_page(report: Mapping[str, Any], name: str) -> str:
+    """The page of what `stillroom evaluate` measured."""
+    return PAGE.get_template("evaluate.html").render(name=name, **_shared(report))
+
+
+def _shared(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the parts that both pages have are told."""
+    header, *rows = table(report)
+    return {
+        "sets": report["sets"],
+        "header": header,
+        "rows": rows,
+        "bars": {name: bars(report, name) for name in report["sets"]},
+        "small_vectors": {
+            name: small_vectors(model["vectors"])
+            for name, model in report["models"].items()
+            if "vectors" in model
+        },
+        "rescored": RESCORED,
+        "width": WIDTH,
+    }
 
 
 def findings(report: Mapping[str, Any]) -> Iterator[str]:
@@ -81,6 +133,7 @@ def findings(report: Mapping[str, Any]) -> Iterator[str]:
         "teacher_base": "the teacher before training",
         "student_base": "the student before training",
         "bm25": "BM25",
+        "asymmetric": "the student, asking among the teacher's passages,",
     }
     for role, rival in (
         ("teacher", "teacher_base"),
@@ -88,13 +141,15 @@ def findings(report: Mapping[str, Any]) -> Iterator[str]:
         ("student", "student_base"),
         ("student", "bm25"),
         ("student", "teacher"),
+        ("asymmetric", "teacher"),
+        ("asymmetric", "student"),
     ):
         one, other = model_of(report, role), model_of(report, rival)
         if one is not None and other is not None:
             difference = mean_ndcg(one) - mean_ndcg(other)
             verb = "is above" if difference > 0 else "is below" if difference < 0 else "equals"
             yield (
-                f"{named[role].capitalize()} {verb} {named[rival]}: nDCG@10 "
+                f"{named[role][0].upper()}{named[role][1:]} {verb} {named[rival]}: nDCG@10 "
                 f"{mean_ndcg(one):.3f} against {mean_ndcg(other):.3f} ({difference:+.3f})."
             )
 
@@ -128,6 +183,77 @@ def line_plot(title: str, curve: Sequence[tuple[int, float]]) -> Plot:
         for step, value in curve
     )
     return Plot(title, points, f"{steps[0]}", f"{steps[-1]}", f"{low:.3g}", f"{high:.3g}")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points in an SVG's units, as (x, y, label), in the order of x."""
+
+    name: str
+    points: list[tuple[float, float, str]]
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Curves in a frame, and the ticks of its axes as (place, label)."""
+
+    curves: list[Curve]
+    across: list[tuple[float, str]]
+    up: list[tuple[float, str]]
+    left: float = MARGIN
+    right: float = WIDTH - 130  # names stand beside it
+    top: float = 12
+    height: float = 280
+
+    @property
+    def bottom(self) -> float:
+        return self.height - 24
+
+
+@dataclass(frozen=True)
+class SmallVectors:
+    """A model's small vectors, for the page."""
+
+    header: list[str]
+    rows: list[list[str]]
+    plot: Scatter
+    sizes: str
+
+
+def small_vectors(vectors: Mapping[str, Any]) -> SmallVectors:
+    """What `measure_small` found, as a table and a plot of quality against bytes."""
+    header, *rows = small_table(vectors)
+    means = mean_small(vectors)
+    sizes = sorted({mean["dims"] for mean in means})
+    listed = ", ".join(f"{size:,}" for size in sizes) if len(sizes) > 1 else ""
+    return SmallVectors(header, rows, _scatter(means), listed)
+
+
+def _scatter(means: Sequence[Mapping[str, Any]]) -> Scatter:
+    frame = Scatter([], [], [])
+    ranks = [math.log2(mean["bytes"]) for mean in means]
+    first, last = math.floor(min(ranks)), math.ceil(max(ranks))
+    scores = [mean["ndcg@10"] for mean in means]
+    low, high = math.floor(20 * min(scores)) / 20, math.ceil(20 * max(scores)) / 20
+
+    def x(size: float) -> float:
+        return round(frame.left + (size - first) * (frame.right - frame.left) / (last - first), 1)
+
+    def y(score: float) -> float:
+        share = (score - low) / ((high - low) or 1.0)
+        return round(frame.bottom - share * (frame.bottom - frame.top), 1)
+
+    points: dict[str, list[tuple[float, float, str]]] = {}
+    for mean, rank in sorted(zip(means, ranks, strict=True), key=lambda pair: pair[1]):
+        label = f"{mean['precision']}, {mean['dims']:,} dims: {mean['ndcg@10']:.3f}"
+        points.setdefault(mean["precision"], []).append((x(rank), y(mean["ndcg@10"]), label))
+    order = [precision for precision in PRECISIONS if precision in points]
+    ticks = range(round(20 * low), round(20 * high) + 1)
+    return Scatter(
+        [Curve(name, points[name]) for name in order],
+        [(x(rank), f"{2**rank:,}") for rank in range(first, last + 1)],
+        [(y(tick / 20), f"{tick / 20:.2f}") for tick in ticks],
+    )
 
 
 @dataclass(frozen=True)

@@ -6,22 +6,22 @@ import numpy as np
 import pytrec_eval
 
 from stillroom.errors import UserError
+from stillroom.mining.search import search
 
 # Ours → trec_eval's.
 METRICS = {"ndcg@10": "ndcg_cut_10", "recall@100": "recall_100", "mrr@10": "recip_rank"}
-BLOCK = 256  # queries scored at once
 
 
 def rank(queries_qd: np.ndarray, passages_pd: np.ndarray, depth: int) -> np.ndarray:
     """Places of the best passages by inner product, best first: int64, (q, min(depth, p)).
 
     Equal scores are ordered by place.
+
+    Args:
+        passages_pd: float32 or float16.
     """
-    found = []
-    for start in range(0, len(queries_qd), BLOCK):
-        scores = queries_qd[start : start + BLOCK] @ passages_pd.T
-        found.append(np.argsort(-scores, axis=1, kind="stable")[:, :depth])
-    return np.concatenate(found) if found else np.empty((0, depth), dtype=np.int64)
+    everything = (np.arange(len(passages_pd)), passages_pd)
+    return search(queries_qd, [everything], min(depth, len(passages_pd)))[1]
 
 
 def retrieval_scores(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from stillroom.encoders.contract import Contract, Role
+from stillroom.encoders.contract import Contract, Role, cannot_share_index
 from stillroom.errors import UserError
 
 Target = Literal["teacher", "student"]
@@ -71,7 +71,7 @@ def auto_policy(teacher: Contract | None, student: Contract | None) -> Policy:
         return "teacher"
     if teacher is None:
         return "student"
-    return "student" if _cannot_mix(teacher, student) else "asymmetric"
+    return "student" if cannot_share_index(teacher, student) else "asymmetric"
 
 
 def check_policy(where: str, policy: Policy, contracts: Mapping[Target, Contract]) -> None:
@@ -84,20 +84,9 @@ def check_policy(where: str, policy: Policy, contracts: Mapping[Target, Contract
             f"Give {target}.replicas at least 1 and a release that holds it, "
             "or choose another policy",
         )
-    if len(targets) > 1 and (why := _cannot_mix(contracts["teacher"], contracts["student"])):
+    if len(targets) > 1 and (why := cannot_share_index(contracts["teacher"], contracts["student"])):
         raise UserError(
             where,
             f"policy {policy!r} would put teacher and student vectors into one index, but {why}",
             "Use policy 'student' or 'teacher', or distil the student on its teacher's vectors",
         )
-
-
-def _cannot_mix(teacher: Contract, student: Contract) -> str | None:
-    """Why the two may not share an index; None when they may."""
-    if teacher.space != student.space:
-        return f"their spaces differ ({teacher.space} and {student.space})"
-    if teacher.normalise != student.normalise:
-        return "only one of them normalises its vectors"
-    if not set(teacher.dims) & set(student.dims):
-        return f"they share no vector size ({teacher.dims} and {student.dims})"
-    return None

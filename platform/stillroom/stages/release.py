@@ -8,6 +8,7 @@ from stillroom.artifacts import Artifact, Draft, atomic_json
 from stillroom.config.recipe import Release as Section
 from stillroom.config.scale import Scale
 from stillroom.encoders.contract import Contract
+from stillroom.encoders.quantise import FILE as CALIBRATION
 from stillroom.errors import UserError
 from stillroom.measure.gate import Floors, judge
 
@@ -26,7 +27,7 @@ def release(
     scale: Scale,
     out: Draft,
 ) -> dict[str, Any]:
-    """Writes teacher/, student/, report.json, report.html and release.json.
+    """Writes teacher/, student/ with its calibration, report.json, report.html and release.json.
 
     Raises:
         GateFailed: naming every floor that was missed and by how much. Nothing is released.
@@ -46,6 +47,8 @@ def release(
         shutil.copytree(model.path, out.path / name, ignore=shutil.ignore_patterns("manifest.json"))
     for name in ("report.json", "report.html"):
         shutil.copy2(report.path / name, out.path / name)
+    # Beside the weights: the ranges that int8 vectors of this student were measured with.
+    shutil.copy2(report.path / CALIBRATION, out.path / "student" / CALIBRATION)
     content = {
         "name": out.path.name.rpartition("-")[0],
         "ref": f"release/{out.path.name}",

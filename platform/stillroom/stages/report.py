@@ -1,4 +1,7 @@
-"""Teacher, student, their bases and BM25 on the same sets: quality, retention, speed, size."""
+"""Teacher, student, their bases and BM25 on the same sets: quality, retention, speed, size.
+
+Also what the student keeps in small vectors, and among its teacher's passages.
+"""
 
 import functools
 import json
@@ -7,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import ray
 import torch
@@ -14,12 +18,24 @@ import torch
 from stillroom.artifacts import Artifact, Draft, atomic_json
 from stillroom.config.recipe import Report as Section
 from stillroom.config.scale import Scale
-from stillroom.encoders.contract import Contract
-from stillroom.encoders.encode import Encoder
+from stillroom.encoders.contract import Contract, cannot_share_index
+from stillroom.encoders.encode import Encoder, prefix
+from stillroom.encoders.quantise import Calibration, write_calibrations
 from stillroom.encoders.store import create, load
-from stillroom.measure.model import measure, measure_bm25, retention
+from stillroom.measure.model import (
+    Encoded,
+    asymmetric,
+    encode_sets,
+    entry,
+    measure_bm25,
+    retention,
+    shared_dims,
+)
 from stillroom.measure.render import render
-from stillroom.stages.corpus import evaluation_sets
+from stillroom.measure.small_vectors import measure_small
+from stillroom.stages.corpus import CorpusFiles, evaluation_sets
+
+CALIBRATED_ON = 1024  # of the corpus's passages
 
 
 def report(
@@ -32,7 +48,7 @@ def report(
     out: Draft,
     negatives: Artifact | None = None,
 ) -> dict[str, Any]:
-    """Writes report.json and report.html; returns the former.
+    """Writes report.json, report.html and the student's calibration; returns the first.
 
     Args:
         negatives: those that the student had, if any were mined.
@@ -49,14 +65,29 @@ def report(
         bare = functools.partial(_untrained, student.path, layers)
         models["student before training"] = ("student_base", bare)
     # One after the other: a speed measured beside another model's would be the wrong one.
-    task = ray.remote(num_cpus=scale.report.cpus, num_gpus=scale.report.gpus)(_measured)
-    found = {
-        name: ray.get(task.remote(make, role, corpus)) for name, (role, make) in models.items()
-    }
+    share = {"num_cpus": scale.report.cpus, "num_gpus": scale.report.gpus}
+    task = ray.remote(num_returns=2, **share)(_measured)
+    found: dict[str, dict[str, Any]] = {}
+    vectors: dict[str, ray.ObjectRef] = {}  # they stay where they were made until they are read
+    for name, (role, make) in models.items():
+        measured, encoded = task.remote(make, role, corpus)
+        found[name] = ray.get(measured)
+        if role in ("teacher", "student"):
+            vectors[role] = encoded
     sets = evaluation_sets(corpus)
+    calibrations = ray.get(ray.remote(**share)(_calibrations).remote(student, corpus))
+    write_calibrations(out.path, calibrations)
+    by_student = ray.get(vectors["student"])
+    found["student"]["vectors"] = measure_small(by_student, sets, calibrations=calibrations)
+    contracts = Contract.read(student.path), Contract.read(teacher.path)
+    if cannot_share_index(*contracts) is None:
+        both = asymmetric(by_student, ray.get(vectors["teacher"]), shared_dims(*contracts))
+        measured = entry("asymmetric", found["student"]["parameters"], both, sets)
+        measured["retention"] = retention(found["teacher"], measured)
+        found["student asks, teacher answers"] = measured
     if section.bm25:
         found["BM25"] = measure_bm25(sets)
-    measured = {
+    figures = {
         "sets": {
             name: {"queries": len(kept.qrels), "passages": len(kept.passages)}
             for name, kept in sets.items()
@@ -65,21 +96,41 @@ def report(
         "retention": retention(found["teacher"], found["student"]),
         "hardware": hardware(),
     }
-    atomic_json(out.path / "report.json", measured)
+    atomic_json(out.path / "report.json", figures)
     extras = {
         "name": out.path.name,
-        "hardware": measured["hardware"],
+        "hardware": figures["hardware"],
         "losses": {"teacher": _losses(teacher), "student": _losses(student)},
         "negatives": negatives and json.loads((negatives.path / "counts.json").read_text()),
     }
-    (out.path / "report.html").write_text(render(measured, extras), encoding="utf-8")
-    return measured
+    (out.path / "report.html").write_text(render(figures, extras), encoding="utf-8")
+    return figures
 
 
-def _measured(make: Callable[[], Encoder], role: str, corpus: Artifact) -> dict[str, Any]:
+def _measured(
+    make: Callable[[], Encoder], role: str, corpus: Artifact
+) -> tuple[dict[str, Any], Encoded]:
+    encoder, sets = _here(make()), evaluation_sets(corpus)
+    encoded = encode_sets(encoder, role, sets)
+    return entry(role, encoder.parameters_total, encoded, sets), encoded
+
+
+def _calibrations(student: Artifact, corpus: Artifact) -> dict[int, Calibration]:
+    """How the student's vectors of the corpus's passages spread, at each of its sizes."""
+    encoder = _here(load(student.path))
+    passages = CorpusFiles.read(corpus).passages
+    rows = np.unique(np.linspace(0, len(passages) - 1, CALIBRATED_ON).astype(int))
+    vectors = encoder.encode([passages[row] for row in rows], "passage")
+    normalise = encoder.contract.normalise
+    return {
+        dims: Calibration.of(prefix(vectors, dims, normalise)) for dims in encoder.contract.dims
+    }
+
+
+def _here(encoder: Encoder) -> Encoder:
+    """On what this task was given."""
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources()["CPU"])))
-    encoder = make().to("cuda" if ray.get_gpu_ids() else "cpu")
-    return measure(encoder, role, evaluation_sets(corpus))
+    return encoder.to("cuda" if ray.get_gpu_ids() else "cpu")
 
 
 def _untrained(folder: Path, layers: list[int] | None) -> Encoder:
