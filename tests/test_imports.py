@@ -14,7 +14,8 @@ ALLOWED = {
     "config": {"errors"},
     "storage": {"errors"},
     "artifacts": {"errors", "storage"},
-    "encoders": {"errors", "artifacts"},
+    "endpoint": {"errors"},
+    "encoders": {"errors", "artifacts", "endpoint"},
     "text": {"errors", "storage"},
     "plan": {"errors", "config", "artifacts", "encoders", "text"},
     "checks": {"errors", "config", "artifacts", "plan", "encoders", "text", "learning", "stages"},
@@ -23,6 +24,7 @@ ALLOWED = {
     "measure": {"errors", "encoders", "text"},
     "stages": {
         "errors",
+        "endpoint",
         "config",
         "artifacts",
         "plan",
