@@ -14,7 +14,7 @@ from stillroom.config.corpus import Docstrings
 from stillroom.config.models import Contrastive, Joint, Mntp, PairTraining, Phase, Simcse, Teacher
 from stillroom.config.recipe import Recipe
 from stillroom.config.scale import Workers
-from stillroom.encoders.locate import locate
+from stillroom.encoders.locate import TOKENIZERS, locate
 from stillroom.errors import UserError
 from stillroom.learning.memory import (
     GIB,
@@ -31,13 +31,6 @@ from stillroom.text.formats import LeftOut, read_beir
 
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "faiss-cpu")
 KNOW_THEIR_POOLING = ("contract.json", "modules.json")
-TOKENIZERS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-)
 
 
 @dataclass(frozen=True)

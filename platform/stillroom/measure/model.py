@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from stillroom.encoders.encode import Encoder
+from stillroom.encoders.embedder import Embedder
 from stillroom.measure.bm25 import Bm25
 from stillroom.measure.retrieval import rank, retrieval_scores
 from stillroom.text.formats import EvaluationSet
@@ -12,7 +12,7 @@ from stillroom.text.formats import EvaluationSet
 DEPTH = 100  # how far down a ranking is looked at; Recall@100 needs no more
 
 
-def measure(encoder: Encoder, role: str, sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
+def measure(encoder: Embedder, role: str, sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
     """Quality on every set, and how many of their passages a second on this machine.
 
     Teachers are told a set's task where it has prompts; others go by their own.

@@ -23,7 +23,6 @@ from stillroom.endpoint import (
     key_in,
     token_estimate,
 )
-from stillroom.errors import UserError
 from stillroom.stages.llm import Answer
 from stillroom.text.dedupe import text_key
 from stillroom.text.synthetic import Example, Rejected

@@ -3,7 +3,7 @@
 import functools
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from stillroom.artifacts import Artifact, Draft, atomic_json
 from stillroom.config.recipe import Report as Section
 from stillroom.config.scale import Scale
 from stillroom.encoders.contract import Contract
+from stillroom.encoders.embedder import Embedder
 from stillroom.encoders.encode import Encoder
 from stillroom.encoders.store import create, load
 from stillroom.measure.model import measure, measure_bm25, retention
 from stillroom.measure.render import render
+from stillroom.stages.api import remote_of
 from stillroom.stages.corpus import evaluation_sets
 
 
@@ -31,18 +33,26 @@ def report(
     student: Artifact,
     scale: Scale,
     out: Draft,
+    trusted: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Writes report.json and report.html; returns the former."""
-    models: dict[str, tuple[str, Callable[[], Encoder]]] = {
-        "teacher": ("teacher", functools.partial(load, teacher.path)),
-        "student": ("student", functools.partial(load, student.path)),
+    """Writes report.json and report.html; returns the former.
+
+    Args:
+        trusted: which of teacher and student may run code that they bring with them.
+    """
+    code = {role: role in trusted for role in ("teacher", "student")}
+    remote = remote_of(teacher.path, scale.teacher_api, out.store)
+    models: dict[str, tuple[str, Callable[[], Embedder]]] = {
+        name: (name, functools.partial(load, of.path, trust_remote_code=code[name]))
+        for name, of in (("teacher", teacher), ("student", student))
+        if name == "student" or remote is None
     }
     if section.bases:
         layers = student.manifest["made_by"]["section"]["layers"]
         if teacher.manifest["made_by"]["section"]["phase"] is not None:
-            bare = functools.partial(_untrained, teacher.path, None)
+            bare = functools.partial(_untrained, teacher.path, None, code["teacher"])
             models["teacher before training"] = ("teacher_base", bare)
-        bare = functools.partial(_untrained, student.path, layers)
+        bare = functools.partial(_untrained, student.path, layers, code["student"])
         models["student before training"] = ("student_base", bare)
     # One after the other: a speed measured beside another model's would be the wrong one.
     task = ray.remote(num_cpus=scale.report.cpus, num_gpus=scale.report.gpus)(_measured)
@@ -50,6 +60,9 @@ def report(
         name: ray.get(task.remote(make, role, corpus)) for name, (role, make) in models.items()
     }
     sets = evaluation_sets(corpus)
+    if remote is not None:
+        # Asked from here, where its answers are kept; which says nothing of its speed.
+        found["teacher"] = {**measure(remote, "teacher", sets), "texts_per_second": None}
     if section.bm25:
         found["BM25"] = measure_bm25(sets)
     measured = {
@@ -72,13 +85,13 @@ def report(
     return measured
 
 
-def _measured(make: Callable[[], Encoder], role: str, corpus: Artifact) -> dict[str, Any]:
+def _measured(make: Callable[[], Embedder], role: str, corpus: Artifact) -> dict[str, Any]:
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources()["CPU"])))
     encoder = make().to("cuda" if ray.get_gpu_ids() else "cpu")
     return measure(encoder, role, evaluation_sets(corpus))
 
 
-def _untrained(folder: Path, layers: list[int] | None) -> Encoder:
+def _untrained(folder: Path, layers: list[int] | None, trust_remote_code: bool) -> Encoder:
     """The encoder that a folder's training began with, without adapter or projection."""
     contract = Contract.read(folder)
     return create(
@@ -94,6 +107,7 @@ def _untrained(folder: Path, layers: list[int] | None) -> Encoder:
         precision=contract.precision,
         space=f"{contract.space}-base",
         layers=layers,
+        trust_remote_code=trust_remote_code,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from stillroom.artifacts import Artifact, Draft
 from stillroom.config.models import Student as Section
 from stillroom.config.scale import Scale
-from stillroom.encoders.contract import Contract
+from stillroom.encoders.contract import Terms
 from stillroom.encoders.encode import Encoder
 from stillroom.encoders.store import create
 from stillroom.learning.objectives import Distillation
@@ -36,7 +36,7 @@ def student(
 
 
 def _start(section: Section, seed: int, space: str, vectors: Artifact) -> Encoder:
-    teacher = Contract.read(vectors.path)
+    teacher = Terms.read(vectors.path)
     shares = section.space == "teacher"
     return create(
         section.base,
@@ -48,4 +48,5 @@ def _start(section: Section, seed: int, space: str, vectors: Artifact) -> Encode
         layers=section.layers,
         projection_dims=teacher.dims[0] if shares else None,
         seed=seed,
+        trust_remote_code=section.trust_remote_code,
     )

@@ -1,7 +1,7 @@
 """The teacher's vectors of every training query and passage."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import ray
 from stillroom.artifacts import Artifact, Draft
 from stillroom.config.recipe import Vectors as Section
 from stillroom.config.scale import Actors, Scale
-from stillroom.encoders.contract import Contract, Role
-from stillroom.encoders.encode import Encoder
+from stillroom.encoders.contract import Role, Terms
+from stillroom.encoders.embedder import Embedder
 from stillroom.encoders.locate import locate, of_artifact
+from stillroom.encoders.remote import RemoteEncoder
 from stillroom.encoders.store import load
 from stillroom.encoders.vectors import StoredVectors, shard_path, write_whole
+from stillroom.stages.api import remote_of
 from stillroom.stages.corpus import CorpusFiles
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ def vectors(
     out: Draft,
     teacher: Artifact | None = None,
     model: str = "",
+    trusted: Sequence[str] = (),
 ) -> dict[str, int]:
     """Writes queries/ and passages/ as `StoredVectors`, and the teacher's contract.
 
@@ -37,9 +40,11 @@ def vectors(
 
     Args:
         model: the name of another encoder, in place of the teacher, which has its own prompts.
+        trusted: "teacher", where it may run code that it brings with it.
     """
     texts = CorpusFiles.read(corpus)
     encoder = teacher.path if teacher is not None else locate(of_artifact(model, out.store))
+    remote = None if teacher is None else remote_of(encoder, scale.teacher_api, out.store)
     parts: list[tuple[str, Role, list[str], np.ndarray]] = [
         ("queries", "query", texts.queries, texts.source),
         ("passages", "passage", texts.passages, texts.passage_source),
@@ -50,9 +55,19 @@ def vectors(
             for own in texts.prompts
         ]
         prompts = [known[number] for number in source]
-        embed(of, prompts, role, encoder, out.path / name, section.shard, scale.vectors)
+        embed(
+            of,
+            prompts,
+            role,
+            encoder,
+            out.path / name,
+            section.shard,
+            scale.vectors,
+            remote=remote,
+            trust_remote_code="teacher" in trusted,
+        )
     if teacher is not None:
-        Contract.read(teacher.path).write(out.path)
+        Terms.read(teacher.path).write(out.path)
     return {
         "queries": len(texts.queries),
         "passages": len(texts.passages),
@@ -68,14 +83,23 @@ def embed(
     folder: Path,
     shard: int,
     scale: Actors,
+    *,
+    remote: RemoteEncoder | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
-    """Writes a folder of `StoredVectors`, whatever shards are not in it yet."""
+    """Writes a folder of `StoredVectors`, whatever shards are not in it yet.
+
+    Args:
+        remote: what the model is, where it is an API. It is asked from here, for its budget, pace
+            and kept answers are in one place.
+    """
     folder.mkdir(exist_ok=True)
     # Texts of like length share a shard, so that almost nothing is padding.
     order = np.argsort([len(text) for text in texts], kind="stable")
     write_whole(folder / "order.npy", order)
     shards = -(-len(texts) // shard)
-    missing = [i for i in range(shards) if not shard_path(folder, i).exists()]
+    # An API has kept the vectors of shards that are there, and counts them into its budget.
+    missing = [i for i in range(shards) if remote or not shard_path(folder, i).exists()]
     if len(missing) < shards:
         log.info(
             "%s: %d of %d shards are there already", folder.name, shards - len(missing), shards
@@ -88,24 +112,30 @@ def embed(
         mine = order[i * shard : (i + 1) * shard]
         of_mine = {"texts": [texts[j] for j in mine], "prompts": [prompts[j] for j in mine]}
         rows.append({"shard": i, **of_mine})
-    made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        _Embedder,
-        fn_constructor_args=(model, role),
-        compute=ray.data.ActorPoolStrategy(size=min(scale.actors, len(rows))),
-        num_cpus=scale.cpus,
-        num_gpus=scale.gpus,
-    )
-    for done, row in enumerate(made.iter_rows(), start=1):
+    made: Iterable[dict[str, Any]]
+    if remote is not None:
+        made = map(_Embedder(remote, role), rows)
+    else:
+        made = (
+            ray.data.from_items(rows, override_num_blocks=len(rows))
+            .map(
+                _LoadedEmbedder,
+                fn_constructor_args=(model, role, trust_remote_code),
+                compute=ray.data.ActorPoolStrategy(size=min(scale.actors, len(rows))),
+                num_cpus=scale.cpus,
+                num_gpus=scale.gpus,
+            )
+            .iter_rows()
+        )
+    for done, row in enumerate(made, start=1):
         array = np.frombuffer(row["vectors"], dtype=np.float16).reshape(-1, row["dims"])
         write_whole(shard_path(folder, row["shard"]), array)
         log.info("%s: shard %d of %d", folder.name, shards - len(missing) + done, shards)
 
 
 class _Embedder:
-    """One of the pool's actors."""
-
-    def __init__(self, model: Path, role: Role):
-        self.encoder = load(model, device="cuda" if ray.get_gpu_ids() else "cpu")
+    def __init__(self, encoder: Embedder, role: Role):
+        self.encoder = encoder
         self.role: Role = role
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -114,8 +144,16 @@ class _Embedder:
         return {"shard": row["shard"], "vectors": found.tobytes(), "dims": found.shape[1]}
 
 
+class _LoadedEmbedder(_Embedder):
+    """One of the pool's actors."""
+
+    def __init__(self, model: Path, role: Role, trust_remote_code: bool):
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        super().__init__(load(model, device=device, trust_remote_code=trust_remote_code), role)
+
+
 def encode_prompted(
-    encoder: Encoder, texts: Sequence[str], prompts: Sequence[str | None], role: Role
+    encoder: Embedder, texts: Sequence[str], prompts: Sequence[str | None], role: Role
 ) -> np.ndarray:
     """Vectors of texts that have a prompt each, or None for the encoder's own: float16,
     (n, dims)."""
