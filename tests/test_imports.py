@@ -18,7 +18,7 @@ ALLOWED = {
     "encoders": {"errors", "artifacts", "endpoint"},
     "text": {"errors", "storage"},
     "plan": {"errors", "config", "artifacts", "encoders", "text"},
-    "checks": {"errors", "config", "artifacts", "plan", "encoders", "text", "learning", "stages"},
+    "checks": {"errors", "endpoint", "config", "artifacts", "plan", "encoders", "text", "learning", "stages"},
     "learning": {"errors", "encoders"},
     "mining": {"errors"},
     "measure": {"errors", "encoders", "text"},
@@ -37,6 +37,7 @@ ALLOWED = {
     "serving": {"errors", "artifacts", "encoders"},
     "cli": {
         "errors",
+        "endpoint",
         "config",
         "artifacts",
         "plan",
