@@ -140,7 +140,8 @@ def _api(api: Api, scale: TeacherApi, store: Store, steps: list[Step]) -> Findin
     """
     key_in(scale.key_variable, "scale.teacher_api.key_variable")
     where = f"{api.model} at {api.base_url}"
-    [corpus] = [step for step in steps if step.stage == "corpus"] or [None]
+    read = [one for step in steps for one in (step, *step.inputs.values())]
+    corpus = next((one for one in read if one.stage == "corpus"), None)
     if corpus is None or not store.exists(corpus.stage, corpus.name, corpus.key):
         detail = f"{where}: its cost is known once the corpus is made (run --until corpus)"
         return Finding("teacher.api", True, detail)

@@ -19,7 +19,9 @@ def merged_adapter(backbone: Any, folder: Path) -> Any:
     Raises:
         UserError: when it is no LoRA adapter, or not one for this architecture.
     """
-    tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    saved = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    # BERT's head for another task is no part of our backbones.
+    tensors = {name: tensor for name, tensor in saved.items() if ".pooler." not in name}
     config = _config(folder)
     # PEFT names weights by the model that was trained: of one with a head, the backbone is inside.
     inside = f"base_model.model.{backbone.base_model_prefix}."
@@ -33,7 +35,9 @@ def merged_adapter(backbone: Any, folder: Path) -> Any:
         adapted = get_peft_model(model, config)
         # PEFT itself only warns of weights that it does not find, and trains or merges without.
         wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        if odd := sorted(wanted.keys() ^ tensors.keys()):
+        # What is not the adapter's own may be whole layers that were saved with it.
+        strange = tensors.keys() - wanted.keys() - adapted.state_dict().keys()
+        if odd := sorted((wanted.keys() - tensors.keys()) | strange):
             raise ValueError(f"{len(odd)} weights of one are not in the other, {odd[0]} first")
         set_peft_model_state_dict(adapted, tensors)
     except (ValueError, KeyError, RuntimeError) as fault:
@@ -60,4 +64,5 @@ def _config(folder: Path) -> LoraConfig:
             str(folder), f"is a {config.peft_type} adapter", "Use a LoRA adapter, or merge it first"
         )
     config.task_type = None  # it would want a head
+    config.base_model_name_or_path = None  # known, and PEFT would warn of another
     return config

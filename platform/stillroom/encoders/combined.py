@@ -27,7 +27,7 @@ class JointPrompter:
 
     def __call__(
         self, texts: Sequence[str], role: Role, *, prompt: str | None = None
-    ) -> list[JointTokens]:
+    ) -> list[Tokens]:
         """Ids of texts in a role; a prompt that is given is given to all."""
         each = [member.prompter(texts, role, prompt=prompt) for member in self.members]
         return [
@@ -37,7 +37,7 @@ class JointPrompter:
 
     def of_ids(
         self, texts: Sequence[Sequence[int]], role: Role, *, prompt: str | None = None
-    ) -> list[JointTokens]:
+    ) -> list[Tokens]:
         """Raises UserError: ids are one tokenizer's."""
         raise UserError(
             "input", "are token ids, and this model has several tokenizers", "Send the texts"

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,28 +115,29 @@ class RemoteEncoder:
         if not missing:
             return
         self._afford(missing)
+        todo = batches(missing, self.access.texts, batch_tokens)
+        pending: dict[Future[str], list[str]] = {}
+        fault: UserError | None = None
         with ThreadPoolExecutor(self.access.at_once, thread_name_prefix="api") as pool:
-            asked = {
-                pool.submit(self.client.ask, self._request(own, role)): own
-                for own in batches(missing, self.access.texts, batch_tokens)
-            }
-            pending = set(asked)
-            fault: UserError | None = None
-            try:
-                while pending:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        try:
-                            answered = self._answered(future.result(), asked[future], role)
-                        except UserError as failed:
-                            fault = fault or failed
-                            # Those that are on their way are paid for, and kept.
-                            pending = {one for one in pending if not one.cancel()}
-                        else:
-                            yield from answered
-            finally:
-                for future in pending:
-                    future.cancel()
+            while True:
+                # No more than are on their way: what is queued would still be asked, and paid for,
+                # after a fault.
+                while fault is None and len(pending) < self.access.at_once:
+                    own = next(todo, None)
+                    if own is None:
+                        break
+                    pending[pool.submit(self.client.ask, self._request(own, role))] = own
+                if not pending:
+                    break
+                done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    own = pending.pop(future)
+                    try:
+                        answered = self._answered(future.result(), own, role)
+                    except UserError as failed:
+                        fault = fault or failed
+                    else:
+                        yield from answered
         if fault is not None:
             raise fault
 
