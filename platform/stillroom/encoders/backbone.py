@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import logging
 
 from stillroom.encoders.contract import Attention
-from stillroom.encoders.remote_code import refusal
+from stillroom.encoders.remote_code import needs_code, refusal
 from stillroom.errors import UserError
 
 HEAD = "lm_head.weight"
@@ -22,11 +22,11 @@ HEAD = "lm_head.weight"
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The folder's tokenizer, with something to pad with."""
+    if not trust_remote_code and needs_code(folder):
+        raise refusal(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as fault:
-        if "trust_remote_code" in str(fault):
-            raise refusal(folder) from None
         raise UserError(
             str(folder),
             f"has no tokenizer that loads: {' '.join(str(fault).split())}",
@@ -53,6 +53,8 @@ def load_backbone(
     Raises:
         UserError: when it cannot be loaded, wants code of its own, or does not attend as asked.
     """
+    if not trust_remote_code and needs_code(folder):
+        raise refusal(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         if attention is not None and is_decoder(config):
@@ -77,8 +79,6 @@ def load_backbone(
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError) as fault:
-        if "trust_remote_code" in str(fault):
-            raise refusal(folder) from None
         raise UserError(
             str(folder),
             f"cannot be loaded: {' '.join(str(fault).split())[:300]}",

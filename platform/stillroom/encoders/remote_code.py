@@ -6,6 +6,7 @@ model: a recipe's section, or a command's option.
 
 import json
 from pathlib import Path
+from typing import Any
 
 from stillroom.errors import UserError
 
@@ -16,11 +17,7 @@ def asked_for(folder: Path) -> list[str]:
     """The classes that a folder's files name as its own, each with its file."""
     found = []
     for file in FILES:
-        try:
-            content = json.loads((folder / file).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        for kind, names in (content.get("auto_map") or {}).items():
+        for kind, names in (_field(folder / file, "auto_map") or {}).items():
             of_kind = names if isinstance(names, list) else [names]
             found += [f"{file}: {kind} is {name}" for name in of_kind if name]
     return found
@@ -36,11 +33,25 @@ def refusal(folder: Path) -> UserError:
 
 
 def needs_code(folder: Path) -> bool:
-    """Whether the architecture is one that transformers does not have itself."""
-    if not any("AutoConfig" in one for one in asked_for(folder)):
-        return False
-    # Late: it takes a second.
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    """Whether its architecture or tokenizer is one that transformers does not have itself. In the
+    place of such a tokenizer transformers would take the architecture's usual one, in silence."""
+    asked = asked_for(folder)
+    if any("AutoConfig" in one for one in asked):
+        # Late: it takes a second.
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    return kind not in CONFIG_MAPPING_NAMES
+        if _field(folder / "config.json", "model_type") not in CONFIG_MAPPING_NAMES:
+            return True
+    if any("AutoTokenizer" in one for one in asked):
+        import transformers
+
+        name = _field(folder / "tokenizer_config.json", "tokenizer_class")
+        return name is None or not hasattr(transformers, name)
+    return False
+
+
+def _field(path: Path, name: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get(name)
+    except (OSError, ValueError):
+        return None
