@@ -15,6 +15,7 @@ from stillroom.config.models import Contrastive, Joint, Mntp, PairTraining, Phas
 from stillroom.config.recipe import Recipe
 from stillroom.config.scale import TeacherApi, Workers
 from stillroom.config.teachers import Api
+from stillroom.encoders.contract import Contract
 from stillroom.encoders.locate import ADAPTER_WEIGHTS, TOKENIZERS, adapter_base, locate, of_artifact
 from stillroom.encoders.remote_code import needs_code, refusal
 from stillroom.endpoint import Usage, affordable, key_in
@@ -167,6 +168,8 @@ def _model(field: str, base: str, pooling: str | None, trusted: bool) -> int:
         if pooling is None and (folder / "modules.json").is_file():
             pooling = "its own"
         return own + _model(field, adapts, pooling, trusted)
+    if (folder / "contract.json").is_file():
+        Contract.read(folder)  # and not of several models, or of an API
     if needs_code(folder) and not trusted:
         raise refusal(folder)
     if not (folder / "config.json").is_file() and not (folder / "contract.json").is_file():

@@ -25,14 +25,14 @@ from stillroom.serving.release import Release
 from stillroom.stages.api import remote_of
 from stillroom.stages.corpus import CorpusFiles, evaluation_sets
 from stillroom.stages.release import release
-from stillroom.stages.run import produce
+from stillroom.stages.run import STAGES
 from stillroom.stages.student import _start
 from stillroom.stages.vectors import stored
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture
 def cluster():
-    ray.init(num_cpus=2, include_dashboard=False, configure_logging=False)
+    ray.init(num_cpus=1, include_dashboard=False, configure_logging=False)
     yield
     ray.shutdown()
 
@@ -77,8 +77,12 @@ def made(recipe, *stages):
     store, found = Store(recipe.root), {}
     for step in pipeline(recipe, gate=False):
         if step.stage in stages:
-            found[step.ref] = produce(step, found, store, recipe.scale).artifact
-    return {artifact.stage: artifact for artifact in found.values()}
+            given = {role: found[of.stage] for role, of in step.inputs.items()}
+            with store.draft(step.stage, step.name, step.key) as draft:
+                found[step.stage] = draft.done or draft.publish(
+                    STAGES[step.stage](**step.args, **given, scale=recipe.scale, out=draft)
+                )
+    return found
 
 
 def check_vectors(artifacts, expected):
@@ -113,7 +117,9 @@ def released(read, artifacts, student):
         return draft.publish({}).path
 
 
-def test_two_teachers_together_teach_and_are_released_whole(recipe, model, decoder, tmp_path):
+def test_two_teachers_together_teach_and_are_released_whole(
+    cluster, recipe, model, decoder, tmp_path
+):
     prompts = {"query": "Instruct: find\nQuery: ", "passage": ""}
     alone = create(str(decoder), space="b", pooling="last", prompts=prompts, precision="float32")
     members = [

@@ -26,6 +26,10 @@ def contract_of(api: Api) -> Remote:
     )
 
 
+def is_remote(folder: Path) -> bool:
+    return (folder / FILE).exists() and isinstance(Terms.read(folder), Remote)
+
+
 def remote_of(folder: Path, scale: TeacherApi, store: Store) -> RemoteEncoder | None:
     """The API that an encoder's folder stands for, with its vectors kept under the root; None of
     a folder with weights.
@@ -33,16 +37,13 @@ def remote_of(folder: Path, scale: TeacherApi, store: Store) -> RemoteEncoder | 
     Raises:
         UserError: when its key is not in the environment.
     """
-    if not (folder / FILE).exists():
-        return None
-    terms = Terms.read(folder)
-    if not isinstance(terms, Remote):
+    if not is_remote(folder):
         return None
     told = scale.model_dump(exclude={"key_variable", "budget"})
     budget = scale.budget.model_dump(exclude={"price_out"})
     key = key_in(scale.key_variable, "scale.teacher_api.key_variable")
     return RemoteEncoder(
-        terms, Access(key=key, cache=store.work / ".answers.sqlite", **told, **budget)
+        Remote.read(folder), Access(key=key, cache=store.work / ".answers.sqlite", **told, **budget)
     )
 
 

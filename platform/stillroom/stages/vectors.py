@@ -17,7 +17,8 @@ from stillroom.encoders.locate import locate, of_artifact
 from stillroom.encoders.remote import RemoteEncoder
 from stillroom.encoders.store import load
 from stillroom.encoders.vectors import StoredVectors, shard_path, write_whole
-from stillroom.stages.api import remote_of
+from stillroom.errors import UserError
+from stillroom.stages.api import is_remote, remote_of
 from stillroom.stages.corpus import CorpusFiles
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,12 @@ def embed(
         remote: what the model is, where it is an API. It is asked from here, for its budget, pace
             and kept answers are in one place.
     """
+    if remote is None and is_remote(model):
+        raise UserError(
+            str(model),
+            "is an API, which only a recipe's own teacher may be",
+            "Name a model with weights, or set teacher.api",
+        )
     folder.mkdir(exist_ok=True)
     # Texts of like length share a shard, so that almost nothing is padding.
     order = np.argsort([len(text) for text in texts], kind="stable")
