@@ -13,8 +13,12 @@ from stillroom.artifacts import Store
 from stillroom.config.corpus import Docstrings
 from stillroom.config.models import Contrastive, Joint, Mntp, PairTraining, Phase, Simcse, Teacher
 from stillroom.config.recipe import Recipe
-from stillroom.config.scale import Workers
-from stillroom.encoders.locate import locate
+from stillroom.config.scale import TeacherApi, Workers
+from stillroom.config.teachers import Api
+from stillroom.encoders.contract import Contract
+from stillroom.encoders.locate import ADAPTER_WEIGHTS, TOKENIZERS, adapter_base, locate, of_artifact
+from stillroom.encoders.remote_code import needs_code, refusal
+from stillroom.endpoint import Usage, affordable, key_in
 from stillroom.errors import UserError
 from stillroom.learning.memory import (
     GIB,
@@ -31,13 +35,6 @@ from stillroom.text.formats import LeftOut, read_beir
 
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "faiss-cpu")
 KNOW_THEIR_POOLING = ("contract.json", "modules.json")
-TOKENIZERS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-)
 
 
 @dataclass(frozen=True)
@@ -63,12 +60,13 @@ def check_recipe(recipe: Recipe, steps: list[Step]) -> list[Finding]:
     if "corpus" in stages or ("teacher" in stages and _take_given(recipe)):
         findings += _data(recipe)
     needed = 0
-    for stage, section in (("teacher", recipe.teacher), ("student", recipe.student)):
-        if stage in stages:
-            base, pooling = section.base, section.pooling
-            size = _model(f"{stage}.base", base, pooling)
+    for field, base, pooling, trusted in _models(recipe):
+        if field.partition(".")[0] in stages:
+            size = _model(field, of_artifact(base, store), pooling, trusted)
             needed += 3 * size  # the artifact, a checkpoint with the optimizer, the release
-            findings.append(Finding(f"{stage}.base", True, f"{base}: {size / 2**20:,.0f} MiB"))
+            findings.append(Finding(field, True, f"{base}: {size / 2**20:,.0f} MiB"))
+    if recipe.teacher.api is not None and stages & {"vectors", "report"}:
+        findings.append(_api(recipe.teacher.api, recipe.scale.teacher_api, store, steps))
     if "teacher" in stages and recipe.teacher.phases:
         findings += _compiler(recipe)
         findings += memory(recipe)
@@ -124,9 +122,56 @@ def _take_given(recipe: Recipe) -> dict[str, Contrastive]:
     }
 
 
-def _model(field: str, base: str, pooling: str | None) -> int:
-    """Bytes of a model's weights."""
-    folder = locate(base)
+def _models(recipe: Recipe) -> Iterator[tuple[str, str, str | None, bool]]:
+    """(field, base, pooling, whether its code may run) of each model that is begun with."""
+    teacher, student = recipe.teacher, recipe.student
+    if teacher.base is not None:
+        yield "teacher.base", teacher.base, teacher.pooling, teacher.trust_remote_code
+    for number, one in enumerate(teacher.members or ()):
+        field = f"teacher.members.{number}.base"
+        yield field, one.base, one.pooling, teacher.trust_remote_code
+    yield "student.base", student.base, student.pooling, student.trust_remote_code
+
+
+def _api(api: Api, scale: TeacherApi, store: Store, steps: list[Step]) -> Finding:
+    """What the teacher's vectors cost at most. Asks nobody.
+
+    Raises:
+        UserError: when the key is not in the environment, or the budget does not suffice.
+    """
+    key_in(scale.key_variable, "scale.teacher_api.key_variable")
+    where = f"{api.model} at {api.base_url}"
+    read = [one for step in steps for one in (step, *step.inputs.values())]
+    corpus = next((one for one in read if one.stage == "corpus"), None)
+    if corpus is None or not store.exists(corpus.stage, corpus.name, corpus.key):
+        detail = f"{where}: its cost is known once the corpus is made (run --until corpus)"
+        return Finding("teacher.api", True, detail)
+    from stillroom.stages.api import estimate
+
+    took = Usage(estimate(api, store.open(corpus.stage, corpus.name, corpus.key)))
+    if affordable(Usage(), took, **scale.budget.model_dump()) < 1:
+        raise UserError(
+            "scale.teacher_api.budget",
+            f"the vectors may take {took.tokens_in:,} tokens, which is more",
+            "Raise it, or take fewer texts",
+        )
+    cost = took.cost(scale.budget.price_in, 0.0)
+    priced = f", {cost:,.2f} at {scale.budget.price_in:g} a million" if cost else ""
+    return Finding("teacher.api", True, f"{where}: at most {took.tokens_in:,} tokens{priced}")
+
+
+def _model(field: str, base: str, pooling: str | None, trusted: bool) -> int:
+    """Bytes of a model's weights; of an adapter's, its base's counted."""
+    folder = locate(base, code=trusted)
+    if (adapts := adapter_base(folder)) is not None:
+        own = (folder / ADAPTER_WEIGHTS).stat().st_size
+        if pooling is None and (folder / "modules.json").is_file():
+            pooling = "its own"
+        return own + _model(field, adapts, pooling, trusted)
+    if (folder / "contract.json").is_file():
+        Contract.read(folder)  # and not of several models, or of an API
+    if needs_code(folder) and not trusted:
+        raise refusal(folder)
     if not (folder / "config.json").is_file() and not (folder / "contract.json").is_file():
         raise UserError(
             f"{field}: {base}", "holds no config.json", "Name a folder that transformers can load"
@@ -179,6 +224,7 @@ def memory(recipe: Recipe) -> Iterator[Finding]:
         raise UserError(
             f"scale.teacher.gpu: {scale.gpu}", "is not known here", f"Use one of {', '.join(GPUS)}"
         )
+    assert teacher.base is not None, "what has no base has no phases"
     config = locate(teacher.base) / "config.json"
     shape = shape_of(json.loads(config.read_text())) if config.is_file() else None
     for number, phase in enumerate(teacher.phases):

@@ -86,7 +86,10 @@ def pipeline(r: Recipe, *, gate: bool = True) -> list[Step]:
     student = students[-1]
     mined = [step for step in students if step.stage == "negatives"]
     report = Step(
-        "report", r.name, {"section": r.report}, _of(corpus, teacher, *mined[-1:], student)
+        "report",
+        r.name,
+        {"section": r.report, **_trusted(teacher=r.teacher, student=r.student)},
+        _of(corpus, teacher, *mined[-1:], student),
     )
     release = Step(
         "release", r.name, {"section": r.release, "gate": gate}, _of(teacher, student, report)
@@ -124,7 +127,7 @@ def synthetic(r: Recipe) -> list[Step]:
 def _teachers(r: Recipe, corpus: Step) -> Iterator[Step]:
     """A step a phase, with the mining between them; or the base as it is."""
     args = {"section": r.teacher.model_copy(update={"phases": ()}), "seed": r.seed}
-    source = _base_source(r.teacher)
+    source = _teacher_sources(r)
     if not r.teacher.phases:
         yield Step("teacher", r.name, {**args, "phase": None}, {}, source)
         return
@@ -147,8 +150,11 @@ def _students(r: Recipe, corpus: Step, teacher: Step) -> Iterator[Step]:
     before: dict[str, Step] = {}
     for number, phase in enumerate(r.student.phases, start=1):
         inputs = {**_of(corpus, teacher), **before}
-        if not phase.online:
-            vectors = Step("vectors", r.name, {"section": r.vectors}, _of(corpus, teacher))
+        told = {**args, "phase": phase}
+        if phase.online:
+            told |= _trusted(teacher=r.teacher)
+        else:
+            vectors = Step("vectors", r.name, _vectors_args(r), _of(corpus, teacher))
             yield vectors
             inputs |= _of(vectors)
         if isinstance(phase, OnPairs) and phase.hard_negatives:
@@ -156,7 +162,8 @@ def _students(r: Recipe, corpus: Step, teacher: Step) -> Iterator[Step]:
             yield from [*mining, negatives]
             inputs |= _of(negatives)
         name = r.name if number == len(r.student.phases) else f"{r.name}-phase{number}"
-        student = Step("student", name, {**args, "phase": phase}, inputs, _base_source(r.student))
+        source = {"base": model_fingerprint(r.student.base)}
+        student = Step("student", name, told, inputs, source)
         yield student
         before = _of(student)
 
@@ -176,13 +183,13 @@ def _mining(r: Recipe, name: str, corpus: Step, teacher: Step | None) -> list[St
         if miner == "teacher":
             assert teacher is not None, "the config lets no first phase be mined by its teacher"
             role = "vectors"
-            vectors = Step("vectors", name, {"section": r.vectors}, _of(corpus, teacher))
+            vectors = Step("vectors", name, _vectors_args(r), _of(corpus, teacher))
         elif miner == "base":
             args = {"section": r.teacher.model_copy(update={"phases": ()}), "seed": r.seed}
             base = Step(
-                "teacher", f"{r.name}-base", {**args, "phase": None}, {}, _base_source(r.teacher)
+                "teacher", f"{r.name}-base", {**args, "phase": None}, {}, _teacher_sources(r)
             )
-            vectors = Step("vectors", f"{r.name}-base", {"section": r.vectors}, _of(corpus, base))
+            vectors = Step("vectors", f"{r.name}-base", _vectors_args(r), _of(corpus, base))
             found.append(base)
         else:
             vectors = Step(
@@ -209,8 +216,25 @@ def _as_json(args: dict[str, Any]) -> dict[str, Any]:
     return {**plain.pop("section"), **plain}
 
 
-def _base_source(section: Teacher | Student) -> dict[str, str]:
-    return {"base": model_fingerprint(section.base)}
+def _teacher_sources(r: Recipe) -> dict[str, str]:
+    """What the teacher is made of. Of an API nothing is read, and its section says what counts."""
+    if r.teacher.base is not None:
+        return {"base": model_fingerprint(r.teacher.base)}
+    store = Store(r.root)
+    return {
+        f"members.{number}": model_fingerprint(of_artifact(member.base, store))
+        for number, member in enumerate(r.teacher.members or ())
+    }
+
+
+def _vectors_args(r: Recipe) -> dict[str, Any]:
+    return {"section": r.vectors, **_trusted(teacher=r.teacher)}
+
+
+def _trusted(**sections: Teacher | Student) -> dict[str, Any]:
+    """Which models may run code of their own: the recipe says so, and no artifact."""
+    names = [role for role, section in sections.items() if section.trust_remote_code]
+    return {"trusted": names} if names else {}
 
 
 def _corpus_sources(r: Recipe) -> dict[str, str]:

@@ -8,6 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
+from stillroom.checks import _model
 from stillroom.encoders.backbone import attention_of, load_backbone
 from stillroom.encoders.contract import Contract
 from stillroom.encoders.locate import fingerprint, locate
@@ -246,15 +247,89 @@ def test_missing_weights_are_an_error_and_not_random(encoder, tmp_path):
         load(tmp_path)
 
 
-def test_code_that_a_model_brings_is_never_run(encoder, tmp_path):
-    save(create(str(encoder), space="s", pooling="mean"), tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModel": "own.M"}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    with pytest.raises(UserError):
-        load(tmp_path)
+OWN = """
+import pathlib
+from transformers import BertConfig, BertModel
+pathlib.Path(RAN).touch()
+class OwnConfig(BertConfig):
+    model_type = "own"
+class OwnModel(BertModel):
+    config_class = OwnConfig
+    def forward(self, *args, **kwargs):
+        found = super().forward(*args, **kwargs)
+        found.last_hidden_state = found.last_hidden_state.flip(-1)
+        return found
+"""
+
+
+@pytest.fixture
+def of_own_code(encoder, tmp_path):
+    """A model that cannot be loaded without the code in its folder."""
+    save(create(str(encoder), space="s", pooling="mean", precision="float32"), tmp_path / "own")
+    (tmp_path / "own" / "own.py").write_text(OWN.replace("RAN", repr(str(tmp_path / "ran"))))
+    names = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    config = json.loads((tmp_path / "own" / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {**names, "AutoModelForMaskedLM": "own.OwnModel"}}
+    (tmp_path / "own" / "config.json").write_text(json.dumps(config))
+    return tmp_path / "own"
+
+
+def test_code_that_a_model_brings_is_refused_by_name_and_not_run(of_own_code, tmp_path):
+    kept = tmp_path / "adapted"
+    for look in (
+        lambda: load(of_own_code),
+        lambda: create(str(of_own_code), space="s", lora=LORA),
+        lambda: _model("teacher.base", str(of_own_code), None, False),
+    ):
+        with pytest.raises(UserError, match=r"config.json: AutoModel is own.OwnModel.*--trust"):
+            look()
     assert not (tmp_path / "ran").exists()
+    # Nor does a folder of ours that was made with it turn it on.
+    model = create(str(of_own_code), space="s", lora=LORA, trust_remote_code=True)
+    save(model, kept)
+    with pytest.raises(UserError, match="own.OwnModel"):
+        load(kept)
+    assert (tmp_path / "ran").exists()
+    np.testing.assert_allclose(
+        load(kept, trust_remote_code=True).encode(TEXTS, "query"),
+        model.eval().encode(TEXTS, "query"),
+        atol=1e-5,
+    )
+
+
+def test_code_that_is_trusted_makes_the_vectors_and_goes_with_the_model(
+    of_own_code, encoder, tmp_path
+):
+    plain = create(str(encoder), space="s", pooling="mean", precision="float32")
+    expected = plain.encode(TEXTS, "query")[:, ::-1]
+    model = create(str(of_own_code), space="s", precision="float32", trust_remote_code=True)
+    assert model.contract.architecture == "encoder"
+    save(model, tmp_path / "again")
+    again = load(tmp_path / "again", trust_remote_code=True)
+    for one in (model, again, load(of_own_code, trust_remote_code=True)):
+        np.testing.assert_allclose(one.encode(TEXTS, "query"), expected, atol=1e-5)
+    with pytest.raises(UserError, match="own.OwnModel"):
+        load(tmp_path / "again")
+
+
+def test_a_tokenizer_of_own_code_is_refused_by_name(encoder, tmp_path):
+    save(create(str(encoder), space="s", pooling="mean"), tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    own = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.T", None]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    with pytest.raises(UserError, match=r"tokenizer_config.json: AutoTokenizer is own.T"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_module_of_own_code_is_refused_whoever_is_trusted(encoder, tmp_path, trusted):
+    save(create(str(encoder), space="s", pooling="mean"), tmp_path)
+    (tmp_path / "contract.json").unlink()
+    modules = (tmp_path / "modules.json").read_text()
+    modules = modules.replace("sentence_transformers.models.Transformer", "custom_st.Transformer")
+    (tmp_path / "modules.json").write_text(modules)
+    with pytest.raises(UserError, match="asks to run code of its own: custom_st.Transformer"):
+        load(tmp_path, trust_remote_code=trusted)
 
 
 @pytest.mark.parametrize(

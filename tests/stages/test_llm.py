@@ -1,28 +1,34 @@
 """The client against servers on real sockets: scripted ones, and transformers' own."""
 
 import contextlib
+import functools
+import itertools
 import socket
 import threading
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cli.serve import Serve
 
 from endpoint import Endpoint, Reply, chat
-from stillroom.errors import UserError
-from stillroom.stages.llm import (
-    Answer,
+from stillroom.endpoint import (
     Answers,
-    Client,
+    Pace,
     Request,
     Usage,
     affordable,
     pause_s,
     token_estimate,
 )
+from stillroom.endpoint import Client as AnyClient
+from stillroom.errors import UserError
+from stillroom.stages.llm import Answer
 from stillroom.text.synthetic import query_likelihood
 
+Client = functools.partial(AnyClient, read=Answer.read)
 ASKED = Request.of("chat/completions", {"model": "m", "messages": []})
 NOW = Reply(429, {"Retry-After": "0"})
 
@@ -53,7 +59,7 @@ def test_what_may_pass_is_asked_again(replies):
     # Where the server says how long, a pause of our own would never end.
     told = any("Retry-After" in getattr(reply, "headers", ()) for reply in replies)
     with Endpoint(in_turn(*replies, chat("yes"))) as server:
-        client = Client(server.url, "secret", attempts=4, first_pause_s=1e9 if told else 0.0)
+        client = Client(server.url, key="secret", attempts=4, first_pause_s=1e9 if told else 0.0)
         content = client.ask(ASKED)
     assert Answer.read(content, ASKED).text == "yes"
     assert server.times() == {("chat/completions", ASKED.body): len(replies) + 1}
@@ -104,6 +110,23 @@ def test_an_endpoint_that_keeps_failing_or_is_not_there_is_given_up():
 )
 def test_how_long_to_wait_is_read_as_seconds_or_as_a_date(header, expected):
     assert pause_s(header, now=86400.0) == expected
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 3), st.integers(1, 50)), max_size=60),
+    st.sampled_from([(None, None), (30, None), (None, 200), (20, 300)]),
+)
+def test_no_minute_holds_more_than_the_pace_allows_and_its_last_request(asked, limits):
+    pace, now, sent = Pace(*limits), 0.0, []
+    for pause, tokens in asked:
+        now += pause
+        sent.append((now + pace.wait_s(tokens, now), tokens))
+    for start, _ in sent:
+        minute = [tokens for at, tokens in sent if start <= at < start + 60 - 1e-6]
+        assert limits[0] is None or len(minute) <= limits[0]
+        assert limits[1] is None or sum(minute[:-1]) <= limits[1] + 1e-6
+    if limits == (None, None):
+        assert [at for at, _ in sent] == list(itertools.accumulate(pause for pause, _ in asked))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from stillroom.learning.loop import train
 from stillroom.stages.batches import taught_batches
 from stillroom.stages.corpus import corpus
 from stillroom.stages.student import start
-from stillroom.stages.vectors import vectors
+from stillroom.stages.vectors import fresh, stored, vectors
 
 STEPS = 30
 PROMPTS = {"query": "find: ", "passage": ""}
@@ -60,9 +60,9 @@ def made(decoder, tmp_path_factory):
     with store.draft("vectors", "tiny", "k") as draft:
         scale = Scale(vectors=Actors(actors=1))
         vectors(section=Vectors(shard=8), corpus=texts, teacher=teacher, scale=scale, out=draft)
-        stored = draft.publish({})
+        by_teacher = draft.publish({})
     ray.shutdown()
-    return texts, teacher, stored
+    return texts, teacher, by_teacher
 
 
 def section_of(encoder, *phases, **fields):
@@ -82,16 +82,20 @@ TEXTS = {"data": "texts", "query_tokens": 32, "passage_tokens": 48}
 PAIRS = {"data": "pairs", "query_tokens": 32, "passage_tokens": 48, "hard_negatives": 0}
 
 
-def distilled(section, number, texts, teacher, stored, folder=None, before=None):
+def distilled(section, number, texts, teacher, vectors, folder=None, before=None):
     """Losses of a phase, without Ray; saves its encoder into the folder."""
     phase = section.phases[number]
+
+    def taught(files, device):
+        if vectors is None:
+            return fresh(files, load(teacher.path))
+        return stored(files, teacher, vectors)
+
     encoder = start(section, 0, "tiny-k", Contract.read(teacher.path), before).train()
     losses = train(
         TorchEngine(encoder, weight_decay=0.0, clip=1.0),
         Distillation(**phase.losses.model_dump(), dims=section.dims),
-        taught_batches(
-            texts, teacher, stored, None, phase, 0, encoder, {"rank": 0, "world": 1}
-        ),
+        taught_batches(texts, taught, None, phase, 0, encoder, {"rank": 0, "world": 1}),
         steps=STEPS, learning_rate=lambda step: 1e-3, seed=0, pad_id=encoder.pad_id,
         micro_tokens=512, report=lambda figures: None, checkpoint=lambda step: None,
         checkpoint_every=STEPS,
@@ -129,10 +133,10 @@ def test_each_phase_goes_on_from_the_one_before_into_the_teacher_s_space(made, e
 def test_a_teacher_that_embeds_each_batch_anew_teaches_the_same_as_its_stored_vectors(
     made, encoder
 ):
-    texts, teacher, stored = made
+    texts, teacher, by_teacher = made
     for phase in (TEXTS, {**PAIRS, "losses": {"vector": 1.0}}):
         section = section_of(encoder, phase)
-        from_disk = distilled(section, 0, texts, teacher, stored)
+        from_disk = distilled(section, 0, texts, teacher, by_teacher)
         afresh = distilled(section, 0, texts, teacher, None)
         # Both come as float16, whose rounding may fall otherwise in another batch.
         np.testing.assert_allclose(from_disk, afresh, rtol=2e-3)
@@ -150,27 +154,27 @@ def test_a_student_of_the_teacher_s_prefix_learns_that_prefix(made, encoder):
         start(wrong, 0, "tiny-k", Contract.read(made[1].path))
 
 
-def another_text(texts, teacher, stored):
+def another_text(texts, teacher, by_teacher):
     table = pq.read_table(texts.path / "passages.parquet")
     changed = pa.array([f"{text} indeed" for text in table["text"].to_pylist()])
     pq.write_table(table.set_column(0, "text", changed), texts.path / "passages.parquet")
     return "holds the vector of another text or prompt than"
 
 
-def fewer_texts(texts, teacher, stored):
+def fewer_texts(texts, teacher, by_teacher):
     table = pq.read_table(texts.path / "passages.parquet")
     pq.write_table(table.slice(0, len(table) - 1), texts.path / "passages.parquet")
     return "holds vectors of 24 texts, and there are 23"
 
 
-def another_prompt(texts, teacher, stored):
+def another_prompt(texts, teacher, by_teacher):
     sources = json.loads((texts.path / "sources.json").read_text())
     sources[0]["prompts"] = {"query": "seek: ", "passage": ""}
     (texts.path / "sources.json").write_text(json.dumps(sources))
     return "holds the vector of another text or prompt than"
 
 
-def another_teacher(texts, teacher, stored):
+def another_teacher(texts, teacher, by_teacher):
     contract = Contract.read(teacher.path)
     contract.model_copy(update={"pooling": "last"}).write(teacher.path)
     return "was made by another teacher than"

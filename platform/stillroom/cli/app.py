@@ -48,12 +48,37 @@ def stdout_to_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def load_model(model: str, root: str) -> Any:
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python that the model brings with it.")
+]
+KeyVariable = Annotated[
+    str | None,
+    typer.Option(
+        help="Ask the API that the model is, with the key in this environment variable, or none."
+    ),
+]
+
+
+def load_model(
+    model: str, root: str, *, trust_remote_code: bool = False, key_variable: str | None = None
+) -> Any:
+    """An embedder.
+
+    Args:
+        key_variable: lets an API be asked, whose answers are kept under the root.
+    """
     from stillroom.artifacts import Store
     from stillroom.encoders.locate import of_artifact
+    from stillroom.encoders.remote import Access
     from stillroom.encoders.store import load
+    from stillroom.endpoint import key_in
 
-    return load(of_artifact(model, Store(root)))
+    store = Store(root)
+    access = None
+    if key_variable is not None:
+        key = key_in(None if key_variable == "none" else key_variable, "--key-variable")
+        access = Access(key=key, cache=store.work / ".answers.sqlite")
+    return load(of_artifact(model, store), trust_remote_code=trust_remote_code, access=access)
 
 
 def print_report(report: dict[str, Any]) -> None:

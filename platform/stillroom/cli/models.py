@@ -1,6 +1,7 @@
 """Commands that take a model."""
 
 import contextlib
+import functools
 import json
 import shutil
 import sys
@@ -9,7 +10,17 @@ from typing import Annotated
 
 import typer
 
-from stillroom.cli.app import AsJson, Root, app, load_model, out, print_report, stdout_to_stderr
+from stillroom.cli.app import (
+    AsJson,
+    KeyVariable,
+    Root,
+    TrustRemoteCode,
+    app,
+    load_model,
+    out,
+    print_report,
+    stdout_to_stderr,
+)
 from stillroom.errors import UserError
 
 
@@ -26,6 +37,8 @@ def evaluate(
     json_out: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", help="Write the scores there; - prints.")
     ] = None,
+    key_variable: KeyVariable = None,
+    trust_remote_code: TrustRemoteCode = False,
     root: Root = "runs",
 ) -> None:
     """Measure a model's retrieval on evaluation sets, with whole vectors and with smaller ones.
@@ -41,7 +54,10 @@ def evaluate(
     from stillroom.measure.model import encode_asymmetric, encode_sets, entry, shared_dims
     from stillroom.measure.small_vectors import measure_small, sizes_to_measure
 
-    encoder = load_model(model, root)
+    load = functools.partial(
+        load_model, root=root, trust_remote_code=trust_remote_code, key_variable=key_variable
+    )
+    encoder = load(model)
     # Whatever is wrong is said before minutes of encoding.
     if passages_by is None:
         name, role = model, "teacher" if model.startswith("teacher/") else "student"
@@ -49,7 +65,7 @@ def evaluate(
         encoded = encode_sets(encoder, role, sets)
     else:
         name, role = f"{model} asks, {passages_by} answers", "asymmetric"
-        teacher = load_model(passages_by, root)
+        teacher = load(passages_by)
         sizes = sizes_to_measure(shared_dims(encoder.contract, teacher.contract), others)
         encoded = encode_asymmetric(encoder, teacher, sets)
     measured = entry(role, encoder.parameters_total, encoded, sets)
@@ -79,13 +95,17 @@ def encode(
         bool, typer.Option("--query/--passage", help="Which of the model's prompts to use.")
     ] = False,
     dims: Annotated[int | None, typer.Option(help="A Matryoshka prefix.")] = None,
+    key_variable: KeyVariable = None,
+    trust_remote_code: TrustRemoteCode = False,
     root: Root = "runs",
 ) -> None:
     """Turn lines of standard input into vectors, one JSON object a line.
 
     Example: echo 'how do I sort a list?' | stillroom encode student/quickstart --query
     """
-    encoder = load_model(model, root)
+    encoder = load_model(
+        model, root, trust_remote_code=trust_remote_code, key_variable=key_variable
+    )
     texts = [line.rstrip("\n") for line in sys.stdin]
     vectors = encoder.encode(texts, "query" if query else "passage", dims=dims)
     for text, vector in zip(texts, vectors, strict=True):
@@ -97,6 +117,7 @@ def export(
     model: Annotated[str, typer.Argument(help="Artifact, folder, hub id or package: name.")],
     format: Annotated[str, typer.Option(help="sentence-transformers or onnx.")],
     folder: Annotated[Path, typer.Option("--out", help="A folder that is not there yet.")],
+    trust_remote_code: TrustRemoteCode = False,
     root: Root = "runs",
 ) -> None:
     """Write a model in a format that other programs open.
@@ -104,12 +125,13 @@ def export(
     Example: stillroom export student/quickstart --format onnx --out exported
     """
     from stillroom.encoders.export import FORMATS
+    from stillroom.encoders.store import weights_of
 
     if format not in FORMATS:
         raise UserError("--format", f"{format!r} is unknown", f"Use one of {', '.join(FORMATS)}")
     if folder.exists():
         raise UserError(f"--out {folder}", "is there already", "Name a new folder")
-    encoder = load_model(model, root)
+    encoder = weights_of(load_model(model, root, trust_remote_code=trust_remote_code), model)
     # Under another name until it is whole.
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -220,6 +242,7 @@ def serve(
     release: Annotated[str, typer.Argument(help="release/NAME, or a release's folder.")],
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Where to listen.")] = 8000,
+    trust_remote_code: TrustRemoteCode = False,
     root: Root = "runs",
 ) -> None:
     """Serve a release with Ray Serve on this machine, until stopped.
@@ -228,4 +251,4 @@ def serve(
     """
     from stillroom.serving.app import serve_release
 
-    serve_release(release, host=host, port=port, root=root)
+    serve_release(release, host=host, port=port, root=root, trust_remote_code=trust_remote_code)

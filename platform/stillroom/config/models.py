@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from stillroom.config.section import Dropout, Name, Prompts, Section, Share
+from stillroom.config.teachers import Api, Member
 
 
 class Lora(Section):
@@ -111,7 +112,18 @@ Phase = Contrastive | Mntp | Simcse | Joint
 
 
 class Teacher(Section):
-    base: str
+    """A model with a base, which may be trained; or several, or an API, which are as they are.
+
+    Attributes:
+        combine: members' vectors, each of unit length, in a row or as their mean.
+        trust_remote_code: runs the Python that base or members bring with them.
+    """
+
+    base: str | None = None
+    members: Annotated[tuple[Member, ...], Field(min_length=2)] | None = None
+    combine: Literal["concatenate", "average"] = "concatenate"
+    api: Api | None = None
+    trust_remote_code: bool = False
     attention: Literal["causal", "bidirectional"] | None = None  # null: as the base's own
     pooling: Literal["mean", "weighted_mean", "last", "cls", "latent"] | None = None
     latents: Latents = Latents()
@@ -123,6 +135,27 @@ class Teacher(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     lora: Lora | None = Lora()  # null: every weight is trained
     phases: tuple[Annotated[Phase, Field(discriminator="objective")], ...] = ()  # none: the base
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Teacher":
+        fields = type(self).model_fields
+        said = {name for name, of in fields.items() if getattr(self, name) != of.default}
+        kinds = {
+            "base": (said - {"combine"}, "one model is not combined"),
+            "members": (
+                {"combine", "precision", "trust_remote_code"},
+                "each member says how it encodes, and none is trained",
+            ),
+            "api": (set[str](), "it says itself how it encodes, and its weights are not here"),
+        }
+        named = [kind for kind in kinds if kind in said]
+        if len(named) != 1:
+            both = f"not {' and '.join(named)}" if named else "there is none"
+            raise ValueError(f"name one of {', '.join(kinds)}: {both}")
+        takes, why = kinds[named[0]]
+        if senseless := sorted(said - takes - {*named}):
+            raise ValueError(f"{named[0]} leaves no sense to {', '.join(senseless)}: {why}")
+        return self
 
     @model_validator(mode="after")
     def _phases_fit(self) -> "Teacher":
@@ -218,6 +251,7 @@ class Student(Section):
     """A BERT-like encoder, distilled in one phase or in several."""
 
     base: str
+    trust_remote_code: bool = False  # runs the Python that the base brings with it
     layers: tuple[NonNegativeInt, ...] | None = None  # the base's layers to keep; null: all
     space: Literal["own", "teacher"] = "own"  # teacher: projected into the teacher's dims
     # Of a vector. null: the base's or, in the teacher's space, the teacher's; there a smaller one

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from stillroom.config.section import Section
+from stillroom.config.synthetic import Budget
 
 
 class Workers(Section):
@@ -39,15 +40,30 @@ class Actors(Section):
     gpus: NonNegativeFloat = 0.0
 
 
-class Endpoint(Section):
+class Calls(Section):
+    """How something of OpenAI's schema is asked."""
+
+    key_variable: str | None = None  # the environment's, that holds the key; null: none is sent
+    at_once: PositiveInt = 8  # requests; of each actor, where there are several
+    attempts: PositiveInt = 8  # of each request, before the run gives up
+    timeout_s: PositiveFloat = 120.0  # of an attempt
+
+
+class Endpoint(Calls):
     """Where the language model of corpus.synthetic is served, as OpenAI's API is."""
 
     base_url: str | None = None  # such as https://api.openai.com/v1
-    key_variable: str | None = None  # the environment's, that holds the key; null: none is sent
     actors: PositiveInt = 1
-    at_once: PositiveInt = 8  # requests of each actor
-    attempts: PositiveInt = 8  # of each request, before the run gives up
-    timeout_s: PositiveFloat = 120.0  # of an attempt
+
+
+class TeacherApi(Calls):
+    """How teacher.api is asked. Its budget is for the texts of one artifact, those whose vectors
+    are kept from before counted too; where it does not suffice, the run ends."""
+
+    texts: PositiveInt = 64  # the most of a request
+    requests_a_minute: PositiveFloat | None = None
+    tokens_a_minute: PositiveFloat | None = None
+    budget: Budget = Budget()
 
 
 class Searchers(Actors):
@@ -67,6 +83,7 @@ class Scale(Section):
 
     synthetic: Endpoint = Endpoint()
     teacher: Workers = Workers(engine="deepspeed")
+    teacher_api: TeacherApi = TeacherApi()
     student: Workers = Workers()
     vectors: Actors = Actors()
     negatives: Searchers = Searchers()

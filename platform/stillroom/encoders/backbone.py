@@ -14,15 +14,18 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import logging
 
 from stillroom.encoders.contract import Attention
+from stillroom.encoders.remote_code import needs_code, refusal
 from stillroom.errors import UserError
 
 HEAD = "lm_head.weight"
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The folder's tokenizer, with something to pad with."""
+    if not trust_remote_code and needs_code(folder):
+        raise refusal(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as fault:
         raise UserError(
             str(folder),
@@ -35,18 +38,25 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_backbone(
-    folder: Path, attention: Attention | None = None, *, dtype: torch.dtype = torch.float32
+    folder: Path,
+    attention: Attention | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
 ) -> Any:
     """The model without its head, from Safetensors alone.
 
     Args:
         attention: None leaves it as the base has it.
+        trust_remote_code: runs the Python in the folder, where it asks for that.
 
     Raises:
         UserError: when it cannot be loaded, wants code of its own, or does not attend as asked.
     """
+    if not trust_remote_code and needs_code(folder):
+        raise refusal(folder)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         if attention is not None and is_decoder(config):
             # On the config: set on the modules alone, newer transformers ignore it in silence.
             config.is_causal = attention == "causal"
@@ -65,7 +75,7 @@ def load_backbone(
             config=config,
             dtype=dtype,
             use_safetensors=True,
-            trust_remote_code=False,
+            trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError) as fault:
@@ -199,7 +209,11 @@ def attending(backbone: Any, attention: Attention) -> Iterator[None]:
 
 def is_decoder(config: Any) -> bool:
     """Whether the architecture was made to generate, whatever its attention is now."""
-    return config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    own = getattr(config, "auto_map", None) or {}  # of a model that brings its code
+    return (
+        config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        and "AutoModelForMaskedLM" not in own
+    )
 
 
 def cut(backbone: Any, layers: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ lie in this and sibling packages (`…-001`, `…-002`, …).
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -22,20 +23,31 @@ from stillroom.artifacts import Store, cache_folder
 from stillroom.errors import UserError
 
 PACKAGE = "package:"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
 WHOLE = 64 << 20  # bigger files are fingerprinted by samples
 
 
-def locate(name: str) -> Path:
+def locate(name: str, *, code: bool = False) -> Path:
     """The folder with a model's config, tokenizer and Safetensors.
 
     A package's GGUF or zip is converted once, into the cache (STILLROOM_CACHE).
+
+    Args:
+        code: of a hub's model, brings the Python that lies beside it too.
 
     Raises:
         UserError: when it is not there.
     """
     if not name.startswith(PACKAGE):
-        return _folder(name)
+        return _folder(name, code)
     found = _in_package(name)
     if found.suffix == ".gguf":
         return _cached(name, lambda target: _from_gguf(found, target))
@@ -51,8 +63,43 @@ def of_artifact(name: str, store: Store) -> str:
     return name
 
 
+def adapter_base(folder: Path) -> str | None:
+    """The name of the model that a PEFT adapter's folder belongs to; None of another folder.
+
+    Raises:
+        UserError: when the adapter names none, or its weights are pickled.
+    """
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        return None
+    try:
+        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError) as fault:
+        raise UserError(str(path), f"is no JSON: {fault}", "Restore it") from fault
+    if not base:
+        raise UserError(
+            str(path),
+            "does not say which model it adapts",
+            "Write it as base_model_name_or_path: a folder or a hub id",
+        )
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise UserError(
+            str(folder),
+            f"holds an adapter without {ADAPTER_WEIGHTS}",
+            "Save it as Safetensors: pickled weights (.bin) can run code and are never loaded",
+        )
+    return str(base)
+
+
 def fingerprint(name: str) -> str:
-    """A short id of the weights that a name stands for; it changes when they do."""
+    """A short id of the weights that a name stands for; it changes when they do. An adapter's
+    holds that of its base."""
+    own = _fingerprint(name)
+    base = None if name.startswith(PACKAGE) else adapter_base(_folder(name))
+    return own if base is None else f"{own}+{fingerprint(base)}"
+
+
+def _fingerprint(name: str) -> str:
     if name.startswith(PACKAGE):
         distribution, version = _distribution(name)
         _in_package(name)
@@ -74,7 +121,7 @@ def fingerprint(name: str) -> str:
     return sums.hexdigest()[:16]
 
 
-def _folder(name: str) -> Path:
+def _folder(name: str, code: bool = False) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -85,13 +132,9 @@ def _folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*/config.json"]
     try:
-        return Path(
-            snapshot_download(
-                name,
-                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*/config.json"],
-            )
-        )
+        return Path(snapshot_download(name, allow_patterns=[*wanted, "*.py"] if code else wanted))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as fault:
         raise UserError(
             name,

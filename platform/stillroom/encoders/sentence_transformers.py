@@ -49,7 +49,14 @@ def read(folder: Path) -> Foreign:
     weights, projection, normalise = folder, None, False
     pooling_config: dict[str, Any] = {}
     for module in _json(folder / MODULES):
-        kind = module["type"].rpartition(".")[2]
+        own, _, kind = module["type"].rpartition(".")
+        if own.partition(".")[0] != "sentence_transformers":
+            raise UserError(
+                str(folder / MODULES),
+                f"asks to run code of its own: {module['type']}",
+                "Use a model of that library's own modules: with trust_remote_code, too, only "
+                "classes that config.json names for transformers are run",
+            )
         inside = folder / module["path"]
         if kind == "Transformer":
             weights = inside

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -10,6 +10,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 
 from stillroom.encoders import sentence_transformers
+from stillroom.encoders.adapter import merged_adapter
 from stillroom.encoders.backbone import (
     HEAD,
     add_lora,
@@ -21,18 +22,26 @@ from stillroom.encoders.backbone import (
     load_tokenizer,
     without_copies,
 )
+from stillroom.encoders.combined import CombinedEncoder, combination
 from stillroom.encoders.contract import (
     FILE,
     Attention,
+    Combine,
+    Combined,
     Contract,
     Latents,
     Pooling,
     Precision,
     Prompts,
+    Remote,
+    Terms,
+    no_weights,
 )
+from stillroom.encoders.embedder import Embedder
 from stillroom.encoders.encode import Encoder
 from stillroom.encoders.latent import LatentAttention
-from stillroom.encoders.locate import locate
+from stillroom.encoders.locate import TOKENIZERS, adapter_base, locate
+from stillroom.encoders.remote import Access, RemoteEncoder
 from stillroom.errors import UserError
 
 ADAPTER = "adapter"
@@ -60,12 +69,14 @@ def create(
     projection_dims: int | None = None,
     head: bool = False,
     seed: int = 0,
+    trust_remote_code: bool = False,
 ) -> Encoder:
     """An encoder made of a base; what is None stays as the base's own contract has it.
 
     Args:
-        base: an encoder's folder of ours, one of sentence-transformers, or a plain Hugging Face
-            folder, as `locate` names it. Of a plain one pooling must be said.
+        base: an encoder's folder of ours, one of sentence-transformers, a plain Hugging Face
+            folder, or a LoRA adapter of PEFT, which is merged, as `locate` names it. Of a plain
+            one pooling must be said.
         latents: count, heads and head_dims of latent attention, where pooling is latent and the
             base has none of its own.
         precision: "auto" is bfloat16 where the machine computes in it, else float32.
@@ -74,6 +85,7 @@ def create(
         projection_dims: adds a linear map to as many dims.
         head: brings the language model's head, to train on predicted tokens.
         seed: of the first weights of adapters, projection and latents.
+        trust_remote_code: runs the Python that the base brings with it.
 
     Raises:
         UserError: when the base is missing or cannot be what is asked of it.
@@ -81,9 +93,15 @@ def create(
     resolved = _precision() if precision == "auto" else precision
     # Weights that stay frozen need no float32 copy; trained ones lose small updates without.
     dtype = getattr(torch, resolved) if lora is not None else torch.float32
-    folder = locate(base)
+    folder = locate(base, code=trust_remote_code)
     encoder = _own(
-        folder, base, dtype, attention=attention, pooling=pooling, latents=Latents(**latents or {})
+        folder,
+        base,
+        dtype,
+        attention=attention,
+        pooling=pooling,
+        latents=Latents(**latents or {}),
+        code=trust_remote_code,
     )
     asked: dict[str, Any] = {
         "append_eos": append_eos,
@@ -122,34 +140,105 @@ def create(
     return Encoder(contract, encoder.tokenizer, backbone, projection, predicts, latent_attention)
 
 
+@overload
 def load(
-    folder: str | Path, *, device: str = "cpu", trainable: bool = False, head: bool = False
-) -> Encoder:
-    """An encoder of ours or of sentence-transformers, in evaluation mode.
+    folder: str | Path,
+    *,
+    trainable: Literal[True],
+    device: str = "cpu",
+    head: bool = False,
+    trust_remote_code: bool = False,
+) -> Encoder: ...
+
+
+@overload
+def load(
+    folder: str | Path,
+    *,
+    trainable: Literal[False] = False,
+    device: str = "cpu",
+    head: bool = False,
+    trust_remote_code: bool = False,
+    access: Access | None = None,
+) -> Embedder: ...
+
+
+def load(
+    folder: str | Path,
+    *,
+    trainable: bool = False,
+    device: str = "cpu",
+    head: bool = False,
+    trust_remote_code: bool = False,
+    access: Access | None = None,
+) -> Embedder:
+    """An encoder of ours or of sentence-transformers, in evaluation mode; or one of several
+    models, or behind an API.
 
     Args:
         folder: a folder, or any name that `locate` knows.
         trainable: keeps adapters apart, to train on; they are merged otherwise.
         head: brings the language model's head, as in `create`.
+        trust_remote_code: as in `create`; whatever the folder says itself.
+        access: to the API, where it is one. Without it none is asked: a folder of unknown origin
+            shall not send texts away by itself.
 
     Raises:
-        UserError: when it is missing, or a plain model that says nothing of pooling.
+        UserError: when it is missing, a plain model that says nothing of pooling, has no weights
+            to train, or is an API without access.
     """
-    located = locate(str(folder))
-    encoder = _own(located, str(folder), None, trainable=trainable)
-    if encoder.latent_attention is not None and not trainable:
-        encoder.latent_attention.to(encoder.backbone.dtype)
+    located = locate(str(folder), code=trust_remote_code)
+    terms = Terms.read(located) if (located / FILE).exists() else None
+    if isinstance(terms, Remote | Combined):
+        if trainable or head:
+            raise no_weights(str(folder), terms)
+        if isinstance(terms, Remote):
+            if access is None:
+                raise UserError(
+                    str(folder),
+                    f"is the API at {terms.base_url}, to which texts would go",
+                    "Ask it as a recipe's teacher, or by evaluate and encode with --key-variable",
+                )
+            return RemoteEncoder(terms, access)
+        inside = [located / member for member in terms.members]
+        return CombinedEncoder(
+            terms, [_ready(one, str(one), device, trust_remote_code) for one in inside]
+        )
+    encoder = _ready(located, str(folder), device, trust_remote_code, trainable)
     if head:
         encoder.head = load_head(_lineage(located), encoder.backbone)
         encoder.head.requires_grad_(not isinstance(encoder.backbone, PeftModel))
-    return encoder.to(device).train(trainable)
+        encoder.head.to(device)
+    return encoder
+
+
+def weights_of(embedder: Embedder, name: str) -> Encoder:
+    """It as an encoder with weights of its own.
+
+    Raises:
+        UserError: when it is several, or an API.
+    """
+    if not isinstance(embedder, Encoder):
+        raise no_weights(name, embedder.contract)
+    return embedder
+
+
+def combine(members: Sequence[Encoder], way: Combine, *, space: str) -> CombinedEncoder:
+    """Encoders as one, to be saved with all of their weights.
+
+    Raises:
+        UserError: when their vectors cannot be combined so.
+    """
+    return CombinedEncoder(combination(members, way, space=space), members)
 
 
 def save(
-    encoder: Encoder, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None
+    encoder: Encoder | CombinedEncoder | RemoteEncoder,
+    folder: str | Path,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Writes contract, tokenizer and weights; of a LoRA encoder the adapter alone, of a language
-    model's head what was trained.
+    model's head what was trained, of several encoders each, of an API the contract.
 
     Without adapters the folder opens in sentence-transformers too.
 
@@ -159,6 +248,12 @@ def save(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if not isinstance(encoder, Encoder):
+        if isinstance(encoder, CombinedEncoder):
+            for name, member in zip(encoder.contract.members, encoder.members, strict=True):
+                save(member, folder / name)
+        encoder.contract.write(folder)
+        return
     whole = {**encoder.state_dict(), **(state_dict or {})}
     contract = encoder.contract
     backbone: Any = encoder.backbone
@@ -207,6 +302,7 @@ def _own(
     pooling: Pooling | None = None,
     latents: Latents | None = None,
     trainable: bool = False,
+    code: bool = False,
 ) -> Encoder:
     """The encoder in a folder, under its own contract but for what is asked."""
     if (folder / FILE).exists():
@@ -217,10 +313,29 @@ def _own(
             "pooling": pooling,
             "latents": (contract.latents or latents) if pooling == "latent" else None,
         }
-        encoder = _ours(folder, contract.model_copy(update=asked), dtype, trainable)
+        encoder = _ours(folder, contract.model_copy(update=asked), dtype, trainable, code)
         if contract.latents is not None and pooling == "latent":
             encoder.latent_attention = _latent_attention(folder, contract, encoder.backbone)
         return encoder
+    adapts = adapter_base(folder)
+    if adapts is not None and not (folder / sentence_transformers.MODULES).exists():
+        encoder = _own(
+            locate(adapts, code=code),
+            adapts,
+            dtype,
+            attention=attention,
+            pooling=pooling,
+            latents=latents,
+            code=code,
+        )
+        contract = encoder.contract.model_copy(update={"base": name, "space": name})
+        return Encoder(
+            contract,
+            _tokenizer(folder, code),
+            merged_adapter(encoder.backbone, folder),
+            encoder.projection,
+            latent_attention=encoder.latent_attention,
+        )
     if (folder / sentence_transformers.MODULES).exists():
         foreign = sentence_transformers.read(folder)
     elif pooling is not None:
@@ -231,8 +346,8 @@ def _own(
             "is a plain model, which does not say how its states become a vector",
             "Set pooling (mean, weighted_mean, last, cls or latent) in the recipe",
         )
-    backbone = load_backbone(foreign.weights, attention, dtype=dtype or torch.float32)
-    tokenizer = load_tokenizer(foreign.weights)
+    backbone = _backbone(foreign.weights, attention, dtype or torch.float32, code)
+    tokenizer = _tokenizer(foreign.weights, code)
     longest = _longest(backbone, tokenizer)
     projection = _projection(foreign.projection)
     contract = Contract(
@@ -253,16 +368,44 @@ def _own(
     return Encoder(contract, tokenizer, backbone, projection)
 
 
-def _ours(folder: Path, contract: Contract, dtype: torch.dtype | None, trainable: bool) -> Encoder:
+def _ready(folder: Path, name: str, device: str, code: bool, trainable: bool = False) -> Encoder:
+    encoder = _own(folder, name, None, trainable=trainable, code=code)
+    if encoder.latent_attention is not None and not trainable:
+        encoder.latent_attention.to(encoder.backbone.dtype)
+    return encoder.to(device).train(trainable)
+
+
+def _backbone(folder: Path, attention: Attention | None, dtype: torch.dtype, code: bool) -> Any:
+    """The transformer in a folder of any kind, its adapters merged."""
+    if (folder / FILE).exists():
+        return _ours(folder, Contract.read(folder), dtype, False, code).backbone
+    weights = _weights(folder)
+    adapts = adapter_base(weights)
+    if adapts is None:
+        return load_backbone(weights, attention, dtype=dtype, trust_remote_code=code)
+    base = _backbone(locate(adapts, code=code), attention, dtype, code)
+    return merged_adapter(base, weights)
+
+
+def _tokenizer(folder: Path, code: bool) -> Any:
+    """A folder's, or where an adapter came without one, its base's."""
+    if not any((folder / file).is_file() for file in TOKENIZERS):
+        base = Contract.read(folder).base if (folder / FILE).exists() else adapter_base(folder)
+        if base is not None:
+            return _tokenizer(_weights(locate(base, code=code)), code)
+    return load_tokenizer(folder, trust_remote_code=code)
+
+
+def _ours(
+    folder: Path, contract: Contract, dtype: torch.dtype | None, trainable: bool, code: bool
+) -> Encoder:
     precision = getattr(torch, contract.precision)
     adapter = folder / ADAPTER
     projection = None
     if adapter.is_dir():
-        base = locate(contract.base)
-        if (base / FILE).exists():  # adapters upon adapters: the lower ones are merged first
-            backbone: Any = _ours(base, Contract.read(base), precision, False).backbone
-        else:
-            backbone = load_backbone(_weights(base), contract.attention, dtype=precision)
+        # Adapters upon adapters: the lower ones are merged first.
+        base = locate(contract.base, code=code)
+        backbone: Any = _backbone(base, contract.attention, precision, code)
         backbone = without_copies(
             PeftModel.from_pretrained(backbone, adapter, is_trainable=trainable)
         )
@@ -273,10 +416,11 @@ def _ours(folder: Path, contract: Contract, dtype: torch.dtype | None, trainable
         # decoder's are rounded, for their size; a small encoder's would lose more than they save.
         rounded = contract.architecture == "decoder" and not trainable
         dtype = dtype or (precision if rounded else torch.float32)
-        backbone = load_backbone(folder, contract.attention, dtype=dtype)
+        backbone = load_backbone(folder, contract.attention, dtype=dtype, trust_remote_code=code)
     if (folder / PROJECTION).exists():
         projection = _projection(load_file(folder / PROJECTION)["weight"])
-    return Encoder(contract, load_tokenizer(folder), backbone, projection)
+    tokenizer = load_tokenizer(folder, trust_remote_code=code)
+    return Encoder(contract, tokenizer, backbone, projection)
 
 
 def _latent_attention(folder: Path, contract: Contract, backbone: Any) -> LatentAttention:
@@ -290,9 +434,9 @@ def _latent_attention(folder: Path, contract: Contract, backbone: Any) -> Latent
 
 def _lineage(folder: Path) -> list[Path]:
     """A folder, the folder of the base that it was made of, and so on."""
-    if not (folder / FILE).exists():
-        return [folder]
-    return [folder, *_lineage(locate(Contract.read(folder).base))]
+    own = (folder / FILE).exists()
+    base = Contract.read(folder).base if own else adapter_base(folder)
+    return [folder] if base is None else [folder, *_lineage(locate(base))]
 
 
 def _weights(folder: Path) -> Path:

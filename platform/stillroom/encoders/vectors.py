@@ -57,13 +57,13 @@ class OfTexts:
     """Stored vectors, read by rows of the texts that they should be of.
 
     Args:
-        prompts: what stood before each text.
+        prompts: what stood before each text; None for the encoder's own.
 
     Raises:
         UserError: at a row whose text, or its prompt, is another than the one embedded.
     """
 
-    def __init__(self, stored: StoredVectors, texts: Sequence[str], prompts: Sequence[str]):
+    def __init__(self, stored: StoredVectors, texts: Sequence[str], prompts: Sequence[str | None]):
         self.stored, self.texts, self.prompts = stored, texts, prompts
         self.digests: np.ndarray = np.load(stored.folder / DIGESTS, mmap_mode="r")
         if len(stored) != len(texts):
@@ -85,9 +85,9 @@ class OfTexts:
         return self.stored[rows]
 
 
-def digest(prompt: str, text: str) -> int:
+def digest(prompt: str | None, text: str) -> int:
     """64 bits that tell a text behind its prompt from others, in every process."""
-    of = f"{len(prompt)} {prompt}{text}".encode()
+    of = f"{'own' if prompt is None else len(prompt)} {prompt or ''}{text}".encode()
     return int.from_bytes(hashlib.blake2b(of, digest_size=8).digest(), "big")
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from stillroom.encoders.contract import Contract, Role, cannot_share_index
-from stillroom.encoders.encode import Encoder, prefix
+from stillroom.encoders.contract import Role, Terms, cannot_share_index
+from stillroom.encoders.embedder import Embedder
+from stillroom.encoders.encode import prefix
 from stillroom.errors import UserError
 from stillroom.measure.bm25 import Bm25
 from stillroom.measure.retrieval import rank, retrieval_scores
@@ -36,7 +37,7 @@ class Encoded:
     texts_per_second: float
 
 
-def encode_sets(encoder: Encoder, role: str, sets: Mapping[str, EvaluationSet]) -> Encoded:
+def encode_sets(encoder: Embedder, role: str, sets: Mapping[str, EvaluationSet]) -> Encoded:
     """Teachers are told a set's task where it has prompts; others go by their own."""
     queries = _queries(encoder, role, sets)  # first, which warms up
     passages, speed = _passages(encoder, role, sets)
@@ -44,7 +45,7 @@ def encode_sets(encoder: Encoder, role: str, sets: Mapping[str, EvaluationSet]) 
 
 
 def encode_asymmetric(
-    student: Encoder, teacher: Encoder, sets: Mapping[str, EvaluationSet]
+    student: Embedder, teacher: Embedder, sets: Mapping[str, EvaluationSet]
 ) -> Encoded:
     """The student's queries and the teacher's passages.
 
@@ -64,7 +65,7 @@ def asymmetric(student: Encoded, teacher: Encoded, dims: tuple[int, ...]) -> Enc
     )
 
 
-def shared_dims(student: Contract, teacher: Contract) -> tuple[int, ...]:
+def shared_dims(student: Terms, teacher: Terms) -> tuple[int, ...]:
     """The sizes at which one's queries can be ranked among the other's passages, largest first.
 
     Raises:
@@ -80,7 +81,7 @@ def shared_dims(student: Contract, teacher: Contract) -> tuple[int, ...]:
 
 
 def _queries(
-    encoder: Encoder, role: str, sets: Mapping[str, EvaluationSet]
+    encoder: Embedder, role: str, sets: Mapping[str, EvaluationSet]
 ) -> dict[str, np.ndarray]:
     return {
         name: encoder.encode(kept.judged_queries(), "query", prompt=_told(kept, role, "query"))
@@ -89,7 +90,7 @@ def _queries(
 
 
 def _passages(
-    encoder: Encoder, role: str, sets: Mapping[str, EvaluationSet]
+    encoder: Embedder, role: str, sets: Mapping[str, EvaluationSet]
 ) -> tuple[dict[str, np.ndarray], float]:
     """And how many a second."""
     began = time.perf_counter()
@@ -119,7 +120,7 @@ def _of_two(
     return Encoded(cut(queries), cut(passages), dims, normalise, texts_per_second)
 
 
-def measure(encoder: Encoder, role: str, sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
+def measure(encoder: Embedder, role: str, sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
     """Quality on every set, and how many of their passages a second on this machine."""
     return entry(role, encoder.parameters_total, encode_sets(encoder, role, sets), sets)
 

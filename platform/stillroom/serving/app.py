@@ -61,6 +61,7 @@ class ServeArgs(Section):
     timeout_s: PositiveFloat = 60  # a request unanswered by then gets 503
     keys_file: str | None = None  # API keys, beside those in STILLROOM_API_KEYS
     no_auth: bool = False  # without keys: let other machines call, too
+    trust_remote_code: bool = False  # runs the Python that the models bring with them
     teacher: ModelOptions = ModelOptions()
     student: ModelOptions = ModelOptions()
 
@@ -129,7 +130,13 @@ def build(args: dict[str, Any]) -> Application:
                     max_queued_requests=option.max_queued,
                     ray_actor_options={"num_cpus": option.num_cpus, "num_gpus": option.num_gpus},
                 )
-                .bind(release, target, checked.max_batch_tokens, checked.max_wait_ms)
+                .bind(
+                    release,
+                    target,
+                    checked.max_batch_tokens,
+                    checked.max_wait_ms,
+                    checked.trust_remote_code,
+                )
             )
     return (
         cast(Any, Router)
@@ -179,6 +186,7 @@ def serve_release(
     policy: str = "auto",
     keys_file: str | None = None,
     no_auth: bool = False,
+    trust_remote_code: bool = False,
 ) -> None:
     """Serve a release on this machine until SIGINT or SIGTERM; starts Ray if none is running.
 
@@ -208,6 +216,7 @@ def serve_release(
                 "policy": policy,
                 "keys_file": keys_file,
                 "no_auth": no_auth,
+                "trust_remote_code": trust_remote_code,
                 **{target: per_encoder for target in encoders},
             }
         )

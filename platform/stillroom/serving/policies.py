@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from stillroom.encoders.contract import Contract, Role, cannot_share_index
+from stillroom.encoders.contract import Role, Terms, cannot_share_index
 from stillroom.errors import UserError
 
 Target = Literal["teacher", "student"]
@@ -44,7 +44,7 @@ class Refuse:
     param: str | None = None
 
 
-def choose(policy: Policy, request: Facts, contracts: Mapping[Target, Contract]) -> Send | Refuse:
+def choose(policy: Policy, request: Facts, contracts: Mapping[Target, Terms]) -> Send | Refuse:
     """Decide who encodes a request under `policy`, which `check_policy` has let through."""
     sizes = policy_dims(policy, contracts)
     if request.dimensions is not None and request.dimensions not in sizes:
@@ -54,7 +54,7 @@ def choose(policy: Policy, request: Facts, contracts: Mapping[Target, Contract])
     return Send(target, request.dimensions or sizes[0], f"{policy}: {request.role}")
 
 
-def policy_dims(policy: Policy, contracts: Mapping[Target, Contract]) -> tuple[int, ...]:
+def policy_dims(policy: Policy, contracts: Mapping[Target, Terms]) -> tuple[int, ...]:
     """Vector sizes that every encoder behind `policy` can give, largest first.
 
     A student may share only a Matryoshka prefix of its teacher's space, so the sizes of a mixed
@@ -65,7 +65,7 @@ def policy_dims(policy: Policy, contracts: Mapping[Target, Contract]) -> tuple[i
     return tuple(sorted(common, reverse=True))
 
 
-def auto_policy(teacher: Contract | None, student: Contract | None) -> Policy:
+def auto_policy(teacher: Terms | None, student: Terms | None) -> Policy:
     """The policy of a name whose operator chose none: mix where that is right, else the small."""
     if student is None:
         return "teacher"
@@ -74,7 +74,7 @@ def auto_policy(teacher: Contract | None, student: Contract | None) -> Policy:
     return "student" if cannot_share_index(teacher, student) else "asymmetric"
 
 
-def check_policy(where: str, policy: Policy, contracts: Mapping[Target, Contract]) -> None:
+def check_policy(where: str, policy: Policy, contracts: Mapping[Target, Terms]) -> None:
     """Raise UserError if `policy` needs an encoder that is not served, or would mix spaces."""
     targets = set(ROUTES[policy].values())
     for target in sorted(targets - set(contracts)):

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillroom.encoders.contract import Contract
+from stillroom.encoders.contract import Remote, Terms
 from stillroom.errors import UserError
 from stillroom.serving.policies import Target
 
@@ -18,9 +18,10 @@ class Release:
     name: str
     ref: str  # exact: what a replica on another machine opens
     root: str
-    contracts: dict[Target, Contract]
+    contracts: dict[Target, Terms]
     folders: dict[Target, str]  # inside the release's folder
     created: int  # Unix seconds
+    elsewhere: dict[Target, str]  # served by others: at which address
 
     @classmethod
     def open(cls, ref: str, root: str) -> "Release":
@@ -47,14 +48,16 @@ class Release:
                 f"the release failed its gate: {failures}",
                 "Train on, or release it again with the gate overridden",
             )
+        every = {target: Terms.read(folder / sub) for target, sub in folders.items()}
         return cls(
             name=name,
             # A folder is opened by its path wherever it is; only the store knows the others.
             ref=ref if _is_folder(ref) or not exact else exact,
             root=root,
-            contracts={target: Contract.read(folder / sub) for target, sub in folders.items()},
+            contracts={t: terms for t, terms in every.items() if not isinstance(terms, Remote)},
             folders=folders,
             created=int(path.stat().st_mtime),
+            elsewhere={t: of.base_url for t, of in every.items() if isinstance(of, Remote)},
         )
 
     def encoder_folder(self, target: Target) -> Path:

@@ -11,6 +11,7 @@ import ray
 import torch
 from ray import serve
 
+from stillroom.encoders.combined import CombinedEncoder
 from stillroom.encoders.encode import Encoder, prefix
 from stillroom.encoders.prompt import Tokens, instructed
 from stillroom.encoders.store import load
@@ -28,15 +29,27 @@ class Replica:
         release, target: which.
         max_batch_tokens: padded tokens in one forward.
         max_wait_ms: how long a forward that is not full waits for company on an idle replica.
+        trust_remote_code: runs the Python that the model brings with it.
     """
 
-    def __init__(self, release: Release, target: Target, max_batch_tokens: int, max_wait_ms: float):
+    def __init__(
+        self,
+        release: Release,
+        target: Target,
+        max_batch_tokens: int,
+        max_wait_ms: float,
+        trust_remote_code: bool,
+    ):
         resources = ray.get_runtime_context().get_assigned_resources()
         # More threads than the CPUs that Ray granted would take them from the other replicas.
         torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
-        self.encoder: Encoder = load(
-            release.encoder_folder(target), device="cuda" if resources.get("GPU") else "cpu"
+        found = load(
+            release.encoder_folder(target),
+            device="cuda" if resources.get("GPU") else "cpu",
+            trust_remote_code=trust_remote_code,
         )
+        assert isinstance(found, Encoder | CombinedEncoder), "no API is served"
+        self.encoder = found
         self.max_batch_tokens = max_batch_tokens
         self.batcher = Batcher(self.forward, budget=max_batch_tokens, wait_s=max_wait_ms / 1000)
         # One thread: Hugging Face's fast tokenizers refuse to be shared between several.

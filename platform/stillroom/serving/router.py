@@ -190,6 +190,10 @@ class Router:
         model = self.models.get(asked.model)
         if model is None:
             message = f"model {asked.model!r} is not served; served are {', '.join(self.models)}"
+            for release in (one.release for one in self.models.values()):
+                for target, address in release.elsewhere.items():
+                    if asked.model == release.model(target):
+                        message = f"the {target} of this release is a model at {address}: ask there"
             raise ApiError(404, message, "model", "model_not_found")
         seen.policy = model.policy
         release, role = model.release, ROLES[asked.input_type]

@@ -1,7 +1,6 @@
 """Many requests to a language model at once, under one budget, none of them paid for twice."""
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,16 +14,16 @@ from ray.exceptions import RayError
 from stillroom.config.scale import Endpoint
 from stillroom.config.synthetic import Budget
 from stillroom.config.synthetic import Synthetic as Section
-from stillroom.errors import UserError
-from stillroom.stages.llm import (
-    Answer,
+from stillroom.endpoint import (
     Answers,
     Client,
     Request,
     Usage,
     affordable,
+    key_in,
     token_estimate,
 )
+from stillroom.stages.llm import Answer
 from stillroom.text.dedupe import text_key
 from stillroom.text.synthetic import Example, Rejected
 
@@ -56,7 +55,8 @@ class Asker:
         actor = ray.remote(
             num_cpus=0, max_concurrency=to.at_once, max_restarts=2, max_task_retries=2
         )(Client)
-        args = (to.base_url, key_of(to))
+        key = key_in(to.key_variable, "scale.synthetic.key_variable")
+        args = (to.base_url, Answer.read, key)
         return [
             actor.remote(*args, attempts=to.attempts, timeout_s=to.timeout_s)
             for _ in range(to.actors)
@@ -200,21 +200,3 @@ def echo(own: Section, prompt: str) -> Request:
     # One token is written, and passed over: to some servers none means as many as they like.
     body = {"prompt": prompt, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
     return Request.of("completions", {"model": own.model, **body})
-
-
-def key_of(endpoint: Endpoint) -> str | None:
-    """The endpoint's key, from the environment.
-
-    Raises:
-        UserError: when the variable that should hold it is not set.
-    """
-    name = endpoint.key_variable
-    if name is None:
-        return None
-    if not os.environ.get(name):
-        raise UserError(
-            "scale.synthetic.key_variable",
-            f"the environment has no {name}",
-            f"Set it (`export {name}=…`), or name another variable",
-        )
-    return os.environ[name]

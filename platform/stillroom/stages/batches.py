@@ -1,9 +1,11 @@
 """Artifacts → a phase's batches. Each worker reads its own from storage."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from stillroom.artifacts import Artifact
 from stillroom.config.models import (
@@ -24,11 +26,11 @@ from stillroom.learning.batches import (
     Order,
     PairBatches,
     PairData,
+    Rows,
     TaughtTextBatches,
     TextBatches,
 )
 from stillroom.stages.corpus import CorpusFiles
-from stillroom.stages.vectors import of_teacher
 
 Place = dict[str, int]  # rank and world
 
@@ -51,20 +53,20 @@ def pair_batches(
 
 def taught_batches(
     corpus: Artifact,
-    teacher: Artifact,
-    vectors: Artifact | None,
+    taught: Callable[[CorpusFiles, torch.device], tuple[Rows, Rows]],
     negatives: Artifact | None,
     settings: StudentPhase,
     seed: int,
     encoder: Encoder,
     place: Place,
 ) -> PairBatches | TaughtTextBatches:
-    """A student's pairs or texts, with the teacher's vectors: those stored, or made anew.
+    """A student's pairs or texts, which is not told its task, as its teacher is.
 
-    A student is not told its task, as its teacher is: its prompts are its own.
+    Args:
+        taught: gives the teacher's vectors of the queries and of the passages, by row.
     """
     files = CorpusFiles.read(corpus)
-    queries, passages = of_teacher(files, teacher, vectors, encoder.device)
+    queries, passages = taught(files, encoder.device)
     data = dataclasses.replace(
         _pairs(files),
         prompts=[None] * len(files.sources),

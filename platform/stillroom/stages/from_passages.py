@@ -16,12 +16,13 @@ from stillroom.config.scale import Actors
 from stillroom.config.synthetic import FromPassages
 from stillroom.config.synthetic import Synthetic as Section
 from stillroom.encoders.locate import of_artifact
+from stillroom.endpoint import Request, Usage, token_estimate
 from stillroom.errors import UserError
 from stillroom.measure.bm25 import Bm25
 from stillroom.mining.search import search
 from stillroom.stages import sources
 from stillroom.stages.asking import Asker, Tally, chat, echo
-from stillroom.stages.llm import Answer, Request, Usage, token_estimate
+from stillroom.stages.llm import Answer
 from stillroom.text import synthetic as text
 from stillroom.text.dedupe import text_key
 from stillroom.text.synthetic import Example, Rejected

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from stillroom.config.synthetic import Synthetic as Section
+from stillroom.endpoint import Request
 from stillroom.stages.asking import Asker, Tally, chat
-from stillroom.stages.llm import Request
 from stillroom.text import synthetic as text
 from stillroom.text.dedupe import text_key
 from stillroom.text.synthetic import KINDS, Example

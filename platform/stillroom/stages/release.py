@@ -7,7 +7,7 @@ from typing import Any
 from stillroom.artifacts import Artifact, Draft, atomic_json
 from stillroom.config.recipe import Release as Section
 from stillroom.config.scale import Scale
-from stillroom.encoders.contract import Contract
+from stillroom.encoders.contract import Terms
 from stillroom.encoders.quantise import FILE as CALIBRATION
 from stillroom.errors import UserError
 from stillroom.measure.gate import Floors, judge
@@ -54,8 +54,8 @@ def release(
         "ref": f"release/{out.path.name}",
         "models": {"teacher": "teacher", "student": "student"},
         "space": {
-            "teacher": Contract.read(teacher.path).space,
-            "student": Contract.read(student.path).space,
+            "teacher": Terms.read(teacher.path).space,
+            "student": Terms.read(student.path).space,
         },
         "report": "report.json",
         "gate": {

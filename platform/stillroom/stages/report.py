@@ -6,7 +6,7 @@ Also what the student keeps in small vectors, and among its teacher's passages.
 import functools
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 from stillroom.artifacts import Artifact, Draft, atomic_json
 from stillroom.config.recipe import Report as Section
 from stillroom.config.scale import Scale
-from stillroom.encoders.contract import Contract, cannot_share_index
+from stillroom.encoders.contract import Contract, Terms, cannot_share_index
+from stillroom.encoders.embedder import Embedder
 from stillroom.encoders.encode import Encoder, prefix
 from stillroom.encoders.quantise import Calibration, write_calibrations
 from stillroom.encoders.store import create, load
@@ -33,6 +34,7 @@ from stillroom.measure.model import (
 )
 from stillroom.measure.render import render
 from stillroom.measure.small_vectors import measure_small
+from stillroom.stages.api import remote_of
 from stillroom.stages.corpus import CorpusFiles, evaluation_sets
 
 CALIBRATED_ON = 1024  # of the corpus's passages
@@ -47,22 +49,27 @@ def report(
     scale: Scale,
     out: Draft,
     negatives: Artifact | None = None,
+    trusted: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Writes report.json, report.html and the student's calibration; returns the first.
 
     Args:
         negatives: those that the student had, if any were mined.
+        trusted: which of teacher and student may run code that they bring with them.
     """
-    models: dict[str, tuple[str, Callable[[], Encoder]]] = {
-        "teacher": ("teacher", functools.partial(load, teacher.path)),
-        "student": ("student", functools.partial(load, student.path)),
+    code = {role: role in trusted for role in ("teacher", "student")}
+    remote = remote_of(teacher.path, scale.teacher_api, out.store)
+    models: dict[str, tuple[str, Callable[[], Embedder]]] = {
+        name: (name, functools.partial(load, of.path, trust_remote_code=code[name]))
+        for name, of in (("teacher", teacher), ("student", student))
+        if name == "student" or remote is None
     }
     if section.bases:
         layers = student.manifest["made_by"]["section"]["layers"]
         if teacher.manifest["made_by"]["section"]["phase"] is not None:
-            bare = functools.partial(_untrained, teacher.path, None)
+            bare = functools.partial(_untrained, teacher.path, None, code["teacher"])
             models["teacher before training"] = ("teacher_base", bare)
-        bare = functools.partial(_untrained, student.path, layers)
+        bare = functools.partial(_untrained, student.path, layers, code["student"])
         models["student before training"] = ("student_base", bare)
     # One after the other: a speed measured beside another model's would be the wrong one.
     share = {"num_cpus": scale.report.cpus, "num_gpus": scale.report.gpus}
@@ -75,13 +82,21 @@ def report(
         if role in ("teacher", "student"):
             vectors[role] = encoded
     sets = evaluation_sets(corpus)
-    calibrations = ray.get(ray.remote(**share)(_calibrations).remote(student, corpus))
-    write_calibrations(out.path, calibrations)
     by_student = ray.get(vectors["student"])
+    if remote is None:
+        by_teacher = ray.get(vectors["teacher"])
+    else:
+        # Asked from here, where its answers are kept; which says nothing of its speed.
+        by_teacher = encode_sets(remote, "teacher", sets)
+        measured = entry("teacher", remote.parameters_total, by_teacher, sets)
+        found["teacher"] = {**measured, "texts_per_second": None}
+    calibrate = ray.remote(**share)(_calibrations)
+    calibrations = ray.get(calibrate.remote(student, corpus, code["student"]))
+    write_calibrations(out.path, calibrations)
     found["student"]["vectors"] = measure_small(by_student, sets, calibrations=calibrations)
-    contracts = Contract.read(student.path), Contract.read(teacher.path)
-    if cannot_share_index(*contracts) is None:
-        both = asymmetric(by_student, ray.get(vectors["teacher"]), shared_dims(*contracts))
+    terms = Terms.read(student.path), Terms.read(teacher.path)
+    if cannot_share_index(*terms) is None:
+        both = asymmetric(by_student, by_teacher, shared_dims(*terms))
         measured = entry("asymmetric", found["student"]["parameters"], both, sets)
         measured["retention"] = retention(found["teacher"], measured)
         found["student asks, teacher answers"] = measured
@@ -108,16 +123,18 @@ def report(
 
 
 def _measured(
-    make: Callable[[], Encoder], role: str, corpus: Artifact
+    make: Callable[[], Embedder], role: str, corpus: Artifact
 ) -> tuple[dict[str, Any], Encoded]:
     encoder, sets = _here(make()), evaluation_sets(corpus)
     encoded = encode_sets(encoder, role, sets)
     return entry(role, encoder.parameters_total, encoded, sets), encoded
 
 
-def _calibrations(student: Artifact, corpus: Artifact) -> dict[int, Calibration]:
+def _calibrations(
+    student: Artifact, corpus: Artifact, trust_remote_code: bool
+) -> dict[int, Calibration]:
     """How the student's vectors of the corpus's passages spread, at each of its sizes."""
-    encoder = _here(load(student.path))
+    encoder = _here(load(student.path, trust_remote_code=trust_remote_code))
     passages = CorpusFiles.read(corpus).passages
     rows = np.unique(np.linspace(0, len(passages) - 1, CALIBRATED_ON).astype(int))
     vectors = encoder.encode([passages[row] for row in rows], "passage")
@@ -127,13 +144,13 @@ def _calibrations(student: Artifact, corpus: Artifact) -> dict[int, Calibration]
     }
 
 
-def _here(encoder: Encoder) -> Encoder:
+def _here(encoder: Embedder) -> Embedder:
     """On what this task was given."""
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources()["CPU"])))
     return encoder.to("cuda" if ray.get_gpu_ids() else "cpu")
 
 
-def _untrained(folder: Path, layers: list[int] | None) -> Encoder:
+def _untrained(folder: Path, layers: list[int] | None, trust_remote_code: bool) -> Encoder:
     """The encoder that a folder's training began with, without adapter or projection."""
     contract = Contract.read(folder)
     return create(
@@ -149,6 +166,7 @@ def _untrained(folder: Path, layers: list[int] | None) -> Encoder:
         precision=contract.precision,
         space=f"{contract.space}-base",
         layers=layers,
+        trust_remote_code=trust_remote_code,
     )
 
 

@@ -18,6 +18,7 @@ from stillroom.artifacts import Draft, atomic_json
 from stillroom.config.corpus import Corpus
 from stillroom.config.scale import Scale
 from stillroom.config.synthetic import Synthetic as Section
+from stillroom.endpoint import Answers, Usage, token_estimate
 from stillroom.errors import UserError
 from stillroom.stages.asking import Asker, Tally
 from stillroom.stages.from_passages import (
@@ -28,7 +29,6 @@ from stillroom.stages.from_passages import (
     shown,
 )
 from stillroom.stages.from_tasks import brainstorm, brainstorms, example, from_tasks
-from stillroom.stages.llm import Answers, Usage, token_estimate
 from stillroom.text.synthetic import KINDS, Example
 
 

@@ -10,11 +10,14 @@ from stillroom.config.models import Contrastive, Joint, Mntp, Phase, Simcse
 from stillroom.config.models import Teacher as Section
 from stillroom.config.scale import Scale
 from stillroom.encoders.backbone import set_dropout
+from stillroom.encoders.combined import CombinedEncoder
 from stillroom.encoders.contract import Contract
 from stillroom.encoders.encode import Encoder
-from stillroom.encoders.store import create, load, save
+from stillroom.encoders.locate import of_artifact
+from stillroom.encoders.store import combine, create, load, save
 from stillroom.learning import objectives
 from stillroom.stages import batches
+from stillroom.stages.api import contract_of
 from stillroom.stages.corpus import evaluation_sets
 from stillroom.stages.fit import Task, fit
 
@@ -38,8 +41,11 @@ def teacher(
     """
     before = None if teacher is None else teacher.path
     begin = functools.partial(start, section, phase, seed, out.path.name, before)
+    if section.api is not None:
+        contract_of(section.api).write(out.path)
+        return {}
     if phase is None:
-        save(begin(), out.path)
+        save(begin() if section.members is None else _together(section, out), out.path)
         return {}
     assert corpus is not None
     objective, data = parts(phase, corpus, negatives, seed)
@@ -107,13 +113,17 @@ def start(
             lora=lora,
             head=head,
             seed=seed,
+            trust_remote_code=section.trust_remote_code,
         )
         base = Contract.read(before).base
         encoder.contract = encoder.contract.model_copy(update={"base": base})
     elif before is not None:
-        encoder = load(before, trainable=True, head=head)
+        encoder = load(
+            before, trainable=True, head=head, trust_remote_code=section.trust_remote_code
+        )
         encoder.contract = encoder.contract.model_copy(update={"space": space})
     else:
+        assert section.base is not None, "what has no base has no phases"
         encoder = create(
             section.base,
             attention=section.attention,
@@ -129,6 +139,7 @@ def start(
             lora=lora,
             head=head,
             seed=seed,
+            trust_remote_code=section.trust_remote_code,
         )
     if isinstance(phase, Simcse):
         set_dropout(encoder.backbone, phase.dropout)
@@ -136,3 +147,23 @@ def start(
         sizes = sorted({*phase.dims, encoder.contract.dims[0]}, reverse=True)
         encoder.contract = encoder.contract.model_copy(update={"dims": tuple(sizes)})
     return encoder
+
+
+def _together(section: Section, out: Draft) -> CombinedEncoder:
+    """The members as one. All of their weights go into the artifact, which is whole anywhere."""
+    assert section.members is not None
+    members = [
+        create(
+            of_artifact(member.base, out.store),
+            attention=member.attention,
+            pooling=member.pooling,
+            append_eos=member.append_eos,
+            prompts=None if member.prompts is None else member.prompts.model_dump(),
+            max_tokens=member.max_tokens,
+            precision=section.precision,
+            space=f"{out.path.name}/members/{number}",
+            trust_remote_code=section.trust_remote_code,
+        )
+        for number, member in enumerate(section.members)
+    ]
+    return combine(members, section.combine, space=out.path.name)

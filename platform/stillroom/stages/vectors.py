@@ -2,21 +2,21 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-import torch
 
 from stillroom.artifacts import Artifact, Draft, atomic_json
 from stillroom.config.recipe import Vectors as Section
 from stillroom.config.scale import Actors, Scale
-from stillroom.encoders.contract import Contract, Role
-from stillroom.encoders.encode import Encoder
+from stillroom.encoders.contract import Role, Terms
+from stillroom.encoders.embedder import Embedder
 from stillroom.encoders.locate import fingerprint, locate, of_artifact
+from stillroom.encoders.remote import RemoteEncoder
 from stillroom.encoders.store import load
 from stillroom.encoders.vectors import (
     DIGESTS,
@@ -28,6 +28,7 @@ from stillroom.encoders.vectors import (
 )
 from stillroom.errors import UserError
 from stillroom.learning.batches import Rows
+from stillroom.stages.api import is_remote, remote_of
 from stillroom.stages.corpus import CorpusFiles
 
 TEACHER = "teacher.json"  # whose vectors these are
@@ -43,6 +44,7 @@ def vectors(
     out: Draft,
     teacher: Artifact | None = None,
     model: str = "",
+    trusted: Sequence[str] = (),
 ) -> dict[str, int]:
     """Writes queries/ and passages/ as `StoredVectors`, and the teacher's contract.
 
@@ -51,20 +53,31 @@ def vectors(
 
     Args:
         model: the name of another encoder, in place of the teacher, which has its own prompts.
+        trusted: "teacher", where it may run code that it brings with it.
     """
     texts = CorpusFiles.read(corpus)
     encoder = teacher.path if teacher is not None else locate(of_artifact(model, out.store))
+    remote = None if teacher is None else remote_of(encoder, scale.teacher_api, out.store)
     parts: list[tuple[str, Role, list[str]]] = [
         ("queries", "query", texts.queries),
         ("passages", "passage", texts.passages),
     ]
     for name, role, of in parts:
-        prompts: Sequence[str | None] = [None] * len(of)
-        if teacher is not None:
-            prompts = teacher_prompts(texts, role, Contract.read(teacher.path))
-        embed(of, prompts, role, encoder, out.path / name, section.shard, scale.vectors)
+        # Another model than the teacher has its own prompts, whatever the source.
+        prompts = [None] * len(of) if teacher is None else told(texts, role)
+        embed(
+            of,
+            prompts,
+            role,
+            encoder,
+            out.path / name,
+            section.shard,
+            scale.vectors,
+            remote=remote,
+            trust_remote_code="teacher" in trusted,
+        )
     if teacher is not None:
-        Contract.read(teacher.path).write(out.path)
+        Terms.read(teacher.path).write(out.path)
         atomic_json(out.path / TEACHER, {"fingerprint": fingerprint(str(teacher.path))})
     return {
         "queries": len(texts.queries),
@@ -73,10 +86,10 @@ def vectors(
     }
 
 
-def teacher_prompts(files: CorpusFiles, role: Role, contract: Contract) -> list[str]:
-    """What the teacher is told before each query or passage: its source's task, or its own."""
-    own = str(getattr(contract.prompts, role))
-    known = [own if of is None else str(getattr(of, role)) for of in files.prompts]
+def told(files: CorpusFiles, role: Role) -> list[str | None]:
+    """What the teacher is told before each query or passage: its source's task; None leaves it
+    its own prompt."""
+    known = [None if own is None else str(getattr(own, role)) for own in files.prompts]
     return [known[number] for number in (files.source if role == "query" else files.passage_source)]
 
 
@@ -88,16 +101,31 @@ def embed(
     folder: Path,
     shard: int,
     scale: Actors,
+    *,
+    remote: RemoteEncoder | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
-    """Writes a folder of `StoredVectors`, whatever shards are not in it yet."""
+    """Writes a folder of `StoredVectors`, whatever shards are not in it yet.
+
+    Args:
+        remote: what the model is, where it is an API. It is asked from here, for its budget, pace
+            and kept answers are in one place.
+    """
+    if remote is None and is_remote(model):
+        raise UserError(
+            str(model),
+            "is an API, which only a recipe's own teacher may be",
+            "Name a model with weights, or set teacher.api",
+        )
     folder.mkdir(exist_ok=True)
     # Texts of like length share a shard, so that almost nothing is padding.
     order = np.argsort([len(text) for text in texts], kind="stable")
     write_whole(folder / "order.npy", order)
-    digests = [digest(p or "", text) for p, text in zip(prompts, texts, strict=True)]
+    digests = [digest(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
     write_whole(folder / DIGESTS, np.array(digests, dtype=np.uint64))
     shards = -(-len(texts) // shard)
-    missing = [i for i in range(shards) if not shard_path(folder, i).exists()]
+    # An API has kept the vectors of shards that are there, and counts them into its budget.
+    missing = [i for i in range(shards) if remote or not shard_path(folder, i).exists()]
     if len(missing) < shards:
         log.info(
             "%s: %d of %d shards are there already", folder.name, shards - len(missing), shards
@@ -110,24 +138,30 @@ def embed(
         mine = order[i * shard : (i + 1) * shard]
         of_mine = {"texts": [texts[j] for j in mine], "prompts": [prompts[j] for j in mine]}
         rows.append({"shard": i, **of_mine})
-    made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        _Embedder,
-        fn_constructor_args=(model, role),
-        compute=ray.data.ActorPoolStrategy(size=min(scale.actors, len(rows))),
-        num_cpus=scale.cpus,
-        num_gpus=scale.gpus,
-    )
-    for done, row in enumerate(made.iter_rows(), start=1):
+    made: Iterable[dict[str, Any]]
+    if remote is not None:
+        made = map(_Embedder(remote, role), rows)
+    else:
+        made = (
+            ray.data.from_items(rows, override_num_blocks=len(rows))
+            .map(
+                _LoadedEmbedder,
+                fn_constructor_args=(model, role, trust_remote_code),
+                compute=ray.data.ActorPoolStrategy(size=min(scale.actors, len(rows))),
+                num_cpus=scale.cpus,
+                num_gpus=scale.gpus,
+            )
+            .iter_rows()
+        )
+    for done, row in enumerate(made, start=1):
         array = np.frombuffer(row["vectors"], dtype=np.float16).reshape(-1, row["dims"])
         write_whole(shard_path(folder, row["shard"]), array)
         log.info("%s: shard %d of %d", folder.name, shards - len(missing) + done, shards)
 
 
 class _Embedder:
-    """One of the pool's actors."""
-
-    def __init__(self, model: Path, role: Role):
-        self.encoder = load(model, device="cuda" if ray.get_gpu_ids() else "cpu")
+    def __init__(self, encoder: Embedder, role: Role):
+        self.encoder = encoder
         self.role: Role = role
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -136,8 +170,16 @@ class _Embedder:
         return {"shard": row["shard"], "vectors": found.tobytes(), "dims": found.shape[1]}
 
 
+class _LoadedEmbedder(_Embedder):
+    """One of the pool's actors."""
+
+    def __init__(self, model: Path, role: Role, trust_remote_code: bool):
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        super().__init__(load(model, device=device, trust_remote_code=trust_remote_code), role)
+
+
 def encode_prompted(
-    encoder: Encoder, texts: Sequence[str], prompts: Sequence[str | None], role: Role
+    encoder: Embedder, texts: Sequence[str], prompts: Sequence[str | None], role: Role
 ) -> np.ndarray:
     """Vectors of texts that have a prompt each, or None for the encoder's own: float16,
     (n, dims)."""
@@ -152,9 +194,9 @@ def encode_prompted(
 class Fresh:
     """Vectors that are made when they are asked for, by rows of texts."""
 
-    encoder: Encoder
+    encoder: Embedder
     texts: Sequence[str]
-    prompts: Sequence[str]
+    prompts: Sequence[str | None]
     role: Role
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
@@ -162,31 +204,21 @@ class Fresh:
         return encode_prompted(self.encoder, texts, prompts, self.role)
 
 
-def of_teacher(
-    files: CorpusFiles, teacher: Artifact, vectors: Artifact | None, device: torch.device
-) -> tuple[Rows, Rows]:
-    """The teacher's vectors of a corpus's queries and passages, by row.
+def fresh(files: CorpusFiles, teacher: Embedder) -> tuple[Rows, Rows]:
+    """The teacher's vectors of a corpus's queries and passages, by row, made when asked for."""
+    queries, passages = told(files, "query"), told(files, "passage")
+    return (
+        Fresh(teacher, files.queries, queries, "query"),
+        Fresh(teacher, files.passages, passages, "passage"),
+    )
 
-    Args:
-        vectors: where they are stored; None has them made when they are asked for.
-        device: where the teacher then runs.
+
+def stored(files: CorpusFiles, teacher: Artifact, vectors: Artifact) -> tuple[Rows, Rows]:
+    """The same, from a `vectors` artifact.
 
     Raises:
-        UserError: when what is stored is another teacher's, or of other texts or prompts.
+        UserError: when that is another teacher's, or of other texts or prompts.
     """
-    contract = Contract.read(teacher.path)
-    parts: list[tuple[str, Role, list[str]]] = [
-        ("queries", "query", files.queries),
-        ("passages", "passage", files.passages),
-    ]
-    prompts = [teacher_prompts(files, role, contract) for _, role, _ in parts]
-    if vectors is None:
-        encoder = load(teacher.path, device=str(device))
-        first, second = (
-            Fresh(encoder, texts, told, role)
-            for (_, role, texts), told in zip(parts, prompts, strict=True)
-        )
-        return first, second
     made_by = json.loads((vectors.path / TEACHER).read_text())["fingerprint"]
     if made_by != fingerprint(str(teacher.path)):
         raise UserError(
@@ -194,8 +226,8 @@ def of_teacher(
             f"was made by another teacher than {teacher.path}",
             "Delete that artifact, and run again",
         )
-    queries, passages = (
-        OfTexts(StoredVectors(vectors.path / name), texts, told)
-        for (name, _, texts), told in zip(parts, prompts, strict=True)
+    queries, passages = (StoredVectors(vectors.path / name) for name in ("queries", "passages"))
+    return (
+        OfTexts(queries, files.queries, told(files, "query")),
+        OfTexts(passages, files.passages, told(files, "passage")),
     )
-    return queries, passages
