@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stillroom.artifacts import Store
 from stillroom.config.corpus import Docstrings
-from stillroom.config.models import Contrastive, Joint, Mntp, PairTraining, Phase, Simcse, Teacher
+from stillroom.config.models import Contrastive, Joint, Mntp, PairTraining, Phase, Simcse, Student, Teacher
 from stillroom.config.recipe import Recipe
 from stillroom.config.scale import Workers
 from stillroom.encoders.locate import locate
@@ -24,7 +24,7 @@ from stillroom.learning.memory import (
     advice,
     estimate,
 )
-from stillroom.learning.shape import shape_of
+from stillroom.learning.shape import resized, shape_of
 from stillroom.plan import Step
 from stillroom.stages import sources
 from stillroom.text.formats import LeftOut, read_beir
@@ -66,9 +66,15 @@ def check_recipe(recipe: Recipe, steps: list[Step]) -> list[Finding]:
     for stage, section in (("teacher", recipe.teacher), ("student", recipe.student)):
         if stage in stages:
             base, pooling = section.base, section.pooling
-            size = _model(f"{stage}.base", base, pooling)
-            needed += 3 * size  # the artifact, a checkpoint with the optimizer, the release
+            begins_anew = isinstance(section, Student) and section.size is not None
+            size = _model(f"{stage}.base", base, pooling, weights=not begins_anew)
             findings.append(Finding(f"{stage}.base", True, f"{base}: {size / 2**20:,.0f} MiB"))
+            if isinstance(section, Student):
+                made = _student(section)
+                if made is not None:
+                    size = 4 * made
+                    findings.append(Finding("student", True, f"{made / 1e6:,.1f} M parameters"))
+            needed += 3 * size  # the artifact, a checkpoint with the optimizer, the release
     if "teacher" in stages and recipe.teacher.phases:
         findings += _compiler(recipe)
         findings += memory(recipe)
@@ -124,8 +130,41 @@ def _take_given(recipe: Recipe) -> dict[str, Contrastive]:
     }
 
 
-def _model(field: str, base: str, pooling: str | None) -> int:
-    """Bytes of a model's weights."""
+def _student(section: Student) -> int | None:
+    """How many weights the student will have, its projection left out; None where that is not
+    known of the base's architecture."""
+    file = locate(section.base) / "config.json"
+    if not file.is_file():  # adapters, on a base of their own
+        return None
+    config = json.loads(file.read_text())
+    shape = shape_of(config)
+    if shape is None:
+        return None
+    for number in section.layers or ():
+        if number >= shape.layers:
+            raise UserError(
+                "student.layers", f"there is no layer {number}", f"Use 0 to {shape.layers - 1}"
+            )
+    if section.vocabulary is not None and section.vocabulary >= shape.vocabulary:
+        raise UserError(
+            f"student.vocabulary: {section.vocabulary}",
+            f"the base has {shape.vocabulary} tokens",
+            "Set fewer, or leave it out",
+        )
+    made = shape_of(
+        resized(
+            config,
+            layers=None if section.layers is None else len(section.layers),
+            vocabulary=section.vocabulary,
+            size=None if section.size is None else section.size.model_dump(exclude_none=True),
+        )
+    )
+    assert made is not None, "it is of the same family"
+    return made.weights
+
+
+def _model(field: str, base: str, pooling: str | None, *, weights: bool = True) -> int:
+    """Bytes of a model's weights, which it must have unless they are not wanted."""
     folder = locate(base)
     if not (folder / "config.json").is_file() and not (folder / "contract.json").is_file():
         raise UserError(
@@ -143,14 +182,14 @@ def _model(field: str, base: str, pooling: str | None) -> int:
             "is a plain model, which does not say how its states become a vector",
             f"Set {field.partition('.')[0]}.pooling to mean, weighted_mean, last or cls",
         )
-    weights = list(folder.rglob("*.safetensors"))
-    if not weights:
+    files = list(folder.rglob("*.safetensors"))
+    if weights and not files:
         raise UserError(
             f"{field}: {base}",
             "has no weights in Safetensors",
             "Convert them: pickled weights can run code and are never loaded",
         )
-    return sum(file.stat().st_size for file in weights)
+    return sum(file.stat().st_size for file in files)
 
 
 def _compiler(recipe: Recipe) -> list[Finding]:

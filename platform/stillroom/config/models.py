@@ -156,9 +156,26 @@ class Distil(Section):
         return self
 
 
+class Size(Section):
+    """A student of random weights: its base gives the tokenizer and the architecture alone."""
+
+    layers: PositiveInt
+    hidden: PositiveInt
+    heads: PositiveInt
+    intermediate: PositiveInt | None = None  # null: 4 × hidden
+
+    @model_validator(mode="after")
+    def _heads_share_evenly(self) -> "Size":
+        if self.hidden % self.heads:
+            raise ValueError(f"{self.heads} heads cannot share hidden: {self.hidden} evenly")
+        return self
+
+
 class Student(PairTraining):
     base: str
     layers: tuple[NonNegativeInt, ...] | None = None  # the base's layers to keep; null: all
+    size: Size | None = None  # random weights of this size; null: the base's weights
+    vocabulary: PositiveInt | None = None  # the most tokens, the corpus's frequent; null: all
     space: Literal["own", "teacher"] = "own"  # teacher: projected into the teacher's dims
     pooling: Literal["mean", "weighted_mean", "last", "cls"] | None = None
     prompts: Prompts | None = None
@@ -166,6 +183,14 @@ class Student(PairTraining):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     losses: Distil = Distil()
     hard_negatives: NonNegativeInt = 1
+
+    @model_validator(mode="after")
+    def _made_in_one_way(self) -> "Student":
+        if self.layers is not None and self.size is not None:
+            raise ValueError("layers are the base's, and size begins anew: use one of them")
+        if self.layers is not None and len(set(self.layers)) < max(1, len(self.layers)):
+            raise ValueError("layers must be distinct, and one at least")
+        return self
 
     @model_validator(mode="after")
     def _vectors_need_one_space(self) -> "Student":
