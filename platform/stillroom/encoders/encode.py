@@ -88,6 +88,8 @@ class Encoder(torch.nn.Module):
     ) -> torch.Tensor:
         if self.contract.architecture == "encoder":
             with self._autocast():
+                if packing.is_packed(self.backbone):
+                    return packing.states(self.backbone, ids_bl, mask_bl)
                 return self.backbone(input_ids=ids_bl, attention_mask=mask_bl).last_hidden_state
         # Nothing is generated, and all layers' keys are large: no cache.
         with self._autocast(), attending(self.backbone, attention):
