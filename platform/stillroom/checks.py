@@ -11,7 +11,16 @@ from pathlib import Path
 
 from stillroom.artifacts import Store
 from stillroom.config.corpus import Docstrings
-from stillroom.config.models import Contrastive, Joint, Mntp, PairTraining, Phase, Simcse, Student, Teacher
+from stillroom.config.models import (
+    Contrastive,
+    Joint,
+    Mntp,
+    PairTraining,
+    Phase,
+    Simcse,
+    Student,
+    Teacher,
+)
 from stillroom.config.recipe import Recipe
 from stillroom.config.scale import Workers
 from stillroom.encoders.locate import locate

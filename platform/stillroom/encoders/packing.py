@@ -88,17 +88,16 @@ def attend(
     rows = (query_1hte, key_1hte, value_1hte)
     if query_1hte.is_cuda and value_1hte.dtype != torch.float32 and not dropout:
         return _in_one_kernel(*rows, lengths, starts, reach, scaling), None
-    dtype = value_1hte.dtype
     if not query_1hte.is_cuda:
         # Backward of a CPU's kernel takes four times as long in bfloat16 as in float32.
-        rows = tuple(row.float() for row in rows)
+        rows = (query_1hte.float(), key_1hte.float(), value_1hte.float())
     found = [
         sdpa_attention_forward(
             module, *text, _window(text[0], reach), dropout, scaling, is_causal=is_causal
         )[0]
         for text in zip(*(row.split(lengths, dim=2) for row in rows), strict=True)
     ]
-    return torch.cat(found, dim=1).to(dtype), None
+    return torch.cat(found, dim=1).to(value_1hte.dtype), None
 
 
 def _in_one_kernel(

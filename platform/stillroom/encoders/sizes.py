@@ -57,9 +57,7 @@ def _blocks(backbone: Any) -> str:
     """Where a backbone's layers are: the one list of so many that lies in no other."""
     count = backbone.config.num_hidden_layers
     lists = [
-        name
-        for name, module in backbone.named_modules()
-        if isinstance(module, torch.nn.ModuleList)
+        name for name, module in backbone.named_modules() if isinstance(module, torch.nn.ModuleList)
     ]
     outermost = [name for name in lists if not any(name.startswith(f"{at}.") for at in lists)]
     found = [name for name in outermost if len(backbone.get_submodule(name)) == count]

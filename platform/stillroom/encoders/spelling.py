@@ -5,6 +5,7 @@ parts are all there are cut as they were: the longest match and the best path ar
 found, and merges still happen in their order.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -74,7 +75,7 @@ class BytePair:
         symbols = list(token)
         yield from symbols
         while len(symbols) > 1:
-            pairs = list(zip(symbols, symbols[1:], strict=False))
+            pairs = list(itertools.pairwise(symbols))
             at = min(range(len(pairs)), key=lambda i: self.rank.get(pairs[i], len(self.rank)))
             if pairs[at] not in self.rank:
                 return

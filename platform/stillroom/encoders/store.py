@@ -362,7 +362,9 @@ def _longest(backbone: Any, tokenizer: Any) -> int:
 
 def _spoken(tokenizer: Any, prompts: Prompts) -> list[int]:
     """Ids of the prompts."""
-    return [i for prompt in (prompts.query, prompts.passage) for i in tokenizer(prompt)["input_ids"]]
+    return [
+        i for prompt in (prompts.query, prompts.passage) for i in tokenizer(prompt)["input_ids"]
+    ]
 
 
 def _precision() -> Precision:
