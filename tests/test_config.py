@@ -107,6 +107,11 @@ def test_an_override_is_typed_like_the_file(recipe):
         ("release.retention={own: 0.9}", "release.retention", "no evaluation set"),
         ("release.vectors={int4: 0.9}", "release.vectors.int4", "'binary+rescoring'"),
         ("release.asymmetric_retention=0.9", "asymmetric_retention", "space: teacher"),
+        ("student.layers=[]", "student", "distinct, and one at least"),
+        ("student.layers=[1,1]", "student", "distinct, and one at least"),
+        ("student.size={layers: 2, hidden: 30, heads: 4}", "student.size", "evenly"),
+        ("student.size={layers: 2, hidden: 32}", "student.size.heads", "is missing"),
+        ("student.vocabulary=0", "student.vocabulary", "greater than 0"),
         ("negatives.sample_from=2", "negatives", "per_query"),
         ("corpus.held_out=null", "corpus", "evaluation"),
         ("scale.student.zero_stage=2", "scale.student", "deepspeed"),
@@ -117,6 +122,13 @@ def test_a_wrong_field_is_named_with_a_way_out(recipe, override, field, hint):
         read_recipe(recipe(), [override, "scale.student.workers=2"])
     assert field in str(fault.value)
     assert hint in str(fault.value)
+
+
+def test_a_student_keeps_layers_or_begins_anew(recipe):
+    size = "student.size={layers: 2, hidden: 32, heads: 4}"
+    assert read_recipe(recipe(), [size]).student.size.intermediate is None
+    with pytest.raises(UserError, match="layers are the base's, and size begins anew"):
+        read_recipe(recipe(), [size, "student.layers=[0]"])
 
 
 def test_every_fault_is_reported_at_once(recipe):

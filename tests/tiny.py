@@ -93,6 +93,61 @@ def word_piece_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def roberta_tokenizer() -> PreTrainedTokenizerFast:
+    """As RoBERTa's: byte-level BPE between <s> and </s>, padding in the second place."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        _texts(),
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY - 1,
+            special_tokens=FOUR,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer.add_special_tokens(["<mask>"])  # behind the model's own, as there
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return _of_four(tokenizer)
+
+
+def unigram_tokenizer() -> PreTrainedTokenizerFast:
+    """As XLM-RoBERTa's: SentencePiece's unigrams between <s> and </s>."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.train_from_iterator(
+        _texts(),
+        trainers.UnigramTrainer(
+            vocab_size=VOCABULARY - 1, special_tokens=FOUR, unk_token="<unk>", show_progress=False
+        ),
+    )
+    tokenizer.add_special_tokens(["<mask>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return _of_four(tokenizer)
+
+
+FOUR = ["<s>", "<pad>", "</s>", "<unk>"]
+
+
+def _of_four(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        cls_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        sep_token="</s>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        model_max_length=256,
+    )
+
+
 def tiny_decoder(folder: Path, *, mistral: bool = False, seed: int = 0) -> Path:
     """A causal language model."""
     torch.manual_seed(seed)

@@ -11,7 +11,16 @@ from pathlib import Path
 
 from stillroom.artifacts import Store
 from stillroom.config.corpus import Docstrings
-from stillroom.config.models import Contrastive, Joint, Mntp, PairTraining, Phase, Simcse, Teacher
+from stillroom.config.models import (
+    Contrastive,
+    Joint,
+    Mntp,
+    PairTraining,
+    Phase,
+    Simcse,
+    Student,
+    Teacher,
+)
 from stillroom.config.recipe import Recipe
 from stillroom.config.scale import TeacherApi, Workers
 from stillroom.config.teachers import Api
@@ -28,7 +37,7 @@ from stillroom.learning.memory import (
     advice,
     estimate,
 )
-from stillroom.learning.shape import shape_of
+from stillroom.learning.shape import resized, shape_of
 from stillroom.plan import Step
 from stillroom.stages import sources
 from stillroom.text.formats import LeftOut, read_beir
@@ -62,9 +71,15 @@ def check_recipe(recipe: Recipe, steps: list[Step]) -> list[Finding]:
     needed = 0
     for field, base, pooling, trusted in _models(recipe):
         if field.partition(".")[0] in stages:
-            size = _model(field, of_artifact(base, store), pooling, trusted)
-            needed += 3 * size  # the artifact, a checkpoint with the optimizer, the release
+            student = recipe.student if field == "student.base" else None
+            anew = student is not None and student.size is not None
+            size = _model(field, of_artifact(base, store), pooling, trusted, weights=not anew)
             findings.append(Finding(field, True, f"{base}: {size / 2**20:,.0f} MiB"))
+            made = None if student is None else _student(student)
+            if made is not None:
+                size = 4 * made
+                findings.append(Finding("student", True, f"{made / 1e6:,.1f} M parameters"))
+            needed += 3 * size  # the artifact, a checkpoint with the optimizer, the release
     if recipe.teacher.api is not None and stages & {"vectors", "report"}:
         findings.append(_api(recipe.teacher.api, recipe.scale.teacher_api, store, steps))
     if "teacher" in stages and recipe.teacher.phases:
@@ -160,8 +175,44 @@ def _api(api: Api, scale: TeacherApi, store: Store, steps: list[Step]) -> Findin
     return Finding("teacher.api", True, f"{where}: at most {took.tokens_in:,} tokens{priced}")
 
 
-def _model(field: str, base: str, pooling: str | None, trusted: bool) -> int:
-    """Bytes of a model's weights; of an adapter's, its base's counted."""
+def _student(section: Student) -> int | None:
+    """How many weights the student will have, its projection left out; None where that is not
+    known of the base's architecture."""
+    file = locate(section.base) / "config.json"
+    if not file.is_file():  # adapters, on a base of their own
+        return None
+    config = json.loads(file.read_text())
+    shape = shape_of(config)
+    if shape is None:
+        return None
+    for number in section.layers or ():
+        if number >= shape.layers:
+            raise UserError(
+                "student.layers", f"there is no layer {number}", f"Use 0 to {shape.layers - 1}"
+            )
+    if section.vocabulary is not None and section.vocabulary >= shape.vocabulary:
+        raise UserError(
+            f"student.vocabulary: {section.vocabulary}",
+            f"the base has {shape.vocabulary} tokens",
+            "Set fewer, or leave it out",
+        )
+    made = shape_of(
+        resized(
+            config,
+            layers=None if section.layers is None else len(section.layers),
+            vocabulary=section.vocabulary,
+            size=None if section.size is None else section.size.model_dump(exclude_none=True),
+        )
+    )
+    assert made is not None, "it is of the same family"
+    return made.weights
+
+
+def _model(
+    field: str, base: str, pooling: str | None, trusted: bool, *, weights: bool = True
+) -> int:
+    """Bytes of a model's weights, which it must have unless they are not wanted; of an adapter's,
+    its base's counted."""
     folder = locate(base, code=trusted)
     if (adapts := adapter_base(folder)) is not None:
         own = (folder / ADAPTER_WEIGHTS).stat().st_size
@@ -188,14 +239,14 @@ def _model(field: str, base: str, pooling: str | None, trusted: bool) -> int:
             "is a plain model, which does not say how its states become a vector",
             f"Set {field.partition('.')[0]}.pooling to mean, weighted_mean, last or cls",
         )
-    weights = list(folder.rglob("*.safetensors"))
-    if not weights:
+    files = list(folder.rglob("*.safetensors"))
+    if weights and not files:
         raise UserError(
             f"{field}: {base}",
             "has no weights in Safetensors",
             "Convert them: pickled weights can run code and are never loaded",
         )
-    return sum(file.stat().st_size for file in weights)
+    return sum(file.stat().st_size for file in files)
 
 
 def _compiler(recipe: Recipe) -> list[Finding]:

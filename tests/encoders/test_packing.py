@@ -7,23 +7,41 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    ElectraConfig,
+    ElectraModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MPNetConfig,
+    MPNetModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    RobertaConfig,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
 )
 
 from stillroom.encoders import packing
-from stillroom.encoders.backbone import checkpoint_activations, load_backbone
+from stillroom.encoders.backbone import checkpoint_activations, load_backbone, set_dropout
 from stillroom.encoders.packing import pack_attention
 from stillroom.encoders.prompt import pad, pad_clozes
 from stillroom.encoders.store import create, load, save
 from stillroom.errors import UserError
-from tiny import VOCABULARY, byte_pair_tokenizer
+from tiny import (
+    VOCABULARY,
+    byte_pair_tokenizer,
+    roberta_tokenizer,
+    unigram_tokenizer,
+    word_piece_tokenizer,
+)
 
 TEXTS = ["a short text", "another text, which has quite a few more words than the first one", "x"]
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
@@ -156,6 +174,45 @@ def test_the_kernel_of_a_gpu_takes_what_it_is_given(causal, window):
     assert (found.shape, found.dtype) == ((1, 9, 4, 8), torch.half)
 
 
-def test_an_architecture_that_is_not_known_to_pack_is_refused_by_name(encoder):
-    with pytest.raises(UserError, match="BertModel"):
-        pack_attention(load_backbone(encoder))
+ENCODER = {**{name: SIZES[name] for name in list(SIZES)[:5]}, "max_position_embeddings": 66}
+FOUR = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+STUDENTS = {
+    "bert": (lambda: BertModel(BertConfig(**ENCODER)), word_piece_tokenizer),
+    "roberta": (lambda: RobertaModel(RobertaConfig(**ENCODER, **FOUR)), roberta_tokenizer),
+    "xlm-roberta": (
+        lambda: XLMRobertaModel(XLMRobertaConfig(**ENCODER, **FOUR)), unigram_tokenizer,
+    ),
+    "electra": (
+        lambda: ElectraModel(ElectraConfig(**ENCODER, embedding_size=16)), word_piece_tokenizer,
+    ),
+    "distilbert": (
+        lambda: DistilBertModel(
+            DistilBertConfig(vocab_size=VOCABULARY, dim=32, hidden_dim=64, n_layers=2, n_heads=4)
+        ),
+        word_piece_tokenizer,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_packed_encoder_gives_a_padded_one_s_vectors_and_gradients(name, pooling, tmp_path):
+    torch.manual_seed(0)
+    model, tokenizer = STUDENTS[name]
+    model().save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    found = []
+    for packed in (False, True):
+        student = made(tmp_path, None, packed=packed, head=False, pooling=pooling)
+        set_dropout(student.backbone, 0.0)
+        vectors = student(pad(student.prompter(TEXTS, "passage"), student.pad_id))
+        vectors[:, :5].sum().backward()
+        gradients = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
+        found.append((vectors, gradients))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=2e-5)
+
+
+def test_an_architecture_that_is_not_known_to_pack_is_refused_by_name(tmp_path):
+    MPNetModel(MPNetConfig(**ENCODER)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="MPNetModel"):
+        pack_attention(load_backbone(tmp_path))

@@ -34,8 +34,8 @@ from stillroom.encoders.prompt import Tokens, pad
 from stillroom.encoders.store import create
 from stillroom.learning import memory
 from stillroom.learning.memory import GIB, GPUS, Training, advice, estimate
-from stillroom.learning.shape import Shape, shape_of
-from tiny import byte_pair_tokenizer, word_piece_tokenizer
+from stillroom.learning.shape import Shape, resized, shape_of
+from tiny import byte_pair_tokenizer, roberta_tokenizer, word_piece_tokenizer
 
 DECODER = {
     "vocab_size": 1000,
@@ -128,6 +128,25 @@ def test_weights_are_counted_as_torch_counts_them(folder):
     if found.decoder:
         with_head = encoder(folder, head=True)
         assert memory.frozen_and_trained(found, Training(head=True)) == (0, numel(with_head))
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "mpnet", "modernbert"])
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"layers": [0, 2], "vocabulary": 900},
+        {"size": {"layers": 4, "hidden": 48, "heads": 3}},
+    ],
+    ids=["cut", "random"],
+)
+def test_a_student_s_weights_are_counted_before_it_is_made(name, made, tmp_path):
+    MODELS[name]().save_pretrained(tmp_path)
+    roberta_tokenizer().save_pretrained(tmp_path)
+    student = create(str(tmp_path), space="s", pooling="mean", **made)
+    layers = len(made["layers"]) if "layers" in made else None
+    config = json.loads((tmp_path / "config.json").read_text())
+    found = shape_of(resized(config, **{**made, "layers": layers}))
+    assert found.weights == student.parameters_total
 
 
 @pytest.mark.parametrize(

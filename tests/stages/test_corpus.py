@@ -417,7 +417,7 @@ def test_however_it_is_cut_the_corpus_is_that_of_the_slow_way(
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(num_cpus=2, include_dashboard=False, configure_logging=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False)
     yield
     ray.shutdown()
 

@@ -164,6 +164,7 @@ def cluster():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ray.init(
+        "local",
         num_cpus=4,
         include_dashboard=False,
         logging_config=ray.LoggingConfig(log_level="ERROR"),

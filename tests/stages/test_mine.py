@@ -85,7 +85,7 @@ def test_a_rule_that_cannot_hold_is_refused(files):
 
 @pytest.fixture
 def cluster():
-    ray.init(num_cpus=1, include_dashboard=False, configure_logging=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, configure_logging=False)
     yield
     ray.shutdown()
 

@@ -36,7 +36,7 @@ TESTED = EvaluationSet(
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    ray.init(num_cpus=2, include_dashboard=False, configure_logging=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False)
     yield
     ray.shutdown()
 

@@ -30,7 +30,7 @@ from stillroom.text.synthetic import BEST_GRADE, TASKS_A_CALL
 
 @pytest.fixture(scope="module")
 def cluster():
-    context = ray.init(num_cpus=2, include_dashboard=False, configure_logging=False)
+    context = ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False)
     yield context.address_info["address"]
     ray.shutdown()
 

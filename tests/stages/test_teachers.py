@@ -32,7 +32,7 @@ from stillroom.stages.vectors import stored
 
 @pytest.fixture
 def cluster():
-    ray.init(num_cpus=1, include_dashboard=False, configure_logging=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, configure_logging=False)
     yield
     ray.shutdown()
 

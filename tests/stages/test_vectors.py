@@ -21,7 +21,7 @@ PROMPTS = {"query": "Instruct: Find it\nQuery: ", "passage": "Found: "}
 
 @pytest.fixture
 def cluster():
-    ray.init(num_cpus=1, include_dashboard=False, configure_logging=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, configure_logging=False)
     yield
     ray.shutdown()
 

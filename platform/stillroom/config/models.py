@@ -247,12 +247,29 @@ class OnPairs(PairTraining):
 StudentPhase = OnTexts | OnPairs
 
 
+class Size(Section):
+    """A student of random weights: its base gives the tokenizer and the architecture alone."""
+
+    layers: PositiveInt
+    hidden: PositiveInt
+    heads: PositiveInt
+    intermediate: PositiveInt | None = None  # null: 4 × hidden
+
+    @model_validator(mode="after")
+    def _heads_share_evenly(self) -> "Size":
+        if self.hidden % self.heads:
+            raise ValueError(f"{self.heads} heads cannot share hidden: {self.hidden} evenly")
+        return self
+
+
 class Student(Section):
     """A BERT-like encoder, distilled in one phase or in several."""
 
     base: str
     trust_remote_code: bool = False  # runs the Python that the base brings with it
     layers: tuple[NonNegativeInt, ...] | None = None  # the base's layers to keep; null: all
+    size: Size | None = None  # random weights of this size; null: the base's weights
+    vocabulary: PositiveInt | None = None  # the most tokens, the corpus's frequent; null: all
     space: Literal["own", "teacher"] = "own"  # teacher: projected into the teacher's dims
     # Of a vector. null: the base's or, in the teacher's space, the teacher's; there a smaller one
     # must be among its Matryoshka sizes.
@@ -274,6 +291,14 @@ class Student(Section):
                     f"phases[{i}].losses.vector compares vectors, and so needs space: teacher; "
                     "similarity and order compare cosines, in any space"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _made_in_one_way(self) -> "Student":
+        if self.layers is not None and self.size is not None:
+            raise ValueError("layers are the base's, and size begins anew: use one of them")
+        if self.layers is not None and len(set(self.layers)) < max(1, len(self.layers)):
+            raise ValueError("layers must be distinct, and one at least")
         return self
 
 

@@ -91,6 +91,15 @@ def load_backbone(
             f"lacks {len(absent)} weights of its architecture, {absent[0]} first",
             "Save the model again: those weights would be random",
         )
+    return fitted(backbone, attention)
+
+
+def fitted(backbone: Any, attention: Attention | None) -> Any:
+    """The same backbone without what makes no states.
+
+    Raises:
+        UserError: when it does not attend as asked.
+    """
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None  # BERT's head for another task: not to be counted or decayed
     if attention is not None and attention_of(backbone) != attention:
@@ -216,22 +225,12 @@ def is_decoder(config: Any) -> bool:
     )
 
 
-def cut(backbone: Any, layers: Sequence[int]) -> None:
-    """Keeps only the layers of these numbers, in this order.
-
-    Raises:
-        UserError: when one is not there.
-    """
-    inside = backbone.encoder if hasattr(backbone, "encoder") else backbone
-    name = "layer" if hasattr(inside, "layer") else "layers"
-    blocks = getattr(inside, name)
-    for number in layers:
-        if number >= len(blocks):
-            raise UserError(
-                "student.layers", f"there is no layer {number}", f"Use 0 to {len(blocks) - 1}"
-            )
-    setattr(inside, name, torch.nn.ModuleList(blocks[number] for number in layers))
-    backbone.config.num_hidden_layers = len(layers)
+def positions_before(backbone: Any) -> int:
+    """How many rows of a table of positions no text reaches: RoBERTa's kin begin behind the id
+    of padding."""
+    table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return 0 if padding is None else padding + 1
 
 
 def add_lora(

@@ -67,6 +67,13 @@ class Encoder(torch.nn.Module):
         batch = batch.to(self.device)
         if isinstance(batch, ClozeBatch):
             return self._unlikelihood(batch)
+        vectors = self.pooled(batch)
+        if self.projection is not None:
+            vectors = F.linear(vectors, self.projection.weight.float())
+        return F.normalize(vectors, dim=-1) if self.contract.normalise else vectors
+
+    def pooled(self, batch: Batch) -> torch.Tensor:
+        """What is projected and brought to unit length: float32, (b, the backbone's width)."""
         states = self._states(batch.ids_bl, batch.mask_bl, self.contract.attention)
         if self.latent_attention is not None:
             with self._autocast():
@@ -74,16 +81,15 @@ class Encoder(torch.nn.Module):
         # CLS is a token of the prompt's side, and is pooled whatever becomes of the prompt.
         first = self.contract.pooling == "cls" and not self.contract.echo
         mask = batch.mask_bl if first else batch.pool_mask_bl
-        vectors = POOLINGS[self.contract.pooling](states, mask)
-        if self.projection is not None:
-            vectors = F.linear(vectors, self.projection.weight.float())
-        return F.normalize(vectors, dim=-1) if self.contract.normalise else vectors
+        return POOLINGS[self.contract.pooling](states, mask)
 
     def _states(
         self, ids_bl: torch.Tensor, mask_bl: torch.Tensor, attention: Attention
     ) -> torch.Tensor:
         if self.contract.architecture == "encoder":
             with self._autocast():
+                if packing.is_packed(self.backbone):
+                    return packing.states(self.backbone, ids_bl, mask_bl)
                 return self.backbone(input_ids=ids_bl, attention_mask=mask_bl).last_hidden_state
         # Nothing is generated, and all layers' keys are large: no cache.
         with self._autocast(), attending(self.backbone, attention):

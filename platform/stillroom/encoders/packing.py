@@ -10,11 +10,15 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from stillroom.encoders.backbone import positions_before
 from stillroom.errors import UserError
 
 PACKED = "packed"
-# Rotary positions, and nothing between layers that would mix one text's tokens with another's.
-PACKS = ("llama", "mistral", "qwen2", "qwen3")
+# Positions that can be told, and nothing between layers that would mix one text's tokens with
+# another's.
+PACKS = (
+    "llama", "mistral", "qwen2", "qwen3", "bert", "roberta", "xlm-roberta", "electra", "distilbert",
+)  # fmt: skip
 
 
 def pack_attention(backbone: Any) -> None:
@@ -41,7 +45,7 @@ def states(backbone: Any, ids_bl: Tensor, mask_bl: Tensor, **inputs: Any) -> Ten
     there_bl = mask_bl.bool()
     lengths = mask_bl.sum(1)
     starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-    positions_bl = mask_bl.cumsum(1) - 1
+    positions_bl = mask_bl.cumsum(1) - 1 + positions_before(backbone)
     states_td = backbone(
         input_ids=ids_bl[there_bl][None],
         position_ids=positions_bl[there_bl][None],
@@ -63,7 +67,7 @@ def attend(
     *,
     lengths: list[int],
     starts: Tensor,
-    is_causal: bool,
+    is_causal: bool | None = None,
     scaling: float,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -74,7 +78,9 @@ def attend(
     Args:
         lengths: of the texts in the row; all that may attend to each other.
         starts: where each begins, and the last one ends: int32, (b + 1,).
+        is_causal: None where the architecture leaves that to the module.
     """
+    is_causal = bool(module.is_causal) if is_causal is None else is_causal
     # How many tokens a token sees before and after itself; -1 is all. The library counts a
     # window's own token when it looks back only, and does not when it looks both ways.
     before = -1 if sliding_window is None else sliding_window - is_causal
@@ -82,13 +88,16 @@ def attend(
     rows = (query_1hte, key_1hte, value_1hte)
     if query_1hte.is_cuda and value_1hte.dtype != torch.float32 and not dropout:
         return _in_one_kernel(*rows, lengths, starts, reach, scaling), None
+    if not query_1hte.is_cuda:
+        # Backward of a CPU's kernel takes four times as long in bfloat16 as in float32.
+        rows = (query_1hte.float(), key_1hte.float(), value_1hte.float())
     found = [
         sdpa_attention_forward(
             module, *text, _window(text[0], reach), dropout, scaling, is_causal=is_causal
         )[0]
         for text in zip(*(row.split(lengths, dim=2) for row in rows), strict=True)
     ]
-    return torch.cat(found, dim=1), None
+    return torch.cat(found, dim=1).to(value_1hte.dtype), None
 
 
 def _in_one_kernel(

@@ -1,6 +1,7 @@
 """Encoders on disk: make one of a base, load one, save one."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -15,11 +16,11 @@ from stillroom.encoders.backbone import (
     HEAD,
     add_lora,
     attention_of,
-    cut,
     is_decoder,
     load_backbone,
     load_head,
     load_tokenizer,
+    positions_before,
     without_copies,
 )
 from stillroom.encoders.combined import CombinedEncoder, combination
@@ -42,7 +43,11 @@ from stillroom.encoders.encode import Encoder
 from stillroom.encoders.latent import LatentAttention
 from stillroom.encoders.locate import TOKENIZERS, adapter_base, locate
 from stillroom.encoders.remote import Access, RemoteEncoder
+from stillroom.encoders.sizes import cut, random_backbone
+from stillroom.encoders.vocabulary import count, cut_embeddings, ids_below_positions, narrow
 from stillroom.errors import UserError
+
+Build = Callable[..., Any]  # (folder, attention, dtype=…) → the backbone
 
 ADAPTER = "adapter"
 PROJECTION = "projection.safetensors"
@@ -65,6 +70,9 @@ def create(
     max_tokens: int | None = None,
     precision: Precision | str = "auto",
     layers: Sequence[int] | None = None,
+    size: Mapping[str, int] | None = None,
+    vocabulary: int | None = None,
+    texts: Iterable[str] = (),
     lora: Mapping[str, Any] | None = None,
     projection_dims: int | None = None,
     head: bool = False,
@@ -81,10 +89,12 @@ def create(
             base has none of its own.
         precision: "auto" is bfloat16 where the machine computes in it, else float32.
         layers: those of the base to keep, in order.
+        size: of random weights in place of the base's; see `sizes.random_backbone`.
+        vocabulary: the most tokens to keep, the most frequent in `texts`; see `vocabulary.narrow`.
         lora: rank, alpha, dropout and targets; the base's weights are then frozen.
         projection_dims: adds a linear map to as many dims.
         head: brings the language model's head, to train on predicted tokens.
-        seed: of the first weights of adapters, projection and latents.
+        seed: of every weight that begins at random.
         trust_remote_code: runs the Python that the base brings with it.
 
     Raises:
@@ -94,6 +104,9 @@ def create(
     # Weights that stay frozen need no float32 copy; trained ones lose small updates without.
     dtype = getattr(torch, resolved) if lora is not None else torch.float32
     folder = locate(base, code=trust_remote_code)
+    build: Build | None = None
+    if size is not None:
+        build = functools.partial(random_backbone, size=size, max_tokens=max_tokens, seed=seed)
     encoder = _own(
         folder,
         base,
@@ -102,6 +115,7 @@ def create(
         pooling=pooling,
         latents=Latents(**latents or {}),
         code=trust_remote_code,
+        build=build,
     )
     asked: dict[str, Any] = {
         "append_eos": append_eos,
@@ -115,11 +129,23 @@ def create(
     }
     changes = {name: value for name, value in asked.items() if value is not None}
     backbone = encoder.backbone
+    if size is not None:
+        encoder.projection = None  # of the base's states
+        changes["dims"] = (_hidden(backbone),)
+        if max_tokens is not None:
+            encoder.tokenizer.model_max_length = max_tokens
     most = _longest(backbone, encoder.tokenizer)
     if max_tokens is not None and max_tokens > most:
         raise UserError("max_tokens", f"{max_tokens} is more than {base} reads", f"At most {most}")
     if layers is not None:
         cut(backbone, layers)
+    if vocabulary is not None:
+        spoken = changes.get("prompts", encoder.contract.prompts)
+        needed = [*ids_below_positions(backbone), *_spoken(encoder.tokenizer, spoken)]
+        counts = count(encoder.tokenizer, texts)
+        narrowed = narrow(encoder.tokenizer, vocabulary, counts, needed=needed)
+        cut_embeddings(backbone, narrowed)
+        encoder.tokenizer = narrowed.tokenizer
     predicts = load_head(_lineage(folder), backbone) if head else None
     if predicts is not None:
         predicts.requires_grad_(lora is None)
@@ -303,6 +329,7 @@ def _own(
     latents: Latents | None = None,
     trainable: bool = False,
     code: bool = False,
+    build: Build | None = None,
 ) -> Encoder:
     """The encoder in a folder, under its own contract but for what is asked."""
     if (folder / FILE).exists():
@@ -313,7 +340,8 @@ def _own(
             "pooling": pooling,
             "latents": (contract.latents or latents) if pooling == "latent" else None,
         }
-        encoder = _ours(folder, contract.model_copy(update=asked), dtype, trainable, code)
+        asked_for = contract.model_copy(update=asked)
+        encoder = _ours(folder, asked_for, dtype, trainable, code, build)
         if contract.latents is not None and pooling == "latent":
             encoder.latent_attention = _latent_attention(folder, contract, encoder.backbone)
         return encoder
@@ -346,7 +374,10 @@ def _own(
             "is a plain model, which does not say how its states become a vector",
             "Set pooling (mean, weighted_mean, last, cls or latent) in the recipe",
         )
-    backbone = _backbone(foreign.weights, attention, dtype or torch.float32, code)
+    if build is None:
+        backbone = _backbone(foreign.weights, attention, dtype or torch.float32, code)
+    else:
+        backbone = build(foreign.weights, attention, dtype=dtype or torch.float32)
     tokenizer = _tokenizer(foreign.weights, code)
     longest = _longest(backbone, tokenizer)
     projection = _projection(foreign.projection)
@@ -397,7 +428,12 @@ def _tokenizer(folder: Path, code: bool) -> Any:
 
 
 def _ours(
-    folder: Path, contract: Contract, dtype: torch.dtype | None, trainable: bool, code: bool
+    folder: Path,
+    contract: Contract,
+    dtype: torch.dtype | None,
+    trainable: bool,
+    code: bool,
+    build: Build | None = None,
 ) -> Encoder:
     precision = getattr(torch, contract.precision)
     adapter = folder / ADAPTER
@@ -416,7 +452,8 @@ def _ours(
         # decoder's are rounded, for their size; a small encoder's would lose more than they save.
         rounded = contract.architecture == "decoder" and not trainable
         dtype = dtype or (precision if rounded else torch.float32)
-        backbone = load_backbone(folder, contract.attention, dtype=dtype, trust_remote_code=code)
+        build = build or functools.partial(load_backbone, trust_remote_code=code)
+        backbone = build(folder, contract.attention, dtype=dtype)
     if (folder / PROJECTION).exists():
         projection = _projection(load_file(folder / PROJECTION)["weight"])
     tokenizer = load_tokenizer(folder, trust_remote_code=code)
@@ -467,9 +504,16 @@ def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.
 
 
 def _longest(backbone: Any, tokenizer: Any) -> int:
-    """The most ids that a model reads; RoBERTa's kin count positions from 2, so both are asked."""
+    """The most ids that a model reads."""
     positions = getattr(backbone.config, "max_position_embeddings", tokenizer.model_max_length)
-    return int(min(positions, tokenizer.model_max_length))
+    return int(min(positions - positions_before(backbone), tokenizer.model_max_length))
+
+
+def _spoken(tokenizer: Any, prompts: Prompts) -> list[int]:
+    """Ids of the prompts."""
+    return [
+        i for prompt in (prompts.query, prompts.passage) for i in tokenizer(prompt)["input_ids"]
+    ]
 
 
 def _precision() -> Precision:

@@ -182,3 +182,31 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
     """Sizes from a Hugging Face config.json; None of an architecture that is not known here."""
     family = FAMILIES.get(str(config.get("model_type")))
     return None if family is None else family(config)
+
+
+def resized(
+    config: Mapping[str, Any],
+    *,
+    layers: int | None = None,
+    vocabulary: int | None = None,
+    size: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """The config.json of a student that is made of a base with this one.
+
+    Args:
+        layers: how many of the base's it keeps.
+        vocabulary: how many tokens.
+        size: of one that begins at random: layers, hidden, heads and, if not 4 × hidden,
+            intermediate.
+    """
+    changed = {**config}
+    if size is not None:
+        names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+        sizes = {"intermediate": 4 * size["hidden"], **size}
+        own = (sizes[name] for name in ("layers", "hidden", "heads", "intermediate"))
+        changed |= dict(zip(names, own, strict=True))
+    if layers is not None:
+        changed["num_hidden_layers"] = layers
+    if vocabulary is not None:
+        changed["vocab_size"] = vocabulary
+    return changed

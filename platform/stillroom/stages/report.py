@@ -16,6 +16,8 @@ import ray
 import torch
 
 from stillroom.artifacts import Artifact, Draft, atomic_json
+from stillroom.config.models import Student
+from stillroom.config.reading import validated
 from stillroom.config.recipe import Report as Section
 from stillroom.config.scale import Scale
 from stillroom.encoders.contract import Contract, Terms, cannot_share_index
@@ -36,6 +38,7 @@ from stillroom.measure.render import render
 from stillroom.measure.small_vectors import measure_small
 from stillroom.stages.api import remote_of
 from stillroom.stages.corpus import CorpusFiles, evaluation_sets
+from stillroom.stages.student import bare
 
 CALIBRATED_ON = 1024  # of the corpus's passages
 
@@ -65,12 +68,11 @@ def report(
         if name == "student" or remote is None
     }
     if section.bases:
-        layers = student.manifest["made_by"]["section"]["layers"]
         if teacher.manifest["made_by"]["section"]["phase"] is not None:
-            bare = functools.partial(_untrained, teacher.path, None, code["teacher"])
+            bare = functools.partial(_untrained, teacher.path, code["teacher"])
             models["teacher before training"] = ("teacher_base", bare)
-        bare = functools.partial(_untrained, student.path, layers, code["student"])
-        models["student before training"] = ("student_base", bare)
+        begun = functools.partial(_begun, student, corpus)
+        models["student before training"] = ("student_base", begun)
     # One after the other: a speed measured beside another model's would be the wrong one.
     share = {"num_cpus": scale.report.cpus, "num_gpus": scale.report.gpus}
     task = ray.remote(num_returns=2, **share)(_measured)
@@ -150,7 +152,7 @@ def _here(encoder: Embedder) -> Embedder:
     return encoder.to("cuda" if ray.get_gpu_ids() else "cpu")
 
 
-def _untrained(folder: Path, layers: list[int] | None, trust_remote_code: bool) -> Encoder:
+def _untrained(folder: Path, trust_remote_code: bool) -> Encoder:
     """The encoder that a folder's training began with, without adapter or projection."""
     contract = Contract.read(folder)
     return create(
@@ -165,9 +167,17 @@ def _untrained(folder: Path, layers: list[int] | None, trust_remote_code: bool) 
         max_tokens=contract.max_tokens,
         precision=contract.precision,
         space=f"{contract.space}-base",
-        layers=layers,
         trust_remote_code=trust_remote_code,
     )
+
+
+def _begun(student: Artifact, corpus: Artifact) -> Encoder:
+    """What the student was made of, without the projection that training begins with."""
+    made_by = student.manifest["made_by"]["section"]
+    fields = {name: made_by[name] for name in Student.model_fields if name in made_by}
+    section = validated(Student, {**fields, "phases": [made_by["phase"]]}, str(student.path))
+    files = CorpusFiles.read(corpus)
+    return bare(section, files, seed=made_by["seed"], space=f"{student.path.name}-base")
 
 
 def _losses(artifact: Artifact) -> list[tuple[int, float]]:

