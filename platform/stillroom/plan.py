@@ -27,7 +27,7 @@ VERSIONS = {
     "negatives": 3,
     "student": 2,
     "report": 4,
-    "release": 1,
+    "release": 2,
 }
 
 
@@ -98,7 +98,10 @@ def pipeline(r: Recipe, *, gate: bool = True) -> list[Step]:
         _of(corpus, teacher, negatives, student),
     )
     release = Step(
-        "release", r.name, {"section": r.release, "gate": gate}, _of(teacher, student, report)
+        "release",
+        r.name,
+        {"section": r.release, "gate": gate},
+        _of(corpus, teacher, student, report),
     )
     made = [*written.values(), corpus, *earlier, teacher]
     steps = [*made, vectors, *mining, negatives, student, report, release]

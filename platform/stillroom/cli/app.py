@@ -50,10 +50,13 @@ def stdout_to_stderr() -> Iterator[None]:
 
 def load_model(model: str, root: str) -> Any:
     from stillroom.artifacts import Store
-    from stillroom.encoders.locate import of_artifact
+    from stillroom.encoders.locate import locate, of_artifact
+    from stillroom.encoders.runtimes import Exported, is_exported
     from stillroom.encoders.store import load
 
-    return load(of_artifact(model, Store(root)))
+    named = of_artifact(model, Store(root))
+    folder = locate(named)
+    return Exported(folder) if is_exported(folder) else load(named)
 
 
 def print_report(report: dict[str, Any]) -> None:

@@ -88,14 +88,25 @@ class Report(Section):
     bases: bool = True  # also measure both models before training
 
 
+ExportFormat = Literal[
+    "sentence-transformers", "onnx", "onnx-int8", "onnx-int8-static", "openvino", "openvino-int8"
+]
+
+
 class Release(Section):
-    """The gate: what must hold before anything is released."""
+    """The gate: what must hold before anything is released; and what else the release holds.
+
+    Attributes:
+        exports: formats that the student is written in as well, each checked on the evaluation
+            sets against the student.
+    """
 
     mean_retention: NonNegativeFloat | None = None  # student / teacher, nDCG@10
     set_retention: NonNegativeFloat | None = None  # the same for every set
     ndcg: dict[Name, Share] = Field(default_factory=dict)  # floors for the student
     student_over_base: bool = False
     student_over_bm25: bool = False
+    exports: tuple[ExportFormat, ...] = ()
 
 
 class Recipe(Section):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stillroom.encoders.encode import Encoder
+from stillroom.encoders.runtimes import Exported
 from stillroom.measure.bm25 import Bm25
 from stillroom.measure.retrieval import rank, retrieval_scores
 from stillroom.text.formats import EvaluationSet
@@ -12,7 +13,9 @@ from stillroom.text.formats import EvaluationSet
 DEPTH = 100  # how far down a ranking is looked at; Recall@100 needs no more
 
 
-def measure(encoder: Encoder, role: str, sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
+def measure(
+    encoder: Encoder | Exported, role: str, sets: Mapping[str, EvaluationSet]
+) -> dict[str, Any]:
     """Quality on every set, and how many of their passages a second on this machine.
 
     Teachers are told a set's task where it has prompts; others go by their own.

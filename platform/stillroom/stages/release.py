@@ -1,4 +1,4 @@
-"""The gate, then the folder that serving takes."""
+"""The gate, then the folder that serving takes, with the exports that the recipe asks for."""
 
 import json
 import shutil
@@ -8,8 +8,12 @@ from stillroom.artifacts import Artifact, Draft, atomic_json
 from stillroom.config.recipe import Release as Section
 from stillroom.config.scale import Scale
 from stillroom.encoders.contract import Contract
+from stillroom.encoders.store import load
 from stillroom.errors import UserError
 from stillroom.measure.gate import Floors, judge
+from stillroom.stages.corpus import evaluation_sets
+from stillroom.stages.exports import exported
+from stillroom.stages.model_card import write_card
 
 
 class GateFailed(UserError):
@@ -20,21 +24,22 @@ def release(
     *,
     section: Section,
     gate: bool,
+    corpus: Artifact,
     teacher: Artifact,
     student: Artifact,
     report: Artifact,
     scale: Scale,
     out: Draft,
 ) -> dict[str, Any]:
-    """Writes teacher/, student/, report.json, report.html and release.json.
+    """Writes teacher/ and student/ with their cards, student/FORMAT for every export, report.json,
+    report.html and release.json.
 
     Raises:
         GateFailed: naming every floor that was missed and by how much. Nothing is released.
+        UserError: when an export is not like the student.
     """
-    verdict = judge(
-        json.loads((report.path / "report.json").read_text()),
-        Floors(**section.model_dump()),
-    )
+    measured = json.loads((report.path / "report.json").read_text())
+    verdict = judge(measured, Floors(**section.model_dump(exclude={"exports"})))
     if gate and not verdict.passed:
         raise GateFailed(
             "release",
@@ -42,14 +47,29 @@ def release(
             "Train longer, lower the floors in the recipe's release section, "
             "or release all the same with --no-gate",
         )
+    ref = f"release/{out.path.name}"
     for name, model in (("teacher", teacher), ("student", student)):
-        shutil.copytree(model.path, out.path / name, ignore=shutil.ignore_patterns("manifest.json"))
+        folder = out.path / name
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+        shutil.copytree(model.path, folder, ignore=shutil.ignore_patterns("manifest.json"))
+        write_card(folder, model.name, model, out.store, report=measured, release=ref)
+    exports = {}
+    for format in section.exports:
+        folder = out.path / "student" / format
+        exports[format] = exported(
+            load(student.path), format, folder, evaluation_sets(corpus), "the evaluation sets"
+        )
+        write_card(folder, f"{student.name}, {format}", student, out.store, report=measured)
     for name in ("report.json", "report.html"):
         shutil.copy2(report.path / name, out.path / name)
     content = {
         "name": out.path.name.rpartition("-")[0],
-        "ref": f"release/{out.path.name}",
+        "ref": ref,
         "models": {"teacher": "teacher", "student": "student"},
+        "exports": {
+            format: {"folder": f"student/{format}", **told["check"]}
+            for format, told in exports.items()
+        },
         "space": {
             "teacher": Contract.read(teacher.path).space,
             "student": Contract.read(student.path).space,
