@@ -125,9 +125,7 @@ def test_a_sentence_transformers_folder_holds_prompts_projection_and_smaller_siz
     export(student, "sentence-transformers", tmp_path / "out", BOTH)
     reopened = FORMATS["sentence-transformers"].reopen(tmp_path / "out")
     for role in ("query", "passage"):
-        np.testing.assert_allclose(
-            reopened(TEXTS, role), student.encode(TEXTS, role), atol=1e-5
-        )
+        np.testing.assert_allclose(reopened(TEXTS, role), student.encode(TEXTS, role), atol=1e-5)
     for dims in student.contract.dims:
         theirs = SentenceTransformer(str(tmp_path / "out"), truncate_dim=dims)
         np.testing.assert_allclose(

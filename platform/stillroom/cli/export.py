@@ -3,7 +3,7 @@
 import contextlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from stillroom.text.records import EvaluationSet
 
 FORMATS = "sentence-transformers, onnx, onnx-int8, onnx-int8-static, openvino or openvino-int8."
+# What is compared where nothing is given: texts of packages that are always there, summaries and
+# what follows them.
+DOCUMENTED = ("numpy", "pydantic", "typer")
+BUILT_IN = 200  # pairs
 
 
 @app.command()
@@ -42,6 +46,11 @@ def export(
 
     Example: stillroom export student/quickstart --format onnx-int8 --data my-sets --out exported
     """
+    from stillroom.config.recipe import ExportFormat
+
+    formats = get_args(ExportFormat)
+    if format not in formats:
+        raise UserError("--format", f"{format!r} is unknown", f"Use one of {', '.join(formats)}")
     if folder.exists():
         raise UserError(f"--out {folder}", "is there already", "Name a new folder")
     sets, origin = _compared(data, texts)
@@ -109,9 +118,3 @@ def _compared(data: Path | None, texts: Path | None) -> "tuple[dict[str, Evaluat
         {},
     )
     return {"docstrings": kept}, f"docstrings of {', '.join(DOCUMENTED)}, none of them yours"
-
-
-# Of packages that are always there, in prose long and short; the standard library belongs to no
-# distribution whose files could be listed.
-DOCUMENTED = ("pydantic", "typer", "numpy")
-BUILT_IN = 200  # pairs

@@ -52,7 +52,7 @@ class Format:
 def export(
     encoder: Encoder, format: str, folder: Path, texts: list[tuple[str, Role]]
 ) -> dict[str, Any]:
-    """Writes an encoder into a folder that is not there yet; a failure leaves none behind.
+    """Writes an encoder into a folder that is not there yet: see `whole`.
 
     What is exported computes in float32, to which the encoder is brought as well.
 
@@ -64,10 +64,8 @@ def export(
         What the folder's export.json says.
 
     Raises:
-        UserError: when the format is unknown, cannot hold this encoder, or lacks a package.
+        UserError: when the format cannot hold this encoder, or lacks a package.
     """
-    if format not in FORMATS:
-        raise UserError("--format", f"{format!r} is unknown", f"Use one of {', '.join(FORMATS)}")
     encoder.contract = encoder.contract.model_copy(update={"precision": "float32"})
     encoder.float().eval()
     sample = Sample.of(encoder, texts, SAMPLE)

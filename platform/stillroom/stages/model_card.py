@@ -57,7 +57,7 @@ def write_card(
         contract=contract,
         exported=exported,
         license=_license(contract.base),
-        base_model=contract.base if HUB_ID.fullmatch(contract.base) else None,
+        base_model=contract.base if _on_hub(contract.base) else None,
         opens_in_sentence_transformers=of_st,
         tags=tags,
         release=release,
@@ -109,6 +109,10 @@ def _data(line: list[Artifact]) -> str | None:
             text = (corpus.path / "card.md").read_text(encoding="utf-8")
             return re.sub(r"^#", "##", text.removeprefix("# Data card").strip(), flags=re.M)
     return None
+
+
+def _on_hub(base: str) -> bool:
+    return bool(HUB_ID.fullmatch(base)) and not Path(base).exists()
 
 
 def _license(base: str) -> str | None:
