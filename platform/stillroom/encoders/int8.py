@@ -5,6 +5,7 @@ summed into float and not rounded to eight bits again; and leaving the few nodes
 float.
 """
 
+import bisect
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -132,7 +133,8 @@ def static(model: Path, out: Path, sample: Sample) -> dict[str, Any]:
 def _alike(
     model: Path, out: Path, sample: Sample, quantise: Callable[[list[str], Path], None]
 ) -> dict[str, Any]:
-    """Quantises all that can be, and then ever less, the worst first, until vectors are alike.
+    """Quantises all that can be, but for the fewest of the worst that keep vectors from being
+    alike.
 
     Args:
         quantise: writes the model with the named nodes quantised.
@@ -142,20 +144,25 @@ def _alike(
         how many texts that was found.
     """
     nodes = _nodes(model)
+    ordered: list[str] = []
 
-    def least(quantised: list[str]) -> float:
-        quantise(quantised, out)
-        return float(sample.cosines(onnx_forward(out)).min())
+    def alike(left: int) -> bool:
+        """With so many of the worst in float."""
+        quantise([node for node in nodes if node not in ordered[:left]], out)
+        return bool(sample.cosines(onnx_forward(out)).min() >= TARGET)
 
-    left: list[str] = []
-    found = least(nodes)
-    if found < TARGET:
+    left = 0
+    if not alike(0):
         harm = _harm(model, nodes, sample)
         ordered = sorted(nodes, key=lambda node: -harm[node])
-        while found < TARGET and len(left) < MOST_FLOAT * len(nodes):
-            left = ordered[: len(left) + 1]
-            found = least([node for node in nodes if node not in left])
-    return {"quantised": len(nodes) - len(left), "float": left, "sample": len(sample.tokens)}
+        most = round(MOST_FLOAT * len(nodes))
+        left = bisect.bisect_left(range(most), True, lo=1, key=alike)
+        alike(left)  # which is written last
+    return {
+        "quantised": len(nodes) - left,
+        "float": ordered[:left],
+        "sample": len(sample.tokens),
+    }
 
 
 def _harm(model: Path, names: Sequence[str], sample: Sample) -> dict[str, float]:
