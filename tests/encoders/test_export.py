@@ -1,4 +1,5 @@
 import shutil
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -7,8 +8,9 @@ from peft import PeftConfig, PeftModel
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from stillroom.config.recipe import ExportFormat
 from stillroom.encoders import int8
-from stillroom.encoders.export import FORMATS, export
+from stillroom.encoders.export import FORMATS, export, whole
 from stillroom.encoders.runtimes import ONNX, Exported, is_exported
 from stillroom.encoders.store import create, load, save
 from stillroom.errors import UserError
@@ -177,9 +179,12 @@ def test_what_sentence_transformers_cannot_say_is_refused(decoder, tmp_path):
         export(model, "sentence-transformers", tmp_path / "out", BOTH)
 
 
+def test_what_fails_leaves_nothing_behind(tmp_path):
+    with pytest.raises(UserError), whole(tmp_path / "out") as partial:
+        partial.mkdir()
+        raise UserError("a format", "misses its floor", "Take another")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_formats_are_the_recipe_s():
-    from typing import get_args
-
-    from stillroom.config.recipe import ExportFormat
-
     assert set(get_args(ExportFormat)) == set(FORMATS)

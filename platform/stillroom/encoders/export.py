@@ -54,7 +54,8 @@ def export(
 ) -> dict[str, Any]:
     """Writes an encoder into a folder that is not there yet: see `whole`.
 
-    What is exported computes in float32, to which the encoder is brought as well.
+    Graphs compute in float32, to which the encoder is brought as well; a sentence-transformers
+    folder keeps the weights' own precision.
 
     Args:
         format: one of FORMATS.
@@ -66,8 +67,9 @@ def export(
     Raises:
         UserError: when the format cannot hold this encoder, or lacks a package.
     """
-    encoder.contract = encoder.contract.model_copy(update={"precision": "float32"})
-    encoder.float().eval()
+    if format != "sentence-transformers":
+        encoder.contract = encoder.contract.model_copy(update={"precision": "float32"})
+        encoder.float()
     sample = Sample.of(encoder, texts, SAMPLE)
     folder.mkdir(parents=True)
     told = FORMATS[format].write(encoder, folder, sample)
