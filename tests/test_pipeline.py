@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from stillroom.artifacts import Store
 from stillroom.encoders.contract import Contract
 from stillroom.encoders.quantise import read_calibrations
+from stillroom.encoders.runtimes import Exported
 from stillroom.encoders.store import load
 from stillroom.encoders.vectors import StoredVectors
 from stillroom.stages.corpus import CorpusFiles, evaluation_sets
@@ -150,10 +152,32 @@ def test_a_failed_gate_says_by_how_much_and_leaves_no_release(made, place):
     assert done.returncode == 1
     assert "the gate failed" in done.stderr and "below the floor of 0.999" in done.stderr
     assert len(Store(str(place.folder / "runs")).published("release")) < 3
+    asked += ["release.exports=[onnx-int8]"]
     done = place.run("run", TINY, *asked, "--no-gate", "--json")
     assert json.loads(done.stdout)["gate"]["passed"] is False
     content = json.loads((place.artifact("release").path / "release.json").read_text())
     assert content["gate"]["overridden"] is True
+
+
+def test_a_release_holds_checked_exports_and_a_card_beside_every_model(made, place):
+    # The release before, which was asked for one.
+    release = place.artifact("release").path
+    told = json.loads((release / "release.json").read_text())["exports"]["onnx-int8"]
+    assert told["texts"] == 128 and told["cosine"]["min"] >= 0.99
+    assert set(told["ndcg@10"]) == {"held-out"}
+    encoder, exported = load(release / "student"), Exported(release / told["folder"])
+    expected = encoder.encode(["one text"], "query")
+    assert (exported.encode(["one text"], "query") * expected).sum() > 0.99
+    for model, words in {
+        "teacher": ["teacher/tiny-", "objective: contrastive", "tiny/teacher"],
+        "student": ["student/tiny-", "teacher/tiny-", "distillation", "SentenceTransformer("],
+        "student/onnx-int8": ["student/tiny-", "Against the original", "128 texts"],
+    }.items():
+        card = (release / model / "README.md").read_text()
+        _, front, text = card.split("---\n", 2)
+        assert yaml.safe_load(front)["pipeline_tag"] == "sentence-similarity"
+        for word in [*words, "docstrings", "| held-out |", "BM25", "## Limits"]:
+            assert word in text or word in front, (model, word)
 
 
 def test_a_model_is_evaluated_and_encodes_by_its_artifact_s_name(made, place):

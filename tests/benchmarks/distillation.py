@@ -80,7 +80,7 @@ def write_recipe(chosen):
                     "pairs": [str(chosen.data / "debian" / "train.jsonl")],
                 },
             },
-            "max_pairs": 8000,
+            "max_pairs": 4000,
             "held_out": {"queries": 200, "passages": 1000, "source": "docstrings"},
             "evaluation": {name: str(folder) for name, folder in sets.items()},
         },

@@ -1,3 +1,6 @@
+import shutil
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -5,30 +8,61 @@ from peft import PeftConfig, PeftModel
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from stillroom.encoders.export import run_onnx, to_onnx, to_sentence_transformers
-from stillroom.encoders.prompt import pad
+from stillroom.config.recipe import ExportFormat
+from stillroom.encoders import int8
+from stillroom.encoders.export import FORMATS, export, whole
+from stillroom.encoders.runtimes import ONNX, Exported, is_exported
 from stillroom.encoders.store import create, load, save
 from stillroom.errors import UserError
+from stillroom.measure.fidelity import fidelity, roles
+from stillroom.text.records import EvaluationSet
 
 TEXTS = ["one", "another text, and a longer one", "third " * 30]
+BOTH = [(text, role) for text in TEXTS for role in ("query", "passage")]
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def student(encoder):
-    return create(
+    made = create(
         str(encoder), space="s", pooling="mean", projection_dims=96, precision="float32",
         prompts={"query": "find: ", "passage": ""},
     ).eval()  # fmt: skip
+    made.contract = made.contract.model_copy(update={"dims": (96, 32)})
+    # As in trained encoders, where a few channels are many times the others: eight bits for all
+    # of them alike are then too few.
+    with torch.no_grad():
+        made.backbone.encoder.layer[0].intermediate.dense.weight[0] *= 300
+    return made
 
 
-def test_onnx_gives_the_encoder_s_vectors_for_any_number_and_length_of_texts(student, tmp_path):
-    to_onnx(student, tmp_path)
+@pytest.fixture(scope="module")
+def sets():
+    texts = {str(i): f"{'word ' * (i % 7)}number {i} of {i * i}" for i in range(24)}
+    return {"numbers": EvaluationSet(texts, {"q": "number 5"}, {"q": {"5": 1}})}
+
+
+@pytest.fixture(scope="module")
+def onnx(student, sets, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "onnx"
+    export(student, "onnx", folder, roles(sets))
+    return folder
+
+
+def test_onnx_gives_the_encoder_s_vectors_for_any_texts_roles_and_sizes(student, onnx):
+    assert is_exported(onnx)
+    theirs = Exported(onnx, threads=1)
+    assert theirs.contract == student.contract
+    assert theirs.parameters_total == student.parameters_total
     for texts in (TEXTS, TEXTS[:1], ["word " * 90] * 2):
-        batch = pad(student.prompter(texts, "query"), student.pad_id)
-        np.testing.assert_allclose(
-            run_onnx(tmp_path, batch), student.encode(texts, "query"), atol=1e-5
-        )
+        for role, dims in (("query", None), ("passage", 32)):
+            np.testing.assert_allclose(
+                theirs.encode(texts, role, dims=dims, batch_tokens=64),
+                student.encode(texts, role, dims=dims),
+                atol=1e-5,
+            )
+    with pytest.raises(UserError, match="dims: 33"):
+        theirs.encode(TEXTS, "query", dims=33)
 
 
 def test_a_decoder_s_merged_adapter_is_exported_bidirectional(decoder, tmp_path):
@@ -41,19 +75,67 @@ def test_a_decoder_s_merged_adapter_is_exported_bidirectional(decoder, tmp_path)
             torch.nn.init.normal_(weight, std=0.1)
     save(trained, tmp_path / "adapter")
     merged = load(tmp_path / "adapter")
-    to_onnx(merged, tmp_path / "onnx")
-    batch = pad(merged.prompter(TEXTS, "query"), merged.pad_id)
+    export(merged, "onnx", tmp_path / "onnx", BOTH)
     np.testing.assert_allclose(
-        run_onnx(tmp_path / "onnx", batch), merged.encode(TEXTS, "query"), atol=1e-5
+        Exported(tmp_path / "onnx").encode(TEXTS, "query"), merged.encode(TEXTS, "query"), atol=1e-5
     )
 
 
-def test_a_sentence_transformers_folder_holds_prompts_and_projection(student, tmp_path):
-    to_sentence_transformers(student, tmp_path)
-    theirs = SentenceTransformer(str(tmp_path))
-    np.testing.assert_allclose(
-        theirs.encode_query(TEXTS), student.encode(TEXTS, "query"), atol=1e-5
-    )
+@pytest.mark.parametrize("quantise", [int8.dynamic, int8.static])
+def test_int8_leaves_as_few_nodes_in_float_as_its_floor_allows(
+    student, onnx, sets, tmp_path, monkeypatch, quantise
+):
+    folder = tmp_path / "int8"
+    shutil.copytree(onnx, folder)
+    sample = int8.Sample.of(student, roles(sets), 64)
+    everything = quantise(onnx / ONNX, folder / ONNX, sample)
+    lowest = sample.cosines(Exported(folder).forward).min()
+    assert everything["float"] == [] and int8.TARGET < lowest < 0.99999
+    # A floor so high that something has to stay in float.
+    monkeypatch.setattr(int8, "TARGET", lowest + 0.3 * (1 - lowest))
+    told = quantise(onnx / ONNX, folder / ONNX, sample)
+    assert 0 < len(told["float"]) < told["quantised"]
+    assert sample.cosines(Exported(folder).forward).min() >= int8.TARGET
+    assert {path.name for path in folder.iterdir()} == {path.name for path in onnx.iterdir()}
+    if quantise is int8.static:  # the other's ranges are its batch's
+        theirs = Exported(folder)
+        beside = theirs.encode(TEXTS, "query")[:1]
+        np.testing.assert_allclose(theirs.encode(TEXTS[:1], "query"), beside, atol=1e-5)
+
+
+def test_a_text_that_misses_the_floor_is_named(student, sets):
+    def wrong(texts, role):
+        vectors = student.encode(texts, role)
+        vectors[[text == sets["numbers"].passages["7"] for text in texts]] *= -1
+        return vectors
+
+    with pytest.raises(UserError, match=r"1 of 25 texts .* -1\.00000 at worst \('number 7 of 49'"):
+        fidelity(student.encode, wrong, sets, floor=0.99, name="onnx-int8")
+
+
+def test_a_sample_has_texts_of_all_lengths(student):
+    texts = [("x " * n, "passage") for n in range(1, 50)]
+    sample = int8.Sample.of(student, texts, 5)
+    lengths = [len(one.ids) for one in sample.tokens]
+    assert len(lengths) == 5 and lengths == sorted(lengths)
+    assert lengths[0] == 3 and lengths[-1] == 51
+
+
+def test_a_sentence_transformers_folder_holds_prompts_projection_and_smaller_sizes(
+    student, tmp_path
+):
+    export(student, "sentence-transformers", tmp_path / "out", BOTH)
+    reopened = FORMATS["sentence-transformers"].reopen(tmp_path / "out")
+    for role in ("query", "passage"):
+        np.testing.assert_allclose(reopened(TEXTS, role), student.encode(TEXTS, role), atol=1e-5)
+    for dims in student.contract.dims:
+        theirs = SentenceTransformer(str(tmp_path / "out"), truncate_dim=dims)
+        np.testing.assert_allclose(
+            theirs.encode(TEXTS, prompt_name="query", normalize_embeddings=True),
+            student.encode(TEXTS, "query", dims=dims),
+            atol=1e-5,
+        )
+    assert not is_exported(tmp_path / "out")
 
 
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
@@ -86,7 +168,7 @@ def test_a_lora_teacher_opens_in_plain_transformers_with_peft_and_in_sentence_tr
     other = teacher.encode(TEXTS, "passage")
     assert abs(other - expected).max() > 0.01, "the prompt is seen"
 
-    to_sentence_transformers(load(tmp_path / "teacher"), tmp_path / "merged")
+    export(load(tmp_path / "teacher"), "sentence-transformers", tmp_path / "merged", BOTH)
     theirs = SentenceTransformer(str(tmp_path / "merged"))
     np.testing.assert_allclose(theirs.encode_query(TEXTS), expected, atol=1e-5)
 
@@ -94,4 +176,15 @@ def test_a_lora_teacher_opens_in_plain_transformers_with_peft_and_in_sentence_tr
 def test_what_sentence_transformers_cannot_say_is_refused(decoder, tmp_path):
     model = create(str(decoder), space="s", pooling="last", append_eos=True, precision="float32")
     with pytest.raises(UserError, match="EOS"):
-        to_sentence_transformers(model, tmp_path)
+        export(model, "sentence-transformers", tmp_path / "out", BOTH)
+
+
+def test_what_fails_leaves_nothing_behind(tmp_path):
+    with pytest.raises(UserError), whole(tmp_path / "out") as partial:
+        partial.mkdir()
+        raise UserError("a format", "misses its floor", "Take another")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_formats_are_the_recipe_s():
+    assert set(get_args(ExportFormat)) == set(FORMATS)

@@ -7,7 +7,7 @@ import sys
 from rich.logging import RichHandler
 
 # isort: off
-from stillroom.cli import recipes, models, runs, data  # noqa: F401  (the order of --help)
+from stillroom.cli import recipes, models, export, runs, data  # noqa: F401  (the order of --help)
 
 # isort: on
 from stillroom.cli.app import app, err

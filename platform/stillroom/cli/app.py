@@ -68,17 +68,22 @@ def load_model(
         key_variable: lets an API be asked, whose answers are kept under the root.
     """
     from stillroom.artifacts import Store
-    from stillroom.encoders.locate import of_artifact
+    from stillroom.encoders.locate import locate, of_artifact
     from stillroom.encoders.remote import Access
+    from stillroom.encoders.runtimes import Exported, is_exported
     from stillroom.encoders.store import load
     from stillroom.endpoint import key_in
 
     store = Store(root)
+    named = of_artifact(model, store)
+    folder = locate(named, code=trust_remote_code)
+    if is_exported(folder):
+        return Exported(folder)
     access = None
     if key_variable is not None:
         key = key_in(None if key_variable == "none" else key_variable, "--key-variable")
         access = Access(key=key, cache=store.work / ".answers.sqlite")
-    return load(of_artifact(model, store), trust_remote_code=trust_remote_code, access=access)
+    return load(named, trust_remote_code=trust_remote_code, access=access)
 
 
 def print_report(report: dict[str, Any]) -> None:

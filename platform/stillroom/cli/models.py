@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -110,37 +109,6 @@ def encode(
     vectors = encoder.encode(texts, "query" if query else "passage", dims=dims)
     for text, vector in zip(texts, vectors, strict=True):
         print(json.dumps({"text": text, "vector": vector.tolist()}, ensure_ascii=False))
-
-
-@app.command()
-def export(
-    model: Annotated[str, typer.Argument(help="Artifact, folder, hub id or package: name.")],
-    format: Annotated[str, typer.Option(help="sentence-transformers or onnx.")],
-    folder: Annotated[Path, typer.Option("--out", help="A folder that is not there yet.")],
-    trust_remote_code: TrustRemoteCode = False,
-    root: Root = "runs",
-) -> None:
-    """Write a model in a format that other programs open.
-
-    Example: stillroom export student/quickstart --format onnx --out exported
-    """
-    from stillroom.encoders.export import FORMATS
-    from stillroom.encoders.store import weights_of
-
-    if format not in FORMATS:
-        raise UserError("--format", f"{format!r} is unknown", f"Use one of {', '.join(FORMATS)}")
-    if folder.exists():
-        raise UserError(f"--out {folder}", "is there already", "Name a new folder")
-    encoder = weights_of(load_model(model, root, trust_remote_code=trust_remote_code), model)
-    # Under another name until it is whole.
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        FORMATS[format](encoder, partial)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    out.print(f"{model} is in {folder}")
 
 
 @app.command()

@@ -89,10 +89,14 @@ class Report(Section):
 
 
 Small = Literal["float16", "int8", "binary", "binary+rescoring"]
+ExportFormat = Literal[
+    "sentence-transformers", "onnx", "onnx-int8", "onnx-int8-static", "openvino", "openvino-int8"
+]
 
 
 class Release(Section):
-    """The gate: what must hold before anything is released. Retention is of nDCG@10.
+    """The gate: what must hold before anything is released; and what else the release holds.
+    Retention is of nDCG@10.
 
     Attributes:
         mean_retention: student / teacher.
@@ -101,6 +105,8 @@ class Release(Section):
         ndcg: the student's on a set.
         vectors: the student's from small vectors / from float32, at full size, on average.
         speedup: the student's texts a second / the teacher's.
+        exports: formats that the student is written in as well, each checked on the evaluation
+            sets against the student.
     """
 
     mean_retention: NonNegativeFloat | None = None
@@ -113,6 +119,7 @@ class Release(Section):
     speedup: PositiveFloat | None = None
     student_over_base: bool = False
     student_over_bm25: bool = False
+    exports: tuple[ExportFormat, ...] = ()
 
 
 class Recipe(Section):

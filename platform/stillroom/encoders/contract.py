@@ -157,11 +157,11 @@ def _kind(content: Any) -> type[Terms]:
 
 def no_weights(where: str, terms: Terms) -> UserError:
     """Why something that has no weights of its own cannot be trained, exported and the like."""
-    what = (
-        f"is the API at {terms.base_url}, whose weights are not here"
-        if isinstance(terms, Remote)
-        else "is several models, which have no weights as one"
-    )
+    what = "is an export already, a graph of one runtime"
+    if isinstance(terms, Remote):
+        what = f"is the API at {terms.base_url}, whose weights are not here"
+    elif isinstance(terms, Combined):
+        what = "is several models, which have no weights as one"
     return UserError(where, f"{what}: it gives vectors and nothing else", "Name a model of its own")
 
 

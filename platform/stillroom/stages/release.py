@@ -1,16 +1,21 @@
-"""The gate, then the folder that serving takes."""
+"""The gate, then the folder that serving takes, with the exports that the recipe asks for."""
 
 import json
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 from stillroom.artifacts import Artifact, Draft, atomic_json
 from stillroom.config.recipe import Release as Section
 from stillroom.config.scale import Scale
-from stillroom.encoders.contract import Terms
+from stillroom.encoders.contract import Contract, Terms
 from stillroom.encoders.quantise import FILE as CALIBRATION
+from stillroom.encoders.store import load, weights_of
 from stillroom.errors import UserError
 from stillroom.measure.gate import Floors, judge
+from stillroom.stages.corpus import evaluation_sets
+from stillroom.stages.exports import exported
+from stillroom.stages.model_card import write_card
 
 
 class GateFailed(UserError):
@@ -21,21 +26,26 @@ def release(
     *,
     section: Section,
     gate: bool,
+    corpus: Artifact,
     teacher: Artifact,
     student: Artifact,
     report: Artifact,
     scale: Scale,
     out: Draft,
+    trusted: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Writes teacher/, student/ with its calibration, report.json, report.html and release.json.
+    """Writes teacher/ and student/ with their cards, the student's calibration, student/FORMAT for
+    every export, report.json, report.html and release.json.
+
+    Args:
+        trusted: holds "student" when that may run code that it brings with it.
 
     Raises:
         GateFailed: naming every floor that was missed and by how much. Nothing is released.
+        UserError: when an export is not like the student.
     """
-    verdict = judge(
-        json.loads((report.path / "report.json").read_text()),
-        Floors(**section.model_dump()),
-    )
+    measured = json.loads((report.path / "report.json").read_text())
+    verdict = judge(measured, Floors(**section.model_dump(exclude={"exports"})))
     if gate and not verdict.passed:
         raise GateFailed(
             "release",
@@ -43,16 +53,35 @@ def release(
             "Train longer, lower the floors in the recipe's release section, "
             "or release all the same with --no-gate",
         )
+    ref = f"release/{out.path.name}"
     for name, model in (("teacher", teacher), ("student", student)):
-        shutil.copytree(model.path, out.path / name, ignore=shutil.ignore_patterns("manifest.json"))
+        folder = out.path / name
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+        shutil.copytree(model.path, folder, ignore=shutil.ignore_patterns("manifest.json"))
+        # An API, and several models as one, are nothing that a card's reader could open.
+        if isinstance(Terms.read(folder), Contract):
+            write_card(folder, model.name, model, out.store, report=measured, release=ref)
+    exports = {}
+    trust = "student" in trusted
+    for format in section.exports:
+        encoder = weights_of(load(student.path, trust_remote_code=trust), "student")
+        folder = out.path / "student" / format
+        exports[format] = exported(
+            encoder, format, folder, evaluation_sets(corpus), "the evaluation sets"
+        )
+        write_card(folder, f"{student.name}, {format}", student, out.store, report=measured)
     for name in ("report.json", "report.html"):
         shutil.copy2(report.path / name, out.path / name)
     # Beside the weights: the ranges that int8 vectors of this student were measured with.
     shutil.copy2(report.path / CALIBRATION, out.path / "student" / CALIBRATION)
     content = {
         "name": out.path.name.rpartition("-")[0],
-        "ref": f"release/{out.path.name}",
+        "ref": ref,
         "models": {"teacher": "teacher", "student": "student"},
+        "exports": {
+            format: {"folder": f"student/{format}", **told["check"]}
+            for format, told in exports.items()
+        },
         "space": {
             "teacher": Terms.read(teacher.path).space,
             "student": Terms.read(student.path).space,
