@@ -15,6 +15,8 @@ from stillroom.artifacts import Store
 from stillroom.checks import check_recipe
 from stillroom.cli import app
 from stillroom.config.reading import read_recipe
+from stillroom.encoders.contract import Terms
+from stillroom.encoders.quantise import write_calibrations
 from stillroom.encoders.store import create, load, save
 from stillroom.errors import UserError
 from stillroom.measure.model import measure
@@ -26,7 +28,7 @@ from stillroom.stages.api import remote_of
 from stillroom.stages.corpus import CorpusFiles, evaluation_sets
 from stillroom.stages.release import release
 from stillroom.stages.run import STAGES
-from stillroom.stages.student import _start
+from stillroom.stages.student import start
 from stillroom.stages.vectors import stored
 
 
@@ -58,8 +60,11 @@ def recipe(encoder, tmp_path):
         "vectors": {"shard": 8},
         "negatives": {"sample_from": 2, "per_query": 1, "max_share_of_positive": None},
         "student": {
-            "base": str(encoder), "pooling": "mean", "steps": 2, "global_batch": 4,
-            "learning_rate": 1e-4, "space": "teacher", "losses": {"vector": 1.0},
+            "base": str(encoder), "pooling": "mean", "space": "teacher",
+            "phases": [
+                {"data": "pairs", "steps": 2, "global_batch": 4, "learning_rate": 1e-4,
+                 "losses": {"vector": 1.0}}
+            ],
         },
         "report": {"bm25": False, "bases": False},
     }  # fmt: skip
@@ -88,10 +93,19 @@ def made(recipe, *stages):
 def check_vectors(artifacts, expected):
     files = CorpusFiles.read(artifacts["corpus"])
     for role, kept, texts in zip(
-        ("query", "passage"), stored(artifacts["vectors"]), (files.queries, files.passages),
-        strict=True,
+        ("query", "passage"), stored(files, artifacts["teacher"], artifacts["vectors"]),
+        (files.queries, files.passages), strict=True,
     ):  # fmt: skip
         np.testing.assert_allclose(kept[np.arange(len(texts))], expected(texts, role), atol=1e-3)
+
+
+def begun(read, artifacts):
+    """The student before its first step."""
+    terms = Terms.read(artifacts["teacher"].path)
+    return start(
+        read.student, read.student.phases[0], 0, terms.space, terms, artifacts["corpus"],
+        lambda files, device: stored(files, artifacts["teacher"], artifacts["vectors"]),
+    )  # fmt: skip
 
 
 def released(read, artifacts, student):
@@ -108,11 +122,13 @@ def released(read, artifacts, student):
         told = {"sets": {}, "models": models, "retention": {"mean": None}}
         (draft.path / "report.json").write_text(json.dumps(told))
         (draft.path / "report.html").write_text("")
+        write_calibrations(draft.path, {})
         report = draft.publish({})
     with store.draft("release", "tiny", "k") as draft:
         release(
-            section=read.release, gate=False, teacher=artifacts["teacher"], student=small,
-            report=report, scale=read.scale, out=draft,
+            section=read.release, gate=False, corpus=artifacts["corpus"],
+            teacher=artifacts["teacher"], student=small, report=report, scale=read.scale,
+            out=draft,
         )  # fmt: skip
         return draft.publish({}).path
 
@@ -136,7 +152,7 @@ def test_two_teachers_together_teach_and_are_released_whole(
         return both / np.sqrt(2)
 
     check_vectors(artifacts, expected)
-    student = _start(read.student, 0, "own", artifacts["vectors"])
+    student = begun(read, artifacts)
     space = artifacts["teacher"].path.name
     assert (student.contract.space, student.contract.dims) == (space, (128,))
     # To another place, where nothing else is.
@@ -230,7 +246,7 @@ def test_an_api_teaches_is_paid_once_and_its_student_is_served(
             [("find: " if role == "query" else "") + text for text in texts], "passage"
         ),
     )
-    student = _start(read.student, 0, "own", artifacts["vectors"])
+    student = begun(read, artifacts)
     assert student.contract.space == f"{server.url}/m/64"
     folder = str(released(read, artifacts, student))
     assert "secret" not in "".join(
