@@ -64,8 +64,8 @@ def test_rows_return_to_their_requests_in_order_whatever_their_lengths():
             for r, size in enumerate([1, 50, 3, 1, 20])
         ]
         answers = await asyncio.gather(*map(batcher.encode, requests))
-        for request, rows in zip(requests, answers, strict=True):
-            np.testing.assert_array_equal(rows, [[t.ids[0], len(t.ids)] for t in request])
+        for request, answer in zip(requests, answers, strict=True):
+            np.testing.assert_array_equal(answer.rows, [[t.ids[0], len(t.ids)] for t in request])
         for batch in forward.batches:
             assert len(batch) == 1 or len(batch) * max(len(t.ids) for t in batch) <= 64
 
@@ -98,9 +98,9 @@ def test_a_query_does_not_wait_for_another_clients_thousand_documents():
         query = asyncio.create_task(batcher.encode([text(4, mark=7)]))
         await asyncio.sleep(0)
         forward.gate.set()
-        np.testing.assert_array_equal(await query, [[7, 4]])
+        np.testing.assert_array_equal((await query).rows, [[7, 4]])
         assert len(forward.batches) <= 4
-        assert len(await documents) == 1000
+        assert len((await documents).rows) == 1000
 
     asyncio.run(main())
 
@@ -128,7 +128,7 @@ def test_a_failed_forward_fails_its_requests_and_no_later_ones():
         batcher = Batcher(forward, budget=10, wait_s=0)
         with pytest.raises(ValueError, match="poison"):
             await batcher.encode([text(10), text(10, mark=-1), text(10)])
-        np.testing.assert_array_equal(await batcher.encode([text(2, mark=5)]), [[5, 2]])
+        np.testing.assert_array_equal((await batcher.encode([text(2, mark=5)])).rows, [[5, 2]])
         assert batcher.alive()
 
     asyncio.run(main())

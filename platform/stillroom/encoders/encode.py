@@ -1,6 +1,6 @@
 """The one forward that training, the stages and serving share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -133,19 +133,39 @@ class Encoder(torch.nn.Module):
         self, tokens: Sequence[Tokens], *, batch_tokens: int = 8192, dims: int | None = None
     ) -> np.ndarray:
         """As `encode`, of ids that were made elsewhere."""
-        full = self.contract.dims[0]
-        if dims is not None and dims not in self.contract.dims:
-            allowed = ", ".join(str(size) for size in self.contract.dims)
-            raise UserError("dims", f"{dims} is not a size of this encoder", f"Use {allowed}")
-        found = np.empty((len(tokens), full), dtype=np.float32)
         training = self.training
         self.eval()
         with torch.inference_mode():
-            for rows in micro_batches([len(one.ids) for one in tokens], batch_tokens):
-                batch = pad([tokens[row] for row in rows], self.pad_id)
-                found[rows] = self(batch).cpu().numpy()
+            found = in_batches(
+                lambda batch: self(batch).cpu().numpy(),
+                tokens,
+                self.contract,
+                self.pad_id,
+                batch_tokens=batch_tokens,
+                dims=dims,
+            )
         self.train(training)
-        return found if dims in (None, full) else prefix(found, dims, self.contract.normalise)
+        return found
+
+
+def in_batches(
+    forward: Callable[[Batch], np.ndarray],
+    tokens: Sequence[Tokens],
+    contract: Contract,
+    pad_id: int,
+    *,
+    batch_tokens: int,
+    dims: int | None,
+) -> np.ndarray:
+    """Vectors of texts in their order, whatever makes a batch's: see `Encoder.encode`."""
+    full = contract.dims[0]
+    if dims is not None and dims not in contract.dims:
+        allowed = ", ".join(str(size) for size in contract.dims)
+        raise UserError("dims", f"{dims} is not a size of this encoder", f"Use {allowed}")
+    found = np.empty((len(tokens), full), dtype=np.float32)
+    for rows in micro_batches([len(one.ids) for one in tokens], batch_tokens):
+        found[rows] = forward(pad([tokens[row] for row in rows], pad_id))
+    return found if dims in (None, full) else prefix(found, dims, contract.normalise)
 
 
 def prefix(vectors: np.ndarray, dims: int, normalise: bool) -> np.ndarray:
