@@ -204,18 +204,32 @@ SERVERS = {
     "plain": plain,
 }
 
+# Ways to run Ray Serve: `--servers torch+haproxy` is torch's server with these in its environment.
+WAYS = {
+    "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"},
+    "optimized": {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"},
+    "grpc": {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"},
+    "one-loop": {
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    },
+}
+
 
 @contextlib.contextmanager
-def running(name: str, release: str, **environment: str):
+def running(name: str, release: str):
     """A server in a process group of its own; yields its process and port once it answers."""
+    server, *ways = name.split("+")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
-    if name == "infinity":
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    for way in ways:
+        environment |= WAYS[way]
+    if server == "infinity":
         environment |= {"PYTHONPATH": os.environ.get("INFINITY", ""), "DO_NOT_TRACK": "1"}
     log = Path(f"{release}/{name}.log")
-    command = {**SERVERS, "bare": bare}[name](release, port)
+    command = {**SERVERS, "bare": bare}[server](release, port)
     process = subprocess.Popen(
         command, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -335,7 +349,7 @@ def raw(release: str, engine: str, seconds: float) -> dict:
     from stillroom.serving.release import Release
 
     encoder = load_engine(Release.open(release, "."), "student", engine, threads=os.cpu_count())
-    tokens = encoder.prompter(lines(), "passage")
+    tokens = encoder.prompter(lines()[:256], "passage")
     tokens = sorted(tokens, key=lambda one: len(one.ids))
     encoder.encode_tokens(tokens, batch_tokens=4096)
     count, started, cpu = 0, time.perf_counter(), time.process_time()
