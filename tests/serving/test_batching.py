@@ -64,8 +64,8 @@ def test_rows_return_to_their_requests_in_order_whatever_their_lengths():
             for r, size in enumerate([1, 50, 3, 1, 20])
         ]
         answers = await asyncio.gather(*map(batcher.encode, requests))
-        for request, rows in zip(requests, answers, strict=True):
-            np.testing.assert_array_equal(rows, [[t.ids[0], len(t.ids)] for t in request])
+        for request, answer in zip(requests, answers, strict=True):
+            np.testing.assert_array_equal(answer.rows, [[t.ids[0], len(t.ids)] for t in request])
         for batch in forward.batches:
             assert len(batch) == 1 or len(batch) * max(len(t.ids) for t in batch) <= 64
 
@@ -98,9 +98,9 @@ def test_a_query_does_not_wait_for_another_clients_thousand_documents():
         query = asyncio.create_task(batcher.encode([text(4, mark=7)]))
         await asyncio.sleep(0)
         forward.gate.set()
-        np.testing.assert_array_equal(await query, [[7, 4]])
+        np.testing.assert_array_equal((await query).rows, [[7, 4]])
         assert len(forward.batches) <= 4
-        assert len(await documents) == 1000
+        assert len((await documents).rows) == 1000
 
     asyncio.run(main())
 
@@ -128,7 +128,71 @@ def test_a_failed_forward_fails_its_requests_and_no_later_ones():
         batcher = Batcher(forward, budget=10, wait_s=0)
         with pytest.raises(ValueError, match="poison"):
             await batcher.encode([text(10), text(10, mark=-1), text(10)])
-        np.testing.assert_array_equal(await batcher.encode([text(2, mark=5)]), [[5, 2]])
+        np.testing.assert_array_equal((await batcher.encode([text(2, mark=5)])).rows, [[5, 2]])
         assert batcher.alive()
+
+    asyncio.run(main())
+
+
+def test_the_texts_of_a_failed_request_that_still_wait_are_not_encoded():
+    async def main():
+        forward = Recorder()
+        batcher = Batcher(forward, budget=10, wait_s=0)
+        with pytest.raises(ValueError, match="poison"):
+            await batcher.encode([text(10, mark=-1)] * 5)
+        await batcher.encode([text(10)])
+        assert len(forward.batches) == 2
+
+    asyncio.run(main())
+
+
+def test_who_calls_alone_does_not_wait_for_company():
+    async def main():
+        batcher = Batcher(Recorder(), budget=1000, wait_s=10**6)
+        for _ in range(3):
+            await batcher.encode([text(5), text(6)])
+
+    asyncio.run(main())
+
+
+def test_after_company_an_idle_batcher_waits_for_more():
+    async def main():
+        forward = Recorder()
+        batcher = Batcher(forward, budget=1000, wait_s=0.05)
+        forward.hold()
+        first = asyncio.create_task(batcher.encode([text(5)]))
+        await forward.running()
+        others = [asyncio.create_task(batcher.encode([text(5)])) for _ in range(2)]
+        await asyncio.sleep(0)
+        forward.gate.set()
+        await asyncio.gather(first, *others)
+        early = asyncio.create_task(batcher.encode([text(5)]))
+        await asyncio.sleep(0.001)  # the batcher has seen it, and is idle
+        await asyncio.gather(early, batcher.encode([text(5)]))
+        assert [len(batch) for batch in forward.batches] == [1, 2, 2]
+
+    asyncio.run(main())
+
+
+def test_an_answer_says_what_it_cost():
+    async def main():
+        forward = Recorder()
+        batcher = Batcher(forward, budget=64, wait_s=0)
+        forward.hold()
+        first = asyncio.create_task(batcher.encode([text(20)]))
+        await forward.running()
+        split = asyncio.create_task(batcher.encode([text(30), text(8)]))
+        joined = asyncio.create_task(batcher.encode([text(7)]))
+        await asyncio.sleep(0)
+        forward.gate.set()
+        first, split, joined = await asyncio.gather(first, split, joined)
+        # Then 30 alone, for padding the others to it would be waste; then 8 and 7 together.
+        assert [sorted(len(t.ids) for t in batch) for batch in forward.batches] == [
+            [20], [30], [7, 8],
+        ]  # fmt: skip
+        assert (first.padded_tokens, split.padded_tokens, joined.padded_tokens) == (20, 38, 8)
+        assert (split.forwards, split.batch_texts) == (2, 3)
+        assert (joined.forwards, joined.batch_texts) == (1, 2)
+        assert joined.wait_s > 0 and split.encode_s > joined.encode_s > 0
 
     asyncio.run(main())

@@ -8,7 +8,7 @@ import numpy as np
 
 from stillroom.encoders.contract import Combine, Combined, Role
 from stillroom.encoders.encode import Encoder, prefix
-from stillroom.encoders.prompt import Tokens
+from stillroom.encoders.prompt import Prompter, Tokens
 from stillroom.errors import UserError
 
 
@@ -22,14 +22,25 @@ class JointTokens(Tokens):
 class JointPrompter:
     """What `Prompter` is to one encoder. Each member has its own tokenizer and prompts."""
 
-    def __init__(self, members: Sequence[Encoder]):
+    def __init__(self, members: Sequence[Prompter]):
         self.members = members
 
+    def copy(self) -> "JointPrompter":
+        """As `Prompter.copy`."""
+        return JointPrompter([member.copy() for member in self.members])
+
     def __call__(
-        self, texts: Sequence[str], role: Role, *, prompt: str | None = None
+        self,
+        texts: Sequence[str],
+        role: Role,
+        *,
+        max_tokens: int | None = None,
+        prompt: str | None = None,
     ) -> list[Tokens]:
         """Ids of texts in a role; a prompt that is given is given to all."""
-        each = [member.prompter(texts, role, prompt=prompt) for member in self.members]
+        each = [
+            prompter(texts, role, max_tokens=max_tokens, prompt=prompt) for prompter in self.members
+        ]
         return [
             JointTokens(max((one.ids for one in own), key=len), each=own)
             for own in zip(*each, strict=True)
@@ -49,7 +60,7 @@ class CombinedEncoder:
 
     def __init__(self, contract: Combined, members: Sequence[Encoder]):
         self.contract, self.members = contract, list(members)
-        self.prompter = JointPrompter(self.members)
+        self.prompter = JointPrompter([member.prompter for member in self.members])
 
     @property
     def parameters_total(self) -> int:

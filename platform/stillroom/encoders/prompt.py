@@ -1,5 +1,6 @@
 """Text → prompted, cut and properly ended ids. The only place where a prompt meets a text."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -96,6 +97,10 @@ class Prompter:
             self.end = [tokenizer.eos_token_id]
         elif contract.architecture == "decoder" and not contract.append_eos:
             self.end = []
+
+    def copy(self) -> "Prompter":
+        """One with a tokenizer of its own, for another thread: they refuse to be shared."""
+        return Prompter(copy.deepcopy(self.tokenizer), self.contract)
 
     def __call__(
         self,

@@ -26,6 +26,7 @@ from ray.serve import Application
 
 from stillroom.errors import UserError
 from stillroom.serving.auth import ENVIRONMENT, Keys, is_loopback
+from stillroom.serving.engines import Engine, check_engine
 from stillroom.serving.openai import did_you_mean
 from stillroom.serving.policies import Policy, Target, auto_policy, check_policy
 from stillroom.serving.release import Release
@@ -43,7 +44,8 @@ class ModelOptions(Section):
     """How one of a release's encoders is run."""
 
     replicas: NonNegativeInt = 1  # 0: not served
-    num_cpus: NonNegativeFloat = 1  # a replica; also its torch threads
+    engine: Engine = "auto"  # what runs it: on a CPU the release's fastest export, else torch
+    num_cpus: NonNegativeFloat = 1  # a replica; also the threads of a forward
     num_gpus: NonNegativeFloat = 0  # a replica; over 0, it encodes on the GPU
     max_ongoing: PositiveInt = 64  # requests in one replica, which it batches
     max_queued: PositiveInt = 64  # requests that wait for a replica; more get 429
@@ -120,6 +122,9 @@ def build(args: dict[str, Any]) -> Application:
         models[release.name] = Model(release.name, release, policy)
         for target, option in options.items():
             name = release.model(target)
+            check_engine(
+                f"serve args: {target}.engine", option.engine, release, target, option.num_gpus > 0
+            )
             models[name] = Model(name, release, target)
             handles[name] = (
                 cast(Any, Replica)
@@ -133,6 +138,7 @@ def build(args: dict[str, Any]) -> Application:
                 .bind(
                     release,
                     target,
+                    option.engine,
                     checked.max_batch_tokens,
                     checked.max_wait_ms,
                     checked.trust_remote_code,

@@ -6,6 +6,7 @@ take turns to head a forward, so that one query does not wait for another's thou
 """
 
 import asyncio
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,13 +50,37 @@ def window(lengths: Sequence[tuple[int, ...]], head: int, budget: int) -> tuple[
             return start, end
 
 
+@dataclass(frozen=True)
+class Batched:
+    """A request's rows [n, d], in order, and what became of it.
+
+    Attributes:
+        wait_s, encode_s: seconds; encode_s is the time of all forwards with texts of it, and
+            everything else from arrival to answer is wait.
+        padded_tokens: texts × longest text, summed over its texts' forwards.
+        forwards: how many it took.
+        batch_texts: texts in them all, other requests' too.
+    """
+
+    rows: np.ndarray
+    wait_s: float
+    encode_s: float
+    padded_tokens: int
+    forwards: int
+    batch_texts: int
+
+
 @dataclass(eq=False)
 class _Request:
     tokens: list[Tokens]
     waiting: dict[int, int]  # place in the request → its tokens, longest first
-    rows: list[np.ndarray]
+    done: "asyncio.Future[None]"
     left: int
-    done: "asyncio.Future[np.ndarray]"
+    rows: np.ndarray | None = None  # of the first forward's width, once that is known
+    encode_s: float = 0.0
+    padded_tokens: int = 0
+    forwards: int = 0
+    batch_texts: int = 0
 
 
 class Batcher:
@@ -65,7 +90,8 @@ class Batcher:
         forward: token lists → float32 rows [n, d], in order. Runs in the batcher's own thread,
             so the event loop goes on taking requests.
         budget: padded tokens in one forward.
-        wait_s: how long a forward that is not full waits for company, when nothing is running.
+        wait_s: how long a forward that is not full waits for company, when nothing is running and
+            the forward before had company: who calls alone would wait in vain.
 
     All methods belong to one event loop.
     """
@@ -79,10 +105,12 @@ class Batcher:
         self._requests: dict[int, _Request] = {}  # with texts waiting, whose turn is next first
         self._waiting: list[tuple[int, int, int]] = []  # (tokens, request, place), sorted
         self._arrived = asyncio.Event()
+        self._company = False  # had the last forward texts of several requests?
         self._loop: asyncio.Task[None] | None = None
 
-    async def encode(self, tokens: list[Tokens]) -> np.ndarray:
-        """Rows [n, d] for n ≥ 1 token lists, in their order. Raises what `forward` raised."""
+    async def encode(self, tokens: list[Tokens]) -> Batched:
+        """Encodes n ≥ 1 token lists. Raises what `forward` raised."""
+        arrived = time.perf_counter()
         self._loop = self._loop or asyncio.create_task(self._run())
         number = next(self._numbers)
         waiting = sorted(
@@ -91,19 +119,28 @@ class Batcher:
         request = _Request(
             tokens,
             waiting={place: length for length, _, place in waiting},
-            rows=[np.empty(0)] * len(tokens),
-            left=len(tokens),
             done=asyncio.get_running_loop().create_future(),
+            left=len(tokens),
         )
         self._requests[number] = request
+        # Two sorted runs, which a sort merges in linear time: 20 µs where 1,000 texts wait.
         self._waiting += waiting
         self._waiting.sort()
         self._arrived.set()
         try:
-            return await request.done
+            await request.done
         finally:
             # Done: nothing left to drop. Cancelled, the client has left: spend nothing more on it.
             self._drop(number)
+        assert request.rows is not None
+        return Batched(
+            request.rows,
+            time.perf_counter() - arrived - request.encode_s,
+            request.encode_s,
+            request.padded_tokens,
+            request.forwards,
+            request.batch_texts,
+        )
 
     def alive(self) -> bool:
         """False when the loop has died and requests would wait for ever."""
@@ -114,19 +151,23 @@ class Batcher:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            if sum(length for length, _, _ in self._waiting) < self._budget:
+            if self._company and sum(length for length, _, _ in self._waiting) < self._budget:
                 await asyncio.sleep(self._wait_s)
             while self._waiting:
                 batch = self._take()
-                tokens = [request.tokens[place] for request, place in batch]
                 try:
-                    rows = await loop.run_in_executor(self._thread, self._forward, tokens)
+                    rows, seconds = await loop.run_in_executor(
+                        self._thread, self._timed, [request.tokens[i] for request, i in batch]
+                    )
                 except Exception as error:
                     for request, _ in batch:
-                        if not request.done.done():
-                            request.done.set_exception(error)
+                        self._fail(request, error)
                 else:
-                    self._deliver(batch, rows)
+                    self._deliver(batch, rows, seconds)
+
+    def _timed(self, tokens: list[Tokens]) -> tuple[np.ndarray, float]:
+        started = time.perf_counter()
+        return self._forward(tokens), time.perf_counter() - started
 
     def _take(self) -> list[tuple[_Request, int]]:
         """Remove the next forward's texts from those that wait."""
@@ -140,17 +181,34 @@ class Batcher:
         for request, place in batch:
             del request.waiting[place]
         self._requests[number] = self._requests.pop(number)  # to the back: the next one's turn
-        for number in {number for _, number, _ in taken}:
+        numbers = {number for _, number, _ in taken}
+        self._company = len(numbers) > 1
+        for number in numbers:
             if not self._requests[number].waiting:
                 del self._requests[number]
         return batch
 
-    def _deliver(self, batch: list[tuple[_Request, int]], rows: np.ndarray) -> None:
+    def _deliver(self, batch: list[tuple[_Request, int]], rows: np.ndarray, seconds: float) -> None:
+        """Hand a forward's rows, and its costs, to the requests that had texts in it."""
+        longest = max(len(request.tokens[place].ids) for request, place in batch)
+        for request in {id(request): request for request, _ in batch}.values():
+            request.encode_s += seconds
+            request.forwards += 1
+            request.batch_texts += len(batch)
         for (request, place), row in zip(batch, rows, strict=True):
+            if request.rows is None:
+                request.rows = np.empty((len(request.tokens), len(row)), dtype=np.float32)
             request.rows[place] = row
+            request.padded_tokens += longest
             request.left -= 1
             if not request.left and not request.done.done():
-                request.done.set_result(np.stack(request.rows))
+                request.done.set_result(None)
+
+    def _fail(self, request: _Request, error: Exception) -> None:
+        if not request.done.done():
+            request.done.set_exception(error)
+            for number in [n for n, one in self._requests.items() if one is request]:
+                self._drop(number)  # its other texts would be encoded for no one
 
     def _drop(self, number: int) -> None:
         if self._requests.pop(number, None) is not None:

@@ -20,6 +20,7 @@ class Release:
     root: str
     contracts: dict[Target, Terms]
     folders: dict[Target, str]  # inside the release's folder
+    exports: dict[Target, dict[str, str]]  # of each encoder: format → folder, likewise
     created: int  # Unix seconds
     elsewhere: dict[Target, str]  # served by others: at which address
 
@@ -37,6 +38,7 @@ class Release:
             passed = gate["passed"] or gate.get("overridden", False)
             exact = told.get("ref")
             folders = {target: models[target] for target in TARGETS if target in models}
+            exports = {name: export["folder"] for name, export in told.get("exports", {}).items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 str(path), f"not a release ({error!r})", "Name the artifact of a release stage"
@@ -56,6 +58,10 @@ class Release:
             root=root,
             contracts={t: terms for t, terms in every.items() if not isinstance(terms, Remote)},
             folders=folders,
+            exports={
+                target: {n: path for n, path in exports.items() if path.startswith(f"{sub}/")}
+                for target, sub in folders.items()
+            },
             created=int(path.stat().st_mtime),
             elsewhere={t: of.base_url for t, of in every.items() if isinstance(of, Remote)},
         )
@@ -63,6 +69,10 @@ class Release:
     def encoder_folder(self, target: Target) -> Path:
         """Where `target` lies on this machine; a remote root's release is fetched if need be."""
         return _folder(self.ref, self.root) / self.folders[target]
+
+    def export_folder(self, target: Target, format: str) -> Path:
+        """The same of an export of `target`."""
+        return _folder(self.ref, self.root) / self.exports[target][format]
 
     def model(self, target: Target) -> str:
         return f"{self.name}/{target}"

@@ -4,21 +4,29 @@ No `from __future__ import annotations` here: Ray Serve reads the types of a dep
 """
 
 import asyncio
+import os
+import queue
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import ray
 import torch
 from ray import serve
 
-from stillroom.encoders.combined import CombinedEncoder
-from stillroom.encoders.encode import Encoder, prefix
-from stillroom.encoders.prompt import Tokens, instructed
-from stillroom.encoders.store import load
+from stillroom.encoders.combined import JointPrompter
+from stillroom.encoders.encode import prefix
+from stillroom.encoders.prompt import Prompter, Tokens, instructed
 from stillroom.serving.batching import Batcher
+from stillroom.serving.engines import Engine, load_engine
 from stillroom.serving.policies import Target
 from stillroom.serving.release import Release
 from stillroom.serving.request import Encoded, Work
+
+T = TypeVar("T")
+TOKENISERS = 4  # threads at most: beyond, the interpreter's lock is what they wait for
 
 
 @serve.deployment
@@ -27,6 +35,7 @@ class Replica:
 
     Args:
         release, target: which.
+        engine: what runs it; see `engines`.
         max_batch_tokens: padded tokens in one forward.
         max_wait_ms: how long a forward that is not full waits for company on an idle replica.
         trust_remote_code: runs the Python that the model brings with it.
@@ -36,55 +45,81 @@ class Replica:
         self,
         release: Release,
         target: Target,
+        engine: Engine,
         max_batch_tokens: int,
         max_wait_ms: float,
         trust_remote_code: bool,
     ):
         resources = ray.get_runtime_context().get_assigned_resources()
         # More threads than the CPUs that Ray granted would take them from the other replicas.
-        torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
-        found = load(
-            release.encoder_folder(target),
-            device="cuda" if resources.get("GPU") else "cpu",
+        threads = max(1, int(resources.get("CPU", 1)))
+        torch.set_num_threads(threads)
+        os.environ["RAYON_NUM_THREADS"] = str(threads)  # the tokenizer's, within one request
+        self.encoder = load_engine(
+            release,
+            target,
+            engine,
+            threads=threads,
+            gpu=bool(resources.get("GPU")),
             trust_remote_code=trust_remote_code,
         )
-        assert isinstance(found, Encoder | CombinedEncoder), "no API is served"
-        self.encoder = found
         self.max_batch_tokens = max_batch_tokens
         self.batcher = Batcher(self.forward, budget=max_batch_tokens, wait_s=max_wait_ms / 1000)
-        # One thread: Hugging Face's fast tokenizers refuse to be shared between several.
-        self.tokeniser = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
+        # Hugging Face's fast tokenizers refuse to be shared by threads: each has a copy.
+        self.prompters: queue.SimpleQueue[Prompter | JointPrompter] = queue.SimpleQueue()
+        for _ in range(min(threads, TOKENISERS)):
+            self.prompters.put(self.encoder.prompter.copy())
+        self.tokenisers = ThreadPoolExecutor(min(threads, TOKENISERS), "tokenise")
         self.warm_up()
 
     def warm_up(self) -> None:
-        """Encode one short and one full batch, so that no caller pays for first allocations."""
-        longest = self.encoder.contract.max_tokens
-        word = "warm "
-        self.forward(self.encoder.prompter([word], "query"))
-        full = self.encoder.prompter([word * longest], "passage")
-        self.forward(full * max(1, self.max_batch_tokens // len(full[0].ids)))
+        """Encode a short, a long and a full batch, so that no caller pays for what a runtime sets
+        up at first use."""
+        longest = min(self.encoder.contract.max_tokens, self.max_batch_tokens)
+        short = self.encoder.prompter(["warm"], "query")
+        long = self.encoder.prompter(["warm " * longest], "passage", max_tokens=longest)
+        for texts in (short, long, long * max(1, self.max_batch_tokens // len(long[0].ids))):
+            self.forward(texts)
 
     def forward(self, tokens: list[Tokens]) -> np.ndarray:
         return self.encoder.encode_tokens(tokens, batch_tokens=self.max_batch_tokens)
 
     async def encode(self, work: Work) -> Encoded:
         """Raises UserError for token ids that this model does not have, or a refused prompt."""
-        loop = asyncio.get_running_loop()
-        tokens = await loop.run_in_executor(self.tokeniser, self.tokenise, work)
-        vectors = await self.batcher.encode(tokens)
+        started = time.perf_counter()
+        tokens = await self.prompted(lambda prompter: tokenise(prompter, work))
+        tokenise_s = time.perf_counter() - started
+        done = await self.batcher.encode(tokens)
         return Encoded(
-            prefix(vectors, work.dims, self.encoder.contract.normalise),
+            prefix(done.rows, work.dims, self.encoder.contract.normalise),
             sum(len(text.ids) for text in tokens),
+            tokenise_s=tokenise_s,
+            wait_s=done.wait_s,
+            encode_s=done.encode_s,
+            padded_tokens=done.padded_tokens,
+            batch_texts=done.batch_texts / done.forwards,
         )
 
-    def tokenise(self, work: Work) -> list[Tokens]:
-        prompter = self.encoder.prompter
-        prompt = None if work.instruction is None else instructed(work.instruction)
-        if work.token_ids is not None:
-            return prompter.of_ids(work.token_ids, work.role, prompt=prompt)
-        return prompter(work.texts, work.role, prompt=prompt)
+    async def prompted(self, ask: Callable[[Prompter | JointPrompter], T]) -> T:
+        """What `ask` says of a prompter, which is its own meanwhile, off the event loop."""
+
+        def borrowed() -> T:
+            prompter = self.prompters.get()
+            try:
+                return ask(prompter)
+            finally:
+                self.prompters.put(prompter)
+
+        return await asyncio.get_running_loop().run_in_executor(self.tokenisers, borrowed)
 
     def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises."""
         if not self.batcher.alive():
             raise RuntimeError("the batching loop has ended")
+
+
+def tokenise(prompter: Prompter | JointPrompter, work: Work) -> list[Tokens]:
+    prompt = None if work.instruction is None else instructed(work.instruction)
+    if work.token_ids is not None:
+        return prompter.of_ids(work.token_ids, work.role, prompt=prompt)
+    return prompter(work.texts, work.role, prompt=prompt)

@@ -20,7 +20,20 @@ class Work:
 
 @dataclass(frozen=True)
 class Encoded:
-    """float32 vectors [n, dims] in the order of the inputs, and the tokens they cost."""
+    """float32 vectors [n, dims] in the order of the inputs, and the tokens they cost.
+
+    Attributes:
+        tokenise_s, wait_s, encode_s: where the request's time went in the replica, in seconds; of
+            a request in several forwards, their sum, and the rest is wait.
+        padded_tokens: this request's share of its forwards' (texts × longest text); less
+            `tokens`, it is what padding cost.
+        batch_texts: texts in a forward that had some of this request's, on average.
+    """
 
     vectors: np.ndarray
     tokens: int
+    tokenise_s: float | None = None
+    wait_s: float | None = None
+    encode_s: float | None = None
+    padded_tokens: int | None = None
+    batch_texts: float | None = None

