@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, cast, get_args
 
 import ray
 from pydantic import (
@@ -20,31 +20,64 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    model_validator,
 )
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
+from stillroom.encoders.contract import Contract
 from stillroom.errors import UserError
 from stillroom.serving.auth import ENVIRONMENT, Keys, is_loopback
+from stillroom.serving.dispatch import Model, Watched
 from stillroom.serving.openai import did_you_mean
-from stillroom.serving.policies import Policy, Target, auto_policy, check_policy
+from stillroom.serving.policies import (
+    Policy,
+    Target,
+    To,
+    auto_policy,
+    check_policy,
+    parse_policy,
+    stand_ins,
+)
 from stillroom.serving.release import Release
 from stillroom.serving.replica import Replica
-from stillroom.serving.router import Model, Router
+from stillroom.serving.router import Router
 
 APPLICATION = "stillroom"
+HEALTH_PERIOD_S = 2  # within which Serve sees that a replica is dead, and starts another
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class Autoscale(Section):
+    """Replicas that follow the requests, as Ray Serve counts them."""
+
+    min: NonNegativeInt = 1  # 0: none while no one asks; the first to ask is told to come back
+    max: PositiveInt
+    target_ongoing: PositiveFloat = 16  # requests for each replica, waiting ones too
+    up_delay_s: NonNegativeFloat = 5  # how long there must be more
+    down_delay_s: NonNegativeFloat = 120  # … or fewer
+    look_back_s: PositiveFloat = 10  # the requests are averaged over so long
+
+    @model_validator(mode="after")
+    def _min_is_below_max(self) -> "Autoscale":
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is over max ({self.max})")
+        return self
+
+
 class ModelOptions(Section):
     """How one of a release's encoders is run."""
 
     replicas: NonNegativeInt = 1  # 0: not served
+    autoscale: Autoscale | None = None  # in place of `replicas`
     num_cpus: NonNegativeFloat = 1  # a replica; also its torch threads
-    num_gpus: NonNegativeFloat = 0  # a replica; over 0, it encodes on the GPU
+    num_gpus: NonNegativeFloat = 0  # a replica, or a part of one; over 0, it encodes on the GPU
+    resources: dict[str, PositiveFloat] = {}  # of a replica: a node's own, as `ray start` names
+    node_labels: dict[str, str] = {}  # a replica's node must have them
     max_ongoing: PositiveInt = 64  # requests in one replica, which it batches
     max_queued: PositiveInt = 64  # requests that wait for a replica; more get 429
 
@@ -52,9 +85,12 @@ class ModelOptions(Section):
 class ServeArgs(Section):
     """The `args` of an application in serve/*.yaml."""
 
-    releases: tuple[str, ...]  # folders, or references such as release/quickstart
+    releases: tuple[str, ...]  # release/quickstart, or a folder; NAME=… gives another name
     root: str | None = None  # where artifacts live; default STILLROOM_ROOT, else runs/
-    policy: Literal["auto"] | Policy = "auto"  # who answers to a release's bare name
+    policy: str | dict[str, Any] = "auto"  # who answers to a release's bare name: see policies
+    policies: dict[str, str | dict[str, Any]] = {}  # … of single names, in place of `policy`
+    target_latency_s: PositiveFloat = 10  # who would wait longer gets 429
+    routers: PositiveInt = 1  # processes that take requests
     max_batch_tokens: PositiveInt = 4096  # padded tokens in one forward
     max_wait_ms: NonNegativeFloat = 2  # how long an idle replica waits to fill a forward
     max_body_bytes: PositiveInt = 16 * 2**20
@@ -69,9 +105,21 @@ class ServeArgs(Section):
         """Check a YAML's args. Raises one UserError that names every fault."""
         try:
             # Through JSON: strict validation of Python values refuses YAML's lists for tuples.
-            return cls.model_validate_json(json.dumps(args))
+            read = cls.model_validate_json(json.dumps(args))
         except (ValidationError, TypeError) as error:
             raise UserError("serve args", _faults(error), "Mend the application's args") from error
+        for where, policy in read.given_policies().items():
+            parse_policy(f"serve args: {where}", policy, "release")
+        return read
+
+    def given_policies(self) -> dict[str, str | dict[str, Any]]:
+        """Place in the config → policy, of all that are not `auto`."""
+        named = {f"policies.{name}": policy for name, policy in self.policies.items()}
+        return {
+            where: policy
+            for where, policy in {"policy": self.policy, **named}.items()
+            if policy != "auto"
+        }
 
 
 def _faults(error: ValidationError | TypeError) -> str:
@@ -82,11 +130,23 @@ def _faults(error: ValidationError | TypeError) -> str:
         *section, key = map(str, fault["loc"])
         where = ".".join([*section, key])
         if fault["type"] == "extra_forbidden":
-            fields = (ModelOptions if section else ServeArgs).model_fields
+            fields = _section(section).model_fields
             faults.append(".".join([*section, did_you_mean(key, fields)]))
         else:
             faults.append(f"{where}: {fault['msg']}")
     return "; ".join(faults)
+
+
+def _section(path: list[str]) -> type[BaseModel]:
+    found: type[BaseModel] = ServeArgs
+    for key in path:
+        annotation = found.model_fields[key].annotation
+        found = next(
+            kind
+            for kind in (annotation, *get_args(annotation))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        )
+    return found
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -99,50 +159,32 @@ def build(args: dict[str, Any]) -> Application:
     root = checked.root or os.environ.get("STILLROOM_ROOT", "runs")
     if not checked.releases:
         raise UserError("serve args: releases", "is empty", "Name at least one release")
-    models: dict[str, Model] = {}
-    handles: dict[str, Application] = {}
-    for ref in checked.releases:
-        release = Release.open(ref, root)
-        if release.name in models:
-            raise UserError(
-                "serve args: releases",
-                f"two releases are named {release.name!r}",
-                "Serve them as two applications",
-            )
-        options = {
-            target: option
-            for target, option in _options(checked).items()
-            if target in release.contracts and option.replicas
-        }
-        release = replace(release, contracts={t: release.contracts[t] for t in options})
-        policy = _policy(checked.policy, release)
-        models[release.name] = Model(release.name, release, policy)
-        for target, option in options.items():
-            name = release.model(target)
-            models[name] = Model(name, release, target)
-            handles[name] = (
-                cast(Any, Replica)
-                .options(
-                    name=name.replace("/", "-"),
-                    num_replicas=option.replicas,
-                    max_ongoing_requests=option.max_ongoing,
-                    max_queued_requests=option.max_queued,
-                    ray_actor_options={"num_cpus": option.num_cpus, "num_gpus": option.num_gpus},
-                )
-                .bind(release, target, checked.max_batch_tokens, checked.max_wait_ms)
-            )
+    releases = _open_all(checked, root)
+    options = _options(checked)
+    encoders = {
+        release.model(target): (release, target)
+        for release in releases.values()
+        for target in release.contracts
+    }
+    contracts = {name: release.contracts[target] for name, (release, target) in encoders.items()}
     return (
         cast(Any, Router)
         .options(
+            num_replicas=checked.routers,
             # It only waits: its share of a core is small, and a laptop's two are the encoders'.
             ray_actor_options={"num_cpus": 0},
             # Above what all replicas take and queue, so that the router is who says 429.
             max_ongoing_requests=100
-            + sum(map(_capacity, _options(checked).values())) * len(models),
+            + sum(_capacity(options[target]) for _, target in encoders.values()),
+            graceful_shutdown_timeout_s=checked.timeout_s,
         )
         .bind(
-            list(models.values()),
-            handles,
+            _models(checked, releases, contracts),
+            {
+                name: _replicas(name, release, target, options[target], checked)
+                for name, (release, target) in encoders.items()
+            },
+            {name: release for name, (release, _) in encoders.items()},
             Keys.read(os.environ, checked.keys_file),
             checked.no_auth,
             checked.max_body_bytes,
@@ -151,23 +193,100 @@ def build(args: dict[str, Any]) -> Application:
     )
 
 
+def _open_all(args: ServeArgs, root: str) -> dict[str, Release]:
+    """Name → release, with the contracts of those encoders only that are to be served."""
+    releases: dict[str, Release] = {}
+    served = [target for target, option in _options(args).items() if _most(option)]
+    for ref in args.releases:
+        release = Release.open(ref, root)
+        if release.name in releases:
+            raise UserError(
+                "serve args: releases",
+                f"two releases are named {release.name!r}",
+                f"Give one another name: next={ref}",
+            )
+        contracts = {t: release.contracts[t] for t in served if t in release.contracts}
+        if not contracts:
+            raise UserError(
+                "serve args", f"nothing of {release.name!r} is served", "Give an encoder replicas"
+            )
+        releases[release.name] = replace(release, contracts=contracts)
+    if strangers := set(args.policies) - set(releases):
+        raise UserError(
+            f"serve args: policies.{min(strangers)}",
+            "is the name of no release that is served",
+            f"Use one of {', '.join(releases)}",
+        )
+    return releases
+
+
+def _models(
+    args: ServeArgs, releases: dict[str, Release], contracts: dict[str, Contract]
+) -> list[Model]:
+    """Every name that clients may ask for: each release's own, and its encoders'."""
+    models = []
+    for name, release in releases.items():
+        where = f"policies.{name}" if name in args.policies else "policy"
+        asked = args.policies.get(name, args.policy)
+        if asked == "auto":
+            asked = auto_policy(release.contracts.get("teacher"), release.contracts.get("student"))
+        rule = parse_policy(f"serve args: {where}", asked, name)
+        check_policy(f"serve args: {where}", rule, contracts)
+        policy = Policy(rule, args.target_latency_s, stand_ins(rule, contracts))
+        models.append(Model(name, release, policy))
+        for target in release.contracts:
+            model = release.model(target)
+            models.append(Model(model, release, Policy(To(model=model), args.target_latency_s)))
+    return models
+
+
+def _replicas(
+    name: str, release: Release, target: Target, option: ModelOptions, args: ServeArgs
+) -> Application:
+    scale = option.autoscale
+    return cast(
+        Application,
+        cast(Any, Replica)
+        .options(
+            name=name.replace("/", "-"),
+            num_replicas=None if scale else option.replicas,
+            autoscaling_config=scale
+            and AutoscalingConfig(
+                min_replicas=scale.min,
+                max_replicas=scale.max,
+                target_ongoing_requests=scale.target_ongoing,
+                upscale_delay_s=scale.up_delay_s,
+                downscale_delay_s=scale.down_delay_s,
+                look_back_period_s=scale.look_back_s,
+            ),
+            max_ongoing_requests=option.max_ongoing,
+            max_queued_requests=option.max_queued,
+            ray_actor_options={
+                "num_cpus": option.num_cpus,
+                "num_gpus": option.num_gpus,
+                "resources": option.resources,
+                "label_selector": option.node_labels,
+            },
+            request_router_config=RequestRouterConfig(
+                request_router_class=Watched, request_router_kwargs={"model": name}
+            ),
+            health_check_period_s=HEALTH_PERIOD_S,
+            graceful_shutdown_timeout_s=args.timeout_s,
+        )
+        .bind(release, target, args.max_batch_tokens, args.max_wait_ms),
+    )
+
+
 def _options(args: ServeArgs) -> dict[Target, ModelOptions]:
     return {"teacher": args.teacher, "student": args.student}
 
 
+def _most(option: ModelOptions) -> int:
+    return option.autoscale.max if option.autoscale else option.replicas
+
+
 def _capacity(option: ModelOptions) -> int:
-    return option.replicas * option.max_ongoing + option.max_queued
-
-
-def _policy(asked: Literal["auto"] | Policy, release: Release) -> Policy:
-    if not release.contracts:
-        raise UserError(
-            "serve args", f"nothing of {release.name!r} is served", "Give an encoder replicas"
-        )
-    if asked == "auto":
-        return auto_policy(release.contracts.get("teacher"), release.contracts.get("student"))
-    check_policy("serve args: policy", asked, release.contracts)
-    return asked
+    return _most(option) * option.max_ongoing + option.max_queued
 
 
 def serve_release(
