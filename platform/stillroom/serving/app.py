@@ -3,6 +3,7 @@
 No `from __future__ import annotations` here: Ray Serve reads the type of `build`'s argument.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -43,8 +44,10 @@ from stillroom.serving.policies import (
 from stillroom.serving.release import Release
 from stillroom.serving.replica import Replica
 from stillroom.serving.router import Router
+from stillroom.serving.shadow import Shadow, ShadowOptions
 
 APPLICATION = "stillroom"
+DRAIN_S = 60  # for what is ongoing when a server is stopped
 HEALTH_PERIOD_S = 2  # within which Serve sees that a replica is dead, and starts another
 
 
@@ -97,6 +100,7 @@ class ServeArgs(Section):
     timeout_s: PositiveFloat = 60  # a request unanswered by then gets 503
     keys_file: str | None = None  # API keys, beside those in STILLROOM_API_KEYS
     no_auth: bool = False  # without keys: let other machines call, too
+    shadow: ShadowOptions | None = None  # compares the student's answers with the teacher's
     teacher: ModelOptions = ModelOptions()
     student: ModelOptions = ModelOptions()
 
@@ -167,6 +171,15 @@ def build(args: dict[str, Any]) -> Application:
         for target in release.contracts
     }
     contracts = {name: release.contracts[target] for name, (release, target) in encoders.items()}
+    handles = {
+        name: _replicas(name, release, target, options[target], checked)
+        for name, (release, target) in encoders.items()
+    }
+    shadows = {
+        release.model("student"): _shadow(release, handles[release.model("teacher")], checked)
+        for release in releases.values()
+        if checked.shadow is not None and len(release.contracts) == 2
+    }
     return (
         cast(Any, Router)
         .options(
@@ -180,11 +193,10 @@ def build(args: dict[str, Any]) -> Application:
         )
         .bind(
             _models(checked, releases, contracts),
-            {
-                name: _replicas(name, release, target, options[target], checked)
-                for name, (release, target) in encoders.items()
-            },
+            handles,
             {name: release for name, (release, _) in encoders.items()},
+            shadows,
+            checked.shadow,
             Keys.read(os.environ, checked.keys_file),
             checked.no_auth,
             checked.max_body_bytes,
@@ -258,6 +270,7 @@ def _replicas(
                 upscale_delay_s=scale.up_delay_s,
                 downscale_delay_s=scale.down_delay_s,
                 look_back_period_s=scale.look_back_s,
+                metrics_interval_s=scale.look_back_s / 4,
             ),
             max_ongoing_requests=option.max_ongoing,
             max_queued_requests=option.max_queued,
@@ -274,6 +287,28 @@ def _replicas(
             graceful_shutdown_timeout_s=args.timeout_s,
         )
         .bind(release, target, args.max_batch_tokens, args.max_wait_ms),
+    )
+
+
+def _shadow(release: Release, teacher: Application, args: ServeArgs) -> Application:
+    assert args.shadow is not None
+    folder = args.shadow.folder
+    return cast(
+        Application,
+        cast(Any, Shadow)
+        .options(
+            name=f"{release.name}-shadow",
+            ray_actor_options={"num_cpus": 0},
+            max_ongoing_requests=1,
+            max_queued_requests=1,
+        )
+        .bind(
+            teacher,
+            release.contracts["teacher"],
+            release.contracts["student"],
+            None if folder is None else f"{folder}/{release.name}.jsonl",
+            args.shadow.keep,
+        ),
     )
 
 
@@ -335,8 +370,14 @@ def serve_release(
         url = f"http://{host}:{port}"
         print(f"Ready: {name} at {url} (Ctrl-C ends it). Try:\n{_example(url, name)}", flush=True)
         _wait_for_signal()
+        with contextlib.suppress(TimeoutError):  # what takes longer has its answer: 503
+            serve.get_app_handle(APPLICATION).drain.remote().result(timeout_s=DRAIN_S)
     finally:
-        serve.delete(APPLICATION) if shared else serve.shutdown()
+        # Before the proxy ends, which has answers to pass on.
+        if APPLICATION in serve.status().applications:
+            serve.delete(APPLICATION)
+        if not shared:
+            serve.shutdown()
         if ours:
             ray.shutdown()
 
@@ -372,7 +413,12 @@ def _example(url: str, name: str) -> str:
 
 
 def _wait_for_signal() -> None:
+    """Until SIGINT or SIGTERM; the next one ends the process as ever."""
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    before = {
+        number: signal.signal(number, lambda *_: stop.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     stop.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)

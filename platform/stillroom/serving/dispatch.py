@@ -30,6 +30,7 @@ from stillroom.serving.policies import (
 )
 from stillroom.serving.release import Release
 from stillroom.serving.request import Encoded, Work
+from stillroom.serving.shadow import Sampler
 
 log = logging.getLogger("ray.serve")
 
@@ -74,6 +75,7 @@ class Dispatcher:
         handles: encoder (NAME/teacher or NAME/student) → its replicas.
         releases: encoder → the release that it is of.
         timeout_s: a request that no replica has answered by then gets 503.
+        samplers: student → who compares its answers with its teacher's.
     """
 
     def __init__(
@@ -81,14 +83,18 @@ class Dispatcher:
         handles: Mapping[str, DeploymentHandle],
         releases: Mapping[str, Release],
         timeout_s: float,
+        samplers: Mapping[str, Sampler] | None = None,
     ):
         # `options` has each handle begin to watch its replicas now, not at the first request.
         self.handles = {name: handle.options() for name, handle in handles.items()}
         self.releases = dict(releases)
         self.contracts = {name: releases[name].contract(name) for name in handles}
         self.timeout_s = timeout_s
+        self.samplers = dict(samplers or {})
         self.meters = {name: Meter() for name in handles}
         self.waking: dict[str, asyncio.Task[None]] = {}
+        self.resting = asyncio.Event()  # nothing is ongoing
+        self.resting.set()
 
     def load(self) -> dict[str, Load]:
         now = time.monotonic()
@@ -141,17 +147,23 @@ class Dispatcher:
         """
         meter, cost, done = self.meters[name], _cost(work), False
         meter.begin(cost, time.monotonic())
+        self.resting.clear()
         try:
-            encoded = await self._send(self.handles[name], work)
+            encoded: Encoded = await self.ask(name, "encode", work)
             done = True
-            return encoded
         finally:
             meter.end(cost, time.monotonic(), done=done)
+            if not any(meter.ongoing for meter in self.meters.values()):
+                self.resting.set()
+        if sampler := self.samplers.get(name):
+            sampler.offer(work, encoded.vectors, self.load()[sampler.teacher])
+        return encoded
 
-    async def _send(self, handle: DeploymentHandle, work: Work) -> Encoded:
+    async def ask(self, name: str, method: str, *args: Any) -> Any:
+        """Have one of an encoder's replicas answer a method's call; see `send`."""
         deadline = time.monotonic() + self.timeout_s
         for attempt in range(1, ATTEMPTS + 1):
-            response: Any = handle.encode.remote(work)
+            response: Any = getattr(self.handles[name], method).remote(*args)
             try:
                 return await asyncio.wait_for(response, deadline - time.monotonic())
             except BackPressureError as error:

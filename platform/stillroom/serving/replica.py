@@ -37,6 +37,7 @@ class Replica:
         self.encoder: Encoder = load(
             release.encoder_folder(target), device="cuda" if resources.get("GPU") else "cpu"
         )
+        self.release = release.ref
         self.max_batch_tokens = max_batch_tokens
         self.batcher = Batcher(self.forward, budget=max_batch_tokens, wait_s=max_wait_ms / 1000)
         # One thread: Hugging Face's fast tokenizers refuse to be shared between several.
@@ -62,6 +63,8 @@ class Replica:
         return Encoded(
             prefix(vectors, work.dims, self.encoder.contract.normalise),
             sum(len(text.ids) for text in tokens),
+            space=self.encoder.contract.space,
+            release=self.release,
         )
 
     def tokenise(self, work: Work) -> list[Tokens]:

@@ -20,7 +20,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Encoded:
-    """float32 vectors [n, dims] in the order of the inputs, and the tokens they cost."""
+    """float32 vectors [n, dims] in the order of the inputs, and the tokens they cost.
+
+    Attributes:
+        space, release: of the encoder that made them. While an update rolls, that may be another
+            than the router knows under the encoder's name.
+    """
 
     vectors: np.ndarray
     tokens: int
+    space: str = ""
+    release: str = ""

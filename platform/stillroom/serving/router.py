@@ -20,9 +20,10 @@ from stillroom.serving.auth import Keys, is_loopback
 from stillroom.serving.dispatch import Dispatcher, Model
 from stillroom.serving.metrics import CONTENT_TYPE_LATEST, Metrics
 from stillroom.serving.openai import ROLES, ApiError, EmbeddingRequest, embeddings_body, parse
-from stillroom.serving.policies import Facts, policy_dims
+from stillroom.serving.policies import RESTART_AFTER_S, Facts, policy_dims
 from stillroom.serving.release import Release
 from stillroom.serving.request import Work
+from stillroom.serving.shadow import Sampler, ShadowMetrics, ShadowOptions
 
 log = logging.getLogger("ray.serve")
 
@@ -92,6 +93,8 @@ class Router:
         models: what GET /v1/models lists.
         handles: "NAME/teacher" or "NAME/student" → its replicas.
         releases: those same → the release that it is of.
+        shadows: student → its Shadow.
+        shadow: how often they are asked.
         keys: who may call; empty = only this machine, unless `no_auth`.
         max_body_bytes: larger bodies are refused (413) before they are read to the end.
         timeout_s: a request that no replica has answered by then gets 503.
@@ -102,16 +105,25 @@ class Router:
         models: list[Model],
         handles: dict[str, DeploymentHandle],
         releases: dict[str, Release],
+        shadows: dict[str, DeploymentHandle],
+        shadow: ShadowOptions | None,
         keys: Keys,
         no_auth: bool,
         max_body_bytes: int,
         timeout_s: float,
     ):
         self.models = {model.id: model for model in models}
-        self.dispatcher = Dispatcher(handles, releases, timeout_s)
         self.keys, self.no_auth = keys, no_auth
         self.max_body_bytes = max_body_bytes
         self.metrics = Metrics()
+        counts = ShadowMetrics(self.metrics.registry)
+        samplers = {
+            name: Sampler(name, releases[name].model("teacher"), handle, shadow, counts)
+            for name, handle in shadows.items()
+            if shadow is not None
+        }
+        self.dispatcher = Dispatcher(handles, releases, timeout_s, samplers)
+        self.draining = False
 
     @http.post(
         "/v1/embeddings",
@@ -135,7 +147,19 @@ class Router:
 
     @http.get("/healthz")
     async def healthz(self) -> Response:
-        return JSONResponse({"status": "ok"})
+        return JSONResponse(self.health(), 503 if self.draining else 200)
+
+    def health(self) -> dict[str, Any]:
+        """What GET /healthz says: how faithful the students are changes it, never the traffic."""
+        told: dict[str, Any] = {"status": "draining" if self.draining else "ok"}
+        if samplers := self.dispatcher.samplers:
+            told["shadow"] = {name: sampler.health() for name, sampler in samplers.items()}
+        return told
+
+    async def drain(self) -> None:
+        """Take no new request, and return when the last one taken has its answer."""
+        self.draining = True
+        await self.dispatcher.resting.wait()
 
     async def counted(
         self, request: Request, work: Callable[[Request, str, Seen], Awaitable[Response]]
@@ -173,6 +197,9 @@ class Router:
 
     async def embed(self, request: Request, client: str, seen: Seen) -> Response:
         body = await read(request, self.max_body_bytes)
+        if self.draining:
+            message = "the server is stopping; try again later"
+            raise ApiError(503, message, code="overloaded", retry_after_s=RESTART_AFTER_S)
         asked = parse(body)
         model = self.models.get(asked.model)
         if model is None:
@@ -196,8 +223,8 @@ class Router:
             media_type="application/json",
             headers={
                 "x-stillroom-model": seen.model,
-                "x-stillroom-space": self.dispatcher.contracts[seen.model].space,
-                "x-stillroom-release": self.dispatcher.releases[seen.model].ref,
+                "x-stillroom-space": encoded.space,
+                "x-stillroom-release": encoded.release,
             },
         )
 
