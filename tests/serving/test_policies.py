@@ -46,6 +46,7 @@ PREFIX = named("a", teacher=contract(dims=(64, 32, 16)), student=contract(dims=(
 TWO = SAME | named("b", teacher=contract(), student=contract())
 QUERY, PASSAGE = Facts("query"), Facts("passage")
 IDLE = Load()
+ASLEEP = frozenset({"a/teacher", "a/student"})
 
 
 def rule(value, release="a"):
@@ -57,7 +58,7 @@ def chosen(value, request=QUERY, contracts=TWO, patience_s=60.0, **load):
     loads = defaultdict(lambda: IDLE, {k.replace("_", "/"): v for k, v in load.items()})
     parsed = rule(value)
     check_policy("policy", parsed, contracts)
-    policy = Policy(parsed, patience_s, stand_ins(parsed, contracts))
+    policy = Policy(parsed, patience_s, ASLEEP, stand_ins(parsed, contracts))
     decision = choose(policy, request, loads, contracts)
     return decision.model if isinstance(decision, Send) else decision.status
 
@@ -104,15 +105,21 @@ def test_a_policy_sends_a_request_to_its_encoder(policy, request_, load, model):
 
 
 def test_without_a_shared_space_a_cold_encoder_is_woken_and_its_caller_told_to_come_back():
-    policy = Policy(rule("teacher"), 60, stand_ins(rule("teacher"), OTHER))
+    policy = Policy(rule("teacher"), 60, ASLEEP, stand_ins(rule("teacher"), OTHER))
     refusal = choose(policy, QUERY, {"a/teacher": Load(ready=0), "a/student": IDLE}, OTHER)
     assert isinstance(refusal, Refuse)
     assert (refusal.status, refusal.wake) == (503, "a/teacher")
     assert refusal.retry_after_s > 0
 
 
+def test_a_request_waits_for_an_encoder_that_never_sleeps():
+    down = {"a/teacher": Load(ready=0), "a/student": IDLE}
+    decision = choose(Policy(rule("teacher"), 60), QUERY, down, SAME)
+    assert isinstance(decision, Send) and decision.model == "a/teacher"
+
+
 def test_a_stand_in_answers_only_in_a_size_that_it_has_and_the_wanted_one_is_woken():
-    policy = Policy(rule("teacher"), 60, stand_ins(rule("teacher"), PREFIX))
+    policy = Policy(rule("teacher"), 60, ASLEEP, stand_ins(rule("teacher"), PREFIX))
     load = {"a/teacher": Load(ready=0), "a/student": IDLE}
     small, full = (choose(policy, Facts("query", size), load, PREFIX) for size in (32, 64))
     assert isinstance(small, Send) and isinstance(full, Refuse)

@@ -11,8 +11,8 @@ import ray
 from ray import serve
 from ray._private.state import available_resources_per_node
 from ray.cluster_utils import Cluster
-
 from releases import make_release
+
 from stillroom.serving.app import build
 
 ONE = {"num_cpus": 0.1}

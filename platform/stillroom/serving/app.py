@@ -237,6 +237,12 @@ def _models(
 ) -> list[Model]:
     """Every name that clients may ask for: each release's own, and its encoders'."""
     models = []
+    sleepers = frozenset(
+        release.model(target)
+        for release in releases.values()
+        for target, option in _options(args).items()
+        if option.autoscale and option.autoscale.min == 0
+    )
     for name, release in releases.items():
         where = f"policies.{name}" if name in args.policies else "policy"
         asked = args.policies.get(name, args.policy)
@@ -244,11 +250,13 @@ def _models(
             asked = auto_policy(release.contracts.get("teacher"), release.contracts.get("student"))
         rule = parse_policy(f"serve args: {where}", asked, name)
         check_policy(f"serve args: {where}", rule, contracts)
-        policy = Policy(rule, args.target_latency_s, stand_ins(rule, contracts))
+        policy = Policy(rule, args.target_latency_s, sleepers, stand_ins(rule, contracts))
         models.append(Model(name, release, policy))
         for target in release.contracts:
             model = release.model(target)
-            models.append(Model(model, release, Policy(To(model=model), args.target_latency_s)))
+            # Who asks for one encoder gets it or none: nothing stands in.
+            alone = Policy(To(model=model), args.target_latency_s, sleepers)
+            models.append(Model(model, release, alone))
     return models
 
 

@@ -103,9 +103,9 @@ class Dispatcher:
     def _load(self, name: str, meter: Meter, now: float) -> Load:
         # Serve's queues lag by a turn of its loop, which is when a burst comes; our own count
         # does not, but knows this router's requests only.
-        known = Watched.here.get(name)
+        known = Watched.here.get(name)  # from a handle's first request on
         return Load(
-            ready=known.ready() if known else 1,
+            ready=known.ready() if known else int(self.handles[name].running_replicas_populated()),
             ongoing=max(meter.ongoing, known.ongoing() if known else 0),
             wait_s=meter.wait_s(now),
         )

@@ -236,11 +236,14 @@ class Policy:
 
     Attributes:
         patience_s: a request that would wait longer is refused.
-        stand_ins: encoder → the one that answers while no replica of it runs.
+        sleepers: encoders that have no replica while no one asks. Requests wait for the replicas
+            of all others, even if none runs for a moment.
+        stand_ins: encoder → the one that answers while it sleeps.
     """
 
     rule: Rule
     patience_s: float = math.inf
+    sleepers: frozenset[str] = frozenset()
     stand_ins: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -255,9 +258,10 @@ def choose(
     dims = request.dimensions or sizes[0]
     model, why = policy.rule.pick(request, load)
     wake = None
-    if not load[model].ready:
+    if model in policy.sleepers and not load[model].ready:
         wake, other = model, policy.stand_ins.get(model)
-        if other is None or not load[other].ready or dims not in contracts[other].dims:
+        awake = other is not None and (other not in policy.sleepers or load[other].ready)
+        if other is None or not awake or dims not in contracts[other].dims:
             message = "the model is starting; try again later"
             return Refuse(503, message, retry_after_s=RESTART_AFTER_S, wake=wake)
         model, why = other, f"{model} is not running"
