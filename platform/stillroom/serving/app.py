@@ -3,13 +3,14 @@
 No `from __future__ import annotations` here: Ray Serve reads the type of `build`'s argument.
 """
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import threading
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, cast, get_args
 
 import ray
 from pydantic import (
@@ -20,33 +21,68 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    model_validator,
 )
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
+from stillroom.encoders.contract import Terms
 from stillroom.errors import UserError
 from stillroom.serving.auth import ENVIRONMENT, Keys, is_loopback
+from stillroom.serving.dispatch import Model, Watched
 from stillroom.serving.engines import Engine, check_engine
 from stillroom.serving.openai import did_you_mean
-from stillroom.serving.policies import Policy, Target, auto_policy, check_policy
+from stillroom.serving.policies import (
+    Policy,
+    Target,
+    To,
+    auto_policy,
+    check_policy,
+    parse_policy,
+    stand_ins,
+)
 from stillroom.serving.release import Release
 from stillroom.serving.replica import Replica
-from stillroom.serving.router import Model, Router
+from stillroom.serving.router import Router
+from stillroom.serving.shadow import Shadow, ShadowOptions
 
 APPLICATION = "stillroom"
+DRAIN_S = 60  # for what is ongoing when a server is stopped
+HEALTH_PERIOD_S = 2  # within which Serve sees that a replica is dead, and starts another
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class Autoscale(Section):
+    """Replicas that follow the requests, as Ray Serve counts them."""
+
+    min: NonNegativeInt = 1  # 0: none while no one asks; the first to ask is told to come back
+    max: PositiveInt
+    target_ongoing: PositiveFloat = 16  # requests for each replica, waiting ones too
+    up_delay_s: NonNegativeFloat = 5  # how long there must be more
+    down_delay_s: NonNegativeFloat = 120  # … or fewer
+    look_back_s: PositiveFloat = 10  # the requests are averaged over so long
+
+    @model_validator(mode="after")
+    def _min_is_below_max(self) -> "Autoscale":
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is over max ({self.max})")
+        return self
+
+
 class ModelOptions(Section):
     """How one of a release's encoders is run."""
 
     replicas: NonNegativeInt = 1  # 0: not served
+    autoscale: Autoscale | None = None  # in place of `replicas`
     engine: Engine = "auto"  # what runs it: on a CPU the release's fastest export, else torch
     num_cpus: NonNegativeFloat = 1  # a replica; also the threads of a forward
-    num_gpus: NonNegativeFloat = 0  # a replica; over 0, it encodes on the GPU
+    num_gpus: NonNegativeFloat = 0  # a replica, or a part of one; over 0, it encodes on the GPU
+    resources: dict[str, PositiveFloat] = {}  # of a replica: a node's own, as `ray start` names
+    node_labels: dict[str, str] = {}  # a replica's node must have them
     max_ongoing: PositiveInt = 64  # requests in one replica, which it batches
     max_queued: PositiveInt = 64  # requests that wait for a replica; more get 429
 
@@ -54,9 +90,12 @@ class ModelOptions(Section):
 class ServeArgs(Section):
     """The `args` of an application in serve/*.yaml."""
 
-    releases: tuple[str, ...]  # folders, or references such as release/quickstart
+    releases: tuple[str, ...]  # release/quickstart, or a folder; NAME=… gives another name
     root: str | None = None  # where artifacts live; default STILLROOM_ROOT, else runs/
-    policy: Literal["auto"] | Policy = "auto"  # who answers to a release's bare name
+    policy: str | dict[str, Any] = "auto"  # who answers to a release's bare name: see policies
+    policies: dict[str, str | dict[str, Any]] = {}  # … of single names, in place of `policy`
+    target_latency_s: PositiveFloat = 10  # who would wait longer gets 429
+    routers: PositiveInt = 1  # processes that take requests
     max_batch_tokens: PositiveInt = 4096  # padded tokens in one forward
     max_wait_ms: NonNegativeFloat = 2  # how long an idle replica waits to fill a forward
     max_body_bytes: PositiveInt = 16 * 2**20
@@ -64,6 +103,7 @@ class ServeArgs(Section):
     keys_file: str | None = None  # API keys, beside those in STILLROOM_API_KEYS
     no_auth: bool = False  # without keys: let other machines call, too
     trust_remote_code: bool = False  # runs the Python that the models bring with them
+    shadow: ShadowOptions | None = None  # compares the student's answers with the teacher's
     teacher: ModelOptions = ModelOptions()
     student: ModelOptions = ModelOptions()
 
@@ -72,9 +112,21 @@ class ServeArgs(Section):
         """Check a YAML's args. Raises one UserError that names every fault."""
         try:
             # Through JSON: strict validation of Python values refuses YAML's lists for tuples.
-            return cls.model_validate_json(json.dumps(args))
+            read = cls.model_validate_json(json.dumps(args))
         except (ValidationError, TypeError) as error:
             raise UserError("serve args", _faults(error), "Mend the application's args") from error
+        for where, policy in read.given_policies().items():
+            parse_policy(f"serve args: {where}", policy, "release")
+        return read
+
+    def given_policies(self) -> dict[str, str | dict[str, Any]]:
+        """Place in the config → policy, of all that are not `auto`."""
+        named = {f"policies.{name}": policy for name, policy in self.policies.items()}
+        return {
+            where: policy
+            for where, policy in {"policy": self.policy, **named}.items()
+            if policy != "auto"
+        }
 
 
 def _faults(error: ValidationError | TypeError) -> str:
@@ -85,11 +137,23 @@ def _faults(error: ValidationError | TypeError) -> str:
         *section, key = map(str, fault["loc"])
         where = ".".join([*section, key])
         if fault["type"] == "extra_forbidden":
-            fields = (ModelOptions if section else ServeArgs).model_fields
+            fields = _section(section).model_fields
             faults.append(".".join([*section, did_you_mean(key, fields)]))
         else:
             faults.append(f"{where}: {fault['msg']}")
     return "; ".join(faults)
+
+
+def _section(path: list[str]) -> type[BaseModel]:
+    found: type[BaseModel] = ServeArgs
+    for key in path:
+        annotation = found.model_fields[key].annotation
+        found = next(
+            kind
+            for kind in (annotation, *get_args(annotation))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        )
+    return found
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -102,60 +166,40 @@ def build(args: dict[str, Any]) -> Application:
     root = checked.root or os.environ.get("STILLROOM_ROOT", "runs")
     if not checked.releases:
         raise UserError("serve args: releases", "is empty", "Name at least one release")
-    models: dict[str, Model] = {}
-    handles: dict[str, Application] = {}
-    for ref in checked.releases:
-        release = Release.open(ref, root)
-        if release.name in models:
-            raise UserError(
-                "serve args: releases",
-                f"two releases are named {release.name!r}",
-                "Serve them as two applications",
-            )
-        options = {
-            target: option
-            for target, option in _options(checked).items()
-            if target in release.contracts and option.replicas
-        }
-        release = replace(release, contracts={t: release.contracts[t] for t in options})
-        policy = _policy(checked.policy, release)
-        models[release.name] = Model(release.name, release, policy)
-        for target, option in options.items():
-            name = release.model(target)
-            check_engine(
-                f"serve args: {target}.engine", option.engine, release, target, option.num_gpus > 0
-            )
-            models[name] = Model(name, release, target)
-            handles[name] = (
-                cast(Any, Replica)
-                .options(
-                    name=name.replace("/", "-"),
-                    num_replicas=option.replicas,
-                    max_ongoing_requests=option.max_ongoing,
-                    max_queued_requests=option.max_queued,
-                    ray_actor_options={"num_cpus": option.num_cpus, "num_gpus": option.num_gpus},
-                )
-                .bind(
-                    release,
-                    target,
-                    option.engine,
-                    checked.max_batch_tokens,
-                    checked.max_wait_ms,
-                    checked.trust_remote_code,
-                )
-            )
+    releases = _open_all(checked, root)
+    options = _options(checked)
+    encoders = {
+        release.model(target): (release, target)
+        for release in releases.values()
+        for target in release.contracts
+    }
+    contracts = {name: release.contracts[target] for name, (release, target) in encoders.items()}
+    handles = {
+        name: _replicas(name, release, target, options[target], checked)
+        for name, (release, target) in encoders.items()
+    }
+    shadows = {
+        release.model("student"): _shadow(release, handles[release.model("teacher")], checked)
+        for release in releases.values()
+        if checked.shadow is not None and len(release.contracts) == 2
+    }
     return (
         cast(Any, Router)
         .options(
+            num_replicas=checked.routers,
             # It only waits: its share of a core is small, and a laptop's two are the encoders'.
             ray_actor_options={"num_cpus": 0},
             # Above what all replicas take and queue, so that the router is who says 429.
             max_ongoing_requests=100
-            + sum(map(_capacity, _options(checked).values())) * len(models),
+            + sum(_capacity(options[target]) for _, target in encoders.values()),
+            graceful_shutdown_timeout_s=checked.timeout_s,
         )
         .bind(
-            list(models.values()),
+            _models(checked, releases, contracts),
             handles,
+            {name: release for name, (release, _) in encoders.items()},
+            shadows,
+            checked.shadow,
             Keys.read(os.environ, checked.keys_file),
             checked.no_auth,
             checked.max_body_bytes,
@@ -164,23 +208,141 @@ def build(args: dict[str, Any]) -> Application:
     )
 
 
+def _open_all(args: ServeArgs, root: str) -> dict[str, Release]:
+    """Name → release, with the contracts of those encoders only that are to be served."""
+    releases: dict[str, Release] = {}
+    served = [target for target, option in _options(args).items() if _most(option)]
+    for ref in args.releases:
+        release = Release.open(ref, root)
+        if release.name in releases:
+            raise UserError(
+                "serve args: releases",
+                f"two releases are named {release.name!r}",
+                f"Give one another name: next={ref}",
+            )
+        contracts = {t: release.contracts[t] for t in served if t in release.contracts}
+        if not contracts:
+            raise UserError(
+                "serve args", f"nothing of {release.name!r} is served", "Give an encoder replicas"
+            )
+        releases[release.name] = replace(release, contracts=contracts)
+    if strangers := set(args.policies) - set(releases):
+        raise UserError(
+            f"serve args: policies.{min(strangers)}",
+            "is the name of no release that is served",
+            f"Use one of {', '.join(releases)}",
+        )
+    return releases
+
+
+def _models(
+    args: ServeArgs, releases: dict[str, Release], contracts: dict[str, Terms]
+) -> list[Model]:
+    """Every name that clients may ask for: each release's own, and its encoders'."""
+    models = []
+    sleepers = frozenset(
+        release.model(target)
+        for release in releases.values()
+        for target, option in _options(args).items()
+        if option.autoscale and option.autoscale.min == 0
+    )
+    for name, release in releases.items():
+        where = f"policies.{name}" if name in args.policies else "policy"
+        asked = args.policies.get(name, args.policy)
+        if asked == "auto":
+            asked = auto_policy(release.contracts.get("teacher"), release.contracts.get("student"))
+        rule = parse_policy(f"serve args: {where}", asked, name)
+        check_policy(f"serve args: {where}", rule, contracts)
+        policy = Policy(rule, args.target_latency_s, sleepers, stand_ins(rule, contracts))
+        models.append(Model(name, release, policy))
+        for target in release.contracts:
+            model = release.model(target)
+            # Who asks for one encoder gets it or none: nothing stands in.
+            alone = Policy(To(model=model), args.target_latency_s, sleepers)
+            models.append(Model(model, release, alone))
+    return models
+
+
+def _replicas(
+    name: str, release: Release, target: Target, option: ModelOptions, args: ServeArgs
+) -> Application:
+    scale = option.autoscale
+    check_engine(
+        f"serve args: {target}.engine", option.engine, release, target, option.num_gpus > 0
+    )
+    return cast(
+        Application,
+        cast(Any, Replica)
+        .options(
+            name=name.replace("/", "-"),
+            num_replicas=None if scale else option.replicas,
+            autoscaling_config=scale
+            and AutoscalingConfig(
+                min_replicas=scale.min,
+                max_replicas=scale.max,
+                target_ongoing_requests=scale.target_ongoing,
+                upscale_delay_s=scale.up_delay_s,
+                downscale_delay_s=scale.down_delay_s,
+                look_back_period_s=scale.look_back_s,
+                metrics_interval_s=scale.look_back_s / 4,
+            ),
+            max_ongoing_requests=option.max_ongoing,
+            max_queued_requests=option.max_queued,
+            ray_actor_options={
+                "num_cpus": option.num_cpus,
+                "num_gpus": option.num_gpus,
+                "resources": option.resources,
+                "label_selector": option.node_labels,
+            },
+            request_router_config=RequestRouterConfig(
+                request_router_class=Watched, request_router_kwargs={"model": name}
+            ),
+            health_check_period_s=HEALTH_PERIOD_S,
+            graceful_shutdown_timeout_s=args.timeout_s,
+        )
+        .bind(
+            release,
+            target,
+            option.engine,
+            args.max_batch_tokens,
+            args.max_wait_ms,
+            args.trust_remote_code,
+        ),
+    )
+
+
+def _shadow(release: Release, teacher: Application, args: ServeArgs) -> Application:
+    assert args.shadow is not None
+    folder = args.shadow.folder
+    return cast(
+        Application,
+        cast(Any, Shadow)
+        .options(
+            name=f"{release.name}-shadow",
+            ray_actor_options={"num_cpus": 0},
+            max_ongoing_requests=1,
+            max_queued_requests=1,
+        )
+        .bind(
+            teacher,
+            release.contracts["teacher"],
+            release.contracts["student"],
+            None if folder is None else f"{folder}/{release.name}.jsonl",
+            args.shadow.keep,
+        ),
+    )
+
+
 def _options(args: ServeArgs) -> dict[Target, ModelOptions]:
     return {"teacher": args.teacher, "student": args.student}
 
 
+def _most(option: ModelOptions) -> int:
+    return option.autoscale.max if option.autoscale else option.replicas
+
+
 def _capacity(option: ModelOptions) -> int:
-    return option.replicas * option.max_ongoing + option.max_queued
-
-
-def _policy(asked: Literal["auto"] | Policy, release: Release) -> Policy:
-    if not release.contracts:
-        raise UserError(
-            "serve args", f"nothing of {release.name!r} is served", "Give an encoder replicas"
-        )
-    if asked == "auto":
-        return auto_policy(release.contracts.get("teacher"), release.contracts.get("student"))
-    check_policy("serve args: policy", asked, release.contracts)
-    return asked
+    return _most(option) * option.max_ongoing + option.max_queued
 
 
 def serve_release(
@@ -231,8 +393,14 @@ def serve_release(
         url = f"http://{host}:{port}"
         print(f"Ready: {name} at {url} (Ctrl-C ends it). Try:\n{_example(url, name)}", flush=True)
         _wait_for_signal()
+        with contextlib.suppress(TimeoutError):  # what takes longer has its answer: 503
+            serve.get_app_handle(APPLICATION).drain.remote().result(timeout_s=DRAIN_S)
     finally:
-        serve.delete(APPLICATION) if shared else serve.shutdown()
+        # Before the proxy ends, which has answers to pass on.
+        if APPLICATION in serve.status().applications:
+            serve.delete(APPLICATION)
+        if not shared:
+            serve.shutdown()
         if ours:
             ray.shutdown()
 
@@ -268,7 +436,12 @@ def _example(url: str, name: str) -> str:
 
 
 def _wait_for_signal() -> None:
+    """Until SIGINT or SIGTERM; the next one ends the process as ever."""
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    before = {
+        number: signal.signal(number, lambda *_: stop.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     stop.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -1,14 +1,15 @@
 """The release that is served, as its folder describes itself: no torch, no Ray."""
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stillroom.encoders.contract import Remote, Terms
 from stillroom.errors import UserError
-from stillroom.serving.policies import Target
+from stillroom.serving.policies import TARGETS, Target
 
-TARGETS: tuple[Target, ...] = ("teacher", "student")
+ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # no slash: a path with an = is a path
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,14 @@ class Release:
     def open(cls, ref: str, root: str) -> "Release":
         """Read a release from a folder, or from `root` by reference (`release/quickstart`).
 
+        With `NAME=` before it, the release is served under that name, not its own: that is how
+        two of one recipe stand side by side.
+
         Raises UserError when it is missing, is not a release, or failed its gate.
         """
+        alias, equals, rest = ref.partition("=")
+        if equals and ALIAS.fullmatch(alias):
+            return replace(cls.open(rest, root), name=alias)
         folder = _folder(ref, root)
         path = folder / "release.json"
         try:
@@ -76,6 +83,10 @@ class Release:
 
     def model(self, target: Target) -> str:
         return f"{self.name}/{target}"
+
+    def contract(self, model: str) -> Terms:
+        """Of NAME/teacher or NAME/student."""
+        return next(c for target, c in self.contracts.items() if self.model(target) == model)
 
 
 def _is_folder(ref: str) -> bool:

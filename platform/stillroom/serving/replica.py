@@ -63,6 +63,7 @@ class Replica:
             gpu=bool(resources.get("GPU")),
             trust_remote_code=trust_remote_code,
         )
+        self.release = release.ref
         self.max_batch_tokens = max_batch_tokens
         self.batcher = Batcher(self.forward, budget=max_batch_tokens, wait_s=max_wait_ms / 1000)
         # Hugging Face's fast tokenizers refuse to be shared by threads: each has a copy.
@@ -98,6 +99,8 @@ class Replica:
             encode_s=done.encode_s,
             padded_tokens=done.padded_tokens,
             batch_texts=done.batch_texts / done.forwards,
+            space=self.encoder.contract.space,
+            release=self.release,
         )
 
     async def prompted(self, ask: Callable[[Prompter | JointPrompter], T]) -> T:

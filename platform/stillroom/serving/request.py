@@ -28,6 +28,8 @@ class Encoded:
         padded_tokens: this request's share of its forwards' (texts × longest text); less
             `tokens`, it is what padding cost.
         batch_texts: texts in a forward that had some of this request's, on average.
+        space, release: of the encoder that made them. While an update rolls, that may be another
+            than the router knows under the encoder's name.
     """
 
     vectors: np.ndarray
@@ -37,3 +39,5 @@ class Encoded:
     encode_s: float | None = None
     padded_tokens: int | None = None
     batch_texts: float | None = None
+    space: str = ""
+    release: str = ""

@@ -1,45 +1,31 @@
-"""HTTP in, HTTP out: checks a request, asks the policy, sends it to a replica.
+"""HTTP in, HTTP out: checks a request, has it dispatched, writes the answer.
 
 No `from __future__ import annotations` here: Ray Serve reads the types of a deployment.
 """
 
-import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
-from stillroom.errors import UserError
+from stillroom.encoders.contract import Terms
 from stillroom.serving.auth import Keys, is_loopback
+from stillroom.serving.dispatch import Dispatcher, Model
 from stillroom.serving.metrics import CONTENT_TYPE_LATEST, Metrics
 from stillroom.serving.openai import ROLES, ApiError, EmbeddingRequest, embeddings_body, parse
-from stillroom.serving.policies import ROUTES, Facts, Policy, Refuse, choose, policy_dims
+from stillroom.serving.policies import RESTART_AFTER_S, Facts, policy_dims
 from stillroom.serving.release import Release
-from stillroom.serving.request import Encoded, Work
+from stillroom.serving.request import Work
+from stillroom.serving.shadow import Sampler, ShadowMetrics, ShadowOptions
 
 log = logging.getLogger("ray.serve")
-
-ATTEMPTS = 3  # a request is sent to so many replicas before the client is told to come back
-RETRY_AFTER_S = 1  # a full queue moves within a second or so; a new replica needs several
-RESTART_AFTER_S = 5
-
-
-@dataclass(frozen=True)
-class Model:
-    """A name that clients may ask for, and who answers to it."""
-
-    id: str
-    release: Release
-    policy: Policy
 
 
 @dataclass
@@ -68,19 +54,19 @@ def answer_error(error: ApiError) -> Response:
 # calls must stand above it.
 
 
-def describe(model: Model) -> dict[str, Any]:
-    """A model as GET /v1/models shows it; of two encoders, what holds for both."""
-    contracts = model.release.contracts
-    behind = [contracts[target] for target in set(ROUTES[model.policy].values())]
+def describe(model: Model, contracts: Mapping[str, Terms]) -> dict[str, Any]:
+    """A model as GET /v1/models shows it; of several encoders, what holds for all."""
+    rule = model.policy.rule
+    behind = [contracts[name] for name in rule.encoders()]
     return {
         "id": model.id,
         "object": "model",
         "owned_by": "stillroom",
         "created": model.release.created,
         "release": model.release.ref,
-        "policy": model.policy,
+        "policy": rule.name,
         "space": behind[0].space,
-        "dims": policy_dims(model.policy, contracts),
+        "dims": policy_dims(rule, contracts),
         "max_tokens": min(contract.max_tokens for contract in behind),
     }
 
@@ -106,6 +92,9 @@ class Router:
     Args:
         models: what GET /v1/models lists.
         handles: "NAME/teacher" or "NAME/student" → its replicas.
+        releases: those same → the release that it is of.
+        shadows: student → its Shadow.
+        shadow: how often they are asked.
         keys: who may call; empty = only this machine, unless `no_auth`.
         max_body_bytes: larger bodies are refused (413) before they are read to the end.
         timeout_s: a request that no replica has answered by then gets 503.
@@ -115,16 +104,26 @@ class Router:
         self,
         models: list[Model],
         handles: dict[str, DeploymentHandle],
+        releases: dict[str, Release],
+        shadows: dict[str, DeploymentHandle],
+        shadow: ShadowOptions | None,
         keys: Keys,
         no_auth: bool,
         max_body_bytes: int,
         timeout_s: float,
     ):
         self.models = {model.id: model for model in models}
-        self.handles = handles
         self.keys, self.no_auth = keys, no_auth
-        self.max_body_bytes, self.timeout_s = max_body_bytes, timeout_s
+        self.max_body_bytes = max_body_bytes
         self.metrics = Metrics()
+        counts = ShadowMetrics(self.metrics.registry)
+        samplers = {
+            name: Sampler(name, releases[name].model("teacher"), handle, shadow, counts)
+            for name, handle in shadows.items()
+            if shadow is not None
+        }
+        self.dispatcher = Dispatcher(handles, releases, timeout_s, samplers)
+        self.draining = False
 
     @http.post(
         "/v1/embeddings",
@@ -148,7 +147,19 @@ class Router:
 
     @http.get("/healthz")
     async def healthz(self) -> Response:
-        return JSONResponse({"status": "ok"})
+        return JSONResponse(self.health(), 503 if self.draining else 200)
+
+    def health(self) -> dict[str, Any]:
+        """What GET /healthz says: how faithful the students are changes it, never the traffic."""
+        told: dict[str, Any] = {"status": "draining" if self.draining else "ok"}
+        if samplers := self.dispatcher.samplers:
+            told["shadow"] = {name: sampler.health() for name, sampler in samplers.items()}
+        return told
+
+    async def drain(self) -> None:
+        """Take no new request, and return when the last one taken has its answer."""
+        self.draining = True
+        await self.dispatcher.resting.wait()
 
     async def counted(
         self, request: Request, work: Callable[[Request, str, Seen], Awaitable[Response]]
@@ -186,6 +197,9 @@ class Router:
 
     async def embed(self, request: Request, client: str, seen: Seen) -> Response:
         body = await read(request, self.max_body_bytes)
+        if self.draining:
+            message = "the server is stopping; try again later"
+            raise ApiError(503, message, code="overloaded", retry_after_s=RESTART_AFTER_S)
         asked = parse(body)
         model = self.models.get(asked.model)
         if model is None:
@@ -195,15 +209,12 @@ class Router:
                     if asked.model == release.model(target):
                         message = f"the {target} of this release is a model at {address}: ask there"
             raise ApiError(404, message, "model", "model_not_found")
-        seen.policy = model.policy
-        release, role = model.release, ROLES[asked.input_type]
-        decision = choose(model.policy, Facts(role, asked.dimensions), release.contracts)
-        if isinstance(decision, Refuse):
-            raise ApiError(decision.status, decision.message, decision.param, "invalid_value")
-        seen.model = release.model(decision.target)
-        encoded = await self.send(
-            self.handles[seen.model],
-            Work(asked.texts(), asked.token_ids(), role, decision.dims, asked.instruction),
+        role, texts, token_ids = ROLES[asked.input_type], asked.texts(), asked.token_ids()
+        seen.policy = model.policy.rule.name
+        decision = self.dispatcher.decide(model, Facts.of(texts, token_ids, role, asked.dimensions))
+        seen.model = decision.model
+        encoded = await self.dispatcher.send(
+            decision.model, Work(texts, token_ids, role, decision.dims, asked.instruction)
         )
         self.metrics.encoded(seen.model, client, len(encoded.vectors), encoded.tokens)
         return Response(
@@ -216,44 +227,15 @@ class Router:
             media_type="application/json",
             headers={
                 "x-stillroom-model": seen.model,
-                "x-stillroom-space": release.contracts[decision.target].space,
-                "x-stillroom-release": release.ref,
+                "x-stillroom-space": encoded.space,
+                "x-stillroom-release": encoded.release,
             },
         )
 
-    async def send(self, handle: DeploymentHandle, work: Work) -> Encoded:
-        """Have one of the replicas encode `work`; another if that one dies.
-
-        Encoding changes nothing, so sending twice is safe. Raises ApiError: 400 for input that
-        the model refuses, 429 when the queue is full, 503 when no replica answered.
-        """
-        deadline = time.monotonic() + self.timeout_s
-        for attempt in range(1, ATTEMPTS + 1):
-            response = handle.encode.remote(work)
-            try:
-                return await asyncio.wait_for(response, deadline - time.monotonic())
-            except BackPressureError as error:
-                message = "the model's queue is full; try again later"
-                raise ApiError(
-                    429, message, code="rate_limit_exceeded", retry_after_s=RETRY_AFTER_S
-                ) from error
-            except UserError as error:
-                fault = getattr(error, "cause", error)  # Ray wraps what a replica raised
-                raise ApiError(400, str(fault), "input", "invalid_value") from error
-            except TimeoutError:
-                response.cancel()
-                break
-            except (RayActorError, RayServeException) as error:
-                log.warning("attempt %d of %d: %s", attempt, ATTEMPTS, error)
-        raise ApiError(
-            503,
-            "no replica could answer; try again later",
-            code="overloaded",
-            retry_after_s=RESTART_AFTER_S,
-        )
-
     async def describe_models(self, request: Request, client: str, seen: Seen) -> Response:
-        return JSONResponse({"object": "list", "data": [describe(m) for m in self.models.values()]})
+        contracts = self.dispatcher.contracts
+        data = [describe(model, contracts) for model in self.models.values()]
+        return JSONResponse({"object": "list", "data": data})
 
     async def render_metrics(self, request: Request, client: str, seen: Seen) -> Response:
         return Response(self.metrics.render(), media_type=CONTENT_TYPE_LATEST)

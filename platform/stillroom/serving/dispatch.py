@@ -1,0 +1,197 @@
+"""From a checked request to an encoder's answer: asks the policy, sends, tries again.
+
+No `from __future__ import annotations` here: Ray Serve reads the types of a deployment.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ray.exceptions import RayActorError
+from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from stillroom.errors import UserError
+from stillroom.serving.load import Meter
+from stillroom.serving.openai import ApiError
+from stillroom.serving.policies import (
+    CHARACTERS,
+    RESTART_AFTER_S,
+    Facts,
+    Load,
+    Policy,
+    Refuse,
+    Send,
+    choose,
+)
+from stillroom.serving.release import Release
+from stillroom.serving.request import Encoded, Work
+from stillroom.serving.shadow import Sampler
+
+log = logging.getLogger("ray.serve")
+
+ATTEMPTS = 3  # a request is sent to so many replicas before the client is told to come back
+RETRY_AFTER_S = 1  # a full queue moves within a second or so
+
+
+@dataclass(frozen=True)
+class Model:
+    """A name that clients may ask for, and who answers to it."""
+
+    id: str
+    release: Release
+    policy: Policy
+
+
+class Watched(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]
+    """Serve's own choice among replicas, which lets us read what Serve keeps for it.
+
+    Serve gives a handle's user neither the number of running replicas nor their queues, but its
+    public `request_router_config` lets us name the class that holds both.
+    """
+
+    here: ClassVar[dict[str, "Watched"]] = {}  # encoder → its router in this process
+
+    def initialize_state(self, model: str) -> None:
+        self.here[model] = self
+
+    def ready(self) -> int:
+        return len(self.curr_replicas)
+
+    def ongoing(self) -> int:
+        """Requests in all replicas, other routers' too, as far as Serve knows here."""
+        queues = self.replica_queue_len_cache
+        return sum(queues.get(replica) or 0 for replica in list(self.curr_replicas))
+
+
+class Dispatcher:
+    """What one router process knows of the encoders, and its way to them.
+
+    Args:
+        handles: encoder (NAME/teacher or NAME/student) → its replicas.
+        releases: encoder → the release that it is of.
+        timeout_s: a request that no replica has answered by then gets 503.
+        samplers: student → who compares its answers with its teacher's.
+    """
+
+    def __init__(
+        self,
+        handles: Mapping[str, DeploymentHandle],
+        releases: Mapping[str, Release],
+        timeout_s: float,
+        samplers: Mapping[str, Sampler] | None = None,
+    ):
+        # `options` has each handle begin to watch its replicas now, not at the first request.
+        self.handles = {name: handle.options() for name, handle in handles.items()}
+        self.releases = dict(releases)
+        self.contracts = {name: releases[name].contract(name) for name in handles}
+        self.timeout_s = timeout_s
+        self.samplers = dict(samplers or {})
+        self.meters = {name: Meter() for name in handles}
+        self.waking: dict[str, asyncio.Task[None]] = {}
+        self.resting = asyncio.Event()  # nothing is ongoing
+        self.resting.set()
+
+    def load(self) -> dict[str, Load]:
+        now = time.monotonic()
+        return {name: self._load(name, meter, now) for name, meter in self.meters.items()}
+
+    def _load(self, name: str, meter: Meter, now: float) -> Load:
+        # Serve's queues lag by a turn of its loop, which is when a burst comes; our own count
+        # does not, but knows this router's requests only.
+        known = Watched.here.get(name)  # from a handle's first request on
+        return Load(
+            ready=known.ready() if known else int(self.handles[name].running_replicas_populated()),
+            ongoing=max(meter.ongoing, known.ongoing() if known else 0),
+            wait_s=meter.wait_s(now),
+        )
+
+    def decide(self, model: Model, request: Facts) -> Send:
+        """Who answers. Raises ApiError: 400, 429 or 503, with the policy's reason."""
+        decision = choose(model.policy, request, self.load(), self.contracts)
+        if decision.wake is not None:
+            self.wake(decision.wake)
+        if isinstance(decision, Refuse):
+            code = {429: "rate_limit_exceeded", 503: "overloaded"}
+            raise ApiError(
+                decision.status,
+                decision.message,
+                decision.param,
+                code.get(decision.status, "invalid_value"),
+                retry_after_s=decision.retry_after_s,
+            )
+        return decision
+
+    def wake(self, name: str) -> None:
+        """Have Serve start a replica: it does when one request waits for it."""
+        if name not in self.waking:
+            self.waking[name] = asyncio.create_task(self._wake(name))
+
+    async def _wake(self, name: str) -> None:
+        try:
+            await self.handles[name].check_health.remote()
+        except (RayActorError, RayServeException) as error:
+            log.warning("%s did not start: %s", name, error)
+        finally:
+            del self.waking[name]
+
+    async def send(self, name: str, work: Work) -> Encoded:
+        """Have one of an encoder's replicas do `work`; another if that one dies.
+
+        Encoding changes nothing, so sending twice is safe. Raises ApiError: 400 for input that
+        the model refuses, 429 when the queue is full, 503 when no replica answered.
+        """
+        meter, cost, done = self.meters[name], _cost(work), False
+        meter.begin(cost, time.monotonic())
+        self.resting.clear()
+        try:
+            encoded: Encoded = await self.ask(name, "encode", work)
+            done = True
+        finally:
+            meter.end(cost, time.monotonic(), done=done)
+            if not any(meter.ongoing for meter in self.meters.values()):
+                self.resting.set()
+        if sampler := self.samplers.get(name):
+            sampler.offer(work, encoded.vectors, self.load()[sampler.teacher])
+        return encoded
+
+    async def ask(self, name: str, method: str, *args: Any) -> Any:
+        """Have one of an encoder's replicas answer a method's call; see `send`."""
+        deadline = time.monotonic() + self.timeout_s
+        for attempt in range(1, ATTEMPTS + 1):
+            response: Any = getattr(self.handles[name], method).remote(*args)
+            try:
+                return await asyncio.wait_for(response, deadline - time.monotonic())
+            except BackPressureError as error:
+                message = "the model's queue is full; try again later"
+                raise ApiError(
+                    429, message, code="rate_limit_exceeded", retry_after_s=RETRY_AFTER_S
+                ) from error
+            except UserError as error:
+                fault = getattr(error, "cause", error)  # Ray wraps what a replica raised
+                raise ApiError(400, str(fault), "input", "invalid_value") from error
+            except TimeoutError:
+                response.cancel()
+                break
+            except asyncio.CancelledError:
+                response.cancel()  # the client has left
+                raise
+            except (RayActorError, RayServeException) as error:
+                log.warning("attempt %d of %d: %s", attempt, ATTEMPTS, error)
+        raise ApiError(
+            503,
+            "no replica could answer; try again later",
+            code="overloaded",
+            retry_after_s=RESTART_AFTER_S,
+        )
+
+
+def _cost(work: Work) -> int:
+    """Characters, or what they would be; one more for each text, which is never free."""
+    if work.token_ids is not None:
+        return sum(1 + CHARACTERS * len(ids) for ids in work.token_ids)
+    return sum(1 + len(text) for text in work.texts)

@@ -1,0 +1,97 @@
+"""Ray Serve on a cluster of two nodes on this machine, and many callers at once."""
+
+import asyncio
+import contextlib
+import socket
+
+import httpx
+import ray
+from ray import serve
+from ray.cluster_utils import Cluster
+
+from stillroom.serving.app import build
+
+APP = "tried"
+
+
+@contextlib.contextmanager
+def two_nodes():
+    """Yields where Serve listens. The second node has a resource `large` and a label."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False}
+    )
+    nodes.add_node(num_cpus=1, resources={"large": 1}, labels={"disk": "fast"})
+    ray.init(address=nodes.address, configure_logging=False)
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+        nodes.shutdown()
+
+
+def deploy(args):
+    """Returns when all of it runs; deployed again, it is updated."""
+    serve.run(build(args), name=APP, route_prefix="/")
+
+
+def replicas(deployment):
+    """The actors of a deployment's replicas."""
+    return [
+        ray.get_actor(actor["name"], namespace=actor["namespace"])
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if f"{APP}#{deployment}#" in actor["name"]
+    ]
+
+
+def running(deployment):
+    states = serve.status().applications[APP].deployments[deployment].replica_states
+    return states.get("RUNNING", 0)
+
+
+async def hammer(url, bodies, *, callers=16, during=None):
+    """Answers (or what was raised) to `bodies`; `during` is called when a quarter is answered."""
+    waiting, answers = iter(enumerate(bodies)), [None] * len(bodies)
+    quarter = asyncio.Event()
+
+    async def call(http):
+        for place, body in waiting:
+            try:
+                answers[place] = await http.post(f"{url}/v1/embeddings", json=body)
+            except httpx.HTTPError as error:
+                answers[place] = error
+            if place == len(bodies) // 4:
+                quarter.set()
+
+    async with httpx.AsyncClient(timeout=60) as http:
+        calls = asyncio.gather(*(call(http) for _ in range(callers)))
+        if during is not None:
+            await quarter.wait()
+            await asyncio.to_thread(during)
+        await calls
+    return answers
+
+
+def statuses(answers):
+    return {a.status_code if isinstance(a, httpx.Response) else repr(a) for a in answers}
+
+
+def queries(count, model="tiny"):
+    return [
+        {"model": model, "input": f"text number {number}", "input_type": "query"}
+        for number in range(count)
+    ]
+
+
+def ask_until(url, body, wanted):
+    """The answers up to the first that is `wanted`."""
+    answers = []
+    with httpx.Client(timeout=60) as http:
+        while not answers or not wanted(answers[-1]):
+            assert len(answers) < 20_000
+            answers.append(http.post(f"{url}/v1/embeddings", json=body))
+    return answers

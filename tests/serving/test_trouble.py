@@ -1,0 +1,134 @@
+"""What a deployment promises when things go wrong, with real processes on two nodes.
+
+One deployment goes through it all, in this order: a deployment's start is most of the time.
+"""
+
+import asyncio
+import json
+
+import httpx
+import pytest
+import ray
+from cluster import ask_until, deploy, hammer, queries, replicas, running, statuses, two_nodes
+from ray._private.state import available_resources_per_node
+from releases import make_release
+
+LONG = ["a text of some words " * 8] * 200
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("trouble")
+
+
+@pytest.fixture(scope="module")
+def args(folder):
+    sleeping = {"min": 0, "max": 1, "up_delay_s": 0, "down_delay_s": 600, "look_back_s": 1}
+    return {
+        "releases": [str(make_release(folder / "release", shared_space=True))],
+        "routers": 2,
+        "target_latency_s": 60,
+        "teacher": {"num_cpus": 0.5, "resources": {"large": 1}, "autoscale": sleeping},
+        "student": {"num_cpus": 0.25, "node_labels": {"disk": "fast"}, "replicas": 2},
+        "shadow": {"share": 1.0, "folder": str(folder / "kept"), "alert_cosine": 1.0},
+    }
+
+
+@pytest.fixture(scope="module")
+def url(args):
+    with two_nodes() as found:
+        deploy(args)
+        yield found
+
+
+def test_while_the_teacher_starts_its_student_answers_in_the_same_space(url):
+    assert running("tiny-teacher") == 0
+    alone = httpx.post(f"{url}/v1/embeddings", json={"model": "tiny/teacher", "input": "text"})
+    assert (alone.status_code, alone.json()["error"]["code"]) == (503, "overloaded")
+    assert int(alone.headers["retry-after"]) >= 1
+    answers = ask_until(
+        url,
+        {"model": "tiny", "input": "text", "input_type": "document"},
+        lambda answer: answer.headers["x-stillroom-model"] == "tiny/teacher",
+    )
+    assert statuses(answers) == {200}
+    assert answers[0].headers["x-stillroom-model"] == "tiny/student"
+    assert {answer.headers["x-stillroom-space"] for answer in answers} == {"one"}
+
+
+def test_replicas_are_placed_on_the_node_that_has_what_they_need(url):
+    special = next(node for node in ray.nodes() if "large" in node["Resources"])
+    left = available_resources_per_node()[special["NodeID"]]
+    assert (left.get("large", 0), left.get("CPU", 0)) == (0, 0)  # one teacher, two students
+
+
+def test_answers_are_compared_with_the_teacher_s_and_an_alert_stops_no_traffic(url, folder):
+    with httpx.Client(timeout=60) as http:
+        told = None
+        for body in queries(2000):
+            assert http.post(f"{url}/v1/embeddings", json=body).status_code == 200
+            health = http.get(f"{url}/healthz")
+            told = health.json()["shadow"]["tiny/student"]
+            if told["rank"] is not None:
+                break
+        metrics = http.get(f"{url}/metrics").text
+    assert health.status_code == 200
+    assert told["alert"] and -1 <= told["cosine"] < 1
+    assert 'stillroom_shadow_cosine_count{model="tiny/student"}' in metrics
+    kept = [json.loads(line) for line in (folder / "kept" / "tiny.jsonl").read_text().splitlines()]
+    assert {row["text"] for row in kept} <= {body["input"] for body in queries(2000)}
+
+
+def test_nothing_that_was_accepted_is_lost_with_a_replica(url):
+    answers = asyncio.run(
+        hammer(url, queries(200), during=lambda: ray.kill(replicas("tiny-student")[0]))
+    )
+    assert statuses(answers) == {200}
+
+
+def test_with_a_router_go_only_its_open_connections(url):
+    answers = asyncio.run(
+        hammer(url, queries(200), callers=8, during=lambda: ray.kill(replicas("Router")[0]))
+    )
+    failed = [a for a in answers if not isinstance(a, httpx.Response) or a.status_code != 200]
+    assert len(failed) <= 8
+
+
+def test_a_rolling_update_under_load_fails_no_request(url, args):
+    answers = asyncio.run(
+        hammer(url, queries(500), during=lambda: deploy({**args, "max_batch_tokens": 2048}))
+    )
+    assert statuses(answers) == {200}
+
+
+def test_at_ten_times_the_load_some_are_told_when_to_come_back_and_the_rest_are_served(url, args):
+    deploy({**args, "max_batch_tokens": 2048, "target_latency_s": 0.1})
+    bodies = [{"model": "tiny/student", "input": LONG} for _ in range(60)]
+    answers = asyncio.run(hammer(url, bodies, callers=60))
+    assert statuses(answers) == {200, 429}
+    assert all(int(a.headers["retry-after"]) >= 1 for a in answers if a.status_code == 429)
+
+
+def test_who_leaves_has_no_more_done_for_him(url, args):
+    few = {**args["student"], "replicas": 1, "max_ongoing": 2, "max_queued": 1}
+    deploy({**args, "routers": 1, "max_batch_tokens": 2048, "student": few})
+
+    async def leave():
+        async with httpx.AsyncClient(timeout=60) as http:
+
+            async def ask(body):
+                return (await http.post(f"{url}/v1/embeddings", json=body)).status_code
+
+            endless = {"model": "tiny/student", "input": LONG * 40}
+            calls = [asyncio.create_task(ask(endless)) for _ in range(2)]
+            # Both places in the replica and the one in its queue are taken …
+            while 429 not in await asyncio.gather(*map(ask, queries(2))):
+                pass
+            for call in calls:
+                call.cancel()
+            # … and free as soon as they have left.
+            while (status := await ask(queries(1)[0])) == 429:
+                pass
+            return status, [call.done() for call in calls]
+
+    assert asyncio.run(leave()) == (200, [True, True])
