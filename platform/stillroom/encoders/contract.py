@@ -13,6 +13,8 @@ Architecture = Literal["decoder", "encoder"]
 Attention = Literal["causal", "bidirectional"]
 Pooling = Literal["mean", "weighted_mean", "last", "cls", "latent"]
 Precision = Literal["float32", "bfloat16", "float16"]
+# A text of more tokens than there is room for: its end is cut off, its beginning, or it is refused.
+Overlong = Literal["cut", "cut_left", "refuse"]
 
 FILE = "contract.json"
 

@@ -26,6 +26,7 @@ from ray.serve import Application
 
 from stillroom.errors import UserError
 from stillroom.serving.auth import ENVIRONMENT, Keys, is_loopback
+from stillroom.serving.limits import Limits
 from stillroom.serving.openai import did_you_mean
 from stillroom.serving.policies import Policy, Target, auto_policy, check_policy
 from stillroom.serving.release import Release
@@ -57,10 +58,12 @@ class ServeArgs(Section):
     policy: Literal["auto"] | Policy = "auto"  # who answers to a release's bare name
     max_batch_tokens: PositiveInt = 4096  # padded tokens in one forward
     max_wait_ms: NonNegativeFloat = 2  # how long an idle replica waits to fill a forward
-    max_body_bytes: PositiveInt = 16 * 2**20
     timeout_s: PositiveFloat = 60  # a request unanswered by then gets 503
+    limits: Limits = Limits()  # of one request
     keys_file: str | None = None  # API keys, beside those in STILLROOM_API_KEYS
     no_auth: bool = False  # without keys: let other machines call, too
+    cors_origins: tuple[str, ...] = ()  # whose pages may read answers in a browser
+    access_log: str | None = "-"  # a file on the router's machine, "-" its standard output
     teacher: ModelOptions = ModelOptions()
     student: ModelOptions = ModelOptions()
 
@@ -82,11 +85,19 @@ def _faults(error: ValidationError | TypeError) -> str:
         *section, key = map(str, fault["loc"])
         where = ".".join([*section, key])
         if fault["type"] == "extra_forbidden":
-            fields = (ModelOptions if section else ServeArgs).model_fields
+            fields = _section(section).model_fields
             faults.append(".".join([*section, did_you_mean(key, fields)]))
         else:
             faults.append(f"{where}: {fault['msg']}")
     return "; ".join(faults)
+
+
+def _section(path: list[str]) -> type[BaseModel]:
+    """The class of the args that a path of keys leads to."""
+    found: type[BaseModel] = ServeArgs
+    for key in path:
+        found = cast(type[BaseModel], found.model_fields[key].annotation)
+    return found
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -131,22 +142,26 @@ def build(args: dict[str, Any]) -> Application:
                 )
                 .bind(release, target, checked.max_batch_tokens, checked.max_wait_ms)
             )
+    # Above what all replicas take and queue, so that the router is who says 429.
+    concurrent = 100 + sum(map(_capacity, _options(checked).values())) * len(models)
     return (
         cast(Any, Router)
         .options(
             # It only waits: its share of a core is small, and a laptop's two are the encoders'.
             ray_actor_options={"num_cpus": 0},
-            # Above what all replicas take and queue, so that the router is who says 429.
-            max_ongoing_requests=100
-            + sum(map(_capacity, _options(checked).values())) * len(models),
+            max_ongoing_requests=concurrent,
         )
         .bind(
             list(models.values()),
             handles,
-            Keys.read(os.environ, checked.keys_file),
-            checked.no_auth,
-            checked.max_body_bytes,
-            checked.timeout_s,
+            keys=Keys.read(os.environ, checked.keys_file),
+            no_auth=checked.no_auth,
+            limits=checked.limits,
+            timeout_s=checked.timeout_s,
+            cors_origins=checked.cors_origins,
+            access_log=checked.access_log,
+            max_concurrent=concurrent,
+            max_batch_tokens=checked.max_batch_tokens,
         )
     )
 
@@ -188,7 +203,7 @@ def serve_release(
     """
     root = root or os.environ.get("STILLROOM_ROOT", "runs")
     name, encoders = (opened := Release.open(release, root)).name, list(opened.contracts)
-    if not (is_loopback(host) or no_auth or Keys.read(os.environ, keys_file).digests):
+    if not (is_loopback(host) or no_auth or Keys.read(os.environ, keys_file).configured):
         raise UserError(
             "--host",
             f"{host} lets other machines call, and no API key is configured",

@@ -5,19 +5,22 @@ No `from __future__ import annotations` here: Ray Serve reads the types of a dep
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import ray
 import torch
 from ray import serve
 
+from stillroom.encoders.contract import Role
 from stillroom.encoders.encode import Encoder, prefix
-from stillroom.encoders.prompt import Tokens, instructed
+from stillroom.encoders.prompt import Tokens
 from stillroom.encoders.store import load
 from stillroom.serving.batching import Batcher
 from stillroom.serving.policies import Target
 from stillroom.serving.release import Release
-from stillroom.serving.request import Encoded, Work
+from stillroom.serving.request import Encoded, Token, Work
+from stillroom.serving.tokens import decode, pieces, tokenise
 
 
 @serve.deployment
@@ -55,21 +58,24 @@ class Replica:
         return self.encoder.encode_tokens(tokens, batch_tokens=self.max_batch_tokens)
 
     async def encode(self, work: Work) -> Encoded:
-        """Raises UserError for token ids that this model does not have, or a refused prompt."""
+        """Raises what `tokenise` raises."""
         loop = asyncio.get_running_loop()
-        tokens = await loop.run_in_executor(self.tokeniser, self.tokenise, work)
+        tokens = await loop.run_in_executor(self.tokeniser, tokenise, self.encoder.prompter, work)
         vectors = await self.batcher.encode(tokens)
         return Encoded(
             prefix(vectors, work.dims, self.encoder.contract.normalise),
             sum(len(text.ids) for text in tokens),
         )
 
-    def tokenise(self, work: Work) -> list[Tokens]:
-        prompter = self.encoder.prompter
-        prompt = None if work.instruction is None else instructed(work.instruction)
-        if work.token_ids is not None:
-            return prompter.of_ids(work.token_ids, work.role, prompt=prompt)
-        return prompter(work.texts, work.role, prompt=prompt)
+    async def pieces(self, texts: list[str], role: Role | None, special: bool) -> list[list[Token]]:
+        """See `tokens.pieces`."""
+        ask = partial(pieces, self.encoder.prompter, texts, role=role, special=special)
+        return await asyncio.get_running_loop().run_in_executor(self.tokeniser, ask)
+
+    async def decode(self, ids: list[list[int]], skip_special: bool) -> list[str]:
+        """See `tokens.decode`."""
+        ask = partial(decode, self.encoder.prompter, ids, skip_special=skip_special)
+        return await asyncio.get_running_loop().run_in_executor(self.tokeniser, ask)
 
     def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises."""

@@ -1,4 +1,4 @@
-"""HTTP in, HTTP out: checks a request, asks the policy, sends it to a replica.
+"""Asks the policy, and sends a request to a replica.
 
 No `from __future__ import annotations` here: Ray Serve reads the types of a deployment.
 """
@@ -6,25 +6,26 @@ No `from __future__ import annotations` here: Ray Serve reads the types of a dep
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
-from starlette.exceptions import HTTPException
+from starlette.applications import Starlette
 
+from stillroom.encoders.contract import Contract, Role
 from stillroom.errors import UserError
-from stillroom.serving.auth import Keys, is_loopback
-from stillroom.serving.metrics import CONTENT_TYPE_LATEST, Metrics
-from stillroom.serving.openai import ROLES, ApiError, EmbeddingRequest, embeddings_body, parse
+from stillroom.serving.access import AccessLog
+from stillroom.serving.auth import Guard, Keys
+from stillroom.serving.errors import ApiError
+from stillroom.serving.limits import Limits
+from stillroom.serving.metrics import Metrics, Seen
 from stillroom.serving.policies import ROUTES, Facts, Policy, Refuse, choose, policy_dims
 from stillroom.serving.release import Release
-from stillroom.serving.request import Encoded, Work
+from stillroom.serving.request import Ask, Encoded, Token, TooLarge
+from stillroom.serving.routes import Door
 
 log = logging.getLogger("ray.serve")
 
@@ -42,190 +43,143 @@ class Model:
     policy: Policy
 
 
-@dataclass
-class Seen:
-    """What is known of a request when it is counted; "none" until a name is found to be ours."""
+@dataclass(frozen=True)
+class Answer:
+    """A replica's vectors, and who made them."""
 
-    model: str = "none"
-    policy: str = "none"
+    encoded: Encoded
+    model: str  # the encoder
+    space: str
+    release: str
 
-
-http = FastAPI(title="stillroom", docs_url=None, redoc_url=None)
-
-
-@http.exception_handler(HTTPException)
-async def unknown_route(request: Request, error: HTTPException) -> Response:
-    """Starlette's 404 and 405 in OpenAI's words."""
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    return answer_error(ApiError(error.status_code, message, code="unknown_url"))
-
-
-def answer_error(error: ApiError) -> Response:
-    return JSONResponse(error.body(), error.status, error.headers())
-
-
-# `ingress` copies the class with the names that it uses, as they are at that moment: what it
-# calls must stand above it.
-
-
-def describe(model: Model) -> dict[str, Any]:
-    """A model as GET /v1/models shows it; of two encoders, what holds for both."""
-    contracts = model.release.contracts
-    behind = [contracts[target] for target in set(ROUTES[model.policy].values())]
-    return {
-        "id": model.id,
-        "object": "model",
-        "owned_by": "stillroom",
-        "created": model.release.created,
-        "release": model.release.ref,
-        "policy": model.policy,
-        "space": behind[0].space,
-        "dims": policy_dims(model.policy, contracts),
-        "max_tokens": min(contract.max_tokens for contract in behind),
-    }
-
-
-async def read(request: Request, limit: int) -> bytes:
-    """The body. Raises ApiError (413) as soon as it is known to be over `limit` bytes."""
-    too_large = ApiError(413, f"the body is over {limit} bytes; send several requests")
-    if int(request.headers.get("content-length", 0)) > limit:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise too_large
-    return bytes(body)
+    def headers(self) -> dict[str, str]:
+        return {
+            "x-stillroom-model": self.model,
+            "x-stillroom-space": self.space,
+            "x-stillroom-release": self.release,
+        }
 
 
 @serve.deployment
-@serve.ingress(http)
+@serve.ingress()
 class Router:
     """The app's ingress.
 
     Args:
-        models: what GET /v1/models lists.
+        models: what GET /v1/models lists; the first answers where no name is given.
         handles: "NAME/teacher" or "NAME/student" → its replicas.
-        keys: who may call; empty = only this machine, unless `no_auth`.
-        max_body_bytes: larger bodies are refused (413) before they are read to the end.
+        keys: who may call; none configured = only this machine, unless `no_auth`.
+        limits: of one request; larger ones are refused (413).
         timeout_s: a request that no replica has answered by then gets 503.
+        cors_origins: whose pages may read answers in a browser.
+        access_log: a file, "-" for standard output, None for nowhere.
+        max_concurrent, max_batch_tokens: what GET /info tells.
     """
 
     def __init__(
         self,
         models: list[Model],
         handles: dict[str, DeploymentHandle],
+        *,
         keys: Keys,
         no_auth: bool,
-        max_body_bytes: int,
+        limits: Limits,
         timeout_s: float,
+        cors_origins: tuple[str, ...],
+        access_log: str | None,
+        max_concurrent: int,
+        max_batch_tokens: int,
     ):
         self.models = {model.id: model for model in models}
+        self.default = models[0].id
         self.handles = handles
-        self.keys, self.no_auth = keys, no_auth
-        self.max_body_bytes, self.timeout_s = max_body_bytes, timeout_s
+        self.limits, self.timeout_s = limits, timeout_s
         self.metrics = Metrics()
+        self.http = Door(
+            self,
+            Guard(keys),
+            self.metrics,
+            AccessLog(access_log),
+            no_auth=no_auth,
+            limits=limits,
+            max_concurrent=max_concurrent,
+            max_batch_tokens=max_batch_tokens,
+        ).app(cors_origins)
 
-    @http.post(
-        "/v1/embeddings",
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": EmbeddingRequest.model_json_schema()}},
-            }
-        },
-    )
-    async def embeddings(self, request: Request) -> Response:
-        return await self.counted(request, self.embed)
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return self.http
 
-    @http.get("/v1/models")
-    async def list_models(self, request: Request) -> Response:
-        return await self.counted(request, self.describe_models)
-
-    @http.get("/metrics")
-    async def prometheus(self, request: Request) -> Response:
-        return await self.counted(request, self.render_metrics)
-
-    @http.get("/healthz")
-    async def healthz(self) -> Response:
-        return JSONResponse({"status": "ok"})
-
-    async def counted(
-        self, request: Request, work: Callable[[Request, str, Seen], Awaitable[Response]]
-    ) -> Response:
-        """Let `work` answer a client that may call, turn what it raises into an answer, count."""
-        started, seen = time.perf_counter(), Seen()
-        try:
-            response = await work(request, self.client(request), seen)
-        except ApiError as error:
-            response = answer_error(error)
-        except Exception:
-            log.exception("unexpected fault")  # the client is told nothing of our insides
-            response = answer_error(ApiError(500, "internal error; see the server's log"))
-        self.metrics.answered(
-            request.url.path,
-            seen.model,
-            seen.policy,
-            response.status_code,
-            time.perf_counter() - started,
-        )
-        return response
-
-    def client(self, request: Request) -> str:
-        """The caller's name for the metrics. Raises ApiError (401) for one who may not call."""
-        if not self.keys.digests:
-            if self.no_auth or (request.client and is_loopback(request.client.host)):
-                return "anonymous"
-            message = "no API key is configured, so only the server's own machine may call"
-            raise ApiError(401, message, code="invalid_api_key")
-        owner = self.keys.owner(request.headers.get("authorization"))
-        if owner is None:
-            message = "missing or wrong API key; send Authorization: Bearer KEY"
-            raise ApiError(401, message, code="invalid_api_key")
-        return owner
-
-    async def embed(self, request: Request, client: str, seen: Seen) -> Response:
-        body = await read(request, self.max_body_bytes)
-        asked = parse(body)
-        model = self.models.get(asked.model)
-        if model is None:
-            message = f"model {asked.model!r} is not served; served are {', '.join(self.models)}"
+    def find(self, name: str) -> Model:
+        """Raises ApiError (404) for a name that is not served."""
+        if name not in self.models:
+            message = f"model {name!r} is not served; served are {', '.join(self.models)}"
             raise ApiError(404, message, "model", "model_not_found")
+        return self.models[name]
+
+    def behind(self, model: Model) -> list[Contract]:
+        """The contracts of the encoders that may answer to a name, the documents' first."""
+        targets = dict.fromkeys(ROUTES[model.policy][role] for role in ("passage", "query"))
+        return [model.release.contracts[target] for target in targets]
+
+    def describe(self, model: Model) -> dict[str, Any]:
+        """A model as GET /v1/models shows it; of two encoders, what holds for both."""
+        behind = self.behind(model)
+        return {
+            "id": model.id,
+            "object": "model",
+            "owned_by": "stillroom",
+            "created": model.release.created,
+            "release": model.release.ref,
+            "policy": model.policy,
+            "space": behind[0].space,
+            "dims": policy_dims(model.policy, model.release.contracts),
+            "max_tokens": min(contract.max_tokens for contract in behind),
+        }
+
+    def health(self) -> dict[str, Any]:
+        return {"status": "ok"}
+
+    async def embed(self, asked: Ask, seen: Seen) -> Answer:
+        model = self.find(asked.model)
         seen.policy = model.policy
-        release, role = model.release, ROLES[asked.input_type]
-        decision = choose(model.policy, Facts(role, asked.dimensions), release.contracts)
+        release = model.release
+        decision = choose(model.policy, Facts(asked.role, asked.dimensions), release.contracts)
         if isinstance(decision, Refuse):
             raise ApiError(decision.status, decision.message, decision.param, "invalid_value")
         seen.model = release.model(decision.target)
+        started = time.perf_counter()
         encoded = await self.send(
-            self.handles[seen.model],
-            Work(asked.texts(), asked.token_ids(), role, decision.dims, asked.instruction),
+            self.handles[seen.model].encode, asked.work(decision.dims, self.limits.tokens)
         )
-        self.metrics.encoded(seen.model, client, len(encoded.vectors), encoded.tokens)
-        return Response(
-            embeddings_body(
-                encoded.vectors,
-                encoded.tokens,
-                model=seen.model,
-                encoding=asked.encoding_format,
-            ),
-            media_type="application/json",
-            headers={
-                "x-stillroom-model": seen.model,
-                "x-stillroom-space": release.contracts[decision.target].space,
-                "x-stillroom-release": release.ref,
-            },
-        )
+        seen.encoded(encoded, time.perf_counter() - started)
+        space = release.contracts[decision.target].space
+        return Answer(encoded, seen.model, space, release.ref)
 
-    async def send(self, handle: DeploymentHandle, work: Work) -> Encoded:
-        """Have one of the replicas encode `work`; another if that one dies.
+    async def pieces(
+        self, name: str, texts: list[str], role: Role | None, special: bool
+    ) -> list[list[Token]]:
+        """Texts as the tokens of the model that answers in a role."""
+        return await self.send(self._tokenizer(name, role).pieces, texts, role, special)
 
-        Encoding changes nothing, so sending twice is safe. Raises ApiError: 400 for input that
-        the model refuses, 429 when the queue is full, 503 when no replica answered.
+    async def decode(self, name: str, ids: list[list[int]], skip_special: bool) -> list[str]:
+        """Texts of the token ids of the model that answers for documents."""
+        return await self.send(self._tokenizer(name, None).decode, ids, skip_special)
+
+    def _tokenizer(self, name: str, role: Role | None) -> DeploymentHandle:
+        model = self.find(name)
+        target = ROUTES[model.policy][role or "passage"]
+        return self.handles[model.release.model(target)]
+
+    async def send(self, ask: DeploymentHandle, *args: Any) -> Any:
+        """Have one of the replicas answer a method's call; another if that one dies.
+
+        Nothing that they do changes anything, so sending twice is safe. Raises ApiError: 400 for
+        input that the model refuses, 413 for too much of it, 429 when the queue is full, 503
+        when no replica answered.
         """
         deadline = time.monotonic() + self.timeout_s
         for attempt in range(1, ATTEMPTS + 1):
-            response = handle.encode.remote(work)
+            response = ask.remote(*args)
             try:
                 return await asyncio.wait_for(response, deadline - time.monotonic())
             except BackPressureError as error:
@@ -235,7 +189,9 @@ class Router:
                 ) from error
             except UserError as error:
                 fault = getattr(error, "cause", error)  # Ray wraps what a replica raised
-                raise ApiError(400, str(fault), "input", "invalid_value") from error
+                large = isinstance(fault, TooLarge)
+                status, code = (413, "request_too_large") if large else (400, "invalid_value")
+                raise ApiError(status, str(fault), "input", code) from error
             except TimeoutError:
                 response.cancel()
                 break
@@ -247,9 +203,3 @@ class Router:
             code="overloaded",
             retry_after_s=RESTART_AFTER_S,
         )
-
-    async def describe_models(self, request: Request, client: str, seen: Seen) -> Response:
-        return JSONResponse({"object": "list", "data": [describe(m) for m in self.models.values()]})
-
-    async def render_metrics(self, request: Request, client: str, seen: Seen) -> Response:
-        return Response(self.metrics.render(), media_type=CONTENT_TYPE_LATEST)
