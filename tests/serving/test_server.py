@@ -16,33 +16,8 @@ import numpy as np
 import openai
 import pytest
 
-from stillroom.encoders.store import create, load, save
-from tiny import tiny_decoder, tiny_encoder
-
-QUERY = {"query": "Instruct: find\nQuery: "}
-
-
-def make_release(folder, *, shared_space):
-    """A release as the pipeline leaves it, of tiny models."""
-    models = folder.parent / f"{folder.name}-models"
-    teacher = create(
-        str(tiny_decoder(models / "decoder")), space="one", attention="bidirectional",
-        pooling="mean", prompts=QUERY, precision="float32", max_tokens=64,
-    )  # fmt: skip
-    student = create(
-        str(tiny_encoder(models / "encoder")), space="one" if shared_space else "two",
-        pooling="mean", precision="float32", max_tokens=32,
-    )  # fmt: skip
-    save(teacher, folder / "teacher")
-    save(student, folder / "student")
-    content = {
-        "name": "tiny",
-        "ref": "release/tiny-0123456789ab",
-        "models": {"teacher": "teacher", "student": "student"},
-        "gate": {"passed": True, "failures": [], "overridden": False},
-    }
-    (folder / "release.json").write_text(json.dumps(content))
-    return folder
+from serving.near import make_release
+from stillroom.encoders.store import load
 
 
 @contextlib.contextmanager
