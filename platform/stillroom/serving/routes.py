@@ -198,6 +198,7 @@ class Door:
         return _json(body, answer.headers())
 
     async def embed_all(self, call: Call) -> Response:
+        tei.parse(tei.EmbedRequest, await self._body(call))
         message = "vectors of single tokens are not served; POST /embed gives those of texts"
         raise ApiError(424, message)
 
