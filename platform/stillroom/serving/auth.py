@@ -7,6 +7,7 @@ client whose requests are spread over all may have up to r times as much.
 import hmac
 import ipaddress
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -116,20 +117,20 @@ def read_file(path: str) -> tuple[Key, ...]:
 
 @dataclass
 class Bucket:
-    """A token bucket that holds a minute's allowance, in which one taking may leave a debt: a
-    large request passes as soon as anything is there, and those after it wait the longer."""
+    """A token bucket that holds a minute's allowance. Taking more than that needs a full one and
+    leaves a debt, so that a large request passes and those after it wait the longer."""
 
     per_minute: float
     level: float
     at: float  # seconds, of the clock that callers use
 
     def wait(self, amount: float, now: float) -> float:
-        """Seconds until something is there; 0 when `amount` has been taken."""
+        """Seconds until `amount` may be taken; 0 when it has been."""
         gained = (now - self.at) * self.per_minute / 60
         self.level, self.at = min(self.per_minute, self.level + gained), now
-        if self.level <= 0:
-            # Enough for the next one to be let in, not a rounding error less.
-            return (1e-6 - self.level) * 60 / self.per_minute
+        missing = min(amount, self.per_minute) - self.level
+        if missing > 0:
+            return missing * 60 / self.per_minute
         self.level -= amount
         return 0.0
 
@@ -193,9 +194,7 @@ class Guard:
         wait = bucket.wait(amount, now)
         if wait > 0:
             message = f"{key.owner!r} may have {rate:g} {unit} a minute; try again later"
-            raise ApiError(
-                429, message, code="rate_limit_exceeded", retry_after_s=max(1, round(wait + 0.5))
-            )
+            raise ApiError(429, message, code="rate_limit_exceeded", retry_after_s=math.ceil(wait))
 
 
 def is_loopback(host: str) -> bool:
