@@ -1,8 +1,10 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from stillroom.errors import UserError
+from stillroom.serving.app import ServeArgs
 from stillroom.serving.deploy import validate_serve_yaml
 
 SERVE = Path(__file__).parents[2] / "serve"
@@ -30,3 +32,16 @@ def test_what_serve_would_ignore_in_silence_is_an_error(tmp_path, right, wrong, 
     (tmp_path / "a.yaml").write_text(GOOD.replace(right, wrong))
     with pytest.raises(UserError, match=message):
         validate_serve_yaml(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("limits: {text: 5}", "limits.unknown field 'text'. Did you mean 'texts'"),
+        ("limits: {texts: 0}", "limits.texts: Input should be greater than 0"),
+        ("student: {replica: 1}", "student.unknown field 'replica'. Did you mean 'replicas'"),
+    ],
+)
+def test_a_fault_in_a_section_is_named_with_the_section(args, message):
+    with pytest.raises(UserError, match=message):
+        ServeArgs.read({"releases": ["a"], **yaml.safe_load(args)})

@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from stillroom.serving.openai import ApiError, embeddings_body, parse
+from stillroom.serving.errors import ApiError, openai_body
+from stillroom.serving.openai import embeddings_body, parse
 
 
 def body(**fields) -> bytes:
@@ -32,7 +33,6 @@ def test_every_shape_of_input_becomes_one_entry_a_vector(given, inputs):
         ({"input": []}, "input", "invalid_value", "empty"),
         ({"input": ["a", ""]}, "input", "invalid_value", "input 1 is empty"),
         ({"input": [[1], []]}, "input", "invalid_value", "input 1 is empty"),
-        ({"input": ["a"] * 2049}, "input", "invalid_value", "2049"),
         ({"input": 3}, "input", "invalid_type", "a text, a list of texts"),
         ({"input": ["a", 1]}, "input", "invalid_type", "a text, a list of texts"),
         ({"input": [True]}, "input", "invalid_type", "a text, a list of texts"),
@@ -50,7 +50,7 @@ def test_every_shape_of_input_becomes_one_entry_a_vector(given, inputs):
 def test_a_faulty_field_is_refused_by_name(fields, param, code, said):
     with pytest.raises(ApiError) as raised:
         parse(body(**fields))
-    error = raised.value.body()["error"]
+    error = openai_body(raised.value)["error"]
     assert (raised.value.status, error["param"], error["code"]) == (400, param, code)
     assert said in error["message"]
     assert error["type"] == "invalid_request_error"

@@ -16,33 +16,8 @@ import numpy as np
 import openai
 import pytest
 
-from stillroom.encoders.store import create, load, save
-from tiny import tiny_decoder, tiny_encoder
-
-QUERY = {"query": "Instruct: find\nQuery: "}
-
-
-def make_release(folder, *, shared_space):
-    """A release as the pipeline leaves it, of tiny models."""
-    models = folder.parent / f"{folder.name}-models"
-    teacher = create(
-        str(tiny_decoder(models / "decoder")), space="one", attention="bidirectional",
-        pooling="mean", prompts=QUERY, precision="float32", max_tokens=64,
-    )  # fmt: skip
-    student = create(
-        str(tiny_encoder(models / "encoder")), space="one" if shared_space else "two",
-        pooling="mean", precision="float32", max_tokens=32,
-    )  # fmt: skip
-    save(teacher, folder / "teacher")
-    save(student, folder / "student")
-    content = {
-        "name": "tiny",
-        "ref": "release/tiny-0123456789ab",
-        "models": {"teacher": "teacher", "student": "student"},
-        "gate": {"passed": True, "failures": [], "overridden": False},
-    }
-    (folder / "release.json").write_text(json.dumps(content))
-    return folder
+from serving.near import make_release
+from stillroom.encoders.store import load
 
 
 @contextlib.contextmanager
@@ -201,6 +176,26 @@ def test_what_is_no_json_and_what_is_no_route_get_errors_of_the_same_form(url):
     )
     lost = httpx.get(f"{url}/v1/nothing")
     assert (lost.status_code, lost.json()["error"]["code"]) == (404, "unknown_url")
+
+
+def test_the_routes_of_text_embeddings_inference_reach_the_same_replicas(url, release):
+    texts = ["some text", "another"]
+    found = httpx.post(f"{url}/embed", json={"inputs": texts}).json()
+    np.testing.assert_allclose(found, load(release / "teacher").encode(texts, "passage"), atol=2e-6)
+    [tokens, _] = httpx.post(f"{url}/tokenize", json={"inputs": texts}).json()
+    ids = [token["id"] for token in tokens]
+    assert httpx.post(f"{url}/decode", json={"ids": ids}).json() == ["some text"]
+    lost = httpx.post(f"{url}/decode", json={"ids": [10**6]})
+    assert (lost.status_code, lost.json()["error_type"]) == (422, "Tokenizer")
+    large = httpx.post(f"{url}/embed", json={"inputs": ["many tokens " * 40] * 2048})
+    assert (large.status_code, large.json()["error_type"]) == (413, "Validation")
+
+
+def test_a_request_keeps_the_id_that_it_came_with(url):
+    for headers, expected in (({"x-request-id": "r-1"}, "r-1"), ({}, None)):
+        given = httpx.get(f"{url}/v1/models", headers=headers).headers.get_list("x-request-id")
+        assert len(given) == 1
+        assert given[0] == (expected or given[0])
 
 
 def test_probes_and_metrics_answer(url):

@@ -211,6 +211,12 @@ def serve(
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Where to listen.")] = 8000,
     trust_remote_code: TrustRemoteCode = False,
+    keys_file: Annotated[
+        Path | None, typer.Option(help="API keys, beside those in STILLROOM_API_KEYS.")
+    ] = None,
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="Without keys: let other machines call, too.")
+    ] = False,
     root: Root = "runs",
 ) -> None:
     """Serve a release with Ray Serve on this machine, until stopped.
@@ -219,4 +225,13 @@ def serve(
     """
     from stillroom.serving.app import serve_release
 
-    serve_release(release, host=host, port=port, root=root, trust_remote_code=trust_remote_code)
+    keys = None if keys_file is None else str(keys_file.resolve())
+    serve_release(
+        release,
+        host=host,
+        port=port,
+        root=root,
+        keys_file=keys,
+        no_auth=no_auth,
+        trust_remote_code=trust_remote_code,
+    )

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stillroom.encoders.contract import Combine, Combined, Role
+from stillroom.encoders.contract import Combine, Combined, Overlong, Role
 from stillroom.encoders.encode import Encoder, prefix
 from stillroom.encoders.prompt import Prompter, Tokens
 from stillroom.errors import UserError
@@ -36,18 +36,23 @@ class JointPrompter:
         *,
         max_tokens: int | None = None,
         prompt: str | None = None,
+        overlong: Overlong = "cut",
     ) -> list[Tokens]:
         """Ids of texts in a role; a prompt that is given is given to all."""
-        each = [
-            prompter(texts, role, max_tokens=max_tokens, prompt=prompt) for prompter in self.members
-        ]
+        told: dict[str, Any] = {"max_tokens": max_tokens, "prompt": prompt, "overlong": overlong}
+        each = [prompter(texts, role, **told) for prompter in self.members]
         return [
             JointTokens(max((one.ids for one in own), key=len), each=own)
             for own in zip(*each, strict=True)
         ]
 
     def of_ids(
-        self, texts: Sequence[Sequence[int]], role: Role, *, prompt: str | None = None
+        self,
+        texts: Sequence[Sequence[int]],
+        role: Role,
+        *,
+        prompt: str | None = None,
+        overlong: Overlong = "cut",
     ) -> list[Tokens]:
         """Raises UserError: ids are one tokenizer's."""
         raise UserError(

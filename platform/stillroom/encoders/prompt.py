@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from stillroom.encoders.contract import Attention, Contract, Role
+from stillroom.encoders.contract import Attention, Contract, Overlong, Role
 from stillroom.errors import UserError
 
 
@@ -109,6 +109,7 @@ class Prompter:
         *,
         max_tokens: int | None = None,
         prompt: str | None = None,
+        overlong: Overlong = "cut",
     ) -> list[Tokens]:
         """Ids of texts in a role.
 
@@ -117,7 +118,7 @@ class Prompter:
             prompt: in place of the contract's own; see `instructed`.
 
         Raises:
-            UserError: when the prompt leaves no room for the text.
+            UserError: when the prompt leaves no room for the text, or a text is refused.
         """
         if not texts:
             return []
@@ -129,15 +130,23 @@ class Prompter:
         encoded = self.tokenizer(
             [joined + text for text in texts],
             add_special_tokens=False,
-            truncation=True,
-            max_length=room,
+            **({"truncation": True, "max_length": room} if overlong == "cut" else {}),
         )["input_ids"]
         if self.contract.echo:
-            return self._behind(before, encoded, room)
+            return self._behind(before, encoded, room, overlong)
+        if overlong != "cut":
+            encoded = [
+                self._fitted(ids, room, overlong, kept=_shared(before, ids)) for ids in encoded
+            ]
         return self._ended(encoded, [_shared(before, ids) for ids in encoded])
 
     def of_ids(
-        self, texts: Sequence[Sequence[int]], role: Role, *, prompt: str | None = None
+        self,
+        texts: Sequence[Sequence[int]],
+        role: Role,
+        *,
+        prompt: str | None = None,
+        overlong: Overlong = "cut",
     ) -> list[Tokens]:
         """The same of texts that a caller has tokenised, without special tokens.
 
@@ -152,7 +161,7 @@ class Prompter:
                 )
         prompt = self._prompt(role) if prompt is None else prompt
         room = self._room(None)
-        return self._behind(self._before(prompt, room), texts, room)
+        return self._behind(self._before(prompt, room), texts, room, overlong)
 
     def to_generate(self, pairs: Sequence[tuple[str, str]], *, max_tokens: int) -> list[Cloze]:
         """Prompts with completions, of which the completion and its EOS are to be predicted,
@@ -193,12 +202,33 @@ class Prompter:
             )
         return ids
 
-    def _behind(self, before: list[int], texts: Sequence[Sequence[int]], room: int) -> list[Tokens]:
+    def _fitted(
+        self, ids: Sequence[int], room: int, overlong: Overlong, kept: int = 0
+    ) -> list[int]:
+        """Ids of which there are no more than `room`; the first `kept` stay in any case."""
+        if len(ids) <= room or overlong == "cut":
+            return list(ids[:room])
+        if overlong == "refuse":
+            raise UserError(
+                "input",
+                f"a text takes {len(ids) - kept} tokens, and {room - kept} is the most",
+                "Shorten it, or have it truncated",
+            )
+        return [*ids[:kept], *ids[len(ids) - room + kept :]]
+
+    def _behind(
+        self,
+        before: list[int],
+        texts: Sequence[Sequence[int]],
+        room: int,
+        overlong: Overlong = "cut",
+    ) -> list[Tokens]:
         """Texts' ids behind a prompt's; twice, to echo, and cut so that both copies fit."""
+        room -= len(before)
         if not self.contract.echo:
-            encoded = [[*before, *text][:room] for text in texts]
+            encoded = [before + self._fitted(text, room, overlong) for text in texts]
             return self._ended(encoded, [len(before)] * len(encoded))
-        copies = [list(text[: (room - len(before)) // 2]) for text in texts]
+        copies = [self._fitted(text, room // 2, overlong) for text in texts]
         return self._ended(
             [before + copy + copy for copy in copies], [len(before + copy) for copy in copies]
         )

@@ -32,6 +32,7 @@ from stillroom.errors import UserError
 from stillroom.serving.auth import ENVIRONMENT, Keys, is_loopback
 from stillroom.serving.dispatch import Model, Watched
 from stillroom.serving.engines import Engine, check_engine
+from stillroom.serving.limits import Limits
 from stillroom.serving.openai import did_you_mean
 from stillroom.serving.policies import (
     Policy,
@@ -98,12 +99,14 @@ class ServeArgs(Section):
     routers: PositiveInt = 1  # processes that take requests
     max_batch_tokens: PositiveInt = 4096  # padded tokens in one forward
     max_wait_ms: NonNegativeFloat = 2  # how long an idle replica waits to fill a forward
-    max_body_bytes: PositiveInt = 16 * 2**20
     timeout_s: PositiveFloat = 60  # a request unanswered by then gets 503
+    limits: Limits = Limits()  # of one request
     keys_file: str | None = None  # API keys, beside those in STILLROOM_API_KEYS
     no_auth: bool = False  # without keys: let other machines call, too
     trust_remote_code: bool = False  # runs the Python that the models bring with them
     shadow: ShadowOptions | None = None  # compares the student's answers with the teacher's
+    cors_origins: tuple[str, ...] = ()  # whose pages may read answers in a browser
+    access_log: str | None = "-"  # a file on the router's machine, "-" its standard output
     teacher: ModelOptions = ModelOptions()
     student: ModelOptions = ModelOptions()
 
@@ -145,6 +148,7 @@ def _faults(error: ValidationError | TypeError) -> str:
 
 
 def _section(path: list[str]) -> type[BaseModel]:
+    """The class of the args that a path of keys leads to."""
     found: type[BaseModel] = ServeArgs
     for key in path:
         annotation = found.model_fields[key].annotation
@@ -183,15 +187,15 @@ def build(args: dict[str, Any]) -> Application:
         for release in releases.values()
         if checked.shadow is not None and len(release.contracts) == 2
     }
+    # Above what all replicas take and queue, so that the router is who says 429.
+    concurrent = 100 + sum(_capacity(options[target]) for _, target in encoders.values())
     return (
         cast(Any, Router)
         .options(
             num_replicas=checked.routers,
             # It only waits: its share of a core is small, and a laptop's two are the encoders'.
             ray_actor_options={"num_cpus": 0},
-            # Above what all replicas take and queue, so that the router is who says 429.
-            max_ongoing_requests=100
-            + sum(_capacity(options[target]) for _, target in encoders.values()),
+            max_ongoing_requests=concurrent,
             graceful_shutdown_timeout_s=checked.timeout_s,
         )
         .bind(
@@ -200,10 +204,14 @@ def build(args: dict[str, Any]) -> Application:
             {name: release for name, (release, _) in encoders.items()},
             shadows,
             checked.shadow,
-            Keys.read(os.environ, checked.keys_file),
-            checked.no_auth,
-            checked.max_body_bytes,
-            checked.timeout_s,
+            keys=Keys.read(os.environ, checked.keys_file),
+            no_auth=checked.no_auth,
+            limits=checked.limits,
+            timeout_s=checked.timeout_s,
+            cors_origins=checked.cors_origins,
+            access_log=checked.access_log,
+            max_concurrent=concurrent,
+            max_batch_tokens=checked.max_batch_tokens,
         )
     )
 
@@ -364,7 +372,7 @@ def serve_release(
     """
     root = root or os.environ.get("STILLROOM_ROOT", "runs")
     name, encoders = (opened := Release.open(release, root)).name, list(opened.contracts)
-    if not (is_loopback(host) or no_auth or Keys.read(os.environ, keys_file).digests):
+    if not (is_loopback(host) or no_auth or Keys.read(os.environ, keys_file).configured):
         raise UserError(
             "--host",
             f"{host} lets other machines call, and no API key is configured",

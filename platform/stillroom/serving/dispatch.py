@@ -16,8 +16,8 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from stillroom.errors import UserError
+from stillroom.serving.errors import ApiError
 from stillroom.serving.load import Meter
-from stillroom.serving.openai import ApiError
 from stillroom.serving.policies import (
     CHARACTERS,
     RESTART_AFTER_S,
@@ -29,7 +29,7 @@ from stillroom.serving.policies import (
     choose,
 )
 from stillroom.serving.release import Release
-from stillroom.serving.request import Encoded, Work
+from stillroom.serving.request import Encoded, TooLarge, Work
 from stillroom.serving.shadow import Sampler
 
 log = logging.getLogger("ray.serve")
@@ -143,7 +143,8 @@ class Dispatcher:
         """Have one of an encoder's replicas do `work`; another if that one dies.
 
         Encoding changes nothing, so sending twice is safe. Raises ApiError: 400 for input that
-        the model refuses, 429 when the queue is full, 503 when no replica answered.
+        the model refuses, 413 for too much of it, 429 when the queue is full, 503 when no replica
+        answered.
         """
         meter, cost, done = self.meters[name], _cost(work), False
         meter.begin(cost, time.monotonic())
@@ -173,7 +174,9 @@ class Dispatcher:
                 ) from error
             except UserError as error:
                 fault = getattr(error, "cause", error)  # Ray wraps what a replica raised
-                raise ApiError(400, str(fault), "input", "invalid_value") from error
+                large = isinstance(fault, TooLarge)
+                status, code = (413, "request_too_large") if large else (400, "invalid_value")
+                raise ApiError(status, str(fault), "input", code) from error
             except TimeoutError:
                 response.cancel()
                 break

@@ -10,55 +10,16 @@ from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
-from pydantic_core import to_json
 
 from stillroom.encoders.contract import Role
-
-MAX_INPUTS = 2048  # a request, as at OpenAI
+from stillroom.serving.errors import ApiError
+from stillroom.serving.request import Ask
 
 Encoding = Literal["float", "base64"]
 InputType = Literal["query", "document"]
 ROLES: dict[InputType, Role] = {"query": "query", "document": "passage"}
-
-
-class ApiError(Exception):
-    """An answer other than 200, in OpenAI's words.
-
-    Args:
-        status: HTTP status.
-        message: what went wrong and what to do, for the person who called.
-        param: the request's field at fault.
-        code: a stable word for programs, such as `model_not_found`.
-        retry_after_s: seconds after which the same request may pass.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after_s: int | None = None,
-    ):
-        super().__init__(status, message, param, code, retry_after_s)
-        self.status, self.message, self.param, self.code = status, message, param, code
-        self.retry_after_s = retry_after_s
-
-    def body(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {
-            "error": {
-                "message": self.message,
-                "type": "rate_limit_error" if self.status == 429 else kind,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
-
-    def headers(self) -> dict[str, str]:
-        headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
-        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
 class EmbeddingRequest(BaseModel):
@@ -69,13 +30,13 @@ class EmbeddingRequest(BaseModel):
 
     input: str | list[str] | list[NonNegativeInt] | list[list[NonNegativeInt]] = Field(
         description="A text, texts, the token ids of a text (of this model's tokenizer, without "
-        f"special tokens) or those of several; at most {MAX_INPUTS}."
+        "special tokens) or those of several."
     )
     model: str
-    encoding_format: Encoding = "float"
+    encoding_format: Encoding | None = "float"
     dimensions: PositiveInt | None = None
     user: Annotated[str | None, Field(description="Accepted and not used.")] = None
-    input_type: InputType = "document"
+    input_type: InputType | None = "document"
     instruction: Annotated[
         str | None, Field(description="Task text for a model that takes one, for queries.")
     ] = None
@@ -92,6 +53,66 @@ class EmbeddingRequest(BaseModel):
         several = [ids for ids in self.input if isinstance(ids, list)]
         return several or [[i for i in self.input if isinstance(i, int)]]
 
+    def ask(self) -> Ask:
+        return Ask(
+            self.model,
+            self.texts(),
+            self.token_ids(),
+            ROLES[self.input_type or "document"],
+            self.dimensions,
+            self.instruction,
+        )
+
+
+class Embedding(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str = Field(description="A string of base64 where it was asked for.")
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(BaseModel):
+    """What POST /v1/embeddings answers with."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+class Model(BaseModel):
+    """A name that may be asked for; of two encoders, what holds for both."""
+
+    id: str
+    object: Literal["model"]
+    owned_by: str
+    created: int
+    release: str
+    policy: str
+    space: str
+    dims: list[int]
+    max_tokens: int
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Fault(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    error: Fault
+
 
 def parse(body: bytes) -> EmbeddingRequest:
     """Check a request's body. Raises ApiError (400) that names the field at fault."""
@@ -99,17 +120,9 @@ def parse(body: bytes) -> EmbeddingRequest:
         request = EmbeddingRequest.model_validate_json(body)
     except ValidationError as error:
         raise _bad_field(error) from error
-    inputs = request.token_ids() or request.texts()
     if not request.input:
         raise ApiError(400, "input must not be empty", "input", "invalid_value")
-    if len(inputs) > MAX_INPUTS:
-        raise ApiError(
-            400,
-            f"input has {len(inputs)} entries and may have {MAX_INPUTS}; send several requests",
-            "input",
-            "invalid_value",
-        )
-    for place, text in enumerate(inputs):
+    for place, text in enumerate(request.token_ids() or request.texts()):
         if not text:
             raise ApiError(400, f"input {place} is empty", "input", "invalid_value")
     return request
@@ -142,16 +155,15 @@ def did_you_mean(key: str, allowed: Mapping[str, Any]) -> str:
 
 
 def embeddings_body(
-    vectors_nd: np.ndarray, tokens: int, *, model: str, encoding: Encoding
+    vectors_nd: np.ndarray, tokens: int, *, model: str, encoding: Encoding | None
 ) -> bytes:
     """The answer's JSON. float32 vectors [n, d] in the order of the inputs; base64 is of
     little-endian float32, as OpenAI sends it and its clients read it."""
+    rows = np.ascontiguousarray(vectors_nd, dtype="<f4")
+    embeddings: list[Any] = list(rows)
     if encoding == "base64":
-        raw = np.ascontiguousarray(vectors_nd, dtype="<f4")
-        embeddings: list[Any] = [base64.b64encode(row.tobytes()).decode() for row in raw]
-    else:
-        embeddings = vectors_nd.tolist()
-    return to_json(
+        embeddings = [base64.b64encode(row.tobytes()).decode() for row in rows]
+    return orjson.dumps(
         {
             "object": "list",
             "data": [
@@ -160,5 +172,6 @@ def embeddings_body(
             ],
             "model": model,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-        }
+        },
+        option=orjson.OPT_SERIALIZE_NUMPY,
     )

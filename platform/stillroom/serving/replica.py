@@ -9,6 +9,7 @@ import queue
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -17,13 +18,15 @@ import torch
 from ray import serve
 
 from stillroom.encoders.combined import JointPrompter
+from stillroom.encoders.contract import Role
 from stillroom.encoders.encode import prefix
-from stillroom.encoders.prompt import Prompter, Tokens, instructed
+from stillroom.encoders.prompt import Prompter, Tokens
 from stillroom.serving.batching import Batcher
 from stillroom.serving.engines import Engine, load_engine
 from stillroom.serving.policies import Target
 from stillroom.serving.release import Release
-from stillroom.serving.request import Encoded, Work
+from stillroom.serving.request import Encoded, Token, Work
+from stillroom.serving.tokens import decode, pieces, tokenise
 
 T = TypeVar("T")
 TOKENISERS = 4  # threads at most: beyond, the interpreter's lock is what they wait for
@@ -86,9 +89,9 @@ class Replica:
         return self.encoder.encode_tokens(tokens, batch_tokens=self.max_batch_tokens)
 
     async def encode(self, work: Work) -> Encoded:
-        """Raises UserError for token ids that this model does not have, or a refused prompt."""
+        """Raises what `tokenise` raises."""
         started = time.perf_counter()
-        tokens = await self.prompted(lambda prompter: tokenise(prompter, work))
+        tokens = await self.prompted(partial(tokenise, work=work))
         tokenise_s = time.perf_counter() - started
         done = await self.batcher.encode(tokens)
         return Encoded(
@@ -102,6 +105,14 @@ class Replica:
             space=self.encoder.contract.space,
             release=self.release,
         )
+
+    async def pieces(self, texts: list[str], role: Role | None, special: bool) -> list[list[Token]]:
+        """See `tokens.pieces`."""
+        return await self.prompted(partial(pieces, texts=texts, role=role, special=special))
+
+    async def decode(self, ids: list[list[int]], skip_special: bool) -> list[str]:
+        """See `tokens.decode`."""
+        return await self.prompted(partial(decode, ids=ids, skip_special=skip_special))
 
     async def prompted(self, ask: Callable[[Prompter | JointPrompter], T]) -> T:
         """What `ask` says of a prompter, which is its own meanwhile, off the event loop."""
@@ -119,10 +130,3 @@ class Replica:
         """Called by Ray Serve, which replaces a replica that raises."""
         if not self.batcher.alive():
             raise RuntimeError("the batching loop has ended")
-
-
-def tokenise(prompter: Prompter | JointPrompter, work: Work) -> list[Tokens]:
-    prompt = None if work.instruction is None else instructed(work.instruction)
-    if work.token_ids is not None:
-        return prompter.of_ids(work.token_ids, work.role, prompt=prompt)
-    return prompter(work.texts, work.role, prompt=prompt)

@@ -4,18 +4,30 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stillroom.encoders.contract import Role
+from stillroom.encoders.contract import Overlong, Role
+from stillroom.errors import UserError
+
+
+class TooLarge(UserError):
+    """A request over one of the operator's limits: another one may pass."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One request's texts, or the token ids of each (without special tokens)."""
+    """One request's texts, or the token ids of each (without special tokens).
+
+    Attributes:
+        overlong: what becomes of a text of more tokens than the model takes.
+        max_tokens: of all texts together, as they are encoded; more are refused (TooLarge).
+    """
 
     texts: list[str]
     token_ids: list[list[int]] | None  # in place of texts
     role: Role
     dims: int  # size of the vectors to return
     instruction: str | None = None
+    overlong: Overlong = "cut"
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,3 +53,41 @@ class Encoded:
     batch_texts: float | None = None
     space: str = ""
     release: str = ""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a client asks for, before it is decided who encodes it."""
+
+    model: str
+    texts: list[str]
+    token_ids: list[list[int]] | None  # in place of texts
+    role: Role
+    dimensions: int | None = None  # None: the model's largest
+    instruction: str | None = None
+    overlong: Overlong = "cut"
+
+    def __len__(self) -> int:
+        return len(self.texts if self.token_ids is None else self.token_ids)
+
+    def work(self, dims: int, max_tokens: int) -> Work:
+        return Work(
+            self.texts,
+            self.token_ids,
+            self.role,
+            dims,
+            self.instruction,
+            self.overlong,
+            max_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of a text, and where it lies in it, in characters; nowhere for a special one."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
