@@ -10,11 +10,13 @@ import huggingface_hub
 import numpy as np
 import openai
 import pytest
+from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from serving.near import make_release, near
 from stillroom.encoders.store import load
 from stillroom.serving.limits import Limits
+from stillroom.serving.request import TooLarge
 
 LIMITS = Limits(body_bytes=20_000, texts=8, characters=4_000, tokens=200)
 
@@ -201,14 +203,23 @@ def test_its_clients_are_refused_in_its_words(url, path, body, status, kind):
     assert answer.json()["error"]
 
 
-def test_an_overloaded_model_is_429_and_a_fault_of_ours_tells_nothing(release):
-    faults = {"full": BackPressureError(3, 2), "broken": RuntimeError("a secret")}
+def test_an_overloaded_model_is_429_too_much_413_and_a_fault_of_ours_tells_nothing(release):
+    large = TooLarge("input", "has 9 tokens and may have 8", "Send several requests")
+    faults = {
+        "full": BackPressureError(3, 2),
+        "large": RayTaskError("encode", "", large).as_instanceof_cause(),  # as a replica's arrives
+        "broken": RuntimeError("a secret"),
+    }
 
     def hold(work):
         raise faults[work.texts[0]]
 
     with near(release, hold=hold) as url:
-        for text, status, kind in (("full", 429, "Overloaded"), ("broken", 500, "Unhealthy")):
+        for text, status, kind in (
+            ("full", 429, "Overloaded"),
+            ("large", 413, "Validation"),
+            ("broken", 500, "Unhealthy"),
+        ):
             theirs = ask(url, inputs=text)
             assert (theirs.status_code, theirs.json()["error_type"]) == (status, kind)
             ours = ask(url, "/v1/embeddings", model="tiny", input=text)
