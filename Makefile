@@ -35,7 +35,7 @@ gpu: .venv/quickstart
 
 # A server under load while it is updated and scaled: minutes, 10,000 requests, no failure.
 soak: .venv/dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/soak
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/soak/serving.py
 
 style: .venv/dev
 	$(BIN)/ruff check platform jobs tests
