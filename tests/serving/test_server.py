@@ -23,7 +23,7 @@ from stillroom.encoders.store import load
 
 @contextlib.contextmanager
 def served(release, **environment):
-    """`stillroom serve` in a process of its own; yields its URL, when it is ready, and what stops it."""
+    """`stillroom serve` in a process of its own; yields its URL once it is ready, and a stop."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
