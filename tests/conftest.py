@@ -37,6 +37,7 @@ LONGEST = (
     "tests/learning/test_engine.py",
     "tests/stages/test_fit.py",
     "tests/test_job.py",
+    "tests/serving/test_trouble.py",
     "tests/serving/test_server.py",
 )
 

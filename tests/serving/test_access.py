@@ -2,8 +2,9 @@ import json
 
 import httpx
 import pytest
+from near import near
+from releases import make_release
 
-from serving.near import make_release, near
 from stillroom.serving.metrics import Metrics, Seen
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -3,8 +3,9 @@ from hashlib import sha256
 
 import httpx
 import pytest
+from near import near
+from releases import make_release
 
-from serving.near import make_release, near
 from stillroom.errors import UserError
 from stillroom.serving.auth import Bucket, Guard, Keys, is_loopback
 from stillroom.serving.errors import ApiError

@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from releases import make_release
 
 from stillroom.errors import UserError
-from stillroom.serving.app import ServeArgs
+from stillroom.serving.app import ServeArgs, build
 from stillroom.serving.deploy import validate_serve_yaml
 
 SERVE = Path(__file__).parents[2] / "serve"
@@ -45,3 +46,57 @@ def test_what_serve_would_ignore_in_silence_is_an_error(tmp_path, right, wrong, 
 def test_a_fault_in_a_section_is_named_with_the_section(args, message):
     with pytest.raises(UserError, match=message):
         ServeArgs.read({"releases": ["a"], **yaml.safe_load(args)})
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("policies: {quickstart: {spil: {}}}", "policies.quickstart: 'spil'"),
+        ("policy: {spill: {limits: 3}}", "policy.spill.limits"),
+        ("teacher: {autoscale: {min: 2, max: 1}}", "min .2. is over max .1."),
+        ("teacher: {autoscale: {max: 2, minimum: 1}}", "minimum"),
+        ("shadow: {share: 2}", "shadow.share"),
+        ("shadow: {shares: 1}", "shares"),
+        ("student: {node_labels: {disk: 1}}", "student.node_labels.disk"),
+    ],
+)
+def test_a_fault_deep_in_the_args_is_named_by_its_place(tmp_path, args, said):
+    (tmp_path / "a.yaml").write_text(
+        "applications:\n- import_path: stillroom.serving.app:build\n"
+        f"  args:\n    releases: [release/quickstart]\n    {args}\n"
+    )
+    with pytest.raises(UserError, match=said):
+        validate_serve_yaml(tmp_path / "a.yaml")
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    return str(make_release(tmp_path_factory.mktemp("deploy") / "one", shared_space=True))
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    return str(make_release(tmp_path_factory.mktemp("deploy") / "two", shared_space=False))
+
+
+CANARY = {"tiny": {"canary": {"share": 0.1, "to": "next/student", "rest": "student"}}}
+
+
+def test_two_releases_of_one_name_stand_side_by_side_under_two(release):
+    build({"releases": [release, f"next={release}"], "policies": CANARY, "shadow": {}})
+    with pytest.raises(UserError, match=f"two releases are named 'tiny'.*next={release}"):
+        build({"releases": [release, release]})
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ({"policies": CANARY}, "policies.tiny: .*spaces differ"),
+        ({"policies": {"tinny": "student"}}, "policies.tinny: is the name of no release"),
+        ({"policy": "asymmetric", "teacher": {"replicas": 0}}, "needs tiny/teacher"),
+        ({"teacher": {"replicas": 0}, "student": {"replicas": 0}}, "nothing of 'tiny' is served"),
+    ],
+)
+def test_what_cannot_be_served_right_is_refused_at_deployment(release, apart, args, said):
+    with pytest.raises(UserError, match=said):
+        build({"releases": [release, f"next={apart}"], **args})

@@ -58,3 +58,26 @@ def test_many_at_once_count_as_the_throughput_that_they_had_together():
     for _ in range(320):
         meter.begin(1, now=1.0)
     assert meter.wait_s(now=1.0) == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("factor", [2, 10, 50])
+def test_however_many_come_those_let_in_wait_no_longer_than_the_target_and_one_service(factor):
+    target, service = 2.0, 0.1  # seconds; one request at a time
+    meter, ends, waits, refused = Meter(), [], [], 0
+    meter.begin(1, now=-1.0)  # from here on, a pace is known
+    meter.end(1, now=-1.0 + service, done=True)
+    free = 0.0  # when the encoder has done all it was given
+    for number in range(3000):
+        now = number * service / factor
+        while ends and ends[0] <= now:
+            meter.end(1, ends.pop(0), done=True)
+        if meter.wait_s(now) > target:
+            refused += 1
+            continue
+        meter.begin(1, now)
+        waits.append(max(0.0, free - now))
+        free = max(free, now) + service
+        ends.append(free)
+    assert target - service <= max(waits) + 1e-6
+    assert max(waits) <= target + 2 * service
+    assert refused / 3000 == pytest.approx(1 - 1 / factor, abs=0.1)

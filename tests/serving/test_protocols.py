@@ -10,10 +10,11 @@ import huggingface_hub
 import numpy as np
 import openai
 import pytest
+from near import near
 from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError
+from releases import make_release
 
-from serving.near import make_release, near
 from stillroom.encoders.store import load
 from stillroom.serving.limits import Limits
 from stillroom.serving.request import TooLarge

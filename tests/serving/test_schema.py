@@ -4,6 +4,8 @@ import httpx
 import hypothesis
 import pytest
 import schemathesis
+from near import near
+from releases import make_release
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -13,7 +15,6 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from serving.near import make_release, near
 from stillroom.serving.schema import ROUTES
 
 CHECKS = [

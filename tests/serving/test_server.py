@@ -10,19 +10,20 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import httpx
 import numpy as np
 import openai
 import pytest
+from releases import make_release
 
-from serving.near import make_release
 from stillroom.encoders.store import load
 
 
 @contextlib.contextmanager
 def served(release, **environment):
-    """`stillroom serve` in a process of its own; yields its URL once it says that it is ready."""
+    """`stillroom serve` in a process of its own; yields its URL once it is ready, and a stop."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -47,10 +48,18 @@ def served(release, **environment):
         line = said.get(timeout=120)
         assert line is not None, "".join(lines)
         lines.append(line)
+
+    stopping = threading.Event()
+
+    def stop():
+        if not stopping.is_set():  # a second one would end it at once
+            stopping.set()
+            process.send_signal(signal.SIGTERM)
+
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", stop
     finally:
-        process.send_signal(signal.SIGTERM)
+        stop()
         try:
             process.wait(60)
         finally:
@@ -66,7 +75,7 @@ def release(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(release):
-    with served(release) as found:
+    with served(release) as (found, _):
         yield found
 
 
@@ -206,7 +215,7 @@ def test_probes_and_metrics_answer(url):
 def test_with_a_key_only_its_holder_may_call_and_spaces_are_never_mixed(tmp_path):
     release = make_release(tmp_path / "apart", shared_space=False)
     body = {"model": "tiny", "input": "text"}
-    with served(release, STILLROOM_API_KEYS="ann:secret") as url:
+    with served(release, STILLROOM_API_KEYS="ann:secret") as (url, _):
         for headers in ({}, {"Authorization": "Bearer wrong"}):
             answer = httpx.post(f"{url}/v1/embeddings", json=body, headers=headers)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
@@ -230,3 +239,19 @@ def test_a_release_that_failed_its_gate_is_not_served(release, tmp_path):
     assert done.returncode == 2
     assert "failed its gate: too weak" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_server_that_is_stopped_answers_what_it_has_taken(release):
+    work = {"model": "tiny/student", "input": ["some words in a text " * 8] * 500}
+    with served(release) as (url, stop), ThreadPoolExecutor(8) as callers:
+        asked = [
+            callers.submit(httpx.post, f"{url}/v1/embeddings", json=work, timeout=60)
+            for _ in range(8)
+        ]
+        first = next(as_completed(asked)).result()
+        stop()
+        answers = [call.result() for call in asked]
+    assert first.status_code == 200
+    # Taken and answered, or told to come back; none is cut off.
+    assert {answer.status_code for answer in answers} <= {200, 503}
+    assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)

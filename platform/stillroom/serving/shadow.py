@@ -94,10 +94,9 @@ def unit(vector: np.ndarray) -> np.ndarray:
 
 def spearman(one: np.ndarray, other: np.ndarray) -> float:
     """Correlation of the orders of two lists of n ≥ 2 numbers; equal numbers stand as they come."""
-    first, second = (
-        np.argsort(np.argsort(values, kind="stable")).astype(np.float64) for values in (one, other)
-    )
-    return float(np.corrcoef(first, second)[0, 1])
+    ranks = [np.argsort(np.argsort(values, kind="stable")) for values in (one, other)]
+    n = len(one)
+    return 1 - 6 * float(np.sum((ranks[0] - ranks[1]) ** 2)) / (n * (n**2 - 1))
 
 
 class Disagreements:
