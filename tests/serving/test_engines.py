@@ -22,6 +22,7 @@ def a_release(*formats: str, folder="/nowhere") -> Release:
         folders={"teacher": "teacher", "student": "student"},
         exports=exports,
         created=0,
+        elsewhere={},
     )
 
 
