@@ -27,7 +27,7 @@ VERSIONS = {
     "negatives": 3,
     "student": 3,
     "report": 5,
-    "release": 2,
+    "release": 3,
 }
 
 
@@ -89,7 +89,10 @@ def pipeline(r: Recipe, *, gate: bool = True) -> list[Step]:
         "report", r.name, {"section": r.report}, _of(corpus, teacher, *mined[-1:], student)
     )
     release = Step(
-        "release", r.name, {"section": r.release, "gate": gate}, _of(teacher, student, report)
+        "release",
+        r.name,
+        {"section": r.release, "gate": gate},
+        _of(corpus, teacher, student, report),
     )
     steps = [*written.values(), corpus, *earlier, teacher, *students, report, release]
     return list({step.ref: step for step in steps}.values())  # phases may share a miner

@@ -91,6 +91,12 @@ class Report(Section):
 Small = Literal["float16", "int8", "binary", "binary+rescoring"]
 
 
+class Playground(Section):
+    """What a release carries to be tried on: passages of every evaluation set."""
+
+    passages: PositiveInt = 2000  # of a set, at most
+
+
 class Release(Section):
     """The gate: what must hold before anything is released. Retention is of nDCG@10.
 
@@ -101,6 +107,7 @@ class Release(Section):
         ndcg: the student's on a set.
         vectors: the student's from small vectors / from float32, at full size, on average.
         speedup: the student's texts a second / the teacher's.
+        playground: null leaves the passages out.
     """
 
     mean_retention: NonNegativeFloat | None = None
@@ -113,6 +120,7 @@ class Release(Section):
     speedup: PositiveFloat | None = None
     student_over_base: bool = False
     student_over_bm25: bool = False
+    playground: Playground | None = Playground()
 
 
 class Recipe(Section):

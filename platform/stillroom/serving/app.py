@@ -27,6 +27,7 @@ from ray.serve import Application
 from stillroom.errors import UserError
 from stillroom.serving.auth import ENVIRONMENT, Keys, is_loopback
 from stillroom.serving.openai import did_you_mean
+from stillroom.serving.playground import playground
 from stillroom.serving.policies import Policy, Target, auto_policy, check_policy
 from stillroom.serving.release import Release
 from stillroom.serving.replica import Replica
@@ -61,6 +62,7 @@ class ServeArgs(Section):
     timeout_s: PositiveFloat = 60  # a request unanswered by then gets 503
     keys_file: str | None = None  # API keys, beside those in STILLROOM_API_KEYS
     no_auth: bool = False  # without keys: let other machines call, too
+    playground: bool = True  # GET / : a page to try a release on
     teacher: ModelOptions = ModelOptions()
     student: ModelOptions = ModelOptions()
 
@@ -131,6 +133,8 @@ def build(args: dict[str, Any]) -> Application:
                 )
                 .bind(release, target, checked.max_batch_tokens, checked.max_wait_ms)
             )
+    keys = Keys.read(os.environ, checked.keys_file)
+    shown = {model.release.name: model.release for model in models.values()}
     return (
         cast(Any, Router)
         .options(
@@ -143,10 +147,11 @@ def build(args: dict[str, Any]) -> Application:
         .bind(
             list(models.values()),
             handles,
-            Keys.read(os.environ, checked.keys_file),
+            keys,
             checked.no_auth,
             checked.max_body_bytes,
             checked.timeout_s,
+            playground(shown, bool(keys.digests)) if checked.playground else None,
         )
     )
 
@@ -214,7 +219,10 @@ def serve_release(
         serve.start(http_options={"host": host, "port": port})
         serve.run(app, name=APPLICATION, route_prefix="/")
         url = f"http://{host}:{port}"
-        print(f"Ready: {name} at {url} (Ctrl-C ends it). Try:\n{_example(url, name)}", flush=True)
+        print(
+            f"Ready: {name} at {url} (Ctrl-C ends it). Try it there, or:\n{_example(url, name)}",
+            flush=True,
+        )
         _wait_for_signal()
     finally:
         serve.delete(APPLICATION) if shared else serve.shutdown()

@@ -21,6 +21,7 @@ class Release:
     contracts: dict[Target, Contract]
     folders: dict[Target, str]  # inside the release's folder
     created: int  # Unix seconds
+    corpora: tuple[str, ...] = ()  # carried for the playground
 
     @classmethod
     def open(cls, ref: str, root: str) -> "Release":
@@ -55,11 +56,16 @@ class Release:
             contracts={target: Contract.read(folder / sub) for target, sub in folders.items()},
             folders=folders,
             created=int(path.stat().st_mtime),
+            corpora=tuple(told.get("playground", ())),
         )
 
     def encoder_folder(self, target: Target) -> Path:
         """Where `target` lies on this machine; a remote root's release is fetched if need be."""
         return _folder(self.ref, self.root) / self.folders[target]
+
+    def corpus_folder(self, name: str) -> Path:
+        """Where one of `corpora` lies on this machine, as `encoder_folder`."""
+        return _folder(self.ref, self.root) / "playground" / name
 
     def model(self, target: Target) -> str:
         return f"{self.name}/{target}"

@@ -22,6 +22,7 @@ from stillroom.errors import UserError
 from stillroom.serving.auth import Keys, is_loopback
 from stillroom.serving.metrics import CONTENT_TYPE_LATEST, Metrics
 from stillroom.serving.openai import ROLES, ApiError, EmbeddingRequest, embeddings_body, parse
+from stillroom.serving.playground import Playground, routes
 from stillroom.serving.policies import ROUTES, Facts, Policy, Refuse, choose, policy_dims
 from stillroom.serving.release import Release
 from stillroom.serving.request import Encoded, Work
@@ -51,6 +52,7 @@ class Seen:
 
 
 http = FastAPI(title="stillroom", docs_url=None, redoc_url=None)
+http.include_router(routes)
 
 
 @http.exception_handler(HTTPException)
@@ -109,6 +111,7 @@ class Router:
         keys: who may call; empty = only this machine, unless `no_auth`.
         max_body_bytes: larger bodies are refused (413) before they are read to the end.
         timeout_s: a request that no replica has answered by then gets 503.
+        playground: what GET / shows; None = nothing.
     """
 
     def __init__(
@@ -119,11 +122,13 @@ class Router:
         no_auth: bool,
         max_body_bytes: int,
         timeout_s: float,
+        playground: Playground | None = None,
     ):
         self.models = {model.id: model for model in models}
         self.handles = handles
         self.keys, self.no_auth = keys, no_auth
         self.max_body_bytes, self.timeout_s = max_body_bytes, timeout_s
+        self.playground = playground
         self.metrics = Metrics()
 
     @http.post(

@@ -11,6 +11,7 @@ from stillroom.encoders.contract import Contract
 from stillroom.encoders.quantise import FILE as CALIBRATION
 from stillroom.errors import UserError
 from stillroom.measure.gate import Floors, judge
+from stillroom.stages.showcase import showcase
 
 
 class GateFailed(UserError):
@@ -21,20 +22,22 @@ def release(
     *,
     section: Section,
     gate: bool,
+    corpus: Artifact,
     teacher: Artifact,
     student: Artifact,
     report: Artifact,
     scale: Scale,
     out: Draft,
 ) -> dict[str, Any]:
-    """Writes teacher/, student/ with its calibration, report.json, report.html and release.json.
+    """Writes teacher/, student/ with its calibration, report.json, report.html and release.json;
+    playground/SET/, where the recipe has one.
 
     Raises:
         GateFailed: naming every floor that was missed and by how much. Nothing is released.
     """
     verdict = judge(
         json.loads((report.path / "report.json").read_text()),
-        Floors(**section.model_dump()),
+        Floors(**section.model_dump(exclude={"playground"})),
     )
     if gate and not verdict.passed:
         raise GateFailed(
@@ -49,6 +52,10 @@ def release(
         shutil.copy2(report.path / name, out.path / name)
     # Beside the weights: the ranges that int8 vectors of this student were measured with.
     shutil.copy2(report.path / CALIBRATION, out.path / "student" / CALIBRATION)
+    shown: list[str] = []
+    if section.playground is not None:
+        folder = out.path / "playground"
+        shown = showcase(section.playground, corpus, teacher, student, scale, folder)
     content = {
         "name": out.path.name.rpartition("-")[0],
         "ref": f"release/{out.path.name}",
@@ -58,6 +65,7 @@ def release(
             "student": Contract.read(student.path).space,
         },
         "report": "report.json",
+        "playground": shown,
         "gate": {
             "passed": verdict.passed,
             "failures": list(verdict.failures),
