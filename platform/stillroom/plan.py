@@ -88,12 +88,8 @@ def pipeline(r: Recipe, *, gate: bool = True) -> list[Step]:
     report = Step(
         "report", r.name, {"section": r.report}, _of(corpus, teacher, *mined[-1:], student)
     )
-    release = Step(
-        "release",
-        r.name,
-        {"section": r.release, "gate": gate},
-        _of(corpus, teacher, student, report),
-    )
+    args = {"section": r.release, "gate": gate}
+    release = Step("release", r.name, args, _of(corpus, teacher, student, report))
     steps = [*written.values(), corpus, *earlier, teacher, *students, report, release]
     return list({step.ref: step for step in steps}.values())  # phases may share a miner
 

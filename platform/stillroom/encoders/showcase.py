@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 TEXTS, VECTORS = "texts.json", "vectors.safetensors"
 
@@ -97,7 +97,8 @@ class Showcase:
         for name, shown in self.encoders.items():
             arrays[f"{name}.vectors"] = shown.vectors
             arrays[f"{name}.mean"], arrays[f"{name}.axes"] = shown.plane.mean, shown.plane.axes
-        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / VECTORS)
+        whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        (folder / VECTORS).write_bytes(save(whole))
 
     @staticmethod
     def read(folder: Path) -> Showcase:

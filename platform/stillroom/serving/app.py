@@ -219,10 +219,8 @@ def serve_release(
         serve.start(http_options={"host": host, "port": port})
         serve.run(app, name=APPLICATION, route_prefix="/")
         url = f"http://{host}:{port}"
-        print(
-            f"Ready: {name} at {url} (Ctrl-C ends it). Try it there, or:\n{_example(url, name)}",
-            flush=True,
-        )
+        print(f"Ready: {name} at {url} (Ctrl-C ends it). Try it there, or:", flush=True)
+        print(_example(url, name), flush=True)
         _wait_for_signal()
     finally:
         serve.delete(APPLICATION) if shared else serve.shutdown()

@@ -207,7 +207,8 @@ class Playground:
     async def compare(self, asked: Compare, send: Send) -> bytes:
         """The cosine of a query and a passage by each encoder and, in one space, across both."""
         release = self._release(asked.release)
-        pairs, found = {}, {}
+        pairs: dict[Target, tuple[np.ndarray, np.ndarray]] = {}
+        found: dict[str, float] = {}
         for target in release.contracts:
             query = await self._encode(release, target, "query", asked.query, send)
             passage = await self._encode(release, target, "passage", asked.passage, send)

@@ -40,7 +40,7 @@ def showcase(
     by_teacher, by_student = (
         ray.get(task.remote(model.path, texts)) for model in (teacher, student)
     )
-    for name, (ids, examples) in chosen.items():
+    for name, (_, examples) in chosen.items():
         of_teacher, of_student = by_teacher[name], by_student[name]
         plane, own = Plane.of(of_teacher), Plane.of(of_student)
         own = own.turned(own.place(of_student), plane.place(of_teacher))
