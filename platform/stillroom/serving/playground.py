@@ -165,7 +165,6 @@ class Playground:
         told = [
             {
                 "name": release.name,
-                "ref": release.ref,
                 "models": {
                     target: {"dims": contract.dims[0], "space": contract.space}
                     for target, contract in release.contracts.items()

@@ -77,13 +77,14 @@ export class CorpusMap {
       Math.round(10 * (HEIGHT / 2 - (y - middle[1]) * scale)) / 10,
     ];
     this.placed = this.points.map(this.#place);
+    const width = Math.max(3.5, Math.min(8, 110 / Math.sqrt(this.points.length)));
     const paths = [];
     this.placed.forEach(([x, y], row) => {
       const cluster = this.clusters[row];
       paths[cluster] = `${paths[cluster] ?? ""}M${x} ${y}h0`; // round caps make it a dot
     });
     this.dots.replaceChildren(
-      ...paths.map((d, cluster) => svg("path", { class: `dot c${cluster}`, d })),
+      ...paths.map((d, cluster) => svg("path", { class: `dot c${cluster}`, d, "stroke-width": width })),
     );
     const groups = paths.filter(Boolean).length;
     this.told = `${count(this.points.length)} passages in the teacher’s ${groups} clusters`;

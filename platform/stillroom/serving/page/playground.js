@@ -45,7 +45,7 @@ function describeRelease(release) {
   const spaces = new Set(Object.values(release.models).map((model) => model.space));
   const models = Object.keys(release.models);
   const shared = models.length < 2 ? "" : spaces.size > 1 ? ", a space each" : ", one space";
-  $("release").textContent = `${release.ref ?? release.name} · ${models.join(" and ")}${shared}`;
+  $("release").textContent = `${release.name} · ${models.join(" and ")}${shared}`;
 }
 
 const releaseOf = (corpus) => page.releases.find((release) => release.name === corpus.release);
