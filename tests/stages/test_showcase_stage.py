@@ -8,7 +8,7 @@ from stillroom.text.formats import EvaluationSet
 @pytest.mark.parametrize("limit", [1, 5, 30, 100, 1000])
 def test_chosen_passages_keep_to_the_limit_and_answers_come_first(limit):
     passages = {f"p{n}": f"passage {n}" for n in range(100)}
-    qrels = {f"q{n}": {f"p{(7 * n) % 100}": 1, f"p{n}": 0, "gone": 1} for n in range(20)}
+    qrels = {f"q{n}": {f"p{(7 * n + 1) % 100}": 1, f"p{n}": 0, "gone": 1} for n in range(20)}
     queries = {f"q{n}": f"query {n}" for n in range(25)}  # some that nobody judged
     ids, examples = choose(EvaluationSet(passages, queries, qrels), limit)
     assert len(ids) == len(set(ids)) == min(limit, 100)
