@@ -36,18 +36,12 @@ def release(tmp_path_factory):
     Showcase(PASSAGES, 90, examples, clusters, shown).write(folder / "playground" / "numbers")
     told = json.loads((folder / "release.json").read_text())
     (folder / "release.json").write_text(json.dumps({**told, "playground": ["numbers"]}))
-    bare = shutil.copytree(folder, folder.parent / "bare")
-    (bare / "release.json").write_text(json.dumps(told))
     return folder
-
-
-def bare(release):
-    return {"releases": [str(release.parent / "bare")], "teacher": {"replicas": 0}}
 
 
 @pytest.fixture(scope="module")
 def url(release):
-    """The release behind a key; under /bare the same without passages, its student alone."""
+    """The release behind a key; under /off its student alone, without a page."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -56,8 +50,10 @@ def url(release):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ENVIRONMENT, "ann:secret")
         locked = build({"releases": [str(release)]})
-    serve.run(locked, name="locked", route_prefix="/")
-    serve.run(build(bare(release)), name="bare", route_prefix="/bare")
+    off = {"releases": [str(release)], "teacher": {"replicas": 0}, "playground": False}
+    serve.run_many(  # both start at once
+        [serve.RunTarget(locked, "locked", "/"), serve.RunTarget(build(off), "off", "/off")]
+    )
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
     ray.shutdown()
@@ -80,7 +76,7 @@ def visit(browser, url):
     """Opens the page, with its key; afterwards nothing was complained of, and nobody else asked."""
     complaints, elsewhere, contexts = [], [], []
 
-    def open_page(path="/", *, unlock=True, **options):
+    def open_page(*, unlocked=True, **options):
         context = browser.new_context(**options)
         contexts.append(context)
         context.on("request", lambda r: r.url.startswith(url) or elsewhere.append(r.url))
@@ -93,10 +89,9 @@ def visit(browser, url):
         )  # fmt: skip
         page = context.new_page()
         page.set_default_timeout(20_000)
-        page.goto(url + path)
-        if unlock:
-            page.get_by_label("API key").fill("secret")
-            page.get_by_role("button", name="Use it").click()
+        page.goto(url)
+        if unlocked:
+            unlock(page)
             expect(page.locator("#status")).to_contain_text("40 of 90 passages")
         return page
 
@@ -104,6 +99,11 @@ def visit(browser, url):
     for context in contexts:
         context.close()
     assert (complaints, elsewhere) == ([], [])
+
+
+def unlock(page):
+    page.get_by_label("API key").fill("secret")
+    page.get_by_role("button", name="Use it").click()
 
 
 def search(page, query):
@@ -221,7 +221,14 @@ def test_a_narrow_screen_needs_no_sideways_scroll_and_all_text_has_contrast(visi
 
 
 def test_without_passages_the_page_says_so_and_compares_texts(visit, release):
-    page = visit("/bare/", unlock=False)
+    def carrying_none(route):
+        answer = route.fetch()
+        told = answer.json() if answer.ok else {}
+        route.fulfill(response=answer, json={**told, "corpora": []} if told else None)
+
+    page = visit(unlocked=False)
+    page.route("**/playground/about", carrying_none)
+    unlock(page)
     expect(page.locator("#status")).to_contain_text("carries no corpus")
     page.get_by_label("Query").last.fill("a question")
     page.get_by_label("Passage").fill("an answer")
@@ -266,8 +273,7 @@ def test_a_faulty_search_is_answered_in_the_api_s_words(url, body, status, param
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
 
 
-def test_switched_off_there_is_neither_page_nor_data(url, release):
-    serve.run(build({**bare(release), "playground": False}), name="bare", route_prefix="/bare")
+def test_switched_off_there_is_neither_page_nor_data(url):
     for path in ("", "playground/page/playground.js", "playground/about"):
-        assert httpx.get(f"{url}/bare/{path}").status_code == 404
-    assert httpx.get(f"{url}/bare/healthz").status_code == 200
+        assert httpx.get(f"{url}/off/{path}").status_code == 404
+    assert httpx.get(f"{url}/off/healthz").status_code == 200
