@@ -16,6 +16,7 @@ from stillroom.artifacts import Store
 from stillroom.encoders.contract import Contract
 from stillroom.encoders.quantise import read_calibrations
 from stillroom.encoders.runtimes import Exported
+from stillroom.encoders.showcase import Showcase
 from stillroom.encoders.store import load
 from stillroom.encoders.vectors import StoredVectors
 from stillroom.stages.corpus import CorpusFiles, evaluation_sets
@@ -83,6 +84,12 @@ def test_one_command_makes_every_artifact_and_says_where(made, place):
     ]
     released = read_calibrations(place.artifact("release").path / "student")
     assert list(released) == [student["dims"]]
+    carried = Showcase.read(place.artifact("release").path / "playground" / "held-out")
+    assert len(carried.texts) == 96
+    for name, shown in carried.encoders.items():
+        encoder = load(place.artifact(name).path)
+        vectors = encoder.encode(carried.texts[:4], "passage")
+        np.testing.assert_allclose(shown.vectors[:4], vectors, atol=1e-3)
     assert not list((place.folder / "runs").glob(".train/*")), "checkpoints are left behind"
 
 

@@ -27,7 +27,7 @@ VERSIONS = {
     "negatives": 3,
     "student": 3,
     "report": 5,
-    "release": 3,
+    "release": 4,
 }
 
 

@@ -207,6 +207,7 @@ def test_a_request_keeps_the_id_that_it_came_with(url):
 
 def test_probes_and_metrics_answer(url):
     assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+    assert httpx.get(f"{url}/playground/about").json()["corpora"] == []  # the page says why
     httpx.post(f"{url}/v1/embeddings", json={"model": "tiny", "input": ["a", "b"]})
     text = httpx.get(f"{url}/metrics").text
     assert 'stillroom_texts_total{client="anonymous",model="tiny/teacher"}' in text

@@ -94,6 +94,12 @@ ExportFormat = Literal[
 ]
 
 
+class Playground(Section):
+    """What a release carries to be tried on: passages of every evaluation set."""
+
+    passages: PositiveInt = 2000  # of a set, at most
+
+
 class Release(Section):
     """The gate: what must hold before anything is released; and what else the release holds.
     Retention is of nDCG@10.
@@ -107,6 +113,7 @@ class Release(Section):
         speedup: the student's texts a second / the teacher's.
         exports: formats that the student is written in as well, each checked on the evaluation
             sets against the student.
+        playground: null leaves the passages out.
     """
 
     mean_retention: NonNegativeFloat | None = None
@@ -120,6 +127,7 @@ class Release(Section):
     student_over_base: bool = False
     student_over_bm25: bool = False
     exports: tuple[ExportFormat, ...] = ()
+    playground: Playground | None = Playground()
 
 
 class Recipe(Section):

@@ -34,6 +34,7 @@ from stillroom.serving.dispatch import Model, Watched
 from stillroom.serving.engines import Engine, check_engine
 from stillroom.serving.limits import Limits
 from stillroom.serving.openai import did_you_mean
+from stillroom.serving.playground import playground
 from stillroom.serving.policies import (
     Policy,
     Target,
@@ -107,6 +108,7 @@ class ServeArgs(Section):
     shadow: ShadowOptions | None = None  # compares the student's answers with the teacher's
     cors_origins: tuple[str, ...] = ()  # whose pages may read answers in a browser
     access_log: str | None = "-"  # a file on the router's machine, "-" its standard output
+    playground: bool = True  # GET / : a page to try a release on
     teacher: ModelOptions = ModelOptions()
     student: ModelOptions = ModelOptions()
 
@@ -189,6 +191,7 @@ def build(args: dict[str, Any]) -> Application:
     }
     # Above what all replicas take and queue, so that the router is who says 429.
     concurrent = 100 + sum(_capacity(options[target]) for _, target in encoders.values())
+    keys = Keys.read(os.environ, checked.keys_file)
     return (
         cast(Any, Router)
         .options(
@@ -204,7 +207,8 @@ def build(args: dict[str, Any]) -> Application:
             {name: release for name, (release, _) in encoders.items()},
             shadows,
             checked.shadow,
-            keys=Keys.read(os.environ, checked.keys_file),
+            playground(releases, keys.configured) if checked.playground else None,
+            keys=keys,
             no_auth=checked.no_auth,
             limits=checked.limits,
             timeout_s=checked.timeout_s,
@@ -399,7 +403,8 @@ def serve_release(
         serve.start(http_options={"host": host, "port": port})
         serve.run(app, name=APPLICATION, route_prefix="/")
         url = f"http://{host}:{port}"
-        print(f"Ready: {name} at {url} (Ctrl-C ends it). Try:\n{_example(url, name)}", flush=True)
+        print(f"Ready: {name} at {url} (Ctrl-C ends it). Try it there, or:", flush=True)
+        print(_example(url, name), flush=True)
         _wait_for_signal()
         with contextlib.suppress(TimeoutError):  # what takes longer has its answer: 503
             serve.get_app_handle(APPLICATION).drain.remote().result(timeout_s=DRAIN_S)

@@ -24,6 +24,7 @@ class Release:
     exports: dict[Target, dict[str, str]]  # of each encoder: format → folder, likewise
     created: int  # Unix seconds
     elsewhere: dict[Target, str]  # served by others: at which address
+    corpora: tuple[str, ...] = ()  # carried for the playground
 
     @classmethod
     def open(cls, ref: str, root: str) -> "Release":
@@ -71,6 +72,7 @@ class Release:
             },
             created=int(path.stat().st_mtime),
             elsewhere={t: of.base_url for t, of in every.items() if isinstance(of, Remote)},
+            corpora=tuple(told.get("playground", ())),
         )
 
     def encoder_folder(self, target: Target) -> Path:
@@ -80,6 +82,10 @@ class Release:
     def export_folder(self, target: Target, format: str) -> Path:
         """The same of an export of `target`."""
         return _folder(self.ref, self.root) / self.exports[target][format]
+
+    def corpus_folder(self, name: str) -> Path:
+        """Where one of `corpora` lies on this machine, as `encoder_folder`."""
+        return _folder(self.ref, self.root) / "playground" / name
 
     def model(self, target: Target) -> str:
         return f"{self.name}/{target}"

@@ -18,6 +18,7 @@ from stillroom.serving.dispatch import Dispatcher, Model
 from stillroom.serving.errors import ApiError
 from stillroom.serving.limits import Limits
 from stillroom.serving.metrics import Metrics, Seen
+from stillroom.serving.playground import Playground, mounted
 from stillroom.serving.policies import RESTART_AFTER_S, Facts, policy_dims
 from stillroom.serving.release import Release
 from stillroom.serving.request import Ask, Encoded, Token
@@ -51,6 +52,7 @@ class Router:
         releases: those same → the release that it is of.
         shadows: student → its Shadow.
         shadow: how often they are asked.
+        playground: what GET / shows; None = nothing.
         keys: who may call; none configured = only this machine, unless `no_auth`.
         limits: of one request; larger ones are refused (413).
         timeout_s: a request that no replica has answered by then gets 503.
@@ -66,6 +68,7 @@ class Router:
         releases: dict[str, Release],
         shadows: dict[str, DeploymentHandle],
         shadow: ShadowOptions | None,
+        playground: Playground | None = None,
         *,
         keys: Keys,
         no_auth: bool,
@@ -88,7 +91,7 @@ class Router:
         }
         self.dispatcher = Dispatcher(handles, releases, timeout_s, samplers)
         self.draining = False
-        self.http = Door(
+        door = Door(
             self,
             Guard(keys),
             metrics,
@@ -97,7 +100,8 @@ class Router:
             limits=limits,
             max_concurrent=max_concurrent,
             max_batch_tokens=max_batch_tokens,
-        ).app(cors_origins)
+        )
+        self.http = door.app(cors_origins, mounted(playground, door, self.dispatcher.send))
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return self.http

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -72,8 +72,9 @@ class Door:
         self.no_auth, self.limits = no_auth, limits
         self.max_concurrent, self.max_batch_tokens = max_concurrent, max_batch_tokens
 
-    def app(self, cors_origins: tuple[str, ...]) -> Starlette:
-        """The ASGI application; pages of `cors_origins` may read its answers in a browser."""
+    def app(self, cors_origins: tuple[str, ...], more: Sequence[Mounted]) -> Starlette:
+        """The ASGI application, with `more` routes than the API's; pages of `cors_origins` may read
+        its answers in a browser."""
         cors = Middleware(
             CORSMiddleware,
             allow_origins=list(cors_origins),
@@ -85,16 +86,17 @@ class Door:
             routes=[
                 Mounted(
                     route.path.replace("{model}", "{model:path}"),
-                    self._answering(route.path, route.words, getattr(self, route.name), route.open),
+                    self.answering(route.path, route.words, getattr(self, route.name), route.open),
                     methods=[route.method],
                 )
                 for route in ROUTES
-            ],
+            ]
+            + list(more),
             middleware=[cors] if cors_origins else [],
             exception_handlers={HTTPException: self._unknown},
         )
 
-    def _answering(
+    def answering(
         self,
         path: str,
         words: Words,
@@ -110,6 +112,8 @@ class Door:
                 response = await work(Call(request, key, seen))
             except ApiError as error:
                 response = in_words(words, error)
+            except HTTPException:
+                raise  # counted where it is answered
             except asyncio.CancelledError:
                 self._count(request, path, seen, CLIENT_LEFT, started)
                 raise
@@ -153,7 +157,7 @@ class Door:
         self.guard.spend(key, "requests", 1)
         return key
 
-    async def _body(self, call: Call) -> bytes:
+    async def body(self, call: Call) -> bytes:
         request = call.request
         body = await read(request.headers, request.stream(), self.limits.body_bytes)
         call.seen.bytes_in = len(body)
@@ -173,7 +177,7 @@ class Door:
     # OpenAI's routes.
 
     async def embeddings(self, call: Call) -> Response:
-        asked = openai.parse(await self._body(call))
+        asked = openai.parse(await self.body(call))
         answer = await self._embedded(call, asked.ask())
         encoded = answer.encoded
         body = openai.embeddings_body(
@@ -192,30 +196,30 @@ class Door:
     # text-embeddings-inference's.
 
     async def embed(self, call: Call) -> Response:
-        asked = tei.parse(tei.EmbedRequest, await self._body(call))
+        asked = tei.parse(tei.EmbedRequest, await self.body(call))
         answer = await self._embedded(call, asked.ask(self._named(call.request)))
         body = tei.embed_body(answer.encoded.vectors, normalize=asked.normalize is not False)
         return _json(body, answer.headers())
 
     async def embed_all(self, call: Call) -> Response:
-        tei.parse(tei.EmbedRequest, await self._body(call))
+        tei.parse(tei.EmbedRequest, await self.body(call))
         message = "vectors of single tokens are not served; POST /embed gives those of texts"
         raise ApiError(424, message)
 
     async def similarity(self, call: Call) -> Response:
-        asked = tei.parse(tei.SimilarityRequest, await self._body(call))
+        asked = tei.parse(tei.SimilarityRequest, await self.body(call))
         answer = await self._embedded(call, asked.ask(self._named(call.request)))
         return _json(tei.similarity_body(answer.encoded.vectors), answer.headers())
 
     async def tokenize(self, call: Call) -> Response:
-        asked = tei.parse(tei.TokenizeRequest, await self._body(call))
+        asked = tei.parse(tei.TokenizeRequest, await self.body(call))
         name, texts = self._named(call.request), asked.texts()
         self.limits.check(Ask(name, texts, None, "passage"))
         tokens = await self.router.pieces(name, texts, asked.role(), asked.add_special_tokens)
         return _json(tei.tokens_body(tokens))
 
     async def decode(self, call: Call) -> Response:
-        asked = tei.parse(tei.DecodeRequest, await self._body(call))
+        asked = tei.parse(tei.DecodeRequest, await self.body(call))
         name, ids = self._named(call.request), asked.several()
         self.limits.check(Ask(name, [], ids, "passage"))
         return JSONResponse(await self.router.decode(name, ids, asked.skip_special_tokens))

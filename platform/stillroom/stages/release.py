@@ -16,6 +16,7 @@ from stillroom.measure.gate import Floors, judge
 from stillroom.stages.corpus import evaluation_sets
 from stillroom.stages.exports import exported
 from stillroom.stages.model_card import write_card
+from stillroom.stages.showcase import showcase
 
 
 class GateFailed(UserError):
@@ -35,7 +36,8 @@ def release(
     trusted: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Writes teacher/ and student/ with their cards, the student's calibration, student/FORMAT for
-    every export, report.json, report.html and release.json.
+    every export, playground/SET/ where the recipe has one, report.json, report.html and
+    release.json.
 
     Args:
         trusted: holds "student" when that may run code that it brings with it.
@@ -45,7 +47,7 @@ def release(
         UserError: when an export is not like the student.
     """
     measured = json.loads((report.path / "report.json").read_text())
-    verdict = judge(measured, Floors(**section.model_dump(exclude={"exports"})))
+    verdict = judge(measured, Floors(**section.model_dump(exclude={"exports", "playground"})))
     if gate and not verdict.passed:
         raise GateFailed(
             "release",
@@ -74,6 +76,10 @@ def release(
         shutil.copy2(report.path / name, out.path / name)
     # Beside the weights: the ranges that int8 vectors of this student were measured with.
     shutil.copy2(report.path / CALIBRATION, out.path / "student" / CALIBRATION)
+    shown: list[str] = []
+    if section.playground is not None:
+        folder = out.path / "playground"
+        shown = showcase(section.playground, corpus, teacher, student, scale, folder)
     content = {
         "name": out.path.name.rpartition("-")[0],
         "ref": ref,
@@ -87,6 +93,7 @@ def release(
             "student": Terms.read(student.path).space,
         },
         "report": "report.json",
+        "playground": shown,
         "gate": {
             "passed": verdict.passed,
             "failures": list(verdict.failures),

@@ -1,0 +1,103 @@
+"""What a release carries for the playground: passages of its evaluation sets, and their maps."""
+
+from pathlib import Path
+
+import faiss
+import numpy as np
+import ray
+import torch
+
+from stillroom.artifacts import Artifact
+from stillroom.config.recipe import Playground as Section
+from stillroom.config.scale import Scale
+from stillroom.encoders.showcase import Example, Plane, Showcase, Shown
+from stillroom.encoders.store import load
+from stillroom.stages.corpus import evaluation_sets
+from stillroom.text.formats import EvaluationSet
+
+CLUSTERS = 8  # more colours than that cannot be told apart
+EXAMPLES = 8
+CHARACTERS = 4000  # of a text that is shown; pages of it help nobody to compare hits
+
+
+def showcase(
+    section: Section,
+    corpus: Artifact,
+    teacher: Artifact,
+    student: Artifact,
+    scale: Scale,
+    folder: Path,
+) -> list[str]:
+    """Writes SET/ as a `Showcase` for each evaluation set; returns their names.
+
+    Texts are encoded as the server encodes queries: under the encoders' own prompts.
+    """
+    sets = evaluation_sets(corpus)
+    chosen = {name: choose(kept, section.passages) for name, kept in sets.items()}
+    texts = {name: [sets[name].passages[i] for i in ids] for name, (ids, _) in chosen.items()}
+    # One after the other: both may want all the GPUs that there are.
+    task = ray.remote(num_cpus=scale.report.cpus, num_gpus=scale.report.gpus)(_encoded)
+    by_teacher, by_student = (
+        ray.get(task.remote(model.path, texts)) for model in (teacher, student)
+    )
+    for name, (_, examples) in chosen.items():
+        of_teacher, of_student = by_teacher[name], by_student[name]
+        plane, own = Plane.of(of_teacher), Plane.of(of_student)
+        own = own.turned(own.place(of_student), plane.place(of_teacher))
+        Showcase(
+            texts=[text[:CHARACTERS] for text in texts[name]],
+            total=len(sets[name].passages),
+            examples=examples,
+            clusters=clusters(of_teacher),
+            encoders={"teacher": Shown(of_teacher, plane), "student": Shown(of_student, own)},
+        ).write(folder / name)
+    return list(chosen)
+
+
+def choose(kept: EvaluationSet, limit: int) -> tuple[list[str], list[Example]]:
+    """Ids of at most `limit` passages and some queries, evenly over the set.
+
+    What answers those queries comes first, for an example should have something to find.
+    """
+    judged = [qid for qid in kept.queries if qid in kept.qrels]
+    asked = _evenly(judged, EXAMPLES)
+    answers = {
+        qid: [pid for pid, grade in kept.qrels[qid].items() if grade > 0 and pid in kept.passages]
+        for qid in asked
+    }
+    wanted = dict.fromkeys(pid for ids in answers.values() for pid in ids)
+    first = list(wanted)[:limit]
+    others = [pid for pid in kept.passages if pid not in wanted]
+    taken = {*first, *_evenly(others, limit - len(first))}
+    ids = [pid for pid in kept.passages if pid in taken]
+    rows = {pid: row for row, pid in enumerate(ids)}
+    found = [
+        Example(kept.queries[qid], [rows[pid] for pid in answers[qid] if pid in rows])
+        for qid in asked
+    ]
+    return ids, found
+
+
+def _evenly(items: list[str], count: int) -> list[str]:
+    if count <= 0 or not items:
+        return []
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, count).astype(int))]
+
+
+def clusters(vectors_nd: np.ndarray) -> np.ndarray:
+    """Each vector's cluster by k-means, the largest cluster 0: uint8, (n,)."""
+    vectors = np.ascontiguousarray(vectors_nd, dtype=np.float32)
+    k = min(CLUSTERS, len(vectors))
+    # Passages are few: FAISS would rather warn than cluster them.
+    means = faiss.Kmeans(vectors.shape[1], k, niter=25, seed=17, min_points_per_centroid=1)
+    means.train(vectors)
+    found = means.index.search(vectors, 1)[1][:, 0]
+    by_size = np.argsort(-np.bincount(found, minlength=k), kind="stable")
+    return np.argsort(by_size)[found].astype(np.uint8)
+
+
+def _encoded(model: Path, texts: dict[str, list[str]]) -> dict[str, np.ndarray]:
+    """float16, (n, d), of each set."""
+    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources()["CPU"])))
+    encoder = load(model, device="cuda" if ray.get_gpu_ids() else "cpu")
+    return {name: encoder.encode(of, "passage").astype(np.float16) for name, of in texts.items()}
