@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: bench gpu quality quickstart soak strong-teacher style test
+.PHONY: bench browser gpu quality quickstart soak strong-teacher style test
 
 # The whole path on this machine, with real models.
 quickstart: .venv/quickstart
@@ -32,6 +32,11 @@ quality: .venv/bench
 # Speed and memory of training 7B, on this machine's GPU.
 gpu: .venv/quickstart
 	$(BIN)/python tests/gpu/train_7b.py
+
+# The playground, in a Chromium that must be installed.
+browser: .venv/dev
+	$(BIN)/pip install --quiet --editable '.[dev,browser]'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/browser/playground.py
 
 # A server under load while it is updated and scaled: minutes, 10,000 requests, no failure.
 soak: .venv/dev

@@ -94,7 +94,7 @@ def pipeline(r: Recipe, *, gate: bool = True) -> list[Step]:
     release = Step(
         "release",
         r.name,
-        {"section": r.release, "gate": gate, **_trusted(student=r.student)},
+        {"section": r.release, "gate": gate, **_trusted(teacher=r.teacher, student=r.student)},
         _of(corpus, teacher, student, report),
     )
     steps = [*written.values(), corpus, *earlier, teacher, *students, report, release]

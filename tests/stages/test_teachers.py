@@ -84,9 +84,9 @@ def made(recipe, *stages):
         if step.stage in stages:
             given = {role: found[of.stage] for role, of in step.inputs.items()}
             with store.draft(step.stage, step.name, step.key) as draft:
-                found[step.stage] = draft.done or draft.publish(
+                if draft.done is None:
                     STAGES[step.stage](**step.args, **given, scale=recipe.scale, out=draft)
-                )
+                found[step.stage] = draft.done or draft.publish(step.made_by)
     return found
 
 
@@ -113,13 +113,25 @@ def released(read, artifacts, student):
     store = Store(read.root)
     with store.draft("student", "tiny", "k") as draft:
         save(student, draft.path)
-        small = draft.publish({})
+        small = draft.publish({"inputs": {}, "section": {}})
     with store.draft("report", "tiny", "k") as draft:
+        scores = {"held-out": {"ndcg@10": 0.5, "recall@100": 0.5, "mrr@10": 0.5}}
         models = {
-            name: {"role": name, "scores": {}, "parameters": 0, "dims": 1, "texts_per_second": None}
+            name: {
+                "role": name,
+                "scores": scores,
+                "parameters": 0,
+                "dims": 1,
+                "texts_per_second": None,
+            }
             for name in ("teacher", "student")
         }
-        told = {"sets": {}, "models": models, "retention": {"mean": None}}
+        told = {
+            "sets": {"held-out": {"queries": 4, "passages": 8}},
+            "models": models,
+            "retention": {"held-out": 1.0, "mean": 1.0},
+            "hardware": "none",
+        }
         (draft.path / "report.json").write_text(json.dumps(told))
         (draft.path / "report.html").write_text("")
         write_calibrations(draft.path, {})
@@ -164,7 +176,7 @@ def test_two_teachers_together_teach_and_are_released_whole(
 
     async def batched():
         batcher = Batcher(served.encode_tokens, budget=8, wait_s=0)
-        return await batcher.encode(served.prompter(texts, "query"))
+        return (await batcher.encode(served.prompter(texts, "query"))).rows
 
     np.testing.assert_allclose(asyncio.run(batched()), expected(texts, "query"), atol=1e-5)
 

@@ -97,7 +97,7 @@ ExportFormat = Literal[
 class Playground(Section):
     """What a release carries to be tried on: passages of every evaluation set."""
 
-    passages: PositiveInt = 2000  # of a set, at most
+    passages: PositiveInt = 500  # of a set, at most: both models encode them
 
 
 class Release(Section):

@@ -40,7 +40,7 @@ def release(
     release.json.
 
     Args:
-        trusted: holds "student" when that may run code that it brings with it.
+        trusted: which of teacher and student may run code that they bring with them.
 
     Raises:
         GateFailed: naming every floor that was missed and by how much. Nothing is released.
@@ -79,7 +79,7 @@ def release(
     shown: list[str] = []
     if section.playground is not None:
         folder = out.path / "playground"
-        shown = showcase(section.playground, corpus, teacher, student, scale, folder)
+        shown = showcase(section.playground, corpus, teacher, student, scale, folder, trusted)
     content = {
         "name": out.path.name.rpartition("-")[0],
         "ref": ref,

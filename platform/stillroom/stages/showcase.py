@@ -1,5 +1,6 @@
 """What a release carries for the playground: passages of its evaluation sets, and their maps."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import faiss
@@ -12,6 +13,7 @@ from stillroom.config.recipe import Playground as Section
 from stillroom.config.scale import Scale
 from stillroom.encoders.showcase import Example, Plane, Showcase, Shown
 from stillroom.encoders.store import load
+from stillroom.stages.api import is_remote
 from stillroom.stages.corpus import evaluation_sets
 from stillroom.text.formats import EvaluationSet
 
@@ -27,29 +29,40 @@ def showcase(
     student: Artifact,
     scale: Scale,
     folder: Path,
+    trusted: Sequence[str] = (),
 ) -> list[str]:
     """Writes SET/ as a `Showcase` for each evaluation set; returns their names.
 
     Texts are encoded as the server encodes queries: under the encoders' own prompts.
+
+    Args:
+        trusted: which of teacher and student may run code that they bring with them.
     """
     sets = evaluation_sets(corpus)
     chosen = {name: choose(kept, section.passages) for name, kept in sets.items()}
     texts = {name: [sets[name].passages[i] for i in ids] for name, (ids, _) in chosen.items()}
     # One after the other: both may want all the GPUs that there are.
     task = ray.remote(num_cpus=scale.report.cpus, num_gpus=scale.report.gpus)(_encoded)
-    by_teacher, by_student = (
-        ray.get(task.remote(model.path, texts)) for model in (teacher, student)
-    )
+    by = {
+        role: ray.get(task.remote(model.path, texts, role in trusted))
+        for role, model in (("teacher", teacher), ("student", student))
+        if not is_remote(model.path)  # it is not served either
+    }
     for name, (_, examples) in chosen.items():
-        of_teacher, of_student = by_teacher[name], by_student[name]
-        plane, own = Plane.of(of_teacher), Plane.of(of_student)
-        own = own.turned(own.place(of_student), plane.place(of_teacher))
+        first, *others = by
+        vectors = {role: of[name] for role, of in by.items()}
+        plane = Plane.of(vectors[first])
+        encoders = {first: Shown(vectors[first], plane)}
+        for role in others:
+            own = Plane.of(vectors[role])
+            own = own.turned(own.place(vectors[role]), plane.place(vectors[first]))
+            encoders[role] = Shown(vectors[role], own)
         Showcase(
             texts=[text[:CHARACTERS] for text in texts[name]],
             total=len(sets[name].passages),
             examples=examples,
-            clusters=clusters(of_teacher),
-            encoders={"teacher": Shown(of_teacher, plane), "student": Shown(of_student, own)},
+            clusters=clusters(vectors[first]),
+            encoders=encoders,
         ).write(folder / name)
     return list(chosen)
 
@@ -96,8 +109,11 @@ def clusters(vectors_nd: np.ndarray) -> np.ndarray:
     return np.argsort(by_size)[found].astype(np.uint8)
 
 
-def _encoded(model: Path, texts: dict[str, list[str]]) -> dict[str, np.ndarray]:
+def _encoded(
+    model: Path, texts: dict[str, list[str]], trust_remote_code: bool
+) -> dict[str, np.ndarray]:
     """float16, (n, d), of each set."""
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources()["CPU"])))
-    encoder = load(model, device="cuda" if ray.get_gpu_ids() else "cpu")
+    device = "cuda" if ray.get_gpu_ids() else "cpu"
+    encoder = load(model, device=device, trust_remote_code=trust_remote_code)
     return {name: encoder.encode(of, "passage").astype(np.float16) for name, of in texts.items()}

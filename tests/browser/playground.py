@@ -11,7 +11,7 @@ import pytest
 import ray
 from playwright.sync_api import expect, sync_playwright
 from ray import serve
-from test_server import make_release
+from releases import make_release
 
 from stillroom.encoders.showcase import Example, Plane, Showcase, Shown
 from stillroom.encoders.store import load
