@@ -16,17 +16,21 @@ strong-teacher: .venv/strong-teacher
 test: .venv/dev style
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
-# Speed of training and mining against sentence-transformers, the ratios side by side; and of
-# cleaning, with its memory.
+# Speed of training, distillation and mining against sentence-transformers, the ratios side by
+# side; and of cleaning, with its memory.
 bench: .venv/bench
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/train_teacher.py
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/train_student.py
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/mining.py
 	$(BIN)/python tests/benchmarks/data.py
 
-# What each recipe's idea is worth, and how much planted contamination is found, on the sets in
-# BEIR layout under DATA.
-quality: .venv/bench
+# What each recipe's idea is worth, what distillation and exports keep, and how much planted
+# contamination is found, on the sets in BEIR layout under DATA.
+quality: .venv/bench .venv/strong-teacher
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/recipes_quality.py --data $(DATA)
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/distillation.py strong --data $(DATA)
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/distillation.py ablation --data $(DATA)
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/exports.py --data $(DATA)
 	$(BIN)/python tests/benchmarks/decontamination.py --data $(dir $(wildcard $(DATA)/*/corpus.jsonl))
 
 # Speed and memory of training 7B, on this machine's GPU.
