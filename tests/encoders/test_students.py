@@ -116,13 +116,12 @@ def made_of(folder, **changes):
 
 
 def take_a_step(encoder):
-    """As training would, on the texts' vectors; returns the loss."""
+    """As training would, on the texts' vectors."""
     engine = TorchEngine(encoder, weight_decay=0.01, clip=1.0)
     vectors = encoder(pad(encoder.prompter(TEXTS, "passage"), encoder.pad_id))
     loss = 1 - vectors[:, 0].mean()
     engine.backward(loss, last=True)
     engine.step(1e-2)
-    return float(loss)
 
 
 # --- layers ---------------------------------------------------------------------------------
