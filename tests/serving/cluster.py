@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import socket
+import tempfile
 
 import httpx
+import pytest
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
@@ -20,18 +22,25 @@ def two_nodes():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    nodes = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False}
-    )
-    nodes.add_node(num_cpus=1, resources={"large": 1}, labels={"disk": "fast"})
-    ray.init(address=nodes.address, configure_logging=False)
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-        nodes.shutdown()
+    # A folder of its own, in which it leaves its address: in the common one, the next `ray.init()`
+    # of any test beside this one would find it and move in. Short, for sockets lie in it.
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as own,
+        pytest.MonkeyPatch.context() as environment,
+    ):
+        environment.setenv("RAY_TMPDIR", own)
+        nodes = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False}
+        )
+        nodes.add_node(num_cpus=1, resources={"large": 1}, labels={"disk": "fast"})
+        ray.init(address=nodes.address, configure_logging=False)
+        try:
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+            nodes.shutdown()
 
 
 def deploy(args):
