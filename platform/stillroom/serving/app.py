@@ -57,7 +57,8 @@ class ServeArgs(Section):
     releases: tuple[str, ...]  # folders, or references such as release/quickstart
     root: str | None = None  # where artifacts live; default STILLROOM_ROOT, else runs/
     policy: Literal["auto"] | Policy = "auto"  # who answers to a release's bare name
-    max_batch_tokens: PositiveInt = 4096  # padded tokens in one forward
+    # Padded tokens in one forward; None: what a CPU or a GPU does best, see replica.BATCH_TOKENS.
+    max_batch_tokens: PositiveInt | None = None
     max_wait_ms: NonNegativeFloat = 2  # how long an idle replica waits to fill a forward
     max_body_bytes: PositiveInt = 16 * 2**20
     timeout_s: PositiveFloat = 60  # a request unanswered by then gets 503
