@@ -3,8 +3,8 @@
 One rule, a budget of padded tokens for each forward: small requests share one, large requests
 take several. Texts of like length go together, so that little of a forward is padding. Every other
 forward is headed by the request with the least left, so that one query does not wait for another's
-thousand documents; the rest by the oldest, so that none waits for ever. Taking turns in a ring would
-have them all answered at the very end.
+thousand documents; the rest by the oldest, so that none waits for ever. Taking turns in a ring
+would have them all answered at the very end.
 """
 
 import asyncio
