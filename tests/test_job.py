@@ -97,6 +97,6 @@ def test_a_job_makes_artifacts_and_its_log_shows_how_far_it_is(submit):
 
 
 def test_a_job_fails_when_its_run_fails(submit):
-    done = submit("student.steps=-1")
+    done = submit("student.phases.0.steps=-1")
     assert done.returncode == 1
-    assert "student.steps: -1 is refused" in done.stdout + done.stderr
+    assert "student.phases.0.steps: -1 is refused" in done.stdout + done.stderr

@@ -105,6 +105,36 @@ def test_a_query_does_not_wait_for_another_clients_thousand_documents():
     asyncio.run(main())
 
 
+def test_of_equal_requests_the_first_is_done_before_the_next_is_begun():
+    async def main():
+        forward = Recorder()
+        batcher = Batcher(forward, budget=50, wait_s=0)
+        await asyncio.gather(*(batcher.encode([text(10, mark=i)] * 10) for i in range(4)))
+        marks = [{t.ids[0] for t in batch} for batch in forward.batches]
+        assert marks == [{0}, {0}, {1}, {1}, {2}, {2}, {3}, {3}]
+
+    asyncio.run(main())
+
+
+def test_small_requests_without_end_do_not_keep_a_large_one_waiting():
+    async def main():
+        forward = Recorder()
+        batcher = Batcher(forward, budget=50, wait_s=0)
+        large = asyncio.create_task(batcher.encode([text(50, mark=9)] * 3))
+        small = set()
+        while not large.done():
+            # There are always some that have less left than the large one.
+            while len(small) < 40:
+                small.add(asyncio.create_task(batcher.encode([text(25)])))
+            _, small = await asyncio.wait(small, return_when=asyncio.FIRST_COMPLETED)
+        of_large = [i for i, batch in enumerate(forward.batches) if batch[0].ids[0] == 9]
+        assert len(of_large) == 3 and of_large[-1] <= 6
+        for task in small:
+            task.cancel()
+
+    asyncio.run(main())
+
+
 def test_a_client_that_left_costs_no_further_forwards():
     async def main():
         forward = Recorder()

@@ -32,7 +32,7 @@ from stillroom.stages.student import start
 from stillroom.stages.vectors import stored
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
     ray.init("local", num_cpus=1, include_dashboard=False, configure_logging=False)
     yield
@@ -199,7 +199,7 @@ API = {"model": "m", "dims": 64, "max_tokens": 64, "prompts": {"query": "find: "
 
 
 def test_an_api_teaches_is_paid_once_and_its_student_is_served(
-    recipe, model, tmp_path, monkeypatch
+    cluster, recipe, model, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("TEACHER_KEY", "secret")
     encoder = load(model)
@@ -267,7 +267,7 @@ def test_an_api_teaches_is_paid_once_and_its_student_is_served(
     there = Release.open(folder, read.root)
     assert there.contracts.keys() == {"student"} and there.elsewhere == {"teacher": server.url}
     build({"releases": [folder]})
-    with pytest.raises(UserError, match="needs the teacher, which is not served"):
+    with pytest.raises(UserError, match="needs tiny/teacher, which is not served"):
         build({"releases": [folder], "policy": "asymmetric"})
 
 

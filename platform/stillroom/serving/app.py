@@ -45,7 +45,7 @@ from stillroom.serving.policies import (
     stand_ins,
 )
 from stillroom.serving.release import Release
-from stillroom.serving.replica import Replica
+from stillroom.serving.replica import BATCH_TOKENS, Replica
 from stillroom.serving.router import Router
 from stillroom.serving.shadow import Shadow, ShadowOptions
 
@@ -98,7 +98,8 @@ class ServeArgs(Section):
     policies: dict[str, str | dict[str, Any]] = {}  # … of single names, in place of `policy`
     target_latency_s: PositiveFloat = 10  # who would wait longer gets 429
     routers: PositiveInt = 1  # processes that take requests
-    max_batch_tokens: PositiveInt = 4096  # padded tokens in one forward
+    # Padded tokens in one forward; None: what a CPU or a GPU does best, see replica.BATCH_TOKENS.
+    max_batch_tokens: PositiveInt | None = None
     max_wait_ms: NonNegativeFloat = 2  # how long an idle replica waits to fill a forward
     timeout_s: PositiveFloat = 60  # a request unanswered by then gets 503
     limits: Limits = Limits()  # of one request
@@ -215,7 +216,7 @@ def build(args: dict[str, Any]) -> Application:
             cors_origins=checked.cors_origins,
             access_log=checked.access_log,
             max_concurrent=concurrent,
-            max_batch_tokens=checked.max_batch_tokens,
+            max_batch_tokens=checked.max_batch_tokens or _batch_tokens(options),
         )
     )
 
@@ -347,6 +348,12 @@ def _shadow(release: Release, teacher: Application, args: ServeArgs) -> Applicat
 
 def _options(args: ServeArgs) -> dict[Target, ModelOptions]:
     return {"teacher": args.teacher, "student": args.student}
+
+
+def _batch_tokens(options: dict[Target, ModelOptions]) -> int:
+    """What a replica takes in one forward where nothing is said: the least of them."""
+    kinds = ("gpu" if option.num_gpus else "cpu" for option in options.values())
+    return min(BATCH_TOKENS[kind] for kind in kinds)
 
 
 def _most(option: ModelOptions) -> int:

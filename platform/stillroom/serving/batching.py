@@ -1,8 +1,10 @@
 """Requests of any size become forwards of a bounded size, and come apart again.
 
 One rule, a budget of padded tokens for each forward: small requests share one, large requests
-take several. Texts of like length go together, so that little of a forward is padding. Requests
-take turns to head a forward, so that one query does not wait for another's thousand documents.
+take several. Texts of like length go together, so that little of a forward is padding. Every other
+forward is headed by the request with the least left, so that one query does not wait for another's
+thousand documents; the rest by the oldest, so that none waits for ever. Taking turns in a ring
+would have them all answered at the very end.
 """
 
 import asyncio
@@ -102,9 +104,10 @@ class Batcher:
         self._forward, self._budget, self._wait_s = forward, budget, wait_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
         self._numbers = count()
-        self._requests: dict[int, _Request] = {}  # with texts waiting, whose turn is next first
+        self._requests: dict[int, _Request] = {}  # with texts waiting, oldest first
         self._waiting: list[tuple[int, int, int]] = []  # (tokens, request, place), sorted
         self._arrived = asyncio.Event()
+        self._oldest_next = False
         self._company = False  # had the last forward texts of several requests?
         self._loop: asyncio.Task[None] | None = None
 
@@ -171,7 +174,11 @@ class Batcher:
 
     def _take(self) -> list[tuple[_Request, int]]:
         """Remove the next forward's texts from those that wait."""
-        number, request = next(iter(self._requests.items()))
+        number = next(iter(self._requests))
+        if not self._oldest_next:
+            number = min(self._requests, key=lambda one: len(self._requests[one].waiting))
+        self._oldest_next = not self._oldest_next
+        request = self._requests[number]
         place, length = next(iter(request.waiting.items()))
         head = bisect_left(self._waiting, (length, number, place))
         start, end = window(self._waiting, head, self._budget)
@@ -180,7 +187,6 @@ class Batcher:
         batch = [(self._requests[number], place) for _, number, place in taken]
         for request, place in batch:
             del request.waiting[place]
-        self._requests[number] = self._requests.pop(number)  # to the back: the next one's turn
         numbers = {number for _, number, _ in taken}
         self._company = len(numbers) > 1
         for number in numbers:

@@ -29,6 +29,10 @@ from stillroom.serving.request import Encoded, Token, Work
 from stillroom.serving.tokens import decode, pieces, tokenise
 
 T = TypeVar("T")
+# Of a forward. A CPU is at its fastest while a layer's states stay in its cache, and what comes
+# next waits less; a GPU is not full with less. (On 2 cores MiniLM takes 4.4 ms of CPU for a text at
+# 512 and 1024, 4.7 at 2048 and 5.7 at 4096.)
+BATCH_TOKENS = {"cpu": 1024, "gpu": 16384}
 TOKENISERS = 4  # threads at most: beyond, the interpreter's lock is what they wait for
 
 
@@ -39,7 +43,7 @@ class Replica:
     Args:
         release, target: which.
         engine: what runs it; see `engines`.
-        max_batch_tokens: padded tokens in one forward.
+        max_batch_tokens: padded tokens in one forward; None for BATCH_TOKENS.
         max_wait_ms: how long a forward that is not full waits for company on an idle replica.
         trust_remote_code: runs the Python that the model brings with it.
     """
@@ -49,7 +53,7 @@ class Replica:
         release: Release,
         target: Target,
         engine: Engine,
-        max_batch_tokens: int,
+        max_batch_tokens: int | None,
         max_wait_ms: float,
         trust_remote_code: bool,
     ):
@@ -58,17 +62,20 @@ class Replica:
         threads = max(1, int(resources.get("CPU", 1)))
         torch.set_num_threads(threads)
         os.environ["RAYON_NUM_THREADS"] = str(threads)  # the tokenizer's, within one request
+        gpu = bool(resources.get("GPU"))
         self.encoder = load_engine(
             release,
             target,
             engine,
             threads=threads,
-            gpu=bool(resources.get("GPU")),
+            gpu=gpu,
             trust_remote_code=trust_remote_code,
         )
         self.release = release.ref
-        self.max_batch_tokens = max_batch_tokens
-        self.batcher = Batcher(self.forward, budget=max_batch_tokens, wait_s=max_wait_ms / 1000)
+        self.max_batch_tokens = max_batch_tokens or BATCH_TOKENS["gpu" if gpu else "cpu"]
+        self.batcher = Batcher(
+            self.forward, budget=self.max_batch_tokens, wait_s=max_wait_ms / 1000
+        )
         # Hugging Face's fast tokenizers refuse to be shared by threads: each has a copy.
         self.prompters: queue.SimpleQueue[Prompter | JointPrompter] = queue.SimpleQueue()
         for _ in range(min(threads, TOKENISERS)):
