@@ -22,7 +22,7 @@ def test_every_deployment_that_we_ship_is_valid(file):
     [
         ("route_prefix:", "rout_prefix:", "route_prefix"),
         ("http_options:", "http_option:", "http_options"),
-        ("max_batch_tokens: 4096", "max_batch_token: 4096", "max_batch_tokens"),
+        ("policy: auto", "polcy: auto", "policy"),
         ("{replicas: 1, num_cpus: 1}", "{replica: 1}", "replicas"),
         ("policy: auto", "policy: cheapest", "policy"),
         ("port: 8000", "port: many", "port"),
