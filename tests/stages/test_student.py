@@ -23,8 +23,8 @@ from stillroom.learning.engine import TorchEngine
 from stillroom.learning.loop import train
 from stillroom.stages.batches import taught_batches
 from stillroom.stages.corpus import CorpusFiles, corpus
-from stillroom.stages.student import bare, go_on, start
-from stillroom.stages.vectors import fresh, stored, vectors
+from stillroom.stages.student import bare, fit_start, go_on, start
+from stillroom.stages.vectors import Taught, fresh, stored, vectors
 
 STEPS = 30
 PROMPTS = {"query": "find: ", "passage": ""}
@@ -86,20 +86,22 @@ def distilled(section, number, texts, teacher, vectors, folder=None, before=None
     """Losses of a phase, without Ray; saves its encoder into the folder."""
     phase = section.phases[number]
 
-    def taught(files, device):
+    def rows(files, device):
         if vectors is None:
             return fresh(files, load(teacher.path))
         return stored(files, teacher, vectors)
 
+    taught = Taught(texts, rows)
     if before is None:
         terms = Terms.read(teacher.path)
-        encoder = start(section, phase, 0, "tiny-k", terms, texts, taught).train()
+        encoder = start(section, 0, "tiny-k", terms, taught).train()
+        fit_start(taught, phase, encoder)
     else:
         encoder = go_on(section, before, "tiny")
     losses = train(
         TorchEngine(encoder, weight_decay=0.0, clip=1.0),
         Distillation(**phase.losses.model_dump(), dims=section.dims),
-        taught_batches(texts, taught, None, phase, 0, encoder, {"rank": 0, "world": 1}),
+        taught_batches(taught, None, phase, 0, encoder, {"rank": 0, "world": 1}),
         steps=STEPS, learning_rate=lambda step: 1e-3, seed=0, pad_id=encoder.pad_id,
         micro_tokens=512, report=lambda figures: None, checkpoint=lambda step: None,
         checkpoint_every=STEPS,
@@ -141,6 +143,21 @@ def test_a_teacher_that_embeds_each_batch_anew_teaches_the_same_as_its_stored_ve
         afresh = distilled(section, 0, texts, teacher, None)
         # Both come as float16, whose rounding may fall otherwise in another batch.
         np.testing.assert_allclose(from_disk, afresh, rtol=2e-3)
+
+
+def test_whoever_asks_a_worker_opens_its_teacher_once(made, encoder):
+    texts, teacher, by_teacher = made
+    opened = []
+
+    def rows(files, device):
+        opened.append(device)
+        return stored(files, teacher, by_teacher)
+
+    taught, section = Taught(texts, rows), section_of(encoder, TEXTS)
+    student = start(section, 0, "tiny-k", Terms.read(teacher.path), taught)
+    fit_start(taught, section.phases[0], student)
+    taught_batches(taught, None, section.phases[0], 0, student, {"rank": 0, "world": 1})
+    assert opened == [student.device]
 
 
 def test_a_student_of_the_teacher_s_prefix_learns_that_prefix(made, encoder):

@@ -28,8 +28,8 @@ from stillroom.stages.api import remote_of
 from stillroom.stages.corpus import CorpusFiles, evaluation_sets
 from stillroom.stages.release import release
 from stillroom.stages.run import STAGES
-from stillroom.stages.student import start
-from stillroom.stages.vectors import stored
+from stillroom.stages.student import fit_start, start
+from stillroom.stages.vectors import Taught, stored
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +102,13 @@ def check_vectors(artifacts, expected):
 def begun(read, artifacts):
     """The student before its first step."""
     terms = Terms.read(artifacts["teacher"].path)
-    return start(
-        read.student, read.student.phases[0], 0, terms.space, terms, artifacts["corpus"],
+    taught = Taught(
+        artifacts["corpus"],
         lambda files, device: stored(files, artifacts["teacher"], artifacts["vectors"]),
-    )  # fmt: skip
+    )
+    encoder = start(read.student, 0, terms.space, terms, taught)
+    fit_start(taught, read.student.phases[0], encoder)
+    return encoder
 
 
 def released(read, artifacts, student):

@@ -55,12 +55,10 @@ def estimate(api: Api, corpus: Artifact) -> int:
 
 def _texts(corpus: Artifact) -> Iterator[tuple[str, Role, str | None]]:
     files = CorpusFiles.read(corpus)
-    for text, source in zip(files.queries, files.source, strict=True):
-        own = files.prompts[source]
-        yield text, "query", None if own is None else own.query
-    for text, source in zip(files.passages, files.passage_source, strict=True):
-        own = files.prompts[source]
-        yield text, "passage", None if own is None else own.passage
+    for text, prompt in zip(files.queries, files.prompts_of("query"), strict=True):
+        yield text, "query", prompt
+    for text, prompt in zip(files.passages, files.prompts_of("passage"), strict=True):
+        yield text, "passage", prompt
     for kept in evaluation_sets(corpus).values():
         for text in kept.judged_queries():
             yield text, "query", kept.prompts.get("query")

@@ -1,11 +1,9 @@
 """Artifacts → a phase's batches. Each worker reads its own from storage."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
 from stillroom.artifacts import Artifact
 from stillroom.config.models import (
@@ -26,11 +24,11 @@ from stillroom.learning.batches import (
     Order,
     PairBatches,
     PairData,
-    Rows,
     TaughtTextBatches,
     TextBatches,
 )
 from stillroom.stages.corpus import CorpusFiles
+from stillroom.stages.vectors import Taught
 
 Place = dict[str, int]  # rank and world
 
@@ -52,21 +50,16 @@ def pair_batches(
 
 
 def taught_batches(
-    corpus: Artifact,
-    taught: Callable[[CorpusFiles, torch.device], tuple[Rows, Rows]],
+    taught: Taught,
     negatives: Artifact | None,
     settings: StudentPhase,
     seed: int,
     encoder: Encoder,
     place: Place,
 ) -> PairBatches | TaughtTextBatches:
-    """A student's pairs or texts, which is not told its task, as its teacher is.
-
-    Args:
-        taught: gives the teacher's vectors of the queries and of the passages, by row.
-    """
-    files = CorpusFiles.read(corpus)
-    queries, passages = taught(files, encoder.device)
+    """A student's pairs or texts, which is not told its task, as its teacher is."""
+    files = taught.files
+    queries, passages = taught.rows(encoder.device)
     data = dataclasses.replace(
         _pairs(files),
         prompts=[None] * len(files.sources),

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from stillroom.artifacts import Artifact, Draft, atomic_json
 from stillroom.config.corpus import Corpus as Section
 from stillroom.config.scale import Scale
-from stillroom.encoders.contract import Prompts
+from stillroom.encoders.contract import Prompts, Role
 from stillroom.errors import UserError
 from stillroom.stages import cleaning, sources
 from stillroom.stages.card import card
@@ -276,6 +276,12 @@ class CorpusFiles:
     prompts: list[Prompts | None]
     symmetric: list[bool]
     conversations: list[tuple[str, str]]
+
+    def prompts_of(self, role: Role) -> list[str | None]:
+        """What a teacher is told before each query or passage: its source's task; None leaves it
+        its own prompt."""
+        known = [None if own is None else str(getattr(own, role)) for own in self.prompts]
+        return [known[of] for of in (self.source if role == "query" else self.passage_source)]
 
     @staticmethod
     def read(artifact: Artifact) -> "CorpusFiles":

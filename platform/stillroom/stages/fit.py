@@ -52,6 +52,7 @@ class Task:
         merges: the result is saved whole, for its adapter lies on weights that no base holds.
         evaluate_every: steps after which nDCG@10 on `sets` is measured, and after the last; the
             best weights are then kept. None: never, and the last are.
+        prepare: called with the encoder, where it will be trained, before the first step of all.
     """
 
     encoder: Callable[[], Encoder]
@@ -62,6 +63,7 @@ class Task:
     merges: bool = False
     sets: Callable[[], Mapping[str, EvaluationSet]] = dict
     evaluate_every: int | None = None
+    prepare: Callable[[Encoder], None] | None = None
 
 
 def fit(task: Task, scale: Workers, tracking: Tracking, out: Draft) -> dict[str, float]:
@@ -149,6 +151,8 @@ def _work(task: Task, scale: Workers, tracking: Tracking, name: str, logs: str) 
     if scale.packed:
         pack_attention(encoder.backbone)
     encoder.train()
+    if task.prepare is not None and checkpoint is None:
+        task.prepare(encoder)
     settings = task.settings
     batches = task.batches(encoder, {"rank": rank, "world": world})
     engine = _engine(encoder, settings, scale)

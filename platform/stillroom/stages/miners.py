@@ -17,6 +17,7 @@ from stillroom.errors import UserError
 from stillroom.measure.bm25 import Bm25
 from stillroom.mining.approximate import InvertedFile, recall
 from stillroom.mining.search import Found, dot, merge, search, sizes
+from stillroom.text.split import evenly
 
 GIB = 2**30
 
@@ -122,7 +123,7 @@ class Dense:
         """
         if self.ivf is None:
             return None
-        sample = np.unique(np.linspace(0, len(self.queries) - 1, self.ivf.sample).astype(int))
+        sample = evenly(len(self.queries), self.ivf.sample)
         rows = [
             merge(ray.get(self._search(sample, k, exact=exact)), k)[1] for exact in (False, True)
         ]

@@ -65,12 +65,11 @@ def release(
             write_card(folder, model.name, model, out.store, report=measured, release=ref)
     exports = {}
     trust = "student" in trusted
+    sets = evaluation_sets(corpus) if section.exports else {}
     for format in section.exports:
         encoder = weights_of(load(student.path, trust_remote_code=trust), "student")
         folder = out.path / "student" / format
-        exports[format] = exported(
-            encoder, format, folder, evaluation_sets(corpus), "the evaluation sets"
-        )
+        exports[format] = exported(encoder, format, folder, sets, "the evaluation sets")
         write_card(folder, f"{student.name}, {format}", student, out.store, report=measured)
     for name in ("report.json", "report.html"):
         shutil.copy2(report.path / name, out.path / name)

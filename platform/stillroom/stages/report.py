@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import ray
 import torch
@@ -39,6 +38,7 @@ from stillroom.measure.small_vectors import measure_small
 from stillroom.stages.api import remote_of
 from stillroom.stages.corpus import CorpusFiles, evaluation_sets
 from stillroom.stages.student import bare
+from stillroom.text.split import evenly
 
 CALIBRATED_ON = 1024  # of the corpus's passages
 
@@ -69,8 +69,8 @@ def report(
     }
     if section.bases:
         if teacher.manifest["made_by"]["section"]["phase"] is not None:
-            bare = functools.partial(_untrained, teacher.path, code["teacher"])
-            models["teacher before training"] = ("teacher_base", bare)
+            untrained = functools.partial(_untrained, teacher.path, code["teacher"])
+            models["teacher before training"] = ("teacher_base", untrained)
         begun = functools.partial(_begun, student, corpus)
         models["student before training"] = ("student_base", begun)
     # One after the other: a speed measured beside another model's would be the wrong one.
@@ -138,7 +138,7 @@ def _calibrations(
     """How the student's vectors of the corpus's passages spread, at each of its sizes."""
     encoder = _here(load(student.path, trust_remote_code=trust_remote_code))
     passages = CorpusFiles.read(corpus).passages
-    rows = np.unique(np.linspace(0, len(passages) - 1, CALIBRATED_ON).astype(int))
+    rows = evenly(len(passages), CALIBRATED_ON)
     vectors = encoder.encode([passages[row] for row in rows], "passage")
     normalise = encoder.contract.normalise
     return {

@@ -16,6 +16,7 @@ from stillroom.encoders.store import load
 from stillroom.stages.api import is_remote
 from stillroom.stages.corpus import evaluation_sets
 from stillroom.text.formats import EvaluationSet
+from stillroom.text.split import evenly
 
 CLUSTERS = 8  # more colours than that cannot be told apart
 EXAMPLES = 8
@@ -73,7 +74,7 @@ def choose(kept: EvaluationSet, limit: int) -> tuple[list[str], list[Example]]:
     What answers those queries comes first, for an example should have something to find.
     """
     judged = [qid for qid in kept.queries if qid in kept.qrels]
-    asked = _evenly(judged, EXAMPLES)
+    asked = [judged[row] for row in evenly(len(judged), EXAMPLES)]
     answers = {
         qid: [pid for pid, grade in kept.qrels[qid].items() if grade > 0 and pid in kept.passages]
         for qid in asked
@@ -81,7 +82,7 @@ def choose(kept: EvaluationSet, limit: int) -> tuple[list[str], list[Example]]:
     wanted = dict.fromkeys(pid for ids in answers.values() for pid in ids)
     first = list(wanted)[:limit]
     others = [pid for pid in kept.passages if pid not in wanted]
-    taken = {*first, *_evenly(others, limit - len(first))}
+    taken = {*first, *(others[row] for row in evenly(len(others), limit - len(first)))}
     ids = [pid for pid in kept.passages if pid in taken]
     rows = {pid: row for row, pid in enumerate(ids)}
     found = [
@@ -89,12 +90,6 @@ def choose(kept: EvaluationSet, limit: int) -> tuple[list[str], list[Example]]:
         for qid in asked
     ]
     return ids, found
-
-
-def _evenly(items: list[str], count: int) -> list[str]:
-    if count <= 0 or not items:
-        return []
-    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, count).astype(int))]
 
 
 def clusters(vectors_nd: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,10 @@ from stillroom.stages.api import remote_of
 from stillroom.stages.batches import taught_batches
 from stillroom.stages.corpus import CorpusFiles, evaluation_sets
 from stillroom.stages.fit import Task, fit
-from stillroom.stages.vectors import fresh, stored
+from stillroom.stages.vectors import Taught, fresh, stored
+from stillroom.text.split import evenly
 
 FITTED_ON = 1024  # queries, and as many passages
-
-Taught = Callable[[CorpusFiles, torch.device], tuple[Rows, Rows]]
 
 
 def student(
@@ -55,20 +54,23 @@ def student(
         trusted: holds "teacher" when that may run code that it brings with it.
     """
     terms = Terms.read(teacher.path)
-    taught: Taught
     if vectors is None:
         access = (teacher, scale.teacher_api, out.store, "teacher" in trusted)
-        taught = functools.partial(_afresh, *access)
+        taught = Taught(corpus, functools.partial(_afresh, *access))
     else:
-        taught = functools.partial(_from_disk, teacher, vectors)
+        taught = Taught(corpus, functools.partial(_from_disk, teacher, vectors))
+    prepare = None
     if student is None:
         space = terms.space if section.space == "teacher" else out.path.name
-        begin = functools.partial(start, section, phase, seed, space, terms, corpus, taught)
+        begin = functools.partial(start, section, seed, space, terms, taught)
+        if section.space == "teacher":
+            prepare = functools.partial(fit_start, taught, phase)
     else:
         begin = functools.partial(go_on, section, student.path, out.path.name)
     task = Task(
         encoder=begin,
-        batches=functools.partial(taught_batches, corpus, taught, negatives, phase, seed),
+        prepare=prepare,
+        batches=functools.partial(taught_batches, taught, negatives, phase, seed),
         objective=Distillation(**phase.losses.model_dump(), dims=section.dims),
         settings=phase,
         seed=seed,
@@ -98,17 +100,8 @@ def _afresh(
     return fresh(files, encoder)
 
 
-def start(
-    section: Section,
-    phase: StudentPhase,
-    seed: int,
-    space: str,
-    teacher: Terms,
-    corpus: Artifact,
-    taught: Taught,
-) -> Encoder:
-    """The encoder that the first phase begins with. A projection into the teacher's space begins
-    where it comes nearest to the teacher's vectors of some texts.
+def start(section: Section, seed: int, space: str, teacher: Terms, taught: Taught) -> Encoder:
+    """The encoder that the first phase begins with.
 
     Raises:
         UserError: when its vectors would be no prefix of the teacher's, in whose space they are.
@@ -122,8 +115,7 @@ def start(
                 f"Use {', '.join(str(one) for one in teacher.dims)}",
             )
         size = size or teacher.dims[0]
-    files = CorpusFiles.read(corpus)
-    encoder = bare(section, files, seed=seed, space=space, projection_dims=size)
+    encoder = bare(section, taught.files, seed=seed, space=space, projection_dims=size)
     full = encoder.contract.dims[0]
     for prefix in section.dims or ():
         if prefix > full:
@@ -132,8 +124,6 @@ def start(
             )
     sizes = tuple(sorted({*(section.dims or ()), full}, reverse=True))
     encoder.contract = encoder.contract.model_copy(update={"dims": sizes})
-    if section.space == "teacher":
-        _fit(encoder, phase, files, taught(files, encoder.device))
     return encoder
 
 
@@ -171,19 +161,19 @@ def go_on(section: Section, before: Path, name: str) -> Encoder:
     return encoder
 
 
-def _fit(
-    encoder: Encoder, phase: StudentPhase, files: CorpusFiles, teacher: tuple[Rows, Rows]
-) -> None:
-    """Begins the projection on texts of both roles, cut as they will be in training."""
+def fit_start(taught: Taught, phase: StudentPhase, encoder: Encoder) -> None:
+    """Begins the projection into the teacher's space where it comes nearest to the teacher's
+    vectors of some texts of both roles, cut as they will be in training."""
+    queries, passages = taught.rows(encoder.device)
     parts: list[tuple[Role, list[str], Rows, int]] = [
-        ("query", files.queries, teacher[0], phase.query_tokens),
-        ("passage", files.passages, teacher[1], phase.passage_tokens),
+        ("query", taught.files.queries, queries, phase.query_tokens),
+        ("passage", taught.files.passages, passages, phase.passage_tokens),
     ]
     tokens: list[Tokens] = []
     vectors = []
     for role, texts, rows_of, most in parts:
-        rows = np.unique(np.linspace(0, len(texts) - 1, FITTED_ON).astype(int))
-        if len(texts):
+        rows = evenly(len(texts), FITTED_ON)
+        if len(rows):
             tokens += encoder.prompter([texts[row] for row in rows], role, max_tokens=most)
             vectors.append(rows_of[rows].astype(np.float32))
     size = encoder.contract.dims[0]

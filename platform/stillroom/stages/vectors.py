@@ -2,13 +2,15 @@
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+import torch
 
 from stillroom.artifacts import Artifact, Draft, atomic_json
 from stillroom.config.recipe import Vectors as Section
@@ -64,7 +66,7 @@ def vectors(
     ]
     for name, role, of in parts:
         # Another model than the teacher has its own prompts, whatever the source.
-        prompts = [None] * len(of) if teacher is None else told(texts, role)
+        prompts = [None] * len(of) if teacher is None else texts.prompts_of(role)
         embed(
             of,
             prompts,
@@ -84,13 +86,6 @@ def vectors(
         "passages": len(texts.passages),
         "dims": StoredVectors(out.path / "passages").dims,
     }
-
-
-def told(files: CorpusFiles, role: Role) -> list[str | None]:
-    """What the teacher is told before each query or passage: its source's task; None leaves it
-    its own prompt."""
-    known = [None if own is None else str(getattr(own, role)) for own in files.prompts]
-    return [known[number] for number in (files.source if role == "query" else files.passage_source)]
 
 
 def embed(
@@ -204,12 +199,35 @@ class Fresh:
         return encode_prompted(self.encoder, texts, prompts, self.role)
 
 
+@dataclass
+class Taught:
+    """A corpus and its teacher's vectors. A worker reads them once, however many ask.
+
+    Args:
+        open: (files, device) → the vectors of the queries and of the passages, by row. A teacher
+            that has yet to make them does so on that device.
+    """
+
+    corpus: Artifact
+    open: Callable[[CorpusFiles, torch.device], tuple[Rows, Rows]]
+    _rows: tuple[Rows, Rows] | None = field(default=None, init=False, repr=False)
+
+    @cached_property
+    def files(self) -> CorpusFiles:
+        return CorpusFiles.read(self.corpus)
+
+    def rows(self, device: torch.device) -> tuple[Rows, Rows]:
+        """What `open` gives the first who asks; all of a worker's have one device."""
+        if self._rows is None:
+            self._rows = self.open(self.files, device)
+        return self._rows
+
+
 def fresh(files: CorpusFiles, teacher: Embedder) -> tuple[Rows, Rows]:
     """The teacher's vectors of a corpus's queries and passages, by row, made when asked for."""
-    queries, passages = told(files, "query"), told(files, "passage")
     return (
-        Fresh(teacher, files.queries, queries, "query"),
-        Fresh(teacher, files.passages, passages, "passage"),
+        Fresh(teacher, files.queries, files.prompts_of("query"), "query"),
+        Fresh(teacher, files.passages, files.prompts_of("passage"), "passage"),
     )
 
 
@@ -228,6 +246,6 @@ def stored(files: CorpusFiles, teacher: Artifact, vectors: Artifact) -> tuple[Ro
         )
     queries, passages = (StoredVectors(vectors.path / name) for name in ("queries", "passages"))
     return (
-        OfTexts(queries, files.queries, told(files, "query")),
-        OfTexts(passages, files.passages, told(files, "passage")),
+        OfTexts(queries, files.queries, files.prompts_of("query")),
+        OfTexts(passages, files.passages, files.prompts_of("passage")),
     )

@@ -35,6 +35,13 @@ def last_drawn(blocks: Callable[[], Iterable[np.ndarray]], count: int) -> np.uin
     return np.uint64(np.partition(inside, place)[place])
 
 
+def evenly(count: int, most: int) -> np.ndarray:
+    """At most so many of `count` rows, evenly spaced from the first to the last: int64."""
+    if count == 0 or most <= 0:
+        return np.empty(0, dtype=np.int64)
+    return np.unique(np.linspace(0, count - 1, most).astype(np.int64))
+
+
 def held_out_set(pairs: Sequence[Pair], *, queries: int) -> EvaluationSet:
     """The passages of some pairs, searched with the first of their queries."""
     width = len(str(len(pairs)))
