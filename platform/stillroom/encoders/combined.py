@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from stillroom.encoders.contract import Combine, Combined, Overlong, Role
+from stillroom.encoders.embedder import ByTokens
 from stillroom.encoders.encode import Encoder, prefix
 from stillroom.encoders.prompt import Prompter, Tokens
 from stillroom.errors import UserError
@@ -60,7 +61,7 @@ class JointPrompter:
         )
 
 
-class CombinedEncoder:
+class CombinedEncoder(ByTokens):
     """Members' vectors, each of unit length, in a row or as their mean, of unit length again."""
 
     def __init__(self, contract: Combined, members: Sequence[Encoder]):
@@ -76,35 +77,19 @@ class CombinedEncoder:
             member.to(device)
         return self
 
-    def encode(
-        self,
-        texts: Sequence[str],
-        role: Role,
-        *,
-        batch_tokens: int = 8192,
-        dims: int | None = None,
-        prompt: str | None = None,
-    ) -> np.ndarray:
-        """As `Encoder.encode`: float32, (n, dims)."""
-        tokens = self.prompter(texts, role, prompt=prompt)
-        return self.encode_tokens(tokens, batch_tokens=batch_tokens, dims=dims)
-
     def encode_tokens(
         self, tokens: Sequence[Any], *, batch_tokens: int = 8192, dims: int | None = None
     ) -> np.ndarray:
         """As `Encoder.encode_tokens`, of this encoder's own prompter's."""
-        if dims is not None and dims not in self.contract.dims:
-            allowed = ", ".join(map(str, self.contract.dims))
-            raise UserError("dims", f"{dims} is not a size of this encoder", f"Use {allowed}")
-        full = self.contract.dims[0]
+        size = self.contract.size(dims)
         if not tokens:
-            return np.empty((0, dims or full), dtype=np.float32)
+            return np.empty((0, size), dtype=np.float32)
         vectors = [
             member.encode_tokens([one.each[place] for one in tokens], batch_tokens=batch_tokens)
             for place, member in enumerate(self.members)
         ]
         found = COMBINE[self.contract.combine]([prefix(own, own.shape[1], True) for own in vectors])
-        return prefix(found, dims or full, True)
+        return prefix(found, size, True)
 
 
 COMBINE = {

@@ -61,6 +61,17 @@ class Terms(BaseModel):
             raise ValueError("dims must be distinct sizes, the largest first")
         return self
 
+    def size(self, dims: int | None) -> int:
+        """The size of vectors that are asked for; None is the full one.
+
+        Raises:
+            UserError: when there is no such size.
+        """
+        if dims is not None and dims not in self.dims:
+            allowed = ", ".join(map(str, self.dims))
+            raise UserError("dims", f"{dims} is not a size of this encoder", f"Use {allowed}")
+        return dims or self.dims[0]
+
     @classmethod
     def read(cls, folder: str | Path) -> Self:
         """The contract in a model's folder: of `Terms` any kind, else of this one.

@@ -28,3 +28,37 @@ class Embedder(Protocol):
         dims: int | None = None,
         prompt: str | None = None,
     ) -> np.ndarray: ...
+
+
+class ByTokens:
+    """Encodes texts by way of their ids."""
+
+    prompter: Any  # texts → what `encode_tokens` takes
+
+    def encode_tokens(
+        self, tokens: Sequence[Any], *, batch_tokens: int = 8192, dims: int | None = None
+    ) -> np.ndarray:
+        """As `encode`, of ids that were made elsewhere."""
+        raise NotImplementedError
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        role: Role,
+        *,
+        batch_tokens: int = 8192,
+        dims: int | None = None,
+        prompt: str | None = None,
+    ) -> np.ndarray:
+        """Vectors of texts, in their order: float32, (n, dims).
+
+        Args:
+            batch_tokens: the most tokens of one forward, padding counted.
+            dims: one of the contract's sizes; a prefix is brought to unit length again.
+            prompt: in place of the contract's own.
+
+        Raises:
+            UserError: when dims is not one of the contract's.
+        """
+        tokens = self.prompter(texts, role, prompt=prompt)
+        return self.encode_tokens(tokens, batch_tokens=batch_tokens, dims=dims)

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 
 from stillroom.encoders import packing
 from stillroom.encoders.backbone import attending
-from stillroom.encoders.contract import Attention, Contract, Role
+from stillroom.encoders.contract import Attention, Contract
+from stillroom.encoders.embedder import ByTokens
 from stillroom.encoders.latent import LatentAttention
 from stillroom.encoders.pooling import POOLINGS
 from stillroom.encoders.prompt import NO_TARGET, Batch, ClozeBatch, Prompter, Tokens, pad
-from stillroom.errors import UserError
 
 
-class Encoder(torch.nn.Module):
+class Encoder(ByTokens, torch.nn.Module):
     """A backbone under a contract.
 
     Args:
@@ -113,28 +113,6 @@ class Encoder(torch.nn.Module):
         of_text_m = predicted.nonzero()[:, 0]
         return torch.zeros(len(predicted), device=losses_m.device).index_add(0, of_text_m, losses_m)
 
-    def encode(
-        self,
-        texts: Sequence[str],
-        role: Role,
-        *,
-        batch_tokens: int = 8192,
-        dims: int | None = None,
-        prompt: str | None = None,
-    ) -> np.ndarray:
-        """Vectors of texts, in their order: float32, (n, dims).
-
-        Args:
-            batch_tokens: the most tokens of one forward, padding counted.
-            dims: one of the contract's sizes; a prefix is brought to unit length again.
-            prompt: in place of the contract's own.
-
-        Raises:
-            UserError: when dims is not one of the contract's.
-        """
-        tokens = self.prompter(texts, role, prompt=prompt)
-        return self.encode_tokens(tokens, batch_tokens=batch_tokens, dims=dims)
-
     def encode_tokens(
         self, tokens: Sequence[Tokens], *, batch_tokens: int = 8192, dims: int | None = None
     ) -> np.ndarray:
@@ -164,14 +142,11 @@ def in_batches(
     dims: int | None,
 ) -> np.ndarray:
     """Vectors of texts in their order, whatever makes a batch's: see `Encoder.encode`."""
-    full = contract.dims[0]
-    if dims is not None and dims not in contract.dims:
-        allowed = ", ".join(str(size) for size in contract.dims)
-        raise UserError("dims", f"{dims} is not a size of this encoder", f"Use {allowed}")
+    size, full = contract.size(dims), contract.dims[0]
     found = np.empty((len(tokens), full), dtype=np.float32)
     for rows in micro_batches([len(one.ids) for one in tokens], batch_tokens):
         found[rows] = forward(pad([tokens[row] for row in rows], pad_id))
-    return found if dims in (None, full) else prefix(found, dims, contract.normalise)
+    return found if size == full else prefix(found, size, contract.normalise)
 
 
 def prefix(vectors: np.ndarray, dims: int, normalise: bool) -> np.ndarray:

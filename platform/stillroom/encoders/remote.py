@@ -86,12 +86,10 @@ class RemoteEncoder:
             UserError: when the API fails, answers with something else, or the budget is spent;
                 all that came before is kept.
         """
-        [full] = self.contract.dims
-        if dims not in (None, full):
-            raise UserError("dims", f"{dims} is not a size of this encoder", f"Use {full}")
+        size = self.contract.size(dims)
         before = getattr(self.contract.prompts, role) if prompt is None else prompt
         cut = [shortened(before + text, self.contract.max_tokens) for text in texts]
-        found = np.empty((len(texts), full), dtype=np.float32)
+        found = np.empty((len(texts), size), dtype=np.float32)
         places: dict[str, list[int]] = {}
         for place, text in enumerate(cut):
             places.setdefault(text, []).append(place)

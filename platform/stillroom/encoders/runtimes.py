@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from stillroom.encoders.backbone import load_tokenizer
-from stillroom.encoders.contract import Contract, Role
+from stillroom.encoders.contract import Contract
+from stillroom.encoders.embedder import ByTokens
 from stillroom.encoders.encode import in_batches
 from stillroom.encoders.prompt import Batch, Prompter, Tokens
 from stillroom.errors import UserError
@@ -22,7 +23,7 @@ OUTPUT = "vectors"
 Forward = Callable[[Batch], np.ndarray]
 
 
-class Exported:
+class Exported(ByTokens):
     """The encoder in an exported folder; it encodes as `Encoder` does.
 
     One session serves every batch, and is not to be called by several threads at once.
@@ -47,19 +48,6 @@ class Exported:
         self.pad_id = int(self.tokenizer.pad_token_id)
         file = next(file for file in RUNTIMES if (folder / file).is_file())
         self.forward = RUNTIMES[file](folder / file, threads)
-
-    def encode(
-        self,
-        texts: Sequence[str],
-        role: Role,
-        *,
-        batch_tokens: int = 8192,
-        dims: int | None = None,
-        prompt: str | None = None,
-    ) -> np.ndarray:
-        """As `Encoder.encode`."""
-        tokens = self.prompter(texts, role, prompt=prompt)
-        return self.encode_tokens(tokens, batch_tokens=batch_tokens, dims=dims)
 
     def encode_tokens(
         self, tokens: Sequence[Tokens], *, batch_tokens: int = 8192, dims: int | None = None

@@ -175,8 +175,20 @@ def draw_negatives(
     return drawn.reshape(-1)
 
 
+class _Shared:
+    """What a worker takes of an order."""
+
+    order: Order
+    rank: int
+    world: int
+
+    def ids(self, step: int) -> np.ndarray:
+        """Rows of the step that this worker takes."""
+        return self.order.at(step, self.rank, self.world)
+
+
 @dataclass(frozen=True)
-class PairBatches:
+class PairBatches(_Shared):
     """step → this worker's `Pairs`, tokenised with the encoder's own prompter."""
 
     data: PairData
@@ -187,10 +199,6 @@ class PairBatches:
     passage_tokens: int
     rank: int = 0
     world: int = 1
-
-    def ids(self, step: int) -> np.ndarray:
-        """Rows of the pairs that this worker takes."""
-        return self.order.at(step, self.rank, self.world)
 
     def __call__(self, step: int) -> Pairs:
         data, rows = self.data, self.ids(step)
@@ -244,7 +252,7 @@ def _vectors(vectors: Rows | None, rows: np.ndarray) -> torch.Tensor | None:
 
 
 @dataclass(frozen=True)
-class TextBatches:
+class TextBatches(_Shared):
     """step → this worker's `Texts`."""
 
     texts: Sequence[str]
@@ -254,9 +262,6 @@ class TextBatches:
     rank: int = 0
     world: int = 1
 
-    def ids(self, step: int) -> np.ndarray:
-        return self.order.at(step, self.rank, self.world)
-
     def __call__(self, step: int) -> Texts:
         rows = self.ids(step)
         made = self.prompter([self.texts[i] for i in rows], "passage", max_tokens=self.tokens)
@@ -264,7 +269,7 @@ class TextBatches:
 
 
 @dataclass(frozen=True)
-class TaughtTextBatches:
+class TaughtTextBatches(_Shared):
     """step → this worker's passages and queries, each in its role, with the teacher's vectors.
 
     Rows count the passages first, then the queries. A student is not told its task: its prompts
@@ -278,9 +283,6 @@ class TaughtTextBatches:
     passage_tokens: int
     rank: int = 0
     world: int = 1
-
-    def ids(self, step: int) -> np.ndarray:
-        return self.order.at(step, self.rank, self.world)
 
     def __call__(self, step: int) -> Texts:
         rows, data = self.ids(step), self.data
@@ -346,7 +348,7 @@ def masked(ids: list[int], mask_id: int, share: float, rng: np.random.Generator)
 
 
 @dataclass(frozen=True)
-class GenerationBatches:
+class GenerationBatches(_Shared):
     """step → this worker's prompts and completions; only completions are predicted.
 
     Args:
@@ -360,9 +362,6 @@ class GenerationBatches:
     tokens: int
     rank: int = 0
     world: int = 1
-
-    def ids(self, step: int) -> np.ndarray:
-        return self.order.at(step, self.rank, self.world)
 
     def __call__(self, step: int) -> list[Cloze]:
         told = [self.told[i] for i in self.ids(step)]

@@ -87,7 +87,6 @@ class Dispatcher:
     ):
         # `options` has each handle begin to watch its replicas now, not at the first request.
         self.handles = {name: handle.options() for name, handle in handles.items()}
-        self.releases = dict(releases)
         self.contracts = {name: releases[name].contract(name) for name in handles}
         self.timeout_s = timeout_s
         self.samplers = dict(samplers or {})

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from stillroom.encoders.contract import Role
 from stillroom.serving.errors import ApiError
-from stillroom.serving.request import Ask
+from stillroom.serving.request import Ask, id_lists
 
 Encoding = Literal["float", "base64"]
 InputType = Literal["query", "document"]
@@ -50,8 +50,7 @@ class EmbeddingRequest(BaseModel):
         """Each text's token ids; None where texts were sent."""
         if isinstance(self.input, str) or any(isinstance(one, str) for one in self.input):
             return None
-        several = [ids for ids in self.input if isinstance(ids, list)]
-        return several or [[i for i in self.input if isinstance(i, int)]]
+        return id_lists(self.input)
 
     def ask(self) -> Ask:
         return Ask(

@@ -28,7 +28,7 @@ from starlette.routing import Route
 from stillroom.encoders.contract import cannot_share_index
 from stillroom.encoders.showcase import Showcase
 from stillroom.serving.errors import ApiError
-from stillroom.serving.policies import Target
+from stillroom.serving.policies import RESTART_AFTER_S, Target
 from stillroom.serving.release import Release
 from stillroom.serving.request import Encoded, Work
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from stillroom.serving.routes import Call, Door
 
 MOST_HITS = 50
-RESTART_AFTER_S = 5
 LABEL = 90  # characters of a passage that its point on the map is labelled with
 
 # Nothing but the page's own files and this server's answers; no script may write markup.

@@ -1,6 +1,8 @@
 """The one internal request: every HTTP schema becomes it, and every replica takes it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -91,3 +93,9 @@ class Token:
     special: bool
     start: int | None
     stop: int | None
+
+
+def id_lists(inputs: Sequence[Any]) -> list[list[int]]:
+    """The token ids of each text, where those of one text may come without a list around them."""
+    several = [one for one in inputs if isinstance(one, list)]
+    return several or [[one for one in inputs if isinstance(one, int)]]

@@ -13,8 +13,9 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from stillroom.encoders.contract import Contract, Overlong, Role, Terms
+from stillroom.encoders.encode import prefix
 from stillroom.serving.errors import ApiError
-from stillroom.serving.request import Ask, Token
+from stillroom.serving.request import Ask, Token, id_lists
 
 ROLES: dict[str, Role] = {"query": "query", "document": "passage", "passage": "passage"}
 
@@ -61,10 +62,7 @@ class EmbedRequest(Cutting):
         """Raises ApiError (422) where there is no text."""
         inputs = [self.inputs] if isinstance(self.inputs, str) else self.inputs
         texts = [text for text in inputs if isinstance(text, str)]
-        ids: list[list[int]] | None = None
-        if not texts:
-            several = [one for one in inputs if isinstance(one, list)]
-            ids = several or [[one for one in inputs if isinstance(one, int)]]
+        ids = None if texts else id_lists(inputs)
         _not_empty("inputs", ids or texts)
         return Ask(model, texts, ids, self.role(), self.dimensions, overlong=self.overlong())
 
@@ -110,8 +108,7 @@ class DecodeRequest(Body):
     skip_special_tokens: bool = True
 
     def several(self) -> list[list[int]]:
-        lists = [one for one in self.ids if isinstance(one, list)]
-        return lists or [[one for one in self.ids if isinstance(one, int)]]
+        return id_lists(self.ids)
 
 
 class ErrorResponse(BaseModel):
@@ -175,23 +172,18 @@ def _not_empty(name: str, texts: list[Any]) -> None:
 
 def embed_body(vectors_nd: np.ndarray, *, normalize: bool) -> bytes:
     """The answer's JSON; float32 vectors [n, d] in the order of the inputs."""
-    rows = _unit(vectors_nd) if normalize else vectors_nd
+    rows = prefix(vectors_nd, vectors_nd.shape[1], normalize)
     return orjson.dumps(np.ascontiguousarray(rows), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def similarity_body(vectors_nd: np.ndarray) -> bytes:
     """The cosine of the first vector and each of the others."""
-    unit = _unit(vectors_nd)
+    unit = prefix(vectors_nd, vectors_nd.shape[1], True)
     return orjson.dumps(unit[1:] @ unit[0], option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def tokens_body(texts: list[list[Token]]) -> bytes:
     return orjson.dumps(texts)
-
-
-def _unit(vectors_nd: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(vectors_nd, axis=1, keepdims=True)
-    return vectors_nd / np.maximum(norms, 1e-12)
 
 
 def info(
