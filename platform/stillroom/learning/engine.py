@@ -132,7 +132,9 @@ class DeepSpeedEngine:
     ):
         import deepspeed
 
-        zero: dict[str, Any] = {"stage": zero_stage}
+        size = sum(p.numel() for _, p in _trained(module))
+        # By default the buffer that gradients are reduced in has 2 GB, however few there are.
+        zero: dict[str, Any] = {"stage": zero_stage, "reduce_bucket_size": min(size, 500_000_000)}
         if offload != "none":
             zero["offload_optimizer"] = {"device": "cpu"}
         if offload == "parameters":
@@ -273,9 +275,12 @@ def _held(optimizer: torch.optim.AdamW, p: torch.nn.Parameter, kind: str) -> tor
 
 def _begin(optimizer: torch.optim.AdamW, updated: list[Any]) -> None:
     """Gives AdamW the state that its first step would make."""
+    fused = optimizer.defaults["fused"]
     for p in updated:
         moments = {kind: torch.zeros_like(p) for kind in KINDS if kind != WEIGHT}
-        optimizer.state[p] = {"step": torch.tensor(0.0), **moments}
+        # The fused kernel counts where the weights are, the others on the CPU.
+        step = torch.zeros((), device=p.device if fused else "cpu")
+        optimizer.state[p] = {"step": step, **moments}
 
 
 def _go_on(optimizer: torch.optim.AdamW, step: int) -> None:

@@ -126,10 +126,11 @@ def fit(task: Task, scale: Workers, tracking: Tracking, out: Draft) -> dict[str,
 
 
 def _environment(scale: Workers) -> dict[str, str]:
-    threads = str(max(1, int(scale.cpus)))
+    threads = max(1, int(scale.cpus))
     found = {
-        "OMP_NUM_THREADS": threads,
-        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": str(threads),
+        "RAYON_NUM_THREADS": str(threads),  # the tokenizers'
+        "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
         "PYTHONWARNINGS": "ignore::FutureWarning",  # what libraries tell one another
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would print every line of ours twice
     }

@@ -1,0 +1,87 @@
+"""Distillation as sentence-transformers does it: its trainer, MSELoss on a teacher's vectors."""
+
+import tempfile
+import time
+
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.losses import MSELoss
+from sentence_transformers.models import Dense
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+
+from stillroom.encoders.locate import locate
+
+
+def distilled(encoder, base, layers, texts, vectors_nd, phase, *, device, seed):
+    """Trains a student of the base's `layers` and a projection, and puts its weights into the
+    encoder, which is of the same shape.
+
+    Args:
+        texts: in the order in which they are read, phase.global_batch a step.
+        vectors_nd: the teacher's, float32.
+
+    Returns:
+        Seconds from the first step's begin to the last step's end.
+    """
+    torch.manual_seed(seed)
+    whole = SentenceTransformer(str(locate(base)), device=device)
+    transformer, pooling = whole[0], whole[1]
+    transformer.max_seq_length = phase.passage_tokens
+    kept = [transformer.auto_model.encoder.layer[i] for i in layers]
+    transformer.auto_model.encoder.layer = torch.nn.ModuleList(kept)
+    width, dims = encoder.projection.in_features, encoder.projection.out_features
+    dense = Dense(width, dims, bias=False, activation_function=torch.nn.Identity())
+    model = SentenceTransformer(modules=[transformer, pooling, dense], device=device)
+    clock = Clock()
+    flat = pa.array(vectors_nd.numpy().ravel())
+    table = pa.table({"text": texts, "label": pa.FixedSizeListArray.from_arrays(flat, dims)})
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SentenceTransformerTrainer(
+            model=model,
+            args=SentenceTransformerTrainingArguments(
+                folder,
+                max_steps=phase.steps,
+                per_device_train_batch_size=phase.global_batch,
+                learning_rate=phase.learning_rate,
+                warmup_steps=round(phase.warmup * phase.steps),
+                weight_decay=phase.weight_decay,
+                max_grad_norm=phase.clip,
+                bf16=device != "cpu",
+                seed=seed,
+                report_to=[],
+                logging_strategy="no",
+                save_strategy="no",
+                use_cpu=device == "cpu",
+                disable_tqdm=True,
+            ),
+            train_dataset=Dataset(table),
+            loss=MSELoss(model),
+            callbacks=[clock],
+        )
+        trainer.get_train_dataloader = in_order(trainer, phase.global_batch)
+        trainer.train()
+    encoder.backbone.load_state_dict(transformer.auto_model.state_dict())
+    encoder.projection.load_state_dict({"weight": dense.linear.weight.detach().float()})
+    return clock.ended - clock.began
+
+
+class Clock(TrainerCallback):
+    def on_train_begin(self, *args, **kwargs):
+        self.began = time.perf_counter()
+
+    def on_step_end(self, *args, **kwargs):
+        self.ended = time.perf_counter()
+
+
+def in_order(trainer, batch):
+    """Its data loader, of batches that are not shuffled."""
+    return lambda: trainer.accelerator.prepare(
+        DataLoader(trainer.train_dataset, batch, collate_fn=trainer.data_collator, drop_last=True)
+    )
