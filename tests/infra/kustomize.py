@@ -1,4 +1,4 @@
-"""As much of kustomize as infra/kuberay uses: resources, JSON patches, a namespace, copies of a part.
+"""As much of kustomize as infra/kuberay uses: resources, patches, a namespace, copies of a part.
 
 tests/clusters/kubectl.py holds it to kubectl's own.
 """

@@ -12,6 +12,7 @@ from infra.kustomize import build
 from infra.ray_schema import SPECS
 from stillroom.config.reading import read_recipe
 from stillroom.serving.deploy import validate_serve_yaml
+from stillroom.stages.room import Kind, bundle, places
 
 KUBERAY = Path(__file__).parents[2] / "infra" / "kuberay"
 KUBERNETES = "1.37"
@@ -209,12 +210,29 @@ def test_serve_s_config_is_one_that_stillroom_takes(overlay, tmp_path):
         assert any(wanted <= dict(labels).items() for labels in known)
 
 
+def kind(group):
+    (container,) = group["template"]["spec"]["containers"]
+    limits = container["resources"]["limits"]
+    has = {"CPU": float(limits["cpu"]), "GPU": float(limits.get("nvidia.com/gpu", 0))}
+    return Kind(has, group["maxReplicas"], group["labels"])
+
+
 @each
 def test_the_recipe_is_one_that_stillroom_takes(overlay, tmp_path):
     config = the(overlay, "ConfigMap", "stillroom-recipe")
     file = tmp_path / "recipe.yaml"
     file.write_text(config["data"]["recipe.yaml"])
-    read_recipe(file, [])
+    scale = read_recipe(file, []).scale
+    # And its scale is one that the overlay's nodes can hold.
+    nodes = [kind(group) for group in groups(overlay).values()]
+    for pool, count in {
+        "teacher": scale.teacher.workers,
+        "student": scale.student.workers,
+        "vectors": scale.vectors.actors,
+        "negatives": scale.negatives.actors,
+        "report": 1,
+    }.items():
+        assert places(nodes, bundle(getattr(scale, pool))) >= count, pool
     (container,) = clusters(overlay)[0]["headGroupSpec"]["template"]["spec"]["containers"]
     mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     command = the(overlay, "RayJob")["spec"]["entrypoint"]

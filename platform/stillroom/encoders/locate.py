@@ -15,11 +15,12 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
 
-from stillroom.artifacts import Store, cache_folder
+from stillroom.artifacts import Artifact, Store, cache_folder
 from stillroom.errors import UserError
 
 PACKAGE = "package:"
@@ -56,11 +57,27 @@ def locate(name: str, *, code: bool = False) -> Path:
     return found
 
 
+@dataclass(frozen=True)
+class Named(os.PathLike[str]):
+    """A model's name as its folder, on whatever machine it is asked for."""
+
+    name: str
+
+    def __fspath__(self) -> str:
+        return str(locate(self.name))
+
+
+def model_of(name: str, store: Store) -> Artifact | Named:
+    """The model of a name, which may be sent to another machine."""
+    if name.split("/")[0] in ("teacher", "student") and not Path(name).exists():
+        return store.find(name)
+    return Named(name)
+
+
 def of_artifact(name: str, store: Store) -> str:
     """`teacher/NAME` or `student/NAME-KEY` → the artifact's folder; any other name as it is."""
-    if name.split("/")[0] in ("teacher", "student") and not Path(name).exists():
-        return str(store.find(name).path)
-    return name
+    found = model_of(name, store)
+    return found.name if isinstance(found, Named) else str(found.path)
 
 
 def adapter_base(folder: Path) -> str | None:
