@@ -24,7 +24,7 @@ MINILM = {
     "model_type": "bert", "vocab_size": 30522, "hidden_size": 384, "intermediate_size": 1536,
     "num_hidden_layers": 6, "num_attention_heads": 12, "max_position_embeddings": 512,
 }  # fmt: skip
-# Weights of Mistral-7B's linear layers: q and o 4096², k and v 4096 · 1024, the MLP 3 · 4096 · 14336.
+# Weights of its linear layers: q and o 4096², k and v 4096 · 1024, the MLP 3 · 4096 · 14336.
 LINEAR = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
 LORA = 32 * 16 * (2 * 8192 + 2 * (4096 + 1024) + 3 * (4096 + 14336))
 
@@ -158,6 +158,8 @@ def test_the_command_prints_a_table_or_a_document(bases):
     assert json.loads(printed.stdout)["cost"]["total"]["gpu_hours"] > 0
 
 
-def test_options_of_the_cost_alone_are_refused():
-    done = CliRunner().invoke(app, ["check", str(RECIPES / "tiny.yaml"), "--mfu", "0.3"])
-    assert done.exit_code != 0
+@pytest.mark.parametrize("option", ["--mfu", "--texts"])
+def test_options_of_the_cost_alone_are_refused(bases, option):
+    recipe = str(RECIPES / "e5-mistral-7b.yaml")
+    done = CliRunner().invoke(app, ["check", recipe, *bases, option, "1"])
+    assert isinstance(done.exception, UserError) and done.exception.where == option
