@@ -4,8 +4,7 @@
     PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu python infra/docker/lock.py
 
 Under requirements/, torch.txt is torch with its CUDA libraries, and torch-cpu.txt without, for this
-Python alone: one of them goes first, as in the Makefile. requirements.txt is all else, and what
-Ray's autoscaler asks AWS and Google Cloud with.
+Python alone: one of them goes first, as in the Makefile. requirements.txt is all else.
 """
 
 import hashlib
@@ -18,7 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 OUT = Path(__file__).parent / "requirements"
-CLIENTS = ("boto3", "google-api-python-client", "google-auth", "cryptography")
+# Ray's autoscaler asks AWS and Google Cloud with these, and the image is built with the last.
+TOO = ("boto3", "google-api-python-client", "google-auth", "cryptography", "hatchling")
 OF_TORCH = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)==")
 HEADER = "# Made by infra/docker/lock.py.\n"
 
@@ -30,7 +30,7 @@ def main() -> None:
         if found.metadata["Name"] != "stillroom"
     }
     constraints = "\n".join(f"{name}=={version}" for name, version in sorted(installed.items()))
-    wanted = "\n".join([f"-e {ROOT}", *CLIENTS])
+    wanted = "\n".join([f"-e {ROOT}", *TOO])
     every = compiled(wanted, constraints)
     of_torch = [entry for entry in every if OF_TORCH.match(entry)]
     write("torch.txt", of_torch)

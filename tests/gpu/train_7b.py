@@ -6,10 +6,10 @@
 Bidirectional, LoRA of rank 16 on every linear layer, bfloat16, checkpointed activations, passages
 of 512 tokens; the project's own forwards, objective and engine, with and without GradCache.
 
-FLOPs are those of stillroom.learning.flops, and MFU counts these alone. HFU counts what the hardware
-does beside them as well: checkpoints compute the forward again, and GradCache's first pass computes
-it once more. So MFU cannot exceed two thirds of HFU with checkpoints, nor half of it with GradCache,
-too. Padding is none: all texts are as long.
+FLOPs are those of stillroom.learning.flops, and MFU counts these alone. HFU counts what the
+hardware does beside them as well: checkpoints compute the forward again, and GradCache's first pass
+computes it once more. So MFU cannot exceed two thirds of HFU with checkpoints, nor half of it with
+GradCache, too. Padding is none: all texts are as long.
 """
 
 import argparse

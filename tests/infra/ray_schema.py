@@ -68,6 +68,7 @@ CLUSTER = closed(
 JOB = closed(
     "entrypoint rayClusterSpec",
     entrypoint=TEXT,
+    entrypointNumCpus={"type": "number"},
     submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
     shutdownAfterJobFinishes={"type": "boolean"},
     ttlSecondsAfterFinished=WHOLE,
