@@ -1,7 +1,8 @@
 """A cluster of this machine that grows and shrinks, with tokens: Ray's autoscaler over its fake
 provider, whose nodes are real raylets.
 
-`ray.cluster_utils.AutoscalingCluster` starts the same, but ends every Ray of the machine first.
+`ray.cluster_utils.AutoscalingCluster` starts the same, but ends every Ray of the machine first, and
+reads a file that Ray's wheel lacks.
 """
 
 import contextlib
@@ -17,10 +18,17 @@ from pathlib import Path
 
 import httpx
 import psutil
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.autoscaler._private.fake_multi_node.node_provider import (
+    FAKE_HEAD_NODE_ID,
+    FakeMultiNodeProvider,
+)
 
 BIN = Path(sys.executable).parent
 TOKEN = "of-this-test-alone"
+NOTHING_TO_DO = (
+    "cluster_synced_files", "initialization_commands", "setup_commands", "head_setup_commands",
+    "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands",
+)  # fmt: skip
 
 
 def free_port():
@@ -50,11 +58,17 @@ class Autoscaled:
             "upscaling_speed": 10,
             "idle_timeout_minutes": idle_minutes,
             "provider": {
-                "type": "fake_multinode",
+                # By its class: the wheel lacks the file that type: fake_multinode would read.
+                "type": "external",
+                "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
                 "gcs_address": self.address,
                 "head_node_id": FAKE_HEAD_NODE_ID,
                 "launch_multiple": True,
             },
+            **{name: {} for name in ("auth", "docker", "file_mounts")},
+            **{name: [] for name in NOTHING_TO_DO},
             "head_node_type": "ray.head.default",
             "available_node_types": {
                 "ray.head.default": head,
