@@ -13,7 +13,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -53,8 +53,11 @@ def cache_folder() -> Path:
 
 
 @dataclass(frozen=True)
-class Artifact:
-    """A published folder; `path` is local, whatever the root."""
+class Artifact(os.PathLike[str]):
+    """A published folder; `path` is local, whatever the root.
+
+    It may be sent to another machine: of a remote root the files are there when it arrives.
+    """
 
     ref: str
     stage: str
@@ -62,6 +65,15 @@ class Artifact:
     key: str
     path: Path
     manifest: dict[str, Any]
+    root: str
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if "://" in self.root:
+            return _arrived, (self.root, self.stage, self.name, self.key)
+        return Artifact, tuple(getattr(self, field.name) for field in fields(self))
 
     @property
     def created(self) -> str:
@@ -134,7 +146,7 @@ class Store:
                 f"{self.root}/{ref}", "there is no such artifact", "Run the recipe that makes it"
             )
         path = self._fetched(stage, folder, manifest)
-        artifact = Artifact(ref, stage, name, key, path, manifest)
+        artifact = Artifact(ref, stage, name, key, path, manifest, self.root)
         for file, entry in manifest["files"].items():
             there = path / file
             if there.is_symlink() or not there.is_file() or there.stat().st_size != entry["bytes"]:
@@ -177,7 +189,8 @@ class Store:
                 manifest = self._read_manifest(one, folder) if its_name else None
                 if manifest is not None and name in (None, its_name):
                     path = self.work / one / folder
-                    found.append(Artifact(f"{one}/{folder}", one, its_name, key, path, manifest))
+                    ref = f"{one}/{folder}"
+                    found.append(Artifact(ref, one, its_name, key, path, manifest, self.root))
         return sorted(found, key=lambda artifact: artifact.created, reverse=True)
 
     def free_bytes(self) -> int | None:
@@ -319,8 +332,14 @@ class Store:
         if self.local:
             return path
         path = path / manifest["data"]
-        if path.is_dir():
-            return path
+        lock = self.work / ".locks" / f"{manifest['data']}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(lock):  # a machine's workers all want it at once
+            if not path.is_dir():
+                self._fetch(stage, folder, manifest, path)
+        return path
+
+    def _fetch(self, stage: str, folder: str, manifest: dict[str, Any], path: Path) -> None:
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         for file, entry in manifest["files"].items():
             there = partial / file
@@ -335,11 +354,11 @@ class Store:
                 shutil.rmtree(partial)
                 raise _altered(Path(f"{self.root}/{stage}/{folder}"), file)
         partial.mkdir(parents=True, exist_ok=True)
-        try:
-            os.replace(partial, path)
-        except OSError:  # another process brought the same files first
-            shutil.rmtree(partial)
-        return path
+        os.replace(partial, path)
+
+
+def _arrived(root: str, stage: str, name: str, key: str) -> Artifact:
+    return Store(root).open(stage, name, key)
 
 
 def sha256(path: Path) -> str:

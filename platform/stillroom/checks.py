@@ -25,7 +25,14 @@ from stillroom.config.recipe import Recipe
 from stillroom.config.scale import TeacherApi, Workers
 from stillroom.config.teachers import Api
 from stillroom.encoders.contract import Contract
-from stillroom.encoders.locate import ADAPTER_WEIGHTS, TOKENIZERS, adapter_base, locate, of_artifact
+from stillroom.encoders.locate import (
+    ADAPTER_WEIGHTS,
+    TOKENIZERS,
+    adapter_base,
+    config_of,
+    locate,
+    of_artifact,
+)
 from stillroom.encoders.remote_code import needs_code, refusal
 from stillroom.endpoint import Usage, affordable, key_in
 from stillroom.errors import UserError
@@ -37,7 +44,7 @@ from stillroom.learning.memory import (
     advice,
     estimate,
 )
-from stillroom.learning.shape import resized, shape_of
+from stillroom.learning.shape import Shape, resized, shape_of
 from stillroom.plan import Step
 from stillroom.stages import sources
 from stillroom.text.formats import LeftOut, read_beir
@@ -75,10 +82,11 @@ def check_recipe(recipe: Recipe, steps: list[Step]) -> list[Finding]:
             anew = student is not None and student.size is not None
             size = _model(field, of_artifact(base, store), pooling, trusted, weights=not anew)
             findings.append(Finding(field, True, f"{base}: {size / 2**20:,.0f} MiB"))
-            made = None if student is None else _student(student)
+            made = None if student is None else student_shape(student)
             if made is not None:
-                size = 4 * made
-                findings.append(Finding("student", True, f"{made / 1e6:,.1f} M parameters"))
+                size = 4 * made.weights
+                detail = f"{made.weights / 1e6:,.1f} M parameters"
+                findings.append(Finding("student", True, detail))
             needed += 3 * size  # the artifact, a checkpoint with the optimizer, the release
     if recipe.teacher.api is not None and stages & {"vectors", "report"}:
         findings.append(_api(recipe.teacher.api, recipe.scale.teacher_api, store, steps))
@@ -175,15 +183,11 @@ def _api(api: Api, scale: TeacherApi, store: Store, steps: list[Step]) -> Findin
     return Finding("teacher.api", True, f"{where}: at most {took.tokens_in:,} tokens{priced}")
 
 
-def _student(section: Student) -> int | None:
-    """How many weights the student will have, its projection left out; None where that is not
-    known of the base's architecture."""
-    file = locate(section.base) / "config.json"
-    if not file.is_file():  # adapters, on a base of their own
-        return None
-    config = json.loads(file.read_text())
-    shape = shape_of(config)
-    if shape is None:
+def student_shape(section: Student) -> Shape | None:
+    """The student's, its projection left out; None where the base's architecture is not known."""
+    config = config_of(section.base)
+    shape = None if config is None else shape_of(config)
+    if config is None or shape is None:
         return None
     for number in section.layers or ():
         if number >= shape.layers:
@@ -205,7 +209,7 @@ def _student(section: Student) -> int | None:
         )
     )
     assert made is not None, "it is of the same family"
-    return made.weights
+    return made
 
 
 def _model(
@@ -276,14 +280,14 @@ def memory(recipe: Recipe) -> Iterator[Finding]:
             f"scale.teacher.gpu: {scale.gpu}", "is not known here", f"Use one of {', '.join(GPUS)}"
         )
     assert teacher.base is not None, "what has no base has no phases"
-    config = locate(teacher.base) / "config.json"
-    shape = shape_of(json.loads(config.read_text())) if config.is_file() else None
+    config = config_of(teacher.base)
+    shape = None if config is None else shape_of(config)
     for number, phase in enumerate(teacher.phases):
         field = f"teacher.phases[{number}]"
         if shape is None:
             yield Finding(f"{field} memory", True, "not estimated: its architecture is not known")
             continue
-        run = _training(teacher, phase, scale)
+        run = training(teacher, phase, scale)
         needed = estimate(shape, run)
         detail = str(needed)
         if scale.gpu is not None:
@@ -304,8 +308,8 @@ def memory(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(f"{field} memory", True, detail)
 
 
-def _training(teacher: Teacher, phase: Phase, scale: Workers) -> Training:
-    """A phase in the plain numbers that memory is estimated from."""
+def training(teacher: Teacher, phase: Phase, scale: Workers) -> Training:
+    """A phase in the plain numbers that memory and operations are counted from."""
     share = phase.global_batch // scale.workers
     most = teacher.max_tokens or 10**9
     embedded: tuple[tuple[int, int], ...] = ()

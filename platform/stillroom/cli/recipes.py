@@ -142,16 +142,38 @@ def plan(
 
 
 @app.command()
-def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Instead, print its GPU hours and what they cost.")
+    ] = False,
+    mfu: Annotated[
+        float | None, typer.Option(help="With --cost: the share of a GPU's peak that is reached.")
+    ] = None,
+    texts: Annotated[
+        int | None, typer.Option(help="With --cost: how many texts the corpus holds.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Validate a recipe with its data, models, disk and cluster; nothing expensive.
 
     Example: stillroom check my-recipe.yaml
+    Example: stillroom check jobs/recipes/e5-mistral-7b.yaml --cost --texts 4000000
     """
     from stillroom.checks import check_recipe
     from stillroom.config.reading import read_recipe
     from stillroom.plan import pipeline
 
     read = read_recipe(recipe, overrides or [])
+    if not cost and (mfu is not None or texts is not None):
+        option = "--mfu" if mfu is not None else "--texts"
+        raise UserError(option, "says nothing without --cost", "Add --cost, or leave it out")
+    if cost:
+        from stillroom.costs import MFU, costs
+
+        _print_costs(costs(read, mfu=MFU if mfu is None else mfu, texts=texts), as_json)
+        return
     _print_findings(check_recipe(read, pipeline(read)), as_json)
 
 
@@ -167,6 +189,39 @@ def doctor(as_json: AsJson = False) -> None:
     _print_findings(findings, as_json)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _print_costs(found: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"cost": found.as_json()}))
+        return
+    columns = [
+        (f"{p.provider} {kind.replace('_', '-')}", p, kind)
+        for p in found.prices
+        for kind in ("on_demand", "spot")
+    ]
+    shown = Table("", "EFLOP", "GPUs", "GPU hours", "hours", *(title for title, _, _ in columns))
+    notes = []
+    for part in found.parts:
+        hours = found.hours(part)
+        if hours is None:
+            notes.append(f"{part.what}: {part.why or 'the work of CPUs'}, and so not counted.")
+            continue
+        money = [f"${hours * getattr(price, kind):,.2f}" for _, price, kind in columns]
+        shown.add_row(
+            part.what, f"{part.flops / 1e18:,.1f}", f"{part.gpus:g}", f"{hours:,.1f}",
+            f"{hours / part.gpus:,.1f}", *money,
+        )  # fmt: skip
+    money = [f"${found.total * getattr(price, kind):,.2f}" for _, price, kind in columns]
+    shown.add_row("[bold]in all[/]", "", "", f"[bold]{found.total:,.1f}[/]", "", *money)
+    out.print(shown)
+    for note in notes:
+        out.print(note, soft_wrap=True)
+    out.print(
+        f"{found.gpu} at {found.mfu:.0%} of its peak (--mfu); list prices a GPU hour, read on "
+        f"{found.read_on}: without restarts, idle time, CPUs, storage and traffic.",
+        soft_wrap=True,
+    )
 
 
 def _print_findings(findings: list[Any], as_json: bool) -> None:

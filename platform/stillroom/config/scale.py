@@ -2,7 +2,14 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from stillroom.config.section import Section
 from stillroom.config.synthetic import Budget
@@ -13,6 +20,7 @@ class Workers(Section):
     cpus: PositiveFloat = 1.0  # each
     gpus: NonNegativeFloat = 0.0  # each
     gpu: str | None = None  # its kind, such as H100-80G: `check` says whether the run fits
+    node_labels: dict[str, str] = Field(default_factory=dict)  # such as ray.io/market-type: spot
     engine: Literal["torch", "deepspeed"] = "torch"
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "optimizer", "parameters"] = "none"  # to the worker's main memory
@@ -38,6 +46,7 @@ class Actors(Section):
     actors: PositiveInt = 1
     cpus: PositiveFloat = 1.0
     gpus: NonNegativeFloat = 0.0
+    node_labels: dict[str, str] = Field(default_factory=dict)  # only nodes with these
 
 
 class Calls(Section):

@@ -14,12 +14,14 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 
-from stillroom.artifacts import Store, cache_folder
+from stillroom.artifacts import Artifact, Store, cache_folder
 from stillroom.errors import UserError
 
 PACKAGE = "package:"
@@ -47,7 +49,7 @@ def locate(name: str, *, code: bool = False) -> Path:
         UserError: when it is not there.
     """
     if not name.startswith(PACKAGE):
-        return _folder(name, code)
+        return _folder(name, [*OF_A_MODEL, "*.py"] if code else OF_A_MODEL)
     found = _in_package(name)
     if found.suffix == ".gguf":
         return _cached(name, lambda target: _from_gguf(found, target))
@@ -56,11 +58,35 @@ def locate(name: str, *, code: bool = False) -> Path:
     return found
 
 
+@dataclass(frozen=True)
+class Named(os.PathLike[str]):
+    """A model's name as its folder, on whatever machine it is asked for."""
+
+    name: str
+
+    def __fspath__(self) -> str:
+        return str(locate(self.name))
+
+
+def model_of(name: str, store: Store) -> Artifact | Named:
+    """The model of a name, which may be sent to another machine."""
+    if name.split("/")[0] in ("teacher", "student") and not Path(name).exists():
+        return store.find(name)
+    return Named(name)
+
+
 def of_artifact(name: str, store: Store) -> str:
     """`teacher/NAME` or `student/NAME-KEY` → the artifact's folder; any other name as it is."""
-    if name.split("/")[0] in ("teacher", "student") and not Path(name).exists():
-        return str(store.find(name).path)
-    return name
+    found = model_of(name, store)
+    return found.name if isinstance(found, Named) else str(found.path)
+
+
+def config_of(name: str) -> dict[str, Any] | None:
+    """A model's config.json, alone where it would come from the hub; None of an adapter, which has
+    none."""
+    folder = locate(name) if name.startswith(PACKAGE) else _folder(name, ["config.json"])
+    file = folder / "config.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
 def adapter_base(folder: Path) -> str | None:
@@ -121,7 +147,10 @@ def _fingerprint(name: str) -> str:
     return sums.hexdigest()[:16]
 
 
-def _folder(name: str, code: bool = False) -> Path:
+OF_A_MODEL = ("*.json", "*.safetensors", "*.txt", "*.model", "*/config.json")
+
+
+def _folder(name: str, files: Sequence[str] = OF_A_MODEL) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -132,9 +161,8 @@ def _folder(name: str, code: bool = False) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*/config.json"]
     try:
-        return Path(snapshot_download(name, allow_patterns=[*wanted, "*.py"] if code else wanted))
+        return Path(snapshot_download(name, allow_patterns=list(files)))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as fault:
         raise UserError(
             name,

@@ -33,6 +33,7 @@ from stillroom.learning.engine import DeepSpeedEngine, Engine, TorchEngine
 from stillroom.learning.loop import SCORE, schedule, train
 from stillroom.learning.objectives import Objective
 from stillroom.stages.evaluation import Evaluation
+from stillroom.stages.room import require
 from stillroom.stages.tracking import RayGauges, Sink, Tracker, check, progress, sinks
 from stillroom.text.formats import EvaluationSet
 
@@ -76,9 +77,11 @@ def fit(task: Task, scale: Workers, tracking: Tracking, out: Draft) -> dict[str,
         The figures of the step whose weights are kept.
 
     Raises:
-        UserError: when the figures cannot be tracked as asked.
+        UserError: when the figures cannot be tracked as asked, or no cluster node will ever have
+            what the workers ask for.
     """
     check(tracking)
+    require(out.stage, scale, scale.workers)
     storage = out.store.place(".train")
     name = f"{out.stage}-{out.path.name}"
     logs = out.store.place(f".logs/{name}")
@@ -93,6 +96,7 @@ def fit(task: Task, scale: Workers, tracking: Tracking, out: Draft) -> dict[str,
                 "CPU": scale.cpus,
                 **({"GPU": scale.gpus} if scale.gpus else {}),
             },
+            label_selector=scale.node_labels or None,
         ),
         run_config=ray.train.RunConfig(
             name=name,

@@ -2,9 +2,11 @@
 arXiv 2403.20327), as requests and a retriever."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from stillroom.config.corpus import Corpus
 from stillroom.config.scale import Actors
 from stillroom.config.synthetic import FromPassages
 from stillroom.config.synthetic import Synthetic as Section
-from stillroom.encoders.locate import of_artifact
+from stillroom.encoders.locate import model_of
 from stillroom.endpoint import Request, Usage, token_estimate
 from stillroom.errors import UserError
 from stillroom.measure.bm25 import Bm25
@@ -23,6 +25,7 @@ from stillroom.mining.search import search
 from stillroom.stages import sources
 from stillroom.stages.asking import Asker, Tally, chat, echo
 from stillroom.stages.llm import Answer
+from stillroom.stages.room import asks
 from stillroom.text import synthetic as text
 from stillroom.text.dedupe import text_key
 from stillroom.text.synthetic import Example, Rejected
@@ -226,11 +229,11 @@ def _cut_up(flat: Sequence[Any], sizes: Iterable[int]) -> list[Any]:
 class Nearest:
     """The passages whose vectors are nearest to a query's, exactly."""
 
-    def __init__(self, passages: list[str], model: str):
+    def __init__(self, passages: list[str], model: os.PathLike[str]):
         # Late: torch takes seconds to import, and neither BM25 nor an estimate needs it.
         from stillroom.encoders.store import load
 
-        self.encoder = load(model, device="cuda" if ray.get_gpu_ids() else "cpu")
+        self.encoder = load(Path(model), device="cuda" if ray.get_gpu_ids() else "cpu")
         self.vectors = self.encoder.encode(passages, "passage")
 
     def find(self, queries: list[str], k: int) -> np.ndarray:
@@ -243,8 +246,8 @@ def retriever_of(wanted: FromPassages, pool: list[str], store: Store, scale: Act
     if wanted.retriever == "bm25":
         index = Bm25(pool)
         return lambda queries, k: index.search(queries, k)[0]
-    model = of_artifact(wanted.retriever, store)
-    actor = ray.remote(num_cpus=scale.cpus, num_gpus=scale.gpus)(Nearest).remote(pool, model)
+    model = model_of(wanted.retriever, store)
+    actor = ray.remote(**asks(scale))(Nearest).remote(pool, model)
     return lambda queries, k: ray.get(actor.find.remote(queries, k))
 
 

@@ -15,7 +15,7 @@ from stillroom.artifacts import Store
 from stillroom.config.recipe import Negatives
 from stillroom.config.scale import Scale
 from stillroom.encoders.contract import Role
-from stillroom.encoders.locate import locate, of_artifact
+from stillroom.encoders.locate import locate, model_of, of_artifact
 from stillroom.errors import UserError
 from stillroom.stages.negatives import Mined, mine, texts_of
 from stillroom.stages.run import connect
@@ -82,9 +82,9 @@ def mine_files(
     store = Store(root)
     names = [of_artifact(name, store) for name in models]
     folders = {name: None if name == "bm25" else locate(name) for name in names}
-    rescore = None if section.rescore is None else of_artifact(section.rescore, store)
+    rescore = None if section.rescore is None else model_of(section.rescore, store)
     if rescore is not None:
-        locate(rescore)
+        os.fspath(rescore)  # it is there
     sets = [read_beir(folder) for folder in evaluation]
     texts = collect(pairs, passages)
     log.info("%d pairs, %d passages", len(texts.queries), len(texts.passages))
@@ -131,7 +131,7 @@ def _mined(
     texts: Collected,
     sets: Sequence[EvaluationSet],
     miners: dict[str, Path | None],
-    rescore: str | None,
+    rescore: os.PathLike[str] | None,
     section: Negatives,
     seed: int,
     scale: Scale,

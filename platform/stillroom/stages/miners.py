@@ -1,5 +1,6 @@
 """Who finds candidates, and who scores them: vectors, BM25 and cross-encoders, on Ray."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,12 @@ import torch
 
 from stillroom.config.recipe import Ivf
 from stillroom.config.scale import Searchers
-from stillroom.encoders.locate import locate
 from stillroom.encoders.vectors import StoredVectors
 from stillroom.errors import UserError
 from stillroom.measure.bm25 import Bm25
 from stillroom.mining.approximate import InvertedFile, recall
 from stillroom.mining.search import Found, dot, merge, search, sizes
+from stillroom.stages.room import bundle, kinds, places
 from stillroom.text.split import evenly
 
 GIB = 2**30
@@ -50,18 +51,15 @@ class Pool:
         actor = ray.remote(
             num_cpus=self.scale.cpus if self.reserves else 0,
             num_gpus=self.scale.gpus / self.among,
+            label_selector=self.scale.node_labels,
         )(kind)
         threads = max(1, int(self.scale.cpus))
         return [actor.remote(*own, threads) for own in arguments]
 
     @property
     def most(self) -> int:
-        """Actors that the cluster has room for: another would be waited for in vain."""
-        has = ray.cluster_resources()
-        room = [has.get("CPU", 0) / self.scale.cpus]
-        if self.scale.gpus:
-            room.append(has.get("GPU", 0) / self.scale.gpus)
-        return max(1, min(self.scale.actors, *(int(one) for one in room)))
+        """Actors that the cluster will have room for: another would be waited for in vain."""
+        return max(1, min(self.scale.actors, places(kinds(), bundle(self.scale))))
 
 
 class Dense:
@@ -71,9 +69,9 @@ class Dense:
         folder: with queries/ and passages/.
     """
 
-    def __init__(self, folder: Path, depth: int, pool: Pool, ivf: Ivf | None = None):
-        self.queries = StoredVectors(folder / "queries")
-        self.passages = StoredVectors(folder / "passages")
+    def __init__(self, folder: os.PathLike[str], depth: int, pool: Pool, ivf: Ivf | None = None):
+        self.queries = StoredVectors(Path(folder) / "queries")
+        self.passages = StoredVectors(Path(folder) / "passages")
         self.block, together = sizes(pool.scale.memory_gib * GIB, self.passages.dims, depth)
         self.ivf = ivf if ivf is not None and len(self.passages) > ivf.above else None
         # An index's passages follow from the recipe alone, so that its results do.
@@ -83,10 +81,7 @@ class Dense:
         mine = np.array_split(np.arange(len(parts)), min(pool.most, len(parts)))
         self.actors = pool.of(
             _Searcher,
-            [
-                (folder / "passages", [parts[i].tolist() for i in own], self.ivf, together)
-                for own in mine
-            ],
+            [(folder, [parts[i].tolist() for i in own], self.ivf, together) for own in mine],
         )
 
     def ask(self, first: int, last: int, k: int) -> Callable[[], Found]:
@@ -145,10 +140,15 @@ class _Searcher:
     """One of the actors: some of the passages' shards, in parts, each with an index or none."""
 
     def __init__(
-        self, folder: Path, parts: list[list[int]], ivf: Ivf | None, together: int, threads: int
+        self,
+        folder: os.PathLike[str],
+        parts: list[list[int]],
+        ivf: Ivf | None,
+        together: int,
+        threads: int,
     ):
         torch.set_num_threads(threads)
-        self.stored = StoredVectors(folder)
+        self.stored = StoredVectors(Path(folder) / "passages")
         self.numbers = [number for part in parts for number in part]
         self.together = together
         self.device = "cuda" if ray.get_gpu_ids() else "cpu"
@@ -205,9 +205,15 @@ class _Lexical:
 class Reader:
     """A cross-encoder in a pool of actors, as a scorer."""
 
-    def __init__(self, model: str, queries: Sequence[str], passages: Sequence[str], pool: Pool):
+    def __init__(
+        self,
+        model: os.PathLike[str],
+        queries: Sequence[str],
+        passages: Sequence[str],
+        pool: Pool,
+    ):
         self.queries, self.passages = queries, passages
-        self.actors = pool.of(_Reader, [(locate(model),)] * pool.most)
+        self.actors = pool.of(_Reader, [(model,)] * pool.most)
 
     def scores(self, first: int, rows_qk: np.ndarray) -> np.ndarray:
         query, place = np.nonzero(rows_qk >= 0)
@@ -227,12 +233,12 @@ class Reader:
 
 
 class _Reader:
-    def __init__(self, folder: Path, threads: int):
+    def __init__(self, model: os.PathLike[str], threads: int):
         # Late, since transformers takes seconds to load and nobody else needs it.
         from stillroom.mining.cross_encoder import CrossEncoder
 
         torch.set_num_threads(threads)
-        self.read = CrossEncoder(folder, device="cuda" if ray.get_gpu_ids() else "cpu")
+        self.read = CrossEncoder(Path(model), device="cuda" if ray.get_gpu_ids() else "cpu")
 
     def scores(self, pairs: list[tuple[str, str]]) -> np.ndarray:
         return self.read(pairs)

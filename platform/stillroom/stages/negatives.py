@@ -1,11 +1,11 @@
 """Hard negatives: what miners find, less what their rules refuse."""
 
 import logging
+import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,13 @@ import numpy as np
 from stillroom.artifacts import Artifact, Draft, atomic_json
 from stillroom.config.recipe import Negatives as Section
 from stillroom.config.scale import Scale, Searchers
-from stillroom.encoders.locate import of_artifact
+from stillroom.encoders.locate import model_of
 from stillroom.errors import UserError
 from stillroom.mining.search import Found, merge
 from stillroom.mining.select import BARRED, Rule, Selected, Texts, select
 from stillroom.stages.corpus import CorpusFiles, evaluation_sets
 from stillroom.stages.miners import Dense, Lexical, Miner, Pool, Reader, Scorer
+from stillroom.stages.room import require
 from stillroom.text.dedupe import near_key, text_key
 from stillroom.text.formats import EvaluationSet
 
@@ -54,11 +55,11 @@ def negatives(
             evaluation sets is found.
     """
     files = CorpusFiles.read(corpus)
-    folders = {}
+    folders: dict[str, os.PathLike[str] | None] = {}
     for place, name in enumerate(section.miners):
         role = "vectors" if name == "teacher" else f"vectors_{place}"
-        folders[name] = None if name == "bm25" else vectors[role].path
-    rescore = None if section.rescore is None else of_artifact(section.rescore, out.store)
+        folders[name] = None if name == "bm25" else vectors[role]
+    rescore = None if section.rescore is None else model_of(section.rescore, out.store)
     mined = mine(
         queries=files.queries,
         passages=files.passages,
@@ -112,9 +113,9 @@ def mine(
     queries: Sequence[str],
     passages: Sequence[str],
     texts: Texts,
-    miners: dict[str, Path | None],
+    miners: Mapping[str, os.PathLike[str] | None],
     section: Section,
-    rescore: str | None,
+    rescore: os.PathLike[str] | None,
     seed: int,
     scale: Searchers,
 ) -> Mined:
@@ -124,6 +125,7 @@ def mine(
         miners: name → folder with queries/ and passages/ of its vectors; None for BM25's.
         rescore: a cross-encoder that scores all candidates anew.
     """
+    require("negatives", scale, 1)
     rule = rule_of(section)
     depth = min(len(passages), rule.depth + texts.most_known)
     among = len(miners) + (rescore is not None)

@@ -7,7 +7,6 @@ import functools
 import json
 import platform
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -37,6 +36,7 @@ from stillroom.measure.render import render
 from stillroom.measure.small_vectors import measure_small
 from stillroom.stages.api import remote_of
 from stillroom.stages.corpus import CorpusFiles, evaluation_sets
+from stillroom.stages.room import asks, require
 from stillroom.stages.student import bare
 from stillroom.text.split import evenly
 
@@ -63,18 +63,19 @@ def report(
     code = {role: role in trusted for role in ("teacher", "student")}
     remote = remote_of(teacher.path, scale.teacher_api, out.store)
     models: dict[str, tuple[str, Callable[[], Embedder]]] = {
-        name: (name, functools.partial(load, of.path, trust_remote_code=code[name]))
+        name: (name, functools.partial(_loaded, of, code[name]))
         for name, of in (("teacher", teacher), ("student", student))
         if name == "student" or remote is None
     }
     if section.bases:
         if teacher.manifest["made_by"]["section"]["phase"] is not None:
-            untrained = functools.partial(_untrained, teacher.path, code["teacher"])
+            untrained = functools.partial(_untrained, teacher, code["teacher"])
             models["teacher before training"] = ("teacher_base", untrained)
         begun = functools.partial(_begun, student, corpus)
         models["student before training"] = ("student_base", begun)
     # One after the other: a speed measured beside another model's would be the wrong one.
-    share = {"num_cpus": scale.report.cpus, "num_gpus": scale.report.gpus}
+    require("report", scale.report, 1)
+    share = asks(scale.report)
     task = ray.remote(num_returns=2, **share)(_measured)
     found: dict[str, dict[str, Any]] = {}
     vectors: dict[str, ray.ObjectRef] = {}  # they stay where they were made until they are read
@@ -152,9 +153,13 @@ def _here(encoder: Embedder) -> Embedder:
     return encoder.to("cuda" if ray.get_gpu_ids() else "cpu")
 
 
-def _untrained(folder: Path, trust_remote_code: bool) -> Encoder:
-    """The encoder that a folder's training began with, without adapter or projection."""
-    contract = Contract.read(folder)
+def _loaded(model: Artifact, trust_remote_code: bool) -> Embedder:
+    return load(model.path, trust_remote_code=trust_remote_code)
+
+
+def _untrained(teacher: Artifact, trust_remote_code: bool) -> Encoder:
+    """The encoder that a teacher's training began with, without adapter or projection."""
+    contract = Contract.read(teacher.path)
     return create(
         contract.base,
         attention=contract.attention,

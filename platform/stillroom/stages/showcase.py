@@ -15,6 +15,7 @@ from stillroom.encoders.showcase import Example, Plane, Showcase, Shown
 from stillroom.encoders.store import load
 from stillroom.stages.api import is_remote
 from stillroom.stages.corpus import evaluation_sets
+from stillroom.stages.room import asks
 from stillroom.text.formats import EvaluationSet
 from stillroom.text.split import evenly
 
@@ -43,9 +44,9 @@ def showcase(
     chosen = {name: choose(kept, section.passages) for name, kept in sets.items()}
     texts = {name: [sets[name].passages[i] for i in ids] for name, (ids, _) in chosen.items()}
     # One after the other: both may want all the GPUs that there are.
-    task = ray.remote(num_cpus=scale.report.cpus, num_gpus=scale.report.gpus)(_encoded)
+    task = ray.remote(**asks(scale.report))(_encoded)
     by = {
-        role: ray.get(task.remote(model.path, texts, role in trusted))
+        role: ray.get(task.remote(model, texts, role in trusted))
         for role, model in (("teacher", teacher), ("student", student))
         if not is_remote(model.path)  # it is not served either
     }
@@ -105,10 +106,10 @@ def clusters(vectors_nd: np.ndarray) -> np.ndarray:
 
 
 def _encoded(
-    model: Path, texts: dict[str, list[str]], trust_remote_code: bool
+    model: Artifact, texts: dict[str, list[str]], trust_remote_code: bool
 ) -> dict[str, np.ndarray]:
     """float16, (n, d), of each set."""
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources()["CPU"])))
     device = "cuda" if ray.get_gpu_ids() else "cpu"
-    encoder = load(model, device=device, trust_remote_code=trust_remote_code)
+    encoder = load(model.path, device=device, trust_remote_code=trust_remote_code)
     return {name: encoder.encode(of, "passage").astype(np.float16) for name, of in texts.items()}

@@ -3,7 +3,6 @@
 import functools
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,7 +65,7 @@ def student(
         if section.space == "teacher":
             prepare = functools.partial(fit_start, taught, phase)
     else:
-        begin = functools.partial(go_on, section, student.path, out.path.name)
+        begin = functools.partial(go_on, section, student, out.path.name)
     task = Task(
         encoder=begin,
         prepare=prepare,
@@ -153,9 +152,9 @@ def bare(
     )
 
 
-def go_on(section: Section, before: Path, name: str) -> Encoder:
+def go_on(section: Section, before: Artifact, name: str) -> Encoder:
     """The encoder that a later phase begins with; of a space of its own, that has a new name."""
-    encoder = load(before, trainable=True, trust_remote_code=section.trust_remote_code)
+    encoder = load(before.path, trainable=True, trust_remote_code=section.trust_remote_code)
     if section.space == "own":
         encoder.contract = encoder.contract.model_copy(update={"space": name})
     return encoder

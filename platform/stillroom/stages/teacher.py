@@ -1,6 +1,7 @@
 """Base → teacher: one phase of training, or the base as it is."""
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,7 @@ def teacher(
         phase: how to train; None takes the base as it is.
         teacher: the phase before, whose weights this one goes on with.
     """
-    before = None if teacher is None else teacher.path
-    begin = functools.partial(start, section, phase, seed, out.path.name, before)
+    begin = functools.partial(start, section, phase, seed, out.path.name, teacher)
     if section.api is not None:
         contract_of(section.api).write(out.path)
         return {}
@@ -100,9 +100,14 @@ def _contrastive(phase: Contrastive) -> objectives.Contrastive:
 
 
 def start(
-    section: Section, phase: Phase | None, seed: int, space: str, before: Path | None
+    section: Section,
+    phase: Phase | None,
+    seed: int,
+    space: str,
+    teacher: os.PathLike[str] | None,
 ) -> Encoder:
     """The encoder that a phase begins with."""
+    before = None if teacher is None else Path(teacher)
     lora = section.lora.model_dump() if section.lora and phase is not None else None
     head = isinstance(phase, Mntp | Joint)
     if before is not None and phase is not None and phase.merge_before:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ from stillroom.config.recipe import Vectors as Section
 from stillroom.config.scale import Actors, Scale
 from stillroom.encoders.contract import Role, Terms
 from stillroom.encoders.embedder import Embedder
-from stillroom.encoders.locate import fingerprint, locate, of_artifact
+from stillroom.encoders.locate import fingerprint, model_of
 from stillroom.encoders.remote import RemoteEncoder
 from stillroom.encoders.store import load
 from stillroom.encoders.vectors import (
@@ -32,6 +33,7 @@ from stillroom.errors import UserError
 from stillroom.learning.batches import Rows
 from stillroom.stages.api import is_remote, remote_of
 from stillroom.stages.corpus import CorpusFiles
+from stillroom.stages.room import asks, require
 
 TEACHER = "teacher.json"  # whose vectors these are
 
@@ -58,8 +60,8 @@ def vectors(
         trusted: "teacher", where it may run code that it brings with it.
     """
     texts = CorpusFiles.read(corpus)
-    encoder = teacher.path if teacher is not None else locate(of_artifact(model, out.store))
-    remote = None if teacher is None else remote_of(encoder, scale.teacher_api, out.store)
+    encoder = teacher if teacher is not None else model_of(model, out.store)
+    remote = None if teacher is None else remote_of(teacher.path, scale.teacher_api, out.store)
     parts: list[tuple[str, Role, list[str]]] = [
         ("queries", "query", texts.queries),
         ("passages", "passage", texts.passages),
@@ -92,7 +94,7 @@ def embed(
     texts: list[str],
     prompts: Sequence[str | None],
     role: Role,
-    model: Path,
+    model: os.PathLike[str],
     folder: Path,
     shard: int,
     scale: Actors,
@@ -106,9 +108,9 @@ def embed(
         remote: what the model is, where it is an API. It is asked from here, for its budget, pace
             and kept answers are in one place.
     """
-    if remote is None and is_remote(model):
+    if remote is None and is_remote(Path(model)):
         raise UserError(
-            str(model),
+            os.fspath(model),
             "is an API, which only a recipe's own teacher may be",
             "Name a model with weights, or set teacher.api",
         )
@@ -137,14 +139,14 @@ def embed(
     if remote is not None:
         made = map(_Embedder(remote, role), rows)
     else:
+        require("vectors", scale, 1)
         made = (
             ray.data.from_items(rows, override_num_blocks=len(rows))
             .map(
                 _LoadedEmbedder,
                 fn_constructor_args=(model, role, trust_remote_code),
                 compute=ray.data.ActorPoolStrategy(size=min(scale.actors, len(rows))),
-                num_cpus=scale.cpus,
-                num_gpus=scale.gpus,
+                **asks(scale),
             )
             .iter_rows()
         )
@@ -168,9 +170,10 @@ class _Embedder:
 class _LoadedEmbedder(_Embedder):
     """One of the pool's actors."""
 
-    def __init__(self, model: Path, role: Role, trust_remote_code: bool):
+    def __init__(self, model: os.PathLike[str], role: Role, trust_remote_code: bool):
         device = "cuda" if ray.get_gpu_ids() else "cpu"
-        super().__init__(load(model, device=device, trust_remote_code=trust_remote_code), role)
+        encoder = load(Path(model), device=device, trust_remote_code=trust_remote_code)
+        super().__init__(encoder, role)
 
 
 def encode_prompted(

@@ -1,0 +1,27 @@
+"""That tests/infra/kustomize.py makes of infra/kuberay what kubectl makes of it: needs kubectl."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infra.kustomize import build
+
+OVERLAYS = Path(__file__).parents[2] / "infra" / "kuberay" / "overlays"
+
+
+@pytest.mark.parametrize("overlay", ["small", "gpu"])
+def test_kubectl_makes_the_same(overlay):
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(OVERLAYS / overlay)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    theirs, ours = list(yaml.safe_load_all(done.stdout)), build(OVERLAYS / overlay)
+
+    def place(resource):
+        return resource["kind"], resource["metadata"]["name"]
+
+    assert sorted(theirs, key=place) == sorted(ours, key=place)

@@ -1,0 +1,58 @@
+"""What a cluster can ever hold."""
+
+import pytest
+import ray
+
+from stillroom.config.scale import Actors, Workers
+from stillroom.errors import UserError
+from stillroom.stages.room import Kind, bundle, kinds, places, require
+
+GPUS = Kind({"CPU": 32, "GPU": 8}, 2, {"ray.io/market-type": "spot"})
+CPUS = Kind({"CPU": 8}, 4, {"ray.io/market-type": "on-demand"})
+
+
+@pytest.mark.parametrize(
+    ("asked", "room"),
+    [
+        ({"cpus": 1}, 2 * 32 + 4 * 8),
+        ({"cpus": 5}, 2 * 6 + 4 * 1),  # nothing is put together from two nodes
+        ({"cpus": 1, "gpus": 1}, 16),
+        ({"cpus": 1, "gpus": 0.1}, 64),  # ten a GPU, but two nodes have but 32 CPUs each
+        ({"cpus": 8, "gpus": 1}, 8),
+        ({"cpus": 64}, 0),
+        ({"cpus": 1, "node_labels": {"ray.io/market-type": "spot"}}, 64),
+        ({"cpus": 1, "node_labels": {"ray.io/market-type": "spot", "disk": "fast"}}, 0),
+        ({"cpus": 1, "node_labels": {"ray.io/market-type": "!spot"}}, 96),  # Ray's to decide
+    ],
+)
+def test_places_are_counted_node_by_node(asked, room):
+    assert places([GPUS, CPUS], bundle(Actors(**asked))) == room
+
+
+def test_labels_that_only_the_autoscaler_knows_are_not_held_against_it():
+    wanted = bundle(Actors(gpus=1, node_labels={"ray.io/market-type": "spot"}))
+    assert places([Kind({"CPU": 8, "GPU": 8}, 3)], wanted) == 24
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+def test_a_cluster_s_nodes_are_as_they_are(cluster):
+    (node,) = kinds()
+    assert (node.resources["CPU"], node.count) == (2, 1)
+    assert "ray.io/node-id" in node.labels
+    require("teacher", Workers(workers=2), 2)
+
+
+def test_what_no_node_will_ever_have_is_refused_and_said(cluster):
+    asked = Workers(workers=3, cpus=1, gpus=1, node_labels={"ray.io/market-type": "spot"})
+    with pytest.raises(UserError) as fault:
+        require("teacher", asked, 3)
+    assert str(fault.value).startswith(
+        "scale.teacher: asks for 3 × 1 CPUs and 1 GPUs on a node labelled ray.io/market-type=spot, "
+        "and the cluster has room for 0 at most"
+    )
