@@ -3,6 +3,8 @@
 import difflib
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from pydantic import ValidationError
 
 from stillroom.config.recipe import Recipe
 from stillroom.errors import UserError
+
+PASSWORD = re.compile(r"\w://[^/\s@]*:[^/\s@]+@")
 
 
 def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -44,8 +48,24 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     assert isinstance(content, dict)
     content.setdefault("name", path.stem)
     content.setdefault("root", os.environ.get("STILLROOM_ROOT", "runs"))
+    for field in _with_password(content):
+        raise UserError(
+            f"{path}: {field}",
+            "holds a user and a password, which would be copied into manifests and logs",
+            "Take them out of the address: storage reads the environment (AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, say), and an endpoint's key is named by key_variable",
+        )
     # Strict validation of Python objects refuses lists for tuples; of JSON it does not.
     return validated(Recipe, content, str(path))
+
+
+def _with_password(content: Any, field: str = "") -> Iterator[str]:
+    """The fields, at any depth, whose text has the form SCHEME://USER:PASSWORD@…"""
+    if isinstance(content, str) and PASSWORD.search(content):
+        yield field
+    items = content.items() if isinstance(content, dict) else ()
+    for key, value in enumerate(content) if isinstance(content, list) else items:
+        yield from _with_password(value, f"{field}.{key}".lstrip("."))
 
 
 Model = Any
