@@ -9,10 +9,10 @@ import time
 
 import psutil
 import pytest
-from head import ROOT, SUBMIT, TOKEN, started
 from ray.job_submission import JobStatus
 
 from endpoint import Endpoint, embeddings
+from head import ROOT, SUBMIT, TOKEN, started
 from stillroom.artifacts import Store
 from stillroom.encoders.store import create
 from stillroom.stages.job import Job, environment, sent
@@ -43,7 +43,7 @@ def tiny(folder):
 
 @pytest.fixture(scope="module")
 def own(folder):
-    """A folder as somebody has it who installed the package: a recipe, pairs, and what is theirs."""
+    """A folder of somebody who installed the package: a recipe, pairs, and what is not sent."""
     rows = [{"query": f"what is {i}?", "positive": f"it is {i}. " * (1 + i % 3)} for i in range(24)]
     own = folder / "own"
     for hidden in (".venv/lib", "runs/corpus", "__pycache__"):
@@ -60,8 +60,8 @@ def own(folder):
         "student": {
             "base": str(tiny_encoder(folder / "small")), "pooling": "mean", "space": "teacher",
             "phases": [
-                {"data": "pairs", "steps": 2, "global_batch": 4, "learning_rate": 1e-4, "hard_negatives": 0,
-                 "losses": {"vector": 1.0}}
+                {"data": "pairs", "steps": 2, "global_batch": 4, "learning_rate": 1e-4,
+                 "hard_negatives": 0, "losses": {"vector": 1.0}}
             ],
         },
         "scale": {"teacher_api": {"key_variable": "PLANTED_KEY"}},
@@ -126,10 +126,9 @@ def test_a_key_of_the_cluster_is_used_and_stands_nowhere(done, head, folder, own
         assert files_with(secret, folder / "runs", head.session, own) == []
         assert not [line for line in command_lines if secret in line]
         assert secret not in json.dumps(head.jobs()) + job.stdout + job.stderr
-    # The search would find it: the recipe's name is in all of these places.
-    assert files_with("mine", folder / "runs") and files_with("mine.yaml", head.session)
-    assert [line for line in command_lines if "mine.yaml" in line]
-    assert "mine.yaml" in json.dumps(head.jobs())
+    # The search would find it: what is no secret is in all of these places.
+    assert files_with(api.url, folder / "runs") and files_with(api.url, head.session)
+    assert [line for line in command_lines if api.url in line] and api.url in str(head.jobs())
 
 
 def test_the_command_that_is_printed_does_the_same(head, tiny, folder):
@@ -161,7 +160,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head, tiny, folde
             job.send_signal(signal.SIGINT)
     assert job.wait() == 130
     *_, last = lines
-    stop = re.fullmatch(r"The job goes on\. Stop it: (ray job stop (tiny-\S+) --address \S+)\n", last)
+    stop = re.fullmatch(r"The job goes on\. Stop it: (ray job stop (tiny-\S+) .*)\n", last)
     assert stop, "".join(lines)
     [info] = [info for info in head.jobs() if info["submission_id"] == stop[2]]
     assert info["status"] == "RUNNING"

@@ -132,12 +132,13 @@ def sent(job: Job) -> dict[str, int]:
 
 
 def _largest(sizes: dict[str, int]) -> list[tuple[str, int]]:
-    """The three largest of what lies in the folder itself."""
+    """The three largest of what lies in the folder itself, from a MiB on."""
     tops: dict[str, int] = {}
     for name, size in sizes.items():
         first, inside, _ = name.partition("/")
         tops[first + inside] = tops.get(first + inside, 0) + size
-    return sorted(tops.items(), key=lambda item: -item[1])[:3]
+    large = [(name, size) for name, size in tops.items() if size >= MIB]
+    return sorted(large, key=lambda item: -item[1])[:3]
 
 
 class Cluster:
