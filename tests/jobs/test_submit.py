@@ -36,6 +36,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     monkeypatch.delenv("STILLROOM_ROOT", raising=False)
+    monkeypatch.setenv("MY_API_KEY", "hush")
     return tmp_path
 
 
@@ -79,7 +80,8 @@ def test_a_checkout_sends_itself(folder, monkeypatch):
         (["seeed=3"], "seeed: is not a field of a recipe"),
         (["student.phases.0.steps=-1"], "student.phases.0.steps: -1 is refused"),
         (["--until", "nowhere"], "--until: 'nowhere' is no stage"),
-        (["teacher.api.base_url=https://me:hush@host/v1"], "holds a user and a password"),
+        (["teacher.api.base_url=https://me:hush@host/v1"], "teacher.api.base_url: holds a secret"),
+        (["teacher.prompts.query='${oc.env:MY_API_KEY}'"], "teacher.prompts.query: holds a secret"),
         (["--runtime-env", "none.yaml"], "none.yaml: is no runtime environment"),
         (["--working-dir", "data"], "mine.yaml: is not among the files of .*/data"),
         (["--address", "127.0.0.1:6379"], "--address 127.0.0.1:6379: is not a job server's"),

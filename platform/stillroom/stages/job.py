@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import os
-import re
 import shlex
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from stillroom.cluster import knock, refused
+from stillroom.config.reading import SECRET
 from stillroom.errors import UserError
 
 ENVIRONMENT = "jobs/runtime_env.yaml"  # of a checkout
@@ -32,7 +32,6 @@ SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_JOB_STOP_WAIT_TIME_S": "120",
 }
-SECRET = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?(?:_|$)", re.I)
 MIB = 1 << 20
 AGENT_S = 60  # seconds in which a head that answers has somebody to run a job
 LOST_S = 300  # seconds in which a head that was lost comes back
