@@ -28,12 +28,13 @@ class Head:
     """Where jobs are submitted, and how.
 
     Attributes:
+        gcs: what RAY_ADDRESS is where the cluster is joined.
         env: of a machine that has the cluster's token.
         session: Ray's folder, with its logs.
     """
 
-    def __init__(self, folder, process, url, session):
-        self.process, self.url, self.session = process, url, session
+    def __init__(self, folder, gcs, url, session):
+        self.gcs, self.url, self.session = gcs, url, session
         self.env = {**environment(folder), "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
 
     def run(self, *words, cwd=ROOT, **env):
@@ -66,11 +67,11 @@ def started(folder, **env):
     """A head; `env` is in its environment, and so in that of every job."""
     (folder / "token").write_text(TOKEN)
     session = tempfile.mkdtemp(prefix="ray")  # its sockets' paths may have 107 characters
-    dashboard = free_port()
+    port, dashboard = free_port(), free_port()
     process = subprocess.Popen(
         [
             str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=4",
-            f"--port={free_port()}", f"--dashboard-port={dashboard}", "--include-dashboard=true",
+            f"--port={port}", f"--dashboard-port={dashboard}", "--include-dashboard=true",
             # Its usual port is taken where another test's Ray runs beside this one.
             f"--dashboard-agent-listen-port={free_port()}",
             f"--temp-dir={session}", "--disable-usage-stats",
@@ -87,7 +88,7 @@ def started(folder, **env):
         while not takes_jobs(url):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)  # polls for a condition, with a deadline
-        yield Head(folder, process, url, Path(session))
+        yield Head(folder, f"127.0.0.1:{port}", url, Path(session))
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # the head's processes share its fate
         process.wait()

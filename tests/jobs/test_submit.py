@@ -63,6 +63,11 @@ def test_it_says_what_would_be_sent_and_the_command_that_sends_it(folder):
     assert (package / "cli" / "submit.py").is_file()
 
 
+def test_an_address_in_the_environment_does_not_turn_the_command_elsewhere(folder):
+    told = json.loads(submit("--address", "http://10.0.0.1:8265", "--dry-run", "--json"))
+    assert "RAY_API_SERVER_ADDRESS=http://10.0.0.1:8265 ray job submit" in told["command"]
+
+
 def test_a_checkout_sends_itself(folder, monkeypatch):
     monkeypatch.chdir(ROOT)
     done = CliRunner().invoke(
@@ -100,6 +105,12 @@ def test_a_root_that_goes_with_the_job_is_refused(folder, monkeypatch):
         submit("--dry-run", root=None)
     monkeypatch.setenv("STILLROOM_ROOT", "/shared/runs")
     assert "root=/shared/runs" in submit("--dry-run", root=None)
+
+
+def test_a_job_by_hand_with_such_a_root_is_refused_too(folder, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    done = CliRunner().invoke(app, ["run", "mine.yaml"])
+    assert "would lie in the job's own folder" in str(done.exception)
 
 
 def test_data_that_is_not_sent_is_named(folder):

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
-from stillroom.cli.app import AsJson, Overrides, RecipePath, app, err
+from stillroom.cli.app import AsJson, Overrides, RecipePath, app, err, lasting
 from stillroom.errors import UserError
 
 
@@ -58,7 +59,7 @@ def submit(
     read = read_recipe(recipe, overrides or [])
     words = [*(overrides or []), *_stages(until, only), *([] if gate else ["--no-gate"])]
     if not any(word.startswith("root=") for word in words):
-        words.append(f"root={_lasting(read.root)}")
+        words.append(f"root={lasting(read.root)}")
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray is imported
     from stillroom.stages.job import MIB, Cluster, Job, environment, sent
 
@@ -96,7 +97,9 @@ def submit(
     say(f"{len(files):,} files, {sum(files.values()) / MIB:,.1f} MiB. The same by hand:")
     say(f"  {job.raw(address)}")
     if not dry_run:
-        cluster = Cluster(_http(address))
+        if _in_the_clear(address):
+            err.print("The token goes unencrypted: forward a port, or use https.", style="yellow")
+        cluster = Cluster(address)
         cluster.submit(job, name)
         told["status"] = "SUBMITTED"
         say(f"Job {name} is submitted. Its log, and how to stop it:")
@@ -126,26 +129,20 @@ def _stages(until: str | None, only: str | None) -> Iterator[str]:
         yield from () if stage is None else (option, stage)
 
 
-def _lasting(root: str) -> str:
-    """The root, which must outlast the job.
+def _in_the_clear(address: str) -> bool:
+    """Whether others than this machine may read what is sent there.
 
     Raises:
-        UserError: for a folder of the job's own.
+        UserError: when it is no address of a job server.
     """
-    if "://" in root or Path(root).is_absolute():
-        return root
-    raise UserError(
-        "root",
-        f"{root!r} would lie in the job's own folder, which goes when the job ends",
-        "Set root=s3://bucket/prefix, or the absolute path of a folder that all nodes share (or "
-        "STILLROOM_ROOT)",
-    )
+    from stillroom.serving.auth import is_loopback
 
-
-def _http(address: str) -> str:
-    if address.startswith(("http://", "https://")):
-        return address
-    raise UserError(f"--address {address}", "is not a job server's", "Write it as http://HEAD:8265")
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(
+            f"--address {address}", "is not a job server's", "Write it as http://HEAD:8265"
+        )
+    return parts.scheme == "http" and not is_loopback(parts.hostname)
 
 
 def _unsent(recipe: Any, folder: Path, files: dict[str, int]) -> Iterator[str]:

@@ -32,6 +32,7 @@ SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_JOB_STOP_WAIT_TIME_S": "120",
 }
+ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 MIB = 1 << 20
 AGENT_S = 60  # seconds in which a head that answers has somebody to run a job
 LOST_S = 300  # seconds in which a head that was lost comes back
@@ -56,9 +57,11 @@ class Job:
         if self.file is None:
             told = ["--runtime-env-json", json.dumps(self.environment)]
         words = ["ray", "job", "submit", "--address", address, "--working-dir", str(self.folder)]
-        # Elsewhere than in a file of ours, Ray's client sends no token unless it is told to.
-        mode = f"RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE', 'token')}"
-        return f"{mode} {shlex.join([*words, *told, '--', *self.command])}"
+        # Ray's client sends no token unless it is told to, and these overrule its --address.
+        around = [f"RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE', 'token')}"]
+        if {os.environ.get(variable, address) for variable in ADDRESSES} != {address}:
+            around.append(f"RAY_API_SERVER_ADDRESS={shlex.quote(address)}")
+        return " ".join([*around, shlex.join([*words, *told, "--", *self.command])])
 
 
 def environment(folder: Path, file: Path | None) -> tuple[dict[str, Any], Path | None]:
@@ -149,8 +152,7 @@ class Cluster:
 
     def __init__(self, address: str):
         self.address = address
-        # They would overrule the address that we were given.
-        for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        for variable in ADDRESSES:  # they would overrule the one that we were given
             os.environ.pop(variable, None)
         try:
             knock(address)
