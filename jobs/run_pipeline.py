@@ -1,7 +1,9 @@
-"""Makes a recipe's artifacts on a cluster.
+r"""Makes a recipe's artifacts on a cluster, up to a release that can be served.
 
-ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \\
-    python jobs/run_pipeline.py jobs/recipes/quickstart.yaml [section.field=value …]
+ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
+    python jobs/run_pipeline.py jobs/recipes/quickstart.yaml root=s3://bucket/runs
+
+What exists already is not made again, whichever of these jobs made it.
 """
 
 import sys
@@ -9,5 +11,4 @@ import sys
 from stillroom.cli import main
 
 if __name__ == "__main__":
-    sys.argv[1:1] = ["run"]
-    main()
+    main("run", *sys.argv[1:])

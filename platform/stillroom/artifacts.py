@@ -147,9 +147,12 @@ class Store:
             )
         path = self._fetched(stage, folder, manifest)
         artifact = Artifact(ref, stage, name, key, path, manifest, self.root)
+        here = path.resolve()
         for file, entry in manifest["files"].items():
             there = path / file
-            if there.is_symlink() or not there.is_file() or there.stat().st_size != entry["bytes"]:
+            # A link anywhere on the way would lead out of the folder.
+            linked = there.resolve() != here / file
+            if linked or not there.is_file() or there.stat().st_size != entry["bytes"]:
                 raise _altered(path, file)
         return artifact
 
@@ -159,9 +162,7 @@ class Store:
         Raises:
             UserError: naming the first file that differs.
         """
-        for file, entry in artifact.manifest["files"].items():
-            if sha256(artifact.path / file) != entry["sha256"]:
-                raise _altered(artifact.path, file)
+        verify(artifact.path, artifact.manifest)
 
     def find(self, ref: str) -> Artifact:
         """`STAGE/NAME-KEY`, or the newest of `STAGE/NAME`.
@@ -316,6 +317,8 @@ class Store:
                 parts = PurePosixPath(file).parts
                 if file.startswith("/") or ".." in parts or not isinstance(entry["bytes"], int):
                     raise ValueError(file)
+                if not isinstance(entry["sha256"], str):
+                    raise ValueError(file)
             if not (isinstance(manifest["created"], str) and isinstance(manifest["made_by"], dict)):
                 raise ValueError("created")
             if not self.local and not re.fullmatch("[0-9a-f]{32}", manifest["data"]):
@@ -364,6 +367,17 @@ def _arrived(root: str, stage: str, name: str, key: str) -> Artifact:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: Path, manifest: dict[str, Any]) -> None:
+    """Compares every file in a folder with its SHA-256 in the manifest.
+
+    Raises:
+        UserError: naming the first that differs or is missing.
+    """
+    for file, entry in manifest["files"].items():
+        if not (path / file).is_file() or sha256(path / file) != entry["sha256"]:
+            raise _altered(path, file)
 
 
 def _altered(path: Path, file: str) -> UserError:

@@ -270,17 +270,28 @@ def pause_s(retry_after: str | None, now: float) -> float | None:
 
 
 def key_in(variable: str | None, field: str) -> str | None:
-    """An endpoint's key, from the environment; None where the field names no variable.
+    """An endpoint's key: what the environment has under a name, or a file that NAME_FILE names
+    there; None where the field names no variable.
 
     Raises:
-        UserError: when the variable that should hold it is not set.
+        UserError: when there is neither.
     """
     if variable is None:
         return None
-    if not os.environ.get(variable):
+    if key := os.environ.get(variable):
+        return key
+    path = os.environ.get(f"{variable}_FILE")
+    if not path:
         raise UserError(
             field,
             f"the environment has no {variable}",
-            f"Set it (`export {variable}=…`), or name another variable",
+            f"Set it (`export {variable}=…`), set {variable}_FILE to the file that holds it, or "
+            "name another variable",
         )
-    return os.environ[variable]
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as fault:
+        reason = getattr(fault, "strerror", None) or "it is not UTF-8"
+        raise UserError(
+            f"{variable}_FILE", f"cannot read {path}: {reason}", "Correct the path"
+        ) from fault

@@ -9,8 +9,11 @@ class UserError(Exception):
         problem: what is wrong with it, without a full stop.
         fix: what to do about it, without a full stop.
 
-    The command line prints the three as one line and exits with code 2.
+    The command line prints the three as one line and exits with `code`: 2, or 1 of a kind that no
+    other input would have spared.
     """
+
+    code = 2
 
     def __init__(self, where: str, problem: str, fix: str):
         # Every argument goes to the base class: unpickling on a Ray driver replays them.

@@ -1,13 +1,15 @@
 """The `stillroom` command: parse, call, print. Torch and Ray are imported late."""
 
+import contextlib
 import logging
 import os
 import sys
+from pathlib import Path
 
 from rich.logging import RichHandler
 
 # isort: off
-from stillroom.cli import recipes, models, export, runs, data  # noqa: F401  (the order of --help)
+from stillroom.cli import recipes, submit, models, export, runs, data  # noqa: F401  (the order of --help)
 
 # isort: on
 from stillroom.cli.app import app, err
@@ -16,11 +18,14 @@ from stillroom.errors import UserError
 __all__ = ["app", "main"]
 
 
-def main() -> None:
-    """Runs the command line; exits with 0 for done, 1 for failed, 2 for what the user can mend."""
-    debug = "--debug" in sys.argv
-    words = [word for word in sys.argv[1:] if word != "--debug"]
+def main(*given: str) -> None:
+    """Runs a command line, by default the process's own; exits with 0 for done, 1 for failed, 2 for
+    what the user can mend."""
+    words = list(given or sys.argv[1:])
+    if debug := "--debug" in words:
+        words.remove("--debug")
     _log_to_stderr()
+    _keep_ray_at_home()
     try:
         app(words)  # which exits by itself, with 2 for bad usage
     except Exception as fault:
@@ -35,7 +40,7 @@ def _explain(fault: BaseException) -> int:
     while cause is not None:  # Ray and its trainers wrap what their workers raised
         if isinstance(cause, UserError):
             err.print(f"error: {cause}", style="red", markup=False, highlight=False, soft_wrap=True)
-            return 1 if type(cause).__name__ == "GateFailed" else 2
+            return cause.code
         cause = getattr(cause, "cause", None) or cause.__cause__
     text = str(fault).strip() or repr(fault)
     err.print(
@@ -46,6 +51,18 @@ def _explain(fault: BaseException) -> int:
     )
     err.print("Add --debug to see where.")
     return 1
+
+
+def _keep_ray_at_home() -> None:
+    """A Ray that we start is reached from this machine alone, and with a token. Ray reads both
+    settings when it is imported."""
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    # Its nodes then have the address 127.0.0.1, as they do on macOS and Windows.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+        with contextlib.suppress(OSError):  # nobody else shall read the token that Ray puts there
+            (Path.home() / ".ray").mkdir(mode=0o700)
 
 
 def _log_to_stderr() -> None:

@@ -4,11 +4,14 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from stillroom.errors import UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,6 +49,22 @@ def stdout_to_stderr() -> Iterator[None]:
         sys.stdout.flush()
         os.dup2(kept, 1)
         os.close(kept)
+
+
+def lasting(root: str) -> str:
+    """The root of a job's artifacts, which must outlast the job.
+
+    Raises:
+        UserError: for a folder of the job's own.
+    """
+    if "://" in root or Path(root).is_absolute():
+        return root
+    raise UserError(
+        "root",
+        f"{root!r} would lie in the job's own folder, which goes when the job ends",
+        "Set root=s3://bucket/prefix, or the absolute path of a folder that all nodes share (or "
+        "STILLROOM_ROOT)",
+    )
 
 
 TrustRemoteCode = Annotated[

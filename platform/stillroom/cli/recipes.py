@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from stillroom.cli.app import (
     Overrides,
     RecipePath,
     app,
+    lasting,
     out,
     print_report,
     stdout_to_stderr,
@@ -44,6 +46,8 @@ def run(
         plan(recipe, overrides, gate=gate, as_json=as_json)
         return
     read = read_recipe(recipe, overrides or [])
+    if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):  # Ray has started this as a job
+        lasting(read.root)
     steps = selected(pipeline(read, gate=gate), until, only)
     check_recipe(read, steps)
     from stillroom.stages.run import disconnect

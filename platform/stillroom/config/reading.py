@@ -3,6 +3,8 @@
 import difflib
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,10 @@ from pydantic import ValidationError
 
 from stillroom.config.recipe import Recipe
 from stillroom.errors import UserError
+
+# What a variable of the environment is called that should not be shown.
+SECRET = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?(?:_|$)", re.I)
+PASSWORD = re.compile(r"\w://[^/\s@]*:[^/\s@]+@")
 
 
 def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -37,15 +43,34 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             # The loader of the file itself types the value, so 5e-4 is a number in both.
             parsed = OmegaConf.create(f"value: {value}")
             OmegaConf.update(config, field, parsed["value"], merge=False, force_add=True)
-        content = OmegaConf.to_container(config, resolve=True)
+        written, content = (OmegaConf.to_container(config, resolve=of) for of in (False, True))
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, TypeError) as fault:
         problem = " ".join(str(fault).split())
         raise UserError(str(path), f"cannot be read: {problem}", "Mend the YAML") from fault
-    assert isinstance(content, dict)
+    assert isinstance(content, dict) and isinstance(written, dict)
     content.setdefault("name", path.stem)
     content.setdefault("root", os.environ.get("STILLROOM_ROOT", "runs"))
+    for field in (*_secrets(written), *_secrets(content)):
+        raise UserError(
+            f"{path}: {field}",
+            "holds a secret, which would be copied into manifests and logs",
+            "Take it out: storage reads the environment (AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, say), and an endpoint's key is named by key_variable",
+        )
     # Strict validation of Python objects refuses lists for tuples; of JSON it does not.
     return validated(Recipe, content, str(path))
+
+
+def _secrets(content: Any, field: str = "") -> Iterator[str]:
+    """The fields, at any depth, with an address of the form SCHEME://USER:PASSWORD@…, or with a
+    variable of the environment that is called a key, a token or the like."""
+    if isinstance(content, str):
+        named = re.findall(r"\$\{oc\.env:\s*(\w+)", content)
+        if PASSWORD.search(content) or any(SECRET.search(name) for name in named):
+            yield field
+    items = content.items() if isinstance(content, dict) else ()
+    for key, value in enumerate(content) if isinstance(content, list) else items:
+        yield from _secrets(value, f"{field}.{key}".lstrip("."))
 
 
 Model = Any

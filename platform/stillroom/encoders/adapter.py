@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, set_peft_model_state_dict
-from safetensors.torch import load_file
 
+from stillroom.encoders import files
 from stillroom.errors import UserError
 
 
@@ -19,7 +19,7 @@ def merged_adapter(backbone: Any, folder: Path) -> Any:
     Raises:
         UserError: when it is no LoRA adapter, or not one for this architecture.
     """
-    saved = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    saved = files.tensors(folder / SAFETENSORS_WEIGHTS_NAME)
     # BERT's head for another task is no part of our backbones.
     tensors = {name: tensor for name, tensor in saved.items() if ".pooler." not in name}
     config = _config(folder)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
@@ -78,7 +78,7 @@ def load_backbone(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as fault:
+    except (OSError, ValueError, KeyError, SafetensorError) as fault:
         raise UserError(
             str(folder),
             f"cannot be loaded: {' '.join(str(fault).split())[:300]}",

@@ -273,4 +273,6 @@ def _from_zip(parts: list[Path], target: Path) -> Path:
                 raise UserError(str(parts[0]), f"holds {member!r}, outside its folder", "Delete it")
         archive.extractall(content)
     configs = sorted(content.rglob("config.json"), key=lambda path: len(path.parts))
+    if not configs:
+        raise UserError(str(parts[0]), "holds no config.json", "Name a zip with a model's folder")
     return configs[0].parent

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from stillroom.encoders.contract import Contract, Pooling, Prompts
+from stillroom.encoders.files import inside, tensors
 from stillroom.errors import UserError
 
 MODULES = "modules.json"
@@ -57,15 +58,15 @@ def read(folder: Path) -> Foreign:
                 "Use a model of that library's own modules: with trust_remote_code, too, only "
                 "classes that config.json names for transformers are run",
             )
-        inside = folder / module["path"]
+        lies = inside(folder, module["path"], folder / MODULES)
         if kind == "Transformer":
-            weights = inside
+            weights = lies
         elif kind == "Pooling":
-            pooling_config = _json(inside / "config.json")
+            pooling_config = _json(lies / "config.json")
         elif kind == "Normalize":
             normalise = True
         elif kind == "Dense":
-            projection = _dense(inside)
+            projection = _dense(lies)
         else:
             raise UserError(
                 str(folder / MODULES),
@@ -116,7 +117,7 @@ def _dense(folder: Path) -> torch.Tensor:
             "is a dense module with a bias or an activation",
             "Use a model whose vectors are a linear map of the pooled states",
         )
-    return load_file(folder / "model.safetensors")["linear.weight"]
+    return tensors(folder / "model.safetensors")["linear.weight"]
 
 
 def can_express(contract: Contract) -> bool:

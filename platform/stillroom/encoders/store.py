@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from stillroom.encoders import sentence_transformers
 from stillroom.encoders.adapter import merged_adapter
@@ -40,6 +40,7 @@ from stillroom.encoders.contract import (
 )
 from stillroom.encoders.embedder import Embedder
 from stillroom.encoders.encode import Encoder
+from stillroom.encoders.files import inside, no_safetensors, tensors
 from stillroom.encoders.latent import LatentAttention
 from stillroom.encoders.locate import TOKENIZERS, adapter_base, locate
 from stillroom.encoders.remote import Access, RemoteEncoder
@@ -226,9 +227,9 @@ def load(
                     "Ask it as a recipe's teacher, or by evaluate and encode with --key-variable",
                 )
             return RemoteEncoder(terms, access)
-        inside = [located / member for member in terms.members]
+        members = [inside(located, member, located / FILE) for member in terms.members]
         return CombinedEncoder(
-            terms, [_ready(one, str(one), device, trust_remote_code) for one in inside]
+            terms, [_ready(one, str(one), device, trust_remote_code) for one in members]
         )
     encoder = _ready(located, str(folder), device, trust_remote_code, trainable)
     if head:
@@ -439,6 +440,9 @@ def _ours(
     adapter = folder / ADAPTER
     projection = None
     if adapter.is_dir():
+        weights = adapter / SAFETENSORS_WEIGHTS_NAME
+        if not weights.is_file():  # PEFT itself would unpickle what lies there in its place
+            raise no_safetensors(weights, "it is missing")
         # Adapters upon adapters: the lower ones are merged first.
         base = locate(contract.base, code=code)
         backbone: Any = _backbone(base, contract.attention, precision, code)
@@ -455,17 +459,15 @@ def _ours(
         build = build or functools.partial(load_backbone, trust_remote_code=code)
         backbone = build(folder, contract.attention, dtype=dtype)
     if (folder / PROJECTION).exists():
-        projection = _projection(load_file(folder / PROJECTION)["weight"])
+        projection = _projection(tensors(folder / PROJECTION)["weight"])
     tokenizer = load_tokenizer(folder, trust_remote_code=code)
     return Encoder(contract, tokenizer, backbone, projection)
 
 
 def _latent_attention(folder: Path, contract: Contract, backbone: Any) -> LatentAttention:
     assert contract.latents is not None
-    if not (folder / POOLING).exists():
-        raise UserError(str(folder / POOLING), "does not exist", "Restore what training wrote")
     module = LatentAttention(_hidden(backbone), contract.latents)
-    module.load_state_dict(load_file(folder / POOLING))
+    module.load_state_dict(tensors(folder / POOLING))
     return module
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stillroom.encoders.files import array
 from stillroom.errors import UserError
 
 DIGESTS = "digests.npy"
@@ -23,9 +24,9 @@ class StoredVectors:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.order: np.ndarray = np.load(folder / "order.npy")
+        self.order: np.ndarray = array(folder / "order.npy")
         self.files = sorted(folder.glob("shard-*.npy"))
-        read = functools.partial(np.load, mmap_mode="r")
+        read = functools.partial(array, mmap_mode="r")
         self._opened = functools.lru_cache(maxsize=OPEN)(read)
         first = self._opened(self.files[0])
         self.shard, self.dims = first.shape
@@ -65,7 +66,7 @@ class OfTexts:
 
     def __init__(self, stored: StoredVectors, texts: Sequence[str], prompts: Sequence[str | None]):
         self.stored, self.texts, self.prompts = stored, texts, prompts
-        self.digests: np.ndarray = np.load(stored.folder / DIGESTS, mmap_mode="r")
+        self.digests: np.ndarray = array(stored.folder / DIGESTS, mmap_mode="r")
         if len(stored) != len(texts):
             raise UserError(
                 str(stored.folder),

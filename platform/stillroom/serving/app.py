@@ -27,6 +27,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
+from stillroom.cluster import join
 from stillroom.encoders.contract import Terms
 from stillroom.errors import UserError
 from stillroom.serving.auth import ENVIRONMENT, Keys, is_loopback
@@ -375,7 +376,8 @@ def serve_release(
     no_auth: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
-    """Serve a release on this machine until SIGINT or SIGTERM; starts Ray if none is running.
+    """Serve a release until SIGINT or SIGTERM, on the cluster of RAY_ADDRESS or on a Ray of this
+    machine, which it then starts.
 
     The machine's CPUs, and its GPUs if any, are shared out evenly among the release's encoders.
     Raises UserError as `build` does, when the port is taken, and when other machines could call
@@ -392,7 +394,10 @@ def serve_release(
     _check_free(host, port)
     ours = not ray.is_initialized()
     if ours:
-        ray.init(include_dashboard=False, log_to_driver=False)
+        if address := os.environ.get("RAY_ADDRESS"):
+            join(address, log_to_driver=False)
+        else:  # what else runs here may be somebody else's
+            ray.init(address="local", include_dashboard=False, log_to_driver=False)
     shared = bool(serve.status().applications)
     try:
         per_encoder = _share(ray.cluster_resources(), len(encoders))

@@ -5,7 +5,9 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from stillroom.artifacts import MANIFEST, verify
 from stillroom.encoders.contract import Remote, Terms
+from stillroom.encoders.files import inside
 from stillroom.errors import UserError
 from stillroom.serving.policies import TARGETS, Target
 
@@ -33,12 +35,14 @@ class Release:
         With `NAME=` before it, the release is served under that name, not its own: that is how
         two of one recipe stand side by side.
 
-        Raises UserError when it is missing, is not a release, or failed its gate.
+        Raises UserError when it is missing, altered, not a release, or failed its gate.
         """
         alias, equals, rest = ref.partition("=")
         if equals and ALIAS.fullmatch(alias):
             return replace(cls.open(rest, root), name=alias)
         folder = _folder(ref, root)
+        if (folder / MANIFEST).is_file():  # a copy from a remote root has been verified
+            verify(folder, json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
         path = folder / "release.json"
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
@@ -47,10 +51,13 @@ class Release:
             exact = told.get("ref")
             folders = {target: models[target] for target in TARGETS if target in models}
             exports = {name: export["folder"] for name, export in told.get("exports", {}).items()}
+            corpora = tuple(f"playground/{corpus}" for corpus in told.get("playground", ()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 str(path), f"not a release ({error!r})", "Name the artifact of a release stage"
             ) from error
+        for named in (*folders.values(), *exports.values(), *corpora):
+            inside(folder, named, path)
         if not passed:
             failures = "; ".join(map(str, gate.get("failures", []))) or "no reason given"
             raise UserError(

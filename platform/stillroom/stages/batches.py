@@ -16,6 +16,7 @@ from stillroom.config.models import (
     StudentPhase,
 )
 from stillroom.encoders.encode import Encoder
+from stillroom.encoders.files import array
 from stillroom.errors import UserError
 from stillroom.learning.batches import (
     GenerationBatches,
@@ -172,7 +173,7 @@ def _order(
 def _negatives(files: CorpusFiles, mined: Artifact | None, count: int) -> np.ndarray | None:
     """Passage rows of each pair's hard negatives, (pairs, most of a pair), -1 for none."""
     if mined is not None:
-        return np.load(mined.path / "negatives.npy")
+        return array(mined.path / "negatives.npy")
     if not count:
         return None
     most = max(count, *(len(given) for given in files.negatives))

@@ -5,6 +5,7 @@ and sets the verdict of the rows that it drops; what it dropped before, it finds
 """
 
 import functools
+import hashlib
 import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Literal
 import numpy as np
 import pyarrow.parquet as pq
 
+from stillroom.errors import UserError
 from stillroom.stages.shards import Shard, Verdict, Work, flat, owners
 from stillroom.text import near_dedupe
 from stillroom.text.decontaminate import Hit, Judged, decontaminate
@@ -204,9 +206,10 @@ def drop_tested(
     Returns:
         Of each shard of pairs, how many were looked at, and what was found among them.
     """
-    file = work.folder / "judged.pickle"
-    file.write_bytes(pickle.dumps(judged))
-    function = functools.partial(_drop_tested, token=str(file.stat().st_mtime_ns), action=action)
+    content = pickle.dumps(judged)
+    (work.folder / "judged.pickle").write_bytes(content)
+    token = hashlib.sha256(content).hexdigest()
+    function = functools.partial(_drop_tested, token=token, action=action)
     for shard, found in zip(shards, work.over(function, shards), strict=True):
         if found is not None:
             yield shard, *found
@@ -214,8 +217,12 @@ def drop_tested(
 
 @functools.lru_cache(maxsize=1)
 def _judged(path: Path, token: str) -> Judged:
-    """Once a process. The token tells it from that of an earlier corpus in the same place."""
-    found: Judged = pickle.loads(path.read_bytes())
+    """Once a process. The token is what it was written as, and nothing else is unpickled: the
+    folder may be one that others write to."""
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != token:
+        raise UserError(str(path), "was altered after it was written", "Run the recipe again")
+    found: Judged = pickle.loads(content)
     return found
 
 

@@ -22,6 +22,8 @@ from stillroom.stages.showcase import showcase
 class GateFailed(UserError):
     """What was measured is below what the recipe asks for."""
 
+    code = 1
+
 
 def release(
     *,

@@ -3,8 +3,6 @@
 import logging
 import math
 import os
-import re
-import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,9 +11,9 @@ from typing import Any
 import ray
 
 from stillroom.artifacts import Artifact, Store
+from stillroom.cluster import join
 from stillroom.config.recipe import Recipe
 from stillroom.config.scale import Scale
-from stillroom.errors import UserError
 from stillroom.plan import Step
 from stillroom.stages.corpus import corpus
 from stillroom.stages.negatives import negatives
@@ -28,7 +26,6 @@ from stillroom.stages.vectors import vectors
 
 log = logging.getLogger(__name__)
 
-REACH_S = 10  # seconds in which a cluster's head answers
 STAGES: dict[str, Callable[..., dict[str, Any]]] = {
     "synthetic": synthetic,
     "corpus": corpus,
@@ -83,7 +80,7 @@ def connect(scale: Scale) -> None:
     """Joins the cluster of RAY_ADDRESS, or starts Ray on this machine.
 
     Raises:
-        UserError: when the named cluster cannot be reached.
+        UserError: when the named cluster cannot be reached, or does not take our token.
     """
     if ray.is_initialized():
         return
@@ -92,16 +89,7 @@ def connect(scale: Scale) -> None:
     if address:
         # The Train tab of a cluster's dashboard: without, it does not say that anything is trained.
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
-        try:
-            _knock(address)
-            ray.init(address=address)
-        except (OSError, ValueError, RuntimeError) as fault:
-            raise UserError(
-                f"RAY_ADDRESS={address}",
-                f"the cluster cannot be reached: {' '.join(str(fault).split())}",
-                "Start it (`ray start --head`), correct the address, or unset RAY_ADDRESS to "
-                "run on this machine",
-            ) from fault
+        join(address)
         return
     # A laptop with fewer cores than the recipe has workers is slow, not refused.
     ray.init(
@@ -123,12 +111,6 @@ def resources() -> dict[str, float]:
 def disconnect() -> None:
     """Leaves the cluster; what `connect` started on this machine ends."""
     ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """Raises OSError where nothing listens: Ray itself would go on trying for minutes."""
-    if named := re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+)\]?:(\d+)", address):
-        socket.create_connection((named[1], int(named[2])), timeout=REACH_S).close()
 
 
 def _most_cpus(scale: Scale) -> float:
