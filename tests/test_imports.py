@@ -11,9 +11,11 @@ SRC = Path(__file__).parents[1] / "platform" / "stillroom"
 # Each may import those on its line, and itself.
 ALLOWED = {
     "errors": set(),
+    "logs": set(),
     "config": {"errors"},
     "storage": {"errors"},
     "artifacts": {"errors", "storage"},
+    "journal": {"errors", "artifacts", "logs"},
     "endpoint": {"errors"},
     "encoders": {"errors", "artifacts", "endpoint"},
     "text": {"errors", "storage"},
@@ -34,6 +36,8 @@ ALLOWED = {
     "measure": {"errors", "encoders", "text", "mining"},
     "stages": {
         "errors",
+        "logs",
+        "journal",
         "endpoint",
         "config",
         "artifacts",
@@ -47,6 +51,8 @@ ALLOWED = {
     "serving": {"errors", "artifacts", "encoders"},
     "cli": {
         "errors",
+        "logs",
+        "journal",
         "endpoint",
         "config",
         "artifacts",

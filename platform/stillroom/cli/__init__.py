@@ -10,6 +10,7 @@ from rich.logging import RichHandler
 from stillroom.cli import recipes, models, export, runs, data  # noqa: F401  (the order of --help)
 
 # isort: on
+from stillroom import logs
 from stillroom.cli.app import app, err
 from stillroom.errors import UserError
 
@@ -50,20 +51,22 @@ def _explain(fault: BaseException) -> int:
 
 def _log_to_stderr() -> None:
     handler: logging.Handler = logging.StreamHandler()
-    if err.is_terminal:
+    if logs.as_json():
+        handler.setFormatter(logs.JsonLines())
+    elif err.is_terminal:
         handler = RichHandler(console=err, show_path=False)
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.setLevel(logging.INFO)
     log = logging.getLogger("stillroom")
-    log.addHandler(handler)
     log.setLevel(logging.INFO)
+    (logging.getLogger() if logs.as_json() else log).addHandler(handler)
     quieter = {
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # they are noise beside our own lines
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DEDUP_LOGS_ALLOW_REGEX": r"^step \d",  # every line of training's progress is news
     }
-    if not err.is_terminal:
+    if logs.as_json() or not err.is_terminal:
         quieter["TQDM_DISABLE"] = "1"  # the bars of libraries garble a log
     for name, value in quieter.items():
         os.environ.setdefault(name, value)

@@ -157,7 +157,7 @@ class Router:
         seen.policy = model.policy.rule.name
         facts = Facts.of(asked.texts, asked.token_ids, asked.role, asked.dimensions)
         decision = self.dispatcher.decide(model, facts)
-        seen.model = decision.model
+        seen.model, seen.why = decision.model, decision.why
         started = time.perf_counter()
         work = asked.work(decision.dims, self.limits.tokens)
         encoded = await self.dispatcher.send(decision.model, work)

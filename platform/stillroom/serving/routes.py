@@ -245,7 +245,8 @@ class Door:
     health = healthz
 
     async def prometheus(self, call: Call) -> Response:
-        return Response(self.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+        told = self.metrics.render(self.router.dispatcher.load())
+        return Response(told, media_type=CONTENT_TYPE_LATEST)
 
     async def openapi(self, call: Call) -> Response:
         model = self.router.find(self.router.default)
