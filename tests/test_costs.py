@@ -11,7 +11,7 @@ from stillroom.cli import app
 from stillroom.config.reading import read_recipe
 from stillroom.costs import MFU, costs
 from stillroom.errors import UserError
-from stillroom.learning.flops import PEAK, forward, step
+from stillroom.learning.flops import Flops, peak_flops, step
 from stillroom.learning.memory import GPUS, Training
 from stillroom.learning.shape import shape_of
 
@@ -88,7 +88,7 @@ def test_twice_the_share_of_the_peak_is_half_of_the_hours(read):
 
 
 def test_the_corpus_is_embedded_once_for_every_teacher_that_looks_for_negatives(read):
-    each = forward(shape_of(MISTRAL), 512, Training())
+    each = Flops.planned(shape_of(MISTRAL), Training()).forward([512])
     plain = costs(read("e5-mistral-7b"), texts=1000)
     assert part(plain, "vectors").flops == 1000 * each
     # The student's negatives are the last teacher's to mine, who embeds it anyway; the base's not.
@@ -104,7 +104,7 @@ def test_a_student_trains_every_weight_and_hears_an_online_teacher_afresh(read):
     alone = costs(read("e5-mistral-7b"))
     assert part(alone, "student.phases[0]").flops == 20000 * 8 * step(small, run)
     online = costs(read("e5-mistral-7b", "student.phases.0.online=true"))
-    more = 20000 * 1024 * 3 * forward(large, 512, Training())
+    more = 20000 * 1024 * 3 * Flops.planned(large, Training()).forward([512])
     assert part(online, "student.phases[0]").flops == 20000 * 8 * step(small, run) + more
 
 
@@ -122,7 +122,7 @@ def test_prices_are_dated_and_of_gpus_that_are_known(read):
     assert {price.provider for price in found.prices} == {"aws", "gcp"}
     for price in found.prices:
         assert 0 < price.spot < price.on_demand
-        assert price.gpu in GPUS and price.gpu in PEAK and price.machine and price.region
+        assert price.gpu in GPUS and peak_flops(price.gpu) and price.machine and price.region
 
 
 @pytest.mark.parametrize(

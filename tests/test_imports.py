@@ -11,10 +11,12 @@ SRC = Path(__file__).parents[1] / "platform" / "stillroom"
 # Each may import those on its line, and itself.
 ALLOWED = {
     "errors": set(),
+    "logs": set(),
     "config": {"errors"},
     "storage": {"errors"},
     "artifacts": {"errors", "storage"},
     "cluster": {"errors"},
+    "journal": {"errors", "artifacts", "logs"},
     "endpoint": {"errors"},
     "encoders": {"errors", "artifacts", "endpoint"},
     "text": {"errors", "storage"},
@@ -36,6 +38,8 @@ ALLOWED = {
     "measure": {"errors", "encoders", "text", "mining"},
     "stages": {
         "errors",
+        "logs",
+        "journal",
         "endpoint",
         "config",
         "artifacts",
@@ -50,6 +54,8 @@ ALLOWED = {
     "serving": {"errors", "artifacts", "cluster", "encoders"},
     "cli": {
         "errors",
+        "logs",
+        "journal",
         "endpoint",
         "config",
         "artifacts",

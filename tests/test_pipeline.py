@@ -1,5 +1,6 @@
 """The whole path on tiny real models, two workers: made, found again, killed and resumed."""
 
+import itertools
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -99,6 +101,36 @@ def test_a_second_run_does_nothing_and_says_so(made, place):
     again = json.loads(place.run("run", TINY, "--json").stdout)
     assert all(entry["reused"] for entry in again["artifacts"].values())
     assert again["release"] == made["release"]
+
+
+def test_a_run_tells_what_happened_when_and_where_its_time_went(made, place):
+    ref = made["artifacts"]["student"]["ref"]
+    done = place.run("runs", "show", ref, "--json", "--svg", "run.svg")
+    told = json.loads(done.stdout)
+    assert told["run"] == made["artifacts"]["student"]["run"]
+    assert (told["outcome"], told["recipe"], told["error"]) == ("done", "tiny", None)
+    stages = told["stages"]
+    assert [one["ref"] for one in stages] == [one["ref"] for one in made["artifacts"].values()]
+    assert {one["outcome"] for one in stages} == {"made"}
+    for before, after in itertools.pairwise(stages):
+        assert before["began"] < before["ended"] <= after["began"]
+    assert told["began"] < stages[0]["began"] and stages[-1]["ended"] <= told["ended"]
+    within = sum(one["seconds"] for one in stages)
+    assert within + told["between"] == pytest.approx(told["seconds"], abs=0.01)
+    workers = {one["ref"].partition("/")[0]: one["workers"] for one in stages if one["workers"]}
+    assert workers == {"teacher": 2, "student": 2}
+    assert all(0.01 < one["memory_gib"] < 24 for one in stages)
+    lines = [json.loads(line) for line in Path(told["log"]).read_text().splitlines()]
+    assert {line["run"] for line in lines} == {told["run"]}
+    assert {line["stage"] for line in lines if "stage" in line} == {one["ref"] for one in stages}
+    ends = [line for line in lines if "step 6/6" in line["message"]]
+    assert len(ends) == 2 and all(line["worker"] for line in ends), "of teacher and student"
+    drawn = (place.folder / "run.svg").read_text()
+    assert ElementTree.fromstring(drawn).tag.endswith("svg") and drawn.count('class="made"') == 7
+    shown = place.run("runs", "show", told["run"]).stdout
+    assert "█" in shown and "in no stage" in shown and told["log"] in shown
+    listed = json.loads(place.run("runs", "show", "--json").stdout)["runs"]
+    assert [one["run"] for one in listed][-1] == told["run"], "the first of all"
 
 
 def test_training_moved_the_weights_and_the_loss(made, place):
@@ -231,8 +263,20 @@ def test_a_killed_run_leaves_nothing_half_made_and_the_next_goes_on(tmp_path):
     first.wait()
     store = Store(str(tmp_path / "runs"))
     assert [artifact.stage for artifact in store.published()] == ["corpus"]
+    dead = json.loads(place.run("runs", "show", "--json").stdout)["runs"][0]
+    assert [one["outcome"] for one in dead["stages"]] == ["made", dead["outcome"]]
+    assert dead["outcome"] in ("running", "killed"), "as yet nobody can tell"
+    place.env["STILLROOM_LOGS"] = "json"
     done = place.run(*words)
     assert done.returncode == 0, done.stderr
-    assert "goes on after step" in done.stdout + done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    [resumed] = [line for line in lines if line["message"].startswith("goes on after step")]
+    told = json.loads(place.run("runs", "show", resumed["run"], "--json").stdout)
+    assert told["outcome"] == "done"
+    corpus, teacher = told["stages"]
+    assert (corpus["outcome"], teacher["outcome"]) == ("reused", "made")
+    assert resumed["message"] == f"goes on after step {teacher['resumed_after']}"
+    assert (resumed["stage"], resumed["rank"]) == (teacher["ref"], 0)
+    assert {line["run"] for line in lines if "run" in line} == {told["run"]}
     lines = (place.artifact("teacher").path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 41))

@@ -20,8 +20,8 @@ from stillroom.config.recipe import Recipe
 from stillroom.config.scale import Actors, Workers
 from stillroom.encoders.locate import config_of
 from stillroom.errors import UserError
-from stillroom.learning.flops import PEAK, forward, step
-from stillroom.learning.memory import Training
+from stillroom.learning.flops import Flops, peak_flops, step
+from stillroom.learning.memory import GPUS, Training
 from stillroom.learning.shape import Shape, shape_of
 
 MFU = 0.35  # an assumption: --mfu says another
@@ -67,7 +67,9 @@ class Costs:
         """GPU hours: however many work at once, they are as many."""
         if part.flops is None or not part.gpus:
             return None
-        return part.flops / (PEAK[self.gpu] * self.mfu) / 3600
+        peak = peak_flops(self.gpu)
+        assert peak is not None, "only those of GPUs whose peak is known are counted"
+        return part.flops / (peak * self.mfu) / 3600
 
     @property
     def total(self) -> float:
@@ -142,16 +144,17 @@ def _gpu(recipe: Recipe) -> str:
         raise UserError(
             "scale", "asks for no GPU, and so there is nothing to price", "Set scale.teacher.gpus"
         )
+    known = [gpu for gpu in GPUS if peak_flops(gpu)]
     named = {pool.gpu for pool in (scale.teacher, scale.student) if pool.gpu is not None}
     if len(named) != 1:
         found = f"are {' and '.join(sorted(named))}" if named else "is not set"
         raise UserError(
-            "scale.teacher.gpu", f"{found}: prices are of one kind", f"Set {', '.join(PEAK)}"
+            "scale.teacher.gpu", f"{found}: prices are of one kind", f"Set {', '.join(known)}"
         )
     (gpu,) = named
-    if gpu not in PEAK:
+    if gpu not in known:
         raise UserError(
-            f"scale.teacher.gpu: {gpu}", "is not known here", f"Use one of {', '.join(PEAK)}"
+            f"scale.teacher.gpu: {gpu}", "is not known here", f"Use one of {', '.join(known)}"
         )
     return gpu
 
@@ -172,7 +175,7 @@ def _parts(recipe: Recipe, texts: int | None) -> Iterator[Cost]:
         )  # fmt: skip
     both = None
     if embedding is not None and student is not None:
-        alone = forward(student, _most(recipe.student.max_tokens), Training())
+        alone = Flops.planned(student, Training()).forward([_most(recipe.student.max_tokens)])
         both = (2 if recipe.report.bases else 1) * (embedding + alone)
     yield _embedded("report", both, _evaluated(recipe), scale.report)
 
@@ -227,7 +230,7 @@ def _forwards(recipe: Recipe, shape: Shape | None) -> float | None:
     latents = recipe.teacher.latents
     pooled = (latents.count, latents.heads, latents.head_dims)
     run = Training(rank=None, latents=pooled if recipe.teacher.pooling == "latent" else None)
-    return forward(shape, _most(recipe.teacher.max_tokens), run)
+    return Flops.planned(shape, run).forward([_most(recipe.teacher.max_tokens)])
 
 
 def _taught(recipe: Recipe, phase: Any) -> Training:

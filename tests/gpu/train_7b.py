@@ -6,10 +6,10 @@
 Bidirectional, LoRA of rank 16 on every linear layer, bfloat16, checkpointed activations, passages
 of 512 tokens; the project's own forwards, objective and engine, with and without GradCache.
 
-FLOPs are those of stillroom.learning.flops, and MFU counts these alone. HFU counts what the
-hardware does beside them as well: checkpoints compute the forward again, and GradCache's first pass
-computes it once more. So MFU cannot exceed two thirds of HFU with checkpoints, nor half of it with
-GradCache, too. Padding is none: all texts are as long.
+MFU is as `stillroom.learning.flops` counts it. HFU counts what the hardware does beside that as
+well: checkpoints compute the forward again, and GradCache's first pass computes it once more. So
+MFU cannot exceed two thirds of HFU with checkpoints, nor half of it with GradCache, too. Padding is
+none: all texts are as long.
 """
 
 import argparse
@@ -29,24 +29,11 @@ from stillroom.encoders.contract import Contract
 from stillroom.encoders.encode import Encoder
 from stillroom.encoders.prompt import Tokens
 from stillroom.learning.engine import TorchEngine
-from stillroom.learning.flops import backward, forward
+from stillroom.learning.flops import Flops, peak_flops
 from stillroom.learning.gradcache import Forwards
 from stillroom.learning.memory import GIB, Training, estimate
 from stillroom.learning.objectives import Contrastive, Pairs
 from stillroom.learning.shape import shape_of
-
-# Dense bfloat16 FLOP/s of the vendor's data sheets, by a part of the device's name.
-PEAK = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-}
 
 
 @dataclass(frozen=True)
@@ -159,10 +146,11 @@ def measure(size: Size, model: Encoder, *, gradcache: bool) -> Result:
     except torch.cuda.OutOfMemoryError:
         torch.cuda.empty_cache()
         return nothing
-    lengths = (size.query_tokens, size.passage_tokens)
-    there = size.pairs * sum(forward(shape, tokens, run) for tokens in lengths)
-    back = size.pairs * sum(backward(shape, tokens, run) for tokens in lengths)
-    most = _peak_flops(model.device)
+    flops = Flops.planned(shape, run)
+    lengths = size.pairs * [size.query_tokens, size.passage_tokens]
+    there, back = flops.forward(lengths), flops.backward(lengths)
+    on_gpu = model.device.type == "cuda"
+    most = peak_flops(torch.cuda.get_device_name(model.device)) if on_gpu else None
     return replace(
         nothing,
         tokens_per_second=size.pairs * (size.query_tokens + size.passage_tokens) / seconds,
@@ -194,11 +182,6 @@ def _timed(size: Size, model: Encoder, gradcache: bool) -> tuple[float, float | 
         torch.cuda.synchronize()
     seconds = (time.perf_counter() - began) / size.steps
     return seconds, torch.cuda.max_memory_allocated() / GIB if on_gpu else None
-
-
-def _peak_flops(device: torch.device) -> float | None:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((most for part, most in PEAK.items() if part in name), None)
 
 
 def main(words: Sequence[str]) -> None:

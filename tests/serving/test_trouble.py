@@ -74,7 +74,7 @@ def test_answers_are_compared_with_the_teacher_s_and_an_alert_stops_no_traffic(u
         metrics = http.get(f"{url}/metrics").text
     assert health.status_code == 200
     assert told["alert"] and -1 <= told["cosine"] < 1
-    assert 'stillroom_shadow_cosine_count{model="tiny/student"}' in metrics
+    assert 'stillroom_shadow_cosine_count{model="tiny/student"' in metrics
     kept = [json.loads(line) for line in (folder / "kept" / "tiny.jsonl").read_text().splitlines()]
     sent = {"text"} | {body["input"] for body in queries(2000)}
     assert kept and {row["text"] for row in kept} <= sent

@@ -251,7 +251,8 @@ def test_tensorboard_draws_every_figure_of_every_step_once(killed):
 
 def test_ray_s_metrics_tell_a_run_s_figures_and_how_much_of_it_is_done(killed, cluster):
     kept = history(killed[1])
-    names = {name.replace("@", "_at_") for one in kept for name in one} - {"steps"} | {"done"}
+    names = {name.replace("@", "_at_") for one in kept for name in one} - {"steps"}
+    names |= {"done", "resumed_after"}
     deadline, shown = time.monotonic() + 60, {}
     while {f"ray_stillroom_training_{name}" for name in names} != shown.keys():
         assert time.monotonic() < deadline, shown

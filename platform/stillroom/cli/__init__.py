@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 from stillroom.cli import recipes, submit, models, export, runs, data  # noqa: F401  (the order of --help)
 
 # isort: on
+from stillroom import logs
 from stillroom.cli.app import app, err
 from stillroom.errors import UserError
 
@@ -39,17 +40,13 @@ def _explain(fault: BaseException) -> int:
     cause: BaseException | None = fault
     while cause is not None:  # Ray and its trainers wrap what their workers raised
         if isinstance(cause, UserError):
-            err.print(f"error: {cause}", style="red", markup=False, highlight=False, soft_wrap=True)
+            _complain(f"error: {cause}")
             return cause.code
         cause = getattr(cause, "cause", None) or cause.__cause__
     text = str(fault).strip() or repr(fault)
-    err.print(
-        f"failed: {type(fault).__name__}: {text.splitlines()[-1]}",
-        style="red",
-        markup=False,
-        soft_wrap=True,
-    )
-    err.print("Add --debug to see where.")
+    _complain(f"failed: {type(fault).__name__}: {text.splitlines()[-1]}")
+    if not logs.as_json():
+        err.print("Add --debug to see where.")
     return 1
 
 
@@ -65,22 +62,32 @@ def _keep_ray_at_home() -> None:
             (Path.home() / ".ray").mkdir(mode=0o700)
 
 
+def _complain(line: str) -> None:
+    if logs.as_json():
+        logging.getLogger("stillroom").error(line)
+    else:
+        err.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
 def _log_to_stderr() -> None:
     handler: logging.Handler = logging.StreamHandler()
-    if err.is_terminal:
+    if logs.as_json():
+        handler.setFormatter(logs.JsonLines())
+        logging.captureWarnings(True)
+    elif err.is_terminal:
         handler = RichHandler(console=err, show_path=False)
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.setLevel(logging.INFO)
     log = logging.getLogger("stillroom")
-    log.addHandler(handler)
     log.setLevel(logging.INFO)
+    (logging.getLogger() if logs.as_json() else log).addHandler(handler)
     quieter = {
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # they are noise beside our own lines
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DEDUP_LOGS_ALLOW_REGEX": r"^step \d",  # every line of training's progress is news
     }
-    if not err.is_terminal:
+    if logs.as_json() or not err.is_terminal:
         quieter["TQDM_DISABLE"] = "1"  # the bars of libraries garble a log
     for name, value in quieter.items():
         os.environ.setdefault(name, value)

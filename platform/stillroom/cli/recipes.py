@@ -103,6 +103,7 @@ def _summary(done: list[Any]) -> dict[str, Any]:
                 "path": str(produced.artifact.path),
                 "key": produced.artifact.key,
                 "reused": produced.reused,
+                "run": produced.artifact.manifest["made_by"].get("run"),
                 "seconds": round(produced.seconds, 3),
             }
             for stage, produced in by_stage.items()

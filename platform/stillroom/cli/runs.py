@@ -1,12 +1,17 @@
-"""`stillroom runs`: what there is, and what may go."""
+"""`stillroom runs`: what there is, what happened, and what may go."""
 
 import json
+import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from stillroom.cli.app import AsJson, Root, out, runs_app
+from stillroom.errors import UserError
+
+LISTED = 20  # runs, where none is named
 
 
 @runs_app.callback()
@@ -44,6 +49,69 @@ def runs(
         inputs = " ".join(f"{role}-{key}" for role, key in row["inputs"].items())
         shown.add_row(row["ref"], f"{row['bytes'] / 2**20:,.1f} MiB", row["created"][:19], inputs)
     out.print(shown)
+
+
+@runs_app.command()
+def show(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[ID]", help="A run's id, its job's, or an artifact that it made."),
+    ] = None,
+    root: Root = "runs",
+    svg: Annotated[Path | None, typer.Option(help="Draw it into this file, too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what happened in a run, when, and where its time went; without ID, list the newest runs.
+
+    Example: stillroom runs show 20260131-120000-1a2b --svg run.svg
+    """
+    from stillroom import journal
+    from stillroom.artifacts import Store
+    from stillroom.measure import timeline as lines
+
+    store = Store(root)
+    ids = journal.runs(store)[:LISTED] if run is None else [journal.find(store, run)]
+    found = []
+    for one in ids:
+        events, alive = journal.read(store, one)
+        if events:
+            found.append(lines.timeline(one, events, alive, time.time()))
+    if run is None:
+        if as_json:
+            print(json.dumps({"runs": [timeline.as_json() for timeline in found]}))
+            return
+        listed = Table("run", "recipe", "began", "took", "what became of it")
+        for timeline in found:
+            began = timeline.as_json()["began"][:19]
+            recipe = str(timeline.about.get("recipe", ""))
+            listed.add_row(
+                timeline.run, recipe, began, lines.lasting(timeline.seconds), timeline.outcome
+            )
+        out.print(listed)
+        return
+    if not found:
+        raise UserError(str(run), "has no event that could be read", "Name another run")
+    [timeline] = found
+    if svg is not None:
+        svg.write_text(lines.svg(timeline), encoding="utf-8")
+    log = store.place(f"{journal.FOLDER}/{timeline.run}/{journal.LOG}")
+    if as_json:
+        print(json.dumps({**timeline.as_json(), "log": log}))
+        return
+    header, *rows = lines.table(timeline)
+    shown = Table(*header, title=f"{timeline.run}: {timeline.outcome}")
+    for row in rows:
+        shown.add_row(*row)
+    out.print(shown)
+    took, between = lines.lasting(timeline.seconds), lines.lasting(timeline.between())
+    out.print(f"{took} in all, {between} of it in no stage")
+    for what in (timeline.error, *(span.error for span in timeline.spans)):
+        if what is not None:
+            out.print(what, style="red", markup=False, highlight=False, soft_wrap=True)
+            break
+    out.print(f"Log: {log}", soft_wrap=True, highlight=False)
+    if job := timeline.about.get("job"):
+        out.print(f"The job's own: ray job logs {job}", soft_wrap=True, highlight=False)
 
 
 @runs_app.command()

@@ -1,9 +1,11 @@
 """`stillroom submit`: a recipe's run on a cluster."""
 
+import functools
 import glob
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,7 +109,8 @@ def submit(
         say(f"  ray job stop {name} --address {address}")
         if follow:
             try:
-                show = err.file.write if as_json else lambda text: print(text, end="", flush=True)
+                shown = err.file if as_json else sys.stdout
+                show = functools.partial(print, end="", flush=True, file=shown)
                 told["status"] = cluster.follow(name, show).value
             except KeyboardInterrupt:
                 say(f"\nThe job goes on. Stop it: ray job stop {name} --address {address}")

@@ -21,6 +21,8 @@ class Workers(Section):
     gpus: NonNegativeFloat = 0.0  # each
     gpu: str | None = None  # its kind, such as H100-80G: `check` says whether the run fits
     node_labels: dict[str, str] = Field(default_factory=dict)  # such as ray.io/market-type: spot
+    # FLOP/s in bfloat16 of a worker's device, where its name does not tell: MFU is a share of it.
+    peak_flops: PositiveFloat | None = None
     engine: Literal["torch", "deepspeed"] = "torch"
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "optimizer", "parameters"] = "none"  # to the worker's main memory

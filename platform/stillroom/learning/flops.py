@@ -1,70 +1,99 @@
-"""How many floating-point operations a step takes: arithmetic, without torch.
+"""FLOPs of training, and what a device could do of them: arithmetic, without torch.
 
-Of a text of l tokens, with N weights in frozen linear layers and A in trained ones, L layers whose
+Of a text of l tokens, of weights in linear layers N (frozen) and A (trained), L layers whose
 queries have width a:
   forward   2 l (N + A) + 4 L l² a
   backward  2 l N + 4 l A + 8 L l² a    frozen weights pass the gradient on, and get none themselves
-What checkpoints and GradCache compute again is not counted: as MFU has it, the share of a GPU's
-peak that these operations alone make up. Embeddings, norms and softmax are left out.
+MFU, the share of the device's peak that training makes use of, counts these alone: neither padding
+nor what is computed twice to save memory, by checkpoints or GradCache. Embeddings, norms, softmax
+and what a text costs once are left out, and the first block counts as any other, though its inputs
+may want no gradient.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from stillroom.learning.memory import Training, adapters
 from stillroom.learning.shape import Shape
 
-# Dense bfloat16 FLOP/s of the vendor's data sheets, of the GPUs that memory.GPUS knows.
+# Dense bfloat16 FLOP/s of the vendor's data sheets, by a part of the device's name.
 PEAK = {
-    "H200-141G": 989e12,
-    "H100-80G": 989e12,
-    "A100-80G": 312e12,
-    "A100-40G": 312e12,
-    "L40S-48G": 362e12,
-    "RTX4090-24G": 165e12,
-    "RTX3090-24G": 71e12,
-    "L4-24G": 121e12,
-    "A10G-24G": 70e12,
+    "H200": 989e12,
+    "H100PCIe": 756e12,
+    "H100NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX4090": 165e12,
+    "RTX3090": 71e12,
+    "L4": 121e12,
+    "A10G": 70e12,
 }
 
 
-def forward(shape: Shape, tokens: int, run: Training) -> float:
-    """Of one text, without a language model's head."""
-    frozen, trained = linear(shape, run)
-    return 2.0 * tokens * (frozen + trained) + 4.0 * scored(shape, tokens)
+def peak_flops(device: str) -> float | None:
+    """FLOP/s of a device, by the name that its driver gives it or that `memory.GPUS` does; None of
+    one that is not known."""
+    name = device.replace(" ", "")
+    return next((most for part, most in PEAK.items() if part in name), None)
 
 
-def backward(shape: Shape, tokens: int, run: Training) -> float:
-    frozen, trained = linear(shape, run)
-    return tokens * (2.0 * frozen + 4.0 * trained) + 8.0 * scored(shape, tokens)
+@dataclass(frozen=True)
+class Flops:
+    """What texts cost a model, its language model's head apart.
+
+    Attributes:
+        frozen, trained: N and A.
+        attention: L a.
+    """
+
+    frozen: float
+    trained: float
+    attention: int
+
+    @classmethod
+    def of(cls, shape: Shape, added: float | None) -> "Flops":
+        """Of an architecture whose adapters have so many weights; None trains all of its own."""
+        own = shape.layers * sum(linear.inputs * linear.outputs for linear in shape.linears)
+        frozen, trained = (0, own) if added is None else (own, added)
+        return cls(frozen, trained, shape.layers * shape.attention)
+
+    @classmethod
+    def planned(cls, shape: Shape, run: Training) -> "Flops":
+        """As it will be trained, with its adapters and latent attention."""
+        alone = cls.of(shape, None if run.rank is None else adapters(shape, run))
+        if run.latents is None:
+            return alone
+        _, heads, size = run.latents
+        h = shape.hidden
+        # Queries and their way back, and a gated MLP; keys and values are the latents' alone.
+        return replace(alone, trained=alone.trained + 2 * h * heads * (size or h) + 12 * h * h)
+
+    def forward(self, lengths: Sequence[int]) -> float:
+        """Of texts with so many tokens each."""
+        tokens, squares = _sums(lengths)
+        return 2 * tokens * (self.frozen + self.trained) + 4 * squares * self.attention
+
+    def backward(self, lengths: Sequence[int]) -> float:
+        tokens, squares = _sums(lengths)
+        linear = 2 * tokens * self.frozen + 4 * tokens * self.trained
+        return linear + 8 * squares * self.attention
 
 
 def step(shape: Shape, run: Training) -> float:
     """Of one worker's share of a step, forward and backward, its predicted tokens included."""
-    total = 0.0
+    model, total = Flops.planned(shape, run), 0.0
     for texts, tokens in run.embedded:
-        total += texts * (forward(shape, tokens, run) + backward(shape, tokens, run))
+        total += texts * (model.forward([tokens]) + model.backward([tokens]))
     if run.predicted is not None:
         texts, tokens, share = run.predicted
-        body = replace(run, latents=None)  # which pools, and predicts nothing
-        total += texts * (forward(shape, tokens, body) + backward(shape, tokens, body))
+        body = Flops.planned(shape, replace(run, latents=None))  # which pools, and predicts nothing
+        total += texts * (body.forward([tokens]) + body.backward([tokens]))
         # The head: there, back to the states and, where every weight is trained, to its own.
         passes = 3 if run.rank is None else 2
         total += texts * tokens * share * 2.0 * passes * shape.vocabulary * shape.hidden
     return total
 
 
-def linear(shape: Shape, run: Training) -> tuple[float, float]:
-    """N and A: weights that every token meets, frozen and trained."""
-    base = shape.layers * sum(one.inputs * one.outputs for one in shape.linears)
-    added = adapters(shape, run)
-    if run.latents is not None:
-        _, heads, size = run.latents
-        h = shape.hidden
-        # Queries and their way back, and a gated MLP; keys and values are the latents' alone.
-        added += 2 * h * heads * (size or h) + 12 * h * h
-    return (0.0, base + added) if run.rank is None else (base, added)
-
-
-def scored(shape: Shape, tokens: int) -> float:
-    """L l² a: what attention grows with."""
-    return float(shape.layers * tokens**2 * shape.attention)
+def _sums(lengths: Sequence[int]) -> tuple[int, int]:
+    return sum(lengths), sum(length * length for length in lengths)

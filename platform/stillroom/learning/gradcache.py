@@ -43,6 +43,7 @@ class Forwards:
         self.micro_tokens, self.cached, self.seed = micro_tokens, cached, seed
         self.tokens = 0  # of this worker, without padding
         self.padded = 0  # the same, padding counted
+        self.lengths: list[int] = []  # of this worker's texts, in tokens
         self._kept: list[_Kept] = []
         self._forwards = 0
 
@@ -120,6 +121,7 @@ class Forwards:
             dist.all_reduce(most, op=dist.ReduceOp.MAX)
             chunks = micro_batches(lengths, self.micro_tokens, at_least=int(most))
         self.tokens += sum(lengths)
+        self.lengths += lengths
         self.padded += sum(len(rows) * lengths[rows[0]] for rows in chunks)
         return chunks
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from stillroom.learning.engine import Engine
+from stillroom.learning.flops import Flops
 from stillroom.learning.gather import world
 from stillroom.learning.gradcache import Forwards
 from stillroom.learning.objectives import Objective
@@ -68,6 +69,8 @@ def train(
     evaluate_every: int | None = None,
     improved: Callable[[], None] = lambda: None,
     best: float = -math.inf,
+    flops: Flops | None = None,
+    peak: float | None = None,
 ) -> list[float]:
     """Runs steps `start` … `steps` - 1; returns their losses, averaged over the workers.
 
@@ -81,6 +84,8 @@ def train(
             the score, the same on each, is reported with the step.
         improved: called on every worker when that score is the best, before a checkpoint.
         best: the score to beat, of the steps before `start`.
+        flops, peak: what texts cost the model, and the FLOP/s of a worker's device: where both are
+            known, a step's figures hold its MFU.
 
     Raises:
         NonFiniteLoss: before the update that would have spoiled the weights.
@@ -103,8 +108,11 @@ def train(
         value = torch.zeros(()) if loss is None else loss.detach().float().cpu()
         predicted = forwards.backward(loss)
         value = value + sum(part.cpu() for part in predicted.values())
-        mean, tokens, padded = _over_workers(
-            [float(value), forwards.tokens, forwards.padded], engine.device
+        cost = 0.0
+        if flops is not None:
+            cost = flops.forward(forwards.lengths) + flops.backward(forwards.lengths)
+        mean, tokens, padded, cost = _over_workers(
+            [float(value), forwards.tokens, forwards.padded, cost], engine.device
         )
         mean /= workers
         if not math.isfinite(mean):
@@ -129,6 +137,8 @@ def train(
             **figures,
             **{name: float(part) for name, part in predicted.items()},
         }
+        if cost and peak is not None:
+            figures["mfu"] = cost / seconds / (workers * peak)
         if evaluate is not None and (done == steps or done % (evaluate_every or steps) == 0):
             figures[SCORE] = evaluate()
         report(figures)

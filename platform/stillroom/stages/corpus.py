@@ -21,6 +21,7 @@ from stillroom.stages import cleaning, sources
 from stillroom.stages.card import card
 from stillroom.stages.cleaning import HELD_OUT
 from stillroom.stages.numbering import Numbered, number
+from stillroom.stages.progress import Progress
 from stillroom.stages.shards import REASONS, Shard, Sizes, Verdict, Work, flat, owners, read
 from stillroom.stages.spread import has_cores
 from stillroom.text.contamination import Contamination
@@ -62,6 +63,8 @@ def corpus(
     try:
         work = Work(folder, SIZES, spread=not small and has_cores())
         shards, left_out = read(work, parts)
+        rows = sum(shard.rows for of_kind in shards.values() for shard in of_kind)
+        Progress(2 * rows).add(rows)  # read, and yet to be cleaned
         contamination = _clean(work, shards, section, seed, evaluation)
         numbered = number(work, shards)
         counts = {

@@ -19,7 +19,7 @@ from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from safetensors.torch import load_file, save_file
 
-from stillroom.artifacts import Draft
+from stillroom.artifacts import Draft, Store
 from stillroom.config.models import Optimisation
 from stillroom.config.scale import Tracking, Workers
 from stillroom.encoders import backbone
@@ -28,10 +28,14 @@ from stillroom.encoders.encode import Encoder
 from stillroom.encoders.packing import pack_attention
 from stillroom.encoders.store import merged, save
 from stillroom.errors import UserError
+from stillroom.journal import note
 from stillroom.learning.batches import Ahead
 from stillroom.learning.engine import DeepSpeedEngine, Engine, TorchEngine
+from stillroom.learning.flops import Flops, peak_flops
 from stillroom.learning.loop import SCORE, schedule, train
 from stillroom.learning.objectives import Objective
+from stillroom.learning.shape import shape_of
+from stillroom.logs import Said, begin, said, told
 from stillroom.stages.evaluation import Evaluation
 from stillroom.stages.room import require
 from stillroom.stages.tracking import RayGauges, Sink, Tracker, check, progress, sinks
@@ -88,7 +92,7 @@ def fit(task: Task, scale: Workers, tracking: Tracking, out: Draft) -> dict[str,
     if tracking.tensorboard:
         log.info("%s: to watch it, run `tensorboard --logdir %s`", name, out.store.place(".logs"))
     trainer = TorchTrainer(
-        functools.partial(_work, task, scale, tracking, name, logs),
+        functools.partial(_work, task, scale, tracking, name, logs, said(), out.store.place("")),
         scaling_config=ray.train.ScalingConfig(
             num_workers=scale.workers,
             use_gpu=scale.gpus > 0,
@@ -144,10 +148,13 @@ def _environment(scale: Workers) -> dict[str, str]:
     return found
 
 
-def _work(task: Task, scale: Workers, tracking: Tracking, name: str, logs: str) -> None:
+def _work(
+    task: Task, scale: Workers, tracking: Tracking, name: str, logs: str, by: Said, root: str
+) -> None:
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats our figures
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    begin(by, rank=rank)
     checkpoint = ray.train.get_checkpoint()
     torch.manual_seed(task.seed)
     encoder = task.encoder().to(ray.train.torch.get_device())
@@ -160,6 +167,7 @@ def _work(task: Task, scale: Workers, tracking: Tracking, name: str, logs: str) 
         task.prepare(encoder)
     settings = task.settings
     batches = task.batches(encoder, {"rank": rank, "world": world})
+    flops = _flops(encoder)  # before ZeRO-3 takes the weights apart
     engine = _engine(encoder, settings, scale)
     evaluate = None
     if task.evaluate_every is not None:
@@ -173,9 +181,13 @@ def _work(task: Task, scale: Workers, tracking: Tracking, name: str, logs: str) 
                     return
                 run.load(Path(folder))
             _say(rank, f"goes on after step {run.start}")
+        if rank == 0:
+            ref = told().get("stage")
+            note(Store(root), "training begins", ref=ref, after=run.start, workers=world)
         shown: list[Sink] = []
         if rank == 0:
-            shown = [RayGauges(name, settings.steps), *sinks(tracking, name, logs, run.start)]
+            gauges = RayGauges(name, settings.steps, run.start)
+            shown = [gauges, *sinks(tracking, name, logs, run.start)]
         with Tracker(shown) as tracker:
             run.tracker = tracker
             train(
@@ -202,6 +214,8 @@ def _work(task: Task, scale: Workers, tracking: Tracking, name: str, logs: str) 
                 evaluate_every=task.evaluate_every,
                 improved=run.improved,
                 best=_kept(run.history).get(SCORE, -math.inf),
+                flops=flops,
+                peak=scale.peak_flops or _peak_flops(engine.device),
             )
             run.finish()
 
@@ -300,7 +314,19 @@ def _engine(encoder: Encoder, settings: Optimisation, scale: Workers) -> Engine:
     )
 
 
+def _flops(encoder: Encoder) -> Flops | None:
+    """What texts cost the backbone; None of an architecture whose sizes are not known."""
+    shape = shape_of(encoder.backbone.config.to_dict())
+    trained = [(n, p) for n, p in encoder.backbone.named_parameters() if p.requires_grad]
+    adapters = sum(p.numel() for name, p in trained if ".lora_" in name)
+    return None if shape is None else Flops.of(shape, adapters or None)
+
+
+def _peak_flops(device: torch.device) -> float | None:
+    return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
 def _say(rank: int, line: str) -> None:
-    """A line in the job's log: what a worker prints, Ray brings to the driver."""
+    """A line in the job's log, of all workers once."""
     if rank == 0:
-        print(line, flush=True)
+        log.info(line)

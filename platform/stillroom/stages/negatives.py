@@ -19,6 +19,7 @@ from stillroom.mining.search import Found, merge
 from stillroom.mining.select import BARRED, Rule, Selected, Texts, select
 from stillroom.stages.corpus import CorpusFiles, evaluation_sets
 from stillroom.stages.miners import Dense, Lexical, Miner, Pool, Reader, Scorer
+from stillroom.stages.progress import Progress
 from stillroom.stages.room import require
 from stillroom.text.dedupe import near_key, text_key
 from stillroom.text.formats import EvaluationSet
@@ -143,6 +144,7 @@ def mine(
     if rescore is not None:
         judge = Reader(rescore, queries, passages, Pool(scale, reserves=False, among=among))
     parts, positives, rejected = [], [], Counter[str]()
+    progress = Progress(len(queries))
     for first, found in _candidates(asked, judge, len(queries), depth):
         own = texts.positive_q[first : first + len(found[0])]
         positive = judge.scores(first, own[:, None])[:, 0]
@@ -153,6 +155,7 @@ def mine(
         positives.append(positive)
         rejected.update(part.rejected)
         log.info("negatives: %d of %d queries", first + len(own), len(queries))
+        progress.add(len(own))
     mined = Mined(
         negatives=np.concatenate([part.negatives for part in parts]),
         scores=np.concatenate([part.scores for part in parts]),

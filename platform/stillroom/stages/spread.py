@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import ray
 
 from stillroom.errors import UserError
+from stillroom.logs import Said, begin, said
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -30,7 +31,7 @@ def over(function: Callable[[Item], Made], items: Sequence[Item], *, spread: boo
     rows = [{"number": i, "item": pickle.dumps(item)} for i, item in enumerate(items)]
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     found = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        functools.partial(_apply, function=function), label_selector=here
+        functools.partial(_apply, function=function, by=said()), label_selector=here
     )
     made: dict[int, Made] = {}
     for row in found.iter_rows():
@@ -47,7 +48,8 @@ def has_cores() -> bool:
     return any(n["NodeID"] == here and n["Resources"].get("CPU", 0) >= 1 for n in ray.nodes())
 
 
-def _apply(row: dict[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
+def _apply(row: dict[str, Any], function: Callable[[Any], Any], by: Said) -> dict[str, Any]:
+    begin(by)
     try:
         made = function(pickle.loads(row["item"]))
     except UserError as fault:  # as a value: Ray would wrap it in errors of its own

@@ -1,6 +1,7 @@
 """Training's figures as curves: TensorBoard, Ray's metrics, and MLflow or W&B where asked for."""
 
 import importlib.util
+import logging
 import math
 import os
 import re
@@ -10,7 +11,6 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Protocol
 
-from ray.util.metrics import Gauge
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
@@ -19,6 +19,9 @@ from tensorboardX.record_writer import directory_check
 from stillroom.config.scale import Tracking
 from stillroom.errors import UserError
 from stillroom.learning.loop import SCORE
+from stillroom.stages.progress import Gauges
+
+log = logging.getLogger(__name__)
 
 FLUSH_S = 10  # seconds after which a curve that is looked at shows what there is
 EXPERIMENT = "stillroom"  # MLflow's word for what holds runs
@@ -38,6 +41,8 @@ def progress(figures: Figures, seconds_left: float) -> str:
         f"padding {figures['padding']:.0%}",
         f"{figures['memory_gib']:.1f} GiB",
     ]
+    if "mfu" in figures:
+        parts.append(f"MFU {figures['mfu']:.1%}")
     if SCORE in figures:
         parts.append(f"{SCORE} {figures[SCORE]:.4f}")
     if step < steps:
@@ -170,21 +175,21 @@ class TensorBoard:
 
 class RayGauges:
     """Ray's metrics, which a cluster's Prometheus reads and its dashboard's Grafana draws:
-    `ray_stillroom_training_loss{run="…"}` and so on, and how much of the run is done."""
+    `ray_stillroom_training_loss{run="…"}` and so on; how much of the run is done, and after which
+    step it was taken up, 0 where it was not interrupted."""
 
-    def __init__(self, name: str, steps: int):
-        self.run, self.steps = {"run": name}, steps
-        self.gauges: dict[str, Gauge] = {}
+    def __init__(self, name: str, steps: int, done: int):
+        self.steps, self.gauges = steps, Gauges("stillroom_training", {"run": name})
+        self.gauges.set("resumed_after", done)
 
     def write(self, step: int, figures: Figures) -> None:
         for name, value in {"step": step, "done": step / self.steps, **figures}.items():
-            if name not in self.gauges:
-                self.gauges[name] = Gauge(f"stillroom_training_{name}", tag_keys=("run",))
-            self.gauges[name].set(value, self.run)
+            self.gauges.set(name, value)
 
     def flush(self) -> None: ...
 
-    def close(self, *, failed: bool) -> None: ...
+    def close(self, *, failed: bool) -> None:
+        self.gauges.close()
 
 
 class Mlflow:
@@ -257,4 +262,4 @@ class Wandb:
 def _say(what: str, fault: BaseException) -> None:
     """A line in the job's log."""
     why = " ".join(str(fault).split())[:200]
-    print(f"{what}: {why}; every figure is in metrics.jsonl", flush=True)
+    log.warning("%s: %s; every figure is in metrics.jsonl", what, why)

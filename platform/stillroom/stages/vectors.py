@@ -31,8 +31,10 @@ from stillroom.encoders.vectors import (
 )
 from stillroom.errors import UserError
 from stillroom.learning.batches import Rows
+from stillroom.logs import Said, begin, said
 from stillroom.stages.api import is_remote, remote_of
 from stillroom.stages.corpus import CorpusFiles
+from stillroom.stages.progress import Progress
 from stillroom.stages.room import asks, require
 
 TEACHER = "teacher.json"  # whose vectors these are
@@ -66,6 +68,7 @@ def vectors(
         ("queries", "query", texts.queries),
         ("passages", "passage", texts.passages),
     ]
+    progress = Progress(sum(len(of) for _, _, of in parts))
     for name, role, of in parts:
         # Another model than the teacher has its own prompts, whatever the source.
         prompts = [None] * len(of) if teacher is None else texts.prompts_of(role)
@@ -79,6 +82,7 @@ def vectors(
             scale.vectors,
             remote=remote,
             trust_remote_code="teacher" in trusted,
+            progress=progress,
         )
     if teacher is not None:
         Terms.read(teacher.path).write(out.path)
@@ -101,12 +105,14 @@ def embed(
     *,
     remote: RemoteEncoder | None = None,
     trust_remote_code: bool = False,
+    progress: Progress | None = None,
 ) -> None:
     """Writes a folder of `StoredVectors`, whatever shards are not in it yet.
 
     Args:
         remote: what the model is, where it is an API. It is asked from here, for its budget, pace
             and kept answers are in one place.
+        progress: is told of every shard.
     """
     if remote is None and is_remote(Path(model)):
         raise UserError(
@@ -127,6 +133,9 @@ def embed(
         log.info(
             "%s: %d of %d shards are there already", folder.name, shards - len(missing), shards
         )
+    sizes = [min(shard, len(texts) - i * shard) for i in range(shards)]
+    if progress is not None:
+        progress.add(len(texts) - sum(sizes[i] for i in missing), fresh=False)
     if not missing:
         return
     # The longest shards first: the pool then finishes together.
@@ -144,7 +153,7 @@ def embed(
             ray.data.from_items(rows, override_num_blocks=len(rows))
             .map(
                 _LoadedEmbedder,
-                fn_constructor_args=(model, role, trust_remote_code),
+                fn_constructor_args=(model, role, trust_remote_code, said()),
                 compute=ray.data.ActorPoolStrategy(size=min(scale.actors, len(rows))),
                 **asks(scale),
             )
@@ -154,6 +163,8 @@ def embed(
         array = np.frombuffer(row["vectors"], dtype=np.float16).reshape(-1, row["dims"])
         write_whole(shard_path(folder, row["shard"]), array)
         log.info("%s: shard %d of %d", folder.name, shards - len(missing) + done, shards)
+        if progress is not None:
+            progress.add(sizes[row["shard"]])
 
 
 class _Embedder:
@@ -170,7 +181,8 @@ class _Embedder:
 class _LoadedEmbedder(_Embedder):
     """One of the pool's actors."""
 
-    def __init__(self, model: os.PathLike[str], role: Role, trust_remote_code: bool):
+    def __init__(self, model: os.PathLike[str], role: Role, trust_remote_code: bool, by: Said):
+        begin(by)
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         encoder = load(Path(model), device=device, trust_remote_code=trust_remote_code)
         super().__init__(encoder, role)

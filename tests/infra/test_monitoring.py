@@ -1,0 +1,293 @@
+"""Whatever a dashboard or an alert names, a cluster that works really tells."""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import socket
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import promql_parser
+import pytest
+import ray
+import yaml
+from cluster import deploy
+from prometheus_client.parser import text_string_to_metric_families
+from ray import serve
+from ray.cluster_utils import Cluster
+from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+from releases import make_release
+
+from stillroom.config.reading import read_recipe
+from stillroom.plan import pipeline
+from stillroom.stages.run import run
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "infra" / "monitoring"
+DASHBOARDS = sorted((FOLDER / "dashboards").glob("*.json"))
+PROMETHEUS_S_OWN = {"up"}
+# What a node without a GPU has not. Ray declares it all the same.
+OF_GPUS = {
+    f"ray_{name}": set(METRICS_GAUGES[name].view.columns)
+    for name in ("node_gram_used", "node_gram_available", "node_gpus_utilization")
+}
+
+
+def dashboard(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def targets():
+    """(where, expression, legend) of everything that a dashboard draws."""
+    for path in DASHBOARDS:
+        for panel in dashboard(path)["panels"]:
+            for target in panel["targets"]:
+                where = f"{path.stem}: {panel['title']}"
+                yield where, target["expr"], target["legendFormat"]
+
+
+def rules():
+    for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]:
+        yield from group["rules"]
+
+
+def selectors(expression):
+    """The series that an expression selects: name → labels that it tells them by."""
+    found = {}
+
+    def visit(node):
+        if isinstance(node, promql_parser.VectorSelector):
+            found.setdefault(node.name, set()).update(m.name for m in node.matchers.matchers)
+
+    promql_parser.walk(promql_parser.parse(expression), visit)
+    return found
+
+
+def grouped(expression):
+    """Labels that an expression aggregates by."""
+    found = set()
+
+    def visit(node):
+        if isinstance(node, promql_parser.AggregateExpr) and node.modifier:
+            found.update(node.modifier.labels)
+
+    promql_parser.walk(promql_parser.parse(expression), visit)
+    return found
+
+
+# --- as files -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_a_dashboard_is_what_grafana_takes(path):
+    found = dashboard(path)
+    assert found["uid"] == f"stillroom-{path.stem}" and found["title"] and found["schemaVersion"]
+    variables = found["templating"]["list"]
+    assert variables[0]["type"] == "datasource" and variables[0]["name"] == "datasource"
+    panels = found["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) >= 6
+    assert len({panel["title"] for panel in panels}) == len(panels)
+    taken = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, f"{panel['title']} lies on another panel"
+        taken |= cells
+        refs = [target["refId"] for target in panel["targets"]]
+        assert refs and len({*refs}) == len(refs)
+        for one in [panel, *panel["targets"], *variables[1:]]:
+            assert one["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    known = {variable["name"] for variable in variables}
+    asked = set(re.findall(r"\$\{?(\w+)", path.read_text())) - {"__all"}
+    assert asked <= known
+
+
+def test_each_dashboard_shows_what_it_is_for():
+    shown = {
+        path.stem: " ".join(p["title"] for p in dashboard(path)["panels"]) for path in DASHBOARDS
+    }
+    for name, words in {
+        "training": ["Loss", "Tokens per second", "MFU", "Gradient norm", "GPU memory"],
+        "pipeline": ["Stages", "Rows per second"],
+        "serving": ["Requests per second", "Latency", "Texts in a forward", "Spill", "fidelity"],
+        "cluster": ["Nodes that report", "Nodes lost"],
+    }.items():
+        for word in words:
+            assert word in shown[name], (name, word)
+
+
+def test_every_alert_says_how_bad_it_is_and_what_happened():
+    names = [rule["alert"] for rule in rules()]
+    assert len({*names}) == len(names) >= 10
+    for rule in rules():
+        assert rule["labels"]["severity"] in {"info", "warning", "critical"}
+        assert rule["annotations"]["summary"]
+        assert selectors(rule["expr"]), rule["alert"]
+
+
+# --- alive ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory, decoder, encoder):
+    """Metric → labels of its series, of a cluster that has trained, served, and lost a worker and
+    a node; read from where prometheus.yml says."""
+    folder = tmp_path_factory.mktemp("watched")
+    with contextlib.ExitStack() as at_end:
+        # Short, for sockets lie in it.
+        own = at_end.enter_context(
+            tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True)
+        )
+        autoscaler, dashboards, http = free_ports(3)
+        environment = at_end.enter_context(pytest.MonkeyPatch.context())
+        for name, value in {
+            "RAY_TMPDIR": own,
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_metrics_report_interval_ms": 500,
+            # Their usual ones are taken where another Ray runs beside this one.
+            "AUTOSCALER_METRIC_PORT": autoscaler,
+            "DASHBOARD_METRIC_PORT": dashboards,
+            "TINY_TEACHER": decoder,
+            "TINY_STUDENT": encoder,
+        }.items():
+            environment.setenv(name, str(value))
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
+        at_end.callback(nodes.shutdown)
+        lost = nodes.add_node(num_cpus=1)
+        environment.setenv("RAY_ADDRESS", nodes.address)
+        at_end.callback(ray.shutdown)
+        page = Scraped(own, http)
+        at_end.callback(page.end)
+        train(folder)
+        with pytest.raises(ray.exceptions.WorkerCrashedError):
+            ray.get(ray.remote(max_retries=0)(lambda: os._exit(1)).remote())
+        serve.start(http_options={"host": "127.0.0.1", "port": http})
+        at_end.callback(serve.shutdown)
+        ask(folder, f"http://127.0.0.1:{http}")
+        nodes.remove_node(lost, allow_graceful=False)
+        wanted = {name for _, expression, _ in every() for name in selectors(expression)}
+        yield page.when(wanted - OF_GPUS.keys() - PROMETHEUS_S_OWN)
+
+
+def train(folder):
+    """Every stage that tells of itself, on models of two layers."""
+    recipe = read_recipe(
+        ROOT / "jobs" / "recipes" / "tiny.yaml",
+        [
+            f"root={folder / 'runs'}", "corpus.max_pairs=64", "teacher.phases.0.steps=2",
+            "teacher.phases.0.evaluate_every=1", "scale.teacher.engine=torch",
+            "scale.teacher.zero_stage=0", "scale.teacher.workers=1",
+            "scale.teacher.peak_flops=1e12", "scale.tracking.tensorboard=false",
+        ],
+    )  # fmt: skip
+    steps = [
+        step for step in pipeline(recipe) if step.stage not in ("student", "report", "release")
+    ]
+    assert len(list(run(recipe, steps))) == 4
+
+
+def ask(folder, url):
+    """Requests until the shadow has compared the orders of some."""
+    release = make_release(folder / "release", shared_space=True)
+    share = {"num_cpus": 0.5}
+    deploy({"releases": [str(release)], "shadow": {"share": 1.0}, "access_log": None,
+            "teacher": share, "student": share})  # fmt: skip
+    deadline = time.monotonic() + 60
+    with httpx.Client(timeout=60) as http:
+        for number in itertools.count():
+            body = {"model": "tiny", "input": f"text {number}", "input_type": "query"}
+            assert http.post(f"{url}/v1/embeddings", json=body).status_code == 200
+            if http.get(f"{url}/healthz").json()["shadow"]["tiny/student"]["rank"] is not None:
+                return
+            assert time.monotonic() < deadline
+
+
+class Scraped:
+    """What prometheus.yml's targets tell, read over and over: of who has gone, Ray says no more."""
+
+    def __init__(self, own, http):
+        ray_s, routers = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
+        [place] = ray_s["file_sd_configs"][0]["files"]
+        [target] = routers["static_configs"][0]["targets"]
+        self.listed = Path(place.replace("/tmp/ray", f"{own}/ray"))
+        self.router = target.replace(":8000", f":{http}")
+        self.found, self.over = {}, threading.Event()
+        self.thread = threading.Thread(target=self.read)
+        self.thread.start()
+
+    def read(self):
+        while not self.over.wait(0.2):
+            targets = [self.router]
+            with contextlib.suppress(OSError, ValueError):  # not written yet
+                groups = json.loads(self.listed.read_text())
+                targets += itertools.chain(*(group["targets"] for group in groups))
+            for target in targets:
+                with contextlib.suppress(httpx.HTTPError):  # not begun, or lost
+                    page = httpx.get(f"http://{target}/metrics", timeout=10)
+                    if page.status_code == 200:
+                        for family in text_string_to_metric_families(page.text):
+                            for sample in family.samples:
+                                self.found.setdefault(sample.name, set()).update(sample.labels)
+
+    def when(self, wanted):
+        """Name → labels, when all that is wanted was told."""
+        deadline = time.monotonic() + 60
+        while missing := wanted - self.found.keys():
+            assert time.monotonic() < deadline, f"nobody tells {sorted(missing)}"
+            time.sleep(0.2)  # polls for a condition, with a deadline
+        self.end()
+        return self.found
+
+    def end(self):
+        self.over.set()
+        self.thread.join()
+
+
+def every():
+    yield from targets()
+    yield from ((rule["alert"], rule["expr"], "") for rule in rules())
+
+
+def test_whatever_a_dashboard_or_an_alert_names_is_told_by_a_cluster_that_works(told):
+    for where, expression, _ in every():
+        for name in selectors(expression):
+            assert name in told or name in OF_GPUS or name in PROMETHEUS_S_OWN, (where, name)
+
+
+def test_so_is_every_label(told):
+    for where, expression, legend in every():
+        of = selectors(expression)
+        if PROMETHEUS_S_OWN & of.keys():
+            continue
+        known = {name: told.get(name) or OF_GPUS[name] for name in of}
+        for name, labels in of.items():
+            assert labels <= known[name], (where, name)
+        named = grouped(expression) | set(re.findall(r"{{(\w+)}}", legend))
+        assert named <= set.union(*known.values()), where
+
+
+def test_so_is_every_variable_of_a_dashboard(told):
+    for path in DASHBOARDS:
+        for variable in dashboard(path)["templating"]["list"][1:]:
+            name, label = re.fullmatch(
+                r"label_values\((\w+), (\w+)\)", variable["query"]["query"]
+            ).groups()
+            assert label in told[name], path.stem
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
