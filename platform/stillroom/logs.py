@@ -90,16 +90,14 @@ def begin(by: Said, **fields: Any) -> None:
     rank = fields.get("rank", 0)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter(f"rank {rank}: %(message)s" if rank else "%(message)s"))
-    if by.json_lines:
-        handler.setFormatter(JsonLines())
-        logging.captureWarnings(True)
     ours = logging.getLogger("stillroom")
     ours.setLevel(logging.INFO)
-    ours.propagate = by.json_lines
-    for log in (ours, logging.getLogger()):
-        log.handlers.clear()  # a process may have worked for another stage before
-    (logging.getLogger() if by.json_lines else ours).addHandler(handler)
+    ours.handlers[:] = [handler]  # alone, where the process worked for another stage before
+    ours.propagate = False
     if by.json_lines:
+        handler.setFormatter(JsonLines())
+        logging.getLogger().addHandler(handler)
+        logging.captureWarnings(True)
         take_over("ray")
 
 
@@ -109,4 +107,5 @@ def take_over(library: str) -> None:
     log.handlers.clear()
     log.propagate = True
     every = logging.getLogger()
-    every.handlers[:] = [one for one in every.handlers if isinstance(one.formatter, JsonLines)]
+    ours = [one for one in every.handlers if isinstance(one.formatter, JsonLines)]
+    every.handlers[:] = ours[-1:]

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -165,6 +166,8 @@ def told(tmp_path_factory, decoder, encoder):
         lost = nodes.add_node(num_cpus=1)
         environment.setenv("RAY_ADDRESS", nodes.address)
         at_end.callback(ray.shutdown)
+        page = Scraped(own, http)
+        at_end.callback(page.end)
         train(folder)
         with pytest.raises(ray.exceptions.WorkerCrashedError):
             ray.get(ray.remote(max_retries=0)(lambda: os._exit(1)).remote())
@@ -172,9 +175,8 @@ def told(tmp_path_factory, decoder, encoder):
         at_end.callback(serve.shutdown)
         ask(folder, f"http://127.0.0.1:{http}")
         nodes.remove_node(lost, allow_graceful=False)
-        yield scraped(
-            own, http, {name for _, expression, _ in every() for name in selectors(expression)}
-        )
+        wanted = {name for _, expression, _ in every() for name in selectors(expression)}
+        yield page.when(wanted - OF_GPUS.keys() - PROMETHEUS_S_OWN)
 
 
 def train(folder):
@@ -210,27 +212,45 @@ def ask(folder, url):
             assert time.monotonic() < deadline
 
 
-def scraped(own, http, wanted):
-    """Name → labels, of all that prometheus.yml's targets tell, when they tell what is wanted."""
-    ray_s, routers = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
-    [place] = ray_s["file_sd_configs"][0]["files"]
-    [target] = routers["static_configs"][0]["targets"]
-    listed = Path(place.replace("/tmp/ray", f"{own}/ray"))
-    target = target.replace(":8000", f":{http}")
-    found, deadline = {}, time.monotonic() + 60
-    while (missing := wanted - OF_GPUS.keys() - PROMETHEUS_S_OWN - found.keys()) and (
-        time.monotonic() < deadline
-    ):
-        groups = json.loads(listed.read_text())
-        for address in [*itertools.chain(*(group["targets"] for group in groups)), target]:
-            with contextlib.suppress(httpx.HTTPError):  # the node that was lost
-                page = httpx.get(f"http://{address}/metrics", timeout=10).text
-                for family in text_string_to_metric_families(page):
-                    for sample in family.samples:
-                        found.setdefault(sample.name, set()).update(sample.labels)
-        time.sleep(0.2)  # polls for a condition, with a deadline
-    assert not missing, f"nobody tells {sorted(missing)}; told are {sorted(found)}"
-    return found
+class Scraped:
+    """What prometheus.yml's targets tell, read over and over: of who has gone, Ray says no more."""
+
+    def __init__(self, own, http):
+        ray_s, routers = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
+        [place] = ray_s["file_sd_configs"][0]["files"]
+        [target] = routers["static_configs"][0]["targets"]
+        self.listed = Path(place.replace("/tmp/ray", f"{own}/ray"))
+        self.router = target.replace(":8000", f":{http}")
+        self.found, self.over = {}, threading.Event()
+        self.thread = threading.Thread(target=self.read)
+        self.thread.start()
+
+    def read(self):
+        while not self.over.wait(0.2):
+            targets = [self.router]
+            with contextlib.suppress(OSError, ValueError):  # not written yet
+                groups = json.loads(self.listed.read_text())
+                targets += itertools.chain(*(group["targets"] for group in groups))
+            for target in targets:
+                with contextlib.suppress(httpx.HTTPError):  # not begun, or lost
+                    page = httpx.get(f"http://{target}/metrics", timeout=10)
+                    if page.status_code == 200:
+                        for family in text_string_to_metric_families(page.text):
+                            for sample in family.samples:
+                                self.found.setdefault(sample.name, set()).update(sample.labels)
+
+    def when(self, wanted):
+        """Name → labels, when all that is wanted was told."""
+        deadline = time.monotonic() + 60
+        while missing := wanted - self.found.keys():
+            assert time.monotonic() < deadline, f"nobody tells {sorted(missing)}"
+            time.sleep(0.2)  # polls for a condition, with a deadline
+        self.end()
+        return self.found
+
+    def end(self):
+        self.over.set()
+        self.thread.join()
 
 
 def every():

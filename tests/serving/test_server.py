@@ -1,6 +1,7 @@
 """A real server on a real socket, asked by the clients that people use."""
 
 import contextlib
+import itertools
 import json
 import os
 import queue
@@ -17,8 +18,11 @@ import numpy as np
 import openai
 import pytest
 from releases import make_release
+from spans import receiver
 
 from stillroom.encoders.store import load
+from stillroom.errors import UserError
+from stillroom.serving import tracing
 
 
 @contextlib.contextmanager
@@ -74,8 +78,15 @@ def release(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def url(release):
-    with served(release) as (found, _):
+def collector():
+    with receiver() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def url(release, collector):
+    told = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector[0], "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    with served(release, OTEL_SERVICE_NAME="tried", **told) as (found, _):
         yield found
 
 
@@ -203,6 +214,61 @@ def test_a_request_keeps_the_id_that_it_came_with(url):
         given = httpx.get(f"{url}/v1/models", headers=headers).headers.get_list("x-request-id")
         assert len(given) == 1
         assert given[0] == (expected or given[0])
+
+
+def test_a_request_is_a_span_of_its_sender_s_trace_and_each_phase_one_below(url, collector):
+    trace, sender = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    headers = {"traceparent": f"00-{trace}-{sender}-01"}
+    body = {"model": "tiny", "input": ["a secret text", "b"], "input_type": "query"}
+    assert httpx.post(f"{url}/v1/embeddings", json=body, headers=headers).status_code == 200
+    spans = collector[1].of(trace, 5)
+    assert spans.keys() == {"POST /v1/embeddings", "send", "tokenise", "wait", "encode"}
+    assert {resource["service.name"] for _, resource in spans.values()} == {"tried"}
+    whole, send, *phases = (
+        spans[name][0] for name in ("POST /v1/embeddings", "send", "tokenise", "wait", "encode")
+    )
+    assert whole.parent_span_id.hex() == sender
+    assert send.parent_span_id == whole.span_id
+    assert {phase.parent_span_id for phase in phases} == {send.span_id}
+    for outer, inner in ((whole, send), *((send, phase) for phase in phases)):
+        assert outer.start_time_unix_nano <= inner.start_time_unix_nano
+        assert inner.end_time_unix_nano <= outer.end_time_unix_nano
+    for before, after in itertools.pairwise(phases):
+        assert before.end_time_unix_nano == after.start_time_unix_nano
+    told = {one.key: one.value.string_value or one.value.int_value for one in whole.attributes}
+    assert told.items() >= {
+        "http.route": "/v1/embeddings", "http.response.status_code": 200, "stillroom.texts": 2,
+        "stillroom.model": "tiny/student", "stillroom.policy": "asymmetric",
+    }.items()  # fmt: skip
+    assert "secret" not in str(spans)
+
+
+def test_a_request_that_fails_is_a_span_that_says_so(url, collector):
+    trace = "5bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    assert httpx.post(f"{url}/embed", json={"inputs": 5}, headers=headers).status_code == 422
+    [(span, _)] = collector[1].of(trace, 1).values()
+    told = {one.key: one.value.int_value for one in span.attributes}
+    assert (span.name, told["http.response.status_code"]) == ("POST /embed", 422)
+
+
+def test_without_an_endpoint_nothing_of_opentelemetry_s_exporter_is_loaded():
+    code = (
+        "import sys; from stillroom.serving import tracing as t; t.check();"
+        "assert t.began(None, '/') is None; t.phases({}, {'wait': 1.0});"
+        "print([name for name in sys.modules if 'opentelemetry.exporter' in name])"
+    )
+    env = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_an_endpoint_without_the_exporter_is_refused_when_deployed(monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    tracing.check()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install stillroom\[telemetry\]"):
+        tracing.check()
 
 
 def test_probes_and_metrics_answer(url):

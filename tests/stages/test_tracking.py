@@ -73,15 +73,15 @@ def test_tensorboard_s_files_can_lie_in_a_bucket(monkeypatch):
 
 
 @pytest.mark.parametrize("logs", ["hdfs://host/runs/.logs/x", "{}/file/x", "s3://b?endpoint=e/x"])
-def test_a_root_that_tensorboard_cannot_write_costs_a_line_and_no_run(logs, tmp_path, capsys):
+def test_a_root_that_tensorboard_cannot_write_costs_a_line_and_no_run(logs, tmp_path, caplog):
     (tmp_path / "file").touch()
     logs = logs.format(tmp_path)
     assert sinks(Tracking(), "name", logs, 0) == []
-    [line] = capsys.readouterr().out.splitlines()
+    [line] = caplog.messages
     assert logs in line and "metrics.jsonl" in line
 
 
-def test_a_sink_that_fails_later_is_left_out_and_the_others_go_on(tmp_path, capsys):
+def test_a_sink_that_fails_later_is_left_out_and_the_others_go_on(tmp_path, caplog):
     class Full:
         def write(self, step, figures):
             raise OSError("no space left")
@@ -93,7 +93,7 @@ def test_a_sink_that_fails_later_is_left_out_and_the_others_go_on(tmp_path, caps
         for step in (1, 2):
             tracker(figures(step))
     assert [step for step, _ in curves(tmp_path)["loss"]] == [1, 2]
-    [line] = capsys.readouterr().out.splitlines()
+    [line] = caplog.messages
     assert "Full" in line and "no space left" in line
 
 

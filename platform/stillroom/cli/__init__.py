@@ -35,24 +35,28 @@ def _explain(fault: BaseException) -> int:
     cause: BaseException | None = fault
     while cause is not None:  # Ray and its trainers wrap what their workers raised
         if isinstance(cause, UserError):
-            err.print(f"error: {cause}", style="red", markup=False, highlight=False, soft_wrap=True)
+            _complain(f"error: {cause}")
             return 1 if type(cause).__name__ == "GateFailed" else 2
         cause = getattr(cause, "cause", None) or cause.__cause__
     text = str(fault).strip() or repr(fault)
-    err.print(
-        f"failed: {type(fault).__name__}: {text.splitlines()[-1]}",
-        style="red",
-        markup=False,
-        soft_wrap=True,
-    )
-    err.print("Add --debug to see where.")
+    _complain(f"failed: {type(fault).__name__}: {text.splitlines()[-1]}")
+    if not logs.as_json():
+        err.print("Add --debug to see where.")
     return 1
+
+
+def _complain(line: str) -> None:
+    if logs.as_json():
+        logging.getLogger("stillroom").error(line)
+    else:
+        err.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _log_to_stderr() -> None:
     handler: logging.Handler = logging.StreamHandler()
     if logs.as_json():
         handler.setFormatter(logs.JsonLines())
+        logging.captureWarnings(True)
     elif err.is_terminal:
         handler = RichHandler(console=err, show_path=False)
     else:

@@ -10,6 +10,7 @@ import orjson
 from starlette.requests import Request
 
 from stillroom.serving.metrics import Seen
+from stillroom.serving.tracing import trace_of
 
 # https://www.w3.org/TR/trace-context: version, trace, parent, flags.
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
@@ -40,7 +41,7 @@ class AccessLog:
         line = {
             "time": time.time(),
             "request_id": request.headers.get("x-request-id"),  # Serve gives one that has none
-            "trace_id": trace_id(request),
+            "trace_id": trace_of(seen.span) if seen.span else trace_id(request),
             "method": request.method,
             "route": route,
             "status": status,

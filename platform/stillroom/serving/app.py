@@ -29,6 +29,7 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from stillroom.encoders.contract import Terms
 from stillroom.errors import UserError
+from stillroom.serving import tracing
 from stillroom.serving.auth import ENVIRONMENT, Keys, is_loopback
 from stillroom.serving.dispatch import Model, Watched
 from stillroom.serving.engines import Engine, check_engine
@@ -170,6 +171,7 @@ def build(args: dict[str, Any]) -> Application:
     would mix spaces, and keys that cannot be read.
     """
     checked = ServeArgs.read(args)
+    tracing.check()
     root = checked.root or os.environ.get("STILLROOM_ROOT", "runs")
     if not checked.releases:
         raise UserError("serve args: releases", "is empty", "Name at least one release")

@@ -8,12 +8,16 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from stillroom.serving.policies import Load
 from stillroom.serving.request import Encoded
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics", "Seen"]
 
@@ -38,6 +42,7 @@ class Seen:
     padded_tokens: int | None = None
     batch_texts: float | None = None
     phases: dict[str, float] = field(default_factory=dict)  # seconds
+    span: "Span | None" = None  # of OpenTelemetry, where that is on
 
     def encoded(self, encoded: Encoded, sent_s: float) -> None:
         """Note a replica's answer that took `sent_s` seconds, there and back."""

@@ -27,6 +27,7 @@ from stillroom.serving.policies import Target
 from stillroom.serving.release import Release
 from stillroom.serving.request import Encoded, Token, Work
 from stillroom.serving.tokens import decode, pieces, tokenise
+from stillroom.serving.tracing import phases
 
 T = TypeVar("T")
 # Of a forward. A CPU is at its fastest while a layer's states stay in its cache, and what comes
@@ -101,6 +102,8 @@ class Replica:
         tokens = await self.prompted(partial(tokenise, work=work))
         tokenise_s = time.perf_counter() - started
         done = await self.batcher.encode(tokens)
+        took = {"tokenise": tokenise_s, "wait": done.wait_s, "encode": done.encode_s}
+        phases(work.trace, took)
         return Encoded(
             prefix(done.rows, work.dims, self.encoder.contract.normalise),
             sum(len(text.ids) for text in tokens),

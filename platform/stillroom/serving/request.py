@@ -1,6 +1,6 @@
 """The one internal request: every HTTP schema becomes it, and every replica takes it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ class Work:
     Attributes:
         overlong: what becomes of a text of more tokens than the model takes.
         max_tokens: of all texts together, as they are encoded; more are refused (TooLarge).
+        trace: W3C's headers of the trace that it belongs to, where there is one.
     """
 
     texts: list[str]
@@ -30,6 +31,7 @@ class Work:
     instruction: str | None = None
     overlong: Overlong = "cut"
     max_tokens: int | None = None
+    trace: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Ask:
     def __len__(self) -> int:
         return len(self.texts if self.token_ids is None else self.token_ids)
 
-    def work(self, dims: int, max_tokens: int) -> Work:
+    def work(self, dims: int, max_tokens: int, trace: Mapping[str, str] | None = None) -> Work:
         return Work(
             self.texts,
             self.token_ids,
@@ -81,6 +83,7 @@ class Ask:
             self.instruction,
             self.overlong,
             max_tokens,
+            trace,
         )
 
 

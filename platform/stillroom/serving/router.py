@@ -24,6 +24,7 @@ from stillroom.serving.release import Release
 from stillroom.serving.request import Ask, Encoded, Token
 from stillroom.serving.routes import Door
 from stillroom.serving.shadow import Sampler, ShadowMetrics, ShadowOptions
+from stillroom.serving.tracing import sending
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,9 @@ class Router:
         decision = self.dispatcher.decide(model, facts)
         seen.model, seen.why = decision.model, decision.why
         started = time.perf_counter()
-        work = asked.work(decision.dims, self.limits.tokens)
-        encoded = await self.dispatcher.send(decision.model, work)
+        with sending(seen.span) as trace:
+            work = asked.work(decision.dims, self.limits.tokens, trace)
+            encoded = await self.dispatcher.send(decision.model, work)
         seen.encoded(encoded, time.perf_counter() - started)
         return Answer(encoded, decision.model)
 

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as Mounted
 
-from stillroom.serving import openai, tei
+from stillroom.serving import openai, tei, tracing
 from stillroom.serving.access import AccessLog
 from stillroom.serving.auth import Guard, Key, is_loopback
 from stillroom.serving.errors import ApiError, openai_body, tei_body
@@ -106,7 +106,7 @@ class Door:
         """Let `work` answer who may call, turn what it raises into an answer, count and log."""
 
         async def answer(request: Request) -> Response:
-            started, seen = time.perf_counter(), Seen()
+            started, seen = time.perf_counter(), Seen(span=tracing.began(request, path))
             try:
                 key = None if open_to_all else self._admitted(request, seen)
                 response = await work(Call(request, key, seen))
@@ -139,6 +139,15 @@ class Door:
         seconds = time.perf_counter() - started
         self.metrics.answered(route, seen, status, seconds)
         self.access_log.write(request, route, seen, status, seconds)
+        if seen.span is not None:
+            told: dict[str, str | int] = {
+                "client": seen.client,
+                "model": seen.model,
+                "policy": seen.policy,
+                "texts": seen.texts,
+                "tokens": seen.tokens,
+            }
+            tracing.ended(seen.span, status, told)
 
     def _admitted(self, request: Request, seen: Seen) -> Key | None:
         """Whose request it is. Raises ApiError: 401 for one who may not call, 429 for one who

@@ -239,7 +239,7 @@ class Sampler:
         if self.task is not None or teacher.ongoing or not teacher.ready:
             self._count("dropped")
             return
-        some = replace(work, texts=work.texts[:TEXTS])
+        some = replace(work, texts=work.texts[:TEXTS], trace=None)
         self.task = asyncio.create_task(self._compare(some, vectors[:TEXTS]))
 
     async def _compare(self, work: Work, vectors: np.ndarray) -> None:

@@ -25,7 +25,7 @@ from stillroom.logs import as_json, parsed, take_over
 from stillroom.plan import Step
 from stillroom.stages.corpus import corpus
 from stillroom.stages.negatives import negatives
-from stillroom.stages.progress import Progress
+from stillroom.stages.progress import showing
 from stillroom.stages.release import release
 from stillroom.stages.report import report
 from stillroom.stages.student import student
@@ -84,15 +84,13 @@ def produce(
     with store.draft(step.stage, step.name, step.key) as draft:
         if draft.done is not None:
             return Produced(step, draft.done, True, time.monotonic() - began)
-        with journal.stage(step.ref) as ends:
+        with journal.stage(step.ref) as ends, showing(step.ref):
             log.info("%s: begins", step.ref)
-            progress = Progress(1)
             summary = STAGES[step.stage](**step.args, **given, scale=scale, out=draft)
             seconds = time.monotonic() - began
             artifact = draft.publish(
                 {**step.made_by, "run": journal.run, "seconds": seconds, "summary": summary}
             )
-            progress.add(1, fresh=False)
             ends |= {"outcome": "made"} | {k: summary[k] for k in ("memory_gib",) if k in summary}
             log.info("%s: made in %.0f s", step.ref, seconds)
     return Produced(step, artifact, False, seconds)

@@ -11,7 +11,6 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Protocol
 
-from ray.util.metrics import Gauge
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
@@ -20,6 +19,7 @@ from tensorboardX.record_writer import directory_check
 from stillroom.config.scale import Tracking
 from stillroom.errors import UserError
 from stillroom.learning.loop import SCORE
+from stillroom.stages.progress import Gauges
 
 log = logging.getLogger(__name__)
 
@@ -179,19 +179,17 @@ class RayGauges:
     step it was taken up, 0 where it was not interrupted."""
 
     def __init__(self, name: str, steps: int, done: int):
-        self.run, self.steps, self.resumed_after = {"run": name}, steps, done
-        self.gauges: dict[str, Gauge] = {}
+        self.steps, self.gauges = steps, Gauges("stillroom_training", {"run": name})
+        self.gauges.set("resumed_after", done)
 
     def write(self, step: int, figures: Figures) -> None:
-        own = {"step": step, "done": step / self.steps, "resumed_after": self.resumed_after}
-        for name, value in {**own, **figures}.items():
-            if name not in self.gauges:
-                self.gauges[name] = Gauge(f"stillroom_training_{name}", tag_keys=("run",))
-            self.gauges[name].set(value, self.run)
+        for name, value in {"step": step, "done": step / self.steps, **figures}.items():
+            self.gauges.set(name, value)
 
     def flush(self) -> None: ...
 
-    def close(self, *, failed: bool) -> None: ...
+    def close(self, *, failed: bool) -> None:
+        self.gauges.close()
 
 
 class Mlflow:
