@@ -140,9 +140,13 @@ class Door:
         self.metrics.answered(route, seen, status, seconds)
         self.access_log.write(request, route, seen, status, seconds)
         if seen.span is not None:
-            told: dict[str, str | int]
-            told = {"client": seen.client, "model": seen.model, "policy": seen.policy,
-                    "texts": seen.texts, "tokens": seen.tokens}  # fmt: skip
+            told: dict[str, str | int] = {
+                "client": seen.client,
+                "model": seen.model,
+                "policy": seen.policy,
+                "texts": seen.texts,
+                "tokens": seen.tokens,
+            }
             tracing.ended(seen.span, status, told)
 
     def _admitted(self, request: Request, seen: Seen) -> Key | None:
