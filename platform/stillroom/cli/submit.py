@@ -58,8 +58,9 @@ def submit(
 
     read = read_recipe(recipe, overrides or [])
     words = [*(overrides or []), *_stages(until, only), *([] if gate else ["--no-gate"])]
+    root = lasting(read.root)
     if not any(word.startswith("root=") for word in words):
-        words.append(f"root={lasting(read.root)}")
+        words.append(f"root={root}")
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray is imported
     from stillroom.stages.job import MIB, Cluster, Job, environment, sent
 
