@@ -4,6 +4,7 @@ import glob
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,6 +96,9 @@ def submit(
         if not as_json:
             print(line, flush=True)
 
+    def show(text: str) -> None:
+        print(text, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
+
     say(f"{len(files):,} files, {sum(files.values()) / MIB:,.1f} MiB. The same by hand:")
     say(f"  {job.raw(address)}")
     if not dry_run:
@@ -108,7 +112,6 @@ def submit(
         say(f"  ray job stop {name} --address {address}")
         if follow:
             try:
-                show = err.file.write if as_json else lambda text: print(text, end="", flush=True)
                 told["status"] = cluster.follow(name, show).value
             except KeyboardInterrupt:
                 say(f"\nThe job goes on. Stop it: ray job stop {name} --address {address}")
