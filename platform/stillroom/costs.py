@@ -24,8 +24,8 @@ from stillroom.learning.flops import Flops, peak_flops, step
 from stillroom.learning.memory import GPUS, Training
 from stillroom.learning.shape import Shape, shape_of
 
-# Measured by tests/gpu/train_7b.py on one H200 with a batch of 64 and checkpointed activations; with
-# GradCache it was .20. Other machines and recipes will differ: --mfu says another.
+# Measured by tests/gpu/train_7b.py on one H200, with a batch of 64 and checkpointed activations;
+# with GradCache it was .20. Other machines and recipes will differ: --mfu says another.
 MFU = 0.26
 UNSAID_TOKENS = 512  # of a text, where the recipe does not say what its teacher reads
 

@@ -37,6 +37,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     monkeypatch.delenv("STILLROOM_ROOT", raising=False)
     monkeypatch.setenv("MY_API_KEY", "hush")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     return tmp_path
 
 
@@ -103,6 +104,8 @@ def test_what_is_wrong_is_said_before_anything_is_sent(folder, words, expected):
 def test_a_root_that_goes_with_the_job_is_refused(folder, monkeypatch):
     with pytest.raises(UserError, match="root: 'runs' would lie in the job's own folder"):
         submit("--dry-run", root=None)
+    with pytest.raises(UserError, match="root: 'mine' would lie in the job's own folder"):
+        submit("--dry-run", root="mine")
     monkeypatch.setenv("STILLROOM_ROOT", "/shared/runs")
     assert "root=/shared/runs" in submit("--dry-run", root=None)
 

@@ -1,6 +1,5 @@
 """`stillroom submit`: a recipe's run on a cluster."""
 
-import functools
 import glob
 import json
 import os
@@ -60,8 +59,9 @@ def submit(
 
     read = read_recipe(recipe, overrides or [])
     words = [*(overrides or []), *_stages(until, only), *([] if gate else ["--no-gate"])]
+    root = lasting(read.root)
     if not any(word.startswith("root=") for word in words):
-        words.append(f"root={lasting(read.root)}")
+        words.append(f"root={root}")
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray is imported
     from stillroom.stages.job import MIB, Cluster, Job, environment, sent
 
@@ -96,6 +96,9 @@ def submit(
         if not as_json:
             print(line, flush=True)
 
+    def show(text: str) -> None:
+        print(text, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
+
     say(f"{len(files):,} files, {sum(files.values()) / MIB:,.1f} MiB. The same by hand:")
     say(f"  {job.raw(address)}")
     if not dry_run:
@@ -109,8 +112,6 @@ def submit(
         say(f"  ray job stop {name} --address {address}")
         if follow:
             try:
-                shown = err.file if as_json else sys.stdout
-                show = functools.partial(print, end="", flush=True, file=shown)
                 told["status"] = cluster.follow(name, show).value
             except KeyboardInterrupt:
                 say(f"\nThe job goes on. Stop it: ray job stop {name} --address {address}")

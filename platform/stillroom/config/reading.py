@@ -36,10 +36,12 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         config = OmegaConf.load(path)
         if not OmegaConf.is_dict(config):
             raise UserError(str(path), "is not a mapping", "Start from a file in jobs/recipes")
+        given = {}
         for override in overrides:
             field, equals, value = override.partition("=")
             if not equals or not field:
                 raise UserError(override, "is no override", "Write it as section.field=value")
+            given[field] = value
             # The loader of the file itself types the value, so 5e-4 is a number in both.
             parsed = OmegaConf.create(f"value: {value}")
             OmegaConf.update(config, field, parsed["value"], merge=False, force_add=True)
@@ -50,7 +52,7 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     assert isinstance(content, dict) and isinstance(written, dict)
     content.setdefault("name", path.stem)
     content.setdefault("root", os.environ.get("STILLROOM_ROOT", "runs"))
-    for field in (*_secrets(written), *_secrets(content)):
+    for field in (*_secrets(given), *_secrets(written), *_secrets(content)):
         raise UserError(
             f"{path}: {field}",
             "holds a secret, which would be copied into manifests and logs",

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import requests
 import yaml
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env import packaging
@@ -159,7 +158,7 @@ class Cluster:
             self.client = JobSubmissionClient(address)
         except AuthenticationError as fault:
             raise refused(f"--address {address}") from fault
-        except (OSError, RuntimeError, requests.RequestException) as fault:
+        except (OSError, RuntimeError) as fault:
             raise UserError(
                 f"--address {address}",
                 f"no job server answers: {' '.join(str(fault).split())}",
