@@ -70,7 +70,7 @@ def test_what_no_node_will_ever_have_ends_a_job_at_once_and_is_said(cluster, pip
     done = pipeline("scale.teacher.workers=16", "scale.teacher.cpus=1")
     assert done.returncode == 1
     said = done.stdout + done.stderr
-    assert "scale.teacher: asks for 16 × 1 CPUs, and the cluster has room for 8 at most" in said
+    assert "scale.teacher: asks for 16 × 1 CPUs, and the cluster has room for 8 at most" in said, said
     assert cluster.alive(accelerator__type="H100") == []
 
 
