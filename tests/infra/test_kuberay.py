@@ -157,7 +157,7 @@ def test_only_the_head_may_talk_to_kubernetes(overlay):
 
 @each
 def test_every_ray_pod_is_probed_without_a_token(overlay):
-    public = {"/api/gcs_healthz", "/api/local_raylet_healthz"}  # test_autoscaling asks them
+    public = {"/api/gcs_healthz", "/api/local_raylet_healthz"}
     for template in templates(overlay)[2:]:
         (container,) = template["spec"]["containers"]
         for probe in ("readinessProbe", "livenessProbe"):
