@@ -39,6 +39,7 @@ from stillroom.config.models import Student
 from stillroom.config.reading import read_recipe, validated
 from stillroom.encoders.contract import Terms
 from stillroom.encoders.store import create, load
+from stillroom.journal import journal
 from stillroom.learning.batches import Ahead
 from stillroom.learning.distillation import Distillation
 from stillroom.learning.engine import TorchEngine
@@ -130,6 +131,11 @@ class Proof:
 
     def run(self):
         connect(self.recipe.scale)
+        with journal(self.store, {"recipe": self.recipe.name}) as self.journal:
+            self.prove()
+        print(self.table())
+
+    def prove(self):
         self.references()
         for seed in self.chosen.seeds:
             if self.chosen.proof == "strong":
@@ -140,7 +146,6 @@ class Proof:
                     self.measured(mix, student, seed)
             else:
                 self.against(seed)
-        print(self.table())
 
     def student(self, section, seed):
         """What a student's last phase left, made now if it was not."""
@@ -156,7 +161,7 @@ class Proof:
                 again = dataclasses.replace(step, args={**step.args, "seed": seed}, inputs=inputs)
             else:
                 again = step
-            done = produce(again, {}, self.store, self.recipe.scale)
+            done = produce(again, {}, self.store, self.recipe.scale, self.journal)
             self.made[step.ref] = (again, done.artifact)
         return functools.partial(load, done.artifact.path)
 
@@ -237,7 +242,7 @@ class Proof:
     def references(self):
         for step in pipeline(self.recipe):
             if step.stage in ("corpus", "teacher", "vectors", "negatives"):
-                done = produce(step, {}, self.store, self.recipe.scale)
+                done = produce(step, {}, self.store, self.recipe.scale, self.journal)
                 self.made[step.ref] = (step, done.artifact)
         [teacher] = [artifact for step, artifact in self.made.values() if step.stage == "teacher"]
         self.terms = Terms.read(teacher.path)

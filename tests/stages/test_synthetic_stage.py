@@ -19,6 +19,7 @@ from stillroom.config.reading import read_recipe
 from stillroom.config.scale import Scale
 from stillroom.encoders.store import create, save
 from stillroom.errors import UserError
+from stillroom.journal import Journal
 from stillroom.plan import pipeline, synthetic
 from stillroom.stages.corpus import CorpusFiles, corpus
 from stillroom.stages.from_passages import Nearest
@@ -26,6 +27,11 @@ from stillroom.stages.run import produce
 from stillroom.stages.synthetic import estimate
 from stillroom.text.formats import read_pairs
 from stillroom.text.synthetic import BEST_GRADE, TASKS_A_CALL
+
+
+def unkept(root):
+    """A journal that is never begun."""
+    return Journal(Store(root), "test", {})
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +134,7 @@ def made(file):
     """The artifact, its pairs, and what the stage says of it."""
     read = read_recipe(file)
     [step] = synthetic(read)
-    artifact = produce(step, {}, Store(read.root), read.scale).artifact
+    artifact = produce(step, {}, Store(read.root), read.scale, unkept(read.root)).artifact
     summary = artifact.manifest["made_by"]["summary"]
     assert json.loads((artifact.path / "counts.json").read_text()) == summary
     return artifact, list(read_pairs(artifact.path / "pairs.jsonl")), summary
@@ -414,4 +420,4 @@ def test_an_endpoint_and_its_key_are_asked_for_by_name(recipe, cluster, monkeypa
     )
     [step] = synthetic(read)
     with pytest.raises(UserError, match="the environment has no WRITER_KEY"):
-        produce(step, {}, Store(read.root), read.scale)
+        produce(step, {}, Store(read.root), read.scale, unkept(read.root))
