@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: bench browser gpu quality quickstart soak strong-teacher style test
+.PHONY: bench browser clusters gpu quality quickstart soak strong-teacher style test
 
 # The whole path on this machine, with real models.
 quickstart: .venv/quickstart
@@ -46,9 +46,13 @@ browser: .venv/dev
 soak: .venv/dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/soak/serving.py
 
+# Every script in jobs/, sent to a cluster; and infra/kuberay as kubectl sees it, which must be there.
+clusters: .venv/dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clusters/stage_jobs.py tests/clusters/kubectl.py
+
 style: .venv/dev
-	$(BIN)/ruff check platform jobs tests
-	$(BIN)/ruff format --check platform jobs tests
+	$(BIN)/ruff check platform jobs infra tests
+	$(BIN)/ruff format --check platform jobs infra tests
 	$(BIN)/mypy
 
 # Torch goes first and alone: without a GPU, pip is asked for the CPU wheel before the one that
