@@ -34,6 +34,7 @@ ALLOWED = {
     "measure": {"errors", "encoders", "text", "mining"},
     "stages": {
         "errors",
+        "storage",
         "endpoint",
         "config",
         "artifacts",

@@ -4,16 +4,18 @@ import functools
 import json
 import math
 import os
+import signal
 import socket
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 
-from events import curves
+from events import curves, events
 from stillroom.artifacts import Store
 from stillroom.config.models import Contrastive as Settings
 from stillroom.config.scale import Tracking, Workers
@@ -24,6 +26,7 @@ from stillroom.learning.gather import world
 from stillroom.learning.loop import train
 from stillroom.learning.objectives import Contrastive
 from stillroom.measure.model import measure
+from stillroom.stages.checkpoints import Checkpoints
 from stillroom.stages.evaluation import Evaluation
 from stillroom.stages.fit import Task, fit
 from stillroom.text.formats import EvaluationSet
@@ -208,14 +211,19 @@ def history(made):
     return [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_killed_and_resumed_by_fewer_workers_retraces_an_uninterrupted_one(killed, decoder):
+def uninterrupted(decoder, steps):
+    """Losses in one process."""
     encoder = start(decoder, dropout=0.0).train()
     engine = TorchEngine(encoder, weight_decay=SETTINGS.weight_decay, clip=SETTINGS.clip)
-    plain = train(
-        engine, Contrastive(temperature=0.05), batches(encoder, {}), steps=STEPS, seed=5,
+    return train(
+        engine, Contrastive(temperature=0.05), batches(encoder, {}), steps=steps, seed=5,
         learning_rate=lambda step: 0.02, pad_id=encoder.pad_id, micro_tokens=999,
-        report=lambda figures: None, checkpoint=lambda step: None, checkpoint_every=9,
+        report=lambda figures: None, checkpoint=lambda step: None, checkpoint_every=steps,
     )  # fmt: skip
+
+
+def test_a_run_killed_and_resumed_by_fewer_workers_retraces_an_uninterrupted_one(killed, decoder):
+    plain = uninterrupted(decoder, STEPS)
     figures = history(killed[1])
     assert [one["step"] for one in figures] == [*range(1, STEPS + 1)]
     assert [one["loss"] for one in figures] == pytest.approx(plain, rel=1e-4)
@@ -265,3 +273,59 @@ def test_ray_s_metrics_tell_a_run_s_figures_and_how_much_of_it_is_done(killed, c
     losses = [one["loss"] for one in kept]
     for loss in shown["ray_stillroom_training_loss"]:
         assert any(math.isclose(loss, one, rel_tol=1e-4) for one in losses)
+
+
+# --- told to stop ---------------------------------------------------------------------------
+
+
+class Signals(Dies):
+    """Batches that take a while, at some of which a process is asked to end, once."""
+
+    def __call__(self, step):
+        time.sleep(0.1)  # what a step of a large model takes
+        trace = self.traces / str(step)
+        if step in self.steps and not trace.exists():
+            trace.touch()
+            os.kill(self.steps[step] or os.getpid(), signal.SIGTERM)
+        return self.batches(step)
+
+
+def signalling(traces, signals, encoder, place):
+    made = batches(encoder, place)
+    return Signals(made, signals, traces) if place["rank"] == 1 else made
+
+
+def test_a_run_that_is_told_to_stop_makes_a_checkpoint_and_loses_no_step(cluster, decoder, tmp_path):
+    steps = 60
+    settings = SETTINGS.model_copy(update={"steps": steps})
+    signals = {5: 0, 35: os.getpid()}  # the worker itself; then the driver
+    task = Task(
+        functools.partial(start, decoder, dropout=0.0),
+        functools.partial(signalling, tmp_path, signals),
+        Contrastive(temperature=0.05), settings, seed=5,
+    )  # fmt: skip
+    scale = Workers(workers=2, micro_tokens=64, checkpoint_every=1000, max_failures=0)
+    store = Store(str(tmp_path / "runs"))
+    with store.draft("teacher", "small", "0") as draft:
+        checkpoints = Checkpoints(store, draft.running)
+        with pytest.raises(SystemExit) as stopped:
+            fit(task, scale, Tracking(), draft)
+        assert stopped.value.code == 128 + signal.SIGTERM
+        assert 35 <= int(checkpoints.newest().split("-")[0]) < steps
+        # Half of what Ray would keep of its own, had it been killed while it wrote it.
+        snapshot = Path(checkpoints.base) / "checkpoint_manager_snapshot.json"
+        snapshot.write_text('{"ray_version": "2.60.0", "checkpoint_res')
+        fit(task, scale, Tracking(), draft)
+        made = draft.publish({}).path
+    figures = history(made)
+    assert [one["step"] for one in figures] == [*range(1, steps + 1)]
+    losses = uninterrupted(decoder, steps)
+    assert [one["loss"] for one in figures] == pytest.approx(losses, rel=1e-3)
+    # Three times it began, and no step was made twice.
+    drawn = [
+        event.step
+        for file in (tmp_path / "runs" / ".logs" / "teacher-small-0").iterdir()
+        for event in events(file.read_bytes())
+        if event.summary.value
+    ]
+    assert sorted(drawn) == [*range(1, steps + 1)]

@@ -21,6 +21,7 @@ class Workers(Section):
     gradient_checkpointing: bool = False
     packed: bool = False  # no padding at all; of Llama, Mistral and Qwen
     checkpoint_every: PositiveInt = 50  # steps; the most that a crash can cost
+    keep_checkpoints: PositiveInt = 2  # the newest; older ones are deleted
     max_failures: NonNegativeInt = 2
 
     @model_validator(mode="after")
