@@ -295,7 +295,9 @@ def signalling(traces, signals, encoder, place):
     return Signals(made, signals, traces) if place["rank"] == 1 else made
 
 
-def test_a_run_that_is_told_to_stop_makes_a_checkpoint_and_loses_no_step(cluster, decoder, tmp_path):
+def test_a_run_that_is_told_to_stop_makes_a_checkpoint_and_loses_no_step(
+    cluster, decoder, tmp_path
+):
     steps = 60
     settings = SETTINGS.model_copy(update={"steps": steps})
     signals = {5: 0, 35: os.getpid()}  # the worker itself; then the driver

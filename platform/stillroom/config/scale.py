@@ -41,6 +41,12 @@ class Actors(Section):
     gpus: NonNegativeFloat = 0.0
 
 
+class Embedders(Actors):
+    # A text that fails the teacher, or whose vector is not finite: ends the run, or is left out of
+    # all that follows and listed in the manifest.
+    on_error: Literal["raise", "skip"] = "raise"
+
+
 class Calls(Section):
     """How something of OpenAI's schema is asked."""
 
@@ -86,7 +92,7 @@ class Scale(Section):
     teacher: Workers = Workers(engine="deepspeed")
     teacher_api: TeacherApi = TeacherApi()
     student: Workers = Workers()
-    vectors: Actors = Actors()
+    vectors: Embedders = Embedders()
     negatives: Searchers = Searchers()
     report: Actors = Actors()  # one model after another, each by one actor
     tracking: Tracking = Tracking()
