@@ -178,7 +178,7 @@ def test_a_poisoned_text_is_named_or_left_out_of_all_that_follows(
         phase = {"data": data, "passage_tokens": 16, **numbers}
         if data == "pairs":
             phase["hard_negatives"] = 0
-        section = {"base": str(encoder), "phases": [phase]}
+        section = {"base": str(encoder), "space": "teacher", "phases": [phase]}
         [settings] = Student.model_validate_json(json.dumps(section)).phases
         batches = taught_batches(taught, None, settings, 0, student, {"rank": 0, "world": 1})
         drawn = {int(row) for step in range(12) for row in batches.ids(step)}
