@@ -95,7 +95,7 @@ def test_training_goes_on_while_a_checkpoint_is_brought_to_the_root(faulty):
 def test_requests_that_fail_for_a_while_are_made_again(faulty):
     checkpoints = Checkpoints(Store(faulty.root), RUN)
     # Each more often than the S3 client tries by itself.
-    failures = [Some(5, "PUT", "weights-0"), Some(5, "PUT", "0-of-1"), Some(5, "GET", "list-type")]
+    failures = [Some(4, "PUT", "weights-0"), Some(4, "PUT", "0-of-1"), Some(4, "GET", "list-type")]
     faulty.fails = lambda *asked: any(one(*asked) for one in failures)
     hand_in(checkpoints, 3, "aa", ranks=(0,), world=1)
     assert checkpoints.newest() == "000000003-aa"
@@ -141,7 +141,7 @@ def test_an_artifact_that_storage_refused_is_only_brought_there_by_the_next_try(
         draft.publish({"made": "once"})
     assert (draft.path / "two.txt").read_text() == "two"
     assert not store.exists("corpus", "small", "aa")
-    faulty.fails = Some(5, "PUT", "two.txt")
+    faulty.fails = Some(4, "PUT", "two.txt")
     with store.draft("corpus", "small", "aa") as draft:
         assert draft.done is not None
         assert draft.done.manifest["made_by"] == {"made": "once"}

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import ray
 
+import learner
 from events import curves, events
+from learner import batches, settings, start, texts, uninterrupted
 from stillroom.artifacts import Store
-from stillroom.config.models import Contrastive as Settings
 from stillroom.config.scale import Tracking, Workers
-from stillroom.encoders.store import create, load
-from stillroom.learning.batches import Order, PairBatches, PairData
+from stillroom.encoders.store import load
 from stillroom.learning.engine import DeepSpeedEngine, TorchEngine
 from stillroom.learning.gather import world
 from stillroom.learning.loop import train
@@ -33,12 +33,6 @@ from stillroom.text.formats import EvaluationSet
 from workers import in_workers
 
 STEPS = 8
-WORDS = ["river", "stone", "cloud", "paper", "glass", "iron", "moss", "salt", "wind", "clay"]
-
-
-def texts(n, seed):
-    rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(WORDS, size=rng.integers(3, 12))) for _ in range(n)]
 
 
 def sets():
@@ -50,22 +44,6 @@ def sets():
         qrels = {f"q{i}": {f"p{i}": 1} for i in range(1, 9)}  # q0 is not judged
         found[name] = EvaluationSet(passages, queries, qrels)
     return found
-
-
-def start(folder, dropout=0.2):
-    lora = {"rank": 4, "alpha": 8, "dropout": dropout, "targets": ["q_proj", "down_proj"]}
-    return create(
-        str(folder), space="s", attention="bidirectional", pooling="mean", precision="float32",
-        prompts={"query": "find: ", "passage": ""}, lora=lora, seed=3,
-    )  # fmt: skip
-
-
-def batches(encoder, place):
-    data = PairData(texts(24, 8), texts(24, 9), np.arange(24), np.zeros(24, int))
-    return PairBatches(
-        data, Order(data.source, seed=1, global_batch=8), encoder.prompter, hard_negatives=0,
-        query_tokens=16, passage_tokens=16, **place,
-    )  # fmt: skip
 
 
 # --- evaluation -----------------------------------------------------------------------------
@@ -162,7 +140,8 @@ def dying(traces, encoder, place):
 def cluster():
     """Yields where its metrics are read."""
     # The workers cannot import a test.
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    for module in (sys.modules[__name__], learner):
+        ray.cloudpickle.register_pickle_by_value(module)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -178,10 +157,7 @@ def cluster():
     ray.shutdown()
 
 
-SETTINGS = Settings(
-    objective="contrastive", steps=STEPS, global_batch=8, learning_rate=0.02,
-    schedule="constant", warmup=0.0, query_tokens=16, passage_tokens=16,
-)  # fmt: skip
+SETTINGS = settings(STEPS)
 
 
 def run(folder, decoder, workers):
@@ -211,19 +187,8 @@ def history(made):
     return [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
 
 
-def uninterrupted(decoder, steps):
-    """Losses in one process."""
-    encoder = start(decoder, dropout=0.0).train()
-    engine = TorchEngine(encoder, weight_decay=SETTINGS.weight_decay, clip=SETTINGS.clip)
-    return train(
-        engine, Contrastive(temperature=0.05), batches(encoder, {}), steps=steps, seed=5,
-        learning_rate=lambda step: 0.02, pad_id=encoder.pad_id, micro_tokens=999,
-        report=lambda figures: None, checkpoint=lambda step: None, checkpoint_every=steps,
-    )  # fmt: skip
-
-
 def test_a_run_killed_and_resumed_by_fewer_workers_retraces_an_uninterrupted_one(killed, decoder):
-    plain = uninterrupted(decoder, STEPS)
+    plain = uninterrupted(decoder, SETTINGS)
     figures = history(killed[1])
     assert [one["step"] for one in figures] == [*range(1, STEPS + 1)]
     assert [one["loss"] for one in figures] == pytest.approx(plain, rel=1e-4)
@@ -299,12 +264,11 @@ def test_a_run_that_is_told_to_stop_makes_a_checkpoint_and_loses_no_step(
     cluster, decoder, tmp_path
 ):
     steps = 60
-    settings = SETTINGS.model_copy(update={"steps": steps})
     signals = {5: 0, 35: os.getpid()}  # the worker itself; then the driver
     task = Task(
         functools.partial(start, decoder, dropout=0.0),
         functools.partial(signalling, tmp_path, signals),
-        Contrastive(temperature=0.05), settings, seed=5,
+        Contrastive(temperature=0.05), settings(steps), seed=5,
     )  # fmt: skip
     scale = Workers(workers=2, micro_tokens=64, checkpoint_every=1000, max_failures=0)
     store = Store(str(tmp_path / "runs"))
@@ -321,7 +285,7 @@ def test_a_run_that_is_told_to_stop_makes_a_checkpoint_and_loses_no_step(
         made = draft.publish({}).path
     figures = history(made)
     assert [one["step"] for one in figures] == [*range(1, steps + 1)]
-    losses = uninterrupted(decoder, steps)
+    losses = uninterrupted(decoder, settings(steps))
     assert [one["loss"] for one in figures] == pytest.approx(losses, rel=1e-3)
     # Three times it began, and no step was made twice.
     drawn = [

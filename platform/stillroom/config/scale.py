@@ -8,8 +8,23 @@ from stillroom.config.section import Section
 from stillroom.config.synthetic import Budget
 
 
+class Elastic(Section):
+    """As many workers as the cluster has room for. Neither batches nor their order depend on it; a
+    worker for whom a batch has no even share waits."""
+
+    min: PositiveInt = 1
+    max: PositiveInt
+    look_every_s: PositiveFloat = 60.0  # for room to grow; who is lost is noticed at once
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Elastic":
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is more than max ({self.max})")
+        return self
+
+
 class Workers(Section):
-    workers: PositiveInt = 1
+    workers: PositiveInt | Elastic = 1
     cpus: PositiveFloat = 1.0  # each
     gpus: NonNegativeFloat = 0.0  # each
     gpu: str | None = None  # its kind, such as H100-80G: `check` says whether the run fits
@@ -20,9 +35,18 @@ class Workers(Section):
     gradcache: bool = False  # bounds memory by micro_tokens, for a second forward
     gradient_checkpointing: bool = False
     packed: bool = False  # no padding at all; of Llama, Mistral and Qwen
-    checkpoint_every: PositiveInt = 50  # steps; the most that a crash can cost
+    # Steps: the most that a crash can cost, beside those made while one is brought to the root.
+    checkpoint_every: PositiveInt = 50
     keep_checkpoints: PositiveInt = 2  # the newest; older ones are deleted
-    max_failures: NonNegativeInt = 2
+    max_failures: NonNegativeInt = 2  # nodes that are taken away with notice not counted
+
+    @property
+    def most(self) -> int:
+        return self.workers.max if isinstance(self.workers, Elastic) else self.workers
+
+    @property
+    def fewest(self) -> int:
+        return self.workers.min if isinstance(self.workers, Elastic) else self.workers
 
     @model_validator(mode="after")
     def _zero_is_deepspeed(self) -> "Workers":

@@ -24,6 +24,7 @@ from stillroom.errors import UserError
 from stillroom.storage import patiently, put, sha256, unreachable, write_whole
 
 FOLDER = re.compile(r"(\d{9})-[0-9a-f]+")
+ABSENT = fs.FileType.NotFound
 LIST = re.compile(r"\d+-of-(\d+)\.json")
 
 log = logging.getLogger(__name__)
@@ -44,21 +45,26 @@ class Checkpoints:
     def base(self) -> str:
         return f"{self.store.base}/{self.path}"
 
-    def newest(self) -> str | None:
+    def newest(self, holding: str = "") -> str | None:
         """The name of the last that is whole, every file as its lists say; None where none is.
+
+        Args:
+            holding: a file that it has, or there is none.
 
         Raises:
             UserError: when the storage cannot be read.
         """
         try:
-            names = self.whole()
+            for name in reversed(self.whole()):
+                path = f"{self.base}/{name}/{holding}".rstrip("/")
+                if patiently(lambda path=path: self.store.fs.get_file_info(path)).type == ABSENT:
+                    return None
+                if _intact(self.opened(name)):
+                    return name
+                log.warning("the checkpoint %s/%s is damaged, and left out", self.path, name)
+                self.closed(name)
         except OSError as fault:
             raise unreachable(f"root: {self.store.root}", fault) from fault
-        for name in reversed(names):
-            if _intact(self.opened(name)):
-                return name
-            log.warning("the checkpoint %s/%s is damaged, and left out", self.path, name)
-            self.closed(name)
         return None
 
     def opened(self, name: str) -> Path:

@@ -23,8 +23,8 @@ from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
 
 from stillroom.artifacts import Draft
-from stillroom.config.models import Optimisation
-from stillroom.config.scale import Tracking, Workers
+from stillroom.config.models import Joint, Optimisation
+from stillroom.config.scale import Elastic, Tracking, Workers
 from stillroom.encoders import backbone
 from stillroom.encoders.contract import FILE as CONTRACT
 from stillroom.encoders.encode import Encoder
@@ -33,11 +33,13 @@ from stillroom.encoders.store import merged, save
 from stillroom.errors import UserError
 from stillroom.learning.batches import Ahead
 from stillroom.learning.engine import DeepSpeedEngine, Engine, TorchEngine
+from stillroom.learning.gather import world
 from stillroom.learning.loop import SCORE, schedule, train
 from stillroom.learning.objectives import Objective
 from stillroom.stages.checkpoints import LIST, Checkpoints, Saver
 from stillroom.stages.evaluation import Evaluation
-from stillroom.stages.stopping import STOPPED, ListeningConfig, Notices, Stopping, stopping
+from stillroom.stages.group import GroupConfig, taking
+from stillroom.stages.stopping import STOPPED, Notices, Stopping, stopping
 from stillroom.stages.tracking import RayGauges, Sink, Tracker, check, progress, sinks
 from stillroom.text.formats import EvaluationSet
 
@@ -91,13 +93,15 @@ def fit(task: Task, scale: Workers, tracking: Tracking, out: Draft) -> dict[str,
     if tracking.tensorboard:
         log.info("%s: to watch it, run `tensorboard --logdir %s`", name, out.store.place(".logs"))
     checkpoints = Checkpoints(out.store, out.running)
-    done = _finished(checkpoints)
+    # The checkpoint that holds the trained encoder.
+    done = checkpoints.newest(holding=CONTRACT)
     while done is None:
         with stopping() as told:
-            _train(functools.partial(_work, task, scale, tracking, checkpoints, logs), scale, told)
-        done = _finished(checkpoints)
+            work = functools.partial(_work, task, scale, tracking, checkpoints, logs)
+            _train(work, _shared(task.settings), scale, told)
+        done = checkpoints.newest(holding=CONTRACT)
         if told.told and done is None:
-            log.info("%s: stopped; the same command goes on from its checkpoint", name)
+            log.info("%s: stopped; the same command goes on from there", name)
             sys.exit(STOPPED)
     folder = checkpoints.opened(done)
     lists = [path.name for path in folder.iterdir() if LIST.fullmatch(path.name)]
@@ -108,21 +112,23 @@ def fit(task: Task, scale: Workers, tracking: Tracking, out: Draft) -> dict[str,
     return _kept(_history(out.path))
 
 
-def _finished(checkpoints: Checkpoints) -> str | None:
-    """The checkpoint that holds the trained encoder, once it is there."""
-    newest = checkpoints.newest()
-    if newest is not None and (checkpoints.opened(newest) / CONTRACT).exists():
-        return newest
-    return None
+def _shared(settings: Optimisation) -> tuple[int, ...]:
+    """Sizes of the batches that workers share."""
+    also = (settings.generation_batch,) if isinstance(settings, Joint) else ()
+    return (settings.global_batch, *also)
 
 
-def _train(work: Callable[[Any], None], scale: Workers, told: Stopping) -> None:
+def _train(
+    work: Callable[[Any], None], batches: tuple[int, ...], scale: Workers, told: Stopping
+) -> None:
     """Workers train until they are done or stop."""
+    elastic = scale.workers if isinstance(scale.workers, Elastic) else None
     with tempfile.TemporaryDirectory() as scratch:
         trainer = TorchTrainer(
             functools.partial(work, told.request),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=scale.workers,
+                num_workers=scale.most if elastic is None else (elastic.min, elastic.max),
+                elastic_resize_monitor_interval_s=60.0 if elastic is None else elastic.look_every_s,
                 use_gpu=scale.gpus > 0,
                 resources_per_worker={
                     "CPU": scale.cpus,
@@ -136,7 +142,7 @@ def _train(work: Callable[[Any], None], scale: Workers, told: Stopping) -> None:
                 failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
                 worker_runtime_env={"env_vars": _environment(scale)},
             ),
-            torch_config=ListeningConfig(backend="nccl" if scale.gpus else "gloo"),
+            torch_config=GroupConfig(backend="nccl" if scale.gpus else "gloo", batches=batches),
         )
         try:
             trainer.fit()
@@ -175,10 +181,15 @@ def _work(
 ) -> None:
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats our figures
     context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
     # One worker chooses: what a try before left may become whole while others still look.
-    mine = (checkpoints.newest(), uuid.uuid4().hex[:8]) if rank == 0 else None
+    first = context.get_world_rank() == 0
+    mine = (checkpoints.newest(), uuid.uuid4().hex[:8]) if first else None
     newest, attempt = broadcast_from_rank_zero(mine)
+    if context.get_world_rank() >= taking(context.get_world_size(), _shared(task.settings)):
+        barrier()
+        Notices(request).wait()
+        return
+    rank, workers = world()
     torch.manual_seed(task.seed)
     encoder = task.encoder().to(ray.train.torch.get_device())
     if scale.gradient_checkpointing:
@@ -189,20 +200,22 @@ def _work(
     if task.prepare is not None and newest is None:
         task.prepare(encoder)
     settings = task.settings
-    batches = task.batches(encoder, {"rank": rank, "world": world})
-    engine = _engine(encoder, settings, scale, world)
+    batches = task.batches(encoder, {"rank": rank, "world": workers})
+    engine = _engine(encoder, settings, scale)
     evaluate = None
     if task.evaluate_every is not None:
         evaluate = Evaluation(encoder, engine, task.sets(), micro_tokens=scale.micro_tokens)
-    saver = Saver(checkpoints, attempt, rank, world, keep=scale.keep_checkpoints)
+    saver = Saver(checkpoints, attempt, rank, workers, keep=scale.keep_checkpoints)
     with tempfile.TemporaryDirectory() as scratch:
         run = _Run(task, encoder, engine, rank, saver, Path(scratch))
         if newest is not None:
             run.load(checkpoints.opened(newest))
-            barrier()
-            if context.get_local_rank() == 0:
-                checkpoints.closed(newest)
-            _say(rank, f"goes on after step {run.start}")
+        barrier()
+        notices = Notices(request)
+        if newest is not None:
+            checkpoints.closed(newest)
+            others = f", on {workers} workers" if workers > 1 else ""
+            _say(rank, f"goes on after step {run.start}{others}")
         shown: list[Sink] = []
         if rank == 0:
             name = Path(logs).name
@@ -233,13 +246,15 @@ def _work(
                 evaluate_every=task.evaluate_every,
                 improved=run.improved,
                 best=_kept(run.history).get(SCORE, -math.inf),
-                told_to_stop=Notices(request),
+                told_to_stop=notices,
             )
             if len(run.history) == settings.steps:
                 run.finish()
             else:
                 _say(rank, f"stops after step {len(run.history)}, and can be gone on from")
             saver.wait()
+    if rank == 0:
+        notices.done()
 
 
 @dataclass
@@ -331,7 +346,7 @@ def _kept(history: list[dict[str, float]]) -> dict[str, float]:
     return max(scored, key=lambda figures: figures[SCORE]) if scored else (history or [{}])[-1]
 
 
-def _engine(encoder: Encoder, settings: Optimisation, scale: Workers, world: int) -> Engine:
+def _engine(encoder: Encoder, settings: Optimisation, scale: Workers) -> Engine:
     if scale.engine == "torch":
         return TorchEngine(encoder, weight_decay=settings.weight_decay, clip=settings.clip)
     return DeepSpeedEngine(
@@ -339,7 +354,7 @@ def _engine(encoder: Encoder, settings: Optimisation, scale: Workers, world: int
         weight_decay=settings.weight_decay,
         clip=settings.clip,
         zero_stage=scale.zero_stage,
-        batch_per_worker=settings.global_batch // world,
+        batch_per_worker=settings.global_batch // world()[1],
         offload=scale.offload,
     )
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train.torch import TorchConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 LOOKS_S = 0.5  # seconds between a worker's looks
@@ -27,7 +26,7 @@ class _Request:
     """An actor beside the driver, which is asked by workers whether to stop."""
 
     def __init__(self) -> None:
-        self.made, self.looked = False, -HEARD_S
+        self.made, self.done, self.looked = False, False, -HEARD_S
 
     def make(self) -> bool:
         """Whether a worker will hear of it."""
@@ -37,6 +36,12 @@ class _Request:
     def look(self) -> bool:
         self.looked = time.monotonic()
         return self.made
+
+    def finish(self) -> None:
+        self.done = True
+
+    def finished(self) -> bool:
+        return self.done
 
 
 class Stopping:
@@ -76,8 +81,9 @@ def stopping() -> Iterator[Stopping]:
 class Notices:
     """A worker's part: a thread that looks out for what asks it to stop.
 
-    Called, it says whether anything did. To ask Ray about nodes is a meeting of all workers, so it
-    is done beside the training, whose steps meet to agree anyway.
+    Called, it says whether anything did. To ask Ray about nodes is a meeting of all workers, which
+    is held beside the training, whose steps meet to agree anyway. Meetings are counted: there must
+    be no other of Ray Train's from here on.
     """
 
     def __init__(self, request: Any):
@@ -87,6 +93,15 @@ class Notices:
 
     def __call__(self) -> bool:
         return self.found or _terminated.is_set()
+
+    def done(self) -> None:
+        """Tells those who wait outside that the others are done."""
+        ray.get(self.request.finish.remote())
+
+    def wait(self) -> None:
+        """Until the others are done."""
+        while not ray.get(self.request.finished.remote()):
+            time.sleep(LOOKS_S)
 
     def _look(self) -> None:
         try:
@@ -98,19 +113,6 @@ class Notices:
             log.debug("no more notices: %s", fault)
 
 
-class ListeningConfig(TorchConfig):
-    """Ray's process group, of workers who take SIGTERM as a notice."""
-
-    @property
-    def backend_cls(self) -> Any:
-        return _Listening
-
-
-class _Listening(TorchConfig().backend_cls):  # type: ignore[misc]
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        super().on_start(worker_group, backend_config)
-        worker_group.execute(_listen)  # in the main thread, which alone may ask for signals
-
-
-def _listen() -> None:
+def listen() -> None:
+    """Makes SIGTERM a notice to this process; called in its main thread."""
     signal.signal(signal.SIGTERM, lambda number, frame: _terminated.set())
