@@ -17,7 +17,6 @@ sys.path.append(str(Path(__file__).parents[1]))
 import learner
 from events import events
 from learner import batches, settings, start, uninterrupted
-
 from stillroom.artifacts import Store
 from stillroom.config.scale import Elastic, Tracking, Workers
 from stillroom.learning.objectives import Contrastive

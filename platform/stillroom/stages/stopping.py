@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 LOOKS_S = 0.5  # seconds between a worker's looks
@@ -58,10 +59,16 @@ class Stopping:
 
     def __call__(self, number: int, frame: Any) -> None:
         """The signal's handler. At the second signal, or where nobody trains, it ends at once."""
-        if self.told or not ray.get(self.request.make.remote(), timeout=10):
+        if self.told or not self._heard():
             sys.exit(STOPPED)
         self.told = True
         log.info("told to stop: makes a checkpoint first")
+
+    def _heard(self) -> bool:
+        try:
+            return bool(ray.get(self.request.make.remote(), timeout=10))
+        except RayError:  # the cluster is gone
+            return False
 
 
 @contextmanager
