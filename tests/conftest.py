@@ -12,6 +12,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 import workers
+from faulty import FaultyProxy
 from tiny import tiny_decoder, tiny_encoder
 
 
@@ -61,3 +62,15 @@ def bucket():
     boto3.client("s3").create_bucket(Bucket="stillroom")
     yield "stillroom"
     server.stop()
+
+
+@pytest.fixture
+def faulty(bucket, tmp_path, monkeypatch):
+    """A proxy before the bucket, through which stores that are opened now go; and their root."""
+    proxy = FaultyProxy(os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("stillroom.storage.FIRST_WAIT_S", 0.01)
+    proxy.root = f"s3://{bucket}/{tmp_path.name}"
+    yield proxy
+    proxy.stop()

@@ -40,6 +40,7 @@ ALLOWED = {
         "errors",
         "logs",
         "journal",
+        "storage",
         "endpoint",
         "config",
         "artifacts",

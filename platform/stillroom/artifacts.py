@@ -4,6 +4,7 @@ A folder without `manifest.json` is no artifact: the manifest is written last, w
 and SHA-256 of every file. ROOT is a local folder or whatever `pyarrow.fs` opens.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -23,7 +24,7 @@ import platformdirs
 from pyarrow import fs
 
 from stillroom.errors import UserError
-from stillroom.storage import open_uri, unreachable
+from stillroom.storage import open_uri, patiently, put, sha256, unreachable, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +99,46 @@ class Draft:
     path: Path
     done: Artifact | None = None
 
+    @property
+    def running(self) -> str:
+        """Where under the root a run keeps what it goes on from, until the artifact is there."""
+        return f".train/{self.stage}-{self.path.name}"
+
     def publish(self, made_by: dict[str, Any]) -> Artifact:
-        """Makes the draft an artifact, all at once."""
-        self.done = self.store._publish(self, made_by)
+        """Makes the draft an artifact, all at once.
+
+        Raises:
+            UserError: when storage fails. The draft stays, and the next try only brings it there.
+        """
+        self._finish(made_by)
+        self.done = self.store._bring(self)
         return self.done
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left but to bring it to its place."""
+        return (self.path / MANIFEST).is_file()
+
+    def _finish(self, made_by: dict[str, Any]) -> None:
+        for half_written in self.path.rglob("*.partial"):  # by a process that was killed
+            half_written.unlink()
+        files = {
+            path.relative_to(self.path).as_posix(): {
+                "bytes": path.stat().st_size,
+                "sha256": sha256(path),
+            }
+            for path in sorted(self.path.rglob("*"))
+            if path.is_file() and path.name != MANIFEST
+        }
+        manifest = {
+            "made_by": made_by,
+            "created": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "files": files,
+            # In object storage every writer has a folder of its own, and the manifest says whose
+            # files count: two machines that publish the same key can never mix theirs.
+            **({} if self.store.local else {"data": uuid.uuid4().hex}),
+        }
+        atomic_json(self.path / MANIFEST, manifest)
 
 
 class Store:
@@ -234,9 +271,13 @@ class Store:
         try:
             done = self.open(stage, name, key) if self.exists(stage, name, key) else None
             path.mkdir(parents=True, exist_ok=True)
-            yield Draft(self, stage, name, key, path, done)
+            draft = Draft(self, stage, name, key, path, done)
+            if done is None and draft.finished:
+                draft.done = self._bring(draft)
+            yield draft
             if self.exists(stage, name, key):
                 shutil.rmtree(path, ignore_errors=True)
+                self.forget(draft.running)
         finally:
             held.release()
 
@@ -246,50 +287,43 @@ class Store:
 
     def forget(self, path: str) -> None:
         """Deletes what `place` gave room to."""
-        if self.fs.get_file_info(f"{self.base}/{path}").type == fs.FileType.Directory:
-            self.fs.delete_dir(f"{self.base}/{path}")
+        place = f"{self.base}/{path}"
+        if patiently(lambda: self.fs.get_file_info(place)).type == fs.FileType.Directory:
+            patiently(lambda: self.fs.delete_dir(place))
 
     def remove(self, artifact: Artifact) -> None:
         """Deletes an artifact: the manifest first, so that no half of it looks whole."""
         folder = f"{self.base}/{artifact.ref}"
-        self.fs.delete_file(f"{folder}/{MANIFEST}")
-        self.fs.delete_dir(folder)
+        patiently(lambda: self.fs.delete_file(f"{folder}/{MANIFEST}"))
+        patiently(lambda: self.fs.delete_dir(folder))
         shutil.rmtree(self.work / artifact.ref, ignore_errors=True)
 
-    def _publish(self, draft: Draft, made_by: dict[str, Any]) -> Artifact:
-        for half_written in draft.path.rglob("*.partial"):  # by a process that was killed
-            half_written.unlink()
-        files = {
-            path.relative_to(draft.path).as_posix(): {
-                "bytes": path.stat().st_size,
-                "sha256": sha256(path),
-            }
-            for path in sorted(draft.path.rglob("*"))
-            if path.is_file() and path.name != MANIFEST
-        }
-        manifest = {
-            "made_by": made_by,
-            "created": datetime.now(UTC).isoformat(timespec="microseconds"),
-            "files": files,
-        }
+    def _bring(self, draft: Draft) -> Artifact:
+        """Puts a finished draft where artifacts are, its manifest last."""
         final = f"{draft.stage}/{draft.name}-{draft.key}"
         if self.local:
-            atomic_json(draft.path / MANIFEST, manifest)
             target = self.work / final
             target.parent.mkdir(parents=True, exist_ok=True)
             # What a crash or a hand left there without a manifest is no artifact.
             shutil.rmtree(target, ignore_errors=True)
             os.replace(draft.path, target)
         else:
-            # Every writer has a folder of its own; the manifest says whose files count. Two
-            # machines that publish the same key can therefore never mix theirs.
-            manifest["data"] = data = uuid.uuid4().hex
-            for file in files:
-                remote = f"{self.base}/{final}/{data}/{file}"
-                self.fs.create_dir(remote.rpartition("/")[0], recursive=True)
-                fs.copy_files(str(draft.path / file), remote, fs.LocalFileSystem(), self.fs)
-            with self.fs.open_output_stream(f"{self.base}/{final}/{MANIFEST}") as stream:
-                stream.write(json.dumps(manifest, ensure_ascii=False).encode())
+            content = (draft.path / MANIFEST).read_bytes()
+            manifest = json.loads(content)
+            where = f"{self.base}/{final}"
+            try:
+                for file, entry in manifest["files"].items():
+                    place = f"{where}/{manifest['data']}/{file}"
+                    if put(draft.path / file, self.fs, place) != entry:
+                        raise _altered(draft.path, file)
+                write_whole(content, self.fs, f"{where}/{MANIFEST}")
+            except OSError as fault:
+                raise UserError(
+                    f"{self.root}/{final}",
+                    f"cannot be written: {' '.join(str(fault).split())}. All of it lies in "
+                    f"{draft.path}",
+                    "Mend the storage, and run the same command here: nothing is made again",
+                ) from fault
         return self.open(draft.stage, draft.name, draft.key)
 
     # --- inside -----------------------------------------------------------------------------
@@ -297,20 +331,26 @@ class Store:
     def _folders(self, under: str) -> list[str]:
         selector = fs.FileSelector(f"{self.base}/{under}".rstrip("/"), allow_not_found=True)
         try:
-            infos = self.fs.get_file_info(selector)
+            infos = patiently(lambda: self.fs.get_file_info(selector))
         except OSError as fault:
             raise unreachable(f"root: {self.root}", fault) from fault
         return [i.base_name for i in infos if WORD.fullmatch(i.base_name)]
 
     def _read_manifest(self, stage: str, folder: str) -> dict[str, Any] | None:
         path = f"{self.base}/{stage}/{folder}/{MANIFEST}"
-        try:
+
+        def read() -> bytes | None:
             if self.fs.get_file_info(path).type != fs.FileType.File:
                 return None
             with self.fs.open_input_stream(path) as stream:
-                content = stream.read()
+                return bytes(stream.read())
+
+        try:
+            content = patiently(read)
         except OSError as fault:
             raise unreachable(f"root: {self.root}", fault) from fault
+        if content is None:
+            return None
         try:
             manifest = json.loads(content)
             for file, entry in manifest["files"].items():
@@ -348,8 +388,10 @@ class Store:
             there = partial / file
             there.parent.mkdir(parents=True, exist_ok=True)
             remote = f"{self.base}/{stage}/{folder}/{manifest['data']}/{file}"
+            local = fs.LocalFileSystem()
+            copy = functools.partial(fs.copy_files, remote, str(there), self.fs, local)
             try:
-                fs.copy_files(remote, str(there), self.fs, fs.LocalFileSystem())
+                patiently(copy)
             except OSError as fault:
                 shutil.rmtree(partial)
                 raise _altered(Path(f"{self.root}/{stage}/{folder}"), file) from fault
@@ -362,11 +404,6 @@ class Store:
 
 def _arrived(root: str, stage: str, name: str, key: str) -> Artifact:
     return Store(root).open(stage, name, key)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(path: Path, manifest: dict[str, Any]) -> None:

@@ -310,7 +310,7 @@ def memory(recipe: Recipe) -> Iterator[Finding]:
 
 def training(teacher: Teacher, phase: Phase, scale: Workers) -> Training:
     """A phase in the plain numbers that memory and operations are counted from."""
-    share = phase.global_batch // scale.workers
+    share = phase.global_batch // scale.fewest
     most = teacher.max_tokens or 10**9
     embedded: tuple[tuple[int, int], ...] = ()
     predicted: tuple[int, int, float] | None = None
@@ -329,7 +329,7 @@ def training(teacher: Teacher, phase: Phase, scale: Workers) -> Training:
         columns = passages * (2 if phase.passage_passage else 1) + phase.query_query
         candidates, sizes = phase.global_batch * columns, len(phase.dims or (0,))
         if isinstance(phase, Joint):
-            predicted = (phase.generation_batch // scale.workers, phase.generation_tokens, 1.0)
+            predicted = (phase.generation_batch // scale.fewest, phase.generation_tokens, 1.0)
     computes_bfloat16 = scale.gpus > 0 and scale.gpu not in ONLY_EMULATE_BFLOAT16
     precision = teacher.precision
     if precision == "auto":
@@ -349,7 +349,7 @@ def training(teacher: Teacher, phase: Phase, scale: Workers) -> Training:
         predicted=predicted,
         candidates=candidates,
         sizes=sizes,
-        workers=scale.workers,
+        workers=scale.fewest,  # each then holds the most
         deepspeed=scale.engine == "deepspeed",
         zero_stage=scale.zero_stage,
         offload=scale.offload,

@@ -237,7 +237,7 @@ def _forwards(recipe: Recipe, shape: Shape | None) -> float | None:
 
 def _taught(recipe: Recipe, phase: Any) -> Training:
     """A student's phase, of one worker; every weight is trained."""
-    share = phase.global_batch // recipe.scale.student.workers
+    share = phase.global_batch // recipe.scale.student.fewest
     most = recipe.student.max_tokens or 10**9
     passages = (share, min(phase.passage_tokens, most))
     if isinstance(phase, OnPairs):
@@ -259,13 +259,13 @@ def _trained(
     each: float | None = 0.0,
 ) -> Cost:
     """`each`: operations more for every text that a step embeds."""
-    gpus = scale.workers * scale.gpus
+    gpus = scale.fewest * scale.gpus
     if shape is None or each is None:
         return Cost(what, None, gpus, UNKNOWN)
     if run.precision == "float32" and gpus:
         return Cost(what, None, gpus, "float32, whose speed is not known here")
     taught = each * sum(texts for texts, _ in run.embedded)
-    return Cost(what, steps * scale.workers * (step(shape, run) + taught), gpus)
+    return Cost(what, steps * scale.fewest * (step(shape, run) + taught), gpus)
 
 
 def _embedded(what: str, each: float | None, texts: int | None, scale: Actors) -> Cost:

@@ -4,38 +4,35 @@ import functools
 import json
 import math
 import os
+import signal
 import socket
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 
-from events import curves
+import learner
+from events import curves, events
+from learner import batches, settings, start, texts, uninterrupted
 from stillroom.artifacts import Store
-from stillroom.config.models import Contrastive as Settings
 from stillroom.config.scale import Tracking, Workers
-from stillroom.encoders.store import create, load
-from stillroom.learning.batches import Order, PairBatches, PairData
+from stillroom.encoders.store import load
 from stillroom.learning.engine import DeepSpeedEngine, TorchEngine
 from stillroom.learning.gather import world
 from stillroom.learning.loop import train
 from stillroom.learning.objectives import Contrastive
 from stillroom.measure.model import measure
+from stillroom.stages.checkpoints import Checkpoints
 from stillroom.stages.evaluation import Evaluation
 from stillroom.stages.fit import Task, fit
 from stillroom.text.formats import EvaluationSet
 from workers import in_workers
 
 STEPS = 8
-WORDS = ["river", "stone", "cloud", "paper", "glass", "iron", "moss", "salt", "wind", "clay"]
-
-
-def texts(n, seed):
-    rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(WORDS, size=rng.integers(3, 12))) for _ in range(n)]
 
 
 def sets():
@@ -47,22 +44,6 @@ def sets():
         qrels = {f"q{i}": {f"p{i}": 1} for i in range(1, 9)}  # q0 is not judged
         found[name] = EvaluationSet(passages, queries, qrels)
     return found
-
-
-def start(folder, dropout=0.2):
-    lora = {"rank": 4, "alpha": 8, "dropout": dropout, "targets": ["q_proj", "down_proj"]}
-    return create(
-        str(folder), space="s", attention="bidirectional", pooling="mean", precision="float32",
-        prompts={"query": "find: ", "passage": ""}, lora=lora, seed=3,
-    )  # fmt: skip
-
-
-def batches(encoder, place):
-    data = PairData(texts(24, 8), texts(24, 9), np.arange(24), np.zeros(24, int))
-    return PairBatches(
-        data, Order(data.source, seed=1, global_batch=8), encoder.prompter, hard_negatives=0,
-        query_tokens=16, passage_tokens=16, **place,
-    )  # fmt: skip
 
 
 # --- evaluation -----------------------------------------------------------------------------
@@ -159,7 +140,8 @@ def dying(traces, encoder, place):
 def cluster():
     """Yields where its metrics are read."""
     # The workers cannot import a test.
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    for module in (sys.modules[__name__], learner):
+        ray.cloudpickle.register_pickle_by_value(module)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -175,10 +157,7 @@ def cluster():
     ray.shutdown()
 
 
-SETTINGS = Settings(
-    objective="contrastive", steps=STEPS, global_batch=8, learning_rate=0.02,
-    schedule="constant", warmup=0.0, query_tokens=16, passage_tokens=16,
-)  # fmt: skip
+SETTINGS = settings(STEPS)
 
 
 def run(folder, decoder, workers):
@@ -209,13 +188,7 @@ def history(made):
 
 
 def test_a_run_killed_and_resumed_by_fewer_workers_retraces_an_uninterrupted_one(killed, decoder):
-    encoder = start(decoder, dropout=0.0).train()
-    engine = TorchEngine(encoder, weight_decay=SETTINGS.weight_decay, clip=SETTINGS.clip)
-    plain = train(
-        engine, Contrastive(temperature=0.05), batches(encoder, {}), steps=STEPS, seed=5,
-        learning_rate=lambda step: 0.02, pad_id=encoder.pad_id, micro_tokens=999,
-        report=lambda figures: None, checkpoint=lambda step: None, checkpoint_every=9,
-    )  # fmt: skip
+    plain = uninterrupted(decoder, SETTINGS)
     figures = history(killed[1])
     assert [one["step"] for one in figures] == [*range(1, STEPS + 1)]
     assert [one["loss"] for one in figures] == pytest.approx(plain, rel=1e-4)
@@ -266,3 +239,60 @@ def test_ray_s_metrics_tell_a_run_s_figures_and_how_much_of_it_is_done(killed, c
     losses = [one["loss"] for one in kept]
     for loss in shown["ray_stillroom_training_loss"]:
         assert any(math.isclose(loss, one, rel_tol=1e-4) for one in losses)
+
+
+# --- told to stop ---------------------------------------------------------------------------
+
+
+class Signals(Dies):
+    """Batches that take a while, at some of which a process is asked to end, once."""
+
+    def __call__(self, step):
+        time.sleep(0.1)  # what a step of a large model takes
+        trace = self.traces / str(step)
+        if step in self.steps and not trace.exists():
+            trace.touch()
+            os.kill(self.steps[step] or os.getpid(), signal.SIGTERM)
+        return self.batches(step)
+
+
+def signalling(traces, signals, encoder, place):
+    made = batches(encoder, place)
+    return Signals(made, signals, traces) if place["rank"] == 1 else made
+
+
+def test_a_run_that_is_told_to_stop_makes_a_checkpoint_and_loses_no_step(
+    cluster, decoder, tmp_path
+):
+    steps = 60
+    signals = {5: 0, 35: os.getpid()}  # the worker itself; then the driver
+    task = Task(
+        functools.partial(start, decoder, dropout=0.0),
+        functools.partial(signalling, tmp_path, signals),
+        Contrastive(temperature=0.05), settings(steps), seed=5,
+    )  # fmt: skip
+    scale = Workers(workers=2, micro_tokens=64, checkpoint_every=1000, max_failures=0)
+    store = Store(str(tmp_path / "runs"))
+    with store.draft("teacher", "small", "0") as draft:
+        checkpoints = Checkpoints(store, draft.running)
+        with pytest.raises(SystemExit) as stopped:
+            fit(task, scale, Tracking(), draft)
+        assert stopped.value.code == 128 + signal.SIGTERM
+        assert 35 <= int(checkpoints.newest().split("-")[0]) < steps
+        # Half of what Ray would keep of its own, had it been killed while it wrote it.
+        snapshot = Path(checkpoints.base) / "checkpoint_manager_snapshot.json"
+        snapshot.write_text('{"ray_version": "2.60.0", "checkpoint_res')
+        fit(task, scale, Tracking(), draft)
+        made = draft.publish({}).path
+    figures = history(made)
+    assert [one["step"] for one in figures] == [*range(1, steps + 1)]
+    losses = uninterrupted(decoder, settings(steps))
+    assert [one["loss"] for one in figures] == pytest.approx(losses, rel=1e-3)
+    # Three times it began, and no step was made twice.
+    drawn = [
+        event.step
+        for file in (tmp_path / "runs" / ".logs" / "teacher-small-0").iterdir()
+        for event in events(file.read_bytes())
+        if event.summary.value
+    ]
+    assert sorted(drawn) == [*range(1, steps + 1)]

@@ -18,8 +18,8 @@ from stillroom.measure.bm25 import Bm25
 from stillroom.mining.search import dot, search
 from stillroom.mining.select import BARRED, CLOSE, KNOWN, select
 from stillroom.stages.corpus import CorpusFiles, corpus
-from stillroom.stages.miners import _Lexical
-from stillroom.stages.negatives import negatives, rule_of, texts_of
+from stillroom.stages.miners import Dense, Pool, _Lexical
+from stillroom.stages.negatives import mine, negatives, rule_of, texts_of
 from stillroom.text.formats import EvaluationSet, write_beir
 
 DIMS = 16
@@ -174,6 +174,53 @@ def test_the_best_below_the_share_are_mined_whatever_the_actors_and_their_memory
     assert counts["rejected"][CLOSE] > 0
     assert sum(counts["scores"]["negatives"]) == counts["kept"] == (rows >= 0).sum()
     assert sum(counts["scores"]["positives"]) == len(queries)
+
+
+def test_finished_blocks_are_not_mined_again_and_the_rest_is_whatever_the_memory(
+    made, dense, tmp_path
+):
+    folder = made.vectors(*dense, "blocks").path
+    files, section = made.files, Negatives()
+    texts = texts_of(
+        files.queries, files.passages, files.positive, files.negatives, [TESTED], searched=True
+    )
+
+    def mined(memory_gib, blocks=None):
+        return mine(
+            queries=files.queries, passages=files.passages, texts=texts,
+            miners={"teacher": folder}, section=section, rescore=None, seed=5,
+            scale=Searchers(memory_gib=memory_gib), blocks=blocks,
+        )  # fmt: skip
+
+    expected = mined(1.0)
+    mined(1e-5, tmp_path)
+    kept = sorted(tmp_path.glob("*.npz"))
+    assert len(kept) > 2
+    for block in kept[2:]:
+        block.unlink()
+    (tmp_path / f"{kept[2].stem}.partial").write_bytes(b"half of a bl")
+    # Who reads the first block again finds what was never mined.
+    first = dict(np.load(kept[0]))
+    np.savez(kept[0], **{**first, "positive": first["positive"] + 7})
+    found = mined(3e-5, tmp_path)
+    np.testing.assert_array_equal(found.negatives, expected.negatives)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    assert found.rejected == expected.rejected
+    changed = found.positive_scores - expected.positive_scores
+    assert changed.tolist() == [7] * len(first["positive"]) + [0] * (
+        len(changed) - len(first["positive"])
+    )
+
+
+def test_a_searcher_that_is_killed_is_asked_again(made, dense):
+    folder = made.vectors(*dense, "killed").path
+    pool = Pool(Searchers(actors=2), reserves=True, among=1)
+    searchers = Dense(folder, 8, pool)
+    scores, rows = searchers.ask(0, 24, 8)()
+    ray.kill(searchers.actors[1], no_restart=False)
+    again = searchers.ask(0, 24, 8)()
+    np.testing.assert_array_equal(again[1], rows)
+    np.testing.assert_array_equal(again[0], scores)
 
 
 def test_passages_of_evaluation_sets_are_never_negatives(made, dense):

@@ -1,19 +1,29 @@
 """Teacher vectors of a corpus whose sources have prompts of their own."""
 
 import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
+import torch
 
 from stillroom.artifacts import Store
 from stillroom.config.corpus import Corpus
+from stillroom.config.models import Student
 from stillroom.config.recipe import Vectors
-from stillroom.config.scale import Actors, Scale
+from stillroom.config.scale import Embedders, Scale
 from stillroom.encoders.store import create, load, save
 from stillroom.encoders.vectors import StoredVectors
+from stillroom.errors import UserError
+from stillroom.stages.batches import taught_batches
 from stillroom.stages.corpus import CorpusFiles, corpus
-from stillroom.stages.vectors import vectors
+from stillroom.stages.vectors import Taught, embed, isolated, stored, vectors
 from stillroom.text.formats import EvaluationSet, write_beir
 
 PROMPTS = {"query": "Instruct: Find it\nQuery: ", "passage": "Found: "}
@@ -49,7 +59,7 @@ def test_a_text_is_embedded_with_the_prompt_of_its_source(cluster, decoder, tmp_
         save(encoder, draft.path)
         teacher = draft.publish({})
     with store.draft("vectors", "two", "k") as draft:
-        scale = Scale(vectors=Actors(actors=1))
+        scale = Scale(vectors=Embedders())
         vectors(section=Vectors(shard=4), corpus=texts, teacher=teacher, scale=scale, out=draft)
         made = draft.publish({})
         queries, passages = (StoredVectors(made.path / one) for one in ("queries", "passages"))
@@ -70,3 +80,134 @@ def test_a_text_is_embedded_with_the_prompt_of_its_source(cluster, decoder, tmp_
             for text, number in zip(of, source, strict=True)
         ]
         np.testing.assert_allclose(found[np.arange(len(of))], expected, atol=1e-3)
+
+
+def test_what_fails_an_encoder_is_found_by_halving_and_costs_nobody_else_a_vector():
+    asked = []
+
+    def encode(rows):
+        asked.append(len(rows))
+        if 11 in rows:
+            raise ValueError("a text that nobody can read")
+        found = np.repeat(rows[:, None].astype(np.float32), 4, axis=1)
+        found[rows == 5] = np.nan
+        if 8 in rows and len(rows) > 1:  # it spoils those that are beside it
+            found[:] = np.inf
+        return found
+
+    found, failed = isolated(encode, 64, 4)
+    assert failed == {
+        5: "its vector is not finite",
+        11: "ValueError: a text that nobody can read",
+    }
+    expected = np.repeat(np.arange(64, dtype=np.float16)[:, None], 4, axis=1)
+    expected[[5, 11]] = 0
+    np.testing.assert_array_equal(found, expected)
+    assert len(asked) < 64
+
+
+def test_where_every_text_fails_it_is_not_the_texts():
+    def encode(rows):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        isolated(encode, 8, 4)
+
+
+@pytest.fixture
+def poisoned(decoder, tmp_path):
+    """A store with a corpus, and a teacher for whom one of its words is no number."""
+    rows = [{"query": f"about {i}", "positive": f"it is number {i}"} for i in range(12)]
+    rows[3]["positive"] = rows[7]["query"] = "a quagga"
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_beir(EvaluationSet({"p": "a"}, {"q": "b"}, {"q": {"p": 1}}), tmp_path / "set")
+    content = {
+        "sources": {"zoo": {"format": "files", "pairs": [str(tmp_path / "pairs.jsonl")]}},
+        "evaluation": {"set": str(tmp_path / "set")},
+    }
+    section = Corpus.model_validate_json(json.dumps(content))
+    store = Store(str(tmp_path / "runs"))
+    with store.draft("corpus", "zoo", "k") as draft:
+        corpus(section=section, seed=0, scale=Scale(), out=draft)
+        texts = draft.publish({})
+    with store.draft("teacher", "zoo", "k") as draft:
+        encoder = create(
+            str(decoder), space="zoo", pooling="mean", prompts={"query": "", "passage": ""},
+            precision="float32",
+        )  # fmt: skip
+        ids = [
+            encoder.tokenizer(text)["input_ids"] for text in ("a quagga", "it is about number a")
+        ]
+        own = sorted({*ids[0]} - {*ids[1]})
+        assert own, "a token that no other text has"
+        with torch.no_grad():
+            encoder.backbone.get_input_embeddings().weight[own[0]] = float("nan")
+        save(encoder, draft.path)
+        teacher = draft.publish({})
+    return store, texts, teacher
+
+
+def test_a_poisoned_text_is_named_or_left_out_of_all_that_follows(
+    cluster, poisoned, encoder, tmp_path
+):
+    store, texts, teacher = poisoned
+    files = CorpusFiles.read(texts)
+    given = {"section": Vectors(shard=5), "corpus": texts, "teacher": teacher}
+    query, passage = files.queries.index("a quagga"), files.passages.index("a quagga")
+    with (
+        pytest.raises(UserError, match=f"queries, row {query} of source zoo: cannot .* 'a quagga'"),
+        store.draft("vectors", "zoo", "k") as draft,
+    ):
+        vectors(**given, scale=Scale(), out=draft)
+    scale = Scale(vectors=Embedders(on_error="skip"))
+    with store.draft("vectors", "zoo", "k") as draft:
+        summary = vectors(**given, scale=scale, out=draft)
+        by_teacher = draft.publish({"summary": summary})
+    told = by_teacher.manifest["made_by"]["summary"]["skipped"]
+    assert told == {
+        "queries": {f"row {query}": "'a quagga': its vector is not finite"},
+        "passages": {f"row {passage}": "'a quagga': its vector is not finite"},
+    }
+    taught = Taught(texts, lambda files, device: stored(files, teacher, by_teacher))
+    student = create(str(encoder), space="s", pooling="mean", precision="float32")
+    numbers = {"global_batch": 5, "steps": 1, "learning_rate": 1.0, "query_tokens": 16}
+    for data, gone in (
+        ("pairs", {query, [*files.positive].index(passage)}),
+        ("texts", {passage, len(files.passages) + query}),
+    ):
+        phase = {"data": data, "passage_tokens": 16, **numbers}
+        if data == "pairs":
+            phase["hard_negatives"] = 0
+        section = {"base": str(encoder), "space": "teacher", "phases": [phase]}
+        [settings] = Student.model_validate_json(json.dumps(section)).phases
+        batches = taught_batches(taught, None, settings, 0, student, {"rank": 0, "world": 1})
+        drawn = {int(row) for step in range(12) for row in batches.ids(step)}
+        count = len(files.queries) if data == "pairs" else len(files.passages) + len(files.queries)
+        assert drawn == {*range(count)} - gone
+
+
+def test_an_actor_that_is_killed_costs_no_shard_that_was_made(cluster, decoder, tmp_path):
+    texts = [f"a text of number {i}" for i in range(160)]
+    prompts = [None] * len(texts)
+    folder, shards = tmp_path / "killed", 80
+    made_before = {}
+
+    def kill():
+        """The actor, once some of its shards are there."""
+        deadline = time.monotonic() + 120
+        while len([*folder.glob("shard-*.npy")]) < 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)  # polls for a condition, with a deadline
+        for process in psutil.Process().children(recursive=True):
+            if process.cmdline() and process.cmdline()[0].startswith("ray::MapWorker"):
+                made_before.update({f: f.stat().st_ino for f in folder.glob("shard-*.npy")})
+                os.kill(process.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    embed(texts, prompts, "query", Path(decoder), folder, 2, Embedders())
+    killer.join()
+    assert 5 <= len(made_before) < shards
+    assert all(file.stat().st_ino == number for file, number in made_before.items())
+    found = StoredVectors(folder)[np.arange(len(texts))]
+    np.testing.assert_allclose(found, load(decoder).encode(texts, "query"), atol=1e-3)

@@ -150,10 +150,10 @@ class Recipe(Section):
             if isinstance(section, Joint):
                 batches["generation_batch"] = section.generation_batch
             for name, size in batches.items():
-                if size % scale.workers:
+                if size % scale.most:
                     raise ValueError(
                         f"{field}.{name} ({size}) must be a multiple of the number of workers "
-                        f"({scale.workers})"
+                        f"({scale.most})"
                     )
             if isinstance(section, PairTraining):
                 given = isinstance(section, Contrastive) and section.negatives == "given"

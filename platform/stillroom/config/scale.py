@@ -15,8 +15,23 @@ from stillroom.config.section import Section
 from stillroom.config.synthetic import Budget
 
 
+class Elastic(Section):
+    """As many workers as the cluster has room for. Neither batches nor their order depend on it; a
+    worker for whom a batch has no even share waits."""
+
+    min: PositiveInt = 1
+    max: PositiveInt
+    look_every_s: PositiveFloat = 60.0  # for room to grow; who is lost is noticed at once
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Elastic":
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is more than max ({self.max})")
+        return self
+
+
 class Workers(Section):
-    workers: PositiveInt = 1
+    workers: PositiveInt | Elastic = 1
     cpus: PositiveFloat = 1.0  # each
     gpus: NonNegativeFloat = 0.0  # each
     gpu: str | None = None  # its kind, such as H100-80G: `check` says whether the run fits
@@ -30,8 +45,18 @@ class Workers(Section):
     gradcache: bool = False  # bounds memory by micro_tokens, for a second forward
     gradient_checkpointing: bool = False
     packed: bool = False  # no padding at all; of Llama, Mistral and Qwen
-    checkpoint_every: PositiveInt = 50  # steps; the most that a crash can cost
-    max_failures: NonNegativeInt = 2
+    # Steps: the most that a crash can cost, beside those made while one is brought to the root.
+    checkpoint_every: PositiveInt = 50
+    keep_checkpoints: PositiveInt = 2  # the newest; older ones are deleted
+    max_failures: NonNegativeInt = 2  # nodes that are taken away with notice not counted
+
+    @property
+    def most(self) -> int:
+        return self.workers.max if isinstance(self.workers, Elastic) else self.workers
+
+    @property
+    def fewest(self) -> int:
+        return self.workers.min if isinstance(self.workers, Elastic) else self.workers
 
     @model_validator(mode="after")
     def _zero_is_deepspeed(self) -> "Workers":
@@ -49,6 +74,12 @@ class Actors(Section):
     cpus: PositiveFloat = 1.0
     gpus: NonNegativeFloat = 0.0
     node_labels: dict[str, str] = Field(default_factory=dict)  # only nodes with these
+
+
+class Embedders(Actors):
+    # A text that fails the teacher, or whose vector is not finite: ends the run, or is left out of
+    # all that follows and listed in the manifest.
+    on_error: Literal["raise", "skip"] = "raise"
 
 
 class Calls(Section):
@@ -96,7 +127,7 @@ class Scale(Section):
     teacher: Workers = Workers(engine="deepspeed")
     teacher_api: TeacherApi = TeacherApi()
     student: Workers = Workers()
-    vectors: Actors = Actors()
+    vectors: Embedders = Embedders()
     negatives: Searchers = Searchers()
     report: Actors = Actors()  # one model after another, each by one actor
     tracking: Tracking = Tracking()

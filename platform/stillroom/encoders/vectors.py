@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ class StoredVectors:
     """Vectors of one set of texts, read by the texts' row, memory-mapped.
 
     `order.npy` lists rows, shortest text first; shard i holds order[i × shard : (i + 1) × shard].
-    `digests.npy` tells by row which text, behind which prompt, a vector is of.
+    `digests.npy` tells by row which text, behind which prompt, a vector is of. Texts that could not
+    be embedded have zeros, and are told by `skipped-*.json`.
     """
 
     def __init__(self, folder: Path):
@@ -35,6 +37,14 @@ class StoredVectors:
 
     def __len__(self) -> int:
         return len(self.order)
+
+    @functools.cached_property
+    def skipped(self) -> dict[int, str]:
+        """Row → why there is no vector of its text."""
+        found: dict[int, str] = {}
+        for file in sorted(self.folder.glob("skipped-*.json")):
+            found |= {int(row): why for row, why in json.loads(file.read_text()).items()}
+        return found
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Vectors of the rows, float16, (len(rows), dims)."""
@@ -74,6 +84,11 @@ class OfTexts:
                 "Delete that artifact, and run again",
             )
 
+    @property
+    def skipped(self) -> list[int]:
+        """Rows of which there is no vector."""
+        return sorted(self.stored.skipped)
+
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Vectors of the rows, float16, (len(rows), dims)."""
         for row in rows:
@@ -94,6 +109,11 @@ def digest(prompt: str | None, text: str) -> int:
 
 def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:06d}.npy"
+
+
+def skipped_path(folder: Path, number: int) -> Path:
+    """Where a shard's texts are told that could not be embedded."""
+    return folder / f"skipped-{number:06d}.json"
 
 
 def write_whole(path: Path, array: np.ndarray) -> None:

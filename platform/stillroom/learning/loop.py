@@ -71,21 +71,25 @@ def train(
     best: float = -math.inf,
     flops: Flops | None = None,
     peak: float | None = None,
+    told_to_stop: Callable[[], bool] = lambda: False,
 ) -> list[float]:
     """Runs steps `start` … `steps` - 1; returns their losses, averaged over the workers.
+
+    Told to stop, it makes a checkpoint after the step that it is in, and returns early.
 
     Args:
         batches: step → this worker's batch; `batches.ids(step)` names its rows.
         micro_tokens, gradcache: see `Forwards`. They change memory and time, not the result.
         report: called on every worker after each step with that step's figures.
         checkpoint: called on every worker with the number of steps done, after every
-            `checkpoint_every` steps but not after the last.
+            `checkpoint_every` steps and when it is told to stop, but not after the last.
         evaluate: called on every worker after every `evaluate_every` steps and after the last;
             the score, the same on each, is reported with the step.
         improved: called on every worker when that score is the best, before a checkpoint.
         best: the score to beat, of the steps before `start`.
         flops, peak: what texts cost the model, and the FLOP/s of a worker's device: where both are
             known, a step's figures hold its MFU.
+        told_to_stop: asked in every step on every worker; one that is told stops all.
 
     Raises:
         NonFiniteLoss: before the update that would have spoiled the weights.
@@ -111,8 +115,8 @@ def train(
         cost = 0.0
         if flops is not None:
             cost = flops.forward(forwards.lengths) + flops.backward(forwards.lengths)
-        mean, tokens, padded, cost = _over_workers(
-            [float(value), forwards.tokens, forwards.padded, cost], engine.device
+        mean, tokens, padded, cost, told = _over_workers(
+            [float(value), forwards.tokens, forwards.padded, cost, told_to_stop()], engine.device
         )
         mean /= workers
         if not math.isfinite(mean):
@@ -145,8 +149,10 @@ def train(
         if figures.get(SCORE, -math.inf) > best:
             best = figures[SCORE]
             improved()
-        if done % checkpoint_every == 0 and done < steps:
+        if done < steps and (told or done % checkpoint_every == 0):
             checkpoint(done)
+        if told:
+            break
     return losses
 
 

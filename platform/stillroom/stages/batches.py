@@ -32,6 +32,7 @@ from stillroom.stages.corpus import CorpusFiles
 from stillroom.stages.vectors import Taught
 
 Place = dict[str, int]  # rank and world
+NO_SOURCE = -1
 
 
 def pair_batches(
@@ -67,11 +68,17 @@ def taught_batches(
         teacher_queries=queries,
         teacher_passages=passages,
     )
+    # Rows of no source are in no batch.
+    of_passage, of_query = files.passage_source.copy(), files.source.copy()
+    of_passage[[*passages.skipped]] = of_query[[*queries.skipped]] = NO_SOURCE
     if isinstance(settings, OnPairs):
         mined = _negatives(files, negatives, settings.hard_negatives)
-        data = dataclasses.replace(data, negatives=mined)
+        if mined is not None:
+            mined = np.where(np.isin(mined, passages.skipped), -1, mined)
+        of_pair = np.where(of_passage[files.positive] == NO_SOURCE, NO_SOURCE, of_query)
+        data = dataclasses.replace(data, negatives=mined, source=of_pair)
         return _pair_batches(files, data, settings, seed, encoder, place)
-    source = np.concatenate([files.passage_source, files.source])
+    source = np.concatenate([of_passage, of_query])
     return TaughtTextBatches(
         data,
         _order(source, settings, seed, files, [*files.passages, *files.queries]),
@@ -103,7 +110,7 @@ def _pair_batches(
 ) -> PairBatches:
     return PairBatches(
         data,
-        _order(files.source, settings, seed, files, files.queries),
+        _order(data.source, settings, seed, files, files.queries),
         encoder.prompter,
         hard_negatives=settings.hard_negatives,
         query_tokens=settings.query_tokens,

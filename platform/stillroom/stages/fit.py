@@ -5,8 +5,10 @@ import json
 import logging
 import math
 import shutil
+import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +18,13 @@ import ray
 import ray.train
 import torch
 from ray.train import WorkerGroupError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.collective import barrier, broadcast_from_rank_zero
+from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
 
 from stillroom.artifacts import Draft, Store
-from stillroom.config.models import Optimisation
-from stillroom.config.scale import Tracking, Workers
+from stillroom.config.models import Joint, Optimisation
+from stillroom.config.scale import Elastic, Tracking, Workers
 from stillroom.encoders import backbone
 from stillroom.encoders.contract import FILE as CONTRACT
 from stillroom.encoders.encode import Encoder
@@ -32,12 +35,16 @@ from stillroom.journal import note
 from stillroom.learning.batches import Ahead
 from stillroom.learning.engine import DeepSpeedEngine, Engine, TorchEngine
 from stillroom.learning.flops import Flops, peak_flops
+from stillroom.learning.gather import world
 from stillroom.learning.loop import SCORE, schedule, train
 from stillroom.learning.objectives import Objective
 from stillroom.learning.shape import shape_of
 from stillroom.logs import Said, begin, said, told
+from stillroom.stages.checkpoints import LIST, Checkpoints, Saver
 from stillroom.stages.evaluation import Evaluation
+from stillroom.stages.group import GroupConfig, taking
 from stillroom.stages.room import require
+from stillroom.stages.stopping import STOPPED, Notices, Stopping, stopping
 from stillroom.stages.tracking import RayGauges, Sink, Tracker, check, progress, sinks
 from stillroom.text.formats import EvaluationSet
 
@@ -75,62 +82,88 @@ def fit(task: Task, scale: Workers, tracking: Tracking, out: Draft) -> dict[str,
     """Trains under Ray Train and leaves the encoder, and metrics.jsonl, in the draft.
 
     A worker that dies is replaced, and the run goes on from the newest checkpoint; a run whose
-    driver died goes on from there when the same step is run again, on any number of workers.
+    driver died goes on from there when the same step is run again, on any number of workers. Who
+    is told to stop, or that a node is taken away, makes a checkpoint first.
 
     Returns:
         The figures of the step whose weights are kept.
 
     Raises:
-        UserError: when the figures cannot be tracked as asked, or no cluster node will ever have
-            what the workers ask for.
+        UserError: when the figures cannot be tracked as asked, checkpoints cannot be stored, or no
+            cluster node will ever have what the workers ask for.
+        SystemExit: when it was told to stop, and can be gone on from.
     """
     check(tracking)
-    require(out.stage, scale, scale.workers)
-    storage = out.store.place(".train")
+    require(out.stage, scale, scale.fewest)
     name = f"{out.stage}-{out.path.name}"
     logs = out.store.place(f".logs/{name}")
     if tracking.tensorboard:
         log.info("%s: to watch it, run `tensorboard --logdir %s`", name, out.store.place(".logs"))
-    trainer = TorchTrainer(
-        functools.partial(_work, task, scale, tracking, name, logs, said(), out.store.place("")),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=scale.workers,
-            use_gpu=scale.gpus > 0,
-            resources_per_worker={
-                "CPU": scale.cpus,
-                **({"GPU": scale.gpus} if scale.gpus else {}),
-            },
-            label_selector=scale.node_labels or None,
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=storage,
-            failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            worker_runtime_env={"env_vars": _environment(scale)},
-        ),
-        torch_config=TorchConfig(backend="nccl" if scale.gpus else "gloo"),
+    checkpoints = Checkpoints(out.store, out.running)
+    # The checkpoint that holds the trained encoder.
+    done = checkpoints.newest(holding=CONTRACT)
+    while done is None:
+        with stopping() as stop:
+            by = (said(), out.store.place(""))
+            work = functools.partial(_work, task, scale, tracking, checkpoints, logs, *by)
+            _train(work, _shared(task.settings), scale, stop)
+        done = checkpoints.newest(holding=CONTRACT)
+        if stop.told and done is None:
+            log.info("%s: stopped; the same command goes on from there", name)
+            sys.exit(STOPPED)
+    folder = checkpoints.opened(done)
+    lists = [path.name for path in folder.iterdir() if LIST.fullmatch(path.name)]
+    shutil.copytree(
+        folder, out.path, dirs_exist_ok=True, ignore=lambda place, names: set(lists) & set(names)
     )
-    try:
-        result = trainer.fit()
-    except WorkerGroupError as fault:
-        # What the user can mend is told as such, not as a worker's crash.
-        for failure in fault.worker_failures.values():
-            cause: BaseException | None = failure
-            while cause is not None:
-                if isinstance(cause, UserError):
-                    raise cause from fault
-                cause = getattr(cause, "cause", None) or cause.__cause__
-        raise
-    assert result.checkpoint is not None and result.metrics is not None
-    with result.checkpoint.as_directory() as folder:
-        for part in Path(folder).iterdir():
-            if part.is_dir():
-                shutil.copytree(part, out.path / part.name, dirs_exist_ok=True)
-            else:
-                shutil.copy2(part, out.path / part.name)
-    out.store.forget(f".train/{name}")
-    return {name: value for name, value in result.metrics.items() if isinstance(value, int | float)}
+    checkpoints.closed(done)
+    return _kept(_history(out.path))
+
+
+def _shared(settings: Optimisation) -> tuple[int, ...]:
+    """Sizes of the batches that workers share."""
+    also = (settings.generation_batch,) if isinstance(settings, Joint) else ()
+    return (settings.global_batch, *also)
+
+
+def _train(
+    work: Callable[[Any], None], batches: tuple[int, ...], scale: Workers, told: Stopping
+) -> None:
+    """Workers train until they are done or stop."""
+    elastic = scale.workers if isinstance(scale.workers, Elastic) else None
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = TorchTrainer(
+            functools.partial(work, told.request),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=scale.most if elastic is None else (elastic.min, elastic.max),
+                elastic_resize_monitor_interval_s=60.0 if elastic is None else elastic.look_every_s,
+                use_gpu=scale.gpus > 0,
+                resources_per_worker={
+                    "CPU": scale.cpus,
+                    **({"GPU": scale.gpus} if scale.gpus else {}),
+                },
+                label_selector=scale.node_labels or None,
+            ),
+            run_config=ray.train.RunConfig(
+                # Ray's own account of a run goes nowhere: it writes it in place, and what a killed
+                # process leaves of it, it could not read.
+                storage_path=scratch,
+                failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
+                worker_runtime_env={"env_vars": _environment(scale)},
+            ),
+            torch_config=GroupConfig(backend="nccl" if scale.gpus else "gloo", batches=batches),
+        )
+        try:
+            trainer.fit()
+        except WorkerGroupError as fault:
+            # What the user can mend is told as such, not as a worker's crash.
+            for failure in fault.worker_failures.values():
+                cause: BaseException | None = failure
+                while cause is not None:
+                    if isinstance(cause, UserError):
+                        raise cause from fault
+                    cause = getattr(cause, "cause", None) or cause.__cause__
+            raise
 
 
 def _environment(scale: Workers) -> dict[str, str]:
@@ -149,13 +182,27 @@ def _environment(scale: Workers) -> dict[str, str]:
 
 
 def _work(
-    task: Task, scale: Workers, tracking: Tracking, name: str, logs: str, by: Said, root: str
+    task: Task,
+    scale: Workers,
+    tracking: Tracking,
+    checkpoints: Checkpoints,
+    logs: str,
+    by: Said,
+    root: str,
+    request: Any,
 ) -> None:
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats our figures
     context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    begin(by, rank=rank)
-    checkpoint = ray.train.get_checkpoint()
+    begin(by, rank=context.get_world_rank())
+    # One worker chooses: what a try before left may become whole while others still look.
+    first = context.get_world_rank() == 0
+    mine = (checkpoints.newest(), uuid.uuid4().hex[:8]) if first else None
+    newest, attempt = broadcast_from_rank_zero(mine)
+    if context.get_world_rank() >= taking(context.get_world_size(), _shared(task.settings)):
+        barrier()
+        Notices(request).wait()
+        return
+    rank, workers = world()
     torch.manual_seed(task.seed)
     encoder = task.encoder().to(ray.train.torch.get_device())
     if scale.gradient_checkpointing:
@@ -163,29 +210,31 @@ def _work(
     if scale.packed:
         pack_attention(encoder.backbone)
     encoder.train()
-    if task.prepare is not None and checkpoint is None:
+    if task.prepare is not None and newest is None:
         task.prepare(encoder)
     settings = task.settings
-    batches = task.batches(encoder, {"rank": rank, "world": world})
+    batches = task.batches(encoder, {"rank": rank, "world": workers})
     flops = _flops(encoder)  # before ZeRO-3 takes the weights apart
     engine = _engine(encoder, settings, scale)
     evaluate = None
     if task.evaluate_every is not None:
         evaluate = Evaluation(encoder, engine, task.sets(), micro_tokens=scale.micro_tokens)
+    saver = Saver(checkpoints, attempt, rank, workers, keep=scale.keep_checkpoints)
     with tempfile.TemporaryDirectory() as scratch:
-        run = _Run(task, encoder, engine, rank, Path(scratch))
-        if checkpoint is not None:
-            with checkpoint.as_directory() as folder:
-                if (Path(folder) / CONTRACT).exists():  # it was killed after its last step
-                    ray.train.report(_kept(_history(Path(folder))), checkpoint=checkpoint)
-                    return
-                run.load(Path(folder))
-            _say(rank, f"goes on after step {run.start}")
-        if rank == 0:
-            ref = told().get("stage")
-            note(Store(root), "training begins", ref=ref, after=run.start, workers=world)
+        run = _Run(task, encoder, engine, rank, saver, Path(scratch))
+        if newest is not None:
+            run.load(checkpoints.opened(newest))
+        barrier()
+        notices = Notices(request)
+        if newest is not None:
+            checkpoints.closed(newest)
+            others = f", on {workers} workers" if workers > 1 else ""
+            _say(rank, f"goes on after step {run.start}{others}")
         shown: list[Sink] = []
         if rank == 0:
+            ref = told().get("stage")
+            note(Store(root), "training begins", ref=ref, after=run.start, workers=workers)
+            name = Path(logs).name
             gauges = RayGauges(name, settings.steps, run.start)
             shown = [gauges, *sinks(tracking, name, logs, run.start)]
         with Tracker(shown) as tracker:
@@ -216,8 +265,15 @@ def _work(
                 best=_kept(run.history).get(SCORE, -math.inf),
                 flops=flops,
                 peak=scale.peak_flops or _peak_flops(engine.device),
+                told_to_stop=notices,
             )
-            run.finish()
+            if len(run.history) == settings.steps:
+                run.finish()
+            else:
+                _say(rank, f"stops after step {len(run.history)}, and can be gone on from")
+            saver.wait()
+    if rank == 0:
+        notices.done()
 
 
 @dataclass
@@ -228,6 +284,7 @@ class _Run:
     encoder: Encoder
     engine: Engine
     rank: int
+    saver: Saver
     scratch: Path
     tracker: Tracker = field(default_factory=lambda: Tracker([]))
     history: list[dict[str, float]] = field(default_factory=list)  # a step each
@@ -259,35 +316,42 @@ class _Run:
             save_file({n: tensor.contiguous() for n, tensor in weights.items()}, self.best)
 
     def checkpoint(self, done: int) -> None:
-        with tempfile.TemporaryDirectory() as name:
-            self.engine.save(Path(name), done)
+        def write(folder: Path) -> None:
+            self.engine.save(folder, done)
             if self.best.exists():
-                shutil.copy2(self.best, name)
-            self._hand_in(Path(name), self.history[-1])
+                shutil.copy2(self.best, folder)
+
+        self._hand_in(done, write)
 
     def finish(self) -> None:
         """The last checkpoint is the encoder itself."""
         kept = _kept(self.history)
         evaluated = SCORE in kept
         weights = {} if evaluated else self.engine.trained()
-        with tempfile.TemporaryDirectory() as name:
-            if self.rank == 0:
-                if evaluated:
-                    weights = load_file(self.best)
-                    _say(0, f"keeps the weights of step {kept['step']}: {SCORE} {kept[SCORE]:.4f}")
-                if self.task.merges:
-                    save(merged(self.task.encoder(), weights), name)
-                else:
-                    save(self.encoder, name, state_dict=weights)
-            self._hand_in(Path(name), kept)
 
-    def _hand_in(self, folder: Path, figures: dict[str, float]) -> None:
-        if self.rank == 0:
-            lines = "".join(json.dumps(figures) + "\n" for figures in self.history)
-            (folder / METRICS).write_text(lines)
-            self.tracker.flush()
-        mine = ray.train.Checkpoint.from_directory(folder) if any(folder.iterdir()) else None
-        ray.train.report(figures, checkpoint=mine)
+        def write(folder: Path) -> None:
+            if self.rank != 0:
+                return
+            own = weights
+            if evaluated:
+                own = load_file(self.best)
+                _say(0, f"keeps the weights of step {kept['step']}: {SCORE} {kept[SCORE]:.4f}")
+            if self.task.merges:
+                save(merged(self.task.encoder(), own), folder)
+            else:
+                save(self.encoder, folder, state_dict=own)
+
+        self._hand_in(len(self.history), write)
+
+    def _hand_in(self, done: int, write: Callable[[Path], None]) -> None:
+        def all_of_it(folder: Path) -> None:
+            write(folder)
+            if self.rank == 0:
+                lines = "".join(json.dumps(figures) + "\n" for figures in self.history)
+                (folder / METRICS).write_text(lines)
+                self.tracker.flush()
+
+        self.saver.save(done, all_of_it)
 
 
 def _history(folder: Path) -> list[dict[str, float]]:
@@ -309,7 +373,7 @@ def _engine(encoder: Encoder, settings: Optimisation, scale: Workers) -> Engine:
         weight_decay=settings.weight_decay,
         clip=settings.clip,
         zero_stage=scale.zero_stage,
-        batch_per_worker=settings.global_batch // scale.workers,
+        batch_per_worker=settings.global_batch // world()[1],
         offload=scale.offload,
     )
 

@@ -52,6 +52,9 @@ class Pool:
             num_cpus=self.scale.cpus if self.reserves else 0,
             num_gpus=self.scale.gpus / self.among,
             label_selector=self.scale.node_labels,
+            # One that dies is started again, and asked again what it did not answer.
+            max_restarts=-1,
+            max_task_retries=-1,
         )(kind)
         threads = max(1, int(self.scale.cpus))
         return [actor.remote(*own, threads) for own in arguments]

@@ -1,11 +1,14 @@
 """Hard negatives: what miners find, less what their rules refuse."""
 
+import json
 import logging
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from stillroom.artifacts import Artifact, Draft, atomic_json
 from stillroom.config.recipe import Negatives as Section
 from stillroom.config.scale import Scale, Searchers
 from stillroom.encoders.locate import model_of
+from stillroom.encoders.vectors import StoredVectors
 from stillroom.errors import UserError
 from stillroom.mining.search import Found, merge
 from stillroom.mining.select import BARRED, Rule, Selected, Texts, select
@@ -27,6 +31,7 @@ from stillroom.text.formats import EvaluationSet
 log = logging.getLogger(__name__)
 
 BINS = 40  # of a histogram
+BLOCKS = "blocks"  # in a draft: what is mined already
 
 
 def negatives(
@@ -42,7 +47,8 @@ def negatives(
     scores.npy, what these score, float32, nan for none; positive_scores.npy (pairs,); and
     counts.json.
 
-    Negatives that came with a pair go first; mined ones fill what is left.
+    Negatives that came with a pair go first; mined ones fill what is left. What a killed run left
+    of its blocks of queries is kept.
 
     Args:
         vectors: of the miners, by the roles that `plan` gives them.
@@ -61,28 +67,38 @@ def negatives(
         role = "vectors" if name == "teacher" else f"vectors_{place}"
         folders[name] = None if name == "bm25" else vectors[role]
     rescore = None if section.rescore is None else model_of(section.rescore, out.store)
+    texts = texts_of(
+        files.queries,
+        files.passages,
+        files.positive,
+        files.negatives,
+        evaluation_sets(corpus).values(),
+        searched=section.searched,
+    )
+    for folder in filter(None, folders.values()):
+        texts.barred_p[[*StoredVectors(Path(folder) / "passages").skipped]] = True
+    blocks = out.path / BLOCKS
+    blocks.mkdir(exist_ok=True)
     mined = mine(
         queries=files.queries,
         passages=files.passages,
-        texts=texts_of(
-            files.queries,
-            files.passages,
-            files.positive,
-            files.negatives,
-            evaluation_sets(corpus).values(),
-            searched=section.searched,
-        ),
+        texts=texts,
         miners=folders,
         section=section,
         rescore=rescore,
         seed=seed,
         scale=scale.negatives,
+        blocks=blocks,
     )
+    for folder in filter(None, folders.values()):
+        none = [*StoredVectors(Path(folder) / "queries").skipped]
+        mined.negatives[none], mined.scores[none] = -1, np.nan
     np.save(out.path / "negatives.npy", mined.negatives)
     np.save(out.path / "scores.npy", mined.scores)
     np.save(out.path / "positive_scores.npy", mined.positive_scores)
     summary = {**mined.summary(), "examples": _examples(files, mined.negatives)}
     atomic_json(out.path / "counts.json", summary)
+    shutil.rmtree(blocks)
     return summary
 
 
@@ -119,12 +135,14 @@ def mine(
     rescore: os.PathLike[str] | None,
     seed: int,
     scale: Searchers,
+    blocks: Path | None = None,
 ) -> Mined:
     """Negatives of all queries, in blocks that fit into the scale's memory.
 
     Args:
         miners: name → folder with queries/ and passages/ of its vectors; None for BM25's.
         rescore: a cross-encoder that scores all candidates anew.
+        blocks: a folder for finished ones, which a killed run goes on behind.
     """
     require("negatives", scale, 1)
     rule = rule_of(section)
@@ -143,23 +161,30 @@ def mine(
     judge: Scorer = asked[0]
     if rescore is not None:
         judge = Reader(rescore, queries, passages, Pool(scale, reserves=False, among=among))
-    parts, positives, rejected = [], [], Counter[str]()
+    parts = [] if blocks is None else _finished(blocks)
+    start = sum(len(part.negatives) for part, _ in parts)
+    if start:
+        log.info("negatives: %d of %d queries are there already", start, len(queries))
     progress = Progress(len(queries))
-    for first, found in _candidates(asked, judge, len(queries), depth):
+    progress.add(start, fresh=False)
+    for first, found in _candidates(asked, judge, range(start, len(queries)), depth):
         own = texts.positive_q[first : first + len(found[0])]
         positive = judge.scores(first, own[:, None])[:, 0]
         part = select(
             *found, positive_score_q=positive, texts=texts, rule=rule, seed=seed, first=first
         )
-        parts.append(_with_scores(part, judge, first))
-        positives.append(positive)
-        rejected.update(part.rejected)
+        parts.append((_with_scores(part, judge, first), positive))
+        if blocks is not None:
+            _keep(blocks, first, *parts[-1])
         log.info("negatives: %d of %d queries", first + len(own), len(queries))
         progress.add(len(own))
+    rejected = Counter[str]()
+    for part, _ in parts:
+        rejected.update(part.rejected)
     mined = Mined(
-        negatives=np.concatenate([part.negatives for part in parts]),
-        scores=np.concatenate([part.scores for part in parts]),
-        positive_scores=np.concatenate(positives),
+        negatives=np.concatenate([part.negatives for part, _ in parts]),
+        scores=np.concatenate([part.scores for part, _ in parts]),
+        positive_scores=np.concatenate([positive for _, positive in parts]),
         rejected=dict(rejected),
         recall={name: found for name, found in recalls.items() if found is not None},
     )
@@ -173,22 +198,50 @@ def mine(
     return mined
 
 
+def _keep(blocks: Path, first: int, part: Selected, positive: np.ndarray) -> None:
+    """Writes a block that is whole or absent, whenever the process dies."""
+    file = blocks / f"{first:012d}.npz"
+    partial = file.with_suffix(".partial")
+    with partial.open("wb") as stream:
+        np.savez(
+            stream,
+            negatives=part.negatives,
+            scores=part.scores,
+            positive=positive,
+            rejected=np.array(json.dumps(part.rejected)),
+        )
+    os.replace(partial, file)
+
+
+def _finished(blocks: Path) -> list[tuple[Selected, np.ndarray]]:
+    """The blocks from the first query on, without a gap; of which sizes does not matter."""
+    parts: list[tuple[Selected, np.ndarray]] = []
+    first = 0
+    while (file := blocks / f"{first:012d}.npz").exists():
+        with np.load(file) as kept:
+            rejected = json.loads(str(kept["rejected"]))
+            part = Selected(kept["negatives"], kept["scores"], rejected)
+            parts.append((part, kept["positive"]))
+        first += len(part.negatives)
+    return parts
+
+
 def _candidates(
-    miners: Sequence[Miner], judge: Scorer, queries: int, depth: int
+    miners: Sequence[Miner], judge: Scorer, queries: range, depth: int
 ) -> Iterator[tuple[int, Found]]:
     """(first query, candidates as the judge scores and orders them) of each block."""
     block = min(miner.block for miner in miners)
-    firsts = range(0, queries, block)
+    firsts = queries[::block]
 
     def ask(first: int) -> list[Any]:
-        last = min(first + block, queries)
+        last = min(first + block, queries.stop)
         return [miner.ask(first, last, depth) for miner in miners]
 
-    waiting = ask(0) if queries else []
+    waiting = ask(queries.start) if queries else []
     for first in firsts:
         answers = waiting
         # The next block is searched while this one is selected from.
-        waiting = ask(first + block) if first + block < queries else []
+        waiting = ask(first + block) if first + block < queries.stop else []
         found = []
         for miner, answer in zip(miners, answers, strict=True):
             scores, rows = answer()

@@ -161,6 +161,6 @@ def _keep_lines(brought: dict[str, Any]) -> None:
 
 
 def _most_cpus(scale: Scale) -> float:
-    trained = [workers.workers * workers.cpus for workers in (scale.teacher, scale.student)]
+    trained = [workers.most * workers.cpus for workers in (scale.teacher, scale.student)]
     embedded = [pool.actors * pool.cpus for pool in (scale.vectors, scale.negatives, scale.report)]
     return max(trained + embedded)

@@ -24,7 +24,7 @@ from stillroom.stages.api import remote_of
 from stillroom.stages.batches import taught_batches
 from stillroom.stages.corpus import CorpusFiles, evaluation_sets
 from stillroom.stages.fit import Task, fit
-from stillroom.stages.vectors import Taught, fresh, stored
+from stillroom.stages.vectors import Taught, Teaching, fresh, stored
 from stillroom.text.split import evenly
 
 FITTED_ON = 1024  # queries, and as many passages
@@ -81,7 +81,7 @@ def student(
 
 def _from_disk(
     teacher: Artifact, vectors: Artifact, files: CorpusFiles, device: torch.device
-) -> tuple[Rows, Rows]:
+) -> tuple[Teaching, Teaching]:
     return stored(files, teacher, vectors)
 
 
@@ -92,7 +92,7 @@ def _afresh(
     trust_remote_code: bool,
     files: CorpusFiles,
     device: torch.device,
-) -> tuple[Rows, Rows]:
+) -> tuple[Teaching, Teaching]:
     encoder = remote_of(teacher.path, api, store) or load(
         teacher.path, device=str(device), trust_remote_code=trust_remote_code
     )

@@ -1,0 +1,153 @@
+"""Training on a cluster whose nodes come and go: `make clusters`."""
+
+import functools
+import json
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
+
+sys.path.append(str(Path(__file__).parents[1]))
+import learner
+from events import events
+from learner import batches, settings, start, uninterrupted
+from stillroom.artifacts import Store
+from stillroom.config.scale import Elastic, Tracking, Workers
+from stillroom.learning.objectives import Contrastive
+from stillroom.stages.fit import Task, fit
+
+STEPS = 300
+EVERY = 5  # steps between checkpoints
+WAIT_S = 120
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A head that does no work, and two nodes of a CPU each."""
+    for module in (sys.modules[__name__], learner):
+        ray.cloudpickle.register_pickle_by_value(module)
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as own:
+        monkeypatch.setenv("RAY_TMPDIR", own)
+        nodes = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        )
+        for _ in range(2):
+            nodes.add_node(num_cpus=1)
+        ray.init(address=nodes.address, logging_config=ray.LoggingConfig(log_level="ERROR"))
+        yield nodes
+        ray.shutdown()
+        nodes.shutdown()
+
+
+class Noted:
+    """Batches that take a while, and are noted with the number of workers that share them."""
+
+    def __init__(self, made, notes):
+        self.made, self.notes = made, notes
+
+    def ids(self, step):
+        return self.made.ids(step)
+
+    def __call__(self, step):
+        if not (self.notes / "fast").exists():
+            time.sleep(0.3)  # what a step of a large model takes
+        with (self.notes / "steps").open("a") as file:
+            file.write(f"{step} {self.made.world}\n")
+        return self.made(step)
+
+
+def noted(notes, encoder, place):
+    made = batches(encoder, place)
+    return Noted(made, notes) if place["rank"] == 0 else made
+
+
+class Weather:
+    """What happens to the nodes: a thread beside the run, whose steps it watches."""
+
+    def __init__(self, nodes, notes):
+        self.nodes, self.notes = nodes, notes
+        self.thread = threading.Thread(target=self.run)
+        self.fault = None
+        self.thread.start()
+
+    def run(self):
+        try:
+            self.changes()
+        except BaseException as fault:
+            self.fault = fault
+        finally:
+            (self.notes / "fast").touch()
+
+    def changes(self):
+        self.until_workers(2)
+        taken = max(self.nodes.worker_nodes, key=lambda node: node.node_id)
+        self.drain(taken)
+        self.until_workers(1)
+        self.nodes.remove_node(taken)
+        added = self.nodes.add_node(num_cpus=1)
+        self.until_workers(2)
+        self.nodes.remove_node(added, allow_graceful=False)
+        self.until_workers(1)
+
+    def until_workers(self, count):
+        """Until so many share some of the next steps."""
+        seen = len(self.steps())
+        deadline = time.monotonic() + WAIT_S
+        while [world for _, world in self.steps()[seen:]].count(count) < 8:
+            assert time.monotonic() < deadline, (count, self.steps()[-3:])
+            time.sleep(0.05)  # polls for a condition, with a deadline
+
+    def steps(self):
+        file = self.notes / "steps"
+        if not file.exists():
+            return []
+        return [tuple(map(int, line.split())) for line in file.read_text().splitlines()]
+
+    def drain(self, node):
+        """As a cloud's notice does."""
+        accepted, why = ray._private.worker.global_worker.gcs_client.drain_node(
+            node.node_id,
+            autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION,
+            "a spot machine is wanted back",
+            int((time.time() + WAIT_S) * 1000),
+        )
+        assert accepted, why
+
+
+def test_a_run_goes_on_with_fewer_workers_and_grows_again_and_its_losses_do_not_tell(
+    cluster, decoder, tmp_path
+):
+    wanted = settings(STEPS, learning_rate=1e-4)
+    task = Task(
+        functools.partial(start, decoder, dropout=0.0), functools.partial(noted, tmp_path),
+        Contrastive(temperature=0.05), wanted, seed=5,
+    )  # fmt: skip
+    # Three never have an even share of a batch of eight.
+    scale = Workers(
+        workers=Elastic(min=1, max=4, look_every_s=1.0), micro_tokens=64, checkpoint_every=EVERY
+    )
+    weather = Weather(cluster, tmp_path)
+    store = Store(str(tmp_path / "runs"))
+    with store.draft("teacher", "small", "0") as draft:
+        fit(task, scale, Tracking(), draft)
+        made = draft.publish({}).path
+    weather.thread.join()
+    assert weather.fault is None, weather.fault
+    figures = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in figures] == [*range(1, STEPS + 1)]
+    losses = uninterrupted(decoder, wanted)
+    assert [one["loss"] for one in figures] == pytest.approx(losses, rel=1e-3)
+    repeated = [
+        sum(bool(event.summary.value) for event in events(file.read_bytes()))
+        for file in sorted((tmp_path / "runs" / ".logs" / "teacher-small-0").iterdir())
+    ]
+    # Notice costs no step; room to grow, and a node that dies, what came after a checkpoint, of
+    # which one may have been on its way.
+    assert sum(repeated) - STEPS <= 2 * (2 * EVERY), repeated
