@@ -5,7 +5,8 @@ import yaml
 from releases import make_release
 
 from stillroom.errors import UserError
-from stillroom.serving.app import ServeArgs, build
+from stillroom.serving.app import build
+from stillroom.serving.args import ServeArgs
 from stillroom.serving.deploy import validate_serve_yaml
 
 SERVE = Path(__file__).parents[2] / "serve"

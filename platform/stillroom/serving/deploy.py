@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from stillroom.errors import UserError
-from stillroom.serving.app import ServeArgs
+from stillroom.serving.args import ServeArgs
 from stillroom.serving.openai import did_you_mean
 
 BUILD = "stillroom.serving.app:build"
