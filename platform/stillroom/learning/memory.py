@@ -167,15 +167,14 @@ def optimizer(shape: Shape, run: Training) -> float:
 
 
 def exchange(shape: Shape, run: Training) -> float:
-    """The buffers that gradients are summed through: from ZeRO-1 on 4 BUCKET, whatever T is. Plain
-    workers join their gradients and divide the sum, 8 T; DeepSpeed without ZeRO takes a bucket's
-    worth of them at a time. One worker alone has none."""
+    """The buffers that gradients are summed through: a bucket's worth of them at a time by
+    DeepSpeed, 4 min(T, BUCKET), even for one worker alone from ZeRO-1 on. Plain workers join their
+    gradients and divide the sum, 8 T; one alone has none."""
     trained = frozen_and_trained(shape, run)[1]
-    if run.zero_stage:
-        return FLOAT * BUCKET
-    if run.workers == 1:
+    if run.workers == 1 and not run.zero_stage:
         return 0.0
-    return FLOAT * min(trained, BUCKET) if run.deepspeed else 2 * FLOAT * trained
+    joined = run.zero_stage or run.deepspeed
+    return FLOAT * min(trained, BUCKET) if joined else 2 * FLOAT * trained
 
 
 def activations(shape: Shape, run: Training) -> float:
