@@ -5,6 +5,7 @@ are there, a list of these with sizes and digests, `RANK-of-WORLD.json`. With th
 list it is whole. TRY tells a run's workers from those of a try before it, who may still write.
 """
 
+import functools
 import json
 import logging
 import re
@@ -57,7 +58,7 @@ class Checkpoints:
         try:
             for name in reversed(self.whole()):
                 path = f"{self.base}/{name}/{holding}".rstrip("/")
-                if patiently(lambda path=path: self.store.fs.get_file_info(path)).type == ABSENT:
+                if patiently(functools.partial(self.store.fs.get_file_info, path)).type == ABSENT:
                     return None
                 if _intact(self.opened(name)):
                     return name
