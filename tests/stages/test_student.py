@@ -14,7 +14,7 @@ from stillroom.artifacts import Store
 from stillroom.config.corpus import Corpus
 from stillroom.config.models import Student
 from stillroom.config.recipe import Vectors
-from stillroom.config.scale import Actors, Scale
+from stillroom.config.scale import Scale
 from stillroom.encoders.contract import Contract, Terms
 from stillroom.encoders.store import create, load, save
 from stillroom.errors import UserError
@@ -58,7 +58,7 @@ def made(decoder, tmp_path_factory):
         teacher = draft.publish({})
     ray.init("local", num_cpus=1, include_dashboard=False, configure_logging=False)
     with store.draft("vectors", "tiny", "k") as draft:
-        scale = Scale(vectors=Actors(actors=1))
+        scale = Scale()
         vectors(section=Vectors(shard=8), corpus=texts, teacher=teacher, scale=scale, out=draft)
         by_teacher = draft.publish({})
     ray.shutdown()

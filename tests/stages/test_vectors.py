@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -187,6 +186,8 @@ def test_a_poisoned_text_is_named_or_left_out_of_all_that_follows(
 
 
 def test_an_actor_that_is_killed_costs_no_shard_that_was_made(cluster, decoder, tmp_path):
+    teacher = tmp_path / "teacher"
+    save(create(str(decoder), space="s", pooling="mean", precision="float32"), teacher)
     texts = [f"a text of number {i}" for i in range(160)]
     prompts = [None] * len(texts)
     folder, shards = tmp_path / "killed", 80
@@ -205,9 +206,9 @@ def test_an_actor_that_is_killed_costs_no_shard_that_was_made(cluster, decoder, 
 
     killer = threading.Thread(target=kill)
     killer.start()
-    embed(texts, prompts, "query", Path(decoder), folder, 2, Embedders())
+    embed(texts, prompts, "query", teacher, folder, 2, Embedders())
     killer.join()
     assert 5 <= len(made_before) < shards
     assert all(file.stat().st_ino == number for file, number in made_before.items())
     found = StoredVectors(folder)[np.arange(len(texts))]
-    np.testing.assert_allclose(found, load(decoder).encode(texts, "query"), atol=1e-3)
+    np.testing.assert_allclose(found, load(teacher).encode(texts, "query"), atol=1e-3)
