@@ -42,13 +42,16 @@ browser: .venv/dev
 	$(BIN)/pip install --quiet --editable '.[dev,browser]'
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/browser/playground.py
 
-# A server under load while it is updated and scaled: minutes, 10,000 requests, no failure.
+# A server under load while it is updated and scaled: minutes, 10,000 requests, no failure. And the
+# small pipeline, of which random processes are killed: its artifacts must be those of one in peace.
 soak: .venv/dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/soak/serving.py
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/soak/pipeline.py --kills 20
 
-# Every script in jobs/, sent to a cluster; and infra/kuberay as kubectl sees it, which must be there.
+# Nodes that come, go and die; every script in jobs/, sent to a cluster; and infra/kuberay as kubectl
+# sees it, which must be there.
 clusters: .venv/dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clusters/stage_jobs.py tests/clusters/kubectl.py
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clusters/training.py tests/clusters/stage_jobs.py tests/clusters/kubectl.py
 
 style: .venv/dev
 	$(BIN)/ruff check platform jobs infra tests
