@@ -1,3 +1,4 @@
+import logging
 import os
 
 # Before anything imports the hub's client or DeepSpeed, which read them once.
@@ -22,6 +23,15 @@ def no_workers_stay():
     workers.dismiss()
 
 
+@pytest.fixture(autouse=True)
+def logs_as_before():
+    """What a worker's code, called in the test's own process, does to our logger."""
+    ours = logging.getLogger("stillroom")
+    before = ours.level, ours.propagate, [*ours.handlers]
+    yield
+    ours.level, ours.propagate, ours.handlers[:] = before
+
+
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory):
     return tiny_decoder(tmp_path_factory.mktemp("models") / "decoder")
@@ -37,6 +47,7 @@ LONGEST = (
     "tests/test_pipeline.py",
     "tests/learning/test_engine.py",
     "tests/stages/test_fit.py",
+    "tests/infra/test_monitoring.py",
     "tests/jobs/test_job.py",
     "tests/serving/test_trouble.py",
     "tests/serving/test_server.py",

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stillroom.cli import app
+from stillroom.cli.app import out
 from stillroom.config.reading import read_recipe
 from stillroom.costs import MFU, costs
 from stillroom.errors import UserError
@@ -148,9 +149,10 @@ def test_what_cannot_be_priced_is_refused(read, overrides, given, where):
     assert fault.value.where == where
 
 
-def test_the_command_prints_a_table_or_a_document(bases):
+def test_the_command_prints_a_table_or_a_document(bases, monkeypatch):
+    monkeypatch.setattr(out, "width", 200)
     words = ["check", str(RECIPES / "e5-mistral-7b.yaml"), *bases, "--cost", "--texts", "1000"]
-    shown = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+    shown = CliRunner().invoke(app, words)
     assert shown.exit_code == 0, shown.output
     for said in ("teacher.phases[0]", "aws spot", "in all", "26% of its peak", "list prices"):
         assert said in shown.output

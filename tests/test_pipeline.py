@@ -275,7 +275,7 @@ def test_a_killed_run_leaves_nothing_half_made_and_the_next_goes_on(tmp_path):
     assert told["outcome"] == "done"
     corpus, teacher = told["stages"]
     assert (corpus["outcome"], teacher["outcome"]) == ("reused", "made")
-    assert resumed["message"] == f"goes on after step {teacher['resumed_after']}"
+    assert resumed["message"] == f"goes on after step {teacher['resumed_after']}, on 2 workers"
     assert (resumed["stage"], resumed["rank"]) == (teacher["ref"], 0)
     assert {line["run"] for line in lines if "run" in line} == {told["run"]}
     lines = (place.artifact("teacher").path / "metrics.jsonl").read_text().splitlines()

@@ -180,7 +180,7 @@ def told(tmp_path_factory, decoder, encoder):
 
 
 def train(folder):
-    """Every stage that tells of itself, on models of two layers."""
+    """Two stages that tell of themselves, on models of two layers."""
     recipe = read_recipe(
         ROOT / "jobs" / "recipes" / "tiny.yaml",
         [
@@ -190,10 +190,8 @@ def train(folder):
             "scale.teacher.peak_flops=1e12", "scale.tracking.tensorboard=false",
         ],
     )  # fmt: skip
-    steps = [
-        step for step in pipeline(recipe) if step.stage not in ("student", "report", "release")
-    ]
-    assert len(list(run(recipe, steps))) == 4
+    corpus, teacher, *_ = pipeline(recipe)
+    assert len(list(run(recipe, [corpus, teacher]))) == 2
 
 
 def ask(folder, url):

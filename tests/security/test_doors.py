@@ -1,7 +1,10 @@
 """What we start on this machine is reached from this machine alone, and is our own."""
 
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import grpc
 import httpx
@@ -17,12 +20,11 @@ SECRET = "sk-planted-0123456789abcdef"
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """`stillroom serve` beside another Ray, which is said to be at an address where nothing is: the
-    process, its address, what it printed, and the home that it had."""
+    process, its address, what it printed, the home that it had, and Ray's folder."""
     folder = tmp_path_factory.mktemp("doors")
     release = make_release(folder / "release", shared_space=True)
     (folder / "keys").write_text(f"me:{SECRET}\n")
-    others = folder / "ray"
-    others.mkdir()
+    others = Path(tempfile.mkdtemp(prefix="ray"))  # its sockets' paths may have 107 characters
     (others / "ray_current_cluster").write_text("127.0.0.1:1")
     port = free_port()
     process = subprocess.Popen(
@@ -38,9 +40,10 @@ def served(tmp_path_factory):
         lines.append(line)
         if line.startswith("Ready"):
             break
-    yield process, f"http://127.0.0.1:{port}", lines, folder
+    yield process, f"http://127.0.0.1:{port}", lines, folder, others
     process.terminate()
     process.communicate()
+    shutil.rmtree(others)
 
 
 def test_what_listens_is_on_loopback_or_wants_the_token(served):
@@ -63,7 +66,7 @@ def test_what_listens_is_on_loopback_or_wants_the_token(served):
 
 
 def test_a_ray_of_our_own_wants_a_token_that_nobody_else_reads(served):
-    process, _, _, folder = served
+    process, _, _, folder, _ = served
     token = folder / ".ray" / "auth_token"
     assert len(token.read_text()) == 64
     assert token.parent.stat().st_mode & 0o077 == 0
@@ -74,14 +77,14 @@ def test_a_ray_of_our_own_wants_a_token_that_nobody_else_reads(served):
 
 
 def test_a_key_lets_in_and_is_written_nowhere(served):
-    _, url, lines, folder = served
+    _, url, lines, folder, session = served
     body = {"model": "tiny/student", "input": "a text"}
     refused = httpx.post(f"{url}/v1/embeddings", json=body)
     bearer = {"Authorization": f"Bearer {SECRET}"}
     answered = httpx.post(f"{url}/v1/embeddings", json=body, headers=bearer)
     assert (refused.status_code, answered.status_code) == (401, 200)
     token = (folder / ".ray" / "auth_token").read_text()
-    logs = [path.read_bytes() for path in (folder / "ray").rglob("*") if path.is_file()]
+    logs = [path.read_bytes() for path in session.rglob("*") if path.is_file()]
     assert any(b"tiny" in log for log in logs)
     told = [" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])]
     for secret in (SECRET, token):

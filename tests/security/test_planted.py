@@ -90,7 +90,9 @@ def test_a_pickled_dense_module_is_refused(encoder, tmp_path, malice):
     (tmp_path / "dense" / "contract.json").unlink()  # then it is sentence-transformers' folder
     (tmp_path / "dense" / "2_Dense" / "model.safetensors").unlink()
     torch.save({"linear.weight": malice}, tmp_path / "dense" / "2_Dense" / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"2_Dense/model\.safetensors: is no Safetensors file"):
+    with pytest.raises(
+        UserError, match=r"2_Dense/model\.safetensors: does not exist\. Save the weights as Safe"
+    ):
         load(tmp_path / "dense")
 
 

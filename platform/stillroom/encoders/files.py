@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 
 from stillroom.errors import UserError
 
+SAVE = "Save the weights as Safetensors: pickled ones (.bin, .pt) can run code and are never loaded"
+
 
 def tensors(path: Path) -> dict[str, Any]:
     """Name → torch tensor, of a Safetensors file.
@@ -20,6 +22,8 @@ def tensors(path: Path) -> dict[str, Any]:
     """
     from safetensors.torch import load_file
 
+    if not path.exists():
+        raise UserError(str(path), "does not exist", SAVE)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as fault:
@@ -30,8 +34,7 @@ def no_safetensors(path: Path, fault: str) -> UserError:
     return UserError(
         str(path),
         f"is no Safetensors file: {' '.join(fault.split())[:200]}",
-        "Save the weights as Safetensors: pickled ones (.bin, .pt) can run code and are never "
-        "loaded",
+        SAVE,
     )
 
 

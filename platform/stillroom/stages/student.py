@@ -2,7 +2,9 @@
 
 import functools
 import itertools
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -152,9 +154,9 @@ def bare(
     )
 
 
-def go_on(section: Section, before: Artifact, name: str) -> Encoder:
+def go_on(section: Section, before: os.PathLike[str], name: str) -> Encoder:
     """The encoder that a later phase begins with; of a space of its own, that has a new name."""
-    encoder = load(before.path, trainable=True, trust_remote_code=section.trust_remote_code)
+    encoder = load(Path(before), trainable=True, trust_remote_code=section.trust_remote_code)
     if section.space == "own":
         encoder.contract = encoder.contract.model_copy(update={"space": name})
     return encoder
