@@ -47,7 +47,6 @@ LONGEST = (
     "tests/test_pipeline.py",
     "tests/learning/test_engine.py",
     "tests/stages/test_fit.py",
-    "tests/infra/test_monitoring.py",
     "tests/jobs/test_job.py",
     "tests/serving/test_trouble.py",
     "tests/serving/test_server.py",
