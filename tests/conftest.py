@@ -24,12 +24,13 @@ def no_workers_stay():
 
 
 @pytest.fixture(autouse=True)
-def logs_as_before():
-    """What a worker's code, called in the test's own process, does to our logger."""
+def logs_untouched():
+    """Our logger as it is at first: a worker's code, which tests call in their own process, has it
+    write elsewhere."""
     ours = logging.getLogger("stillroom")
-    before = ours.level, ours.propagate, [*ours.handlers]
-    yield
-    ours.level, ours.propagate, ours.handlers[:] = before
+    ours.setLevel(logging.NOTSET)
+    ours.propagate = True
+    ours.handlers.clear()
 
 
 @pytest.fixture(scope="session")

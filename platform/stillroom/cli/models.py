@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -224,11 +223,6 @@ def serve(
 
     Example: stillroom serve release/quickstart --port 8000
     """
-    # Ray Serve reads them when it is imported: its router and our code then share a loop, and its
-    # processes call one another by gRPC, for a seventh less CPU a request. Direct ingress, which
-    # that would switch on, leaves out the proxy that listens here.
-    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-    os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
     from stillroom.serving.app import serve_release
 
     keys = None if keys_file is None else str(keys_file.resolve())
