@@ -183,7 +183,6 @@ class Proof:
         ours = begun().train()
         fit_start(taught, phase, ours)
         batches = taught_batches(taught, None, phase, seed, ours, {})
-        figures = []
         warmup = round(phase.warmup * phase.steps)
         began = time.perf_counter()
         train(
@@ -197,7 +196,7 @@ class Proof:
             seed=seed,
             pad_id=ours.pad_id,
             micro_tokens=limits.micro_tokens,
-            report=figures.append,
+            report=lambda figures: None,
             checkpoint=lambda step: None,
             checkpoint_every=phase.steps,
         )

@@ -92,6 +92,7 @@ def theirs(steps, precision, dropout):
         SentenceTransformerTrainingArguments,
     )
     from sentence_transformers.losses import MultipleNegativesRankingLoss
+    from their_distillation import in_order
     from transformers import TrainerCallback
 
     from stillroom.encoders.backbone import set_dropout
@@ -141,18 +142,9 @@ def theirs(steps, precision, dropout):
             loss=MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE),
             callbacks=[Clock()],
         )
-        trainer.get_train_dataloader = _in_order(trainer)
+        trainer.get_train_dataloader = in_order(trainer, BATCH)
         trainer.train()
     return seconds, norms[0]
-
-
-def _in_order(trainer):
-    """Its data loader, of batches that are not shuffled."""
-    from torch.utils.data import DataLoader
-
-    return lambda: trainer.accelerator.prepare(
-        DataLoader(trainer.train_dataset, BATCH, collate_fn=trainer.data_collator, drop_last=True)
-    )
 
 
 SIDES = {"stillroom": ours, "sentence-transformers": theirs}
