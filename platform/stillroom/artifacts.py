@@ -193,14 +193,6 @@ class Store:
                 raise _altered(path, file)
         return artifact
 
-    def verify(self, artifact: Artifact) -> None:
-        """Reads every file again and compares its SHA-256.
-
-        Raises:
-            UserError: naming the first file that differs.
-        """
-        verify(artifact.path, artifact.manifest)
-
     def find(self, ref: str) -> Artifact:
         """`STAGE/NAME-KEY`, or the newest of `STAGE/NAME`.
 

@@ -7,7 +7,7 @@ import boto3
 import pytest
 
 from faulty import Some
-from stillroom.artifacts import Store
+from stillroom.artifacts import Store, verify
 from stillroom.errors import UserError
 from stillroom.stages.checkpoints import Checkpoints, Saver
 
@@ -147,4 +147,5 @@ def test_an_artifact_that_storage_refused_is_only_brought_there_by_the_next_try(
         assert draft.done.manifest["made_by"] == {"made": "once"}
     listed = boto3.client("s3").list_objects_v2(Bucket=bucket, Prefix=faulty.root.split("/")[-1])
     assert any(item["Key"].endswith("two.txt") for item in listed["Contents"])
-    store.verify(store.open("corpus", "small", "aa"))
+    artifact = store.open("corpus", "small", "aa")
+    verify(artifact.path, artifact.manifest)
