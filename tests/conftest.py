@@ -25,8 +25,9 @@ def no_workers_stay():
 
 @pytest.fixture(autouse=True)
 def logs_untouched():
-    """Our logger as it is at first: a worker's code, which tests call in their own process, has it
-    write elsewhere."""
+    """Loggers as they are at first: a worker's code, which tests call in their own process, has
+    ours write elsewhere, and Ray's `logging_config` silences all."""
+    logging.getLogger().setLevel(logging.WARNING)
     ours = logging.getLogger("stillroom")
     ours.setLevel(logging.NOTSET)
     ours.propagate = True

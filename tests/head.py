@@ -1,6 +1,7 @@
 """A Ray head on this machine, as `ray start --head` starts it, with token authentication."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,10 @@ import time
 from pathlib import Path
 
 import httpx
+from ray.autoscaler._private.fake_multi_node.node_provider import (
+    FAKE_HEAD_NODE_ID,
+    FAKE_HEAD_NODE_TYPE,
+)
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -49,8 +54,19 @@ class Head:
 
     def jobs(self):
         """What the job API tells of every job."""
+        return self._told("jobs/")
+
+    def nodes(self):
+        """What the state API tells of every node that was there."""
+        return self._told("v0/nodes")["data"]["result"]["result"]
+
+    def actors(self):
+        """What the state API tells of every actor that was there."""
+        return self._told("v0/actors?limit=10000&detail=1")["data"]["result"]["result"]
+
+    def _told(self, path):
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        return httpx.get(f"{self.url}/api/jobs/", headers=headers).json()
+        return httpx.get(f"{self.url}/api/{path}", headers=headers, timeout=60).json()
 
 
 SUBMIT = (sys.executable, "-m", "stillroom.cli", "submit")
@@ -63,14 +79,28 @@ def environment(folder):
 
 
 @contextlib.contextmanager
-def started(folder, **env):
-    """A head; `env` is in its environment, and so in that of every job."""
+def started(folder, kinds=None, **env):
+    """A head; `env` is in its environment, and so in that of every job.
+
+    Args:
+        kinds: of nodes that its autoscaler adds, on this machine; the head then does no work.
+    """
     (folder / "token").write_text(TOKEN)
     session = tempfile.mkdtemp(prefix="ray")  # its sockets' paths may have 107 characters
     port, dashboard = free_port(), free_port()
+    grows = []
+    if kinds is not None:
+        (folder / "autoscaling.yaml").write_text(json.dumps(autoscaling(kinds, port)))
+        grows = [f"--autoscaling-config={folder / 'autoscaling.yaml'}"]
+        env |= {
+            "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID, "RAY_TMPDIR": session,
+        }  # fmt: skip
     process = subprocess.Popen(
         [
-            str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=4",
+            str(BIN / "ray"), "start", "--head", "--block", *grows,
+            f"--num-cpus={0 if kinds else 4}",
             f"--port={port}", f"--dashboard-port={dashboard}", "--include-dashboard=true",
             # Its usual port is taken where another test's Ray runs beside this one.
             f"--dashboard-agent-listen-port={free_port()}",
@@ -93,6 +123,20 @@ def started(folder, **env):
         os.killpg(process.pid, signal.SIGKILL)  # the head's processes share its fate
         process.wait()
         shutil.rmtree(session, ignore_errors=True)
+
+
+def autoscaling(kinds, port):
+    """What a cluster's YAML says, of Ray's provider of nodes that are processes."""
+    head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+    return {
+        "cluster_name": "tried", "max_workers": 8, "upscaling_speed": 100,
+        "idle_timeout_minutes": 0.1, "head_node_type": FAKE_HEAD_NODE_TYPE,
+        "provider": {
+            "type": "fake_multinode", "gcs_address": f"127.0.0.1:{port}", "launch_multiple": True,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+        },
+        "available_node_types": {FAKE_HEAD_NODE_TYPE: head, **kinds},
+    }  # fmt: skip
 
 
 def takes_jobs(url):

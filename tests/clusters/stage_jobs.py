@@ -1,4 +1,8 @@
-"""Every script in jobs/ as `ray job submit` runs it, one after another on one recipe."""
+"""Every script in jobs/ as `ray job submit` runs it, one after another on one recipe; and a job
+that is stopped while it trains."""
+
+import re
+import time
 
 import pytest
 
@@ -30,11 +34,17 @@ def submit(folder):
         f"root={folder / 'runs'}",
     ]
     with started(folder) as head:
-        yield lambda script: head.run(
-            "ray", "job", "submit", "--address", head.url, "--working-dir", ".",
-            "--runtime-env", "jobs/runtime_env.yaml", "--",
-            "python", f"jobs/{script}", "jobs/recipes/tiny.yaml", *words, RAY_AUTH_MODE="token",
-        )  # fmt: skip
+
+        def submit(script, *more, options=()):
+            return head.run(
+                "ray", "job", "submit", "--address", head.url, "--working-dir", ".", *options,
+                "--runtime-env", "jobs/runtime_env.yaml", "--",
+                "python", f"jobs/{script}", "jobs/recipes/tiny.yaml", *words, *more,
+                RAY_AUTH_MODE="token",
+            )  # fmt: skip
+
+        submit.head = head
+        yield submit
 
 
 def test_no_script_is_left_out():
@@ -50,3 +60,36 @@ def test_a_script_makes_its_stage_and_nothing_again(submit, folder, script):
     after = {artifact.ref for artifact in Store(f"{folder}/runs").published()}
     assert {ref.partition("/")[0] for ref in after - before} == {MADE[script]}
     assert done.stdout.count("exists already") == len(before)
+
+
+def test_a_job_that_is_stopped_makes_a_checkpoint_from_which_the_next_goes_on(submit, folder):
+    head, steps = submit.head, 600
+    long = [f"root={folder / 'stopped'}", f"teacher.phases.0.steps={steps}"]
+    long += ["scale.teacher.checkpoint_every=1000000"]
+    job = "to-be-stopped"
+    sent = submit("train_teacher.py", *long, options=["--submission-id", job, "--no-wait"])
+    assert sent.returncode == 0, sent.stderr
+
+    def logged():
+        return head.run(
+            "ray", "job", "logs", job, "--address", head.url, RAY_AUTH_MODE="token"
+        ).stdout
+
+    def status():
+        [found] = [one["status"] for one in head.jobs() if one["submission_id"] == job]
+        return found
+
+    deadline = time.monotonic() + 180
+    while not re.search(r"step [1-9]\d\d+/", logged()):
+        assert status() == "RUNNING" and time.monotonic() < deadline, logged()
+        time.sleep(0.5)  # polls for a condition, with a deadline
+    head.run("ray", "job", "stop", job, "--address", head.url, RAY_AUTH_MODE="token")
+    while status() == "RUNNING":
+        assert time.monotonic() < deadline
+        time.sleep(0.5)  # polls for a condition, with a deadline
+    assert status() == "STOPPED"
+    told = re.search(r"stops after step (\d+), and can be gone on from", logged())
+    assert told and 100 <= int(told[1]) < steps, logged()
+    done = submit("train_teacher.py", *long)
+    assert done.returncode == 0, done.stdout
+    assert f"goes on after step {told[1]}, on 2 workers" in done.stdout

@@ -130,7 +130,7 @@ def test_each_phase_goes_on_from_the_one_before_into_the_teacher_s_space(made, e
         (one.encode(texts, "passage") * by_teacher).sum(1).min()
         for one in (untaught, load(tmp_path / "first"), load(tmp_path / "second"))
     ]
-    assert nearness[0] < 0.5 < 0.9 < min(nearness[1:]), nearness
+    assert nearness[0] < 0.5 < 0.8 < min(nearness[1:]), nearness
 
 
 def test_a_teacher_that_embeds_each_batch_anew_teaches_the_same_as_its_stored_vectors(
