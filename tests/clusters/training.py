@@ -2,6 +2,9 @@
 
 import functools
 import json
+import os
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -24,7 +27,7 @@ from stillroom.stages.fit import Task, fit
 
 STEPS = 300
 EVERY = 5  # steps between checkpoints
-WAIT_S = 120
+WAIT_S = 300
 
 
 @pytest.fixture
@@ -91,9 +94,12 @@ class Weather:
         self.drain(taken)
         self.until_workers(1)
         self.nodes.remove_node(taken)
-        added = self.nodes.add_node(num_cpus=1)
-        self.until_workers(2)
-        self.nodes.remove_node(added, allow_graceful=False)
+        join = ["ray", "start", f"--address={self.nodes.address}", "--num-cpus=1", "--block"]
+        with subprocess.Popen(join, start_new_session=True) as added:
+            try:
+                self.until_workers(2)
+            finally:
+                os.killpg(added.pid, signal.SIGKILL)
         self.until_workers(1)
 
     def until_workers(self, count):
