@@ -16,6 +16,7 @@ import httpx
 from ray.autoscaler._private.fake_multi_node.node_provider import (
     FAKE_HEAD_NODE_ID,
     FAKE_HEAD_NODE_TYPE,
+    FakeMultiNodeProvider,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +97,7 @@ def started(folder, kinds=None, **env):
             "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID, "RAY_TMPDIR": session,
+            "RAY_NODE_TYPE_NAME": FAKE_HEAD_NODE_TYPE,  # as `ray up` and KubeRay have it
         }  # fmt: skip
     process = subprocess.Popen(
         [
@@ -128,11 +130,18 @@ def started(folder, kinds=None, **env):
 def autoscaling(kinds, port):
     """What a cluster's YAML says, of Ray's provider of nodes that are processes."""
     head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+    commands = ("", "head_", "worker_")
     return {
+        **{f"{whose}setup_commands": [] for whose in commands},
+        **{f"{whose}start_ray_commands": [] for whose in commands[1:]},
+        "initialization_commands": [], "file_mounts": {}, "cluster_synced_files": [],
         "cluster_name": "tried", "max_workers": 8, "upscaling_speed": 100,
         "idle_timeout_minutes": 0.1, "head_node_type": FAKE_HEAD_NODE_TYPE,
         "provider": {
-            "type": "fake_multinode", "gcs_address": f"127.0.0.1:{port}", "launch_multiple": True,
+            # As one of Ray's own, it wants a file that the wheel has not.
+            "type": "external",
+            "module": f"{FakeMultiNodeProvider.__module__}.FakeMultiNodeProvider",
+            "gcs_address": f"127.0.0.1:{port}", "launch_multiple": True,
             "head_node_id": FAKE_HEAD_NODE_ID,
         },
         "available_node_types": {FAKE_HEAD_NODE_TYPE: head, **kinds},

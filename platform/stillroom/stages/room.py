@@ -14,6 +14,7 @@ from stillroom.config.scale import Actors, Workers
 from stillroom.errors import UserError
 
 HEAD = "node:__internal_head__"
+GROUP = "ray.io/node-group"  # a label that a node has which `ray up` or KubeRay started
 UNITS = {"CPU": "CPUs", "GPU": "GPUs"}
 
 
@@ -48,14 +49,21 @@ def asks(scale: Actors) -> dict[str, Any]:
     return {"num_cpus": scale.cpus, "num_gpus": scale.gpus, "label_selector": scale.node_labels}
 
 
+# What an autoscaler adds that does not say what it may add.
+ANYTHING = Kind({"CPU": sys.maxsize, "GPU": sys.maxsize}, 1)
+
+
 def kinds() -> list[Kind]:
     """Of the cluster that this process is connected to."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    # The only place that knows what an autoscaler may add; Ray Train and Ray Data look there, too.
+    # Where an autoscaler says what it may add, it says so here: Ray Train and Ray Data look there,
+    # too. Ray's own does not.
     config = ray._private.state.state.get_cluster_config()
     groups = [] if config is None else list(config.node_group_configs)
     if not groups:
-        return [Kind(node["Resources"], 1, node["Labels"]) for node in nodes]
+        there = [Kind(node["Resources"], 1, node["Labels"]) for node in nodes]
+        grows = any(GROUP in node["Labels"] for node in nodes)
+        return [*there, ANYTHING] if grows else there
     heads = [node for node in nodes if HEAD in node["Resources"]]
     return [Kind(node["Resources"], 1, node["Labels"]) for node in heads] + [
         Kind(dict(group.resources), group.max_count if group.max_count >= 0 else sys.maxsize)
