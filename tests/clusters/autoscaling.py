@@ -114,7 +114,7 @@ def test_replicas_and_nodes_follow_the_load_up_and_down_and_nothing_fails(head, 
         "applications": [application],
     }
     (folder / "serve.yaml").write_text(json.dumps(config))
-    in_cluster = {"RAY_AUTH_MODE": "token", "RAY_ADDRESS": head.url}
+    in_cluster = {"RAY_AUTH_MODE": "token", "RAY_DASHBOARD_ADDRESS": head.url}
     deployed = head.run("serve", "deploy", folder / "serve.yaml", **in_cluster)
     assert deployed.returncode == 0, deployed.stderr
     until(lambda: "RUNNING" in head.run("serve", "status", **in_cluster).stdout)
