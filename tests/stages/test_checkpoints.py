@@ -53,6 +53,13 @@ def test_the_newest_that_every_worker_brought_is_gone_on_from(checkpoints):
     assert checkpoints.newest() == "000000004-cc"
 
 
+def test_one_without_folders_in_it_is_opened_as_well(checkpoints):
+    saver = Saver(checkpoints, "aa", 0, 1, 2)
+    saver.save(2, lambda folder: (folder / "weights").write_text("all of them"))
+    saver.wait()
+    assert (checkpoints.opened(checkpoints.newest()) / "weights").read_text() == "all of them"
+
+
 def test_older_ones_go_when_enough_newer_ones_are_whole(checkpoints):
     hand_in(checkpoints, 2, "aa")
     hand_in(checkpoints, 3, "aa", ranks=(1,))

@@ -81,6 +81,8 @@ class Checkpoints:
         with filelock.FileLock(f"{there}.lock"):  # the workers of a machine share it
             if not there.is_dir():
                 partial = there.with_name(f"{name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)  # of one that died over it
+                partial.mkdir(parents=True)
                 places = f"{self.base}/{name}", str(partial), self.store.fs, fs.LocalFileSystem()
                 try:
                     patiently(lambda: fs.copy_files(*places))
