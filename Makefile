@@ -52,7 +52,7 @@ soak: .venv/dev
 # jobs/, sent to a cluster; and infra/kuberay as kubectl sees it, which must be there.
 clusters: .venv/dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clusters/monitoring.py
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clusters/training.py tests/clusters/autoscaling.py tests/clusters/stage_jobs.py tests/clusters/kubectl.py
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clusters/training.py tests/clusters/autoscaling.py tests/clusters/storage.py tests/clusters/stage_jobs.py tests/clusters/kubectl.py
 
 style: .venv/dev
 	$(BIN)/ruff check platform jobs infra tests
