@@ -12,14 +12,15 @@ SRC = Path(__file__).parents[1] / "platform" / "stillroom"
 ALLOWED = {
     "errors": set(),
     "logs": set(),
+    "atomic": set(),
     "config": {"errors"},
     "storage": {"errors"},
-    "artifacts": {"errors", "storage"},
+    "artifacts": {"errors", "atomic", "storage"},
     "cluster": {"errors"},
     "journal": {"errors", "artifacts", "logs"},
     "endpoint": {"errors"},
-    "encoders": {"errors", "artifacts", "endpoint"},
-    "text": {"errors", "storage"},
+    "encoders": {"errors", "atomic", "artifacts", "endpoint"},
+    "text": {"errors", "atomic", "storage"},
     "plan": {"errors", "config", "artifacts", "encoders", "text"},
     "checks": {
         "errors",
@@ -39,6 +40,7 @@ ALLOWED = {
     "stages": {
         "errors",
         "logs",
+        "atomic",
         "journal",
         "storage",
         "endpoint",
@@ -52,7 +54,7 @@ ALLOWED = {
         "mining",
         "measure",
     },
-    "serving": {"errors", "artifacts", "cluster", "encoders"},
+    "serving": {"errors", "atomic", "artifacts", "cluster", "encoders"},
     "cli": {
         "errors",
         "logs",

@@ -23,6 +23,7 @@ import filelock
 import platformdirs
 from pyarrow import fs
 
+from stillroom.atomic import written
 from stillroom.errors import UserError
 from stillroom.storage import open_uri, patiently, put, sha256, unreachable, write_whole
 
@@ -39,13 +40,8 @@ def key_of(parts: Any) -> str:
 
 
 def atomic_json(path: Path, content: Any) -> None:
-    """Writes a file that is whole or absent, whenever the process dies."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with written(path) as file:
         json.dump(content, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def cache_folder() -> Path:

@@ -3,12 +3,12 @@
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from stillroom.atomic import written
 from stillroom.encoders.files import array
 from stillroom.errors import UserError
 
@@ -118,7 +118,5 @@ def skipped_path(folder: Path, number: int) -> Path:
 
 def write_whole(path: Path, array: np.ndarray) -> None:
     """Writes a `.npy` that is either whole or absent, whenever the process dies."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with written(path, "wb") as file:
         np.save(file, array)
-    os.replace(partial, path)

@@ -10,7 +10,6 @@ No `from __future__ import annotations` here: Ray Serve reads the types of a dep
 import asyncio
 import json
 import logging
-import os
 import random
 from collections import deque
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from ray import serve
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
+from stillroom.atomic import written
 from stillroom.encoders.contract import Role, Terms, cannot_share_index
 from stillroom.serving.policies import Load
 from stillroom.serving.request import Encoded, Work
@@ -125,9 +125,8 @@ class Disagreements:
         self.scores = kept
         rows = (json.dumps({"text": text, "agreement": round(score, 6)}) for text, score in least)
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_name(f".{self.file.name}.partial")
-        partial.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
-        os.replace(partial, self.file)
+        with written(self.file) as file:
+            file.writelines(f"{row}\n" for row in rows)
 
 
 @dataclass(frozen=True)

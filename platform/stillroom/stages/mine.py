@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from stillroom.artifacts import Store
+from stillroom.atomic import written
 from stillroom.config.recipe import Negatives
 from stillroom.config.scale import Scale
 from stillroom.encoders.contract import Role
@@ -212,11 +213,6 @@ FORMATS: dict[str, Callable[[Collected, Mined, bool], Iterator[dict[str, Any]]]]
 
 
 def _write(rows: Iterator[dict[str, Any]], out: Path) -> None:
-    """A file that is whole or absent, whenever the process dies."""
-    partial = out.with_name(f".{out.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with written(out) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, out)

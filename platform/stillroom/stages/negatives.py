@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from stillroom.artifacts import Artifact, Draft, atomic_json
+from stillroom.atomic import written
 from stillroom.config.recipe import Negatives as Section
 from stillroom.config.scale import Scale, Searchers
 from stillroom.encoders.locate import model_of
@@ -199,18 +200,14 @@ def mine(
 
 
 def _keep(blocks: Path, first: int, part: Selected, positive: np.ndarray) -> None:
-    """Writes a block that is whole or absent, whenever the process dies."""
-    file = blocks / f"{first:012d}.npz"
-    partial = file.with_suffix(".partial")
-    with partial.open("wb") as stream:
+    with written(blocks / f"{first:012d}.npz", "wb") as file:
         np.savez(
-            stream,
+            file,
             negatives=part.negatives,
             scores=part.scores,
             positive=positive,
             rejected=np.array(json.dumps(part.rejected)),
         )
-    os.replace(partial, file)
 
 
 def _finished(blocks: Path) -> list[tuple[Selected, np.ndarray]]:

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from stillroom.atomic import written
 from stillroom.errors import UserError
 from stillroom.text.decontaminate import CHUNK, Embed, Hit, Judged, decontaminate
 from stillroom.text.formats import EvaluationSet, Pair, read_pairs
@@ -86,17 +87,11 @@ def clean_files(
         return found
     if not out.parent.is_dir():
         raise UserError(str(out.parent), "there is no such folder", "Make it")
-    # Under another name until it is whole, and so that a file may be cleaned in place.
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            for pair in _cleaned(files, judged, found, embed, similarity):
-                row = {"query": pair.query, "positive": pair.passage}
-                more = {"negatives": pair.negatives} if pair.negatives else {}
-                file.write(json.dumps(row | more, ensure_ascii=False) + "\n")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written(out) as file:  # it may be one of those that are read
+        for pair in _cleaned(files, judged, found, embed, similarity):
+            row = {"query": pair.query, "positive": pair.passage}
+            more = {"negatives": pair.negatives} if pair.negatives else {}
+            file.write(json.dumps(row | more, ensure_ascii=False) + "\n")
     return found
 
 

@@ -1,12 +1,13 @@
 """More records than memory holds, grouped by a key: sorted runs on disk, read range by range."""
 
 import itertools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from stillroom.atomic import written
 
 Range = tuple[int, int]  # of keys: from, and up to but not including
 KEYS = 1 << 64
@@ -29,10 +30,8 @@ class SortedRuns:
         order = np.argsort(columns[0], kind="stable")
         records = np.stack([column.astype(np.uint64, copy=False)[order] for column in columns])
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f"{name}.partial"
-        with partial.open("wb") as file:
+        with written(self.folder / f"{name}.npy", "wb") as file:
             np.save(file, records)
-        os.replace(partial, self.folder / f"{name}.npy")
 
     def read(self, keys: Range) -> np.ndarray:
         """The records of a range, (columns, found), sorted by the key and then the next column."""
