@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: bench browser clusters gpu quality quickstart soak strong-teacher style test
+.PHONY: bench browser clients clusters gpu quality quickstart soak strong-teacher style test
 
 # The whole path on this machine, with real models.
 quickstart: .venv/quickstart
@@ -41,6 +41,11 @@ gpu: .venv/quickstart
 browser: .venv/dev
 	$(BIN)/pip install --quiet --editable '.[dev,browser]'
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/browser/playground.py
+
+# A server asked by LangChain and LlamaIndex.
+clients: .venv/dev
+	$(BIN)/pip install --quiet --editable '.[dev,clients]'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clients/frameworks.py
 
 # A server under load while it is updated and scaled: minutes, 10,000 requests, no failure. And the
 # small pipeline, of which random processes are killed: its artifacts must be those of one in peace.
