@@ -53,8 +53,9 @@ soak: .venv/dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/soak/serving.py
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/soak/pipeline.py --kills 20
 
-# A cluster that tells all that infra/monitoring asks for; nodes that come, go and die; every script in
-# jobs/, sent to a cluster; and infra/kuberay as kubectl sees it, which must be there.
+# A cluster that tells all that infra/monitoring asks for; nodes that come, go and die; a root in an
+# object store; every script in jobs/, sent to a cluster; and infra/kuberay as kubectl sees it, which
+# must be there.
 clusters: .venv/dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clusters/monitoring.py
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clusters/training.py tests/clusters/autoscaling.py tests/clusters/storage.py tests/clusters/stage_jobs.py tests/clusters/kubectl.py
