@@ -64,8 +64,10 @@ def test_a_script_makes_its_stage_and_nothing_again(submit, folder, script):
 
 def test_a_job_that_is_stopped_makes_a_checkpoint_from_which_the_next_goes_on(submit, folder):
     head, steps = submit.head, 300
-    long = [f"root={folder / 'stopped'}", f"teacher.phases.0.steps={steps}"]
-    long += ["scale.teacher.checkpoint_every=1000000"]
+    long = [
+        f"root={folder / 'stopped'}", f"teacher.phases.0.steps={steps}",
+        "scale.teacher.checkpoint_every=1000000",
+    ]  # fmt: skip
     job = "to-be-stopped"
     sent = submit("train_teacher.py", *long, options=["--submission-id", job, "--no-wait"])
     assert sent.returncode == 0, sent.stderr

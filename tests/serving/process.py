@@ -4,18 +4,17 @@ import contextlib
 import os
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import threading
+
+from head import free_port
 
 
 @contextlib.contextmanager
 def served(release, **environment):
     """Yields its URL once it is ready, and a stop."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "stillroom.cli", "serve", str(release), "--port", str(port)],
         env={**os.environ, **environment},
