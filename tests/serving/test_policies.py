@@ -63,6 +63,7 @@ def chosen(value, request=QUERY, contracts=TWO, patience_s=60.0, **load):
     return decision.model if isinstance(decision, Send) else decision.status
 
 
+LOST = Load(ready=0, lost=True)
 FULL, FULLER = Load(ongoing=40, wait_s=1), Load(ongoing=40, wait_s=2)
 SPILL = {"spill": {"limit": 40}}
 CANARY = {"canary": {"share": 0.25, "to": "b/student", "rest": "student"}}
@@ -94,6 +95,10 @@ NESTED = {"asymmetric": {"passage": SPILL, "query": CANARY}}
         ("teacher", QUERY, {"a_teacher": Load(ready=0)}, "a/student"),
         (SPILL, QUERY, {"a_teacher": Load(ready=0)}, "a/student"),
         ("teacher", QUERY, {"a_teacher": Load(ready=0), "a_student": Load(ready=0)}, 503),
+        # its replicas died: the same, but where no one can answer, requests wait for new ones
+        ("b/teacher", QUERY, {"b_teacher": LOST}, "b/student"),
+        ("b/teacher", QUERY, {"b_teacher": LOST, "b_student": LOST}, "b/teacher"),
+        ("b/teacher", QUERY, {"b_teacher": Load(ready=0)}, "b/teacher"),  # not known as yet
         # too long a wait is refused
         ("teacher", QUERY, {"a_teacher": Load(wait_s=60)}, "a/teacher"),
         ("teacher", QUERY, {"a_teacher": Load(wait_s=61)}, 429),

@@ -110,6 +110,17 @@ def test_at_ten_times_the_load_some_are_told_when_to_come_back_and_the_rest_are_
     assert all(int(a.headers["retry-after"]) >= 1 for a in answers if a.status_code == 429)
 
 
+def test_when_the_last_teacher_dies_its_student_answers_what_it_had(url, args):
+    fixed = {name: value for name, value in args["teacher"].items() if name != "autoscale"}
+    deploy({**args, "max_batch_tokens": 2048, "teacher": {**fixed, "max_ongoing": 4}})
+    bodies = [{"model": "tiny", "input": LONG[:20], "input_type": "document"} for _ in range(400)]
+    answers = asyncio.run(hammer(url, bodies, during=lambda: ray.kill(replicas("tiny-teacher")[0])))
+    assert statuses(answers) == {200}
+    by = [answer.headers["x-stillroom-model"] for answer in answers]
+    assert set(by) == {"tiny/teacher", "tiny/student"}
+    ask_until(url, bodies[0], lambda answer: answer.headers["x-stillroom-model"] == "tiny/teacher")
+
+
 def test_who_leaves_has_no_more_done_for_him(url, args):
     few = {**args["student"], "replicas": 1, "max_ongoing": 2, "max_queued": 1}
     deploy({**args, "routers": 1, "max_batch_tokens": 2048, "student": few})

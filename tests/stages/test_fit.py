@@ -21,6 +21,7 @@ from learner import batches, settings, start, texts, uninterrupted
 from stillroom.artifacts import Store
 from stillroom.config.scale import Tracking, Workers
 from stillroom.encoders.store import load
+from stillroom.errors import UserError
 from stillroom.learning.engine import DeepSpeedEngine, TorchEngine
 from stillroom.learning.gather import world
 from stillroom.learning.loop import train
@@ -239,6 +240,28 @@ def test_ray_s_metrics_tell_a_run_s_figures_and_how_much_of_it_is_done(killed, c
     losses = [one["loss"] for one in kept]
     for loss in shown["ray_stillroom_training_loss"]:
         assert any(math.isclose(loss, one, rel_tol=1e-4) for one in losses)
+
+
+# --- what the user must mend ----------------------------------------------------------------
+
+
+def unreadable(traces, encoder, place):
+    (traces / f"{place['rank']}-{os.getpid()}").touch()
+    raise UserError("corpus, row 7", "is unreadable", "Mend it")
+
+
+def test_what_the_user_must_mend_is_not_tried_again(cluster, decoder, tmp_path):
+    task = Task(
+        functools.partial(start, decoder), functools.partial(unreadable, tmp_path),
+        Contrastive(temperature=0.05), SETTINGS, seed=5,
+    )  # fmt: skip
+    store = Store(str(tmp_path / "runs"))
+    with (
+        store.draft("teacher", "small", "0") as draft,
+        pytest.raises(UserError, match="corpus, row 7: is unreadable. Mend it."),
+    ):
+        fit(task, Workers(workers=2, micro_tokens=64, max_failures=3), Tracking(), draft)
+    assert len([*tmp_path.glob("?-*")]) == 2, "each worker began once"
 
 
 # --- told to stop ---------------------------------------------------------------------------

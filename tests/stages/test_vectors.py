@@ -22,13 +22,13 @@ from stillroom.encoders.vectors import StoredVectors
 from stillroom.errors import UserError
 from stillroom.stages.batches import taught_batches
 from stillroom.stages.corpus import CorpusFiles, corpus
-from stillroom.stages.vectors import Taught, embed, isolated, stored, vectors
+from stillroom.stages.vectors import Part, Taught, embed, isolated, stored, vectors
 from stillroom.text.formats import EvaluationSet, write_beir
 
 PROMPTS = {"query": "Instruct: Find it\nQuery: ", "passage": "Found: "}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
     ray.init("local", num_cpus=1, include_dashboard=False, configure_logging=False)
     yield
@@ -189,7 +189,7 @@ def test_an_actor_that_is_killed_costs_no_shard_that_was_made(cluster, decoder, 
     teacher = tmp_path / "teacher"
     save(create(str(decoder), space="s", pooling="mean", precision="float32"), teacher)
     texts = [f"a text of number {i}" for i in range(160)]
-    prompts = [None] * len(texts)
+    parts = [Part("killed", "query", texts, [None] * len(texts))]
     folder, shards = tmp_path / "killed", 80
     made_before = {}
 
@@ -206,7 +206,7 @@ def test_an_actor_that_is_killed_costs_no_shard_that_was_made(cluster, decoder, 
 
     killer = threading.Thread(target=kill)
     killer.start()
-    embed(texts, prompts, "query", teacher, folder, 2, Embedders())
+    embed(parts, teacher, tmp_path, 2, Embedders())
     killer.join()
     assert 5 <= len(made_before) < shards
     assert all(file.stat().st_ino == number for file, number in made_before.items())

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ray.exceptions import RayActorError
@@ -26,7 +26,9 @@ from stillroom.serving.policies import (
     Policy,
     Refuse,
     Send,
+    absent,
     choose,
+    stand_in,
 )
 from stillroom.serving.release import Release
 from stillroom.serving.request import Encoded, TooLarge, Work
@@ -36,6 +38,7 @@ log = logging.getLogger("ray.serve")
 
 ATTEMPTS = 3  # a request is sent to so many replicas before the client is told to come back
 RETRY_AFTER_S = 1  # a full queue moves within a second or so
+LOST_S = 0.25  # how often a request that waits looks whether its encoder is lost
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,12 @@ class Watched(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]
 
     def initialize_state(self, model: str) -> None:
         self.here[model] = self
+        self.had = False  # replicas, at some time
 
     def ready(self) -> int:
-        return len(self.curr_replicas)
+        count = len(self.curr_replicas)
+        self.had = self.had or count > 0
+        return count
 
     def ongoing(self) -> int:
         """Requests in all replicas, other routers' too, as far as Serve knows here."""
@@ -103,8 +109,10 @@ class Dispatcher:
         # Serve's queues lag by a turn of its loop, which is when a burst comes; our own count
         # does not, but knows this router's requests only.
         known = Watched.here.get(name)  # from a handle's first request on
+        ready = known.ready() if known else int(self.handles[name].running_replicas_populated())
         return Load(
-            ready=known.ready() if known else int(self.handles[name].running_replicas_populated()),
+            ready=ready,
+            lost=known is not None and known.had and not ready,
             ongoing=max(meter.ongoing, known.ongoing() if known else 0),
             wait_s=meter.wait_s(now),
         )
@@ -137,6 +145,22 @@ class Dispatcher:
             log.warning("%s did not start: %s", name, error)
         finally:
             del self.waking[name]
+
+    async def answer(self, policy: Policy, decision: Send, work: Work) -> tuple[Send, Encoded]:
+        """`send`, and whom it was sent to: another that may stand in answers what an encoder had,
+        or what waited for it, when its last replica died."""
+        wanted = decision.model
+        if wanted not in policy.stand_ins:
+            return decision, await self.send(wanted, work)
+        sent = asyncio.create_task(self.send(wanted, work))
+        try:
+            while not (await asyncio.wait({sent}, timeout=LOST_S))[0]:
+                if other := stand_in(policy, wanted, work.dims, self.load(), self.contracts):
+                    instead = replace(decision, model=other, why=absent(wanted))
+                    return instead, await self.send(other, work)
+            return decision, sent.result()
+        finally:
+            sent.cancel()
 
     async def send(self, name: str, work: Work) -> Encoded:
         """Have one of an encoder's replicas do `work`; another if that one dies.

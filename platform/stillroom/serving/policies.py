@@ -60,6 +60,7 @@ class Load:
     """How busy an encoder is, as one router knows it."""
 
     ready: int = 1  # replicas that run
+    lost: bool = False  # there were some, and now there are none
     ongoing: int = 0  # requests that they have, or that wait for them
     wait_s: float = 0.0  # until all of those are done, by the pace of late
 
@@ -236,9 +237,9 @@ class Policy:
 
     Attributes:
         patience_s: a request that would wait longer is refused.
-        sleepers: encoders that have no replica while no one asks. Requests wait for the replicas
-            of all others, even if none runs for a moment.
-        stand_ins: encoder → the one that answers while it sleeps.
+        sleepers: encoders that have no replica while no one asks.
+        stand_ins: encoder → the one that answers while it sleeps, or when its replicas died.
+            Where there is none, requests wait for an encoder that should have replicas.
     """
 
     rule: Rule
@@ -257,18 +258,41 @@ def choose(
         return Refuse(400, f"dimensions must be one of {allowed} for this model", "dimensions")
     dims = request.dimensions or sizes[0]
     model, why = policy.rule.pick(request, load)
-    wake = None
-    if model in policy.sleepers and not load[model].ready:
-        wake, other = model, policy.stand_ins.get(model)
-        awake = other is not None and (other not in policy.sleepers or load[other].ready)
-        if other is None or not awake or dims not in contracts[other].dims:
-            message = "the model is starting; try again later"
-            return Refuse(503, message, retry_after_s=RESTART_AFTER_S, wake=wake)
-        model, why = other, f"{model} is not running"
+    asleep = model in policy.sleepers and not load[model].ready
+    wake = model if asleep else None
+    if other := stand_in(policy, model, dims, load, contracts):
+        model, why = other, absent(model)
+    elif asleep:
+        message = "the model is starting; try again later"
+        return Refuse(503, message, retry_after_s=RESTART_AFTER_S, wake=wake)
     if (wait_s := load[model].wait_s) > policy.patience_s:
         message = "the model has more to do than it can in time; try again later"
         return Refuse(429, message, retry_after_s=math.ceil(wait_s - policy.patience_s))
     return Send(model, dims, why, wake)
+
+
+def stand_in(
+    policy: Policy, model: str, dims: int, load: Mapping[str, Load], contracts: Mapping[str, Terms]
+) -> str | None:
+    """Who answers for an encoder of which no replica runs, in vectors of that size.
+
+    None where it runs, or nobody can.
+    """
+
+    def away(encoder: str) -> bool:
+        # A router that has just begun knows of no replica yet: that alone is no loss.
+        asleep = encoder in policy.sleepers and not load[encoder].ready
+        return asleep or load[encoder].lost
+
+    other = policy.stand_ins.get(model)
+    if other is None or not away(model) or away(other) or dims not in contracts[other].dims:
+        return None
+    return other
+
+
+def absent(model: str) -> str:
+    """Why another answers."""
+    return f"{model} is not running"
 
 
 def policy_dims(rule: Rule, contracts: Mapping[str, Terms]) -> tuple[int, ...]:

@@ -162,7 +162,8 @@ class Router:
         started = time.perf_counter()
         with sending(seen.span) as trace:
             work = asked.work(decision.dims, self.limits.tokens, trace)
-            encoded = await self.dispatcher.send(decision.model, work)
+            decision, encoded = await self.dispatcher.answer(model.policy, decision, work)
+        seen.model, seen.why = decision.model, decision.why
         seen.encoded(encoded, time.perf_counter() - started)
         return Answer(encoded, decision.model)
 

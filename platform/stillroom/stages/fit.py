@@ -17,7 +17,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train import WorkerGroupError
+from ray.train import ControllerError
 from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
@@ -42,7 +42,7 @@ from stillroom.learning.shape import shape_of
 from stillroom.logs import Said, begin, said, told
 from stillroom.stages.checkpoints import LIST, Checkpoints, Saver
 from stillroom.stages.evaluation import Evaluation
-from stillroom.stages.group import GroupConfig, taking
+from stillroom.stages.group import GivesUp, GroupConfig, taking
 from stillroom.stages.room import require
 from stillroom.stages.stopping import STOPPED, Notices, Stopping, stopping
 from stillroom.stages.tracking import RayGauges, Sink, Tracker, check, progress, sinks
@@ -150,19 +150,15 @@ def _train(
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
                 worker_runtime_env={"env_vars": _environment(scale)},
+                callbacks=[GivesUp()],
             ),
             torch_config=GroupConfig(backend="nccl" if scale.gpus else "gloo", batches=batches),
         )
         try:
             trainer.fit()
-        except WorkerGroupError as fault:
-            # What the user can mend is told as such, not as a worker's crash.
-            for failure in fault.worker_failures.values():
-                cause: BaseException | None = failure
-                while cause is not None:
-                    if isinstance(cause, UserError):
-                        raise cause from fault
-                    cause = getattr(cause, "cause", None) or cause.__cause__
+        except ControllerError as fault:
+            if isinstance(fault.controller_failure, UserError):
+                raise fault.controller_failure from fault
             raise
 
 

@@ -1,11 +1,13 @@
-"""The process group of a run's workers, of whatever number there is."""
+"""The process group of a run's workers, of whatever number there is, and when it gives up."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ray.train.torch import TorchConfig
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
+from stillroom.errors import UserError
 from stillroom.stages.stopping import listen
 
 
@@ -54,3 +56,24 @@ class _First:
 
     def execute(self, function: Callable[..., Any], **named: Any) -> list[Any]:
         return [self.execute_single(rank, function, **named) for rank in range(self.count)]
+
+
+class GivesUp(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
+    """Ends a run at what its user has to mend: Ray would have the workers fail of it again."""
+
+    fault: UserError | None = None
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        faults = map(_users, worker_group_status.errors.values())
+        self.fault = next((fault for fault in faults if fault is not None), None)
+
+    def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+        if self.fault is not None:
+            raise self.fault
+
+
+def _users(error: BaseException | None) -> UserError | None:
+    """What lies behind a worker's error, if that is its user's."""
+    while error is not None and not isinstance(error, UserError):
+        error = getattr(error, "cause", None) or error.__cause__
+    return error

@@ -15,12 +15,11 @@ from stillroom.artifacts import Store
 from stillroom.atomic import written
 from stillroom.config.recipe import Negatives
 from stillroom.config.scale import Scale
-from stillroom.encoders.contract import Role
 from stillroom.encoders.locate import locate, model_of, of_artifact
 from stillroom.errors import UserError
 from stillroom.stages.negatives import Mined, mine, texts_of
 from stillroom.stages.run import connect
-from stillroom.stages.vectors import embed
+from stillroom.stages.vectors import Part, embed
 from stillroom.text.dedupe import text_key
 from stillroom.text.formats import EvaluationSet, read_beir, read_pairs, read_passages
 
@@ -119,13 +118,11 @@ def collect(pairs: Sequence[Path], passages: Sequence[Path]) -> Collected:
 
 def _embed(texts: Collected, model: Path, folder: Path, scale: Scale) -> None:
     folder.mkdir()
-    parts: list[tuple[str, Role, list[str]]] = [
-        ("queries", "query", texts.queries),
-        ("passages", "passage", texts.passages),
+    parts = [
+        Part("queries", "query", texts.queries, [None] * len(texts.queries)),
+        Part("passages", "passage", texts.passages, [None] * len(texts.passages)),
     ]
-    for name, role, of in parts:
-        # None: the model's own prompt.
-        embed(of, [None] * len(of), role, model, folder / name, SHARD, scale.vectors)
+    embed(parts, model, folder, SHARD, scale.vectors)
 
 
 def _mined(

@@ -68,34 +68,35 @@ def vectors(
     texts = CorpusFiles.read(corpus)
     encoder = teacher if teacher is not None else model_of(model, out.store)
     remote = None if teacher is None else remote_of(teacher.path, scale.teacher_api, out.store)
-    parts: list[tuple[str, Role, list[str], np.ndarray]] = [
-        ("queries", "query", texts.queries, texts.source),
-        ("passages", "passage", texts.passages, texts.passage_source),
-    ]
-    progress = Progress(sum(len(of) for _, _, of, _ in parts))
-    for name, role, of, source in parts:
+
+    def as_part(name: str, role: Role, of: list[str], source: np.ndarray) -> Part:
         # Another model than the teacher has its own prompts, whatever the source.
         prompts = [None] * len(of) if teacher is None else texts.prompts_of(role)
-        embed(
-            of,
-            prompts,
-            role,
-            encoder,
-            out.path / name,
-            section.shard,
-            scale.vectors,
-            sources=[texts.sources[number] for number in source],
-            remote=remote,
-            trust_remote_code="teacher" in trusted,
-            progress=progress,
-        )
+        return Part(name, role, of, prompts, [texts.sources[number] for number in source])
+
+    parts = [
+        as_part("queries", "query", texts.queries, texts.source),
+        as_part("passages", "passage", texts.passages, texts.passage_source),
+    ]
+    embed(
+        parts,
+        encoder,
+        out.path,
+        section.shard,
+        scale.vectors,
+        remote=remote,
+        trust_remote_code="teacher" in trusted,
+    )
     if teacher is not None:
         Terms.read(teacher.path).write(out.path)
         atomic_json(out.path / TEACHER, {"fingerprint": fingerprint(str(teacher.path))})
-    made = {name: StoredVectors(out.path / name) for name, *_ in parts}
+    made = {part.name: StoredVectors(out.path / part.name) for part in parts}
     skipped = {
-        name: {f"row {row}": f"{of[row][:60]!r}: {why}" for row, why in made[name].skipped.items()}
-        for name, _, of, _ in parts
+        part.name: {
+            f"row {row}": f"{part.texts[row][:60]!r}: {why}"
+            for row, why in made[part.name].skipped.items()
+        }
+        for part in parts
     }
     return {
         "queries": len(texts.queries),
@@ -105,27 +106,41 @@ def vectors(
     }
 
 
+@dataclass(frozen=True)
+class Part:
+    """Texts that become one folder of `StoredVectors`.
+
+    Attributes:
+        prompts: of each text; None = the encoder's own.
+        sources: of each text, to name one that cannot be embedded.
+    """
+
+    name: str  # of the folder
+    role: Role
+    texts: Sequence[str]
+    prompts: Sequence[str | None]
+    sources: Sequence[str] | None = None
+
+
 def embed(
-    texts: list[str],
-    prompts: Sequence[str | None],
-    role: Role,
+    parts: Sequence[Part],
     model: os.PathLike[str],
-    folder: Path,
+    out: Path,
     shard: int,
     scale: Embedders,
     *,
-    sources: Sequence[str] | None = None,
     remote: RemoteEncoder | None = None,
     trust_remote_code: bool = False,
-    progress: Progress | None = None,
 ) -> None:
-    """Writes a folder of `StoredVectors`, whatever shards are not in it yet.
+    """Writes the parts' folders, whatever shards are not in them yet.
+
+    One pool of actors makes them all, so that each loads the model once.
 
     Args:
-        sources: of each text, to name one that cannot be embedded.
+        out: the folder of the parts' folders.
+        shard: texts that are encoded, and kept, at once.
         remote: what the model is, where it is an API. It is asked from here, for its budget, pace
             and kept answers are in one place.
-        progress: is told of every shard.
     """
     if remote is None and is_remote(Path(model)):
         raise UserError(
@@ -133,53 +148,98 @@ def embed(
             "is an API, which only a recipe's own teacher may be",
             "Name a model with weights, or set teacher.api",
         )
-    folder.mkdir(exist_ok=True)
-    # Texts of like length share a shard, so that almost nothing is padding.
-    order = np.argsort([len(text) for text in texts], kind="stable")
-    write_whole(folder / "order.npy", order)
-    digests = [digest(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-    write_whole(folder / DIGESTS, np.array(digests, dtype=np.uint64))
-    shards = -(-len(texts) // shard)
-    # An API has kept the vectors of shards that are there, and counts them into its budget.
-    missing = [i for i in range(shards) if remote or not shard_path(folder, i).exists()]
-    if len(missing) < shards:
-        log.info(
-            "%s: %d of %d shards are there already", folder.name, shards - len(missing), shards
-        )
-    sizes = [min(shard, len(texts) - i * shard) for i in range(shards)]
-    if progress is not None:
-        progress.add(len(texts) - sum(sizes[i] for i in missing), fresh=False)
-    if not missing:
-        return
-    # The longest shards first: the pool then finishes together.
+    progress = Progress(sum(len(part.texts) for part in parts))
+    folders = {part.name: _Folder(part, out / part.name, shard) for part in parts}
     rows = []
-    for i in reversed(missing):
-        mine = order[i * shard : (i + 1) * shard]
-        of_mine = {"texts": [texts[j] for j in mine], "prompts": [prompts[j] for j in mine]}
-        rows.append({"shard": i, **of_mine})
+    for folder in folders.values():
+        folder.prepare()
+        # An API has kept the vectors of shards that are there, and counts them into its budget.
+        missing = folder.missing(whole=remote is not None)
+        progress.add(len(folder.part.texts) - sum(map(folder.size, missing)), fresh=False)
+        # The longest shards first: the pool then finishes together.
+        rows += [folder.row(number) for number in reversed(missing)]
+    if not rows:
+        return
     made: Iterable[dict[str, Any]]
     if remote is not None:
-        made = map(_Embedder(remote, role), rows)
+        made = map(_Embedder(remote), rows)
     else:
         require("vectors", scale, 1)
         made = (
             ray.data.from_items(rows, override_num_blocks=len(rows))
             .map(
                 _LoadedEmbedder,
-                fn_constructor_args=(model, role, trust_remote_code, said()),
+                fn_constructor_args=(model, trust_remote_code, said()),
                 compute=ray.data.ActorPoolStrategy(size=min(scale.actors, len(rows))),
                 **asks(scale),
             )
             .iter_rows()
         )
-    for done, row in enumerate(made, start=1):
-        array = np.frombuffer(row["vectors"], dtype=np.float16).reshape(-1, row["dims"])
-        mine = order[row["shard"] * shard :]
-        failed = {int(mine[place]): why for place, why in json.loads(row["failed"])}
+    for row in made:
+        folder = folders[row["part"]]
+        folder.write(row, skip=scale.on_error == "skip")
+        progress.add(folder.size(row["shard"]))
+
+
+class _Folder:
+    """A part's folder while its shards are made."""
+
+    def __init__(self, part: Part, path: Path, shard: int):
+        self.part, self.path, self.shard = part, path, shard
+        # Texts of like length share a shard, so that almost nothing is padding.
+        self.order = np.argsort([len(text) for text in part.texts], kind="stable")
+        self.shards = -(-len(part.texts) // shard)
+        self.there = 0
+
+    def prepare(self) -> None:
+        """Writes all but the shards."""
+        self.path.mkdir(exist_ok=True)
+        write_whole(self.path / "order.npy", self.order)
+        prompted = zip(self.part.prompts, self.part.texts, strict=True)
+        digests = [digest(prompt, text) for prompt, text in prompted]
+        write_whole(self.path / DIGESTS, np.array(digests, dtype=np.uint64))
+
+    def missing(self, *, whole: bool) -> list[int]:
+        """Shards to make: `whole` takes those that are there for missing, too."""
+        missing = [i for i in range(self.shards) if whole or not shard_path(self.path, i).exists()]
+        self.there = self.shards - len(missing)
+        if self.there:
+            log.info(
+                "%s: %d of %d shards are there already", self.part.name, self.there, self.shards
+            )
+        return missing
+
+    def rows(self, number: int) -> np.ndarray:
+        """Of a shard, in the part's texts."""
+        return self.order[number * self.shard : (number + 1) * self.shard]
+
+    def size(self, number: int) -> int:
+        return len(self.rows(number))
+
+    def row(self, number: int) -> dict[str, Any]:
+        """What an embedder needs for a shard."""
+        rows = self.rows(number)
+        return {
+            "part": self.part.name,
+            "role": self.part.role,
+            "shard": number,
+            "texts": [self.part.texts[i] for i in rows],
+            "prompts": [self.part.prompts[i] for i in rows],
+        }
+
+    def write(self, row: dict[str, Any], *, skip: bool) -> None:
+        """Keeps what an embedder made of a shard.
+
+        Raises:
+            UserError: at a text that could not be embedded, unless such are to be skipped.
+        """
+        number, name = row["shard"], self.part.name
+        rows = self.rows(number)
+        failed = {int(rows[place]): why for place, why in json.loads(row["failed"])}
         for at, why in failed.items():
-            source = "" if sources is None else f" of source {sources[at]}"
-            where, what = f"{folder.name}, row {at}{source}", f"{texts[at][:60]!r}: {why}"
-            if scale.on_error == "raise":
+            source = "" if self.part.sources is None else f" of source {self.part.sources[at]}"
+            where, what = f"{name}, row {at}{source}", f"{self.part.texts[at][:60]!r}: {why}"
+            if not skip:
                 raise UserError(
                     where,
                     f"cannot be embedded, {what}",
@@ -188,27 +248,27 @@ def embed(
                 )
             log.warning("%s: skipped, %s", where, what)
         if failed:
-            atomic_json(skipped_path(folder, row["shard"]), failed)
-        write_whole(shard_path(folder, row["shard"]), array)
-        log.info("%s: shard %d of %d", folder.name, shards - len(missing) + done, shards)
-        if progress is not None:
-            progress.add(sizes[row["shard"]])
+            atomic_json(skipped_path(self.path, number), failed)
+        array = np.frombuffer(row["vectors"], dtype=np.float16).reshape(-1, row["dims"])
+        write_whole(shard_path(self.path, number), array)
+        self.there += 1
+        log.info("%s: shard %d of %d", name, self.there, self.shards)
 
 
 class _Embedder:
-    def __init__(self, encoder: Embedder, role: Role):
+    def __init__(self, encoder: Embedder):
         self.encoder = encoder
-        self.role: Role = role
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         texts, prompts = np.array(row["texts"], object), np.array(row["prompts"], object)
         found, failed = isolated(
-            lambda rows: encode_prompted(self.encoder, texts[rows], prompts[rows], self.role),
+            lambda at: encode_prompted(self.encoder, texts[at], prompts[at], row["role"]),
             len(texts),
             self.encoder.contract.dims[0],
         )
         # Bytes, not a tensor column: shards differ in length, and this is a plain copy.
         return {
+            "part": row["part"],
             "shard": row["shard"],
             "vectors": found.tobytes(),
             "dims": found.shape[1],
@@ -219,11 +279,10 @@ class _Embedder:
 class _LoadedEmbedder(_Embedder):
     """One of the pool's actors."""
 
-    def __init__(self, model: os.PathLike[str], role: Role, trust_remote_code: bool, by: Said):
+    def __init__(self, model: os.PathLike[str], trust_remote_code: bool, by: Said):
         begin(by)
         device = "cuda" if ray.get_gpu_ids() else "cpu"
-        encoder = load(Path(model), device=device, trust_remote_code=trust_remote_code)
-        super().__init__(encoder, role)
+        super().__init__(load(Path(model), device=device, trust_remote_code=trust_remote_code))
 
 
 def isolated(
