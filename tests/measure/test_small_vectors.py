@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.encoders.encode import prefix
+from stillroom.encoders.embedder import prefix
 from stillroom.encoders.quantise import Calibration
 from stillroom.encoders.store import create
 from stillroom.errors import UserError

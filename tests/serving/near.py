@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import uvicorn
 
-from stillroom.encoders.encode import prefix
+from stillroom.encoders.embedder import prefix
 from stillroom.encoders.store import load
 from stillroom.serving import tokens
 from stillroom.serving.auth import Keys

@@ -5,6 +5,7 @@ One deployment goes through it all, in this order: a deployment's start is most 
 
 import asyncio
 import json
+import re
 
 import httpx
 import pytest
@@ -32,6 +33,13 @@ def args(folder):
         "student": {"num_cpus": 0.25, "node_labels": {"disk": "fast"}, "replicas": 2},
         "shadow": {"share": 1.0, "folder": str(folder / "kept"), "alert_cosine": 1.0},
     }
+
+
+@pytest.fixture(scope="module")
+def updated(args):
+    """The same with a teacher that never sleeps, and smaller batches."""
+    teacher = {"num_cpus": 0.5, "resources": {"large": 1}, "max_ongoing": 4}
+    return {**args, "max_batch_tokens": 2048, "teacher": teacher}
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +88,19 @@ def test_answers_are_compared_with_the_teacher_s_and_an_alert_stops_no_traffic(u
     assert kept and {row["text"] for row in kept} <= sent
 
 
+def test_a_router_tells_how_many_replicas_serve_knows_of(url):
+    def told(http):
+        shown = http.get(f"{url}/metrics").text
+        return re.search(r'stillroom_ready_replicas{model="tiny/student".*} (\S+)', shown)[1]
+
+    with httpx.Client(timeout=60) as http:
+        for body in queries(200):  # either router answers; each knows from its first request on
+            assert http.post(f"{url}/v1/embeddings", json=body).status_code == 200
+            if (count := told(http)) == "2.0":
+                break
+    assert count == "2.0"
+
+
 def test_nothing_that_was_accepted_is_lost_with_a_replica(url):
     answers = asyncio.run(
         hammer(url, queries(200), during=lambda: ray.kill(replicas("tiny-student")[0]))
@@ -95,35 +116,33 @@ def test_with_a_router_go_only_its_open_connections(url):
     assert len(failed) <= 8
 
 
-def test_a_rolling_update_under_load_fails_no_request(url, args):
-    answers = asyncio.run(
-        hammer(url, queries(500), during=lambda: deploy({**args, "max_batch_tokens": 2048}))
-    )
+def test_a_rolling_update_under_load_fails_no_request(url, updated):
+    answers = asyncio.run(hammer(url, queries(500), during=lambda: deploy(updated)))
     assert statuses(answers) == {200}
 
 
-def test_at_ten_times_the_load_some_are_told_when_to_come_back_and_the_rest_are_served(url, args):
-    deploy({**args, "max_batch_tokens": 2048, "target_latency_s": 0.1})
+def test_when_the_last_teacher_dies_its_student_answers_what_it_had(url):
+    body = {"model": "tiny", "input": LONG[:20], "input_type": "document"}
+    answers = asyncio.run(
+        hammer(url, [body] * 200, during=lambda: ray.kill(replicas("tiny-teacher")[0]))
+    )
+    assert statuses(answers) == {200}
+    by = [answer.headers["x-stillroom-model"] for answer in answers]
+    assert set(by) == {"tiny/teacher", "tiny/student"}
+    ask_until(url, body, lambda answer: answer.headers["x-stillroom-model"] == "tiny/teacher")
+
+
+def test_at_ten_times_the_load_some_are_told_to_come_back_and_the_rest_are_served(url, updated):
+    deploy({**updated, "target_latency_s": 0.1})
     bodies = [{"model": "tiny/student", "input": LONG[:20]} for _ in range(160)]
     answers = asyncio.run(hammer(url, bodies, callers=60))
     assert statuses(answers) == {200, 429}
     assert all(int(a.headers["retry-after"]) >= 1 for a in answers if a.status_code == 429)
 
 
-def test_when_the_last_teacher_dies_its_student_answers_what_it_had(url, args):
-    fixed = {name: value for name, value in args["teacher"].items() if name != "autoscale"}
-    deploy({**args, "max_batch_tokens": 2048, "teacher": {**fixed, "max_ongoing": 4}})
-    bodies = [{"model": "tiny", "input": LONG[:20], "input_type": "document"} for _ in range(400)]
-    answers = asyncio.run(hammer(url, bodies, during=lambda: ray.kill(replicas("tiny-teacher")[0])))
-    assert statuses(answers) == {200}
-    by = [answer.headers["x-stillroom-model"] for answer in answers]
-    assert set(by) == {"tiny/teacher", "tiny/student"}
-    ask_until(url, bodies[0], lambda answer: answer.headers["x-stillroom-model"] == "tiny/teacher")
-
-
-def test_who_leaves_has_no_more_done_for_him(url, args):
-    few = {**args["student"], "replicas": 1, "max_ongoing": 2, "max_queued": 1}
-    deploy({**args, "routers": 1, "max_batch_tokens": 2048, "student": few})
+def test_who_leaves_has_no_more_done_for_him(url, updated):
+    few = {**updated["student"], "replicas": 1, "max_ongoing": 2, "max_queued": 1}
+    deploy({**updated, "routers": 1, "student": few})
 
     async def leave():
         async with httpx.AsyncClient(timeout=60) as http:

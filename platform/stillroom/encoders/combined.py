@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from stillroom.encoders.contract import Combine, Combined, Overlong, Role
-from stillroom.encoders.embedder import ByTokens
-from stillroom.encoders.encode import Encoder, prefix
+from stillroom.encoders.embedder import ByTokens, prefix
+from stillroom.encoders.encode import Encoder
 from stillroom.encoders.prompt import Prompter, Tokens
 from stillroom.errors import UserError
 

@@ -62,3 +62,11 @@ class ByTokens:
         """
         tokens = self.prompter(texts, role, prompt=prompt)
         return self.encode_tokens(tokens, batch_tokens=batch_tokens, dims=dims)
+
+
+def prefix(vectors: np.ndarray, dims: int, normalise: bool) -> np.ndarray:
+    """The first `dims` of each vector (Matryoshka, arXiv 2205.13147), of unit length again."""
+    cut = vectors[:, :dims]
+    if not normalise:
+        return cut
+    return cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)

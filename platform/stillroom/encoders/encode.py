@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from stillroom.encoders import packing
 from stillroom.encoders.backbone import attending
 from stillroom.encoders.contract import Attention, Contract
-from stillroom.encoders.embedder import ByTokens
+from stillroom.encoders.embedder import ByTokens, prefix
 from stillroom.encoders.latent import LatentAttention
 from stillroom.encoders.pooling import POOLINGS
 from stillroom.encoders.prompt import NO_TARGET, Batch, ClozeBatch, Prompter, Tokens, pad
@@ -147,14 +147,6 @@ def in_batches(
     for rows in micro_batches([len(one.ids) for one in tokens], batch_tokens):
         found[rows] = forward(pad([tokens[row] for row in rows], pad_id))
     return found if size == full else prefix(found, size, contract.normalise)
-
-
-def prefix(vectors: np.ndarray, dims: int, normalise: bool) -> np.ndarray:
-    """The first `dims` of each vector (Matryoshka, arXiv 2205.13147), of unit length again."""
-    cut = vectors[:, :dims]
-    if not normalise:
-        return cut
-    return cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
 
 
 def micro_batches(lengths: Sequence[int], budget: int, at_least: int = 1) -> list[np.ndarray]:

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from stillroom.encoders.contract import Role, Terms, cannot_share_index
-from stillroom.encoders.embedder import Embedder
-from stillroom.encoders.encode import prefix
+from stillroom.encoders.embedder import Embedder, prefix
 from stillroom.errors import UserError
 from stillroom.measure.bm25 import Bm25
 from stillroom.measure.retrieval import rank, retrieval_scores

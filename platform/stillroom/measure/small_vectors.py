@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from stillroom.encoders.encode import prefix
+from stillroom.encoders.embedder import prefix
 from stillroom.encoders.quantise import Calibration, Precision, from_signs, searched_bytes, signs
 from stillroom.errors import UserError
 from stillroom.measure.model import DEPTH, Encoded, scored

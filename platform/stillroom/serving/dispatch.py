@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from stillroom.errors import UserError
 from stillroom.serving.errors import ApiError
-from stillroom.serving.load import Meter
+from stillroom.serving.load import Meter, Replicas
 from stillroom.serving.policies import (
     CHARACTERS,
     RESTART_AFTER_S,
@@ -57,21 +57,9 @@ class Watched(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]
     public `request_router_config` lets us name the class that holds both.
     """
 
-    here: ClassVar[dict[str, "Watched"]] = {}  # encoder → its router in this process
-
     def initialize_state(self, model: str) -> None:
-        self.here[model] = self
-        self.had = False  # replicas, at some time
-
-    def ready(self) -> int:
-        count = len(self.curr_replicas)
-        self.had = self.had or count > 0
-        return count
-
-    def ongoing(self) -> int:
-        """Requests in all replicas, other routers' too, as far as Serve knows here."""
-        queues = self.replica_queue_len_cache
-        return sum(queues.get(replica) or 0 for replica in list(self.curr_replicas))
+        # Serve rebuilds this class from its source, but what it names in other modules is theirs.
+        Replicas.here[model] = Replicas(self)
 
 
 class Dispatcher:
@@ -108,14 +96,12 @@ class Dispatcher:
     def _load(self, name: str, meter: Meter, now: float) -> Load:
         # Serve's queues lag by a turn of its loop, which is when a burst comes; our own count
         # does not, but knows this router's requests only.
-        known = Watched.here.get(name)  # from a handle's first request on
-        ready = known.ready() if known else int(self.handles[name].running_replicas_populated())
-        return Load(
-            ready=ready,
-            lost=known is not None and known.had and not ready,
-            ongoing=max(meter.ongoing, known.ongoing() if known else 0),
-            wait_s=meter.wait_s(now),
-        )
+        known = Replicas.here.get(name)  # from a handle's first request on
+        if known is None:
+            ready, lost, ongoing = int(self.handles[name].running_replicas_populated()), False, 0
+        else:
+            ready, lost, ongoing = known.ready(), known.lost(), known.ongoing()
+        return Load(ready, lost, max(meter.ongoing, ongoing), meter.wait_s(now))
 
     def decide(self, model: Model, request: Facts) -> Send:
         """Who answers. Raises ApiError: 400, 429 or 503, with the policy's reason."""

@@ -1,6 +1,7 @@
-"""How long a request would wait, from what was begun and what was done: no Ray, no clock."""
+"""How busy an encoder is, from what was begun and done and what Serve knows: no Ray, no clock."""
 
 import math
+from typing import Any, ClassVar
 
 MEMORY_S = 10.0  # how much of the past the pace remembers, in seconds with work
 
@@ -43,3 +44,31 @@ class Meter:
             self._done *= kept
             self._busy_s = self._busy_s * kept + now - self._seen_s
         self._seen_s = now
+
+
+class Replicas:
+    """An encoder's replicas, as Serve knows them in this process.
+
+    Args:
+        router: Serve's own for the encoder's handle.
+    """
+
+    here: ClassVar[dict[str, "Replicas"]] = {}  # by encoder
+
+    def __init__(self, router: Any):
+        self._router = router
+        self._had = False  # some, at some time
+
+    def ready(self) -> int:
+        count = len(self._router.curr_replicas)
+        self._had = self._had or count > 0
+        return count
+
+    def lost(self) -> bool:
+        """There were some, and now there are none."""
+        return not self.ready() and self._had
+
+    def ongoing(self) -> int:
+        """Requests in all of them, other routers' too, as far as Serve knows here."""
+        queues = self._router.replica_queue_len_cache
+        return sum(queues.get(replica) or 0 for replica in list(self._router.curr_replicas))

@@ -19,7 +19,7 @@ from ray import serve
 
 from stillroom.encoders.combined import JointPrompter
 from stillroom.encoders.contract import Role
-from stillroom.encoders.encode import prefix
+from stillroom.encoders.embedder import prefix
 from stillroom.encoders.prompt import Prompter, Tokens
 from stillroom.serving.batching import Batcher
 from stillroom.serving.engines import Engine, load_engine

@@ -13,7 +13,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from stillroom.encoders.contract import Contract, Overlong, Role, Terms
-from stillroom.encoders.encode import prefix
+from stillroom.encoders.embedder import prefix
 from stillroom.serving.errors import ApiError
 from stillroom.serving.request import Ask, Token, id_lists
 

@@ -19,8 +19,8 @@ from stillroom.config.reading import validated
 from stillroom.config.recipe import Report as Section
 from stillroom.config.scale import Scale
 from stillroom.encoders.contract import Contract, Terms, cannot_share_index
-from stillroom.encoders.embedder import Embedder
-from stillroom.encoders.encode import Encoder, prefix
+from stillroom.encoders.embedder import Embedder, prefix
+from stillroom.encoders.encode import Encoder
 from stillroom.encoders.quantise import Calibration, write_calibrations
 from stillroom.encoders.store import create, load
 from stillroom.measure.model import (
