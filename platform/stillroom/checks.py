@@ -419,7 +419,7 @@ def _cluster() -> Finding:
     """
     if not os.environ.get("RAY_ADDRESS"):
         return Finding("cluster", True, "RAY_ADDRESS is not set: Ray starts on this machine")
-    from stillroom.stages.run import resources
+    from stillroom.stages.connection import resources
 
     found = {name: total for name, total in resources().items() if name in ("CPU", "GPU")}
     return Finding("cluster", True, json.dumps(found))

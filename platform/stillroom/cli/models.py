@@ -179,8 +179,8 @@ def mine(
     pool = {"actors": actors, "cpus": cpus, "gpus": gpus}
     parts = {"vectors": pool, "negatives": {**pool, "memory_gib": memory}}
     scale = validated(Scale, parts, "stillroom mine")
+    from stillroom.stages.connection import disconnect
     from stillroom.stages.mine import mine_files
-    from stillroom.stages.run import disconnect
 
     with stdout_to_stderr() if as_json else contextlib.nullcontext():
         summary = mine_files(

@@ -50,7 +50,6 @@ def run(
         lasting(read.root)
     steps = selected(pipeline(read, gate=gate), until, only)
     check_recipe(read, steps)
-    from stillroom.stages.run import disconnect
     from stillroom.stages.run import run as produce_all
 
     done = []
@@ -60,7 +59,10 @@ def run(
             if not as_json:
                 took = "exists already" if produced.reused else f"{produced.seconds:,.0f} s"
                 out.print(f"[bold]{produced.step.stage:10}[/] {produced.artifact.ref}  {took}")
-        disconnect()  # only then has the last line of a worker been printed
+        if not all(produced.reused for produced in done):
+            from stillroom.stages.connection import disconnect
+
+            disconnect()  # only then has the last line of a worker been printed
     summary = _summary(done)
     if as_json:
         print(json.dumps(summary))

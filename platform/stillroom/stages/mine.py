@@ -17,8 +17,8 @@ from stillroom.config.recipe import Negatives
 from stillroom.config.scale import Scale
 from stillroom.encoders.locate import locate, model_of, of_artifact
 from stillroom.errors import UserError
+from stillroom.stages.connection import connect
 from stillroom.stages.negatives import Mined, mine, texts_of
-from stillroom.stages.run import connect
 from stillroom.stages.vectors import Part, embed
 from stillroom.text.dedupe import text_key
 from stillroom.text.formats import EvaluationSet, read_beir, read_pairs, read_passages

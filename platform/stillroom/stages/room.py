@@ -4,7 +4,7 @@ Ray waits, in silence, for what no node will ever have; a run should rather say 
 """
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,20 +55,24 @@ ANYTHING = Kind({"CPU": sys.maxsize, "GPU": sys.maxsize}, 1)
 
 def kinds() -> list[Kind]:
     """Of the cluster that this process is connected to."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
     # Where an autoscaler says what it may add, it says so here: Ray Train and Ray Data look there,
     # too. Ray's own does not.
     config = ray._private.state.state.get_cluster_config()
     groups = [] if config is None else list(config.node_group_configs)
-    if not groups:
-        there = [Kind(node["Resources"], 1, node["Labels"]) for node in nodes]
-        grows = any(GROUP in node["Labels"] for node in nodes)
-        return [*there, ANYTHING] if grows else there
-    heads = [node for node in nodes if HEAD in node["Resources"]]
-    return [Kind(node["Resources"], 1, node["Labels"]) for node in heads] + [
-        Kind(dict(group.resources), group.max_count if group.max_count >= 0 else sys.maxsize)
-        for group in groups
-    ]
+    return growing([node for node in ray.nodes() if node["Alive"]], groups)
+
+
+def growing(nodes: Iterable[Mapping[str, Any]], groups: Sequence[Any]) -> list[Kind]:
+    """Of nodes that are there, as `ray.nodes` tells them, and groups that an autoscaler keeps."""
+    there = [(node, Kind(node["Resources"], 1, node["Labels"])) for node in nodes]
+    if groups:
+        heads = [kind for node, kind in there if HEAD in node["Resources"]]
+        return heads + [
+            Kind(dict(group.resources), group.max_count if group.max_count >= 0 else sys.maxsize)
+            for group in groups
+        ]
+    grows = any(GROUP in node["Labels"] for node, _ in there)
+    return [kind for _, kind in there] + ([ANYTHING] if grows else [])
 
 
 def places(found: Iterable[Kind], wanted: Bundle) -> int:
