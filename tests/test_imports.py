@@ -114,6 +114,7 @@ def test_only_the_engine_imports_deepspeed():
         ("stillroom.cli", {"torch", "transformers", "ray"}),
         ("stillroom.plan", {"torch", "transformers", "ray"}),
         ("stillroom.checks", {"torch", "transformers", "ray"}),
+        ("stillroom.measure.render", {"torch", "transformers", "ray"}),
         ("stillroom.stages.run", {"torch", "transformers", "ray"}),  # nothing may be left to make
         ("stillroom.serving.router", {"torch", "transformers"}),  # a process of its own
     ],

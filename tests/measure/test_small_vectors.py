@@ -6,19 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.encoders.embedder import prefix
-from stillroom.encoders.quantise import Calibration
+from stillroom.encoders.quantise import PRECISIONS, RESCORED, Calibration
 from stillroom.encoders.store import create
 from stillroom.errors import UserError
 from stillroom.measure import small_vectors
 from stillroom.measure.model import asymmetric, encode_asymmetric, encode_sets, entry, shared_dims
 from stillroom.measure.retrieval import rank
-from stillroom.measure.small_vectors import (
-    PRECISIONS,
-    RESCORED,
-    measure_small,
-    rank_stored,
-    sizes_to_measure,
-)
+from stillroom.measure.small_vectors import measure_small, rank_stored, sizes_to_measure
 from stillroom.text.formats import EvaluationSet
 
 SETS = {

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -12,6 +12,8 @@ from stillroom.errors import UserError
 
 # What a vector is stored as; of `binary+rescoring` both its bits and its int8 codes are.
 Precision = Literal["float32", "float16", "int8", "binary", "binary+rescoring"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+RESCORED = 4  # so many × k are found by their bits, and ordered anew
 
 FILE = "calibration.safetensors"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import jinja2
 
+from stillroom.encoders.quantise import PRECISIONS, RESCORED
 from stillroom.measure.gate import mean_ndcg, model_of
-from stillroom.measure.small_vectors import PRECISIONS, RESCORED, mean_small
 
 PAGE = jinja2.Environment(
     loader=jinja2.PackageLoader("stillroom.measure", "."), autoescape=True, trim_blocks=True,
@@ -281,3 +281,15 @@ def histogram(title: str, edges: Sequence[float], counts: Sequence[int]) -> Hist
 
 def _count(parameters: int) -> str:
     return f"{parameters / 1e6:,.1f} M" if parameters else "–"
+
+
+def mean_small(vectors: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The entries with their nDCG@10 alone, as means over the sets, in the sets' order."""
+    described = ("precision", "dims", "trained", "bytes", "rescored_bytes")
+    return [
+        {
+            **{key: entries[0][key] for key in described},
+            "ndcg@10": sum(entry["ndcg@10"] for entry in entries) / len(entries),
+        }
+        for entries in zip(*vectors.values(), strict=True)
+    ]

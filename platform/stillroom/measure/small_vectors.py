@@ -7,20 +7,26 @@ through the bits alone, and the codes may lie on disk.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from stillroom.encoders.embedder import prefix
-from stillroom.encoders.quantise import Calibration, Precision, from_signs, searched_bytes, signs
+from stillroom.encoders.quantise import (
+    PRECISIONS,
+    RESCORED,
+    Calibration,
+    Precision,
+    from_signs,
+    searched_bytes,
+    signs,
+)
 from stillroom.errors import UserError
 from stillroom.measure.model import DEPTH, Encoded, scored
 from stillroom.measure.retrieval import rank
 from stillroom.mining.search import search
 from stillroom.text.formats import EvaluationSet
 
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-RESCORED = 4
 BLOCK = 4096  # passages decoded at once
 
 
@@ -125,15 +131,3 @@ def measure_small(
                     }
                 )
     return found
-
-
-def mean_small(vectors: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """The entries with their nDCG@10 alone, as means over the sets, in the sets' order."""
-    described = ("precision", "dims", "trained", "bytes", "rescored_bytes")
-    return [
-        {
-            **{key: entries[0][key] for key in described},
-            "ndcg@10": sum(entry["ndcg@10"] for entry in entries) / len(entries),
-        }
-        for entries in zip(*vectors.values(), strict=True)
-    ]
