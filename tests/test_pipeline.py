@@ -246,18 +246,20 @@ def test_a_killed_run_leaves_nothing_half_made_and_the_next_goes_on(tmp_path):
     words = ["run", TINY, "--until", "teacher", "teacher.phases.0.steps=40"]
     words += ["scale.teacher.checkpoint_every=2", "scale.teacher.engine=torch"]
     words += ["scale.teacher.zero_stage=0"]
-    first = subprocess.Popen(
-        place.command(*words),
-        cwd=tmp_path,
-        env=place.env,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with (tmp_path / "said").open("w") as said:
+        first = subprocess.Popen(
+            place.command(*words),
+            cwd=tmp_path,
+            env=place.env,
+            start_new_session=True,
+            stdout=said,
+            stderr=said,
+        )
     deadline = time.monotonic() + 120
     # Written when every worker has handed its part of a checkpoint in.
     while not list(tmp_path.glob("runs/.train/*/*/1-of-2.json")):
-        assert first.poll() is None and time.monotonic() < deadline
+        assert first.poll() is None, (tmp_path / "said").read_text()
+        assert time.monotonic() < deadline
         time.sleep(0.02)  # polls for a condition, with a deadline
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()

@@ -3,12 +3,17 @@
 import re
 import socket
 
+import grpc
 import ray
+from ray._private.grpc_utils import init_grpc_channel
+from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError
 
 from stillroom.errors import UserError
 
 REACH_S = 10  # seconds in which a cluster's head answers
+PLACE = re.compile(r"(?:\w+://)?(\[[^\]]+\]|[^/\[\]]+):(\d+)/*")  # host and port
 
 
 class Refused(UserError):
@@ -29,6 +34,7 @@ def join(address: str, *, log_to_driver: bool = True) -> None:
     where = f"RAY_ADDRESS={address}"
     try:
         knock(address)
+        _show_token(address)
         ray.init(address=address, log_to_driver=log_to_driver)
     except AuthenticationError as fault:
         raise refused(where) from fault
@@ -43,8 +49,21 @@ def join(address: str, *, log_to_driver: bool = True) -> None:
 
 def knock(address: str) -> None:
     """Raises OSError where nothing listens: Ray itself would go on trying for minutes."""
-    if named := re.fullmatch(r"(?:\w+://)?\[?([^/\[\]]+)\]?:(\d+)/*", address):
-        socket.create_connection((named[1], int(named[2])), timeout=REACH_S).close()
+    if named := PLACE.fullmatch(address):
+        socket.create_connection((named[1].strip("[]"), int(named[2])), timeout=REACH_S).close()
+
+
+def _show_token(address: str) -> None:
+    """Raises AuthenticationError where it is a wrong one: Ray itself would go on trying, and then
+    say that nothing is there."""
+    if named := PLACE.fullmatch(address):
+        with init_grpc_channel(f"{named[1]}:{named[2]}") as channel:
+            asked = NodeInfoGcsServiceStub(channel).GetClusterId
+            try:
+                asked(GetClusterIdRequest(), timeout=REACH_S)
+            except grpc.RpcError as fault:
+                if fault.code() == grpc.StatusCode.UNAUTHENTICATED:
+                    raise AuthenticationError("the token is missing or incorrect") from fault
 
 
 def refused(where: str) -> Refused:

@@ -5,6 +5,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 
 import psutil
@@ -180,14 +181,32 @@ def test_a_job_that_is_stopped_is_said_to_be_and_another_is_taken(head, tiny, fo
     assert line == f"Job {name}: {JobStatus.STOPPED}\n"
 
 
-@pytest.mark.parametrize("token", [None, "another"])
-def test_without_the_cluster_s_token_nothing_is_sent(head, tiny, folder, token):
-    env = {"RAY_AUTH_TOKEN_PATH": str(folder / "none")}
-    if token is not None:
-        env = {"RAY_AUTH_TOKEN": token}
+@pytest.fixture(params=[None, "another"])
+def no_token(request, folder):
+    """The environment of who has no token, or a wrong one."""
+    if request.param is None:
+        return {"RAY_AUTH_TOKEN_PATH": str(folder / "none")}
+    return {"RAY_AUTH_TOKEN": request.param}
+
+
+def refused(done):
+    return (
+        done.returncode == 1
+        and "does not take our token, or wants one" in done.stderr
+        and "ray get-auth-token" in done.stderr
+        and "Traceback" not in done.stderr
+    )
+
+
+def test_without_the_cluster_s_token_nothing_is_sent(head, tiny, folder, no_token):
     before = len(head.jobs())
-    done = head.submit(*tiny, f"root={folder}/refused", **env)
-    assert done.returncode == 1
-    assert "does not take our token, or wants one" in done.stderr
-    assert "ray get-auth-token" in done.stderr and "Traceback" not in done.stderr
+    done = head.submit(*tiny, f"root={folder}/refused", **no_token)
+    assert refused(done), done.stderr
     assert len(head.jobs()) == before
+
+
+def test_without_the_cluster_s_token_it_is_not_joined(head, tiny, folder, no_token):
+    run = (sys.executable, "-m", "stillroom.cli", "run", *tiny, f"root={folder}/refused")
+    done = head.run(*run, RAY_ADDRESS=head.gcs, RAY_AUTH_MODE="token", **no_token)
+    assert refused(done), done.stderr
+    assert Store(f"{folder}/refused").published() == []
