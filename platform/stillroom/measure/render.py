@@ -40,6 +40,18 @@ def table(report: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
+def mean_small(vectors: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The entries with their nDCG@10 alone, as means over the sets, in the sets' order."""
+    described = ("precision", "dims", "trained", "bytes", "rescored_bytes")
+    return [
+        {
+            **{key: entries[0][key] for key in described},
+            "ndcg@10": sum(entry["ndcg@10"] for entry in entries) / len(entries),
+        }
+        for entries in zip(*vectors.values(), strict=True)
+    ]
+
+
 def small_table(vectors: Mapping[str, Any]) -> list[list[str]]:
     """Rows of text, the header first: a size and precision each, as `measure_small` has them."""
     sets = list(vectors)
@@ -281,15 +293,3 @@ def histogram(title: str, edges: Sequence[float], counts: Sequence[int]) -> Hist
 
 def _count(parameters: int) -> str:
     return f"{parameters / 1e6:,.1f} M" if parameters else "–"
-
-
-def mean_small(vectors: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """The entries with their nDCG@10 alone, as means over the sets, in the sets' order."""
-    described = ("precision", "dims", "trained", "bytes", "rescored_bytes")
-    return [
-        {
-            **{key: entries[0][key] for key in described},
-            "ndcg@10": sum(entry["ndcg@10"] for entry in entries) / len(entries),
-        }
-        for entries in zip(*vectors.values(), strict=True)
-    ]

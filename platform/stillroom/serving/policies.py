@@ -247,6 +247,9 @@ class Policy:
     sleepers: frozenset[str] = frozenset()
     stand_ins: Mapping[str, str] = field(default_factory=dict)
 
+    def asleep(self, model: str, load: Mapping[str, Load]) -> bool:
+        return model in self.sleepers and not load[model].ready
+
 
 def choose(
     policy: Policy, request: Facts, load: Mapping[str, Load], contracts: Mapping[str, Terms]
@@ -258,7 +261,7 @@ def choose(
         return Refuse(400, f"dimensions must be one of {allowed} for this model", "dimensions")
     dims = request.dimensions or sizes[0]
     model, why = policy.rule.pick(request, load)
-    asleep = model in policy.sleepers and not load[model].ready
+    asleep = policy.asleep(model, load)
     wake = model if asleep else None
     if other := stand_in(policy, model, dims, load, contracts):
         model, why = other, absent(model)
@@ -281,8 +284,7 @@ def stand_in(
 
     def away(encoder: str) -> bool:
         # A router that has just begun knows of no replica yet: that alone is no loss.
-        asleep = encoder in policy.sleepers and not load[encoder].ready
-        return asleep or load[encoder].lost
+        return policy.asleep(encoder, load) or load[encoder].lost
 
     other = policy.stand_ins.get(model)
     if other is None or not away(model) or away(other) or dims not in contracts[other].dims:
