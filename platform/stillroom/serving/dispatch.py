@@ -97,11 +97,14 @@ class Dispatcher:
         # Serve's queues lag by a turn of its loop, which is when a burst comes; our own count
         # does not, but knows this router's requests only.
         known = Replicas.here.get(name)  # from a handle's first request on
-        if known is None:
-            ready, lost, ongoing = int(self.handles[name].running_replicas_populated()), False, 0
-        else:
-            ready, lost, ongoing = known.ready(), known.lost(), known.ongoing()
-        return Load(ready, lost, max(meter.ongoing, ongoing), meter.wait_s(now))
+        had = self.handles[name].running_replicas_populated()  # some, at some time
+        ready = known.ready() if known else int(had)
+        return Load(
+            ready=ready,
+            lost=had and not ready,
+            ongoing=max(meter.ongoing, known.ongoing() if known else 0),
+            wait_s=meter.wait_s(now),
+        )
 
     def decide(self, model: Model, request: Facts) -> Send:
         """Who answers. Raises ApiError: 400, 429 or 503, with the policy's reason."""

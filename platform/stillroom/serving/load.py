@@ -57,16 +57,9 @@ class Replicas:
 
     def __init__(self, router: Any):
         self._router = router
-        self._had = False  # some, at some time
 
     def ready(self) -> int:
-        count = len(self._router.curr_replicas)
-        self._had = self._had or count > 0
-        return count
-
-    def lost(self) -> bool:
-        """There were some, and now there are none."""
-        return not self.ready() and self._had
+        return len(self._router.curr_replicas)
 
     def ongoing(self) -> int:
         """Requests in all of them, other routers' too, as far as Serve knows here."""
