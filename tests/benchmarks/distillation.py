@@ -38,6 +38,7 @@ from stillroom.artifacts import Store
 from stillroom.config.models import Student
 from stillroom.config.reading import read_recipe, validated
 from stillroom.encoders.contract import Terms
+from stillroom.encoders.packing import pack_attention
 from stillroom.encoders.store import create, load
 from stillroom.journal import journal
 from stillroom.learning.batches import Ahead
@@ -195,6 +196,8 @@ class Proof:
             return self.on_device(encoder)
 
         ours = begun().train()
+        if device.type == "cpu":
+            pack_attention(ours.backbone)  # as the stage does
         fit_start(taught, phase, ours)
         batches = taught_batches(taught, None, phase, seed, ours, {})
         warmup = round(phase.warmup * phase.steps)

@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from transformers import MPNetConfig, MPNetModel
 
 import learner
 from events import curves, events
 from learner import batches, settings, start, texts, uninterrupted
 from stillroom.artifacts import Store
 from stillroom.config.scale import Tracking, Workers
-from stillroom.encoders.store import load
+from stillroom.encoders.store import create, load
 from stillroom.errors import UserError
 from stillroom.learning.engine import DeepSpeedEngine, TorchEngine
 from stillroom.learning.gather import world
@@ -29,7 +30,7 @@ from stillroom.learning.objectives import Contrastive
 from stillroom.measure.model import measure
 from stillroom.stages.checkpoints import Checkpoints
 from stillroom.stages.evaluation import Evaluation
-from stillroom.stages.fit import Task, fit
+from stillroom.stages.fit import Task, fit, packs
 from stillroom.text.formats import EvaluationSet
 from workers import in_workers
 
@@ -243,6 +244,16 @@ def test_ray_s_metrics_tell_a_run_s_figures_and_how_much_of_it_is_done(killed, c
 
 
 # --- what the user must mend ----------------------------------------------------------------
+
+
+def test_on_a_cpu_whatever_can_be_packed_is_unless_told_otherwise(decoder):
+    made = create(str(decoder), space="s", attention="bidirectional", pooling="mean")
+    assert packs(made, Workers())
+    assert not packs(made, Workers(packed=False))
+    made.backbone = MPNetModel(
+        MPNetConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    )
+    assert not packs(made, Workers())
 
 
 def unreadable(traces, encoder, place):

@@ -44,7 +44,7 @@ class Workers(Section):
     micro_tokens: PositiveInt = 16384  # the most tokens, padding counted, of one forward
     gradcache: bool = False  # bounds memory by micro_tokens, for a second forward
     gradient_checkpointing: bool = False
-    packed: bool = False  # no padding at all; of Llama, Mistral and Qwen
+    packed: bool | None = None  # no padding at all; null: on a CPU, if the architecture can be
     # Steps: the most that a crash can cost, beside those made while one is brought to the root.
     checkpoint_every: PositiveInt = 50
     keep_checkpoints: PositiveInt = 2  # the newest; older ones are deleted

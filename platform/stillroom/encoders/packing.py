@@ -27,13 +27,17 @@ def pack_attention(backbone: Any) -> None:
     Raises:
         UserError: at an architecture for which that was not tried.
     """
-    if backbone.config.model_type not in PACKS:
+    if not can_be_packed(backbone):
         raise UserError(
             "packed attention",
             f"is not known to work for {type(backbone).__name__}",
             f"Leave it off, or use a base of {', '.join(PACKS)}",
         )
     backbone.set_attn_implementation(PACKED)
+
+
+def can_be_packed(backbone: Any) -> bool:
+    return bool(backbone.config.model_type in PACKS)
 
 
 def is_packed(backbone: Any) -> bool:

@@ -28,7 +28,7 @@ from stillroom.config.scale import Elastic, Tracking, Workers
 from stillroom.encoders import backbone
 from stillroom.encoders.contract import FILE as CONTRACT
 from stillroom.encoders.encode import Encoder
-from stillroom.encoders.packing import pack_attention
+from stillroom.encoders.packing import can_be_packed, pack_attention
 from stillroom.encoders.store import merged, save
 from stillroom.errors import UserError
 from stillroom.journal import note
@@ -203,7 +203,7 @@ def _work(
     encoder = task.encoder().to(ray.train.torch.get_device())
     if scale.gradient_checkpointing:
         backbone.checkpoint_activations(encoder.backbone)
-    if scale.packed:
+    if packs(encoder, scale):
         pack_attention(encoder.backbone)
     encoder.train()
     if task.prepare is not None and newest is None:
@@ -359,6 +359,14 @@ def _kept(history: list[dict[str, float]]) -> dict[str, float]:
     """The step whose weights are kept: the first of the best scores, else the last; {} of none."""
     scored = [figures for figures in history if SCORE in figures]
     return max(scored, key=lambda figures: figures[SCORE]) if scored else (history or [{}])[-1]
+
+
+def packs(encoder: Encoder, scale: Workers) -> bool:
+    """Whether an encoder is trained without padding."""
+    if scale.packed is None:
+        # A GPU's kernel for packed rows takes neither float32 nor dropout.
+        return encoder.device.type == "cpu" and can_be_packed(encoder.backbone)
+    return scale.packed
 
 
 def _engine(encoder: Encoder, settings: Optimisation, scale: Workers) -> Engine:
