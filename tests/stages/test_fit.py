@@ -243,7 +243,7 @@ def test_ray_s_metrics_tell_a_run_s_figures_and_how_much_of_it_is_done(killed, c
         assert any(math.isclose(loss, one, rel_tol=1e-4) for one in losses)
 
 
-# --- what the user must mend ----------------------------------------------------------------
+# --- how it is computed ----------------------------------------------------------------------
 
 
 def test_on_a_cpu_whatever_can_be_packed_is_unless_told_otherwise(decoder):
@@ -254,6 +254,9 @@ def test_on_a_cpu_whatever_can_be_packed_is_unless_told_otherwise(decoder):
         MPNetConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     )
     assert not packs(made, Workers())
+
+
+# --- what the user must mend ----------------------------------------------------------------
 
 
 def unreadable(traces, encoder, place):

@@ -278,13 +278,14 @@ def pad(
     # One mask for all texts: a GPU waits for what Python does to each.
     inside_bl = (column >= start_b1) & (column < start_b1 + length[:, None])
     ids_bl = np.full((len(tokens), longest), pad_id)
-    ids_bl[inside_bl] = _joined([one.ids for one in tokens], length)
+    ids_bl[inside_bl] = _joined([one.ids for one in tokens])
     pooled_bl = inside_bl & (column >= pooled_b1)
-    return Batch(*(torch.from_numpy(a.astype(np.int64)) for a in (ids_bl, inside_bl, pooled_bl)))
+    filled = (one.astype(np.int64, copy=False) for one in (ids_bl, inside_bl, pooled_bl))
+    return Batch(*map(torch.from_numpy, filled))
 
 
-def _joined(ids: Sequence[Sequence[int]], length: np.ndarray) -> np.ndarray:
-    return np.fromiter(itertools.chain.from_iterable(ids), np.int64, count=int(length.sum()))
+def _joined(ids: Sequence[Sequence[int]]) -> np.ndarray:
+    return np.fromiter(itertools.chain.from_iterable(ids), np.int64)
 
 
 def pad_clozes(clozes: Sequence[Cloze], pad_id: int) -> ClozeBatch:
@@ -292,8 +293,5 @@ def pad_clozes(clozes: Sequence[Cloze], pad_id: int) -> ClozeBatch:
     [attention] = {one.attention for one in clozes}
     padded = pad([Tokens(one.ids) for one in clozes], pad_id)
     targets_bl = torch.full_like(padded.ids_bl, NO_TARGET)
-    length = padded.mask_bl.sum(1).numpy()
-    targets_bl[padded.mask_bl.bool()] = torch.from_numpy(
-        _joined([one.targets for one in clozes], length)
-    )
+    targets_bl[padded.mask_bl.bool()] = torch.from_numpy(_joined([one.targets for one in clozes]))
     return ClozeBatch(padded.ids_bl, padded.mask_bl, targets_bl, attention)
