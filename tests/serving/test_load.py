@@ -4,7 +4,7 @@ from stillroom.serving.load import MEMORY_S, Meter
 
 
 def test_the_wait_is_what_is_ongoing_at_the_pace_of_what_was_done():
-    meter = Meter()
+    meter = Meter(full=1)
     for _ in range(4):
         meter.begin(100, now=0.0)
     assert meter.wait_s(now=0.0) == 0  # no pace is known yet
@@ -13,7 +13,7 @@ def test_the_wait_is_what_is_ongoing_at_the_pace_of_what_was_done():
 
 
 def test_idle_time_is_no_slowness():
-    meter = Meter()
+    meter = Meter(full=1)
     meter.begin(100, now=0.0)
     meter.end(100, now=1.0, done=True)
     meter.begin(100, now=1000.0)
@@ -21,7 +21,7 @@ def test_idle_time_is_no_slowness():
 
 
 def test_an_idle_encoder_has_no_wait_whatever_was_before():
-    meter = Meter()
+    meter = Meter(full=1)
     meter.begin(100, now=0.0)
     meter.end(100, now=60.0, done=False)
     meter.begin(100, now=60.0)
@@ -31,7 +31,7 @@ def test_an_idle_encoder_has_no_wait_whatever_was_before():
 
 
 def test_a_stall_is_seen_while_it_lasts_and_a_new_pace_is_learnt():
-    meter = Meter()
+    meter = Meter(full=1)
     for now in range(10):
         meter.begin(10, float(now))
         meter.begin(10, float(now))
@@ -50,7 +50,7 @@ def test_a_stall_is_seen_while_it_lasts_and_a_new_pace_is_learnt():
 
 
 def test_many_at_once_count_as_the_throughput_that_they_had_together():
-    meter = Meter()
+    meter = Meter(full=1)
     for _ in range(32):  # one forward of a second for all of them
         meter.begin(1, now=0.0)
     for _ in range(32):
@@ -60,10 +60,50 @@ def test_many_at_once_count_as_the_throughput_that_they_had_together():
     assert meter.wait_s(now=1.0) == pytest.approx(10.0)
 
 
+def asked_alone(meter, times, *, cost, seconds):
+    for now in range(times):
+        meter.begin(cost, float(now))
+        meter.end(cost, now + seconds, done=True)
+
+
+def test_a_burst_is_not_judged_by_the_pace_of_lone_queries():
+    meter = Meter(full=4000)
+    asked_alone(meter, 50, cost=20, seconds=0.1)  # 200 a second, as nobody asked for more
+    for _ in range(100):
+        meter.begin(100, now=100.0)
+    assert meter.wait_s(now=100.0) == pytest.approx(0.1 * 10_000 / 4000)
+
+
+def test_a_burst_s_own_pace_is_learned_from_the_first_that_is_done():
+    meter = Meter(full=4000)
+    asked_alone(meter, 50, cost=20, seconds=0.1)
+    for _ in range(100):
+        meter.begin(100, now=100.0)
+    for _ in range(10):
+        meter.end(100, now=101.0, done=True)
+    assert meter.wait_s(now=101.0) == pytest.approx(9000 / (1000 / 1.0))
+    for _ in range(80):
+        meter.end(100, now=109.0, done=True)
+    asked_alone(meter, 50, cost=20, seconds=0.1)  # which says nothing new of bursts
+    for _ in range(100):
+        meter.begin(100, now=200.0)
+    assert meter.wait_s(now=200.0) > 5
+
+
+def test_what_fills_no_forward_takes_what_such_requests_took_however_few_there_are():
+    meter = Meter(full=4000)
+    for _ in range(3):
+        meter.begin(100, now=0.0)
+    for _ in range(3):
+        meter.end(100, now=0.5, done=True)
+    meter.begin(10, now=50.0)
+    assert meter.wait_s(now=50.0) == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("factor", [2, 10, 50])
 def test_however_many_come_those_let_in_wait_no_longer_than_the_target_and_one_service(factor):
     target, service = 2.0, 0.1  # seconds; one request at a time
-    meter, ends, waits, refused = Meter(), [], [], 0
+    meter, ends, waits, refused = Meter(full=1), [], [], 0
     meter.begin(1, now=-1.0)  # from here on, a pace is known
     meter.end(1, now=-1.0 + service, done=True)
     free = 0.0  # when the encoder has done all it was given

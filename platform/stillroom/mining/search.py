@@ -133,7 +133,7 @@ class _Filter:
 
     def __init__(self, queries: np.ndarray, device: str):
         self.exact = queries
-        given = torch.from_numpy(queries).to(device)
+        given = torch.from_numpy(np.array(queries)).to(device)
         self.seen = given.to(_computes_in(device))
         self.length = torch.linalg.vector_norm(given, dim=1)
         self.off = torch.linalg.vector_norm(given - self.seen.float(), dim=1)

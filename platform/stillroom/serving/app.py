@@ -64,8 +64,12 @@ def build(args: dict[str, Any]) -> Application:
         for target in release.contracts
     }
     contracts = {name: release.contracts[target] for name, (release, target) in encoders.items()}
+    batch_tokens = {
+        name: checked.max_batch_tokens or BATCH_TOKENS["gpu" if options[target].num_gpus else "cpu"]
+        for name, (_, target) in encoders.items()
+    }
     handles = {
-        name: _replicas(name, release, target, options[target], checked)
+        name: _replicas(name, release, target, options[target], batch_tokens[name], checked)
         for name, (release, target) in encoders.items()
     }
     shadows = {
@@ -89,6 +93,7 @@ def build(args: dict[str, Any]) -> Application:
             _models(checked, releases, contracts),
             handles,
             {name: release for name, (release, _) in encoders.items()},
+            batch_tokens,
             shadows,
             checked.shadow,
             playground(releases, keys.configured) if checked.playground else None,
@@ -99,7 +104,6 @@ def build(args: dict[str, Any]) -> Application:
             cors_origins=checked.cors_origins,
             access_log=checked.access_log,
             max_concurrent=concurrent,
-            max_batch_tokens=checked.max_batch_tokens or _batch_tokens(options),
         )
     )
 
@@ -160,7 +164,12 @@ def _models(
 
 
 def _replicas(
-    name: str, release: Release, target: Target, option: ModelOptions, args: ServeArgs
+    name: str,
+    release: Release,
+    target: Target,
+    option: ModelOptions,
+    batch_tokens: int,
+    args: ServeArgs,
 ) -> Application:
     scale = option.autoscale
     check_engine(
@@ -200,7 +209,7 @@ def _replicas(
             release,
             target,
             option.engine,
-            args.max_batch_tokens,
+            batch_tokens,
             args.max_wait_ms,
             args.trust_remote_code,
         ),
@@ -231,12 +240,6 @@ def _shadow(release: Release, teacher: Application, args: ServeArgs) -> Applicat
 
 def _options(args: ServeArgs) -> dict[Target, ModelOptions]:
     return {"teacher": args.teacher, "student": args.student}
-
-
-def _batch_tokens(options: dict[Target, ModelOptions]) -> int:
-    """What a replica takes in one forward where nothing is said: the least of them."""
-    kinds = ("gpu" if option.num_gpus else "cpu" for option in options.values())
-    return min(BATCH_TOKENS[kind] for kind in kinds)
 
 
 def _most(option: ModelOptions) -> int:

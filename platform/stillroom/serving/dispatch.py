@@ -68,6 +68,7 @@ class Dispatcher:
     Args:
         handles: encoder (NAME/teacher or NAME/student) → its replicas.
         releases: encoder → the release that it is of.
+        batch_tokens: encoder → what fills one of its forwards.
         timeout_s: a request that no replica has answered by then gets 503.
         samplers: student → who compares its answers with its teacher's.
     """
@@ -76,6 +77,7 @@ class Dispatcher:
         self,
         handles: Mapping[str, DeploymentHandle],
         releases: Mapping[str, Release],
+        batch_tokens: Mapping[str, int],
         timeout_s: float,
         samplers: Mapping[str, Sampler] | None = None,
     ):
@@ -84,7 +86,7 @@ class Dispatcher:
         self.contracts = {name: releases[name].contract(name) for name in handles}
         self.timeout_s = timeout_s
         self.samplers = dict(samplers or {})
-        self.meters = {name: Meter() for name in handles}
+        self.meters = {name: Meter(CHARACTERS * batch_tokens[name]) for name in handles}
         self.waking: dict[str, asyncio.Task[None]] = {}
         self.resting = asyncio.Event()  # nothing is ongoing
         self.resting.set()

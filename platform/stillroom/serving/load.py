@@ -7,17 +7,24 @@ MEMORY_S = 10.0  # how much of the past the pace remembers, in seconds with work
 
 
 class Meter:
-    """The pace of one encoder as one router sees it.
+    """How long one encoder's requests take, as one router sees it.
 
-    Costs are in any one unit, here characters: what n requests cost together decides how long
-    they take, in whatever batches. Times are seconds of one clock that never goes back.
+    With less ongoing than fills a forward, a request takes as long as it takes whatever its cost:
+    what lone queries took says nothing of how many could have been done in that time. With more,
+    all of it is done at a pace. So either is learned at its own times.
+
+    Costs are in any one unit, here characters. Times are seconds of one clock that never goes back.
+
+    Args:
+        full: cost that fills a forward.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, full: float) -> None:
         self.ongoing = 0
         self._cost = 0.0  # of what is ongoing
-        self._done = 0.0  # cost done, of late …
-        self._busy_s = 0.0  # … and the time with work that it took
+        self._full = full
+        self._few = _Late()  # requests done, and the seconds that each was ongoing, summed
+        self._many = _Late()  # cost done, and the seconds that it took
         self._seen_s = 0.0
 
     def begin(self, cost: float, now: float) -> None:
@@ -28,22 +35,45 @@ class Meter:
     def end(self, cost: float, now: float, *, done: bool) -> None:
         """`done` is False for what was given up: that says nothing of the pace."""
         self._pass(now)
+        if done and self._cost < self._full:
+            self._few.done += 1
+        elif done:
+            self._many.done += cost
         self.ongoing -= 1
         self._cost = self._cost - cost if self.ongoing else 0.0
-        self._done += cost if done else 0.0
 
     def wait_s(self, now: float) -> float:
         """Until all that is ongoing is done; 0 while nothing was done yet, so no pace is known."""
         self._pass(now)
-        return self._cost * self._busy_s / self._done if self._done and self.ongoing else 0.0
+        if not self.ongoing:
+            return 0.0
+        if self._cost >= self._full and self._many.done:
+            return self._cost * self._many.each()
+        return max(1.0, self._cost / self._full) * self._few.each()
 
     def _pass(self, now: float) -> None:
+        passed = now - self._seen_s
         # Time without work is not slowness: it neither counts nor makes the past older.
-        if self.ongoing:
-            kept = math.exp(-(now - self._seen_s) / MEMORY_S)
-            self._done *= kept
-            self._busy_s = self._busy_s * kept + now - self._seen_s
+        if self.ongoing and self._cost < self._full:
+            self._few.spend(passed, passed * self.ongoing)
+        elif self.ongoing:
+            self._many.spend(passed, passed)
         self._seen_s = now
+
+
+class _Late:
+    """What was done of late, and the seconds spent on it."""
+
+    done = 0.0
+    spent_s = 0.0
+
+    def spend(self, passed_s: float, spent_s: float) -> None:
+        kept = math.exp(-passed_s / MEMORY_S)
+        self.done *= kept
+        self.spent_s = self.spent_s * kept + spent_s
+
+    def each(self) -> float:
+        return self.spent_s / self.done if self.done else 0.0
 
 
 class Replicas:

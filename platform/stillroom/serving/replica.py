@@ -44,7 +44,7 @@ class Replica:
     Args:
         release, target: which.
         engine: what runs it; see `engines`.
-        max_batch_tokens: padded tokens in one forward; None for BATCH_TOKENS.
+        max_batch_tokens: padded tokens in one forward.
         max_wait_ms: how long a forward that is not full waits for company on an idle replica.
         trust_remote_code: runs the Python that the model brings with it.
     """
@@ -54,7 +54,7 @@ class Replica:
         release: Release,
         target: Target,
         engine: Engine,
-        max_batch_tokens: int | None,
+        max_batch_tokens: int,
         max_wait_ms: float,
         trust_remote_code: bool,
     ):
@@ -73,10 +73,8 @@ class Replica:
             trust_remote_code=trust_remote_code,
         )
         self.release = release.ref
-        self.max_batch_tokens = max_batch_tokens or BATCH_TOKENS["gpu" if gpu else "cpu"]
-        self.batcher = Batcher(
-            self.forward, budget=self.max_batch_tokens, wait_s=max_wait_ms / 1000
-        )
+        self.max_batch_tokens = max_batch_tokens
+        self.batcher = Batcher(self.forward, budget=max_batch_tokens, wait_s=max_wait_ms / 1000)
         # Hugging Face's fast tokenizers refuse to be shared by threads: each has a copy.
         self.prompters: queue.SimpleQueue[Prompter | JointPrompter] = queue.SimpleQueue()
         for _ in range(min(threads, TOKENISERS)):

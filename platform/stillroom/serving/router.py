@@ -51,6 +51,7 @@ class Router:
         models: what GET /v1/models lists; the first answers where no name is given.
         handles: "NAME/teacher" or "NAME/student" → its replicas.
         releases: those same → the release that it is of.
+        batch_tokens: those same → what fills one of its forwards.
         shadows: student → its Shadow.
         shadow: how often they are asked.
         playground: what GET / shows; None = nothing.
@@ -59,7 +60,7 @@ class Router:
         timeout_s: a request that no replica has answered by then gets 503.
         cors_origins: whose pages may read answers in a browser.
         access_log: a file, "-" for standard output, None for nowhere.
-        max_concurrent, max_batch_tokens: what GET /info tells.
+        max_concurrent: what GET /info tells.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Router:
         models: list[Model],
         handles: dict[str, DeploymentHandle],
         releases: dict[str, Release],
+        batch_tokens: dict[str, int],
         shadows: dict[str, DeploymentHandle],
         shadow: ShadowOptions | None,
         playground: Playground | None = None,
@@ -78,7 +80,6 @@ class Router:
         cors_origins: tuple[str, ...],
         access_log: str | None,
         max_concurrent: int,
-        max_batch_tokens: int,
     ):
         self.models = {model.id: model for model in models}
         self.default = models[0].id
@@ -90,7 +91,7 @@ class Router:
             for name, handle in shadows.items()
             if shadow is not None
         }
-        self.dispatcher = Dispatcher(handles, releases, timeout_s, samplers)
+        self.dispatcher = Dispatcher(handles, releases, batch_tokens, timeout_s, samplers)
         self.draining = False
         door = Door(
             self,
@@ -100,7 +101,7 @@ class Router:
             no_auth=no_auth,
             limits=limits,
             max_concurrent=max_concurrent,
-            max_batch_tokens=max_batch_tokens,
+            max_batch_tokens=min(batch_tokens.values()),
         )
         self.http = door.app(cors_origins, mounted(playground, door, self.dispatcher.send))
 
