@@ -7,6 +7,8 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two workers test side by side; what each starts may have one core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray's processes would have what the other leaves.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import boto3
 import pytest

@@ -13,8 +13,8 @@ the sets in DIR (cranfield, med, npl and debian, in BEIR layout), cut to --passa
 `strong` is jobs/recipes/strong-teacher.yaml's student on that corpus, after every phase; `ablation`
 gives each loss alone, and mixes, the same steps on pairs; `against` trains the student's first
 phase, and the same student on the same texts in the same order by sentence-transformers' trainer
-and its MSELoss on the same vectors, and tells the seconds of both. `--set
-student.phases.0.steps=4000 …` changes the recipe for another budget.
+and its MSELoss on the same vectors, with each of --their-rates, and tells the seconds of all.
+`--set student.phases.0.steps=4000 …` changes the recipe for another budget.
 
 What has been made is never made again, so that a stopped run goes on, and several can share a root.
 """
@@ -82,6 +82,7 @@ def main():
     options.add_argument("--passages", type=int, default=2000, help="of a set, at most")
     options.add_argument("--steps", type=int, default=200, help="of a student in the ablation")
     options.add_argument("--batch", type=int, default=64, help="pairs a step in the ablation")
+    options.add_argument("--their-rates", type=float, nargs="+", default=[5e-4, 1e-4, 2e-5])
     options.add_argument("--mixes", nargs="+", choices=MIXES, default=list(MIXES))
     options.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE")
     options.add_argument("--device", default="cpu")
@@ -216,7 +217,7 @@ class Proof:
             checkpoint=lambda step: None,
             checkpoint_every=phase.steps,
         )
-        seconds = {"stillroom": time.perf_counter() - began}
+        self.compared("stillroom", ours, time.perf_counter() - began, seed)
         rows = np.concatenate([batches.ids(step) for step in range(phase.steps)])
         everything = [*taught.files.passages, *taught.files.queries]
         passages = len(taught.files.passages)
@@ -227,20 +228,23 @@ class Proof:
             (queries_nd, passages, rows >= passages),
         ):
             vectors_nd[mine] = vectors[rows[mine] - first]
-        theirs = begun()
-        seconds["sentence-transformers"] = distilled(
-            theirs,
-            section.base,
-            section.layers,
-            [everything[row] for row in rows],
-            torch.from_numpy(vectors_nd),
-            phase,
-            device=self.chosen.device,
-            seed=seed,
-        )
-        for name, encoder in (("stillroom", ours), ("sentence-transformers", theirs)):
-            print(f"{name}, seed {seed}: {seconds[name]:.1f} s", flush=True)
-            self.measured(f"by {name}", lambda encoder=encoder: encoder.eval(), seed)
+        for rate in self.chosen.their_rates:
+            theirs = begun()
+            seconds = distilled(
+                theirs,
+                section.base,
+                section.layers,
+                [everything[row] for row in rows],
+                torch.from_numpy(vectors_nd),
+                phase.model_copy(update={"learning_rate": rate}),
+                device=self.chosen.device,
+                seed=seed,
+            )
+            self.compared(f"sentence-transformers, {rate:g}", theirs, seconds, seed)
+
+    def compared(self, name, encoder, seconds, seed):
+        print(f"{name}, seed {seed}: {seconds:.1f} s", flush=True)
+        self.measured(f"by {name}", encoder.eval, seed)
 
     def on_pairs(self, losses):
         phase = {

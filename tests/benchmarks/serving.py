@@ -120,7 +120,7 @@ def serve_bare(release: str, port: int, options: dict) -> None:
 
     from stillroom.serving.openai import embeddings_body, parse
     from stillroom.serving.release import Release
-    from stillroom.serving.replica import Replica
+    from stillroom.serving.replica import BATCH_TOKENS, Replica
     from stillroom.serving.request import Work
 
     http = FastAPI()
@@ -130,7 +130,9 @@ def serve_bare(release: str, port: int, options: dict) -> None:
     class Bare:
         def __init__(self):
             opened = Release.open(release, ".")
-            self.replica = Replica.func_or_class(opened, "student", "torch", None, 2.0, False)
+            self.replica = Replica.func_or_class(
+                opened, "student", "torch", BATCH_TOKENS["cpu"], 2.0, False
+            )
 
         @http.post("/v1/embeddings")
         async def embeddings(self, request: Request) -> Response:

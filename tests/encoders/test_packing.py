@@ -31,6 +31,7 @@ from transformers import (
 
 from stillroom.encoders import packing
 from stillroom.encoders.backbone import checkpoint_activations, load_backbone, set_dropout
+from stillroom.encoders.encode import micro_batches
 from stillroom.encoders.packing import pack_attention
 from stillroom.encoders.prompt import pad, pad_clozes
 from stillroom.encoders.store import create, load, save
@@ -210,6 +211,19 @@ def test_a_packed_encoder_gives_a_padded_one_s_vectors_and_gradients(name, pooli
         gradients = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
         found.append((vectors, gradients))
     torch.testing.assert_close(*found, rtol=1e-4, atol=2e-5)
+
+
+def test_forwards_without_padding_take_as_many_tokens_as_they_may():
+    lengths = [3, 50, 7, 20, 20, 61, 9]
+    budget = 60
+
+    def in_each(packed):
+        rows = micro_batches(lengths, budget, packed=packed)
+        assert sorted(np.concatenate(rows)) == [*range(len(lengths))]
+        return [sorted(lengths[row] for row in own) for own in rows]
+
+    assert in_each(packed=True) == [[61], [50], [3, 7, 9, 20, 20]]
+    assert in_each(packed=False) == [[61], [50], [9, 20, 20], [3, 7]]
 
 
 def test_an_architecture_that_is_not_known_to_pack_is_refused_by_name(tmp_path):

@@ -84,10 +84,10 @@ def near(release_folder, hold=lambda work: None, **options):
         "cors_origins": (),
         "access_log": None,
         "max_concurrent": 100,
-        "max_batch_tokens": 4096,
     }
     plain = Router.func_or_class.__bases__[0]  # as it was before Serve made an actor's class of it
-    app = plain(models, handles, dict.fromkeys(handles, release), {}, None, **given | options).http
+    releases, batch_tokens = dict.fromkeys(handles, release), dict.fromkeys(handles, 4096)
+    app = plain(models, handles, releases, batch_tokens, {}, None, **given | options).http
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

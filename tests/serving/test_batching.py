@@ -54,10 +54,24 @@ def test_a_forward_keeps_to_its_budget_and_to_texts_of_like_length(lengths, head
     assert window([(n,) for n in lengths], head, budget) == slice_
 
 
-def test_rows_return_to_their_requests_in_order_whatever_their_lengths():
+@pytest.mark.parametrize(
+    ("lengths", "head", "budget", "slice_"),
+    [
+        ([10, 10, 100, 100], 3, 400, (0, 4)),
+        ([10, 20, 30, 40], 0, 60, (0, 3)),
+        ([10, 20, 30, 40], 3, 60, (3, 4)),
+        ([500], 0, 100, (0, 1)),
+    ],
+)
+def test_a_forward_without_padding_takes_texts_of_any_length(lengths, head, budget, slice_):
+    assert window([(n,) for n in lengths], head, budget, packed=True) == slice_
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_return_to_their_requests_in_order_whatever_their_lengths(packed):
     async def main():
         forward = Recorder()
-        batcher = Batcher(forward, budget=64, wait_s=0.001)
+        batcher = Batcher(forward, budget=64, wait_s=0.001, packed=packed)
         rng = np.random.default_rng(0)
         requests = [
             [text(int(n), mark=100 * r + i) for i, n in enumerate(rng.integers(1, 80, size))]
@@ -67,7 +81,8 @@ def test_rows_return_to_their_requests_in_order_whatever_their_lengths():
         for request, answer in zip(requests, answers, strict=True):
             np.testing.assert_array_equal(answer.rows, [[t.ids[0], len(t.ids)] for t in request])
         for batch in forward.batches:
-            assert len(batch) == 1 or len(batch) * max(len(t.ids) for t in batch) <= 64
+            own = [len(t.ids) for t in batch]
+            assert len(batch) == 1 or (sum(own) if packed else len(own) * max(own)) <= 64
 
     asyncio.run(main())
 
@@ -224,5 +239,17 @@ def test_an_answer_says_what_it_cost():
         assert (split.forwards, split.batch_texts) == (2, 3)
         assert (joined.forwards, joined.batch_texts) == (1, 2)
         assert joined.wait_s > 0 and split.encode_s > joined.encode_s > 0
+
+    asyncio.run(main())
+
+
+def test_without_padding_a_request_costs_its_own_tokens_and_no_more():
+    async def main():
+        batcher = Batcher(Recorder(), budget=64, wait_s=0, packed=True)
+        short, long = await asyncio.gather(
+            batcher.encode([text(3), text(4)]), batcher.encode([text(40)])
+        )
+        assert (short.padded_tokens, long.padded_tokens) == (7, 40)
+        assert (short.batch_texts, long.batch_texts) == (3, 3)
 
     asyncio.run(main())

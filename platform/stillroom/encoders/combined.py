@@ -69,6 +69,10 @@ class CombinedEncoder(ByTokens):
         self.prompter = JointPrompter([member.prompter for member in self.members])
 
     @property
+    def packed(self) -> bool:
+        return all(member.packed for member in self.members)
+
+    @property
     def parameters_total(self) -> int:
         return sum(member.parameters_total for member in self.members)
 

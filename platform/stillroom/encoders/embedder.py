@@ -35,6 +35,11 @@ class ByTokens:
 
     prompter: Any  # texts → what `encode_tokens` takes
 
+    @property
+    def packed(self) -> bool:
+        """Whether its forwards have no padding, so that texts of any length share one for free."""
+        return False
+
     def encode_tokens(
         self, tokens: Sequence[Any], *, batch_tokens: int = 8192, dims: int | None = None
     ) -> np.ndarray:
@@ -53,7 +58,7 @@ class ByTokens:
         """Vectors of texts, in their order: float32, (n, dims).
 
         Args:
-            batch_tokens: the most tokens of one forward, padding counted.
+            batch_tokens: the most tokens of one forward, padding counted where there is any.
             dims: one of the contract's sizes; a prefix is brought to unit length again.
             prompt: in place of the contract's own.
 

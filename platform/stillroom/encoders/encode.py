@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from stillroom.encoders import packing
 from stillroom.encoders.backbone import attending
 from stillroom.encoders.contract import Attention, Contract
+from stillroom.encoders.cpu_linear import use_onednn
 from stillroom.encoders.embedder import ByTokens, prefix
 from stillroom.encoders.latent import LatentAttention
 from stillroom.encoders.pooling import POOLINGS
@@ -42,10 +43,15 @@ class Encoder(ByTokens, torch.nn.Module):
         self.projection = projection
         self.head = head
         self.latent_attention = latent_attention
+        use_onednn(self)
 
     @property
     def device(self) -> torch.device:
         return next(self.backbone.parameters()).device
+
+    @property
+    def packed(self) -> bool:
+        return packing.is_packed(self.backbone)
 
     @property
     def pad_id(self) -> int:
@@ -127,6 +133,7 @@ class Encoder(ByTokens, torch.nn.Module):
                 self.pad_id,
                 batch_tokens=batch_tokens,
                 dims=dims,
+                packed=self.packed,
             )
         self.train(training)
         return found
@@ -140,26 +147,34 @@ def in_batches(
     *,
     batch_tokens: int,
     dims: int | None,
+    packed: bool = False,
 ) -> np.ndarray:
     """Vectors of texts in their order, whatever makes a batch's: see `Encoder.encode`."""
     size, full = contract.size(dims), contract.dims[0]
     found = np.empty((len(tokens), full), dtype=np.float32)
-    for rows in micro_batches([len(one.ids) for one in tokens], batch_tokens):
+    for rows in micro_batches([len(one.ids) for one in tokens], batch_tokens, packed=packed):
         found[rows] = forward(pad([tokens[row] for row in rows], pad_id))
     return found if size == full else prefix(found, size, contract.normalise)
 
 
-def micro_batches(lengths: Sequence[int], budget: int, at_least: int = 1) -> list[np.ndarray]:
-    """Rows of like length, together under a budget of padded tokens; longest first.
+def micro_batches(
+    lengths: Sequence[int], budget: int, at_least: int = 1, *, packed: bool = False
+) -> list[np.ndarray]:
+    """Rows of like length, together under a budget of tokens; longest first.
 
     Args:
         at_least: so many micro-batches, if there are as many rows.
+        packed: padding costs nothing, and is not counted.
     """
     order = np.argsort(lengths, kind="stable")[::-1].copy()  # torch takes no negative stride
+    before = np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64)[order])])
     found: list[np.ndarray] = []
     start = 0
     while start < len(order):
-        size = max(1, budget // max(1, lengths[order[start]]))
+        size = budget // max(1, lengths[order[start]])
+        if packed:
+            size = int(np.searchsorted(before, before[start] + budget, side="right")) - 1 - start
+        size = max(1, size)
         found.append(order[start : start + size])
         start += size
     while len(found) < min(at_least, len(order)):

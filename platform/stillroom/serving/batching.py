@@ -1,7 +1,7 @@
 """Requests of any size become forwards of a bounded size, and come apart again.
 
-One rule, a budget of padded tokens for each forward: small requests share one, large requests
-take several. Texts of like length go together, so that little of a forward is padding. Every other
+One rule, a budget of tokens for each forward: small requests share one, large requests take
+several. Texts of like length go together, so that little of a forward is padding. Every other
 forward is headed by the request with the least left, so that one query does not wait for another's
 thousand documents; the rest by the oldest, so that none waits for ever. Taking turns in a ring
 would have them all answered at the very end.
@@ -23,19 +23,22 @@ MAX_PADDING = 0.25  # of a forward's padded tokens …
 SMALL = 1 / 8  # … unless it fills less than this share of the budget: it then costs its launch
 
 
-def window(lengths: Sequence[tuple[int, ...]], head: int, budget: int) -> tuple[int, int]:
+def window(
+    lengths: Sequence[tuple[int, ...]], head: int, budget: int, *, packed: bool = False
+) -> tuple[int, int]:
     """The slice [start, end) of texts to encode with the one at `head`.
 
     Args:
         lengths: one tuple for each waiting text, sorted; its first number is the text's tokens.
         head: place of the text that must be in. It is, even if longer than the budget.
-        budget: largest (texts × longest text), in tokens.
+        budget: largest (texts × longest text), in tokens; packed, their sum.
+        packed: a forward has no padding.
     """
     start, end = head, head + 1
     real = lengths[head][0]
 
     def fits(start: int, end: int, real: int) -> bool:
-        padded = (end - start) * lengths[end - 1][0]
+        padded = real if packed else (end - start) * lengths[end - 1][0]
         if padded > budget:
             return False
         return padded <= SMALL * budget or padded - real <= MAX_PADDING * padded
@@ -59,7 +62,8 @@ class Batched:
     Attributes:
         wait_s, encode_s: seconds; encode_s is the time of all forwards with texts of it, and
             everything else from arrival to answer is wait.
-        padded_tokens: texts × longest text, summed over its texts' forwards.
+        padded_tokens: of its texts, the longest of each one's forward, or their own where forwards
+            have no padding.
         forwards: how many it took.
         batch_texts: texts in them all, other requests' too.
     """
@@ -91,17 +95,24 @@ class Batcher:
     Args:
         forward: token lists → float32 rows [n, d], in order. Runs in the batcher's own thread,
             so the event loop goes on taking requests.
-        budget: padded tokens in one forward.
+        budget: tokens in one forward, padding counted where there is any.
         wait_s: how long a forward that is not full waits for company, when nothing is running and
             the forward before had company: who calls alone would wait in vain.
+        packed: a forward has no padding.
 
     All methods belong to one event loop.
     """
 
     def __init__(
-        self, forward: Callable[[list[Tokens]], np.ndarray], *, budget: int, wait_s: float
+        self,
+        forward: Callable[[list[Tokens]], np.ndarray],
+        *,
+        budget: int,
+        wait_s: float,
+        packed: bool = False,
     ):
         self._forward, self._budget, self._wait_s = forward, budget, wait_s
+        self._packed = packed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
         self._numbers = count()
         self._requests: dict[int, _Request] = {}  # with texts waiting, oldest first
@@ -181,7 +192,7 @@ class Batcher:
         request = self._requests[number]
         place, length = next(iter(request.waiting.items()))
         head = bisect_left(self._waiting, (length, number, place))
-        start, end = window(self._waiting, head, self._budget)
+        start, end = window(self._waiting, head, self._budget, packed=self._packed)
         taken = self._waiting[start:end]
         del self._waiting[start:end]
         batch = [(self._requests[number], place) for _, number, place in taken]
@@ -205,7 +216,8 @@ class Batcher:
             if request.rows is None:
                 request.rows = np.empty((len(request.tokens), len(row)), dtype=np.float32)
             request.rows[place] = row
-            request.padded_tokens += longest
+            own = len(request.tokens[place].ids)
+            request.padded_tokens += own if self._packed else longest
             request.left -= 1
             if not request.left and not request.done.done():
                 request.done.set_result(None)

@@ -44,7 +44,7 @@ class Replica:
     Args:
         release, target: which.
         engine: what runs it; see `engines`.
-        max_batch_tokens: padded tokens in one forward.
+        max_batch_tokens: in one forward, padding counted where there is any.
         max_wait_ms: how long a forward that is not full waits for company on an idle replica.
         trust_remote_code: runs the Python that the model brings with it.
     """
@@ -74,7 +74,12 @@ class Replica:
         )
         self.release = release.ref
         self.max_batch_tokens = max_batch_tokens
-        self.batcher = Batcher(self.forward, budget=max_batch_tokens, wait_s=max_wait_ms / 1000)
+        self.batcher = Batcher(
+            self.forward,
+            budget=max_batch_tokens,
+            wait_s=max_wait_ms / 1000,
+            packed=self.encoder.packed,
+        )
         # Hugging Face's fast tokenizers refuse to be shared by threads: each has a copy.
         self.prompters: queue.SimpleQueue[Prompter | JointPrompter] = queue.SimpleQueue()
         for _ in range(min(threads, TOKENISERS)):
