@@ -82,7 +82,7 @@ def main():
     options.add_argument("--passages", type=int, default=2000, help="of a set, at most")
     options.add_argument("--steps", type=int, default=200, help="of a student in the ablation")
     options.add_argument("--batch", type=int, default=64, help="pairs a step in the ablation")
-    options.add_argument("--their-rates", type=float, nargs="+", default=[5e-4, 1e-4, 2e-5])
+    options.add_argument("--their-rates", type=float, nargs="*", default=[5e-4, 1e-4, 2e-5])
     options.add_argument("--mixes", nargs="+", choices=MIXES, default=list(MIXES))
     options.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE")
     options.add_argument("--device", default="cpu")
@@ -234,6 +234,7 @@ class Proof:
                 theirs,
                 section.base,
                 section.layers,
+                section.dropout,
                 [everything[row] for row in rows],
                 torch.from_numpy(vectors_nd),
                 phase.model_copy(update={"learning_rate": rate}),

@@ -16,10 +16,11 @@ from sentence_transformers.models import Dense
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
+from stillroom.encoders.backbone import set_dropout
 from stillroom.encoders.locate import locate
 
 
-def distilled(encoder, base, layers, texts, vectors_nd, phase, *, device, seed):
+def distilled(encoder, base, layers, dropout, texts, vectors_nd, phase, *, device, seed):
     """Trains a student of the base's `layers` and a projection, and puts its weights into the
     encoder, which is of the same shape.
 
@@ -36,6 +37,7 @@ def distilled(encoder, base, layers, texts, vectors_nd, phase, *, device, seed):
     transformer.max_seq_length = phase.passage_tokens
     kept = [transformer.auto_model.encoder.layer[i] for i in layers]
     transformer.auto_model.encoder.layer = torch.nn.ModuleList(kept)
+    set_dropout(transformer.auto_model, dropout)
     width, dims = encoder.projection.in_features, encoder.projection.out_features
     dense = Dense(width, dims, bias=False, activation_function=torch.nn.Identity())
     model = SentenceTransformer(modules=[transformer, pooling, dense], device=device)
@@ -53,7 +55,7 @@ def distilled(encoder, base, layers, texts, vectors_nd, phase, *, device, seed):
                 warmup_steps=round(phase.warmup * phase.steps),
                 weight_decay=phase.weight_decay,
                 max_grad_norm=phase.clip,
-                bf16=device != "cpu",
+                bf16=encoder.contract.precision == "bfloat16",
                 seed=seed,
                 report_to=[],
                 logging_strategy="no",

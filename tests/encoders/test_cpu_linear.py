@@ -49,6 +49,8 @@ def test_values_and_gradients_are_torch_s(name, loss, bias):
         found.append([values, given.grad, *(one.grad for one in layer.parameters())])
     for plain, fast in zip(*found, strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(given), values, rtol=0, atol=0)
 
 
 def test_what_is_frozen_gets_no_gradient_and_keeps_no_input():

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 
 from stillroom.artifacts import Store
 from stillroom.config.corpus import Corpus
@@ -168,6 +169,19 @@ def test_a_student_of_the_teacher_s_prefix_learns_that_prefix(made, encoder):
         distilled(section_of(encoder, TEXTS, output_dims=48), 0, *made)
     with pytest.raises(UserError, match=r"student.dims: 128 is more than the vectors' 64"):
         distilled(section_of(encoder, TEXTS, dims={128: 1.0}), 0, *made)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_dropout_is_the_recipe_s_in_every_phase_whatever_the_base_s(made, encoder, tmp_path, share):
+    assert json.loads((encoder / "config.json").read_text())["hidden_dropout_prob"] == 0.1
+    fields = {} if share == 0.0 else {"dropout": share}
+    section = section_of(encoder, TEXTS, PAIRS, **fields)
+    taught = Taught(made[0], lambda files, device: stored(files, made[1], made[2]))
+    first = start(section, 0, "tiny-k", Terms.read(made[1].path), taught)
+    save(first, tmp_path / "first")
+    for student in (first, go_on(section, tmp_path / "first", "tiny")):
+        found = {m.p for m in student.backbone.modules() if isinstance(m, torch.nn.Dropout)}
+        assert found == {share}
 
 
 def test_a_narrower_vocabulary_keeps_what_the_corpus_says(made, encoder):

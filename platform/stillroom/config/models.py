@@ -279,6 +279,7 @@ class Student(Section):
     prompts: Prompts | None = None
     max_tokens: PositiveInt | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    dropout: Dropout = 0.0  # in training, in place of the base's own
     phases: tuple[Annotated[StudentPhase, Field(discriminator="data")], ...]
 
     @model_validator(mode="after")

@@ -124,7 +124,8 @@ class Encoder(ByTokens, torch.nn.Module):
     ) -> np.ndarray:
         """As `encode`, of ids that were made elsewhere."""
         training = self.training
-        self.eval()
+        if training:  # it asks every module
+            self.eval()
         with torch.inference_mode():
             found = in_batches(
                 lambda batch: self(batch).cpu().numpy(),
@@ -135,7 +136,8 @@ class Encoder(ByTokens, torch.nn.Module):
                 dims=dims,
                 packed=self.packed,
             )
-        self.train(training)
+        if training:
+            self.train()
         return found
 
 

@@ -14,6 +14,7 @@ from stillroom.artifacts import Artifact, Draft, Store
 from stillroom.config.models import Student as Section
 from stillroom.config.models import StudentPhase
 from stillroom.config.scale import Scale, TeacherApi
+from stillroom.encoders.backbone import set_dropout
 from stillroom.encoders.contract import Role, Terms
 from stillroom.encoders.encode import Encoder
 from stillroom.encoders.prompt import Tokens
@@ -123,6 +124,7 @@ def start(section: Section, seed: int, space: str, teacher: Terms, taught: Taugh
             raise UserError(
                 "student.dims", f"{prefix} is more than the vectors' {full}", f"At most {full}"
             )
+    set_dropout(encoder.backbone, section.dropout)
     sizes = tuple(sorted({*(section.dims or ()), full}, reverse=True))
     encoder.contract = encoder.contract.model_copy(update={"dims": sizes})
     return encoder
@@ -157,6 +159,7 @@ def bare(
 def go_on(section: Section, before: os.PathLike[str], name: str) -> Encoder:
     """The encoder that a later phase begins with; of a space of its own, that has a new name."""
     encoder = load(Path(before), trainable=True, trust_remote_code=section.trust_remote_code)
+    set_dropout(encoder.backbone, section.dropout)
     if section.space == "own":
         encoder.contract = encoder.contract.model_copy(update={"space": name})
     return encoder
