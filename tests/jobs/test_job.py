@@ -153,13 +153,15 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head, tiny, folde
     job = subprocess.Popen(
         [*map(str, [*SUBMIT, *tiny, f"root={folder}/stopped", "--follow", "--address", head.url])],
         cwd=ROOT, env=head.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        # What a shell starts with & ignores it, and so do these tests where they are run so.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     lines = []
     for line in job.stdout:
         lines.append(line)
         if "Running entrypoint" in line:
             job.send_signal(signal.SIGINT)
-    assert job.wait() == 130
+    assert job.wait() == 130, "".join(lines)
     *_, last = lines
     stop = re.fullmatch(r"The job goes on\. Stop it: (ray job stop (tiny-\S+) .*)\n", last)
     assert stop, "".join(lines)
