@@ -283,6 +283,13 @@ def body(texts: list[str]) -> bytes:
     return json.dumps(asked).encode()
 
 
+def shuffled_bodies(size: int) -> list[bytes]:
+    texts = lines()
+    bodies = [body([texts[(i + j) % len(texts)] for j in range(size)]) for i in range(0, 512)]
+    random.Random(1).shuffle(bodies)
+    return bodies
+
+
 def ask(port: int, texts: list[str]) -> np.ndarray:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/embeddings", body(texts), {"Content-Type": "application/json"}
@@ -298,9 +305,7 @@ def ask(port: int, texts: list[str]) -> np.ndarray:
 async def load(port: int, size: int, concurrency: int, seconds: float) -> dict:
     """Ask as fast as answers come; latencies in seconds. Answers are read and not parsed, so that
     two cores can be left to the server."""
-    texts = lines()
-    bodies = [body([texts[(i + j) % len(texts)] for j in range(size)]) for i in range(0, 512)]
-    random.Random(1).shuffle(bodies)
+    bodies = shuffled_bodies(size)
     latencies: list[float] = []
     errors = 0
     stop = time.perf_counter() + seconds
@@ -351,9 +356,7 @@ async def post(reader, writer, payload: bytes) -> int:
 
 async def flood(port: int, size: int, rate: float, seconds: float) -> dict:
     """Ask at a steady rate; latencies of those that were served, in seconds."""
-    texts = lines()
-    bodies = [body([texts[(i + j) % len(texts)] for j in range(size)]) for i in range(0, 512)]
-    random.Random(1).shuffle(bodies)
+    bodies = shuffled_bodies(size)
     served: list[float] = []
     refused: list[float] = []
     other = 0

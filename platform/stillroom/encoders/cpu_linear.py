@@ -18,8 +18,8 @@ FASTER = torch.backends.mkldnn.is_available() and (
 def use_onednn(module: torch.nn.Module) -> None:
     """From now on its linear layers are oneDNN's wherever that is faster. Weights and state stay
     as they are."""
-    for layer in module.modules():
-        if FASTER and type(layer) is torch.nn.Linear:
+    for layer in module.modules() if FASTER else ():
+        if type(layer) is torch.nn.Linear:
             layer.__class__ = CpuLinear
 
 

@@ -40,6 +40,11 @@ def can_be_packed(backbone: Any) -> bool:
     return bool(backbone.config.model_type in PACKS)
 
 
+def packing_pays(backbone: Any) -> bool:
+    """On a CPU, for whatever can be packed; a GPU's kernel takes neither float32 nor dropout."""
+    return next(backbone.parameters()).device.type == "cpu" and can_be_packed(backbone)
+
+
 def is_packed(backbone: Any) -> bool:
     return bool(backbone.config._attn_implementation == PACKED)
 

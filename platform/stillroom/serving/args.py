@@ -66,7 +66,7 @@ class ServeArgs(Section):
     policies: dict[str, str | dict[str, Any]] = {}  # … of single names, in place of `policy`
     target_latency_s: PositiveFloat = 10  # who would wait longer gets 429
     routers: PositiveInt = 1  # processes that take requests
-    # Tokens in one forward, padding counted; None: what a CPU or a GPU does best, see replica.
+    # Tokens in one forward, and padding; None: what is best, see replica.BATCH_TOKENS.
     max_batch_tokens: PositiveInt | None = None
     max_wait_ms: NonNegativeFloat = 2  # how long an idle replica waits to fill a forward
     timeout_s: PositiveFloat = 60  # a request unanswered by then gets 503

@@ -5,7 +5,7 @@ from typing import Literal
 
 from stillroom.encoders.combined import CombinedEncoder
 from stillroom.encoders.encode import Encoder
-from stillroom.encoders.packing import can_be_packed, pack_attention
+from stillroom.encoders.packing import pack_attention, packing_pays
 from stillroom.encoders.runtimes import Exported
 from stillroom.encoders.store import load
 from stillroom.errors import UserError
@@ -73,7 +73,7 @@ def load_engine(
         found = load(folder, device=device, trust_remote_code=trust_remote_code)
         assert isinstance(found, Encoder | CombinedEncoder), "no API is served"
         for encoder in found.members if isinstance(found, CombinedEncoder) else [found]:
-            if not gpu and can_be_packed(encoder.backbone):
+            if packing_pays(encoder.backbone):
                 pack_attention(encoder.backbone)
         return found
     return Exported(release.export_folder(target, chosen), threads=threads)

@@ -28,7 +28,7 @@ from stillroom.config.scale import Elastic, Tracking, Workers
 from stillroom.encoders import backbone
 from stillroom.encoders.contract import FILE as CONTRACT
 from stillroom.encoders.encode import Encoder
-from stillroom.encoders.packing import can_be_packed, pack_attention
+from stillroom.encoders.packing import pack_attention, packing_pays
 from stillroom.encoders.store import merged, save
 from stillroom.errors import UserError
 from stillroom.journal import note
@@ -363,10 +363,7 @@ def _kept(history: list[dict[str, float]]) -> dict[str, float]:
 
 def packs(encoder: Encoder, scale: Workers) -> bool:
     """Whether an encoder is trained without padding."""
-    if scale.packed is None:
-        # A GPU's kernel for packed rows takes neither float32 nor dropout.
-        return encoder.device.type == "cpu" and can_be_packed(encoder.backbone)
-    return scale.packed
+    return packing_pays(encoder.backbone) if scale.packed is None else scale.packed
 
 
 def _engine(encoder: Encoder, settings: Optimisation, scale: Workers) -> Engine:
