@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from stillroom.encoders.prompt import Tokens
-from stillroom.serving.batching import Batcher, window
+from stillroom.serving.batching import Batcher, share, window
 
 
 def text(length: int, mark: int = 0) -> Tokens:
@@ -21,7 +21,7 @@ class Recorder:
         self.gate.set()
         self.entered = threading.Event()
 
-    def __call__(self, tokens: list[Tokens]) -> np.ndarray:
+    def __call__(self, tokens: list[Tokens], threads: int) -> np.ndarray:
         self.batches.append(tokens)
         self.entered.set()
         assert self.gate.wait(30)
@@ -51,7 +51,7 @@ class Recorder:
     ],
 )
 def test_a_forward_keeps_to_its_budget_and_to_texts_of_like_length(lengths, head, budget, slice_):
-    assert window([(n,) for n in lengths], head, budget) == slice_
+    assert window([(n,) for n in lengths], head, budget, budget / 8) == slice_
 
 
 @pytest.mark.parametrize(
@@ -64,14 +64,35 @@ def test_a_forward_keeps_to_its_budget_and_to_texts_of_like_length(lengths, head
     ],
 )
 def test_a_forward_without_padding_takes_texts_of_any_length(lengths, head, budget, slice_):
-    assert window([(n,) for n in lengths], head, budget, packed=True) == slice_
+    assert window([(n,) for n in lengths], head, budget, 0, packed=True) == slice_
 
 
+@pytest.mark.parametrize(
+    ("waiting", "tokens", "free", "shared"),
+    [
+        (1, 500, 4, (4, 500)),  # one text cannot be divided
+        (2, 300, 4, (2, 150)),
+        (40, 800, 4, (1, 200)),
+        (40, 8000, 4, (1, 1024)),
+        (40, 800, 1, (1, 800)),
+        (12, 100, 4, (4, 100)),  # too little for two
+        (20, 200, 4, (1, 67)),
+    ],
+)
+def test_a_cpu_s_threads_go_to_as_many_forwards_as_what_waits_is_worth(
+    waiting, tokens, free, shared
+):
+    assert share(waiting, tokens, free, 1024) == shared
+
+
+@pytest.mark.parametrize("divided", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
-def test_rows_return_to_their_requests_in_order_whatever_their_lengths(packed):
+def test_rows_return_to_their_requests_in_order_whatever_their_lengths(packed, divided):
     async def main():
         forward = Recorder()
-        batcher = Batcher(forward, budget=64, wait_s=0.001, packed=packed)
+        batcher = Batcher(
+            forward, budget=64, wait_s=0.001, packed=packed, threads=3, divided=divided
+        )
         rng = np.random.default_rng(0)
         requests = [
             [text(int(n), mark=100 * r + i) for i, n in enumerate(rng.integers(1, 80, size))]
@@ -215,6 +236,60 @@ def test_after_company_an_idle_batcher_waits_for_more():
         await asyncio.sleep(0.001)  # the batcher has seen it, and is idle
         await asyncio.gather(early, batcher.encode([text(5)]))
         assert [len(batch) for batch in forward.batches] == [1, 2, 2]
+
+    asyncio.run(main())
+
+
+def test_a_request_is_divided_among_the_threads_and_its_time_is_counted_once():
+    async def main():
+        both = threading.Barrier(2, timeout=30)  # passed when two forwards run at once
+
+        def forward(tokens, threads):
+            both.wait()
+            return np.array([[t.ids[0], threads] for t in tokens], dtype=np.float32)
+
+        batcher = Batcher(forward, budget=64, wait_s=0, packed=True, threads=2, divided=True)
+        answer = await batcher.encode([text(8, mark=i) for i in range(8)])
+        np.testing.assert_array_equal(answer.rows, [[i, 1] for i in range(8)])
+        assert (answer.forwards, answer.batch_texts) == (2, 8)
+        assert answer.encode_s > 0 and answer.wait_s >= 0
+
+    asyncio.run(main())
+
+
+def test_without_leave_to_divide_a_forward_has_all_threads_and_none_beside_it():
+    async def main():
+        forward = Recorder()
+
+        def alone(tokens, threads):
+            assert threads == 3 and alone.free.acquire(blocking=False)
+            try:
+                return forward(tokens, threads)
+            finally:
+                alone.free.release()
+
+        alone.free = threading.Lock()
+        batcher = Batcher(alone, budget=10, wait_s=0, threads=3)
+        await asyncio.gather(*(batcher.encode([text(5), text(6)]) for _ in range(20)))
+        assert len(forward.batches) >= 20
+
+    asyncio.run(main())
+
+
+def test_a_fault_of_the_batcher_s_own_is_told_so_that_the_replica_is_replaced():
+    async def main():
+        batcher = Batcher(lambda tokens, _: np.empty((7, 2)), budget=10, wait_s=0)
+        lost = asyncio.create_task(batcher.encode([text(5)]))
+        assert batcher.alive()
+        with pytest.raises(ExceptionGroup):
+            await asyncio.wait_for(asyncio.shield(until_dead(batcher)), 30)
+        assert not batcher.alive()
+        lost.cancel()
+
+    async def until_dead(batcher):
+        while batcher._loop is None:
+            await asyncio.sleep(0)
+        await batcher._loop
 
     asyncio.run(main())
 

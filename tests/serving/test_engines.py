@@ -1,12 +1,15 @@
+import asyncio
 import json
 
 import numpy as np
 import pytest
 import torch
 
+from stillroom.encoders.packing import pack_attention
 from stillroom.encoders.prompt import Batch, pad
 from stillroom.encoders.store import create, load, save
 from stillroom.errors import UserError
+from stillroom.serving.batching import Batcher
 from stillroom.serving.engines import check_engine, choose_engine, load_engine
 from stillroom.serving.release import Release
 from tiny import tiny_encoder
@@ -108,3 +111,26 @@ def test_an_exported_student_is_found_in_its_release_and_encodes_as_in_torch(tmp
         rows = found.encode_tokens(tokens, batch_tokens=64)
         np.testing.assert_allclose(rows, expected, atol=1e-5)
         assert rows.shape == (3, 64)
+
+
+def test_many_callers_of_several_threads_get_what_one_alone_would(tmp_path):
+    path = tiny_encoder(tmp_path / "bert")
+    encoder = create(
+        str(path), space="s", pooling="mean", precision="float32", max_tokens=64
+    ).eval()  # fmt: skip
+    assert encoder.concurrent
+    pack_attention(encoder.backbone)
+    words = ["word " * (1 + 7 * n % 40) + str(n) for n in range(200)]
+    tokens = encoder.prompter(words, "passage")
+    expected = encoder.encode_tokens(tokens)
+
+    def forward(tokens, threads):
+        return encoder.encode_tokens(tokens, batch_tokens=256)
+
+    async def asked():
+        batcher = Batcher(forward, budget=256, wait_s=0, packed=True, threads=3, divided=True)
+        each = [tokens[start : start + 5] for start in range(0, len(tokens), 5)]
+        return await asyncio.gather(*map(batcher.encode, each))
+
+    rows = np.concatenate([answer.rows for answer in asyncio.run(asked())])
+    np.testing.assert_allclose(rows, expected, atol=1e-5)

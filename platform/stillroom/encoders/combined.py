@@ -73,6 +73,10 @@ class CombinedEncoder(ByTokens):
         return all(member.packed for member in self.members)
 
     @property
+    def concurrent(self) -> bool:
+        return all(member.concurrent for member in self.members)
+
+    @property
     def parameters_total(self) -> int:
         return sum(member.parameters_total for member in self.members)
 

@@ -40,6 +40,11 @@ class ByTokens:
         """Whether its forwards have no padding, so that texts of any length share one for free."""
         return False
 
+    @property
+    def concurrent(self) -> bool:
+        """Whether several threads may encode at once."""
+        return False
+
     def encode_tokens(
         self, tokens: Sequence[Any], *, batch_tokens: int = 8192, dims: int | None = None
     ) -> np.ndarray:

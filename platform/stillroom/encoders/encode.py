@@ -54,6 +54,11 @@ class Encoder(ByTokens, torch.nn.Module):
         return packing.is_packed(self.backbone)
 
     @property
+    def concurrent(self) -> bool:
+        """A decoder's configuration is changed for the time of a forward; see `attending`."""
+        return self.contract.architecture == "encoder"
+
+    @property
     def pad_id(self) -> int:
         return int(self.tokenizer.pad_token_id)
 

@@ -5,6 +5,9 @@ several. Texts of like length go together, so that little of a forward is paddin
 forward is headed by the request with the least left, so that one query does not wait for another's
 thousand documents; the rest by the oldest, so that none waits for ever. Taking turns in a ring
 would have them all answered at the very end.
+
+A CPU's threads go to as many forwards as what waits is worth: each is faster alone than with a
+share of another's layers, between which all would wait for the last.
 """
 
 import asyncio
@@ -14,17 +17,24 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
+from math import ceil
 
 import numpy as np
 
 from stillroom.encoders.prompt import Tokens
 
 MAX_PADDING = 0.25  # of a forward's padded tokens …
-SMALL = 1 / 8  # … unless it fills less than this share of the budget: it then costs its launch
+SMALL = 1 / 8  # … unless it fills less than this share of the budget
+LEAST = 1 / 16  # of the budget: with less, a forward of its own costs more than it saves
 
 
 def window(
-    lengths: Sequence[tuple[int, ...]], head: int, budget: int, *, packed: bool = False
+    lengths: Sequence[tuple[int, ...]],
+    head: int,
+    budget: int,
+    small: float,
+    *,
+    packed: bool = False,
 ) -> tuple[int, int]:
     """The slice [start, end) of texts to encode with the one at `head`.
 
@@ -32,6 +42,7 @@ def window(
         lengths: one tuple for each waiting text, sorted; its first number is the text's tokens.
         head: place of the text that must be in. It is, even if longer than the budget.
         budget: largest (texts × longest text), in tokens; packed, their sum.
+        small: up to so many, padding costs less than another forward's launch.
         packed: a forward has no padding.
     """
     start, end = head, head + 1
@@ -41,7 +52,7 @@ def window(
         padded = real if packed else (end - start) * lengths[end - 1][0]
         if padded > budget:
             return False
-        return padded <= SMALL * budget or padded - real <= MAX_PADDING * padded
+        return padded <= small or padded - real <= MAX_PADDING * padded
 
     while True:
         shorter = lengths[start - 1][0] if start else None
@@ -55,13 +66,25 @@ def window(
             return start, end
 
 
+def share(waiting: int, tokens: int, free: int, budget: int) -> tuple[int, int]:
+    """How many of the free threads the next forward gets, and its part of the budget.
+
+    Args:
+        waiting, tokens: texts that wait, and their tokens.
+        free: threads, one or more.
+        budget: of a forward, in tokens.
+    """
+    forwards = max(1, min(free, waiting, int(tokens / (LEAST * budget))))
+    return free // forwards, min(budget, ceil(tokens / forwards))
+
+
 @dataclass(frozen=True)
 class Batched:
     """A request's rows [n, d], in order, and what became of it.
 
     Attributes:
-        wait_s, encode_s: seconds; encode_s is the time of all forwards with texts of it, and
-            everything else from arrival to answer is wait.
+        wait_s, encode_s: seconds; encode_s is when a forward with texts of it ran, or several,
+            and everything else from arrival to answer is wait.
         padded_tokens: of its texts, the longest of each one's forward, or their own where forwards
             have no padding.
         forwards: how many it took.
@@ -83,41 +106,57 @@ class _Request:
     done: "asyncio.Future[None]"
     left: int
     rows: np.ndarray | None = None  # of the first forward's width, once that is known
+    running: int = 0  # forwards with texts of it …
+    since: float = 0.0  # … and when the first of them began
     encode_s: float = 0.0
     padded_tokens: int = 0
     forwards: int = 0
     batch_texts: int = 0
 
+    def begin(self) -> None:
+        if not self.running:
+            self.since = time.perf_counter()
+        self.running += 1
+
+    def end(self) -> None:
+        self.running -= 1
+        if not self.running:
+            self.encode_s += time.perf_counter() - self.since
+
 
 class Batcher:
-    """Encodes many callers' texts through one thread, a forward at a time.
+    """Encodes many callers' texts together.
 
     Args:
-        forward: token lists → float32 rows [n, d], in order. Runs in the batcher's own thread,
-            so the event loop goes on taking requests.
+        forward: token lists, and how many threads it may use → float32 rows [n, d], in order. Runs
+            in a thread of the batcher's own, so the event loop goes on taking requests.
         budget: tokens in one forward, padding counted where there is any.
-        wait_s: how long a forward that is not full waits for company, when nothing is running and
-            the forward before had company: who calls alone would wait in vain.
+        wait_s: how long a forward that is not full waits for company, when nothing waits and the
+            forward before had company: who calls alone would wait in vain.
         packed: a forward has no padding.
+        threads: for one forward, or …
+        divided: … for several at once, each with some of them.
 
     All methods belong to one event loop.
     """
 
     def __init__(
         self,
-        forward: Callable[[list[Tokens]], np.ndarray],
+        forward: Callable[[list[Tokens], int], np.ndarray],
         *,
         budget: int,
         wait_s: float,
         packed: bool = False,
+        threads: int = 1,
+        divided: bool = False,
     ):
         self._forward, self._budget, self._wait_s = forward, budget, wait_s
-        self._packed = packed
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        self._packed, self._free, self._divided = packed, threads, divided
+        self._threads = ThreadPoolExecutor(threads if divided else 1, thread_name_prefix="forward")
         self._numbers = count()
         self._requests: dict[int, _Request] = {}  # with texts waiting, oldest first
         self._waiting: list[tuple[int, int, int]] = []  # (tokens, request, place), sorted
-        self._arrived = asyncio.Event()
+        self._changed = asyncio.Event()  # texts have come, or a thread is free
         self._oldest_next = False
         self._company = False  # had the last forward texts of several requests?
         self._loop: asyncio.Task[None] | None = None
@@ -140,7 +179,7 @@ class Batcher:
         # Two sorted runs, which a sort merges in linear time: 20 µs where 1,000 texts wait.
         self._waiting += waiting
         self._waiting.sort()
-        self._arrived.set()
+        self._changed.set()
         try:
             await request.done
         finally:
@@ -161,29 +200,46 @@ class Batcher:
         return self._loop is None or not self._loop.done()
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            if self._company and sum(length for length, _, _ in self._waiting) < self._budget:
-                await asyncio.sleep(self._wait_s)
-            while self._waiting:
-                batch = self._take()
-                try:
-                    rows, seconds = await loop.run_in_executor(
-                        self._thread, self._timed, [request.tokens[i] for request, i in batch]
-                    )
-                except Exception as error:
-                    for request, _ in batch:
-                        self._fail(request, error)
-                else:
-                    self._deliver(batch, rows, seconds)
+        async with asyncio.TaskGroup() as running:  # a fault of ours in one ends all, and `alive`
+            while True:
+                idle = self._free
+                await self._changed.wait()
+                self._changed.clear()
+                if idle and self._company and self._tokens() < self._budget:
+                    await asyncio.sleep(self._wait_s)
+                while self._waiting and self._free:
+                    threads, part = self._free, self._budget
+                    if self._divided:
+                        threads, part = share(len(self._waiting), self._tokens(), threads, part)
+                    self._free -= threads
+                    running.create_task(self._encode(self._take(part), threads))
 
-    def _timed(self, tokens: list[Tokens]) -> tuple[np.ndarray, float]:
-        started = time.perf_counter()
-        return self._forward(tokens), time.perf_counter() - started
+    def _tokens(self) -> int:
+        return sum(length for length, _, _ in self._waiting)
 
-    def _take(self) -> list[tuple[_Request, int]]:
+    async def _encode(self, batch: list[tuple[_Request, int]], threads: int) -> None:
+        tokens = [request.tokens[place] for request, place in batch]
+        requests = list({id(request): request for request, _ in batch}.values())
+        for request in requests:
+            request.begin()
+        try:
+            rows = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._forward, tokens, threads
+            )
+        except Exception as error:
+            for request in requests:
+                self._fail(request, error)
+        else:
+            for request in requests:
+                request.end()
+                request.forwards += 1
+                request.batch_texts += len(batch)
+            self._deliver(batch, rows)
+        finally:
+            self._free += threads
+            self._changed.set()
+
+    def _take(self, budget: int) -> list[tuple[_Request, int]]:
         """Remove the next forward's texts from those that wait."""
         number = next(iter(self._requests))
         if not self._oldest_next:
@@ -192,7 +248,8 @@ class Batcher:
         request = self._requests[number]
         place, length = next(iter(request.waiting.items()))
         head = bisect_left(self._waiting, (length, number, place))
-        start, end = window(self._waiting, head, self._budget, packed=self._packed)
+        small = SMALL * self._budget
+        start, end = window(self._waiting, head, budget, small, packed=self._packed)
         taken = self._waiting[start:end]
         del self._waiting[start:end]
         batch = [(self._requests[number], place) for _, number, place in taken]
@@ -205,13 +262,9 @@ class Batcher:
                 del self._requests[number]
         return batch
 
-    def _deliver(self, batch: list[tuple[_Request, int]], rows: np.ndarray, seconds: float) -> None:
-        """Hand a forward's rows, and its costs, to the requests that had texts in it."""
+    def _deliver(self, batch: list[tuple[_Request, int]], rows: np.ndarray) -> None:
+        """Hand a forward's rows to the requests that had texts in it."""
         longest = max(len(request.tokens[place].ids) for request, place in batch)
-        for request in {id(request): request for request, _ in batch}.values():
-            request.encode_s += seconds
-            request.forwards += 1
-            request.batch_texts += len(batch)
         for (request, place), row in zip(batch, rows, strict=True):
             if request.rows is None:
                 request.rows = np.empty((len(request.tokens), len(row)), dtype=np.float32)

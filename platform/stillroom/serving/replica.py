@@ -79,6 +79,8 @@ class Replica:
             budget=max_batch_tokens,
             wait_s=max_wait_ms / 1000,
             packed=self.encoder.packed,
+            threads=threads,
+            divided=self.encoder.concurrent and not gpu,
         )
         # Hugging Face's fast tokenizers refuse to be shared by threads: each has a copy.
         self.prompters: queue.SimpleQueue[Prompter | JointPrompter] = queue.SimpleQueue()
@@ -94,9 +96,11 @@ class Replica:
         short = self.encoder.prompter(["warm"], "query")
         long = self.encoder.prompter(["warm " * longest], "passage", max_tokens=longest)
         for texts in (short, long, long * max(1, self.max_batch_tokens // len(long[0].ids))):
-            self.forward(texts)
+            self.forward(texts, torch.get_num_threads())
 
-    def forward(self, tokens: list[Tokens]) -> np.ndarray:
+    def forward(self, tokens: list[Tokens], threads: int) -> np.ndarray:
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)  # of this thread's own
         return self.encoder.encode_tokens(tokens, batch_tokens=self.max_batch_tokens)
 
     async def encode(self, work: Work) -> Encoded:
