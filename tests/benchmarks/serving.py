@@ -214,7 +214,9 @@ SERVERS = {
     "openvino-int8": ours(student={"engine": "openvino-int8"}),
     "infinity": infinity("torch"),
     "plain": plain,
+    "in-router": ours(student={"engine": "torch", "in_router": True}),
     "routed": ours(student={"engine": "torch", "num_cpus": 1}),
+    "routed-inside": ours(student={"engine": "torch", "num_cpus": 1, "in_router": True}),
     "bare": bare,
     "hurried": ours(student={"engine": "torch"}, target_latency_s=2),
 }

@@ -3,11 +3,9 @@
 Everything but the hop is the server's own: routes, keys, limits, policies, prompts and encoders.
 """
 
-import asyncio
 import contextlib
 import socket
 import threading
-from types import SimpleNamespace
 
 import uvicorn
 
@@ -17,30 +15,22 @@ from stillroom.serving import tokens
 from stillroom.serving.auth import Keys
 from stillroom.serving.dispatch import Model
 from stillroom.serving.limits import Limits
+from stillroom.serving.local import LocalHandle
 from stillroom.serving.policies import Policy, auto_policy, parse_policy
 from stillroom.serving.release import Release
 from stillroom.serving.request import Encoded
 from stillroom.serving.router import Router
 
 
-class Method:
-    """What a handle's method is: `remote` begins the call."""
+class Near:
+    """A replica without batches, which calls `hold` before it encodes."""
 
-    def __init__(self, work):
-        self.work = work
+    def __init__(self, encoder, hold):
+        self.encoder, self.hold = encoder, hold
 
-    def remote(self, *args):
-        async def run():
-            return self.work(*args)
-
-        return asyncio.ensure_future(run())
-
-
-def near_replica(encoder, hold):
-    """What a handle is to its replicas."""
-
-    def encode(work):
-        hold(work)
+    async def encode(self, work):
+        self.hold(work)
+        encoder = self.encoder
         ids = tokens.tokenise(encoder.prompter, work)
         vectors = prefix(encoder.encode_tokens(ids), work.dims, encoder.contract.normalise)
         return Encoded(
@@ -48,18 +38,11 @@ def near_replica(encoder, hold):
             space=encoder.contract.space, release="release/tiny-0123456789ab",
         )  # fmt: skip
 
-    def pieces(texts, role, special):
-        return tokens.pieces(encoder.prompter, texts, role=role, special=special)
+    async def pieces(self, texts, role, special):
+        return tokens.pieces(self.encoder.prompter, texts, role=role, special=special)
 
-    def decode(ids, skip_special):
-        return tokens.decode(encoder.prompter, ids, skip_special=skip_special)
-
-    handle = SimpleNamespace(
-        encode=Method(encode), pieces=Method(pieces), decode=Method(decode),
-        running_replicas_populated=lambda: True,
-    )  # fmt: skip
-    handle.options = lambda: handle
-    return handle
+    async def decode(self, ids, skip_special):
+        return tokens.decode(self.encoder.prompter, ids, skip_special=skip_special)
 
 
 @contextlib.contextmanager
@@ -73,7 +56,7 @@ def near(release_folder, hold=lambda work: None, **options):
         for name, rule in rules.items()
     ]
     handles = {
-        f"tiny/{target}": near_replica(load(release.encoder_folder(target)), hold)
+        f"tiny/{target}": LocalHandle(Near(load(release.encoder_folder(target)), hold), most=1000)
         for target in release.contracts
     }
     given = {
@@ -87,7 +70,7 @@ def near(release_folder, hold=lambda work: None, **options):
     }
     plain = Router.func_or_class.__bases__[0]  # as it was before Serve made an actor's class of it
     releases, batch_tokens = dict.fromkeys(handles, release), dict.fromkeys(handles, 4096)
-    app = plain(models, handles, releases, batch_tokens, {}, None, **given | options).http
+    app = plain(models, handles, {}, releases, batch_tokens, {}, None, **given | options).http
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

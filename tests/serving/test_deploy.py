@@ -59,12 +59,18 @@ def test_a_fault_in_a_section_is_named_with_the_section(args, message):
         ("shadow: {share: 2}", "shadow.share"),
         ("shadow: {shares: 1}", "shares"),
         ("student: {node_labels: {disk: 1}}", "student.node_labels.disk"),
+        ("student: {in_router: true, replicas: 0}", "student.in_router: without a router"),
+        ("student: {in_router: true, autoscale: {min: 0, max: 2}}", "without a router"),
+        ("student: {in_router: true}, teacher: {in_router: true}", "other encoder is in it"),
+        ("student: {in_router: true}, routers: 2", "student.in_router: its `replicas` say"),
+        ("teacher: {in_router: true}, shadow: {}", "teacher.in_router: shadow asks the teacher"),
+        ("student: {in_router: true}, releases: [a, b]", "several"),
     ],
 )
 def test_a_fault_deep_in_the_args_is_named_by_its_place(tmp_path, args, said):
     (tmp_path / "a.yaml").write_text(
         "applications:\n- import_path: stillroom.serving.app:build\n"
-        f"  args:\n    releases: [release/quickstart]\n    {args}\n"
+        f"  args: {{releases: [release/quickstart], {args}}}\n"
     )
     with pytest.raises(UserError, match=said):
         validate_serve_yaml(tmp_path / "a.yaml")

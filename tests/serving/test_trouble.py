@@ -124,6 +124,25 @@ def test_a_rolling_update_under_load_fails_no_request(url, updated):
     assert statuses(answers) == {200}
 
 
+def test_an_encoder_moves_into_the_routers_under_load_and_fails_no_request(url, updated):
+    inside = {**updated["student"], "in_router": True}
+
+    def move():
+        deploy({**updated, "routers": 1, "student": inside})
+
+    answers = asyncio.run(hammer(url, queries(500), during=move))
+    assert statuses(answers) == {200}
+    # Where the old student went before its router did, the teacher has stood in.
+    assert {answer.headers["x-stillroom-space"] for answer in answers} == {"one"}
+    assert not replicas("tiny-student") and running("Router") == inside["replicas"]
+    # One dies with what it had; the other, and then a new one, serve on.
+    answers = asyncio.run(
+        hammer(url, queries(200), callers=8, during=lambda: ray.kill(replicas("Router")[0]))
+    )
+    failed = [a for a in answers if not isinstance(a, httpx.Response) or a.status_code != 200]
+    assert len(failed) <= 8
+
+
 def test_when_the_last_teacher_dies_its_student_answers_what_it_had(url):
     body = {"model": "tiny", "input": LONG[:20], "input_type": "document"}
     answers = asyncio.run(
@@ -143,9 +162,11 @@ def test_at_ten_times_the_load_some_are_told_to_come_back_and_the_rest_are_serve
     assert all(int(a.headers["retry-after"]) >= 1 for a in answers if a.status_code == 429)
 
 
-def test_who_leaves_has_no_more_done_for_him(url, updated):
+@pytest.mark.parametrize("in_router", [False, True])
+def test_who_leaves_has_no_more_done_for_him(url, updated, in_router):
     few = {**updated["student"], "replicas": 1, "max_ongoing": 2, "max_queued": 1}
-    deploy({**updated, "routers": 1, "student": few})
+    student = {**few, "in_router": in_router}
+    deploy({**updated, "routers": 1, "max_batch_tokens": 32, "student": student})
 
     async def leave():
         async with httpx.AsyncClient(timeout=60) as http:
@@ -153,16 +174,24 @@ def test_who_leaves_has_no_more_done_for_him(url, updated):
             async def ask(body):
                 return (await http.post(f"{url}/v1/embeddings", json=body)).status_code
 
-            endless = {"model": "tiny/student", "input": LONG * 40}
-            calls = [asyncio.create_task(ask(endless)) for _ in range(2)]
-            # Both places in the replica and the one in its queue are taken …
-            while 429 not in await asyncio.gather(*map(ask, queries(2))):
-                pass
+            async def told(series):
+                text = (await http.get(f"{url}/metrics")).text
+                found = re.search(rf"^stillroom_{series}.* (\S+)$", text, re.MULTILINE)
+                return float(found[1]) if found else 0
+
+            endless = {"model": "tiny/student", "input": LONG * 10}  # 2,000 forwards
+            calls = []
+            for count in (1, 2, 3):
+                calls.append(asyncio.create_task(ask(endless)))
+                while await told('ongoing_requests{model="tiny/student"') < count:
+                    pass
+            # Both places in the replica are taken, and the one in its queue …
+            refused = await ask(queries(1)[0])
             for call in calls:
                 call.cancel()
-            # … and free as soon as they have left.
-            while (status := await ask(queries(1)[0])) == 429:
+            # … and free when they have left, before any was answered.
+            while (left := await told('requests_total{.*status="499"')) < 3:
                 pass
-            return status, [call.done() for call in calls]
+            return refused, left, await ask(queries(1)[0])
 
-    assert asyncio.run(leave()) == (200, [True, True])
+    assert asyncio.run(asyncio.wait_for(leave(), 60)) == (429, 3, 200)

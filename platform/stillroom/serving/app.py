@@ -25,6 +25,7 @@ from stillroom.serving.args import ModelOptions, ServeArgs
 from stillroom.serving.auth import ENVIRONMENT, Keys, is_loopback
 from stillroom.serving.dispatch import Model, Watched
 from stillroom.serving.engines import check_engine
+from stillroom.serving.local import Local
 from stillroom.serving.playground import playground
 from stillroom.serving.policies import (
     Policy,
@@ -68,10 +69,14 @@ def build(args: dict[str, Any]) -> Application:
         name: checked.max_batch_tokens or BATCH_TOKENS["gpu" if options[target].num_gpus else "cpu"]
         for name, (_, target) in encoders.items()
     }
-    handles = {
-        name: _replicas(name, release, target, options[target], batch_tokens[name], checked)
-        for name, (release, target) in encoders.items()
-    }
+    handles, local = {}, {}
+    for name, (release, target) in encoders.items():
+        option = options[target]
+        arguments = _arguments(release, target, option, batch_tokens[name], checked)
+        if option.in_router:
+            local[name] = Local(arguments, option.max_ongoing + option.max_queued)
+        else:
+            handles[name] = _replicas(name, option, arguments, checked)
     shadows = {
         release.model("student"): _shadow(release, handles[release.model("teacher")], checked)
         for release in releases.values()
@@ -79,19 +84,21 @@ def build(args: dict[str, Any]) -> Application:
     }
     # Above what all replicas take and queue, so that the router is who says 429.
     concurrent = 100 + sum(_capacity(options[target]) for _, target in encoders.values())
+    inside = next((options[encoders[name][1]] for name in local), None)
     keys = Keys.read(os.environ, checked.keys_file)
     return (
         cast(Any, Router)
         .options(
-            num_replicas=checked.routers,
-            # It only waits: its share of a core is small, and a laptop's two are the encoders'.
-            ray_actor_options={"num_cpus": 0},
+            # By itself it only waits: its share of a core is small, and a laptop's two are the
+            # encoders'.
+            **_scaled(inside or ModelOptions(replicas=checked.routers, num_cpus=0)),
             max_ongoing_requests=concurrent,
             graceful_shutdown_timeout_s=checked.timeout_s,
         )
         .bind(
             _models(checked, releases, contracts),
             handles,
+            local,
             {name: release for name, (release, _) in encoders.items()},
             batch_tokens,
             shadows,
@@ -163,57 +170,58 @@ def _models(
     return models
 
 
+def _arguments(
+    release: Release, target: Target, option: ModelOptions, batch_tokens: int, args: ServeArgs
+) -> tuple[Any, ...]:
+    """Replica's."""
+    where = f"serve args: {target}.engine"
+    check_engine(where, option.engine, release, target, option.num_gpus > 0)
+    return release, target, option.engine, batch_tokens, args.max_wait_ms, args.trust_remote_code
+
+
 def _replicas(
-    name: str,
-    release: Release,
-    target: Target,
-    option: ModelOptions,
-    batch_tokens: int,
-    args: ServeArgs,
+    name: str, option: ModelOptions, arguments: tuple[Any, ...], args: ServeArgs
 ) -> Application:
-    scale = option.autoscale
-    check_engine(
-        f"serve args: {target}.engine", option.engine, release, target, option.num_gpus > 0
-    )
     return cast(
         Application,
         cast(Any, Replica)
         .options(
             name=name.replace("/", "-"),
-            num_replicas=None if scale else option.replicas,
-            autoscaling_config=scale
-            and AutoscalingConfig(
-                min_replicas=scale.min,
-                max_replicas=scale.max,
-                target_ongoing_requests=scale.target_ongoing,
-                upscale_delay_s=scale.up_delay_s,
-                downscale_delay_s=scale.down_delay_s,
-                look_back_period_s=scale.look_back_s,
-                metrics_interval_s=scale.look_back_s / 4,
-            ),
+            **_scaled(option),
             max_ongoing_requests=option.max_ongoing,
             max_queued_requests=option.max_queued,
-            ray_actor_options={
-                "num_cpus": option.num_cpus,
-                "num_gpus": option.num_gpus,
-                "resources": option.resources,
-                "label_selector": option.node_labels,
-            },
             request_router_config=RequestRouterConfig(
                 request_router_class=Watched, request_router_kwargs={"model": name}
             ),
             health_check_period_s=HEALTH_PERIOD_S,
             graceful_shutdown_timeout_s=args.timeout_s,
         )
-        .bind(
-            release,
-            target,
-            option.engine,
-            batch_tokens,
-            args.max_wait_ms,
-            args.trust_remote_code,
-        ),
+        .bind(*arguments),
     )
+
+
+def _scaled(option: ModelOptions) -> dict[str, Any]:
+    """How many replicas, and what each needs, in Serve's words."""
+    scale = option.autoscale
+    return {
+        "num_replicas": None if scale else option.replicas,
+        "autoscaling_config": scale
+        and AutoscalingConfig(
+            min_replicas=scale.min,
+            max_replicas=scale.max,
+            target_ongoing_requests=scale.target_ongoing,
+            upscale_delay_s=scale.up_delay_s,
+            downscale_delay_s=scale.down_delay_s,
+            look_back_period_s=scale.look_back_s,
+            metrics_interval_s=scale.look_back_s / 4,
+        ),
+        "ray_actor_options": {
+            "num_cpus": option.num_cpus,
+            "num_gpus": option.num_gpus,
+            "resources": option.resources,
+            "label_selector": option.node_labels,
+        },
+    }
 
 
 def _shadow(release: Release, teacher: Application, args: ServeArgs) -> Application:
@@ -286,6 +294,8 @@ def serve_release(
     shared = bool(serve.status().applications)
     try:
         per_encoder = _share(ray.cluster_resources(), len(encoders))
+        # With one router there is no need of a process more, and of a message to it and back.
+        inside = "student" if "student" in encoders else encoders[0]
         app = build(
             {
                 "releases": [release],
@@ -294,7 +304,7 @@ def serve_release(
                 "keys_file": keys_file,
                 "no_auth": no_auth,
                 "trust_remote_code": trust_remote_code,
-                **{target: per_encoder for target in encoders},
+                **{one: {**per_encoder, "in_router": one == inside} for one in encoders},
             }
         )
         serve.start(http_options={"host": host, "port": port})

@@ -49,6 +49,7 @@ class ModelOptions(Section):
     replicas: NonNegativeInt = 1  # 0: not served
     autoscale: Autoscale | None = None  # in place of `replicas`
     engine: Engine = "auto"  # what runs it: on a CPU the release's fastest export, else torch
+    in_router: bool = False  # each router has a replica within it, and `replicas` says how many
     num_cpus: NonNegativeFloat = 1  # a replica; also the threads of a forward
     num_gpus: NonNegativeFloat = 0  # a replica, or a part of one; over 0, it encodes on the GPU
     resources: dict[str, PositiveFloat] = {}  # of a replica: a node's own, as `ray start` names
@@ -65,7 +66,7 @@ class ServeArgs(Section):
     policy: str | dict[str, Any] = "auto"  # who answers to a release's bare name: see policies
     policies: dict[str, str | dict[str, Any]] = {}  # … of single names, in place of `policy`
     target_latency_s: PositiveFloat = 10  # who would wait longer gets 429
-    routers: PositiveInt = 1  # processes that take requests
+    routers: PositiveInt = 1  # processes that take requests, where no encoder is in them
     # Tokens in one forward, and padding; None: what is best, see replica.BATCH_TOKENS.
     max_batch_tokens: PositiveInt | None = None
     max_wait_ms: NonNegativeFloat = 2  # how long an idle replica waits to fill a forward
@@ -91,7 +92,26 @@ class ServeArgs(Section):
             raise UserError("serve args", _faults(error), "Mend the application's args") from error
         for where, policy in read.given_policies().items():
             parse_policy(f"serve args: {where}", policy, "release")
+        for name, option in (("teacher", read.teacher), ("student", read.student)):
+            if option.in_router and (fault := read.against_in_router(option)):
+                where = f"serve args: {name}.in_router"
+                raise UserError(where, fault, f"Change that, or leave out {name}.in_router")
         return read
+
+    def against_in_router(self, option: ModelOptions) -> str | None:
+        """What the args say that a router with this encoder in it cannot be."""
+        faults = {
+            "the other encoder is in it, too": self.teacher.in_router and self.student.in_router,
+            "it is for one release, and there are several": len(self.releases) > 1,
+            "its `replicas` say how many routers there are, and `routers` does": self.routers > 1,
+            "without a router (replicas or autoscale.min of 0) no one is heard": not (
+                option.autoscale.min if option.autoscale else option.replicas
+            ),
+            "shadow asks the teacher, and a router is not asked": bool(
+                self.teacher.in_router and self.shadow
+            ),
+        }
+        return next((fault for fault, there in faults.items() if there), None)
 
     def given_policies(self) -> dict[str, str | dict[str, Any]]:
         """Place in the config → policy, of all that are not `auto`."""

@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from stillroom.errors import UserError
 from stillroom.serving.errors import ApiError
 from stillroom.serving.load import Meter, Replicas
+from stillroom.serving.local import LocalHandle
 from stillroom.serving.policies import (
     CHARACTERS,
     RESTART_AFTER_S,
@@ -75,7 +76,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        handles: Mapping[str, DeploymentHandle],
+        handles: Mapping[str, DeploymentHandle | LocalHandle],
         releases: Mapping[str, Release],
         batch_tokens: Mapping[str, int],
         timeout_s: float,

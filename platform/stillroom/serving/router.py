@@ -17,6 +17,7 @@ from stillroom.serving.auth import Guard, Keys
 from stillroom.serving.dispatch import Dispatcher, Model
 from stillroom.serving.errors import ApiError
 from stillroom.serving.limits import Limits
+from stillroom.serving.local import Local
 from stillroom.serving.metrics import Metrics, Seen
 from stillroom.serving.playground import Playground, mounted
 from stillroom.serving.policies import RESTART_AFTER_S, Facts, policy_dims
@@ -50,8 +51,9 @@ class Router:
     Args:
         models: what GET /v1/models lists; the first answers where no name is given.
         handles: "NAME/teacher" or "NAME/student" → its replicas.
-        releases: those same → the release that it is of.
-        batch_tokens: those same → what fills one of its forwards.
+        local: those that this process is to run itself.
+        releases: of both, the release that each is of.
+        batch_tokens: of both, what fills one of its forwards.
         shadows: student → its Shadow.
         shadow: how often they are asked.
         playground: what GET / shows; None = nothing.
@@ -67,6 +69,7 @@ class Router:
         self,
         models: list[Model],
         handles: dict[str, DeploymentHandle],
+        local: dict[str, Local],
         releases: dict[str, Release],
         batch_tokens: dict[str, int],
         shadows: dict[str, DeploymentHandle],
@@ -91,7 +94,9 @@ class Router:
             for name, handle in shadows.items()
             if shadow is not None
         }
-        self.dispatcher = Dispatcher(handles, releases, batch_tokens, timeout_s, samplers)
+        self.local = {name: one.handle() for name, one in local.items()}
+        everyone = {**handles, **self.local}
+        self.dispatcher = Dispatcher(everyone, releases, batch_tokens, timeout_s, samplers)
         self.draining = False
         door = Door(
             self,
@@ -107,6 +112,11 @@ class Router:
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return self.http
+
+    def check_health(self) -> None:
+        """Called by Ray Serve, which replaces a router that raises."""
+        for handle in self.local.values():
+            handle.replica.check_health()
 
     def find(self, name: str) -> Model:
         """Raises ApiError (404) for a name that is not served."""
