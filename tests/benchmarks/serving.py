@@ -11,12 +11,12 @@ CPU is of the server's whole process tree, per 1,000 texts: on a shared machine 
 the clock.
 
 `all` compares the servers in SERVERS. Infinity wants its own, older packages: install it into a
-folder and name that in INFINITY (its PYTHONPATH). `hop` is what the router costs: the release as it
-is served, and its model deployment alone behind the same HTTP, each with one core for the model: a
-forward that wants all of them waits for whatever else runs. `raw` is the engine in this process,
-without a server. `overload` asks for what the server can do and for ten times that, at a steady
-rate, whoever has his answer or not, where `target_latency_s` is 2: what becomes of those that it
-takes, and of the rest.
+folder and name that in INFINITY (its PYTHONPATH). Ours has the student in its router, `apart` has
+not. `hop` is what the router costs: the release with the student in a replica of its own and in the
+router, and its model deployment alone behind the same HTTP, each with one core for the model.
+`raw` is the engine in this process, without a server: one forward at a time, and one a core.
+`overload` asks for what the server can do and for ten times that, at a steady rate, whoever has his
+answer or not, where `target_latency_s` is 2: what becomes of those that it takes, and of the rest.
 """
 
 import argparse
@@ -35,6 +35,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -207,21 +208,23 @@ def infinity(engine: str):
 
 
 SERVERS = {
-    "torch": ours(student={"engine": "torch"}),
-    "onnx": ours(student={"engine": "onnx"}),
-    "onnx-int8": ours(student={"engine": "onnx-int8"}),
-    "openvino": ours(student={"engine": "openvino"}),
-    "openvino-int8": ours(student={"engine": "openvino-int8"}),
+    "torch": ours(student={"engine": "torch", "in_router": True}),
+    "onnx": ours(student={"engine": "onnx", "in_router": True}),
+    "onnx-int8": ours(student={"engine": "onnx-int8", "in_router": True}),
+    "openvino": ours(student={"engine": "openvino", "in_router": True}),
+    "openvino-int8": ours(student={"engine": "openvino-int8", "in_router": True}),
     "infinity": infinity("torch"),
     "plain": plain,
-    "in-router": ours(student={"engine": "torch", "in_router": True}),
+    "apart": ours(student={"engine": "torch"}),
     "routed": ours(student={"engine": "torch", "num_cpus": 1}),
-    "routed-inside": ours(student={"engine": "torch", "num_cpus": 1, "in_router": True}),
+    "in-router": ours(student={"engine": "torch", "num_cpus": 1, "in_router": True}),
     "bare": bare,
-    "hurried": ours(student={"engine": "torch"}, target_latency_s=2),
+    "hurried": ours(student={"engine": "torch", "in_router": True}, target_latency_s=2),
 }
 
-COMPARED = [name for name in SERVERS if name not in ("routed", "bare", "hurried")]
+COMPARED = [
+    name for name in SERVERS if name not in ("apart", "routed", "in-router", "bare", "hurried")
+]
 OTHERS = ("infinity", "plain")
 
 # Ways to run Ray Serve: `--servers torch+haproxy` is torch's server with these in its environment.
@@ -420,26 +423,41 @@ def measure(process: subprocess.Popen, port: int, size: int, concurrency: int, s
 
 
 def raw(release: str, engine: str, seconds: float) -> dict:
-    """The engine alone, in this process, on batches as long as serving's."""
+    """The engine alone, in this process, on batches as long as serving's: one forward at a time
+    with all cores, and as many as there are cores with one each."""
     import torch
 
     from stillroom.serving.engines import load_engine
     from stillroom.serving.release import Release
 
-    threads = os.cpu_count() or 1
-    torch.set_num_threads(threads)
-    encoder = load_engine(Release.open(release, "."), "student", engine, threads=threads)
+    cores = os.cpu_count() or 1
+    torch.set_num_threads(cores)
+    encoder = load_engine(Release.open(release, "."), "student", engine, threads=cores)
     tokens = encoder.prompter(lines()[:256], "passage")
     tokens = sorted(tokens, key=lambda one: len(one.ids))
-    encoder.encode_tokens(tokens, batch_tokens=1024)
-    count, started, cpu = 0, time.perf_counter(), time.process_time()
-    while time.perf_counter() - started < seconds:
-        encoder.encode_tokens(tokens, batch_tokens=1024)
-        count += len(tokens)
-    return {
-        "texts/s": count / (time.perf_counter() - started),
-        "cpu_ms_per_text": 1000 * (time.process_time() - cpu) / count,
-    }
+
+    def encode(threads: int, seconds: float) -> tuple[int, float]:
+        """Texts, and texts a second."""
+        torch.set_num_threads(threads)
+        count, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            encoder.encode_tokens(tokens, batch_tokens=1024)
+            count += len(tokens)
+        return count, count / (time.perf_counter() - started)
+
+    found = {}
+    for threads in (cores, 1) if encoder.concurrent else (cores,):
+        at_once = cores // threads
+        with ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(encode, [threads] * at_once, [0.1] * at_once))  # warm
+            cpu = time.process_time()
+            done = list(pool.map(encode, [threads] * at_once, [seconds] * at_once))
+        counts, rates = zip(*done, strict=True)
+        found[f"{at_once} of {threads} threads"] = {
+            "texts/s": sum(rates),
+            "cpu_ms_per_text": 1000 * (time.process_time() - cpu) / sum(counts),
+        }
+    return found
 
 
 def overload(name: str, release: str, size: int, seconds: float) -> None:
@@ -541,7 +559,7 @@ def main() -> None:
         case "hop":
             compare(
                 chosen.release,
-                ["routed+optimized", "bare+optimized"],
+                ["routed+optimized", "in-router+optimized", "bare+optimized"],
                 chosen.rounds,
                 chosen.seconds,
                 [(1, 1)],
