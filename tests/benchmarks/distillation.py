@@ -56,7 +56,7 @@ from stillroom.stages.vectors import Taught, stored
 
 RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "strong-teacher.yaml"
 TEACHER = "teacher: all-mpnet-base-v2"
-ALONE = ("vector", "similarity", "order", "scores", "margins", "contrastive")
+ALONE = ("vector", "similarity", "order", "across", "scores", "margins", "contrastive")
 WEIGHTS = {"similarity": 20.0, "order": 10.0, "margins": 10.0}  # others 1
 NONE = dict.fromkeys(ALONE, 0.0)
 MIXES = {

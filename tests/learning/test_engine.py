@@ -53,6 +53,7 @@ OBJECTIVES = {
         vector=1.0,
         similarity=20.0,
         order=10.0,
+        across=0.5,
         scores=0.5,
         margins=1.0,
         contrastive=1.0,
@@ -61,7 +62,7 @@ OBJECTIVES = {
         false_negative_margin=0.05,
         dims={64: 1.0, 16: 0.5},
     ),
-    "distillation on texts": Distillation(vector=1.0, similarity=20.0, order=10.0),
+    "distillation on texts": Distillation(vector=1.0, similarity=20.0, order=10.0, across=0.5),
 }
 
 

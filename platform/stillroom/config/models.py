@@ -182,12 +182,17 @@ class TextLosses(Section):
         similarity: squared error of the batch's cosines among its texts, Jasper's second loss.
         order: hinge on which of two texts is nearer to a third, Jasper's third
             (arXiv 2412.19048), with `order_margin`.
+        across: KL divergence from the softmax of the teacher's cosines among the batch's texts,
+            where the student's are to the teacher's own vectors: what one index of both asks.
     """
 
     vector: NonNegativeFloat = 0.0
     similarity: NonNegativeFloat = 0.0
     order: NonNegativeFloat = 0.0
     order_margin: NonNegativeFloat = 0.015
+    across: NonNegativeFloat = 0.0
+    temperature: PositiveFloat = 0.05  # of the student's softmaxes
+    teacher_temperature: PositiveFloat = 0.05
 
     @model_validator(mode="after")
     def _at_least_one(self) -> "TextLosses":
@@ -197,7 +202,7 @@ class TextLosses(Section):
 
     @classmethod
     def weights(cls) -> tuple[str, ...]:
-        return ("vector", "similarity", "order")
+        return ("vector", "similarity", "order", "across")
 
 
 class PairLosses(TextLosses):
@@ -214,8 +219,6 @@ class PairLosses(TextLosses):
     scores: NonNegativeFloat = 1.0
     margins: NonNegativeFloat = 0.0
     contrastive: NonNegativeFloat = 1.0
-    temperature: PositiveFloat = 0.05
-    teacher_temperature: PositiveFloat = 0.05
     false_negative_margin: float | None = None
 
     @classmethod
@@ -287,11 +290,13 @@ class Student(Section):
         if not self.phases:
             raise ValueError("has no phases, and so learns nothing: give it one")
         for i, phase in enumerate(self.phases):
-            if phase.losses.vector and self.space == "own":
-                raise ValueError(
-                    f"phases[{i}].losses.vector compares vectors, and so needs space: teacher; "
-                    "similarity and order compare cosines, in any space"
-                )
+            if self.space == "own":
+                for name in ("vector", "across"):
+                    if getattr(phase.losses, name):
+                        raise ValueError(
+                            f"phases[{i}].losses.{name} compares vectors, and so needs space: "
+                            "teacher; similarity and order compare cosines, in any space"
+                        )
         return self
 
     @model_validator(mode="after")

@@ -31,7 +31,10 @@ class Distillation:
     Of texts, and of a pair's queries and passages alike:
       vector: cosine distance of a text's two vectors (both models write into one space);
       similarity: squared error of the cosines among the batch's texts (arXiv 2412.19048);
-      order: hinge on the order of those cosines, with `order_margin` (same source).
+      order: hinge on the order of those cosines, with `order_margin` (same source);
+      across: KL(teacher ‖ student) of the softmaxes of a text's cosines with the teacher's vectors
+        of all texts, its own among them: the student's queries are to find the teacher's passages,
+        and what `vector` leaves between the two matters where other texts lie.
     Of pairs, where each query's candidates are all passages of all workers:
       scores: KL(teacher ‖ student) of the softmaxes of their scores;
       margins: MarginMSE (arXiv 2010.02666);
@@ -50,6 +53,7 @@ class Distillation:
     similarity: float = 0.0
     order: float = 0.0
     order_margin: float = 0.015
+    across: float = 0.0
     scores: float = 0.0
     margins: float = 0.0
     contrastive: float = 0.0
@@ -77,7 +81,8 @@ class Distillation:
                 teacher_bd @ gather(teacher_pd).T,
                 *positives(batch.passage_ids, len(q_bd)),
             )
-        alike = _alike(student_nd, teacher_nd) if self.similarity or self.order else None
+        among = self.similarity or self.order or self.across
+        alike = _alike(student_nd, teacher_nd) if among else None
         total, figures = torch.zeros((), device=forwards.device), Figures()
         for size, weight in (self.dims or {student_nd.shape[1]: 1.0}).items():
             losses = self._of_texts(student_nd, teacher_nd, alike, size)
@@ -95,7 +100,14 @@ class Distillation:
         student_nd = prefix(student_nd, size)
         if self.vector:
             losses["vector"] = cosine_distance(student_nd, prefix(teacher_nd, size))
-        if alike is not None:
+        if alike is not None and self.across:
+            losses["across"] = score_kl(
+                student_nd @ prefix(alike.teacher_md, size).T,
+                alike.teacher_nm,
+                student_temperature=self.temperature,
+                teacher_temperature=self.teacher_temperature,
+            )
+        if alike is not None and (self.similarity or self.order):
             student_nm = student_nd @ prefix(alike.student_md, size).T
             if self.similarity:
                 losses["similarity"] = squared_error(student_nm, alike.teacher_nm)
@@ -168,14 +180,14 @@ class _Alike:
     """
 
     student_md: Tensor
+    teacher_md: Tensor
     teacher_nm: Tensor
     itself_nm: Tensor
 
 
 def _alike(student_nd: Tensor, teacher_nd: Tensor) -> _Alike:
-    student_md = gather(student_nd)
+    student_md, teacher_md = gather(student_nd), gather(teacher_nd)
     own_n = torch.arange(len(student_nd), device=student_nd.device) + world()[0] * len(student_nd)
     column_m = torch.arange(len(student_md), device=student_nd.device)
-    return _Alike(
-        student_md, teacher_nd @ gather(teacher_nd).T, own_n[:, None] == column_m[None, :]
-    )
+    itself_nm = own_n[:, None] == column_m[None, :]
+    return _Alike(student_md, teacher_md, teacher_nd @ teacher_md.T, itself_nm)
