@@ -290,13 +290,12 @@ class Student(Section):
         if not self.phases:
             raise ValueError("has no phases, and so learns nothing: give it one")
         for i, phase in enumerate(self.phases):
-            if self.space == "own":
-                for name in ("vector", "across"):
-                    if getattr(phase.losses, name):
-                        raise ValueError(
-                            f"phases[{i}].losses.{name} compares vectors, and so needs space: "
-                            "teacher; similarity and order compare cosines, in any space"
-                        )
+            for name in ("vector", "across"):
+                if self.space == "own" and getattr(phase.losses, name):
+                    raise ValueError(
+                        f"phases[{i}].losses.{name} compares vectors, and so needs space: teacher; "
+                        "similarity and order compare cosines, in any space"
+                    )
         return self
 
     @model_validator(mode="after")

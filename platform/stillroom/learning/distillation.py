@@ -100,14 +100,16 @@ class Distillation:
         student_nd = prefix(student_nd, size)
         if self.vector:
             losses["vector"] = cosine_distance(student_nd, prefix(teacher_nd, size))
-        if alike is not None and self.across:
+        if alike is None:
+            return losses
+        if self.across:
             losses["across"] = score_kl(
                 student_nd @ prefix(alike.teacher_md, size).T,
                 alike.teacher_nm,
                 student_temperature=self.temperature,
                 teacher_temperature=self.teacher_temperature,
             )
-        if alike is not None and (self.similarity or self.order):
+        if self.similarity or self.order:
             student_nm = student_nd @ prefix(alike.student_md, size).T
             if self.similarity:
                 losses["similarity"] = squared_error(student_nm, alike.teacher_nm)

@@ -58,7 +58,7 @@ def build(args: dict[str, Any]) -> Application:
     if not checked.releases:
         raise UserError("serve args: releases", "is empty", "Name at least one release")
     releases = _open_all(checked, root)
-    options = _options(checked)
+    options = checked.encoders()
     encoders = {
         release.model(target): (release, target)
         for release in releases.values()
@@ -69,12 +69,15 @@ def build(args: dict[str, Any]) -> Application:
         name: checked.max_batch_tokens or BATCH_TOKENS["gpu" if options[target].num_gpus else "cpu"]
         for name, (_, target) in encoders.items()
     }
-    handles, local = {}, {}
+    # By itself a router only waits: its share of a core is small, and a laptop's two are the
+    # encoders'.
+    handles, local, routers = {}, {}, ModelOptions(replicas=checked.routers, num_cpus=0)
     for name, (release, target) in encoders.items():
         option = options[target]
         arguments = _arguments(release, target, option, batch_tokens[name], checked)
         if option.in_router:
             local[name] = Local(arguments, option.max_ongoing + option.max_queued)
+            routers = option
         else:
             handles[name] = _replicas(name, option, arguments, checked)
     shadows = {
@@ -84,14 +87,11 @@ def build(args: dict[str, Any]) -> Application:
     }
     # Above what all replicas take and queue, so that the router is who says 429.
     concurrent = 100 + sum(_capacity(options[target]) for _, target in encoders.values())
-    inside = next((options[encoders[name][1]] for name in local), None)
     keys = Keys.read(os.environ, checked.keys_file)
     return (
         cast(Any, Router)
         .options(
-            # By itself it only waits: its share of a core is small, and a laptop's two are the
-            # encoders'.
-            **_scaled(inside or ModelOptions(replicas=checked.routers, num_cpus=0)),
+            **_scaled(routers),
             max_ongoing_requests=concurrent,
             graceful_shutdown_timeout_s=checked.timeout_s,
         )
@@ -118,7 +118,7 @@ def build(args: dict[str, Any]) -> Application:
 def _open_all(args: ServeArgs, root: str) -> dict[str, Release]:
     """Name → release, with the contracts of those encoders only that are to be served."""
     releases: dict[str, Release] = {}
-    served = [target for target, option in _options(args).items() if _most(option)]
+    served = [target for target, option in args.encoders().items() if _most(option)]
     for ref in args.releases:
         release = Release.open(ref, root)
         if release.name in releases:
@@ -150,7 +150,7 @@ def _models(
     sleepers = frozenset(
         release.model(target)
         for release in releases.values()
-        for target, option in _options(args).items()
+        for target, option in args.encoders().items()
         if option.autoscale and option.autoscale.min == 0
     )
     for name, release in releases.items():
@@ -244,10 +244,6 @@ def _shadow(release: Release, teacher: Application, args: ServeArgs) -> Applicat
             args.shadow.keep,
         ),
     )
-
-
-def _options(args: ServeArgs) -> dict[Target, ModelOptions]:
-    return {"teacher": args.teacher, "student": args.student}
 
 
 def _most(option: ModelOptions) -> int:

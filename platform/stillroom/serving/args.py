@@ -18,7 +18,7 @@ from stillroom.errors import UserError
 from stillroom.serving.engines import Engine
 from stillroom.serving.limits import Limits
 from stillroom.serving.openai import did_you_mean
-from stillroom.serving.policies import parse_policy
+from stillroom.serving.policies import Target, parse_policy
 from stillroom.serving.shadow import ShadowOptions
 
 
@@ -92,11 +92,14 @@ class ServeArgs(Section):
             raise UserError("serve args", _faults(error), "Mend the application's args") from error
         for where, policy in read.given_policies().items():
             parse_policy(f"serve args: {where}", policy, "release")
-        for name, option in (("teacher", read.teacher), ("student", read.student)):
+        for name, option in read.encoders().items():
             if option.in_router and (fault := read.against_in_router(option)):
                 where = f"serve args: {name}.in_router"
                 raise UserError(where, fault, f"Change that, or leave out {name}.in_router")
         return read
+
+    def encoders(self) -> dict[Target, ModelOptions]:
+        return {"teacher": self.teacher, "student": self.student}
 
     def against_in_router(self, option: ModelOptions) -> str | None:
         """What the args say that a router with this encoder in it cannot be."""
