@@ -100,15 +100,27 @@ def make_release(weights: str, folder: Path) -> None:
 # ----------------------------------------------------------------------------------- the servers
 
 
+def start(port: int) -> None:
+    """Ray and Serve, as `stillroom serve` starts them unless the environment says by what means."""
+    import ray
+    from ray import serve
+
+    from stillroom.serving.app import listening
+
+    if "RAY_SERVE_ENABLE_HA_PROXY" not in os.environ:
+        os.environ |= listening(port)
+        port = 0
+    ray.init("local", include_dashboard=False, log_to_driver=False, num_cpus=os.cpu_count())
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+
+
 def serve_ours(release: str, port: int, options: dict) -> None:
     """The release's application as `stillroom serve` runs it, with options for the student."""
-    import ray
     from ray import serve
 
     from stillroom.serving.app import build
 
-    ray.init("local", include_dashboard=False, log_to_driver=False, num_cpus=os.cpu_count())
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    start(port)
     student = {"num_cpus": os.cpu_count(), "max_ongoing": 256, **options.get("student", {})}
     # Behind HAProxy no caller is known to be of this machine.
     args = {"releases": [release], "no_auth": True, **options, "student": student}
@@ -118,7 +130,6 @@ def serve_ours(release: str, port: int, options: dict) -> None:
 
 def serve_bare(release: str, port: int, options: dict) -> None:
     """The model deployment alone, as its own HTTP ingress: no router before it."""
-    import ray
     from fastapi import FastAPI, Request, Response
     from ray import serve
 
@@ -148,8 +159,7 @@ def serve_bare(release: str, port: int, options: dict) -> None:
             )
             return Response(body, media_type="application/json")
 
-    ray.init("local", include_dashboard=False, log_to_driver=False, num_cpus=os.cpu_count())
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    start(port)
     serve.run(Bare.bind(), name="bare", route_prefix="/")
     signal.pause()
 
@@ -228,15 +238,12 @@ COMPARED = [
 OTHERS = ("infinity", "plain")
 
 # Ways to run Ray Serve: `--servers torch+haproxy` is torch's server with these in its environment.
+PROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "0"}  # Serve's own
+OPTIMIZED = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 WAYS = {
-    "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"},
-    "optimized": {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"},
-    "grpc": {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"},
-    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
-    "one-loop": {
-        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    },
+    "proxy": PROXY,
+    "optimized": {**PROXY, **OPTIMIZED, "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"},
+    "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1", **OPTIMIZED},
 }
 
 
@@ -559,7 +566,7 @@ def main() -> None:
         case "hop":
             compare(
                 chosen.release,
-                ["routed+optimized", "in-router+optimized", "bare+optimized"],
+                ["routed", "in-router", "bare"],
                 chosen.rounds,
                 chosen.seconds,
                 [(1, 1)],

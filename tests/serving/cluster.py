@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-import socket
+import re
 import tempfile
+from pathlib import Path
 
 import httpx
 import pytest
@@ -11,31 +12,46 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 
+from head import free_port
 from stillroom.serving.app import build
 
 APP = "tried"
+IMAGE = Path(__file__).parents[2] / "infra" / "docker" / "Dockerfile"
 
 
 @contextlib.contextmanager
 def two_nodes():
-    """Yields where Serve listens. The second node has a resource `large` and a label."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Yields where Serve listens, by the means that the image sets. The second node has a resource
+    `large` and a label."""
+    port = free_port()
+    means = dict(re.findall(r"(RAY_SERVE_\w+)=(\S+)", IMAGE.read_text()))
     # A folder of its own, in which it leaves its address: in the common one, the next `ray.init()`
     # of any test beside this one would find it and move in. Short, for sockets lie in it.
     with (
         tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as own,
         pytest.MonkeyPatch.context() as environment,
     ):
+
+        def of_the_next_node():
+            for name in ("WORKER_PROXY_HTTP", "HAPROXY_STATS", "HAPROXY_METRICS"):
+                environment.setenv(f"RAY_SERVE_{name}_PORT", str(free_port()))
+
         environment.setenv("RAY_TMPDIR", own)
+        for name, value in means.items():
+            environment.setenv(name, value)
+        # What leaves waits so long for load balancers that other clouds have.
+        environment.setenv("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
+        of_the_next_node()
         nodes = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False}
         )
+        of_the_next_node()
         nodes.add_node(num_cpus=1, resources={"large": 1}, labels={"disk": "fast"})
         ray.init(address=nodes.address, configure_logging=False)
         try:
-            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            serve.start(
+                proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": port}
+            )
             yield f"http://127.0.0.1:{port}"
         finally:
             serve.shutdown()

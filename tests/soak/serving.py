@@ -31,6 +31,8 @@ def args(tmp_path_factory):
             f"green={make_release(folder / 'green', shared_space=True)}",
         ],
         "policies": {"tiny": {"canary": {"share": 0.5, "to": "green/student", "rest": "student"}}},
+        "no_auth": True,  # where HAProxy is, every caller is it
+        "routers": 2,
         "teacher": {"replicas": 0},
         "student": {"num_cpus": 0.1, "replicas": 2},
     }

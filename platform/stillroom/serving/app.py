@@ -281,11 +281,13 @@ def serve_release(
             f"Set {ENVIRONMENT} or a keys file, or say that you want no authentication",
         )
     _check_free(host, port)
-    ours = not ray.is_initialized()
+    ours, proxy = not ray.is_initialized(), port
     if ours:
         if address := os.environ.get("RAY_ADDRESS"):
             join(address, log_to_driver=False)
         else:  # what else runs here may be somebody else's
+            os.environ |= listening(port)
+            proxy = 0  # any port that is free
             ray.init(address="local", include_dashboard=False, log_to_driver=False)
     shared = bool(serve.status().applications)
     try:
@@ -303,7 +305,7 @@ def serve_release(
                 **{one: {**per_encoder, "in_router": one == inside} for one in encoders},
             }
         )
-        serve.start(http_options={"host": host, "port": port})
+        serve.start(http_options={"host": host, "port": proxy})
         serve.run(app, name=APPLICATION, route_prefix="/")
         url = f"http://{host}:{port}"
         print(f"Ready: {name} at {url} (Ctrl-C ends it). Try it there, or:", flush=True)
@@ -319,6 +321,22 @@ def serve_release(
             serve.shutdown()
         if ours:
             ray.shutdown()
+
+
+def listening(port: int) -> dict[str, str]:
+    """Ray's settings with which a router listens at `port` itself: a request passes no proxy, and
+    no process but the router's. For one router; Serve's own proxy wants another port.
+    """
+    return {
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_ENABLE_HA_PROXY": "0",
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 1),
+        # Nobody else sends here, who would have to hear first that it stops or is another.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        "RAY_SERVE_PORT_QUARANTINE_S": "0",
+    }
 
 
 def _share(resources: dict[str, float], encoders: int) -> dict[str, float]:
