@@ -88,6 +88,7 @@ def data(dims: int) -> PairData:
         negatives=rng.integers(23, 30, size=(24, 3)),
         teacher_queries=vectors(24),
         teacher_passages=vectors(30),
+        drawable=np.arange(29),
     )
 
 
@@ -98,7 +99,7 @@ def batches_of(objective: object, encoder):
     order = Order(pairs.source, seed=1, global_batch=BATCH)
     of_pairs = PairBatches(
         pairs, order, encoder.prompter, hard_negatives=1, query_tokens=16, passage_tokens=16,
-        **share,
+        drawn=5, **share,
     )  # fmt: skip
     texts = TextBatches(
         pairs.passages, Order(np.zeros(30, int), seed=1, global_batch=BATCH), encoder.prompter,
@@ -117,7 +118,7 @@ def batches_of(objective: object, encoder):
     if objective is OBJECTIVES["distillation on texts"]:
         return TaughtTextBatches(
             pairs, Order(np.zeros(54, int), seed=1, global_batch=BATCH), encoder.prompter,
-            query_tokens=16, passage_tokens=16, **share,
+            query_tokens=16, passage_tokens=16, drawn=5, **share,
         )  # fmt: skip
     return of_pairs
 

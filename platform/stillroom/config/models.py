@@ -233,6 +233,9 @@ class OnTexts(Optimisation):
     query_tokens: PositiveInt = 64
     passage_tokens: PositiveInt = 128
     losses: TextLosses = TextLosses(vector=1.0)
+    # Drawn from the corpus for each step; `across` ranks their vectors by the teacher beside those
+    # of the batch. They cost no forward.
+    across_passages: NonNegativeInt = 0
     online: bool = False  # the teacher embeds each batch anew: nothing is stored beforehand
     evaluate_every: PositiveInt | None = None  # steps; the best weights are kept
 
@@ -243,6 +246,7 @@ class OnPairs(PairTraining):
     data: Literal["pairs"]
     losses: PairLosses = PairLosses()
     hard_negatives: NonNegativeInt = 1
+    across_passages: NonNegativeInt = 0
     online: bool = False
     evaluate_every: PositiveInt | None = None
 
@@ -296,6 +300,15 @@ class Student(Section):
                         f"phases[{i}].losses.{name} compares vectors, and so needs space: teacher; "
                         "similarity and order compare cosines, in any space"
                     )
+            if phase.across_passages and not phase.losses.across:
+                raise ValueError(
+                    f"phases[{i}].across_passages are ranked by losses.across, which has weight 0"
+                )
+            if phase.across_passages and phase.online:
+                raise ValueError(
+                    f"phases[{i}].across_passages would have the teacher embed "
+                    f"{phase.across_passages:,} passages at every step: leave out online, or them"
+                )
         return self
 
     @model_validator(mode="after")

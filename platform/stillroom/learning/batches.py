@@ -144,7 +144,7 @@ class PairData:
     there are fewer. `source` numbers each pair's source; `prompts` has what that source puts before
     its texts, None for the encoder's own; `symmetric` says of each source whether its queries and
     passages are of one kind. Teacher vectors, float16 and usually memory-mapped, are in the order
-    of `queries` and `passages`.
+    of `queries` and `passages`. `drawable` are the passage rows that `drawn` may draw.
     """
 
     queries: Sequence[str]
@@ -156,6 +156,17 @@ class PairData:
     negatives: np.ndarray | None = None
     teacher_queries: Rows | None = None
     teacher_passages: Rows | None = None
+    drawable: np.ndarray | None = None
+
+    def drawn(self, count: int, *, seed: int, step: int) -> torch.Tensor | None:
+        """The teacher's vectors of passages of the corpus, drawn without repetition: float32,
+        (count, dims), or all where there are fewer; None where none are asked for."""
+        if not count:
+            return None
+        assert self.drawable is not None
+        rng = np.random.default_rng([seed, 3, step])
+        rows = rng.choice(self.drawable, min(count, len(self.drawable)), replace=False)
+        return _vectors(self.teacher_passages, np.sort(rows))
 
 
 def draw_negatives(
@@ -197,6 +208,7 @@ class PairBatches(_Shared):
     hard_negatives: int
     query_tokens: int
     passage_tokens: int
+    drawn: int = 0  # of the teacher's passages, beside the batch's own
     rank: int = 0
     world: int = 1
 
@@ -223,6 +235,7 @@ class PairBatches(_Shared):
             symmetric=all(data.symmetric[s] for s in data.source[self.order.at(step)]),
             teacher_queries=_vectors(data.teacher_queries, rows),
             teacher_passages=_vectors(data.teacher_passages, passages),
+            teacher_drawn=data.drawn(self.drawn, seed=self.order.seed, step=step),
         )
 
     def _tokens(
@@ -281,6 +294,7 @@ class TaughtTextBatches(_Shared):
     prompter: Prompter
     query_tokens: int
     passage_tokens: int
+    drawn: int = 0  # of the teacher's passages, beside the batch's own
     rank: int = 0
     world: int = 1
 
@@ -301,6 +315,7 @@ class TaughtTextBatches(_Shared):
             made,
             torch.from_numpy(np.concatenate([passages, queries + len(data.passages)])),
             torch.cat([one for one in vectors if one is not None]),
+            data.drawn(self.drawn, seed=self.order.seed, step=step),
         )
 
 

@@ -33,8 +33,9 @@ class Distillation:
       similarity: squared error of the cosines among the batch's texts (arXiv 2412.19048);
       order: hinge on the order of those cosines, with `order_margin` (same source);
       across: KL(teacher ‖ student) of the softmaxes of a text's cosines with the teacher's vectors
-        of all texts, its own among them: the student's queries are to find the teacher's passages,
-        and what `vector` leaves between the two matters where other texts lie.
+        of all texts, its own among them, and of passages that the batch draws from the corpus: the
+        student's queries are to find the teacher's passages, and what `vector` leaves between the
+        two matters where other texts lie.
     Of pairs, where each query's candidates are all passages of all workers:
       scores: KL(teacher ‖ student) of the softmaxes of their scores;
       margins: MarginMSE (arXiv 2010.02666);
@@ -81,11 +82,11 @@ class Distillation:
                 teacher_bd @ gather(teacher_pd).T,
                 *positives(batch.passage_ids, len(q_bd)),
             )
-        among = self.similarity or self.order or self.across
-        alike = _alike(student_nd, teacher_nd) if among else None
+        alike = _alike(student_nd, teacher_nd) if self.similarity or self.order else None
+        ranked = _ranked(teacher_nd, batch.teacher_drawn) if self.across else None
         total, figures = torch.zeros((), device=forwards.device), Figures()
         for size, weight in (self.dims or {student_nd.shape[1]: 1.0}).items():
-            losses = self._of_texts(student_nd, teacher_nd, alike, size)
+            losses = self._of_texts(student_nd, teacher_nd, alike, ranked, size)
             if candidates is not None:
                 losses |= self._of_candidates(candidates, size)
             for name, value in losses.items():
@@ -94,22 +95,25 @@ class Distillation:
         return total, figures
 
     def _of_texts(
-        self, student_nd: Tensor, teacher_nd: Tensor, alike: "_Alike | None", size: int
+        self,
+        student_nd: Tensor,
+        teacher_nd: Tensor,
+        alike: "_Alike | None",
+        ranked: "_Ranked | None",
+        size: int,
     ) -> Losses:
         losses: Losses = {}
         student_nd = prefix(student_nd, size)
         if self.vector:
             losses["vector"] = cosine_distance(student_nd, prefix(teacher_nd, size))
-        if alike is None:
-            return losses
-        if self.across:
+        if ranked is not None:
             losses["across"] = score_kl(
-                student_nd @ prefix(alike.teacher_md, size).T,
-                alike.teacher_nm,
+                student_nd @ prefix(ranked.teacher_kd, size).T,
+                ranked.teacher_nk,
                 student_temperature=self.temperature,
                 teacher_temperature=self.teacher_temperature,
             )
-        if self.similarity or self.order:
+        if alike is not None:
             student_nm = student_nd @ prefix(alike.student_md, size).T
             if self.similarity:
                 losses["similarity"] = squared_error(student_nm, alike.teacher_nm)
@@ -182,14 +186,28 @@ class _Alike:
     """
 
     student_md: Tensor
-    teacher_md: Tensor
     teacher_nm: Tensor
     itself_nm: Tensor
 
 
 def _alike(student_nd: Tensor, teacher_nd: Tensor) -> _Alike:
-    student_md, teacher_md = gather(student_nd), gather(teacher_nd)
+    student_md = gather(student_nd)
     own_n = torch.arange(len(student_nd), device=student_nd.device) + world()[0] * len(student_nd)
     column_m = torch.arange(len(student_md), device=student_nd.device)
     itself_nm = own_n[:, None] == column_m[None, :]
-    return _Alike(student_md, teacher_md, teacher_nd @ teacher_md.T, itself_nm)
+    return _Alike(student_md, teacher_nd @ gather(teacher_nd).T, itself_nm)
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """What a text ranks in `across`: the teacher's vectors, and how the teacher ranks them."""
+
+    teacher_kd: Tensor
+    teacher_nk: Tensor
+
+
+def _ranked(teacher_nd: Tensor, drawn_kd: Tensor | None) -> _Ranked:
+    teacher_kd = gather(teacher_nd)
+    if drawn_kd is not None:  # the same on all workers
+        teacher_kd = torch.cat([teacher_kd, drawn_kd.to(teacher_kd.device)])
+    return _Ranked(teacher_kd, teacher_nd @ teacher_kd.T)

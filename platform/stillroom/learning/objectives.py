@@ -28,7 +28,7 @@ class Pairs:
     The first b passages are the queries' positives, in order; hard negatives follow, those of one
     query together. Equal ids in `passage_ids`, and in `query_ids`, are equal texts. In a symmetric
     batch queries and passages are of one kind. The teacher's vectors, float32 with unit rows, are
-    there when a student is trained.
+    there when a student is trained; `teacher_drawn` are of other passages, every worker's the same.
     """
 
     queries: Sequence[Tokens]
@@ -38,6 +38,7 @@ class Pairs:
     symmetric: bool = False
     teacher_queries: Tensor | None = None
     teacher_passages: Tensor | None = None
+    teacher_drawn: Tensor | None = None
 
     def to(self, device: torch.device) -> "Pairs":
         def moved(vectors: Tensor | None) -> Tensor | None:
@@ -49,6 +50,7 @@ class Pairs:
             passage_ids=self.passage_ids.to(device),
             teacher_queries=moved(self.teacher_queries),
             teacher_passages=moved(self.teacher_passages),
+            teacher_drawn=moved(self.teacher_drawn),
         )
 
 
@@ -62,6 +64,7 @@ class Texts:
     tokens: Sequence[Tokens]
     ids: Tensor
     teacher: Tensor | None = None
+    teacher_drawn: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ No `from __future__ import annotations` here: Ray Serve reads the type of `build
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -287,7 +288,8 @@ def serve_release(
             join(address, log_to_driver=False)
         else:  # what else runs here may be somebody else's
             os.environ |= listening(port)
-            proxy = 0  # any port that is free
+            proxy = 0  # any port that is free, and nobody's to use
+            logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it would tell of that one
             ray.init(address="local", include_dashboard=False, log_to_driver=False)
     shared = bool(serve.status().applications)
     try:

@@ -71,13 +71,15 @@ def taught_batches(
     # Rows of no source are in no batch.
     of_passage, of_query = files.passage_source.copy(), files.source.copy()
     of_passage[[*passages.skipped]] = of_query[[*queries.skipped]] = NO_SOURCE
+    data = dataclasses.replace(data, drawable=np.flatnonzero(of_passage != NO_SOURCE))
     if isinstance(settings, OnPairs):
         mined = _negatives(files, negatives, settings.hard_negatives)
         if mined is not None:
             mined = np.where(np.isin(mined, passages.skipped), -1, mined)
         of_pair = np.where(of_passage[files.positive] == NO_SOURCE, NO_SOURCE, of_query)
         data = dataclasses.replace(data, negatives=mined, source=of_pair)
-        return _pair_batches(files, data, settings, seed, encoder, place)
+        batches = _pair_batches(files, data, settings, seed, encoder, place)
+        return dataclasses.replace(batches, drawn=settings.across_passages)
     source = np.concatenate([of_passage, of_query])
     return TaughtTextBatches(
         data,
@@ -85,6 +87,7 @@ def taught_batches(
         encoder.prompter,
         query_tokens=settings.query_tokens,
         passage_tokens=settings.passage_tokens,
+        drawn=settings.across_passages,
         **place,
     )
 
