@@ -17,14 +17,18 @@ from stillroom.serving.app import build
 
 APP = "tried"
 IMAGE = Path(__file__).parents[2] / "infra" / "docker" / "Dockerfile"
+# By what means Serve serves on a cluster: the image says it, and nothing here waits long for load
+# balancers of others to hear that something leaves.
+MEANS = {
+    **dict(re.findall(r"(RAY_SERVE_\w+)=(\S+)", IMAGE.read_text())),
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+}
 
 
 @contextlib.contextmanager
 def two_nodes():
-    """Yields where Serve listens, by the means that the image sets. The second node has a resource
-    `large` and a label."""
+    """Yields where Serve listens. The second node has a resource `large` and a label."""
     port = free_port()
-    means = dict(re.findall(r"(RAY_SERVE_\w+)=(\S+)", IMAGE.read_text()))
     # A folder of its own, in which it leaves its address: in the common one, the next `ray.init()`
     # of any test beside this one would find it and move in. Short, for sockets lie in it.
     with (
@@ -37,10 +41,8 @@ def two_nodes():
                 environment.setenv(f"RAY_SERVE_{name}_PORT", str(free_port()))
 
         environment.setenv("RAY_TMPDIR", own)
-        for name, value in means.items():
+        for name, value in MEANS.items():
             environment.setenv(name, value)
-        # What leaves waits so long for load balancers that other clouds have.
-        environment.setenv("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
         of_the_next_node()
         nodes = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False}
