@@ -101,15 +101,14 @@ def make_release(weights: str, folder: Path) -> None:
 
 
 def start(port: int) -> None:
-    """Ray and Serve, as `stillroom serve` starts them unless the environment says by what means."""
+    """Ray and Serve, by the means that the environment has."""
     import ray
     from ray import serve
 
-    from stillroom.serving.app import listening
-
-    if "RAY_SERVE_ENABLE_HA_PROXY" not in os.environ:
-        os.environ |= listening(port)
-        port = 0
+    if "RAY_SERVE_ENABLE_HA_PROXY" not in os.environ and DIRECT.items() <= os.environ.items():
+        os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] = str(port)
+        os.environ["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"] = str(port + 1)
+        port = 0  # for Serve's proxy, which nobody asks
     ray.init("local", include_dashboard=False, log_to_driver=False, num_cpus=os.cpu_count())
     serve.start(http_options={"host": "127.0.0.1", "port": port})
 
@@ -238,11 +237,12 @@ COMPARED = [
 OTHERS = ("infinity", "plain")
 
 # Ways to run Ray Serve: `--servers torch+haproxy` is torch's server with these in its environment.
-PROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "0"}  # Serve's own
+# Without one, requests come through Serve's own proxy.
 OPTIMIZED = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+DIRECT = {**OPTIMIZED, "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1"}  # the router itself listens
 WAYS = {
-    "proxy": PROXY,
-    "optimized": {**PROXY, **OPTIMIZED, "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"},
+    "optimized": {**OPTIMIZED, "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"},
+    "direct": DIRECT,
     "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1", **OPTIMIZED},
 }
 
@@ -549,7 +549,7 @@ def main() -> None:
             flood_ = flood(chosen.port, chosen.texts, chosen.rate, chosen.seconds)
             print(json.dumps(asyncio.run(flood_)))
         case "overload":
-            overload("hurried", chosen.release, chosen.texts or 32, chosen.seconds)
+            overload("hurried+direct", chosen.release, chosen.texts or 32, chosen.seconds)
         case "ours":
             serve_ours(chosen.release, chosen.port, chosen.options)
         case "bare":
@@ -566,7 +566,7 @@ def main() -> None:
         case "hop":
             compare(
                 chosen.release,
-                ["routed", "in-router", "bare"],
+                ["routed+direct", "in-router+direct", "bare+direct"],
                 chosen.rounds,
                 chosen.seconds,
                 [(1, 1)],

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 import httpx
 import numpy as np
 import openai
-import psutil
 import pytest
 from process import served
 from releases import make_release
@@ -227,26 +226,6 @@ def test_probes_and_metrics_answer(url):
     httpx.post(f"{url}/v1/embeddings", json={"model": "tiny", "input": ["a", "b"]})
     text = httpx.get(f"{url}/metrics").text
     assert 'stillroom_texts_total{client="anonymous",model="tiny/teacher",' in text
-
-
-def listener(url):
-    """The process that takes requests."""
-    (found,) = {
-        connection.pid
-        for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == httpx.URL(url).port
-    }
-    return psutil.Process(found)
-
-
-def test_a_router_that_dies_is_followed_by_one_that_listens_in_its_place(url):
-    died = listener(url)
-    died.kill()
-    died.wait()
-    body = {"model": "tiny/student", "input": "text"}
-    with httpx.Client(transport=httpx.HTTPTransport(retries=8), timeout=60) as http:
-        assert http.post(f"{url}/v1/embeddings", json=body).status_code == 200
-    assert listener(url) != died
 
 
 def test_with_a_key_only_its_holder_may_call_and_spaces_are_never_mixed(tmp_path):

@@ -5,7 +5,6 @@ No `from __future__ import annotations` here: Ray Serve reads the type of `build
 
 import contextlib
 import json
-import logging
 import os
 import signal
 import socket
@@ -282,14 +281,11 @@ def serve_release(
             f"Set {ENVIRONMENT} or a keys file, or say that you want no authentication",
         )
     _check_free(host, port)
-    ours, proxy = not ray.is_initialized(), port
+    ours = not ray.is_initialized()
     if ours:
         if address := os.environ.get("RAY_ADDRESS"):
             join(address, log_to_driver=False)
         else:  # what else runs here may be somebody else's
-            os.environ |= listening(port)
-            proxy = 0  # any port that is free, and nobody's to use
-            logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it would tell of that one
             ray.init(address="local", include_dashboard=False, log_to_driver=False)
     shared = bool(serve.status().applications)
     try:
@@ -307,7 +303,7 @@ def serve_release(
                 **{one: {**per_encoder, "in_router": one == inside} for one in encoders},
             }
         )
-        serve.start(http_options={"host": host, "port": proxy})
+        serve.start(http_options={"host": host, "port": port})
         serve.run(app, name=APPLICATION, route_prefix="/")
         url = f"http://{host}:{port}"
         print(f"Ready: {name} at {url} (Ctrl-C ends it). Try it there, or:", flush=True)
@@ -323,22 +319,6 @@ def serve_release(
             serve.shutdown()
         if ours:
             ray.shutdown()
-
-
-def listening(port: int) -> dict[str, str]:
-    """Ray's settings with which a router listens at `port` itself: a request passes no proxy, and
-    no process but the router's. For one router; Serve's own proxy wants another port.
-    """
-    return {
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_ENABLE_HA_PROXY": "0",
-        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 1),
-        # Nobody else sends here, who would have to hear first that it stops or is another.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
-        "RAY_SERVE_PORT_QUARANTINE_S": "0",
-    }
 
 
 def _share(resources: dict[str, float], encoders: int) -> dict[str, float]:
