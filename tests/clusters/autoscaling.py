@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "serving"))
-from cluster import MEANS, hammer, queries, statuses
+from cluster import hammer, queries, statuses
 from releases import make_release
 
 from head import ROOT, SUBMIT, free_port, started
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def head(folder):
-    with started(folder, KINDS, **MEANS, RAY_SERVE_CONTROL_LOOP_INTERVAL_S="0.1") as head:
+    with started(folder, KINDS, RAY_SERVE_CONTROL_LOOP_INTERVAL_S="0.1") as head:
         yield head
 
 
