@@ -105,7 +105,7 @@ def start(port: int) -> None:
     import ray
     from ray import serve
 
-    if "RAY_SERVE_ENABLE_HA_PROXY" not in os.environ and DIRECT.items() <= os.environ.items():
+    if os.environ.get("RAY_SERVE_ENABLE_DIRECT_INGRESS") == "1":
         os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] = str(port)
         os.environ["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"] = str(port + 1)
         port = 0  # for Serve's proxy, which nobody asks
@@ -239,10 +239,9 @@ OTHERS = ("infinity", "plain")
 # Ways to run Ray Serve: `--servers torch+haproxy` is torch's server with these in its environment.
 # Without one, requests come through Serve's own proxy.
 OPTIMIZED = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
-DIRECT = {**OPTIMIZED, "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1"}  # the router itself listens
 WAYS = {
     "optimized": {**OPTIMIZED, "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"},
-    "direct": DIRECT,
+    "direct": {**OPTIMIZED, "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1"},  # the router itself listens
     "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1", **OPTIMIZED},
 }
 

@@ -101,7 +101,6 @@ def test_replicas_and_nodes_follow_the_load_up_and_down_and_nothing_fails(head, 
     args = {
         "releases": [str(make_release(folder / "release", shared_space=True))],
         "policy": "student",
-        "no_auth": True,  # where HAProxy is, every caller is it
         "teacher": {"replicas": 0},
         "student": {"num_cpus": 1, "autoscale": scale},
     }
