@@ -82,8 +82,13 @@ class Distillation:
                 teacher_bd @ gather(teacher_pd).T,
                 *positives(batch.passage_ids, len(q_bd)),
             )
-        alike = _alike(student_nd, teacher_nd) if self.similarity or self.order else None
-        ranked = _ranked(teacher_nd, batch.teacher_drawn) if self.across else None
+        alike, ranked = None, None
+        if self.similarity or self.order or self.across:
+            teacher_md = gather(teacher_nd)
+            if self.similarity or self.order:
+                alike = _alike(student_nd, teacher_nd, teacher_md)
+            if self.across:
+                ranked = _ranked(teacher_nd, teacher_md, batch.teacher_drawn)
         total, figures = torch.zeros((), device=forwards.device), Figures()
         for size, weight in (self.dims or {student_nd.shape[1]: 1.0}).items():
             losses = self._of_texts(student_nd, teacher_nd, alike, ranked, size)
@@ -190,12 +195,12 @@ class _Alike:
     itself_nm: Tensor
 
 
-def _alike(student_nd: Tensor, teacher_nd: Tensor) -> _Alike:
+def _alike(student_nd: Tensor, teacher_nd: Tensor, teacher_md: Tensor) -> _Alike:
     student_md = gather(student_nd)
     own_n = torch.arange(len(student_nd), device=student_nd.device) + world()[0] * len(student_nd)
     column_m = torch.arange(len(student_md), device=student_nd.device)
     itself_nm = own_n[:, None] == column_m[None, :]
-    return _Alike(student_md, teacher_nd @ gather(teacher_nd).T, itself_nm)
+    return _Alike(student_md, teacher_nd @ teacher_md.T, itself_nm)
 
 
 @dataclass(frozen=True)
@@ -206,8 +211,8 @@ class _Ranked:
     teacher_nk: Tensor
 
 
-def _ranked(teacher_nd: Tensor, drawn_kd: Tensor | None) -> _Ranked:
-    teacher_kd = gather(teacher_nd)
+def _ranked(teacher_nd: Tensor, teacher_md: Tensor, drawn_kd: Tensor | None) -> _Ranked:
+    teacher_kd = teacher_md
     if drawn_kd is not None:  # the same on all workers
-        teacher_kd = torch.cat([teacher_kd, drawn_kd.to(teacher_kd.device)])
+        teacher_kd = torch.cat([teacher_md, drawn_kd.to(teacher_md.device)])
     return _Ranked(teacher_kd, teacher_nd @ teacher_kd.T)
