@@ -1,11 +1,13 @@
 """Packed rows give the vectors, losses and gradients of padded batches."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.torch_version import TorchVersion
 from transformers import (
     BertConfig,
     BertModel,
@@ -230,3 +232,13 @@ def test_an_architecture_that_is_not_known_to_pack_is_refused_by_name(tmp_path):
     MPNetModel(MPNetConfig(**ENCODER)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="MPNetModel"):
         pack_attention(load_backbone(tmp_path))
+
+
+def test_a_gpu_with_a_torch_that_cannot_pack_is_told_so(monkeypatch):
+    class OnGpu:
+        def parameters(self):
+            yield SimpleNamespace(device=torch.device("cuda"))
+
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.11.0+cu130"))
+    with pytest.raises(UserError, match=r"needs torch 2\.12 on a GPU, and this is 2\.11\.0"):
+        pack_attention(OnGpu())

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -32,3 +35,23 @@ def test_more_places_than_passages_stay_empty():
 def test_passages_without_a_word_are_refused():
     with pytest.raises(UserError, match="no word that BM25 could index"):
         Bm25(["", "the"]).search(["x"], 1)
+
+
+def test_jax_where_it_is_installed_leaves_the_gpu_alone(tmp_path):
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").touch()
+    # Like the real one where a process may see no GPU.
+    (tmp_path / "jax" / "lax.py").write_text(
+        "import os\n"
+        "def top_k(of, k):\n"
+        "    if os.environ.get('JAX_PLATFORMS') != 'cpu':\n"
+        "        raise RuntimeError('no supported devices found for platform CUDA')\n"
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from stillroom.measure.bm25 import Bm25\n"
+        "Bm25(['a word']); print(sys.modules['jax'].__file__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path) in done.stdout

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ from stillroom.config.models import Student
 from stillroom.config.recipe import Vectors
 from stillroom.config.scale import Embedders, Scale
 from stillroom.encoders.store import create, load, save
-from stillroom.encoders.vectors import StoredVectors
+from stillroom.encoders.vectors import DIGESTS, OfTexts, StoredVectors, digest, shard_path
 from stillroom.errors import UserError
 from stillroom.stages.batches import taught_batches
 from stillroom.stages.corpus import CorpusFiles, corpus
@@ -79,6 +80,35 @@ def test_a_text_is_embedded_with_the_prompt_of_its_source(cluster, decoder, tmp_
             for text, number in zip(of, source, strict=True)
         ]
         np.testing.assert_allclose(found[np.arange(len(of))], expected, atol=1e-3)
+
+
+def test_more_shards_than_a_process_may_have_files_are_read_all_the_same(tmp_path):
+    expected = np.random.default_rng(0).normal(size=(600, 4)).astype(np.float16)
+    np.save(tmp_path / "order.npy", np.arange(600))
+    for number, shard in enumerate(np.split(expected, 300)):
+        np.save(shard_path(tmp_path, number), shard)
+    open_files = len(os.listdir("/proc/self/fd"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + 200, limits[1]))
+    try:
+        found = StoredVectors(tmp_path)
+        rows = np.random.default_rng(1).permutation(600)
+        np.testing.assert_array_equal(found[rows], expected[rows])
+        np.testing.assert_array_equal(found[rows[:50]], expected[rows[:50]])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_text_that_changed_is_told_though_the_rows_beside_it_were_right(tmp_path):
+    texts = ["one", "two", "three"]
+    np.save(tmp_path / "order.npy", np.arange(3))
+    np.save(shard_path(tmp_path, 0), np.eye(3, dtype=np.float16))
+    np.save(tmp_path / DIGESTS, np.array([digest(None, text) for text in texts], dtype=np.uint64))
+    found = OfTexts(StoredVectors(tmp_path), ["one", "two", "another"], [None] * 3)
+    for _ in range(2):
+        np.testing.assert_array_equal(found[np.array([1, 0])], [[0, 1, 0], [1, 0, 0]])
+        with pytest.raises(UserError, match="row 2: holds the vector of another text"):
+            found[np.array([0, 2])]
 
 
 def test_what_fails_an_encoder_is_found_by_halving_and_costs_nobody_else_a_vector():

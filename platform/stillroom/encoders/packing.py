@@ -14,6 +14,7 @@ from stillroom.encoders.backbone import positions_before
 from stillroom.errors import UserError
 
 PACKED = "packed"
+NEEDED_ON_GPU = "2.12"  # varlen_attn with a scale, windows and grouped queries
 # Positions that can be told, and nothing between layers that would mix one text's tokens with
 # another's.
 PACKS = (
@@ -25,8 +26,15 @@ def pack_attention(backbone: Any) -> None:
     """From now on an `Encoder` runs this backbone packed; see `states`.
 
     Raises:
-        UserError: at an architecture for which that was not tried.
+        UserError: at an architecture for which that was not tried, and on a GPU where torch is too
+            old.
     """
+    if _on_gpu(backbone) and torch.__version__ < NEEDED_ON_GPU:
+        raise UserError(
+            "packed attention",
+            f"needs torch {NEEDED_ON_GPU} on a GPU, and this is {torch.__version__}",
+            "Leave it off, or install that",
+        )
     if not can_be_packed(backbone):
         raise UserError(
             "packed attention",
@@ -42,7 +50,11 @@ def can_be_packed(backbone: Any) -> bool:
 
 def packing_pays(backbone: Any) -> bool:
     """On a CPU, for whatever can be packed; a GPU's kernel takes neither float32 nor dropout."""
-    return next(backbone.parameters()).device.type == "cpu" and can_be_packed(backbone)
+    return not _on_gpu(backbone) and can_be_packed(backbone)
+
+
+def _on_gpu(backbone: Any) -> bool:
+    return bool(next(backbone.parameters()).device.type == "cuda")
 
 
 def is_packed(backbone: Any) -> bool:

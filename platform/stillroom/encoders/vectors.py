@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import resource
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from stillroom.encoders.files import array
 from stillroom.errors import UserError
 
 DIGESTS = "digests.npy"
-OPEN = 256  # shards at once: each holds a file descriptor, and there may be thousands
 
 
 class StoredVectors:
@@ -28,8 +28,7 @@ class StoredVectors:
         self.folder = folder
         self.order: np.ndarray = array(folder / "order.npy")
         self.files = sorted(folder.glob("shard-*.npy"))
-        read = functools.partial(array, mmap_mode="r")
-        self._opened = functools.lru_cache(maxsize=OPEN)(read)
+        self._opened = functools.lru_cache(maxsize=_openable())(_mapped)
         first = self._opened(self.files[0])
         self.shard, self.dims = first.shape
         self.place = np.empty_like(self.order)  # row → position in `order`
@@ -64,6 +63,18 @@ class StoredVectors:
             yield self.order[i * self.shard : (i + 1) * self.shard], self._opened(self.files[i])
 
 
+def _openable() -> int | None:
+    """Shards that may be open at once, None for all. To open one costs more than to read some rows
+    of it, but each holds a file descriptor, and there may be thousands."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if most == resource.RLIM_INFINITY else most // 4
+
+
+def _mapped(shard: Path) -> np.ndarray:
+    """Without numpy's own class of mapped arrays, which takes as long as the rows to be indexed."""
+    return np.asarray(array(shard, mmap_mode="r"))
+
+
 class OfTexts:
     """Stored vectors, read by rows of the texts that they should be of.
 
@@ -77,6 +88,7 @@ class OfTexts:
     def __init__(self, stored: StoredVectors, texts: Sequence[str], prompts: Sequence[str | None]):
         self.stored, self.texts, self.prompts = stored, texts, prompts
         self.digests: np.ndarray = array(stored.folder / DIGESTS, mmap_mode="r")
+        self._known = np.zeros(len(texts), dtype=bool)  # rows that were compared
         if len(stored) != len(texts):
             raise UserError(
                 str(stored.folder),
@@ -91,13 +103,14 @@ class OfTexts:
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Vectors of the rows, float16, (len(rows), dims)."""
-        for row in rows:
+        for row in rows[~self._known[rows]]:
             if self.digests[row] != digest(self.prompts[row], self.texts[row]):
                 raise UserError(
                     f"{self.stored.folder}, row {row}",
                     f"holds the vector of another text or prompt than {self.texts[row][:60]!r}",
                     "Delete that artifact, and run again",
                 )
+        self._known[rows] = True
         return self.stored[rows]
 
 

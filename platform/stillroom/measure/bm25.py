@@ -1,12 +1,22 @@
 """The lexical baseline that every embedder must be held against."""
 
+import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-import bm25s
 import numpy as np
 import Stemmer
 
 from stillroom.errors import UserError
+
+
+def _bm25s() -> Any:
+    """Where JAX is installed, bm25s computes with it as it is imported: on a GPU that would take
+    most of its memory, and fail in a process which may see none."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import bm25s
+
+    return bm25s
 
 
 class Bm25:
@@ -22,7 +32,7 @@ class Bm25:
         words = self._words(passages)
         if not any(words):
             raise UserError("passages", "hold no word that BM25 could index", "Leave BM25 out")
-        self.index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+        self.index = _bm25s().BM25(method="lucene", k1=1.5, b=0.75)
         self.index.index(words, show_progress=False)
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -46,6 +56,6 @@ class Bm25:
             yield self.index.get_scores(words) if words else nothing
 
     def _words(self, texts: Sequence[str]) -> list[list[str]]:
-        return bm25s.tokenize(
+        return _bm25s().tokenize(
             list(texts), stopwords="en", stemmer=self.stemmer, return_ids=False, show_progress=False
         )
