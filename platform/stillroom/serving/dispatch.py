@@ -161,14 +161,14 @@ class Dispatcher:
         the model refuses, 413 for too much of it, 429 when the queue is full, 503 when no replica
         answered.
         """
-        meter, cost, done = self.meters[name], _cost(work), False
-        meter.begin(cost, time.monotonic())
+        meter, done = self.meters[name], False
+        begun = meter.begin(_cost(work), time.monotonic())
         self.resting.clear()
         try:
             encoded: Encoded = await self.ask(name, "encode", work)
             done = True
         finally:
-            meter.end(cost, time.monotonic(), done=done)
+            meter.end(begun, time.monotonic(), done=done)
             if not any(meter.ongoing for meter in self.meters.values()):
                 self.resting.set()
         if sampler := self.samplers.get(name):

@@ -1,6 +1,7 @@
 """How busy an encoder is, from what was begun and done and what Serve knows: no Ray, no clock."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 MEMORY_S = 10.0  # how much of the past the pace remembers, in seconds with work
@@ -22,25 +23,31 @@ class Meter:
     def __init__(self, full: float) -> None:
         self.ongoing = 0
         self._cost = 0.0  # of what is ongoing
+        self._few_s = 0.0  # a clock that stands while there is more than fills a forward
+        self._begun_s = 0.0  # what it said when each of what is ongoing was begun, summed
         self._full = full
-        self._few = _Late()  # requests done, and the seconds that each was ongoing, summed
+        self._few = _Late()  # requests done, and the seconds of that clock that each took, summed
         self._many = _Late()  # cost done, and the seconds that it took
         self._seen_s = 0.0
 
-    def begin(self, cost: float, now: float) -> None:
+    def begin(self, cost: float, now: float) -> "Begun":
         self._pass(now)
         self.ongoing += 1
         self._cost += cost
+        self._begun_s += self._few_s
+        return Begun(cost, self._few_s)
 
-    def end(self, cost: float, now: float, *, done: bool) -> None:
+    def end(self, of: "Begun", now: float, *, done: bool) -> None:
         """`done` is False for what was given up: that says nothing of the pace."""
         self._pass(now)
         if done and self._cost < self._full:
             self._few.done += 1
+            self._few.spent_s += self._few_s - of.few_s
         elif done:
-            self._many.done += cost
+            self._many.done += of.cost
         self.ongoing -= 1
-        self._cost = self._cost - cost if self.ongoing else 0.0
+        self._cost = self._cost - of.cost if self.ongoing else 0.0
+        self._begun_s = self._begun_s - of.few_s if self.ongoing else 0.0
 
     def wait_s(self, now: float) -> float:
         """Until all that is ongoing is done; 0 while nothing was done yet, so no pace is known."""
@@ -48,17 +55,33 @@ class Meter:
         if not self.ongoing:
             return 0.0
         if self._cost >= self._full and self._many.done:
-            return self._cost * self._many.each()
-        return max(1.0, self._cost / self._full) * self._few.each()
+            # Requests that shared a forward are told one after the other: on the average, half of
+            # the others' cost is done and was not told yet.
+            untold = max(0.0, self._full - self._cost / self.ongoing) / 2
+            return self._cost * self._many.each(untold)
+        if not self._few.done:
+            return 0.0
+        age_s = self._few_s - self._begun_s / self.ongoing
+        return max(1.0, self._cost / self._full) * max(age_s, self._few.each())
 
     def _pass(self, now: float) -> None:
         passed = now - self._seen_s
         # Time without work is not slowness: it neither counts nor makes the past older.
         if self.ongoing and self._cost < self._full:
-            self._few.spend(passed, passed * self.ongoing)
+            self._few.forget(passed)
+            self._few_s += passed
         elif self.ongoing:
-            self._many.spend(passed, passed)
+            self._many.forget(passed)
+            self._many.spent_s += passed
         self._seen_s = now
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A request that is ongoing."""
+
+    cost: float
+    few_s: float
 
 
 class _Late:
@@ -67,13 +90,13 @@ class _Late:
     done = 0.0
     spent_s = 0.0
 
-    def spend(self, passed_s: float, spent_s: float) -> None:
+    def forget(self, passed_s: float) -> None:
         kept = math.exp(-passed_s / MEMORY_S)
         self.done *= kept
-        self.spent_s = self.spent_s * kept + spent_s
+        self.spent_s *= kept
 
-    def each(self) -> float:
-        return self.spent_s / self.done if self.done else 0.0
+    def each(self, untold: float = 0.0) -> float:
+        return self.spent_s / (self.done + untold)
 
 
 class Replicas:
