@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "serving"))
-from cluster import hammer, queries, statuses
+from cluster import MEANS, hammer, ports_of_a_node, queries, statuses
 from releases import make_release
 
 from head import ROOT, SUBMIT, free_port, started
@@ -38,7 +38,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def head(folder):
-    with started(folder, KINDS, RAY_SERVE_CONTROL_LOOP_INTERVAL_S="0.1") as head:
+    means = {**MEANS, **ports_of_a_node(), "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.1"}
+    with started(folder, KINDS, **means) as head:
         yield head
 
 
@@ -101,6 +102,7 @@ def test_replicas_and_nodes_follow_the_load_up_and_down_and_nothing_fails(head, 
     args = {
         "releases": [str(make_release(folder / "release", shared_space=True))],
         "policy": "student",
+        "no_auth": True,  # where HAProxy is, every caller is it
         "teacher": {"replicas": 0},
         "student": {"num_cpus": 1, "autoscale": scale},
     }

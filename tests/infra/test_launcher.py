@@ -138,6 +138,14 @@ def test_what_a_login_shell_on_a_node_finds(cloud, tmp_path):
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
+def test_serve_has_the_means_that_the_image_gives_it(cloud):
+    def means(text):
+        return set(re.findall(r"RAY_SERVE_\w+=[^\s']+", text))
+
+    assert means(text(cloud)) == means((INFRA / "docker" / "Dockerfile").read_text()) != set()
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
 def test_the_files_that_go_to_the_nodes_are_there(cloud):
     mounts = cluster(cloud)["file_mounts"]
     local = [place for place in mounts.values() if not place.startswith("~")]

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import re
 import tempfile
+from pathlib import Path
 
 import httpx
 import pytest
@@ -14,12 +16,19 @@ from head import free_port
 from stillroom.serving.app import build
 
 APP = "tried"
-# HAProxy is the harder case: a request may come to any router, and what leaves must be heard of.
+IMAGE = Path(__file__).parents[2] / "infra" / "docker" / "Dockerfile"
+# By what means Serve serves on a cluster: the image says it, and nothing here waits long for load
+# balancers of others to hear that something leaves.
 MEANS = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # no other load balancer has to hear
+    **dict(re.findall(r"(RAY_SERVE_\w+)=(\S+)", IMAGE.read_text())),
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
+
+
+def ports_of_a_node():
+    """Serve's own, beside the one that is asked: on one machine each node needs others."""
+    names = ("WORKER_PROXY_HTTP", "HAPROXY_STATS", "HAPROXY_METRICS")
+    return {f"RAY_SERVE_{name}_PORT": str(free_port()) for name in names}
 
 
 @contextlib.contextmanager
@@ -33,18 +42,15 @@ def two_nodes():
         pytest.MonkeyPatch.context() as environment,
     ):
 
-        def of_the_next_node():
-            for name in ("WORKER_PROXY_HTTP", "HAPROXY_STATS", "HAPROXY_METRICS"):
-                environment.setenv(f"RAY_SERVE_{name}_PORT", str(free_port()))
+        def have(settings):
+            for name, value in settings.items():
+                environment.setenv(name, value)
 
-        environment.setenv("RAY_TMPDIR", own)
-        for name, value in MEANS.items():
-            environment.setenv(name, value)
-        of_the_next_node()
+        have({"RAY_TMPDIR": own, **MEANS, **ports_of_a_node()})
         nodes = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False}
         )
-        of_the_next_node()
+        have(ports_of_a_node())
         nodes.add_node(num_cpus=1, resources={"large": 1}, labels={"disk": "fast"})
         ray.init(address=nodes.address, configure_logging=False)
         try:

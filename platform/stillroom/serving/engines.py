@@ -3,6 +3,8 @@
 from importlib.util import find_spec
 from typing import Literal
 
+import torch
+
 from stillroom.encoders.combined import CombinedEncoder
 from stillroom.encoders.encode import Encoder
 from stillroom.encoders.packing import pack_attention, packing_pays
@@ -70,6 +72,8 @@ def load_engine(
     folder = release.encoder_folder(target)
     if chosen == "torch":
         device = "cuda" if gpu else "cpu"
+        if gpu:  # float32's products in TF32, which rounds less than bfloat16 does
+            torch.set_float32_matmul_precision("high")
         found = load(folder, device=device, trust_remote_code=trust_remote_code)
         assert isinstance(found, Encoder | CombinedEncoder), "no API is served"
         for encoder in found.members if isinstance(found, CombinedEncoder) else [found]:
