@@ -142,3 +142,11 @@ def test_however_many_come_those_let_in_wait_no_longer_than_the_target_and_one_s
     assert target - service <= max(waits) + 1e-6
     assert max(waits) <= target + 2 * service
     assert refused / 3000 == pytest.approx(1 - 1 / factor, abs=0.1)
+
+
+def test_one_that_hangs_does_not_make_the_others_seem_slow():
+    meter = Meter(full=4000)
+    meter.begin(20, now=0.0)
+    asked_alone(meter, 50, cost=20, seconds=0.1)
+    meter.begin(20, now=50.0)
+    assert meter.wait_s(now=50.0) < 1.5

@@ -24,7 +24,7 @@ class Meter:
         self.ongoing = 0
         self._cost = 0.0  # of what is ongoing
         self._few_s = 0.0  # a clock that stands while there is more than fills a forward
-        self._begun_s = 0.0  # what it said when each of what is ongoing was begun, summed
+        self._ended_s = 0.0  # what it said when a request was done, or given up
         self._full = full
         self._few = _Late()  # requests done, and the seconds of that clock that each took, summed
         self._many = _Late()  # cost done, and the seconds that it took
@@ -34,7 +34,6 @@ class Meter:
         self._pass(now)
         self.ongoing += 1
         self._cost += cost
-        self._begun_s += self._few_s
         return Begun(cost, self._few_s)
 
     def end(self, of: "Begun", now: float, *, done: bool) -> None:
@@ -47,7 +46,7 @@ class Meter:
             self._many.done += of.cost
         self.ongoing -= 1
         self._cost = self._cost - of.cost if self.ongoing else 0.0
-        self._begun_s = self._begun_s - of.few_s if self.ongoing else 0.0
+        self._ended_s = self._few_s
 
     def wait_s(self, now: float) -> float:
         """Until all that is ongoing is done; 0 while nothing was done yet, so no pace is known."""
@@ -61,8 +60,8 @@ class Meter:
             return self._cost * self._many.each(untold)
         if not self._few.done:
             return 0.0
-        age_s = self._few_s - self._begun_s / self.ongoing
-        return max(1.0, self._cost / self._full) * max(age_s, self._few.each())
+        stalled_s = self._few_s - self._ended_s
+        return max(1.0, self._cost / self._full) * max(stalled_s, self._few.each())
 
     def _pass(self, now: float) -> None:
         passed = now - self._seen_s
