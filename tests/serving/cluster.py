@@ -107,7 +107,15 @@ async def hammer(url, bodies, *, callers=16, during=None):
 
 
 def statuses(answers):
-    return {a.status_code if isinstance(a, httpx.Response) else repr(a) for a in answers}
+    """Each once; of a failure of the server's, what it said too."""
+
+    def status(answer):
+        if not isinstance(answer, httpx.Response):
+            return repr(answer)
+        code = answer.status_code
+        return code if code < 500 else f"{code}: {answer.text}"
+
+    return {status(answer) for answer in answers}
 
 
 def queries(count, model="tiny"):

@@ -42,6 +42,10 @@ RETRY_AFTER_S = 1  # a full queue moves within a second or so
 LOST_S = 0.25  # how often a request that waits looks whether its encoder is lost
 
 
+class NoReplica(ApiError):
+    """Those that were asked died or were taken out of service, and there was time left."""
+
+
 @dataclass(frozen=True)
 class Model:
     """A name that clients may ask for, and who answers to it."""
@@ -140,7 +144,7 @@ class Dispatcher:
 
     async def answer(self, policy: Policy, decision: Send, work: Work) -> tuple[Send, Encoded]:
         """`send`, and whom it was sent to: another that may stand in answers what an encoder had,
-        or what waited for it, when its last replica died."""
+        or what waited for it, when its last replica died or was taken out of service."""
         wanted = decision.model
         if wanted not in policy.stand_ins:
             return decision, await self.send(wanted, work)
@@ -148,11 +152,21 @@ class Dispatcher:
         try:
             while not (await asyncio.wait({sent}, timeout=LOST_S))[0]:
                 if other := stand_in(policy, wanted, work.dims, self.load(), self.contracts):
-                    instead = replace(decision, model=other, why=absent(wanted))
-                    return instead, await self.send(other, work)
+                    return await self._instead(other, decision, work)
             return decision, sent.result()
+        except NoReplica:
+            load = self.load()
+            load[wanted] = replace(load[wanted], lost=True)  # whatever Serve has told us so far
+            other = stand_in(policy, wanted, work.dims, load, self.contracts)
+            if other is None:
+                raise
+            return await self._instead(other, decision, work)
         finally:
             sent.cancel()
+
+    async def _instead(self, other: str, decision: Send, work: Work) -> tuple[Send, Encoded]:
+        instead = replace(decision, model=other, why=absent(decision.model))
+        return instead, await self.send(other, work)
 
     async def send(self, name: str, work: Work) -> Encoded:
         """Have one of an encoder's replicas do `work`; another if that one dies.
@@ -194,18 +208,18 @@ class Dispatcher:
                 raise ApiError(status, str(fault), "input", code) from error
             except TimeoutError:
                 response.cancel()
-                break
+                raise unanswered(ApiError) from None
             except asyncio.CancelledError:
                 response.cancel()  # the client has left
                 raise
             except (RayActorError, RayServeException) as error:
                 log.warning("attempt %d of %d: %s", attempt, ATTEMPTS, error)
-        raise ApiError(
-            503,
-            "no replica could answer; try again later",
-            code="overloaded",
-            retry_after_s=RESTART_AFTER_S,
-        )
+        raise unanswered(NoReplica)
+
+
+def unanswered(kind: type[ApiError]) -> ApiError:
+    message = "no replica could answer; try again later"
+    return kind(503, message, code="overloaded", retry_after_s=RESTART_AFTER_S)
 
 
 def _cost(work: Work) -> int:
