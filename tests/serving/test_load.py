@@ -68,9 +68,13 @@ def test_a_burst_s_own_pace_is_learned_from_the_first_that_is_done():
     meter = Meter(full=4000)
     asked_alone(meter, 50, cost=20, seconds=0.1)
     burst = [meter.begin(100, now=100.0) for _ in range(100)]
-    for one in burst[:40]:  # a forward
+    untold = (4000 - 100) / 2  # of a forward, on the average
+    for one in burst[:10]:
         meter.end(one, now=101.0, done=True)
-    assert meter.wait_s(now=101.0) == pytest.approx(6000 / (4000 / 1.0), rel=0.4)
+    assert meter.wait_s(now=101.0) == pytest.approx(9000 / (1000 + untold))
+    for one in burst[10:40]:
+        meter.end(one, now=101.0, done=True)
+    assert meter.wait_s(now=101.0) == pytest.approx(6000 / (4000 + untold))
     for one in burst[40:90]:
         meter.end(one, now=109.0, done=True)
     asked_alone(meter, 50, cost=20, seconds=0.1)  # which says nothing new of bursts

@@ -148,25 +148,21 @@ class Dispatcher:
         wanted = decision.model
         if wanted not in policy.stand_ins:
             return decision, await self.send(wanted, work)
-        sent = asyncio.create_task(self.send(wanted, work))
+        sent, other = asyncio.create_task(self.send(wanted, work)), None
         try:
-            while not (await asyncio.wait({sent}, timeout=LOST_S))[0]:
-                if other := stand_in(policy, wanted, work.dims, self.load(), self.contracts):
-                    return await self._instead(other, decision, work)
-            return decision, sent.result()
+            while other is None and not (await asyncio.wait({sent}, timeout=LOST_S))[0]:
+                other = stand_in(policy, wanted, work.dims, self.load(), self.contracts)
+            if other is None:
+                return decision, sent.result()
         except NoReplica:
             load = self.load()
             load[wanted] = replace(load[wanted], lost=True)  # whatever Serve has told us so far
             other = stand_in(policy, wanted, work.dims, load, self.contracts)
             if other is None:
                 raise
-            return await self._instead(other, decision, work)
         finally:
             sent.cancel()
-
-    async def _instead(self, other: str, decision: Send, work: Work) -> tuple[Send, Encoded]:
-        instead = replace(decision, model=other, why=absent(decision.model))
-        return instead, await self.send(other, work)
+        return replace(decision, model=other, why=absent(wanted)), await self.send(other, work)
 
     async def send(self, name: str, work: Work) -> Encoded:
         """Have one of an encoder's replicas do `work`; another if that one dies.
@@ -208,16 +204,16 @@ class Dispatcher:
                 raise ApiError(status, str(fault), "input", code) from error
             except TimeoutError:
                 response.cancel()
-                raise unanswered(ApiError) from None
+                raise _unanswered(ApiError) from None
             except asyncio.CancelledError:
                 response.cancel()  # the client has left
                 raise
             except (RayActorError, RayServeException) as error:
                 log.warning("attempt %d of %d: %s", attempt, ATTEMPTS, error)
-        raise unanswered(NoReplica)
+        raise _unanswered(NoReplica)
 
 
-def unanswered(kind: type[ApiError]) -> ApiError:
+def _unanswered(kind: type[ApiError]) -> ApiError:
     message = "no replica could answer; try again later"
     return kind(503, message, code="overloaded", retry_after_s=RESTART_AFTER_S)
 
