@@ -126,6 +126,20 @@ def test_packed_equals_padded_in_bfloat16_to_its_rounding(folder_of, name):
     assert cosines.min() > 0.9995
 
 
+def test_on_a_cpu_packed_attention_is_float32_though_the_forward_is_bfloat16():
+    torch.manual_seed(0)
+    rows = [torch.randn(1, 4, 90, 8).bfloat16() for _ in range(3)]
+
+    def attended(rows):
+        starts = torch.tensor([0, 50, 90], dtype=torch.int32)
+        layer = SimpleNamespace(is_causal=False, num_key_value_groups=1)
+        return packing.attend(layer, *rows, None, lengths=[50, 40], starts=starts, scaling=0.3)[0]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attended(rows)
+    assert torch.equal(found, attended([row.float() for row in rows]).bfloat16())
+
+
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_packed_rows_are_computed_again_as_they_were_at_first(folder_of, lora):
     plain = made(folder_of("llama"), "bidirectional", packed=True, lora=lora)

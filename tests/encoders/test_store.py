@@ -93,6 +93,21 @@ def test_a_vector_does_not_depend_on_its_neighbours_or_their_order(decoder, pool
     np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("device, most", [("cpu", 2048), ("meta", 8192)])
+def test_a_forward_has_as_many_tokens_as_its_device_is_fastest_with(decoder, device, most):
+    model = create(str(decoder), space="s", pooling="mean").to(device)
+    given = []
+
+    def vectors(batch):
+        given.append(batch.ids_bl.numel())
+        return torch.zeros(len(batch.ids_bl), model.contract.dims[0])
+
+    model.forward = vectors
+    model.encode(["a text of some words"] * 4000, "query")
+    assert len(given) > 1
+    assert 0.9 * most < max(given) <= most
+
+
 def test_dims_that_the_contract_does_not_have_are_refused(decoder):
     model = create(str(decoder), space="s", pooling="mean")
     model.contract = model.contract.model_copy(update={"dims": (64, 32)})

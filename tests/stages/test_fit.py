@@ -196,6 +196,10 @@ def test_a_run_killed_and_resumed_by_fewer_workers_retraces_an_uninterrupted_one
     assert [one["loss"] for one in figures] == pytest.approx(plain, rel=1e-4)
 
 
+def test_a_run_whose_forwards_have_no_padding_reports_none(killed):
+    assert [one["padding"] for one in history(killed[1])] == [0.0] * STEPS
+
+
 def test_the_best_weights_are_what_a_run_leaves(killed):
     figures, made, _ = killed
     scores = {one["step"]: one["ndcg@10"] for one in history(made) if "ndcg@10" in one}

@@ -86,7 +86,7 @@ class CombinedEncoder(ByTokens):
         return self
 
     def encode_tokens(
-        self, tokens: Sequence[Any], *, batch_tokens: int = 8192, dims: int | None = None
+        self, tokens: Sequence[Any], *, batch_tokens: int | None = None, dims: int | None = None
     ) -> np.ndarray:
         """As `Encoder.encode_tokens`, of this encoder's own prompter's."""
         size = self.contract.size(dims)

@@ -24,7 +24,7 @@ class Embedder(Protocol):
         texts: Sequence[str],
         role: Role,
         *,
-        batch_tokens: int = 8192,
+        batch_tokens: int | None = None,
         dims: int | None = None,
         prompt: str | None = None,
     ) -> np.ndarray: ...
@@ -46,7 +46,7 @@ class ByTokens:
         return False
 
     def encode_tokens(
-        self, tokens: Sequence[Any], *, batch_tokens: int = 8192, dims: int | None = None
+        self, tokens: Sequence[Any], *, batch_tokens: int | None = None, dims: int | None = None
     ) -> np.ndarray:
         """As `encode`, of ids that were made elsewhere."""
         raise NotImplementedError
@@ -56,14 +56,15 @@ class ByTokens:
         texts: Sequence[str],
         role: Role,
         *,
-        batch_tokens: int = 8192,
+        batch_tokens: int | None = None,
         dims: int | None = None,
         prompt: str | None = None,
     ) -> np.ndarray:
         """Vectors of texts, in their order: float32, (n, dims).
 
         Args:
-            batch_tokens: the most tokens of one forward, padding counted where there is any.
+            batch_tokens: the most tokens of one forward, padding counted where there is any; None:
+                what is fastest where it runs.
             dims: one of the contract's sizes; a prefix is brought to unit length again.
             prompt: in place of the contract's own.
 

@@ -16,6 +16,9 @@ from stillroom.encoders.latent import LatentAttention
 from stillroom.encoders.pooling import POOLINGS
 from stillroom.encoders.prompt import NO_TARGET, Batch, ClozeBatch, Prompter, Tokens, pad
 
+# Of one forward: more of them leave a CPU's caches, fewer leave a GPU idle.
+CPU_TOKENS, GPU_TOKENS = 2048, 8192
+
 
 class Encoder(ByTokens, torch.nn.Module):
     """A backbone under a contract.
@@ -66,6 +69,10 @@ class Encoder(ByTokens, torch.nn.Module):
     def parameters_total(self) -> int:
         head = 0 if self.head is None else self.head.weight.numel()
         return sum(p.numel() for p in self.parameters()) - head
+
+    @property
+    def _forward_tokens(self) -> int:
+        return CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS
 
     def forward(self, batch: Batch | ClozeBatch) -> torch.Tensor:
         """Vectors of texts, or what their targets' prediction costs; one door for both, since
@@ -125,7 +132,7 @@ class Encoder(ByTokens, torch.nn.Module):
         return torch.zeros(len(predicted), device=losses_m.device).index_add(0, of_text_m, losses_m)
 
     def encode_tokens(
-        self, tokens: Sequence[Tokens], *, batch_tokens: int = 8192, dims: int | None = None
+        self, tokens: Sequence[Tokens], *, batch_tokens: int | None = None, dims: int | None = None
     ) -> np.ndarray:
         """As `encode`, of ids that were made elsewhere."""
         training = self.training
@@ -137,7 +144,7 @@ class Encoder(ByTokens, torch.nn.Module):
                 tokens,
                 self.contract,
                 self.pad_id,
-                batch_tokens=batch_tokens,
+                batch_tokens=batch_tokens or self._forward_tokens,
                 dims=dims,
                 packed=self.packed,
             )

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from stillroom.encoders.contract import Contract, Role
-from stillroom.encoders.encode import Encoder, in_batches
+from stillroom.encoders.encode import CPU_TOKENS, Encoder, in_batches
 from stillroom.encoders.prompt import Tokens, pad
 from stillroom.encoders.runtimes import Forward, feed, onnx_forward
 
 TARGET = 0.993  # of the sample's least cosine: other texts come out lower than those searched on
 MOST_FLOAT = 0.5  # of the products; more of them in float, and it is int8 by name only
-BATCH_TOKENS = 4096
 RANKED_ON = 8  # one text in so many of the sample tells which node hurts most
 # Nodes that are quantised, and which of their inputs is the weight; an embedding is gathered.
 WEIGHT = {"MatMul": 1, "Gather": 0}
@@ -47,7 +46,7 @@ class Sample:
         places = np.linspace(0, len(ordered) - 1, min(most, len(ordered))).round().astype(int)
         chosen = [ordered[place] for place in places]
         tokens = [encoder.prompter([text], role)[0] for text, role in chosen]
-        vectors = encoder.encode_tokens(tokens, batch_tokens=BATCH_TOKENS)
+        vectors = encoder.encode_tokens(tokens)
         return Sample(tokens, vectors, encoder.contract, encoder.pad_id)
 
     def thinned(self, step: int) -> "Sample":
@@ -61,7 +60,7 @@ class Sample:
             self.tokens,
             self.contract,
             self.pad_id,
-            batch_tokens=BATCH_TOKENS,
+            batch_tokens=CPU_TOKENS,
             dims=None,
         )
         return cosines(self.vectors, found)

@@ -112,12 +112,13 @@ def attend(
     if not query_1hte.is_cuda:
         # Backward of a CPU's kernel takes four times as long in bfloat16 as in float32.
         rows = (query_1hte.float(), key_1hte.float(), value_1hte.float())
-    found = [
-        sdpa_attention_forward(
-            module, *text, _window(text[0], reach), dropout, scaling, is_causal=is_causal
-        )[0]
-        for text in zip(*(row.split(lengths, dim=2) for row in rows), strict=True)
-    ]
+    with torch.autocast("cpu", enabled=False):  # which would make it bfloat16 again
+        found = [
+            sdpa_attention_forward(
+                module, *text, _window(text[0], reach), dropout, scaling, is_causal=is_causal
+            )[0]
+            for text in zip(*(row.split(lengths, dim=2) for row in rows), strict=True)
+        ]
     return torch.cat(found, dim=1).to(value_1hte.dtype), None
 
 

@@ -71,14 +71,14 @@ class RemoteEncoder:
         texts: Sequence[str],
         role: Role,
         *,
-        batch_tokens: int = 8192,
+        batch_tokens: int | None = None,
         dims: int | None = None,
         prompt: str | None = None,
     ) -> np.ndarray:
         """Vectors of texts, in their order: float32, (n, dims). Long texts are cut.
 
         Args:
-            batch_tokens: the most tokens of one request, as they are estimated.
+            batch_tokens: the most tokens of one request, as they are estimated; None: 8,192.
             dims: the contract's own size, or None.
             prompt: in place of the contract's own.
 
@@ -93,7 +93,7 @@ class RemoteEncoder:
         places: dict[str, list[int]] = {}
         for place, text in enumerate(cut):
             places.setdefault(text, []).append(place)
-        for text, tokens, vector in self._vectors(list(places), role, batch_tokens):
+        for text, tokens, vector in self._vectors(list(places), role, batch_tokens or 8192):
             self.spent += Usage(tokens)
             found[places[text]] = vector
         return found

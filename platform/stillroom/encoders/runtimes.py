@@ -11,7 +11,7 @@ import numpy as np
 from stillroom.encoders.backbone import load_tokenizer
 from stillroom.encoders.contract import Contract
 from stillroom.encoders.embedder import ByTokens
-from stillroom.encoders.encode import in_batches
+from stillroom.encoders.encode import CPU_TOKENS, in_batches
 from stillroom.encoders.prompt import Batch, Prompter, Tokens
 from stillroom.errors import UserError
 
@@ -50,11 +50,16 @@ class Exported(ByTokens):
         self.forward = RUNTIMES[file](folder / file, threads)
 
     def encode_tokens(
-        self, tokens: Sequence[Tokens], *, batch_tokens: int = 8192, dims: int | None = None
+        self, tokens: Sequence[Tokens], *, batch_tokens: int | None = None, dims: int | None = None
     ) -> np.ndarray:
         """As `Encoder.encode_tokens`."""
         return in_batches(
-            self.forward, tokens, self.contract, self.pad_id, batch_tokens=batch_tokens, dims=dims
+            self.forward,
+            tokens,
+            self.contract,
+            self.pad_id,
+            batch_tokens=batch_tokens or CPU_TOKENS,
+            dims=dims,
         )
 
 

@@ -61,6 +61,7 @@ def train(
     pad_id: int,
     micro_tokens: int,
     gradcache: bool = False,
+    packed: bool = False,
     start: int = 0,
     report: Callable[[dict[str, float]], None],
     checkpoint: Callable[[int], None],
@@ -80,6 +81,7 @@ def train(
     Args:
         batches: step → this worker's batch; `batches.ids(step)` names its rows.
         micro_tokens, gradcache: see `Forwards`. They change memory and time, not the result.
+        packed: forwards leave out the padding of the batches that they are given.
         report: called on every worker after each step with that step's figures.
         checkpoint: called on every worker with the number of steps done, after every
             `checkpoint_every` steps and when it is told to stop, but not after the last.
@@ -136,7 +138,7 @@ def train(
             "seconds": seconds,
             "waited_for_data": waited,
             "tokens_per_second": tokens / seconds,
-            "padding": 1 - tokens / padded,
+            "padding": 0.0 if packed else 1 - tokens / padded,
             "memory_gib": _memory_gib(engine.device),
             **figures,
             **{name: float(part) for name, part in predicted.items()},

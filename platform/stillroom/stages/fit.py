@@ -251,6 +251,7 @@ def _work(
                 pad_id=encoder.pad_id,
                 micro_tokens=scale.micro_tokens,
                 gradcache=scale.gradcache,
+                packed=encoder.packed,
                 start=run.start,
                 report=run.report,
                 checkpoint=run.checkpoint,
