@@ -34,7 +34,7 @@ import yaml
 from recipes_quality import TASKS, cut_sets
 
 from stillroom.artifacts import Store
-from stillroom.config.models import Student
+from stillroom.config.models import OnPairs, PairLosses, Student
 from stillroom.config.reading import read_recipe, validated
 from stillroom.encoders.contract import Terms
 from stillroom.encoders.packing import pack_attention
@@ -59,14 +59,13 @@ TEACHER = "teacher: all-mpnet-base-v2"
 ALONE = ("vector", "similarity", "order", "across", "scores", "margins", "contrastive")
 WEIGHTS = {"similarity": 20.0, "order": 10.0, "margins": 10.0}  # others 1
 NONE = dict.fromkeys(ALONE, 0.0)
+DEFAULT, RECIPES = "scores + contrastive, the default", "the recipe's"
 MIXES = {
     **{name: {**NONE, name: WEIGHTS.get(name, 1.0)} for name in ALONE},
-    "vector + scores": {**NONE, "vector": 1.0, "scores": 1.0},
-    "vector + scores + contrastive": {**NONE, "vector": 1.0, "scores": 1.0, "contrastive": 1.0},
     "Jasper's three": {**NONE, "vector": 10.0, "similarity": 200.0, "order": 20.0},
-    "all": {**NONE, "vector": 1.0, "similarity": 20.0, "order": 10.0, "scores": 1.0,
-            "margins": 10.0, "contrastive": 1.0},
-}  # fmt: skip
+    DEFAULT: PairLosses().model_dump(),
+    RECIPES: None,  # of its phase on pairs, as it stands
+}
 
 
 def main():
@@ -152,7 +151,7 @@ class Proof:
                     self.measured(f"three layers, {number} of {len(phases)} phases", student, seed)
             elif self.chosen.proof == "ablation":
                 for mix in self.chosen.mixes:
-                    [student] = self.student(self.on_pairs(MIXES[mix]), seed)
+                    [student] = self.student(self.on_pairs(mix), seed)
                     self.measured(mix, student, seed)
             else:
                 self.against(seed)
@@ -247,11 +246,16 @@ class Proof:
         print(f"{name}, seed {seed}: {seconds:.1f} s", flush=True)
         self.measured(f"by {name}", encoder.eval, seed)
 
-    def on_pairs(self, losses):
+    def on_pairs(self, mix):
+        """The recipe's student with one phase on pairs, of some losses; `across` ranks what the
+        recipe's phase draws."""
+        [recipes] = [one for one in self.recipe.student.phases if isinstance(one, OnPairs)]
+        losses = MIXES[mix] or recipes.losses.model_dump()
         phase = {
             "data": "pairs", "steps": self.chosen.steps, "global_batch": self.chosen.batch,
             "learning_rate": 3e-4,
             "query_tokens": 48, "passage_tokens": 96, "losses": losses,
+            "across_passages": recipes.across_passages if losses["across"] else 0,
         }  # fmt: skip
         kept = json.loads(self.recipe.student.model_dump_json())
         return validated(Student, {**kept, "phases": [phase]}, "ablation")
@@ -304,7 +308,7 @@ class Proof:
         return encoder.to(self.chosen.device)
 
     def table(self):
-        """nDCG@10 of every model and set, means over the seeds, and the mean retention."""
+        """nDCG@10 of every model and set, and the mean retention: means and ranges of the seeds."""
         found = {}
         for file in sorted(self.figures.glob("*.json"), key=lambda file: file.stat().st_mtime):
             name = file.stem.replace(f", seed {file.stem.rpartition(', seed ')[2][:1]}", "")
@@ -314,20 +318,20 @@ class Proof:
         lines = ["| | parameters | " + " | ".join(sets) + " | retention |"]
         lines.append("| --- |" + " --- |" * (len(sets) + 2))
         for name, seeds in found.items():
-            cells = []
-            for column in sets:
-                scores = [one["scores"][column] for one in seeds]
-                spread = f" ({min(scores):.3f}–{max(scores):.3f})" if len(scores) > 1 else ""
-                cells.append(f"{statistics.mean(scores):.3f}{spread}")
-            shares = [
-                one["scores"][column] / teacher["scores"][column]
+            columns = [[one["scores"][column] for one in seeds] for column in sets]
+            kept = [
+                statistics.mean(one["scores"][of] / teacher["scores"][of] for of in sets)
                 for one in seeds
-                for column in sets
             ]
-            kept = f"{statistics.mean(shares):.3f}"
+            cells = [mean_and_range(scores) for scores in [*columns, kept]]
             size = f"{seeds[0]['parameters'] / 1e6:.1f} M"
-            lines.append(f"| {name} | {size} | " + " | ".join(cells) + f" | {kept} |")
+            lines.append(f"| {name} | {size} | " + " | ".join(cells) + " |")
         return "\n".join(lines)
+
+
+def mean_and_range(figures):
+    spread = f" ({min(figures):.3f}–{max(figures):.3f})" if len(figures) > 1 else ""
+    return f"{statistics.mean(figures):.3f}{spread}"
 
 
 def keep(file, figures):

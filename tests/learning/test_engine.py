@@ -2,10 +2,12 @@
 
 import functools
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from stillroom.encoders.store import create
@@ -305,6 +307,30 @@ def test_every_weight_is_trained_alike_by_one_and_by_two(engine, decoder):
     assert any(name.startswith("head") for name in alone[2])
     for theirs in in_workers(2, trained, decoder, "joint", engine, **how):
         same(theirs, alone)
+
+
+def of_a_large_table(rows: list[list[int]]) -> tuple[dict[str, torch.Tensor], int]:
+    """A step on one worker's rows, or on the mean of all: the weights, and the bytes reduced."""
+    torch.manual_seed(0)
+    made = TorchEngine(
+        torch.nn.Sequential(torch.nn.Embedding(1000, 4), torch.nn.Linear(4, 2)),
+        weight_decay=0.01, clip=1.0,
+    )  # fmt: skip
+    rank, workers = world()
+    mine = rows if workers == 1 else [rows[rank]]
+    losses = [made.forward(torch.tensor(one)).square().sum() for one in mine]
+    made.backward(sum(losses) / len(losses), last=True)
+    with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as reduce:
+        made.step(1e-2)
+    return made.trained(), sum(call.args[0].nbytes for call in reduce.call_args_list)
+
+
+def test_of_a_table_of_embeddings_workers_send_the_rows_that_their_texts_have():
+    rows = [[3, 7, 7], [7, 999]]
+    alone, _ = of_a_large_table(rows)
+    for theirs, sent in in_workers(2, of_a_large_table, rows):
+        torch.testing.assert_close(theirs, alone)
+        assert sent == 1000 + 3 * 4 * 4 + (4 * 2 + 2) * 4  # which rows, these, and the layer
 
 
 @pytest.mark.parametrize("objective", ["contrastive", "simcse"])

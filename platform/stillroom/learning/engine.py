@@ -66,6 +66,7 @@ class TorchEngine:
         self.module, self.clip = module, clip
         self.forward = module
         self.parameters = [p for _, p in _trained(module)]
+        self.tables = _embeddings(module)
         # One pass over the weights where the plain one makes ten.
         self.optimizer = adamw(module, weight_decay, fused=True)
         _begin(self.optimizer, self.parameters)
@@ -79,22 +80,29 @@ class TorchEngine:
         loss.backward()
 
     def step(self, learning_rate: float) -> float:
-        workers = world()[1]
-        if workers > 1:
-            for p in self.parameters:
-                if p.grad is None:
-                    p.grad = torch.zeros_like(p)
-            flat = torch.cat([p.grad.reshape(-1) for p in self.parameters if p.grad is not None])
-            dist.all_reduce(flat)
-            pieces = (flat / workers).split([p.numel() for p in self.parameters])
-            for p, piece in zip(self.parameters, pieces, strict=True):
-                p.grad = piece.view_as(p)
+        if world()[1] > 1:
+            self._average_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
+
+    def _average_gradients(self) -> None:
+        """Over the workers. Of embeddings only rows travel that some worker's texts have: they are
+        most of a small encoder's weights, and a batch has few of them."""
+        gradients = {p: torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters}
+        rows = _touched([gradients[p] for p in self.tables])
+        of = dict(zip(self.tables, rows, strict=True))
+        parts = [gradients[p][of.get(p, ...)] for p in self.parameters]
+        flat = torch.cat([part.reshape(-1) for part in parts])
+        dist.all_reduce(flat)
+        flat /= world()[1]
+        means = flat.split([part.numel() for part in parts])
+        for p, part, mean in zip(self.parameters, parts, means, strict=True):
+            gradients[p][of.get(p, ...)] = mean.view_as(part)
+            p.grad = gradients[p]
 
     def save(self, folder: Path, step: int) -> None:
         whole = functools.partial(_held, self.optimizer)
@@ -259,6 +267,21 @@ class DeepSpeedEngine:
 
 def _trained(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
     return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+
+
+def _embeddings(module: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Tables of vectors, one a token or position, that are trained."""
+    tables = {m.weight for m in module.modules() if isinstance(m, torch.nn.Embedding)}
+    return [p for _, p in _trained(module) if p in tables]
+
+
+def _touched(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Of each table the rows that some worker has, the same on all of them."""
+    if not gradients:
+        return []
+    touched = torch.cat([gradient.any(dim=1) for gradient in gradients]).byte()
+    dist.all_reduce(touched, op=dist.ReduceOp.MAX)
+    return [part.nonzero()[:, 0] for part in touched.split([len(g) for g in gradients])]
 
 
 def _each(

@@ -174,6 +174,9 @@ def _environment(scale: Workers) -> dict[str, str]:
     if not scale.gpus:
         # Without it DeepSpeed looks for the machine's GPUs, which these workers were not given.
         found["DS_ACCELERATOR"] = "cpu"
+        # A step's tensors lie where the last one's did. By default malloc gives large ones back,
+        # and each page that it asks for anew is a fault: a tenth of a student's step.
+        found |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
     return found
 
 
