@@ -96,10 +96,10 @@ def made(folder, attention, *, packed, **changes):
     return model
 
 
-def results(model, side="right"):
+def results(model, side="right", texts=TEXTS):
     """Vectors, costs of generation, and every gradient of both."""
-    batch = pad(model.prompter(TEXTS, "query"), model.pad_id, side=side)
-    pairs = [(text, " and an answer") for text in TEXTS]
+    batch = pad(model.prompter(texts, "query"), model.pad_id, side=side)
+    pairs = [(text, " and an answer") for text in texts]
     clozes = pad_clozes(model.prompter.to_generate(pairs, max_tokens=64), model.pad_id)
     vectors, costs = model(batch), model(clozes)
     (vectors[:, :5].sum() + costs.sum()).backward()
@@ -114,6 +114,28 @@ def test_packed_equals_padded(folder_of, name, attention, side):
     padded = results(made(folder_of(name), attention, packed=False))
     packed = results(made(folder_of(name), attention, packed=True), side)
     torch.testing.assert_close(packed, padded, rtol=1e-4, atol=2e-5)
+
+
+def test_rows_of_any_length_are_of_few_lengths_and_what_fills_them_changes_nothing(folder_of):
+    """For each length oneDNN makes kernels that it keeps."""
+    padded = made(folder_of("llama"), "bidirectional", packed=False)
+    packed = made(folder_of("llama"), "bidirectional", packed=True)
+    rows, tokens = [], []
+    packed.backbone.register_forward_pre_hook(
+        lambda _, args, named: rows.append(named["input_ids"].shape[1]), with_kwargs=True
+    )
+    with torch.no_grad():
+        for count in range(1, 120):
+            batch = pad(packed.prompter(["text"] * count + TEXTS, "query"), packed.pad_id)
+            torch.testing.assert_close(packed(batch), padded(batch), rtol=1e-4, atol=2e-5)
+            tokens.append(int(batch.mask_bl.sum()))
+    assert all(n <= row <= n * 33 / 32 for n, row in zip(tokens, rows, strict=True))
+    between = {row for row in rows if 128 < row <= 256}
+    assert len(between) <= 32 < len({n for n in tokens if 128 < n <= 256})
+    many = [*TEXTS * 7, "x"]
+    found = results(packed, texts=many)
+    assert rows[-2] > sum(len(one.ids) for one in packed.prompter(many, "query"))
+    torch.testing.assert_close(found, results(padded, texts=many), rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)

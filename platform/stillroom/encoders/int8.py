@@ -6,8 +6,9 @@ float.
 """
 
 import bisect
+import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from stillroom.encoders.contract import Contract, Role
 from stillroom.encoders.encode import CPU_TOKENS, Encoder, in_batches
 from stillroom.encoders.prompt import Tokens, pad
-from stillroom.encoders.runtimes import Forward, feed, onnx_forward
+from stillroom.encoders.runtimes import Forward, feed, onnx_forward, openvino_forward
 
 TARGET = 0.993  # of the sample's least cosine: other texts come out lower than those searched on
 MOST_FLOAT = 0.5  # of the products; more of them in float, and it is int8 by name only
@@ -129,14 +130,43 @@ def static(model: Path, out: Path, sample: Sample) -> dict[str, Any]:
     return _alike(model, out, sample, quantise)
 
 
+def openvino(runtime: Any, nncf: Any, model: Path, out: Path, sample: Sample) -> dict[str, Any]:
+    """Activations are ranged beforehand, on the sample, by NNCF, which moves what is hard to
+    quantise from them into weights (SmoothQuant, arXiv 2211.10438); see `_alike`.
+
+    Args:
+        runtime, nncf: the packages.
+    """
+    feeds = list(sample.alone())
+    nodes = _nodes(model)
+    nncf.set_log_level(logging.WARNING)
+
+    def quantise(chosen: list[str], to: Path) -> None:
+        quantised = nncf.quantize(
+            runtime.convert_model(model),
+            nncf.Dataset(feeds),
+            subset_size=len(feeds),
+            model_type=nncf.ModelType.TRANSFORMER,
+            ignored_scope=nncf.IgnoredScope(names=[node for node in nodes if node not in chosen]),
+        )
+        runtime.save_model(quantised, to, compress_to_fp16=False)
+
+    return _alike(model, out, sample, quantise, openvino_forward)
+
+
 def _alike(
-    model: Path, out: Path, sample: Sample, quantise: Callable[[list[str], Path], None]
+    model: Path,
+    out: Path,
+    sample: Sample,
+    quantise: Callable[[list[str], Path], None],
+    opened: Callable[[Path], Forward] = onnx_forward,
 ) -> dict[str, Any]:
     """Quantises all that can be, but for the fewest of the worst that keep vectors from being
     alike.
 
     Args:
         quantise: writes the model with the named nodes quantised.
+        opened: what it wrote.
 
     Returns:
         `quantised`, how many nodes are; `float`, the names of those that are not; `sample`, on
@@ -148,7 +178,7 @@ def _alike(
     def alike(left: int) -> bool:
         """With so many of the worst in float."""
         quantise([node for node in nodes if node not in ordered[:left]], out)
-        return bool(sample.cosines(onnx_forward(out)).min() >= TARGET)
+        return bool(sample.cosines(opened(out)).min() >= TARGET)
 
     left = 0
     if not alike(0):
@@ -227,32 +257,3 @@ def _nodes(model: Path) -> list[str]:
         for node in graph.node
         if node.op_type in WEIGHT and node.input[WEIGHT[node.op_type]] in matrices
     ]
-
-
-def openvino(runtime: Any, nncf: Any, model: Path, out: Path, sample: Sample) -> dict[str, Any]:
-    """Weights and activations by NNCF, which smooths (SmoothQuant, arXiv 2211.10438) and goes back
-    to float where the vectors need it.
-
-    Args:
-        runtime, nncf: the packages.
-    """
-    feeds = list(sample.alone())
-
-    def validate(compiled: Any, rows: Iterable[int]) -> tuple[float, list[float]]:
-        places = list(rows)
-        found = np.concatenate([compiled(feeds[row])["vectors"] for row in places])
-        alike = cosines(sample.vectors[places], found)
-        return float(alike.min()), alike.tolist()
-
-    quantised = nncf.quantize_with_accuracy_control(
-        runtime.convert_model(model),
-        calibration_dataset=nncf.Dataset(feeds),
-        validation_dataset=nncf.Dataset(range(len(feeds))),
-        validation_fn=validate,
-        max_drop=1 - TARGET,
-        drop_type=nncf.DropType.ABSOLUTE,
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(feeds),
-    )
-    runtime.save_model(quantised, out, compress_to_fp16=False)
-    return {"sample": len(feeds)}

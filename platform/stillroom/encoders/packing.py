@@ -65,18 +65,33 @@ def states(backbone: Any, ids_bl: Tensor, mask_bl: Tensor, **inputs: Any) -> Ten
     """The last states, (b, l, d), 0 at padding, of a backbone that never sees any padding."""
     there_bl = mask_bl.bool()
     lengths = mask_bl.sum(1)
+    ids_t = ids_bl[there_bl]
+    positions_t = (mask_bl.cumsum(1) - 1 + positions_before(backbone))[there_bl]
+    tokens = len(ids_t)
+    if not ids_t.is_cuda and (spare := _spare(tokens)):  # one text more, of any tokens
+        lengths = torch.cat([lengths, lengths.new_tensor([spare])])
+        ids_t, positions_t = (
+            torch.nn.functional.pad(row, (0, spare)) for row in (ids_t, positions_t)
+        )
     starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-    positions_bl = mask_bl.cumsum(1) - 1 + positions_before(backbone)
     states_td = backbone(
-        input_ids=ids_bl[there_bl][None],
-        position_ids=positions_bl[there_bl][None],
+        input_ids=ids_t[None],
+        position_ids=positions_t[None],
         lengths=lengths.tolist(),
         starts=starts,
         **inputs,
-    ).last_hidden_state[0]
+    ).last_hidden_state[0, :tokens]
     states_bld = states_td.new_zeros(*ids_bl.shape, states_td.shape[-1])
     states_bld[there_bl] = states_td
     return states_bld
+
+
+def _spare(tokens: int) -> int:
+    """How many more make a length of which there are 32 between any and its double.
+
+    For each shape oneDNN makes kernels, and keeps them: of any lengths, more than a GiB of them.
+    """
+    return -tokens % (1 << max(0, tokens.bit_length() - 6))
 
 
 def attend(
