@@ -59,12 +59,11 @@ TEACHER = "teacher: all-mpnet-base-v2"
 ALONE = ("vector", "similarity", "order", "across", "scores", "margins", "contrastive")
 WEIGHTS = {"similarity": 20.0, "order": 10.0, "margins": 10.0}  # others 1
 NONE = dict.fromkeys(ALONE, 0.0)
-DEFAULT, RECIPES = "scores + contrastive, the default", "the recipe's"
 MIXES = {
     **{name: {**NONE, name: WEIGHTS.get(name, 1.0)} for name in ALONE},
     "Jasper's three": {**NONE, "vector": 10.0, "similarity": 200.0, "order": 20.0},
-    DEFAULT: PairLosses().model_dump(),
-    RECIPES: None,  # of its phase on pairs, as it stands
+    "scores + contrastive, the default": PairLosses().model_dump(),
+    "the recipe's": None,  # of its phase on pairs, as it stands
 }
 
 
