@@ -17,11 +17,12 @@ from stillroom.serving.app import build
 
 APP = "tried"
 IMAGE = Path(__file__).parents[2] / "infra" / "docker" / "Dockerfile"
-# By what means Serve serves on a cluster: the image says it, and nothing here waits long for load
-# balancers of others to hear that something leaves.
+# By what means Serve serves on a cluster: the image says it, and nothing here waits as long for load
+# balancers of others to hear that something leaves. HAProxy must have heard by then, on a busy
+# machine too: a request that it sends as a router closes its idle connections is lost.
 MEANS = {
     **dict(re.findall(r"(RAY_SERVE_\w+)=(\S+)", IMAGE.read_text())),
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
 }
 
 
