@@ -123,6 +123,7 @@ def test_a_run_tells_what_happened_when_and_where_its_time_went(made, place):
     lines = [json.loads(line) for line in Path(told["log"]).read_text().splitlines()]
     assert {line["run"] for line in lines} == {told["run"]}
     assert {line["stage"] for line in lines if "stage" in line} == {one["ref"] for one in stages}
+    assert not [line for line in lines if "Autoscaler status" in line["message"]]
     ends = [line for line in lines if "step 6/6" in line["message"]]
     assert len(ends) == 2 and all(line["worker"] for line in ends), "of teacher and student"
     drawn = (place.folder / "run.svg").read_text()

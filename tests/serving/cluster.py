@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import re
 import tempfile
+import time
 from pathlib import Path
 
 import httpx
@@ -17,8 +18,8 @@ from stillroom.serving.app import build
 
 APP = "tried"
 IMAGE = Path(__file__).parents[2] / "infra" / "docker" / "Dockerfile"
-# By what means Serve serves on a cluster: the image says it, and nothing here waits as long for load
-# balancers of others to hear that something leaves. HAProxy must have heard by then, on a busy
+# By what means Serve serves on a cluster: the image says it, and nothing here waits as long for
+# load balancers of others to hear that something leaves. HAProxy must have heard by then, on a busy
 # machine too: a request that it sends as a router closes its idle connections is lost.
 MEANS = {
     **dict(re.findall(r"(RAY_SERVE_\w+)=(\S+)", IMAGE.read_text())),
@@ -70,6 +71,12 @@ def deploy(args):
     serve.run(build(args), name=APP, route_prefix="/")
 
 
+def settle(deployment):
+    """Returns when nothing runs any more of what it was before an update."""
+    while states(deployment).keys() != {"RUNNING"}:
+        time.sleep(0.1)  # polls for a condition; pytest has the deadline
+
+
 def replicas(deployment):
     """The actors of a deployment's replicas."""
     return [
@@ -80,8 +87,12 @@ def replicas(deployment):
 
 
 def running(deployment):
-    states = serve.status().applications[APP].deployments[deployment].replica_states
-    return states.get("RUNNING", 0)
+    return states(deployment).get("RUNNING", 0)
+
+
+def states(deployment):
+    """How many of its replicas are in each."""
+    return serve.status().applications[APP].deployments[deployment].replica_states
 
 
 async def hammer(url, bodies, *, callers=16, during=None):

@@ -10,7 +10,17 @@ import re
 import httpx
 import pytest
 import ray
-from cluster import ask_until, deploy, hammer, queries, replicas, running, statuses, two_nodes
+from cluster import (
+    ask_until,
+    deploy,
+    hammer,
+    queries,
+    replicas,
+    running,
+    settle,
+    statuses,
+    two_nodes,
+)
 from ray._private.state import available_resources_per_node
 from releases import make_release
 
@@ -168,6 +178,7 @@ def test_who_leaves_has_no_more_done_for_him(url, updated, in_router):
     few = {**updated["student"], "replicas": 1, "max_ongoing": 2, "max_queued": 1}
     student = {**few, "in_router": in_router}
     deploy({**updated, "routers": 1, "max_batch_tokens": 32, "student": student})
+    settle("Router")  # so that all is asked of one, its figures too
 
     async def leave():
         async with httpx.AsyncClient(timeout=60) as http:

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
+from ray._private.worker import filter_autoscaler_events
 
 from stillroom.cluster import join
 from stillroom.config.scale import Scale
@@ -69,7 +70,10 @@ def _keep_workers_lines() -> None:
 def _keep_lines(brought: dict[str, Any]) -> None:
     kept = logging.getLogger(WORKERS)
     who = {"worker": f"{brought.get('ip')} {brought.get('pid')}"}
-    for line in brought["lines"]:
+    lines = brought["lines"]
+    if brought.get("pid") == "autoscaler":  # of which Ray brings its state, too, every five seconds
+        lines = filter_autoscaler_events(lines)
+    for line in lines:
         kept.info(line, extra={"fields": who | (parsed(line) or {})})
 
 
