@@ -24,7 +24,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoModel, MistralConfig, PreTrainedTokenizerFast
 
-from stillroom.encoders.backbone import add_lora, attention_of, checkpoint_activations
+from stillroom.encoders.adapter import add_lora
+from stillroom.encoders.backbone import attention_of, checkpoint_activations
 from stillroom.encoders.contract import Contract
 from stillroom.encoders.encode import Encoder
 from stillroom.encoders.prompt import Tokens

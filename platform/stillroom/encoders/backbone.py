@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -231,40 +230,3 @@ def positions_before(backbone: Any) -> int:
     table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
     return 0 if padding is None else padding + 1
-
-
-def add_lora(
-    backbone: Any,
-    *,
-    rank: int,
-    alpha: int,
-    dropout: float,
-    targets: str | Sequence[str],
-    rank_stabilised: bool = False,
-    decomposed: bool = False,
-) -> Any:
-    """Freezes the backbone and puts adapters on it (Hu et al., 2021, arXiv 2106.09685).
-
-    Args:
-        rank_stabilised: rsLoRA, arXiv 2312.03732.
-        decomposed: DoRA, arXiv 2402.09353.
-    """
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        bias="none",
-        use_rslora=rank_stabilised,
-        use_dora=decomposed,
-    )
-    return without_copies(get_peft_model(backbone, config))
-
-
-def without_copies(adapted: Any) -> Any:
-    """Stops PEFT from copying every layer's input to float32, which autocast would only round
-    again: the same gradients, sooner and in less memory."""
-    for module in adapted.modules():
-        if hasattr(module, "cast_input_dtype_enabled"):
-            module.cast_input_dtype_enabled = False
-    return adapted

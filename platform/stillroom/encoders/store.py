@@ -6,22 +6,24 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 
 from stillroom.encoders import sentence_transformers
-from stillroom.encoders.adapter import merged_adapter
+from stillroom.encoders.adapter import (
+    add_lora,
+    is_adapted,
+    load_adapter,
+    merged_adapter,
+    save_adapter,
+)
 from stillroom.encoders.backbone import (
     HEAD,
-    add_lora,
     attention_of,
     is_decoder,
     load_backbone,
     load_head,
     load_tokenizer,
     positions_before,
-    without_copies,
 )
 from stillroom.encoders.combined import CombinedEncoder, combination
 from stillroom.encoders.contract import (
@@ -40,7 +42,7 @@ from stillroom.encoders.contract import (
 )
 from stillroom.encoders.embedder import Embedder
 from stillroom.encoders.encode import Encoder
-from stillroom.encoders.files import inside, no_safetensors, tensors
+from stillroom.encoders.files import inside, tensors
 from stillroom.encoders.latent import LatentAttention
 from stillroom.encoders.locate import TOKENIZERS, adapter_base, locate
 from stillroom.encoders.remote import Access, RemoteEncoder
@@ -234,7 +236,7 @@ def load(
     encoder = _ready(located, str(folder), device, trust_remote_code, trainable)
     if head:
         encoder.head = load_head(_lineage(located), encoder.backbone)
-        encoder.head.requires_grad_(not isinstance(encoder.backbone, PeftModel))
+        encoder.head.requires_grad_(not is_adapted(encoder.backbone))
         encoder.head.to(device)
     return encoder
 
@@ -286,18 +288,8 @@ def save(
     backbone: Any = encoder.backbone
     weights = _under("backbone.", whole)
     projection = whole.get("projection.weight")
-    if isinstance(backbone, PeftModel):
-        config = backbone.peft_config["default"]
-        config.base_model_name_or_path = contract.base  # not where it happened to lie here
-        config.inference_mode = True
-        config.save_pretrained(str(folder / ADAPTER))
-        adapter = get_peft_model_state_dict(
-            backbone, state_dict=weights, save_embedding_layers=False
-        )
-        save_file(
-            {name: tensor.contiguous() for name, tensor in adapter.items()},
-            folder / ADAPTER / SAFETENSORS_WEIGHTS_NAME,
-        )
+    if is_adapted(backbone):
+        save_adapter(backbone, folder / ADAPTER, base=contract.base, state_dict=weights)
     else:
         backbone.save_pretrained(folder, state_dict=weights)
         if sentence_transformers.can_express(contract):
@@ -440,17 +432,10 @@ def _ours(
     adapter = folder / ADAPTER
     projection = None
     if adapter.is_dir():
-        weights = adapter / SAFETENSORS_WEIGHTS_NAME
-        if not weights.is_file():  # PEFT itself would unpickle what lies there in its place
-            raise no_safetensors(weights, "it is missing")
         # Adapters upon adapters: the lower ones are merged first.
         base = locate(contract.base, code=code)
-        backbone: Any = _backbone(base, contract.attention, precision, code)
-        backbone = without_copies(
-            PeftModel.from_pretrained(backbone, adapter, is_trainable=trainable)
-        )
-        if not trainable:
-            backbone = backbone.merge_and_unload()
+        frozen = _backbone(base, contract.attention, precision, code)
+        backbone = load_adapter(frozen, adapter, trainable=trainable)
     else:
         # Training keeps float32 weights and computes in the contract's precision. To serve, a
         # decoder's are rounded, for their size; a small encoder's would lose more than they save.
