@@ -177,8 +177,9 @@ def test_two_teachers_together_teach_and_are_released_whole(
     texts = ["some text", "another", "a longer text than those two"]
     served = load(there.encoder_folder("teacher"))
 
+    batcher = Batcher(lambda tokens, _: served.encode_tokens(tokens), budget=8, wait_s=0)
+
     async def batched():
-        batcher = Batcher(lambda tokens, _: served.encode_tokens(tokens), budget=8, wait_s=0)
         return (await batcher.encode(served.prompter(texts, "query"))).rows
 
     np.testing.assert_allclose(asyncio.run(batched()), expected(texts, "query"), atol=1e-5)
