@@ -52,7 +52,8 @@ def model(encoder, tmp_path):
 @pytest.fixture
 def adapted(decoder, tmp_path):
     lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
-    made = create(str(decoder), space="s", pooling="mean", lora=lora, precision="float32")
+    base = shutil.copytree(decoder, tmp_path / "base")
+    made = create(str(base), space="s", pooling="mean", lora=lora, precision="float32")
     save(made, tmp_path / "adapted")
     return tmp_path / "adapted"
 
@@ -74,6 +75,13 @@ def test_pickled_weights_beside_the_right_ones_are_not_looked_at(model, malice):
 def test_a_pickled_adapter_is_refused(adapted, malice):
     (adapted / "adapter" / "adapter_model.safetensors").unlink()
     torch.save({"weight": malice}, adapted / "adapter" / "adapter_model.bin")
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors: is no Safetensors file"):
+        load(adapted)
+
+
+def test_an_adapter_is_refused_before_its_base_is_read(adapted, tmp_path):
+    (adapted / "adapter" / "adapter_model.safetensors").unlink()
+    (tmp_path / "base" / "model.safetensors").unlink()  # it would be the first to be missed
     with pytest.raises(UserError, match=r"adapter_model\.safetensors: is no Safetensors file"):
         load(adapted)
 

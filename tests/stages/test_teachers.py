@@ -176,7 +176,6 @@ def test_two_teachers_together_teach_and_are_released_whole(
     build({"releases": [str(tmp_path / "elsewhere")], "policy": "asymmetric"})
     texts = ["some text", "another", "a longer text than those two"]
     served = load(there.encoder_folder("teacher"))
-
     batcher = Batcher(lambda tokens, _: served.encode_tokens(tokens), budget=8, wait_s=0)
 
     async def batched():

@@ -49,15 +49,16 @@ def is_adapted(backbone: Any) -> bool:
     return isinstance(backbone, PeftModel)
 
 
-def load_adapter(backbone: Any, folder: Path, *, trainable: bool) -> Any:
-    """The backbone with the adapter that `save_adapter` left: on it to train on, else merged.
-
-    Raises:
-        UserError: when there is none in Safetensors.
-    """
+def check_adapter(folder: Path) -> None:
+    """Raises UserError where no weights in Safetensors lie: PEFT itself would unpickle others."""
     weights = folder / SAFETENSORS_WEIGHTS_NAME
-    if not weights.is_file():  # PEFT itself would unpickle what lies there in its place
+    if not weights.is_file():
         raise files.no_safetensors(weights, "it is missing")
+
+
+def load_adapter(backbone: Any, folder: Path, *, trainable: bool) -> Any:
+    """The backbone with the adapter that `save_adapter` left, and `check_adapter` passed: on it to
+    train on, else merged."""
     adapted = PeftModel.from_pretrained(backbone, folder, is_trainable=trainable)
     return _without_copies(adapted) if trainable else adapted.merge_and_unload()
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from stillroom.encoders import sentence_transformers
 from stillroom.encoders.adapter import (
     add_lora,
+    check_adapter,
     is_adapted,
     load_adapter,
     merged_adapter,
@@ -432,6 +433,7 @@ def _ours(
     adapter = folder / ADAPTER
     projection = None
     if adapter.is_dir():
+        check_adapter(adapter)  # before the base is read, which may be large
         # Adapters upon adapters: the lower ones are merged first.
         base = locate(contract.base, code=code)
         frozen = _backbone(base, contract.attention, precision, code)
