@@ -14,9 +14,9 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-import workers
-from faulty import FaultyProxy
-from tiny import tiny_decoder, tiny_encoder
+from support import process_group as workers
+from support.faulty_s3_proxy import FaultyProxy
+from support.tiny_models import tiny_decoder, tiny_encoder
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,12 +48,12 @@ def encoder(tmp_path_factory):
 
 # Begun first, so that two workers end at about the same time.
 LONGEST = (
-    "tests/test_pipeline.py",
-    "tests/learning/test_engine.py",
-    "tests/stages/test_fit.py",
-    "tests/jobs/test_job.py",
-    "tests/serving/test_trouble.py",
-    "tests/serving/test_server.py",
+    "tests/pipeline/test_run.py",
+    "tests/learning/engine/test_engines.py",
+    "tests/training/test_driver.py",
+    "tests/cluster/test_jobs.py",
+    "tests/serving/test_failures.py",
+    "tests/serving/test_local_server.py",
 )
 
 
@@ -84,7 +84,7 @@ def faulty(bucket, tmp_path, monkeypatch):
     proxy = FaultyProxy(os.environ["AWS_ENDPOINT_URL"])
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("stillroom.storage.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("stillroom.storage.object_store.FIRST_WAIT_S", 0.01)
     proxy.root = f"s3://{bucket}/{tmp_path.name}"
     yield proxy
     proxy.stop()

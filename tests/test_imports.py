@@ -112,10 +112,10 @@ def test_only_the_engine_imports_deepspeed():
     ("module", "slow"),
     [
         ("stillroom.cli", {"torch", "transformers", "ray"}),
-        ("stillroom.plan", {"torch", "transformers", "ray"}),
-        ("stillroom.checks", {"torch", "transformers", "ray"}),
-        ("stillroom.measure.render", {"torch", "transformers", "ray"}),
-        ("stillroom.stages.run", {"torch", "transformers", "ray"}),  # nothing may be left to make
+        ("stillroom.pipeline.plan", {"torch", "transformers", "ray"}),
+        ("stillroom.preflight.recipe", {"torch", "transformers", "ray"}),
+        ("stillroom.reports.render", {"torch", "transformers", "ray"}),
+        ("stillroom.pipeline.run", {"torch", "transformers", "ray"}),  # nothing may be left to make
         ("stillroom.serving.router", {"torch", "transformers"}),  # a process of its own
     ],
 )

@@ -70,11 +70,11 @@ def stage(folder, store, near):
     """The stage alone, with Ray on all cores; prints what came of it."""
     import ray.data
 
-    from stillroom.artifacts import Store
     from stillroom.config.corpus import Corpus
     from stillroom.config.scale import Scale
-    from stillroom.stages import corpus as module
-    from stillroom.stages.shards import Sizes
+    from stillroom.stages.corpus import stage as module
+    from stillroom.stages.corpus.shards import Sizes
+    from stillroom.storage.artifacts import Store
 
     content = {
         "sources": {

@@ -6,7 +6,7 @@ Without --data, on docstrings of this environment. DIR is in BEIR layout; where 
 train.jsonl its pairs are the clean text, otherwise half of its passages are.
 
 Half of a collection's texts are tested, planted one by one into pairs under each edit of
-tests/edits.py. "clean" is the share of pairs with nothing planted that are hit all the same:
+tests/support/text_edits.py. "clean" is the share of pairs with nothing planted that are hit all the same:
 real copies among them count as false hits, so it is an upper bound; --show N prints some.
 
 --scale N is about size alone: N answers and 50,000 pairs of words drawn by Zipf's law.
@@ -27,11 +27,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
-from edits import EDITS, edit
-from stillroom.text.decontaminate import Judged, decontaminate
-from stillroom.text.docstrings import docstring_pairs
-from stillroom.text.formats import EvaluationSet, Pair, read_beir, read_pairs
-from stillroom.text.words import words_of
+from stillroom.data.cleaning.decontaminate import Judged, decontaminate
+from stillroom.data.cleaning.word_hashes import words_of
+from stillroom.data.readers.beir import read_beir
+from stillroom.data.readers.docstrings import docstring_pairs
+from stillroom.data.readers.files import read_pairs
+from stillroom.data.readers.records import EvaluationSet, Pair
+from support.text_edits import EDITS, edit
 
 
 def main():

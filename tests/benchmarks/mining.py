@@ -68,9 +68,9 @@ def texts(folder):
 
 
 def ours(folder):
-    from stillroom.mining.search import dot, search, sizes
+    from stillroom.mining.exact import dot, search, sizes
+    from stillroom.mining.known import texts_of
     from stillroom.mining.select import Rule, select
-    from stillroom.stages.negatives import texts_of
 
     passages, queries, answers = texts(folder)
     asked = np.load(folder / "queries.npy", mmap_mode="r")

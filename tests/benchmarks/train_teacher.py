@@ -21,7 +21,7 @@ LORA = {"rank": 16, "alpha": 32, "dropout": 0.0, "targets": "all-linear"}
 
 
 def pairs(count):
-    from stillroom.text.docstrings import docstring_pairs
+    from stillroom.data.readers.docstrings import docstring_pairs
 
     found = list(islice(docstring_pairs(["torch"]), count))
     assert len(found) == count
@@ -32,12 +32,14 @@ def ours(steps):
     """Seconds of each step of our loop, one process, plain torch."""
     import numpy as np
 
-    from stillroom.encoders.packing import pack_attention
-    from stillroom.encoders.store import create
-    from stillroom.learning.batches import Ahead, Order, PairBatches, PairData
-    from stillroom.learning.engine import TorchEngine
+    from stillroom.encoders.files.create import create
+    from stillroom.encoders.layers.packing import pack_attention
+    from stillroom.learning.batches import PairBatches, PairData
+    from stillroom.learning.engine.torch_engine import TorchEngine
     from stillroom.learning.loop import train
-    from stillroom.learning.objectives import Contrastive
+    from stillroom.learning.objectives.contrastive import Contrastive
+    from stillroom.learning.order import Order
+    from stillroom.learning.prefetch import Ahead
 
     encoder = create(
         BASE, space="s", attention="bidirectional", pooling="mean", max_tokens=TOKENS, lora=LORA
@@ -80,8 +82,8 @@ def theirs(steps):
     from sentence_transformers.models import Normalize, Pooling, Transformer
     from transformers import TrainerCallback
 
-    from stillroom.encoders.locate import locate
-    from stillroom.encoders.store import _precision
+    from stillroom.encoders.files.create import _precision
+    from stillroom.encoders.model_names import locate
 
     bf16 = _precision() == "bfloat16"
     transformer = Transformer(

@@ -11,12 +11,12 @@ import pytest
 import ray
 from playwright.sync_api import expect, sync_playwright
 from ray import serve
-from releases import make_release
 
-from stillroom.encoders.showcase import Example, Plane, Showcase, Shown
-from stillroom.encoders.store import load
+from stillroom.encoders.files.load import load
+from stillroom.release.playground_corpus import Example, Plane, Showcase, Shown
 from stillroom.serving.app import build
-from stillroom.serving.auth import ENVIRONMENT
+from stillroom.serving.http.auth import ENVIRONMENT
+from support.tiny_releases import make_release
 
 KEY = {"Authorization": "Bearer secret"}
 MARKUP = "<img src=x onerror=\"document.title='pwned'\"><script>document.title='pwned'</script>"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from langchain_openai import OpenAIEmbeddings
 from llama_index.embeddings.openai import OpenAIEmbedding
-from process import served
-from releases import make_release
 
-from stillroom.encoders.store import load
+from stillroom.encoders.files.load import load
+from support.serve_process import served
+from support.tiny_releases import make_release
 
 TEXTS = ["one text", "another and a longer text, with more words", "naïve 漢字"]
 

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "serving"))
-from cluster import MEANS, hammer, ports_of_a_node, queries, statuses
-from releases import make_release
-
-from head import ROOT, SUBMIT, free_port, started
-from tiny import tiny_decoder, tiny_encoder
+sys.path.append(str(Path(__file__).parents[1]))
+from support.ray_head import ROOT, SUBMIT, free_port, started
+from support.tiny_models import tiny_decoder, tiny_encoder
+from support.tiny_releases import make_release
+from support.two_node_cluster import MEANS, hammer, ports_of_a_node, queries, statuses
 
 WAIT_S = 180
 MEMORY = 200 * 2**20  # of a node's object store

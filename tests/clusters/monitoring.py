@@ -15,11 +15,9 @@ import httpx
 import pytest
 import ray
 import yaml
-from cluster import deploy
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 from ray.cluster_utils import Cluster
-from releases import make_release
 
 from infra.monitored import (
     DASHBOARDS,
@@ -32,9 +30,11 @@ from infra.monitored import (
     grouped,
     selectors,
 )
-from stillroom.config.reading import read_recipe
-from stillroom.plan import pipeline
-from stillroom.stages.run import run
+from stillroom.config.load import read_recipe
+from stillroom.pipeline.plan import pipeline
+from stillroom.pipeline.run import run
+from support.tiny_releases import make_release
+from support.two_node_cluster import deploy
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from head import ROOT, started
-from stillroom.artifacts import Store
-from tiny import tiny_decoder, tiny_encoder
+from stillroom.storage.artifacts import Store
+from support.ray_head import ROOT, started
+from support.tiny_models import tiny_decoder, tiny_encoder
 
 MADE = {  # what each adds to what the ones before it made
     "prepare_corpus": "corpus",

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from head import ROOT
-from stillroom.artifacts import Store
-from tiny import tiny_decoder, tiny_encoder
+from stillroom.storage.artifacts import Store
+from support.ray_head import ROOT
+from support.tiny_models import tiny_decoder, tiny_encoder
 
 STEPS, EVERY = 120, 5
 

@@ -17,13 +17,14 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
 sys.path.append(str(Path(__file__).parents[1]))
-import learner
-from events import events
-from learner import batches, settings, start, uninterrupted
-from stillroom.artifacts import Store
 from stillroom.config.scale import Elastic, Tracking, Workers
-from stillroom.learning.objectives import Contrastive
-from stillroom.stages.fit import Task, fit
+from stillroom.learning.objectives.contrastive import Contrastive
+from stillroom.storage.artifacts import Store
+from stillroom.training.driver import fit
+from stillroom.training.task import Task
+from support import tiny_training as learner
+from support.tensorboard_events import events
+from support.tiny_training import batches, settings, start, uninterrupted
 
 STEPS = 300
 EVERY = 5  # steps between checkpoints

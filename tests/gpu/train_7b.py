@@ -6,7 +6,7 @@
 Bidirectional, LoRA of rank 16 on every linear layer, bfloat16, checkpointed activations, passages
 of 512 tokens; the project's own forwards, objective and engine, with and without GradCache.
 
-MFU is as `stillroom.learning.flops` counts it. HFU counts what the hardware does beside that as
+MFU is as `stillroom.estimates.flops` counts it. HFU counts what the hardware does beside that as
 well: checkpoints compute the forward again, and GradCache's first pass computes it once more. So
 MFU cannot exceed two thirds of HFU with checkpoints, nor half of it with GradCache, too. Padding is
 none: all texts are as long.
@@ -24,17 +24,18 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoModel, MistralConfig, PreTrainedTokenizerFast
 
-from stillroom.encoders.adapter import add_lora
-from stillroom.encoders.backbone import attention_of, checkpoint_activations
 from stillroom.encoders.contract import Contract
-from stillroom.encoders.encode import Encoder
-from stillroom.encoders.prompt import Tokens
-from stillroom.learning.engine import TorchEngine
-from stillroom.learning.flops import Flops, peak_flops
-from stillroom.learning.gradcache import Forwards
-from stillroom.learning.memory import GIB, Training, estimate
-from stillroom.learning.objectives import Contrastive, Pairs
-from stillroom.learning.shape import shape_of
+from stillroom.encoders.encoder import Encoder
+from stillroom.encoders.layers.backbone import attention_of, checkpoint_activations
+from stillroom.encoders.layers.lora import add_lora
+from stillroom.encoders.tokens.prompter import Tokens
+from stillroom.estimates.flops import Flops, peak_flops
+from stillroom.estimates.memory import GIB, Training, estimate
+from stillroom.estimates.model_shape import shape_of
+from stillroom.learning.batch_types import Pairs
+from stillroom.learning.engine.torch_engine import TorchEngine
+from stillroom.learning.forwards import Forwards
+from stillroom.learning.objectives.contrastive import Contrastive
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import yaml
 
 from infra.kustomize import build
 from infra.ray_schema import SPECS
-from stillroom.config.reading import read_recipe
-from stillroom.serving.deploy import validate_serve_yaml
-from stillroom.stages.room import Kind, bundle, places
+from stillroom.cluster.capacity import Kind, bundle, places
+from stillroom.config.load import read_recipe
+from stillroom.serving.yaml_check import validate_serve_yaml
 
 KUBERAY = Path(__file__).parents[2] / "infra" / "kuberay"
 KUBERNETES = "1.37"

@@ -3,16 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.encoders.prompt import NO_TARGET
-from stillroom.encoders.store import create
-from stillroom.learning.batches import (
-    Ahead,
-    Order,
-    PairBatches,
-    PairData,
-    draw_negatives,
-    masked,
-)
+from stillroom.encoders.files.create import create
+from stillroom.encoders.tokens.prompter import NO_TARGET
+from stillroom.learning.batches import PairBatches, PairData, draw_negatives, masked
+from stillroom.learning.order import Order
+from stillroom.learning.prefetch import Ahead
 
 
 def one(n, batch, **how):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from stillroom.encoders.store import create
+from stillroom.encoders.files.create import create
 from stillroom.learning.projection import fit_projection, least_squares
-from tiny import _texts
+from support.tiny_models import _texts
 
 
 @pytest.mark.parametrize("ridge", [1e-4, 0.3, 10.0])

@@ -3,7 +3,7 @@ import pytest
 
 from stillroom.errors import UserError
 from stillroom.mining.cross_encoder import CrossEncoder
-from tiny import tiny_cross_encoder
+from support.tiny_models import tiny_cross_encoder
 
 PAIRS = [("a query", "short"), ("a query", "a passage of many more words " * 60), ("b", "x y z")]
 

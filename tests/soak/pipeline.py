@@ -24,8 +24,9 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.append(str(Path(__file__).parents[1]))
-from stillroom.artifacts import Store, sha256
-from tiny import tiny_decoder, tiny_encoder
+from stillroom.storage.artifacts import Store
+from stillroom.storage.object_store import sha256
+from support.tiny_models import tiny_decoder, tiny_encoder
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "jobs" / "recipes" / "tiny.yaml"

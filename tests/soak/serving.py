@@ -7,9 +7,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "serving"))
-from cluster import deploy, hammer, queries, running, statuses, two_nodes
-from releases import make_release
+sys.path.append(str(Path(__file__).parents[1]))
+from support.tiny_releases import make_release
+from support.two_node_cluster import deploy, hammer, queries, running, statuses, two_nodes
 
 SCALE = {
     "min": 1, "max": 3, "target_ongoing": 2, "up_delay_s": 0, "down_delay_s": 1, "look_back_s": 1,

@@ -11,21 +11,25 @@ import pytest
 import ray
 import torch
 
-from stillroom.artifacts import Store
 from stillroom.config.corpus import Corpus
-from stillroom.config.models import Student
 from stillroom.config.recipe import Vectors
 from stillroom.config.scale import Scale
+from stillroom.config.student import Student
 from stillroom.encoders.contract import Contract, Terms
-from stillroom.encoders.store import create, load, save
+from stillroom.encoders.files.create import create
+from stillroom.encoders.files.load import load
+from stillroom.encoders.files.save import save
 from stillroom.errors import UserError
-from stillroom.learning.distillation import Distillation
-from stillroom.learning.engine import TorchEngine
+from stillroom.learning.engine.torch_engine import TorchEngine
 from stillroom.learning.loop import train
-from stillroom.stages.batches import taught_batches
-from stillroom.stages.corpus import CorpusFiles, corpus
+from stillroom.learning.objectives.distillation import Distillation
+from stillroom.stages.corpus.artifact import CorpusFiles
+from stillroom.stages.corpus.stage import corpus
 from stillroom.stages.student import bare, fit_start, go_on, start
-from stillroom.stages.vectors import Taught, fresh, stored, vectors
+from stillroom.stages.training_batches import taught_batches
+from stillroom.stages.vectors.stage import vectors
+from stillroom.stages.vectors.teacher_vectors import Taught, fresh, stored
+from stillroom.storage.artifacts import Store
 
 STEPS = 30
 PROMPTS = {"query": "find: ", "passage": ""}

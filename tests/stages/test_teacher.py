@@ -5,17 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stillroom.artifacts import Store
 from stillroom.config.corpus import Corpus
-from stillroom.config.models import Joint, Mntp
-from stillroom.config.reading import read_recipe
+from stillroom.config.load import read_recipe
+from stillroom.config.phases import Joint, Mntp
 from stillroom.config.scale import Scale
 from stillroom.encoders.contract import Contract
-from stillroom.encoders.store import load, merged, save
-from stillroom.learning.engine import TorchEngine
+from stillroom.encoders.files.load import load
+from stillroom.encoders.files.save import merged, save
+from stillroom.learning.engine.torch_engine import TorchEngine
 from stillroom.learning.loop import train
-from stillroom.stages.corpus import CorpusFiles, corpus
+from stillroom.stages.corpus.artifact import CorpusFiles
+from stillroom.stages.corpus.stage import corpus
 from stillroom.stages.teacher import parts, start
+from stillroom.storage.artifacts import Store
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 SMALL = sorted([*RECIPES.glob("*-smollm2.yaml"), RECIPES / "e5-minilm.yaml"])

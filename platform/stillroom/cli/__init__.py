@@ -8,13 +8,13 @@ from pathlib import Path
 
 from rich.logging import RichHandler
 
-# isort: off
-from stillroom.cli import recipes, submit, models, export, runs, data  # noqa: F401  (the order of --help)
-
-# isort: on
-from stillroom import logs
 from stillroom.cli.app import app, err
 from stillroom.errors import UserError
+from stillroom.observability import log_context as logs
+
+# isort: off
+# isort: on
+
 
 __all__ = ["app", "main"]
 

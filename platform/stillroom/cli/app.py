@@ -21,17 +21,27 @@ app = typer.Typer(
     help="Distil a large text embedder into a small one, on your own data, and serve both.\n\n"
     "Add --debug to any command to see where an error came from.",
 )
+
 runs_app = typer.Typer()
+
 app.add_typer(runs_app, name="runs", invoke_without_command=True)
+
 data_app = typer.Typer(no_args_is_help=True, help="Look at data, clean it, have some written.")
+
 app.add_typer(data_app, name="data")
+
 out = Console()
+
 err = Console(stderr=True)
+
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")]
+
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Overrides of its fields.")
 ]
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
 Root = Annotated[
     str, typer.Option(envvar="STILLROOM_ROOT", help="Where artifacts live: a folder or a URI.")
 ]
@@ -70,6 +80,7 @@ def lasting(root: str) -> str:
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python that the model brings with it.")
 ]
+
 KeyVariable = Annotated[
     str | None,
     typer.Option(
@@ -86,12 +97,12 @@ def load_model(
     Args:
         key_variable: lets an API be asked, whose answers are kept under the root.
     """
-    from stillroom.artifacts import Store
-    from stillroom.encoders.locate import locate, of_artifact
-    from stillroom.encoders.remote import Access
-    from stillroom.encoders.runtimes import Exported, is_exported
-    from stillroom.encoders.store import load
-    from stillroom.endpoint import key_in
+    from stillroom.encoders.api_encoder import Access
+    from stillroom.encoders.export.runtimes import Exported, is_exported
+    from stillroom.encoders.files.load import load
+    from stillroom.encoders.model_names import locate, of_artifact
+    from stillroom.openai_client.client import key_in
+    from stillroom.storage.artifacts import Store
 
     store = Store(root)
     named = of_artifact(model, store)
@@ -106,7 +117,7 @@ def load_model(
 
 
 def print_report(report: dict[str, Any]) -> None:
-    from stillroom.measure.render import small_table, table
+    from stillroom.reports.render import small_table, table
 
     tables: dict[str | None, list[list[str]]] = {None: table(report)}
     for name, model in report["models"].items():

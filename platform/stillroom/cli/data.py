@@ -40,10 +40,10 @@ def describe(
 
     Example: stillroom data describe pairs.jsonl --model student/quickstart --html pairs.html
     """
-    from stillroom.artifacts import Store
-    from stillroom.encoders.locate import of_artifact
-    from stillroom.encoders.tokens import token_counter
-    from stillroom.measure import describe as described
+    from stillroom.encoders.model_names import of_artifact
+    from stillroom.encoders.tokens.count import token_counter
+    from stillroom.reports import describe as described
+    from stillroom.storage.artifacts import Store
 
     count = None if model is None else token_counter(of_artifact(model, Store(root)))
     found = described.describe(path, model=model, count=count)
@@ -78,19 +78,19 @@ def synthesize(
 
     Example: stillroom data synthesize my-recipe.yaml --dry-run
     """
-    from stillroom.config.reading import read_recipe
-    from stillroom.plan import synthetic
+    from stillroom.config.load import read_recipe
+    from stillroom.pipeline.plan import synthetic
 
     read = read_recipe(recipe, overrides or [])
     steps = synthetic(read)
     if not steps:
         raise UserError(recipe, "has no corpus.synthetic", "Add the section")
     if dry_run:
-        from stillroom.stages.synthetic import estimate
+        from stillroom.stages.synthetic.stage import estimate
 
         _print_estimate(estimate(**steps[0].args), as_json)
         return
-    from stillroom.stages.run import run as produce_all
+    from stillroom.pipeline.run import run as produce_all
 
     with stdout_to_stderr() if as_json else contextlib.nullcontext():
         [produced] = produce_all(read, steps)
@@ -151,10 +151,10 @@ def decontaminate(
     """
     if report is not None and report.suffix not in (".html", ".json"):
         raise UserError(f"--report {report}", "is neither HTML nor JSON", "Name it so")
-    from stillroom.measure.contamination import render
-    from stillroom.measure.sets import read_sets
-    from stillroom.text.contamination import clean_files
-    from stillroom.text.decontaminate import Judged
+    from stillroom.data.cleaning.contamination import clean_files
+    from stillroom.data.cleaning.decontaminate import Judged
+    from stillroom.data.readers.beir import read_sets
+    from stillroom.reports.contamination import render
 
     sets: dict[str, Any] = {}
     for folder in against:

@@ -19,12 +19,15 @@ from stillroom.cli.app import (
 from stillroom.errors import UserError
 
 if TYPE_CHECKING:
-    from stillroom.text.records import EvaluationSet
+    from stillroom.data.readers.records import EvaluationSet
+
 
 FORMATS = "sentence-transformers, onnx, onnx-int8, onnx-int8-static, openvino or openvino-int8."
+
 # What is compared where nothing is given: texts of packages that are always there, summaries and
 # what follows them.
 DOCUMENTED = ("numpy", "pydantic", "typer")
+
 BUILT_IN = 200  # pairs
 
 
@@ -63,11 +66,11 @@ def export(
     if folder.exists():
         raise UserError(f"--out {folder}", "is there already", "Name a new folder")
     sets, origin = _compared(data, texts)
-    from stillroom.artifacts import Store
-    from stillroom.encoders.export import whole
-    from stillroom.encoders.store import weights_of
-    from stillroom.stages.exports import exported
-    from stillroom.stages.model_card import artifact_of, write_card
+    from stillroom.encoders.export.formats import whole
+    from stillroom.encoders.files.load import weights_of
+    from stillroom.evaluation.checked_export import exported
+    from stillroom.reports.model_card import artifact_of, write_card
+    from stillroom.storage.artifacts import Store
 
     with stdout_to_stderr() if as_json else contextlib.nullcontext():
         loaded = load_model(model, root, trust_remote_code=trust_remote_code)
@@ -99,8 +102,8 @@ def _compared(data: Path | None, texts: Path | None) -> "tuple[dict[str, Evaluat
     Raises:
         UserError: when there is nothing to read.
     """
-    from stillroom.measure.sets import read_sets
-    from stillroom.text.records import EvaluationSet
+    from stillroom.data.readers.beir import read_sets
+    from stillroom.data.readers.records import EvaluationSet
 
     if data is not None and texts is not None:
         raise UserError("--texts", "is given beside --data", "Give one of them")
@@ -118,7 +121,7 @@ def _compared(data: Path | None, texts: Path | None) -> "tuple[dict[str, Evaluat
             raise UserError(f"--texts {texts}", "holds no text", "Write a text a line")
         # As queries and as passages, since a prompt may come before either.
         return {texts.stem: EvaluationSet(by_id, by_id, {})}, str(texts)
-    from stillroom.text.docstrings import docstring_pairs
+    from stillroom.data.readers.docstrings import docstring_pairs
 
     pairs = list(docstring_pairs(DOCUMENTED))
     pairs = pairs[:: max(1, len(pairs) // BUILT_IN)]

@@ -47,11 +47,11 @@ def evaluate(
     if not all(size.strip().isdecimal() for size in dims.split(",") if dims):
         raise UserError("--dims", f"{dims!r} is no list of sizes", "Write it as 128,64")
     others = [int(size) for size in dims.split(",") if dims]
-    from stillroom.measure.sets import read_sets
+    from stillroom.data.readers.beir import read_sets
 
     sets = read_sets(data)
-    from stillroom.measure.model import encode_asymmetric, encode_sets, entry, shared_dims
-    from stillroom.measure.small_vectors import measure_small, sizes_to_measure
+    from stillroom.evaluation.evaluate import encode_asymmetric, encode_sets, entry, shared_dims
+    from stillroom.evaluation.small_vectors import measure_small, sizes_to_measure
 
     load = functools.partial(
         load_model, root=root, trust_remote_code=trust_remote_code, key_variable=key_variable
@@ -76,7 +76,7 @@ def evaluate(
         "models": {name: {**measured, "vectors": measure_small(encoded, sets, sizes)}},
     }
     if html is not None:
-        from stillroom.measure.render import evaluation_page
+        from stillroom.reports.render import evaluation_page
 
         html.write_text(evaluation_page(report, name), encoding="utf-8")
     if json_out is None:
@@ -160,7 +160,7 @@ def mine(
 
     Example: stillroom mine teacher/quickstart --pairs pairs.jsonl --out triplets.jsonl
     """
-    from stillroom.config.reading import validated
+    from stillroom.config.load import validated
     from stillroom.config.recipe import Negatives
     from stillroom.config.scale import Scale
 
@@ -179,8 +179,8 @@ def mine(
     pool = {"actors": actors, "cpus": cpus, "gpus": gpus}
     parts = {"vectors": pool, "negatives": {**pool, "memory_gib": memory}}
     scale = validated(Scale, parts, "stillroom mine")
-    from stillroom.stages.connection import disconnect
-    from stillroom.stages.mine import mine_files
+    from stillroom.cluster.session import disconnect
+    from stillroom.stages.negatives.files import mine_files
 
     with stdout_to_stderr() if as_json else contextlib.nullcontext():
         summary = mine_files(
@@ -223,7 +223,7 @@ def serve(
 
     Example: stillroom serve release/quickstart --port 8000
     """
-    from stillroom.serving.app import serve_release
+    from stillroom.serving.local_server import serve_release
 
     keys = None if keys_file is None else str(keys_file.resolve())
     serve_release(

@@ -38,9 +38,9 @@ def run(
 
     Example: stillroom run jobs/recipes/quickstart.yaml student.phases.0.steps=200
     """
-    from stillroom.checks import check_recipe
-    from stillroom.config.reading import read_recipe
-    from stillroom.plan import pipeline
+    from stillroom.config.load import read_recipe
+    from stillroom.pipeline.plan import pipeline
+    from stillroom.preflight.recipe import check_recipe
 
     if dry_run:
         plan(recipe, overrides, gate=gate, as_json=as_json)
@@ -50,7 +50,7 @@ def run(
         lasting(read.root)
     steps = selected(pipeline(read, gate=gate), until, only)
     check_recipe(read, steps)
-    from stillroom.stages.run import run as produce_all
+    from stillroom.pipeline.run import run as produce_all
 
     done = []
     with stdout_to_stderr() if as_json else contextlib.nullcontext():
@@ -60,7 +60,7 @@ def run(
                 took = "exists already" if produced.reused else f"{produced.seconds:,.0f} s"
                 out.print(f"[bold]{produced.step.stage:10}[/] {produced.artifact.ref}  {took}")
         if not all(produced.reused for produced in done):
-            from stillroom.stages.connection import disconnect
+            from stillroom.cluster.session import disconnect
 
             disconnect()  # only then has the last line of a worker been printed
     summary = _summary(done)
@@ -127,9 +127,9 @@ def plan(
 
     Example: stillroom plan jobs/recipes/quickstart.yaml student.phases.0.learning_rate=1e-4
     """
-    from stillroom.artifacts import Store
-    from stillroom.config.reading import read_recipe
-    from stillroom.plan import pipeline, why
+    from stillroom.config.load import read_recipe
+    from stillroom.pipeline.plan import pipeline, why
+    from stillroom.storage.artifacts import Store
 
     read = read_recipe(recipe, overrides or [])
     store = Store(read.root)
@@ -168,16 +168,16 @@ def check(
     Example: stillroom check my-recipe.yaml
     Example: stillroom check jobs/recipes/e5-mistral-7b.yaml --cost --texts 4000000
     """
-    from stillroom.checks import check_recipe
-    from stillroom.config.reading import read_recipe
-    from stillroom.plan import pipeline
+    from stillroom.config.load import read_recipe
+    from stillroom.pipeline.plan import pipeline
+    from stillroom.preflight.recipe import check_recipe
 
     read = read_recipe(recipe, overrides or [])
     if not cost and (mfu is not None or texts is not None):
         option = "--mfu" if mfu is not None else "--texts"
         raise UserError(option, "says nothing without --cost", "Add --cost, or leave it out")
     if cost:
-        from stillroom.costs import MFU, costs
+        from stillroom.preflight.costs import MFU, costs
 
         _print_costs(costs(read, mfu=MFU if mfu is None else mfu, texts=texts), as_json)
         return
@@ -190,7 +190,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     Example: stillroom doctor
     """
-    from stillroom.checks import examine_machine
+    from stillroom.preflight.machine import examine_machine
 
     findings = list(examine_machine())
     _print_findings(findings, as_json)

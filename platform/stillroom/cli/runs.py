@@ -29,7 +29,7 @@ def runs(
     """
     if context.invoked_subcommand is not None:
         return
-    from stillroom.artifacts import Store
+    from stillroom.storage.artifacts import Store
 
     found = [a for a in Store(root).published() if name is None or a.name == name]
     rows = [
@@ -65,9 +65,9 @@ def show(
 
     Example: stillroom runs show 20260131-120000-1a2b --svg run.svg
     """
-    from stillroom import journal
-    from stillroom.artifacts import Store
-    from stillroom.measure import timeline as lines
+    from stillroom.observability import run_journal as journal
+    from stillroom.observability import timeline as lines
+    from stillroom.storage.artifacts import Store
 
     store = Store(root)
     ids = journal.runs(store)[:LISTED] if run is None else [journal.find(store, run)]
@@ -123,7 +123,7 @@ def prune(
 
     Example: stillroom runs prune --yes
     """
-    from stillroom.artifacts import Store
+    from stillroom.storage.artifacts import Store
 
     store = Store(root)
     doomed = superseded(store.published())

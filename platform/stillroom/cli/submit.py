@@ -55,7 +55,7 @@ def submit(
 
     Example: stillroom submit my.yaml root=s3://bucket/runs --address http://HEAD:8265 --follow
     """
-    from stillroom.config.reading import read_recipe
+    from stillroom.config.load import read_recipe
 
     read = read_recipe(recipe, overrides or [])
     words = [*(overrides or []), *_stages(until, only), *([] if gate else ["--no-gate"])]
@@ -63,7 +63,7 @@ def submit(
     if not any(word.startswith("root=") for word in words):
         words.append(f"root={root}")
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray is imported
-    from stillroom.stages.job import MIB, Cluster, Job, environment, sent
+    from stillroom.cluster.jobs import MIB, Cluster, Job, environment, sent
 
     inside = os.path.relpath(recipe, working_dir)
     command = ("python", "-m", "stillroom.cli", "run", inside, *words)
@@ -125,7 +125,7 @@ def submit(
 
 def _stages(until: str | None, only: str | None) -> Iterator[str]:
     """The options as `run` takes them."""
-    from stillroom.plan import VERSIONS
+    from stillroom.pipeline.plan import VERSIONS
 
     for option, stage in (("--until", until), ("--only", only)):
         if stage is not None and stage not in VERSIONS:
@@ -139,7 +139,7 @@ def _in_the_clear(address: str) -> bool:
     Raises:
         UserError: when it is no address of a job server.
     """
-    from stillroom.serving.auth import is_loopback
+    from stillroom.serving.http.auth import is_loopback
 
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
-from stillroom.config.section import Kind, Name, Section, Task
+from stillroom.config.base import Kind, Name, Section, Task
 from stillroom.config.synthetic import Synthetic
 
 

@@ -11,18 +11,12 @@ from pydantic import (
     model_validator,
 )
 
+from stillroom.config.base import Kind, Name, Section, Share
 from stillroom.config.corpus import Corpus
-from stillroom.config.models import (
-    Contrastive,
-    Joint,
-    Optimisation,
-    PairTraining,
-    Student,
-    Teacher,
-    mines,
-)
+from stillroom.config.phases import Contrastive, Joint, Optimisation, PairTraining, mines
 from stillroom.config.scale import Scale, Workers
-from stillroom.config.section import Kind, Name, Section, Share
+from stillroom.config.student import Student
+from stillroom.config.teacher import Teacher
 
 
 class Vectors(Section):
@@ -89,6 +83,7 @@ class Report(Section):
 
 
 Small = Literal["float16", "int8", "binary", "binary+rescoring"]
+
 ExportFormat = Literal[
     "sentence-transformers", "onnx", "onnx-int8", "onnx-int8-static", "openvino", "openvino-int8"
 ]

@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from stillroom.config.section import Section
+from stillroom.config.base import Section
 from stillroom.config.synthetic import Budget
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from stillroom.config.section import Kind, Name, Section, Task
+from stillroom.config.base import Kind, Name, Section, Task
 
 
 class Budget(Section):

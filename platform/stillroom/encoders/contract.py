@@ -9,11 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from stillroom.errors import UserError
 
 Role = Literal["query", "passage"]
+
 Architecture = Literal["decoder", "encoder"]
+
 Attention = Literal["causal", "bidirectional"]
+
 Pooling = Literal["mean", "weighted_mean", "last", "cls", "latent"]
+
 Precision = Literal["float32", "bfloat16", "float16"]
+
 Combine = Literal["concatenate", "average"]
+
 # A text of more tokens than there is room for: its end is cut off, its beginning, or it is refused.
 Overlong = Literal["cut", "cut_left", "refuse"]
 

@@ -2,132 +2,16 @@
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from stillroom.encoders.contract import Prompts, Role
-from stillroom.encoders.prompt import NO_TARGET, Cloze, Prompter, Tokens
-from stillroom.learning.objectives import Pairs, PairsAndClozes, Texts
-
-WINDOW = 32  # batches within which `by_length` sorts
-
-# --- order ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Order:
-    """Which rows a step takes.
-
-    Every source is read in epochs, each a fresh permutation of its rows. The union over the
-    workers does not depend on how many there are, so a run may resume on another number of them.
-
-    Args:
-        source: of each row, int, (n,).
-        weights: share of the batches that each source gets, (sources,); None: by size.
-        one_source: a batch's rows are all of one source.
-        lengths: of each row's text; batches then hold rows of like length. None: any.
-        temperature: without weights, shares are as sizes ** (1 / temperature): above 1, small
-            sources are read more often (arXiv 1907.05019).
-    """
-
-    source: np.ndarray
-    seed: int
-    global_batch: int
-    weights: Sequence[float] | None = None
-    one_source: bool = True
-    lengths: np.ndarray | None = None
-    temperature: float = 1.0
-    _drawn: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
-    # The epoch that each source was last read in: a permutation serves all of its steps.
-    _read: dict[int, tuple[int, np.ndarray]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
-
-    @cached_property
-    def rows(self) -> list[np.ndarray]:
-        """Rows of each source."""
-        sources = max(len(self.weights or ()), int(self.source.max()) + 1)
-        return [np.flatnonzero(self.source == s) for s in range(sources)]
-
-    @cached_property
-    def shares(self) -> np.ndarray:
-        """How likely each source is, adding up to 1."""
-        sizes = np.array([len(rows) for rows in self.rows])
-        by_size = np.where(sizes, sizes ** (1 / self.temperature), 0)
-        weights = by_size if self.weights is None else np.where(sizes, self.weights, 0)
-        return weights / weights.sum()
-
-    def at(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
-        """The rows that a worker takes: int64, (global_batch / world,)."""
-        everyone = self._one(step) if self.one_source else self._mixed(step)
-        return everyone[rank::world]
-
-    def _one(self, step: int) -> np.ndarray:
-        chosen = self._choices(step + 1)
-        source = int(chosen[step])
-        nth = int((chosen[:step] == source).sum())  # batch of that source
-        size = len(self.rows[source])
-        if size < self.global_batch:  # a batch is more than an epoch
-            return self._stream(source, nth * self.global_batch, (nth + 1) * self.global_batch)
-        # Epochs are cut to whole batches, so that no batch holds a row twice.
-        epoch, start = divmod(nth * self.global_batch, size - size % self.global_batch)
-        return self._epoch(source, epoch)[start : start + self.global_batch]
-
-    def _mixed(self, step: int) -> np.ndarray:
-        chosen = self._choices((step + 1) * self.global_batch)
-        before, now = np.split(chosen, [step * self.global_batch])
-        rows = np.empty(self.global_batch, dtype=np.int64)
-        for source in np.unique(now):
-            start, places = int((before == source).sum()), now == source
-            rows[places] = self._stream(source, start, start + int(places.sum()))
-        return rows
-
-    def _choices(self, count: int) -> np.ndarray:
-        """The source of each of the first `count` draws; longer lists begin with shorter ones."""
-        if len(self.shares) == 1:
-            return np.zeros(count, dtype=np.int64)
-        kept = self._drawn.get(0)
-        if kept is None or len(kept) < count:
-            uniform = np.random.default_rng([self.seed, 0]).random(2 * count)
-            kept = np.searchsorted(np.cumsum(self.shares)[:-1], uniform, side="right")
-            self._drawn[0] = kept
-        return kept[:count]
-
-    def _epoch(self, source: int, epoch: int) -> np.ndarray:
-        read = self._read.get(source)
-        if read is None or read[0] != epoch:
-            read = self._read[source] = (epoch, self._permuted(source, epoch))
-        return read[1]
-
-    def _permuted(self, source: int, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng([self.seed, 1, source, epoch])
-        order = rng.permutation(self.rows[source])
-        if self.lengths is None:
-            return order
-        window = WINDOW * self.global_batch
-        batches: list[np.ndarray] = []
-        whole = len(order) - len(order) % self.global_batch
-        for start in range(0, whole, window):
-            part = order[start : min(start + window, whole)]
-            part = part[np.argsort(self.lengths[part], kind="stable")]
-            batches += np.split(part, len(part) // self.global_batch)
-        rest = order[whole:]
-        return np.concatenate([*(batches[i] for i in rng.permutation(len(batches))), rest])
-
-    def _stream(self, source: int, start: int, stop: int) -> np.ndarray:
-        """Places start … stop of the source's epochs, one after the other."""
-        size = len(self.rows[source])
-        first, last = start // size, (stop - 1) // size
-        epochs = [self._epoch(source, epoch) for epoch in range(first, last + 1)]
-        return np.concatenate(epochs)[start - first * size : stop - first * size]
-
-
-# --- data -----------------------------------------------------------------------------------
+from stillroom.encoders.tokens.prompter import NO_TARGET, Cloze, Prompter, Tokens
+from stillroom.learning.batch_types import Pairs, PairsAndClozes, Texts
+from stillroom.learning.order import Order
 
 
 class Rows(Protocol):
@@ -395,24 +279,3 @@ class JointBatches:
 
     def __call__(self, step: int) -> PairsAndClozes:
         return PairsAndClozes(self.pairs(step), self.generation(step))
-
-
-class Ahead:
-    """Batches made by a thread while the step before them is computed; the same, in any order.
-
-    Fast tokenizers let go of Python's lock, so that one core does it beside the others.
-    """
-
-    def __init__(self, batches: Any, steps: int, depth: int = 2):
-        self.batches, self.steps, self.depth = batches, steps, depth
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self.waiting: dict[int, Any] = {}
-
-    def ids(self, step: int) -> np.ndarray:
-        return self.batches.ids(step)
-
-    def __call__(self, step: int) -> Any:
-        for ahead in range(step, min(step + self.depth + 1, self.steps)):
-            if ahead not in self.waiting:
-                self.waiting[ahead] = self.pool.submit(self.batches, ahead)
-        return self.waiting.pop(step).result()

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from stillroom.learning.engine import Engine
-from stillroom.learning.flops import Flops
+from stillroom.estimates.flops import Flops
+from stillroom.learning.engine.base import Engine
+from stillroom.learning.forwards import Forwards
 from stillroom.learning.gather import world
-from stillroom.learning.gradcache import Forwards
-from stillroom.learning.objectives import Objective
+from stillroom.learning.objectives.contrastive import Objective
 
 SCORE = "ndcg@10"  # the figure that `evaluate` gives a step
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from stillroom.encoders.encode import Encoder, micro_batches
-from stillroom.encoders.prompt import Tokens, pad
+from stillroom.encoders.encoder import Encoder, micro_batches
+from stillroom.encoders.tokens.prompter import Tokens, pad
 
 Tensor = torch.Tensor
 

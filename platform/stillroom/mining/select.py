@@ -7,13 +7,21 @@ from typing import Literal
 import numpy as np
 
 POSITIVE = "the positive"
+
 KNOWN = "a copy of it or another positive of the query"
+
 BARRED = "of an evaluation set"
+
 GIVEN = "given already"
+
 CLOSE = "too close to the positive"
+
 ABOVE = "above the ceiling"
+
 REPEATED = "a copy of a better one"
+
 SKIPPED = "skipped"
+
 REASONS = (POSITIVE, KNOWN, BARRED, GIVEN, CLOSE, ABOVE, REPEATED, SKIPPED)
 
 

@@ -4,7 +4,6 @@ No `from __future__ import annotations` here: Ray Serve reads the types of a dep
 """
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
@@ -12,35 +11,23 @@ from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
 from stillroom.encoders.contract import Role, Terms
-from stillroom.serving.access import AccessLog
-from stillroom.serving.auth import Guard, Keys
-from stillroom.serving.dispatch import Dispatcher, Model
+from stillroom.release.reader import Release
 from stillroom.serving.errors import ApiError
-from stillroom.serving.limits import Limits
-from stillroom.serving.local import Local
-from stillroom.serving.metrics import Metrics, Seen
-from stillroom.serving.playground import Playground, mounted
-from stillroom.serving.policies import RESTART_AFTER_S, Facts, policy_dims
-from stillroom.serving.release import Release
-from stillroom.serving.request import Ask, Encoded, Token
-from stillroom.serving.routes import Door
-from stillroom.serving.shadow import Sampler, ShadowMetrics, ShadowOptions
-from stillroom.serving.tracing import sending
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A replica's vectors, and who made them."""
-
-    encoded: Encoded
-    model: str  # the encoder
-
-    def headers(self) -> dict[str, str]:
-        return {
-            "x-stillroom-model": self.model,
-            "x-stillroom-space": self.encoded.space,
-            "x-stillroom-release": self.encoded.release,
-        }
+from stillroom.serving.http.access_log import AccessLog
+from stillroom.serving.http.auth import Guard, Keys
+from stillroom.serving.http.limits import Limits
+from stillroom.serving.http.server import Door
+from stillroom.serving.messages import RESTART_AFTER_S, Ask, Token
+from stillroom.serving.playground.routes import mounted
+from stillroom.serving.playground.service import Playground
+from stillroom.serving.replica.in_process import Local
+from stillroom.serving.routing.catalogue import Model
+from stillroom.serving.routing.dispatch import Dispatcher
+from stillroom.serving.routing.policies import Facts, policy_dims
+from stillroom.serving.routing.shadow import Sampler, ShadowMetrics, ShadowOptions
+from stillroom.serving.service import Answer
+from stillroom.serving.telemetry.metrics import Metrics, Seen
+from stillroom.serving.telemetry.tracing import sending
 
 
 @serve.deployment

@@ -13,17 +13,19 @@ import psutil
 import ray
 import torch
 
-from stillroom.artifacts import Artifact, Draft, atomic_json
-from stillroom.config.models import Student
-from stillroom.config.reading import validated
+from stillroom.cluster.capacity import asks, require
+from stillroom.config.load import validated
 from stillroom.config.recipe import Report as Section
 from stillroom.config.scale import Scale
+from stillroom.config.student import Student
+from stillroom.data.cleaning.sampling import evenly
 from stillroom.encoders.contract import Contract, Terms, cannot_share_index
-from stillroom.encoders.embedder import Embedder, prefix
-from stillroom.encoders.encode import Encoder
-from stillroom.encoders.quantise import Calibration, write_calibrations
-from stillroom.encoders.store import create, load
-from stillroom.measure.model import (
+from stillroom.encoders.encoder import Encoder
+from stillroom.encoders.files.create import create
+from stillroom.encoders.files.load import load
+from stillroom.encoders.interface import Embedder, prefix
+from stillroom.encoders.vectors.quantise import Calibration, write_calibrations
+from stillroom.evaluation.evaluate import (
     Encoded,
     asymmetric,
     encode_sets,
@@ -32,13 +34,12 @@ from stillroom.measure.model import (
     retention,
     shared_dims,
 )
-from stillroom.measure.render import render
-from stillroom.measure.small_vectors import measure_small
-from stillroom.stages.api import remote_of
-from stillroom.stages.corpus import CorpusFiles, evaluation_sets
-from stillroom.stages.room import asks, require
+from stillroom.evaluation.small_vectors import measure_small
+from stillroom.reports.render import render
+from stillroom.stages.api_teacher import remote_of
+from stillroom.stages.corpus.artifact import CorpusFiles, evaluation_sets
 from stillroom.stages.student import bare
-from stillroom.text.split import evenly
+from stillroom.storage.artifacts import Artifact, Draft, atomic_json
 
 CALIBRATED_ON = 1024  # of the corpus's passages
 

@@ -10,25 +10,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from stillroom.artifacts import Artifact, Draft, Store
-from stillroom.config.models import Student as Section
-from stillroom.config.models import StudentPhase
 from stillroom.config.scale import Scale, TeacherApi
-from stillroom.encoders.backbone import set_dropout
+from stillroom.config.student import Student as Section
+from stillroom.config.student import StudentPhase
+from stillroom.data.cleaning.sampling import evenly
 from stillroom.encoders.contract import Role, Terms
-from stillroom.encoders.encode import Encoder
-from stillroom.encoders.prompt import Tokens
-from stillroom.encoders.store import create, load
+from stillroom.encoders.encoder import Encoder
+from stillroom.encoders.files.create import create
+from stillroom.encoders.files.load import load
+from stillroom.encoders.layers.backbone import set_dropout
+from stillroom.encoders.tokens.prompter import Tokens
 from stillroom.errors import UserError
 from stillroom.learning.batches import Rows
-from stillroom.learning.distillation import Distillation
+from stillroom.learning.objectives.distillation import Distillation
 from stillroom.learning.projection import fit_projection
-from stillroom.stages.api import remote_of
-from stillroom.stages.batches import taught_batches
-from stillroom.stages.corpus import CorpusFiles, evaluation_sets
-from stillroom.stages.fit import Task, fit
-from stillroom.stages.vectors import Taught, Teaching, fresh, stored
-from stillroom.text.split import evenly
+from stillroom.stages.api_teacher import remote_of
+from stillroom.stages.corpus.artifact import CorpusFiles, evaluation_sets
+from stillroom.stages.training_batches import taught_batches
+from stillroom.stages.vectors.teacher_vectors import Taught, Teaching, fresh, stored
+from stillroom.storage.artifacts import Artifact, Draft, Store
+from stillroom.training.driver import fit
+from stillroom.training.task import Task
 
 FITTED_ON = 1024  # queries, and as many passages
 

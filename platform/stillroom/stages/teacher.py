@@ -6,21 +6,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stillroom.artifacts import Artifact, Draft
-from stillroom.config.models import Contrastive, Joint, Mntp, Phase, Simcse
-from stillroom.config.models import Teacher as Section
+from stillroom.config.phases import Contrastive, Joint, Mntp, Phase, Simcse
 from stillroom.config.scale import Scale
-from stillroom.encoders.backbone import set_dropout
-from stillroom.encoders.combined import CombinedEncoder
+from stillroom.config.teacher import Teacher as Section
 from stillroom.encoders.contract import Contract
-from stillroom.encoders.encode import Encoder
-from stillroom.encoders.locate import of_artifact
-from stillroom.encoders.store import combine, create, load, save
-from stillroom.learning import objectives
-from stillroom.stages import batches
-from stillroom.stages.api import contract_of
-from stillroom.stages.corpus import evaluation_sets
-from stillroom.stages.fit import Task, fit
+from stillroom.encoders.encoder import Encoder
+from stillroom.encoders.ensemble import CombinedEncoder
+from stillroom.encoders.files.create import combine, create
+from stillroom.encoders.files.load import load
+from stillroom.encoders.files.save import save
+from stillroom.encoders.layers.backbone import set_dropout
+from stillroom.encoders.model_names import of_artifact
+from stillroom.learning.objectives import contrastive as objectives
+from stillroom.learning.objectives import token_prediction
+from stillroom.stages import training_batches as batches
+from stillroom.stages.api_teacher import contract_of
+from stillroom.stages.corpus.artifact import evaluation_sets
+from stillroom.storage.artifacts import Artifact, Draft
+from stillroom.training.driver import fit
+from stillroom.training.task import Task
 
 
 def teacher(
@@ -68,7 +72,9 @@ def parts(
     """What a phase minimises, and its batches as a function of (encoder, place)."""
     match phase:
         case Mntp():
-            return objectives.Mntp(), functools.partial(batches.masked_batches, corpus, phase, seed)
+            return token_prediction.Mntp(), functools.partial(
+                batches.masked_batches, corpus, phase, seed
+            )
         case Simcse():
             return (
                 objectives.Simcse(phase.temperature),
@@ -76,7 +82,7 @@ def parts(
             )
         case Joint():
             return (
-                objectives.Joint(
+                token_prediction.Joint(
                     _contrastive(phase), phase.generation_weight, phase.generation_loss
                 ),
                 functools.partial(batches.joint_batches, corpus, negatives, phase, seed),

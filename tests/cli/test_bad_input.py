@@ -1,0 +1,226 @@
+"""What a user gets wrong is told in one line, before anything expensive, with exit code 2."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.tiny_models import tiny_decoder, tiny_encoder
+
+TINY = Path(__file__).parents[2] / "jobs" / "recipes" / "tiny.yaml"
+EVALUATION = {
+    "corpus.jsonl": '{"_id": "p", "text": "an answer"}\n',
+    "queries.jsonl": '{"_id": "q", "text": "a question"}\n',
+    "qrels/test.tsv": "query-id\tcorpus-id\tscore\nq\tp\t1\n",
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return tiny_decoder(folder / "teacher"), tiny_encoder(folder / "student")
+
+
+@pytest.fixture
+def stillroom(models, tmp_path):
+    def run(*words, env=None):
+        return subprocess.run(
+            [sys.executable, "-m", "stillroom.cli", *map(str, words)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "TINY_TEACHER": str(models[0]),
+                "TINY_STUDENT": str(models[1]),
+                **(env or {}),
+            },
+        )
+
+    return run
+
+
+def refused(done, *expected):
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    for words in expected:
+        assert words in done.stderr
+    return True
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("teacher.base=/nowhere/at/all", "/nowhere/at/all: there is no such folder"),
+        ("student.base=package:no_such_package/model", "pip install no-such-package"),
+        ("student.phases.0.learning_rat=1e-4", "Did you mean 'learning_rate'"),
+        (
+            "student.phases.0.learning_rate=-1e-4",
+            "student.phases.0.learning_rate: -0.0001 is refused",
+        ),
+        ("student.phases.0.steps=many", "student.phases.0.steps: 'many' is refused"),
+        ("student.phases.0.global_batch=15", "must be a multiple of the number of workers"),
+        (
+            "corpus.sources.environment.packages=[no-such-package]",
+            "corpus.sources.environment.packages: no-such-package: is not installed",
+        ),
+        ("corpus.sources.environment.package=[numpy]", "Did you mean 'packages'"),
+        (
+            "student.phases.0.mix={other: 1}",
+            "student.phases[0].mix names 'other', which is no source",
+        ),
+        ("corpus.held_out.passages=100000", "leaves none to train on"),
+        ("corpus.held_out=null", "nothing can be measured"),
+        ("student.pooling=null", "Set student.pooling"),
+        ("root=/dev/null/x", "cannot be written"),
+        ("root=s3x://bucket/x", "root: s3x://bucket/x"),
+        ("nonsense", "nonsense: is no override"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(stillroom, tmp_path, override, expected):
+    assert refused(stillroom("run", TINY, override), expected)
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "expected"),
+    [
+        ("pairs", '{"query": "q", "positive": "p"}\n{"query"\n', "own.jsonl:2: is no JSON"),
+        ("pairs", "", "own.jsonl: is empty"),
+        ("pairs", '{"query": "q", "positive": ""}\n', "own.jsonl:1: 'positive' is empty"),
+        ("passages", '{"title": "t"}\n', "own.jsonl:1: has no 'passage'"),
+        ("conversations", '{"text": ["Hi"]}\n', "own.jsonl:1: 'text' has no assistant's turn"),
+    ],
+)
+def test_a_broken_corpus_is_refused_with_file_and_line(
+    stillroom, tmp_path, kind, content, expected
+):
+    (tmp_path / "own.jsonl").write_text(content)
+    source = f'corpus.sources.own={{"format": "files", "{kind}": ["{tmp_path}/own.jsonl"]}}'
+    assert refused(stillroom("check", TINY, source), expected)
+
+
+def test_negatives_that_no_pair_comes_with_are_refused(stillroom, tmp_path):
+    pairs = tmp_path / "own.jsonl"
+    pairs.write_text('{"query": "q", "positive": "p"}\n')
+    words = [
+        f'corpus.sources.own={{"format": "files", "pairs": ["{pairs}"]}}',
+        "teacher.phases.0.negatives=given",
+        "teacher.phases.0.hard_negatives=1",
+    ]
+    expected = "teacher.phases[0].negatives: given: no pair of its sources comes with negatives"
+    assert refused(stillroom("check", TINY, *words), expected)
+    pairs.write_text('{"query": "q", "positive": "p", "negatives": ["n"]}\n')
+    assert stillroom("check", TINY, *words).returncode == 0
+    only = "teacher.phases.0.mix={environment: 1}"
+    assert refused(stillroom("check", TINY, *words, only), expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq\tp\t0\n", "no query with a relevant"),
+        ("corpus.jsonl", '{"_id": "p"}\n', "corpus.jsonl:1: has no 'text'"),
+    ],
+)
+def test_a_broken_evaluation_set_is_refused(stillroom, tmp_path, file, content, expected):
+    (tmp_path / "set" / "qrels").mkdir(parents=True)
+    for name, text in {**EVALUATION, file: content}.items():
+        (tmp_path / "set" / name).write_text(text)
+    override = f'corpus.evaluation={{"own": "{tmp_path}/set"}}'
+    assert refused(stillroom("check", TINY, override), expected)
+
+
+def test_a_base_without_a_tokenizer_is_refused(stillroom, models, tmp_path):
+    copy = shutil.copytree(models[1], tmp_path / "bare")
+    for file in copy.glob("tokenizer*"):
+        file.unlink()
+    assert refused(
+        stillroom("run", TINY, f"student.base={copy}"), "student.base", "has no tokenizer"
+    )
+
+
+def test_a_base_whose_weights_are_pickled_is_refused(stillroom, models, tmp_path):
+    copy = shutil.copytree(models[1], tmp_path / "pickled")
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    assert refused(stillroom("run", TINY, f"student.base={copy}"), "no weights in Safetensors")
+
+
+def test_too_little_disk_is_refused(stillroom, tmp_path):
+    # Three times as much as is free there is needed.
+    size = shutil.disk_usage("/dev/shm").free
+    weights = tmp_path / "huge"
+    weights.mkdir()
+    (weights / "config.json").write_text("{}")
+    (weights / "tokenizer.json").write_text("{}")
+    with (weights / "model.safetensors").open("wb") as file:
+        file.truncate(size)  # sparse: it takes no room itself
+    done = stillroom("run", TINY, f"teacher.base={weights}", "root=/dev/shm/stillroom-test")
+    assert refused(done, "GiB free, and the run needs about")
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_an_unreachable_cluster_is_refused(stillroom, command):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    done = stillroom(command, TINY, env={"RAY_ADDRESS": address})
+    assert refused(done, f"RAY_ADDRESS={address}", "cannot be reached")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run", "no-such.yaml"], "there is no such recipe"),
+        (["run", TINY, "--until", "nowhere"], "'nowhere' is no stage"),
+        (["serve", "release/none"], "release/none"),
+        (["export", "student/none", "--format", "tar", "--out", "x"], "'tar' is unknown"),
+        (["evaluate", "student/none", "--data", "."], "holds no evaluation set"),
+        (["evaluate", "x", "--data", ".", "--dims", "8,many"], "'8,many' is no list of sizes"),
+        (["encode", "student/none"], "student/none: is not under runs"),
+        (["serve", "x", "--port", "many"], "--port"),
+        (["no-such-command"], "no-such-command"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(stillroom, words, expected):
+    assert refused(stillroom(*words), expected)
+
+
+def test_debug_shows_where_an_error_came_from(stillroom):
+    done = stillroom("run", "no-such.yaml", "--debug")
+    assert "Traceback" in done.stderr and "there is no such recipe" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "run",
+        "plan",
+        "check",
+        "runs",
+        "evaluate",
+        "encode",
+        "serve",
+        "doctor",
+        "export",
+        "data describe",
+    ],
+)
+def test_every_command_has_help_with_an_example(stillroom, command):
+    done = stillroom(*command.split(), "--help")
+    assert done.returncode == 0
+    assert "Example:" in done.stdout
+
+
+def test_a_good_recipe_passes_the_check_and_the_plan_is_json(stillroom):
+    assert stillroom("check", TINY).returncode == 0
+    steps = json.loads(stillroom("plan", TINY, "--json").stdout)["steps"]
+    assert [step["stage"] for step in steps] == [
+        "corpus", "teacher", "vectors", "negatives", "student", "report", "release",
+    ]  # fmt: skip
+    assert {(step["exists"], step["why"]) for step in steps} == {(False, "not made yet")}

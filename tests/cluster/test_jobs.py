@@ -1,0 +1,214 @@
+"""Jobs on a real head with token authentication, by `stillroom submit` and as Ray's own command."""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from ray.job_submission import JobStatus
+
+from stillroom.cluster.jobs import Job, environment, sent
+from stillroom.encoders.files.create import create
+from stillroom.storage.artifacts import Store
+from support.openai_endpoint import Endpoint, embeddings
+from support.ray_head import ROOT, SUBMIT, TOKEN, started
+from support.tiny_models import tiny_decoder, tiny_encoder
+
+SECRET = "sk-planted-0123456789abcdef"
+TINY = ROOT / "jobs" / "recipes" / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("jobs")
+
+
+@pytest.fixture(scope="module")
+def head(folder):
+    (folder / "secret").write_text(SECRET + "\n")
+    with started(folder, PLANTED_KEY_FILE=str(folder / "secret")) as head:
+        yield head
+
+
+@pytest.fixture(scope="module")
+def tiny(folder):
+    """The tiny recipe's file and overrides."""
+    models = tiny_decoder(folder / "teacher"), tiny_encoder(folder / "student")
+    return [TINY, f"teacher.base={models[0]}", f"student.base={models[1]}"]
+
+
+@pytest.fixture(scope="module")
+def own(folder):
+    """A folder of somebody who installed the package: a recipe, pairs, and what is not sent."""
+    rows = [{"query": f"what is {i}?", "positive": f"it is {i}. " * (1 + i % 3)} for i in range(24)]
+    own = folder / "own"
+    for hidden in (".venv/lib", "runs/corpus", "__pycache__"):
+        (own / hidden).mkdir(parents=True)
+        (own / hidden / "large.bin").write_bytes(b"x" * 1000)
+    (own / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (own / ".gitignore").write_text("runs/\n")
+    content = {
+        "corpus": {
+            "sources": {"own": {"format": "files", "pairs": ["pairs.jsonl"]}},
+            "held_out": {"queries": 4, "passages": 8},
+        },
+        "vectors": {"shard": 8},
+        "student": {
+            "base": str(tiny_encoder(folder / "small")), "pooling": "mean", "space": "teacher",
+            "phases": [
+                {"data": "pairs", "steps": 2, "global_batch": 4, "learning_rate": 1e-4,
+                 "hard_negatives": 0, "losses": {"vector": 1.0}}
+            ],
+        },
+        "scale": {"teacher_api": {"key_variable": "PLANTED_KEY"}},
+    }  # fmt: skip
+    (own / "mine.yaml").write_text(json.dumps(content))
+    return own
+
+
+def files_with(text, *folders):
+    return [
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink() and text.encode() in path.read_bytes()
+    ]
+
+
+@pytest.fixture(scope="module")
+def done(head, own, folder):
+    """A job that asks an API with a key of the cluster's, and trains; every command line that was
+    seen meanwhile; and what the API was told."""
+    encoder = create(str(tiny_encoder(folder / "behind")), space="x", pooling="mean", max_tokens=64)
+    seen = set()
+    with Endpoint(embeddings(encoder)) as api:
+        teacher = {"api": {"base_url": api.url, "model": "m", "dims": 64}}
+        words = [
+            *SUBMIT, "mine.yaml", f"root={folder}/runs", f"teacher={json.dumps(teacher)}",
+            "--until", "student", "--follow", "--address", head.url,
+        ]  # fmt: skip
+        job = subprocess.Popen(
+            words, cwd=own, env=head.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        while job.poll() is None:
+            for process in psutil.process_iter(["cmdline"]):
+                seen.add(" ".join(process.info["cmdline"] or ()))
+            time.sleep(0.2)
+        out, said = job.communicate()
+    return subprocess.CompletedProcess(words, job.returncode, out, said), seen, api
+
+
+def test_a_job_makes_artifacts_and_its_log_has_a_line_for_each_step_of_progress(done, folder):
+    job, _, _ = done
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert re.search(r"^.*step 2/2 .*loss", job.stdout, re.M)
+    assert "\r" not in job.stdout
+    assert re.search(r"^Job mine-\S+: SUCCEEDED$", job.stdout, re.M)
+    made = {artifact.stage for artifact in Store(str(folder / "runs")).published()}
+    assert made == {"corpus", "teacher", "vectors", "student"}
+
+
+def test_no_more_is_sent_than_was_said(done, own, head):
+    [package] = head.session.glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
+    there = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
+    assert set(sent(Job((), own, *environment(own, None)))) == there
+    assert there == {".gitignore", "mine.yaml", "pairs.jsonl"}
+
+
+def test_a_key_of_the_cluster_is_used_and_stands_nowhere(done, head, folder, own):
+    job, command_lines, api = done
+    assert {h["Authorization"] for h in api.headers} == {f"Bearer {SECRET}"}
+    for secret in (SECRET, TOKEN):
+        assert files_with(secret, folder / "runs", head.session, own) == []
+        assert not [line for line in command_lines if secret in line]
+        assert secret not in json.dumps(head.jobs()) + job.stdout + job.stderr
+    # The search would find it: what is no secret is in all of these places.
+    assert files_with(api.url, folder / "runs") and files_with(api.url, head.session)
+    assert [line for line in command_lines if api.url in line] and api.url in str(head.jobs())
+
+
+def test_the_command_that_is_printed_does_the_same(head, tiny, folder):
+    words = [*tiny, f"root={folder}/by-hand", "--until", "corpus"]
+    told = json.loads(head.submit(*words, "--dry-run", "--json").stdout)
+    done = head.run("sh", "-c", told["command"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    [made] = Store(f"{folder}/by-hand").published()
+    assert made.stage == "corpus"
+    assert shlex.split(told["command"])[1:4] == ["ray", "job", "submit"]
+
+
+def test_a_job_fails_when_its_run_fails(head, tiny, folder):
+    done = head.submit(*tiny, "teacher.base=/nowhere", f"root={folder}/failed", "--follow")
+    assert done.returncode == 1
+    assert "/nowhere: there is no such folder" in done.stdout
+    assert re.search(r"^Job tiny-\S+: FAILED$", done.stdout, re.M)
+
+
+def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head, tiny, folder):
+    job = subprocess.Popen(
+        [*map(str, [*SUBMIT, *tiny, f"root={folder}/stopped", "--follow", "--address", head.url])],
+        cwd=ROOT, env=head.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        # What a shell starts with & ignores it, and so do these tests where they are run so.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    lines = []
+    for line in job.stdout:
+        lines.append(line)
+        if "Running entrypoint" in line:
+            job.send_signal(signal.SIGINT)
+    assert job.wait() == 130, "".join(lines)
+    *_, last = lines
+    stop = re.fullmatch(r"The job goes on\. Stop it: (ray job stop (tiny-\S+) .*)\n", last)
+    assert stop, "".join(lines)
+    [info] = [info for info in head.jobs() if info["submission_id"] == stop[2]]
+    assert info["status"] == "RUNNING"
+    assert head.run(*shlex.split(stop[1]), RAY_AUTH_MODE="token").returncode == 0
+
+
+def test_a_job_that_is_stopped_is_said_to_be_and_another_is_taken(head, tiny, folder):
+    job = subprocess.Popen(
+        [*map(str, [*SUBMIT, *tiny, f"root={folder}/stopped", "--follow", "--address", head.url])],
+        cwd=ROOT, env=head.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    for line in job.stdout:
+        if "Running entrypoint" in line:
+            [name] = [i["submission_id"] for i in head.jobs() if i["status"] == "RUNNING"]
+            head.run("ray", "job", "stop", name, "--address", head.url, RAY_AUTH_MODE="token")
+    assert job.wait() == 1
+    assert line == f"Job {name}: {JobStatus.STOPPED}\n"
+
+
+@pytest.fixture(params=[None, "another"])
+def no_token(request, folder):
+    """The environment of who has no token, or a wrong one."""
+    if request.param is None:
+        return {"RAY_AUTH_TOKEN_PATH": str(folder / "none")}
+    return {"RAY_AUTH_TOKEN": request.param}
+
+
+def refused(done):
+    return (
+        done.returncode == 1
+        and "does not take our token, or wants one" in done.stderr
+        and "ray get-auth-token" in done.stderr
+        and "Traceback" not in done.stderr
+    )
+
+
+def test_without_the_cluster_s_token_nothing_is_sent(head, tiny, folder, no_token):
+    before = len(head.jobs())
+    done = head.submit(*tiny, f"root={folder}/refused", **no_token)
+    assert refused(done), done.stderr
+    assert len(head.jobs()) == before
+
+
+def test_without_the_cluster_s_token_it_is_not_joined(head, tiny, folder, no_token):
+    run = (sys.executable, "-m", "stillroom.cli", "run", *tiny, f"root={folder}/refused")
+    done = head.run(*run, RAY_ADDRESS=head.gcs, RAY_AUTH_MODE="token", **no_token)
+    assert refused(done), done.stderr
+    assert Store(f"{folder}/refused").published() == []

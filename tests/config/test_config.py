@@ -1,0 +1,204 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stillroom.config.load import read_recipe
+from stillroom.config.recipe import Recipe
+from stillroom.errors import UserError
+
+RECIPES = sorted((Path(__file__).parents[2] / "jobs" / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Writes a small valid recipe, changed by a function, and returns its path."""
+
+    def write(change=lambda content: None):
+        content = {
+            "corpus": {
+                "sources": {
+                    "own": {"format": "files", "pairs": ["pairs.jsonl"]},
+                    "more": {"format": "files", "passages": ["passages.jsonl"]},
+                },
+                "held_out": {"queries": 5, "passages": 10},
+            },
+            "teacher": {
+                "base": "some/base",
+                "phases": [
+                    {
+                        "objective": "contrastive",
+                        "steps": 3,
+                        "global_batch": 4,
+                        "learning_rate": 1e-3,
+                    }
+                ],
+            },
+            "student": {
+                "base": "other/base",
+                "phases": [{"data": "pairs", "steps": 3, "global_batch": 4, "learning_rate": 1e-3}],
+            },
+        }
+        change(content)
+        path = tmp_path / "mine.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_that_we_ship_is_valid(path, monkeypatch):
+    monkeypatch.setenv("TINY_TEACHER", "teacher")
+    monkeypatch.setenv("TINY_STUDENT", "student")
+    assert read_recipe(path).name == path.stem
+
+
+def test_the_name_is_the_file_s_and_the_root_the_environment_s(recipe, monkeypatch):
+    monkeypatch.setenv("STILLROOM_ROOT", "/elsewhere")
+    read = read_recipe(recipe())
+    assert (read.name, read.root) == ("mine", "/elsewhere")
+
+
+def test_an_override_is_typed_like_the_file(recipe):
+    read = read_recipe(
+        recipe(),
+        ["student.phases.0.learning_rate=5e-4", "teacher.phases.0.steps=7", "student.layers=[0,2]"],
+    )
+    assert read.student.phases[0].learning_rate == 5e-4
+    assert read.teacher.phases[0].steps == 7
+    assert read.student.layers == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "hint"),
+    [
+        ("student.phases.0.learning_rte=1", "student.phases.0.learning_rte", "'learning_rate'"),
+        ("studnet.steps=1", "studnet", "'student'"),
+        ("teacher.phases.0.temprature=1", "teacher.phases.0.temprature", "'temperature'"),
+        ("corpus.sources.own.pars=1", "corpus.sources.own.pars", "'pairs'"),
+        ("corpus.sources.own.format=fils", "corpus.sources.own", "'files'"),
+        ("corpus.sources.own={format: files}", "corpus.sources.own", "names no file"),
+        ("corpus.sources={}", "corpus.sources", "at least 1"),
+        ("corpus.held_out.source=other", "held_out.source", "no source"),
+        ("corpus.held_out.source=more", "held_out.source", "no pairs"),
+        ("corpus.max_pairs={other: 1}", "corpus", "no source"),
+        ("corpus.max_pairs={own: 0}", "corpus.max_pairs", "greater than 0"),
+        ("corpus.near_duplicates={similarity: 2}", "near_duplicates.similarity", "less than"),
+        (
+            "teacher.phases=[{objective: simcse, steps: 1, global_batch: 2, learning_rate: 1, "
+            "mix: {own: 1}, mix_temperature: 2}]",
+            "teacher.phases",
+            "leave out mix_temperature",
+        ),
+        ("student.phases.0.mix={other: 1}", "student.phases[0].mix", "no source"),
+        ("student.phases.0.mix={more: 1}", "student.phases[0].mix", "without pairs"),
+        ("teacher.phases.0.mix={own: 1, more: 2}", "teacher.phases[0].mix", "without pairs"),
+        ("teacher.phases.0.mix={own: 0}", "teacher.phases.0.mix.own", "greater than 0"),
+        ("student.phases.0.learning_rate=-1", "student.phases.0.learning_rate", "greater than 0"),
+        ("student.phases.0.steps=1.5", "student.phases.0.steps", "integer"),
+        ("student.phases.0.steps=many", "student.phases.0.steps", "integer"),
+        ("student.phases.0.global_batch=5", "student.phases[0].global_batch", "multiple"),
+        ("student.phases.0.losses.vector=1", "student", "space: teacher"),
+        ("student.phases.0.losses={scores: 0, contrastive: 0}", "phases.0.losses", "margins"),
+        ("student.phases=[]", "student", "give it one"),
+        ("release.ndcg={held-oot: 0.5}", "release.ndcg", "there is held-out"),
+        ("release.retention={own: 0.9}", "release.retention", "no evaluation set"),
+        ("release.vectors={int4: 0.9}", "release.vectors.int4", "'binary+rescoring'"),
+        ("release.asymmetric_retention=0.9", "asymmetric_retention", "space: teacher"),
+        ("student.layers=[]", "student", "distinct, and one at least"),
+        ("student.layers=[1,1]", "student", "distinct, and one at least"),
+        ("student.size={layers: 2, hidden: 30, heads: 4}", "student.size", "evenly"),
+        ("student.size={layers: 2, hidden: 32}", "student.size.heads", "is missing"),
+        ("student.vocabulary=0", "student.vocabulary", "greater than 0"),
+        ("negatives.sample_from=2", "negatives", "per_query"),
+        ("corpus.held_out=null", "corpus", "evaluation"),
+        ("scale.student.zero_stage=2", "scale.student", "deepspeed"),
+    ],
+)
+def test_a_wrong_field_is_named_with_a_way_out(recipe, override, field, hint):
+    with pytest.raises(UserError) as fault:
+        read_recipe(recipe(), [override, "scale.student.workers=2"])
+    assert field in str(fault.value)
+    assert hint in str(fault.value)
+
+
+def test_a_student_keeps_layers_or_begins_anew(recipe):
+    size = "student.size={layers: 2, hidden: 32, heads: 4}"
+    assert read_recipe(recipe(), [size]).student.size.intermediate is None
+    with pytest.raises(UserError, match="layers are the base's, and size begins anew"):
+        read_recipe(recipe(), [size, "student.layers=[0]"])
+
+
+def test_every_fault_is_reported_at_once(recipe):
+    with pytest.raises(UserError) as fault:
+        read_recipe(recipe(), ["student.phases.0.steps=0", "teacher.attention=sideways"])
+    assert "student.phases.0.steps" in str(fault.value)
+    assert "teacher.attention" in str(fault.value)
+
+
+def test_a_missing_recipe_and_broken_yaml_are_errors_of_ours(tmp_path):
+    with pytest.raises(UserError, match="no such recipe"):
+        read_recipe(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("corpus: [")
+    with pytest.raises(UserError, match="broken.yaml"):
+        read_recipe(broken)
+
+
+def test_an_error_survives_pickling():
+    fault = UserError("a", "b", "c")
+    again = pickle.loads(pickle.dumps(fault))
+    assert str(again) == str(fault) == "a: b. c."
+
+
+def test_a_recipe_cannot_be_changed(recipe):
+    read = read_recipe(recipe())
+    assert isinstance(read, Recipe)
+    with pytest.raises(ValueError, match="frozen"):
+        read.seed = 3
+
+
+MNTP = {"objective": "mntp", "steps": 1, "global_batch": 4, "learning_rate": 1e-3}
+JOINT = {**MNTP, "objective": "joint", "generation_batch": 4}
+
+
+TALK = {"talk": {"format": "files", "conversations": ["talk.jsonl"]}}
+
+
+@pytest.mark.parametrize(
+    ("phase", "sources", "problem"),
+    [
+        ({**JOINT, "generate": "pairs"}, {}, None),
+        (JOINT, TALK, None),
+        (JOINT, {}, "teacher.phases[0].generate is 'conversations', and no source has any"),
+        ({**MNTP, "mix": {"own": 1.0, "more": 2.0}}, {}, None),
+        ({**MNTP, "mix": {"talk": 1.0}}, TALK, "phases[0].mix names 'talk', a source without pas"),
+    ],
+)
+def test_a_phase_has_what_it_trains_on_or_is_refused(recipe, phase, sources, problem):
+    def change(content):
+        content["teacher"]["phases"] = [phase]
+        content["corpus"]["sources"].update(sources)
+
+    if problem is None:
+        assert read_recipe(recipe(change)).teacher.phases[0].objective == phase["objective"]
+    else:
+        with pytest.raises(UserError) as fault:
+            read_recipe(recipe(change))
+        assert problem in str(fault.value)
+
+
+def test_without_any_pairs_what_needs_them_is_named(recipe):
+    def change(content):
+        content["corpus"] = {
+            "sources": {"more": {"format": "files", "passages": ["passages.jsonl"]}},
+            "evaluation": {"own": "folder"},
+        }
+        content["teacher"]["phases"] = [MNTP]
+
+    with pytest.raises(
+        UserError, match=r"student.phases\[0\] needs pairs, and no source under corpus.sources"
+    ):
+        read_recipe(recipe(change))

@@ -1,0 +1,333 @@
+"""What counts as contamination, and that planted contamination is found among real texts."""
+
+import itertools
+import json
+import pickle
+from random import Random
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from stillroom.cli.app import app
+from stillroom.data.cleaning import decontaminate as module
+from stillroom.data.cleaning.contamination import Contamination
+from stillroom.data.cleaning.decontaminate import KINDS, Judged, decontaminate
+from stillroom.data.cleaning.overlap_index import GRAM, Index, Seen
+from stillroom.data.cleaning.word_hashes import spelled, words_of
+from stillroom.data.readers.beir import write_beir
+from stillroom.data.readers.docstrings import docstring_pairs
+from stillroom.data.readers.records import EvaluationSet, Pair
+from stillroom.reports.contamination import MEANINGS, render
+from support.text_edits import EDITS, edit
+
+LONG = (
+    "A stillroom is where a great house once distilled its herbs and flowers into cordials, "
+    "medicines and scents; the word has outlived most of the rooms, and nearly all of the stills."
+)
+OTHER = (
+    "Rivers that rise on chalk run clear and at an even temperature, because rain is held for "
+    "months in the rock before springs let it go, so trout grow in them all year."
+)
+
+
+def evaluation(pairs):
+    """Every query has its passage for an answer."""
+    return EvaluationSet(
+        {f"p{i}": pair.passage for i, pair in enumerate(pairs)},
+        {f"q{i}": pair.query for i, pair in enumerate(pairs)},
+        {f"q{i}": {f"p{i}": 1} for i in range(len(pairs))},
+    )
+
+
+def kinds(texts, tested):
+    """The kind of each text's match with the one that is tested, if any."""
+    judged = Judged.of({"set": evaluation([Pair(tested, "answer")])})
+    hits = decontaminate([Pair("", text) for text in texts], judged)[1]
+    found = {hit.pair: hit.kind for hit in hits}
+    return [found.get(i) for i in range(len(texts))]
+
+
+# --- what counts ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tested", "text", "kind"),
+    [
+        ("What is distilled?", "what is DISTILLED", "copy"),
+        ("What is C++?", "What is C?", None),
+        (LONG, LONG.replace("; ", " (").upper() + ")", "copy"),
+        (LONG, LONG.replace("great", "grand").replace("most", "many"), "edited"),
+        (LONG, " ".join(LONG.split()[:14]), "part"),
+        (LONG, f"{OTHER} {LONG} {OTHER}", "contains"),
+        (LONG, f"{OTHER} {OTHER} {' '.join(LONG.split()[5:18])} {OTHER}", "overlap"),
+        (LONG, f"{OTHER} {OTHER} {' '.join(LONG.split()[5:13])} {OTHER}", None),
+        (LONG, OTHER, None),
+        # Short texts: whole, a typo, an exchange; never another number or another thing.
+        ("capital of france today", "capital of frnace today", "edited"),
+        ("capital of france today", "france capital of today", "edited"),
+        ("capital of france today", "capital of spain today", None),
+        ("introspection data for the gcr library", "introspection data for the bamf library", None),
+        ("winner of 1998 cup", "winner of 1994 cup", None),
+        ("capital of france today", f"the capital of france today is warm. {OTHER}", None),
+        # From eight words on it is looked for inside others, word for word.
+        (
+            "how do I sort a list of dates",
+            f"So: how do I sort a list of dates? {OTHER}",
+            "contains",
+        ),
+        ("how do I sort a list of dates", f"So: how do I sort a bag of dates? {OTHER}", None),
+        ("how do I sort a list of dates", "how do you sort a list of dates", "edited"),
+        # Scripts without spaces.
+        (
+            "蒸馏室是大宅里把草药和花朵蒸馏成药酒和香水的地方",
+            "蒸馏室是大宅中把草药和花朵蒸馏成药酒与香水的地方。",
+            "edited",
+        ),
+        (
+            "蒸馏室是大宅里把草药和花朵蒸馏成药酒和香水的地方",
+            "从白垩层涌出的河流清澈见底,水温终年不变,鳟鱼因此四季生长。",
+            None,
+        ),
+        ("蒸馏室在哪里", "蒸馏室 在哪里?", "copy"),
+        ("…", "!", None),
+    ],
+)
+def test_a_text_matches_as_the_rules_say(tested, text, kind):
+    assert kinds([text], tested) == [kind]
+
+
+def test_judged_queries_and_answers_are_not_trained_on_and_what_is_only_searched_is_no_negative():
+    kept = EvaluationSet(
+        {"p1": "answer", "p2": OTHER, "p3": LONG, "p4": "irrelevant"},
+        {"q1": "asked", "q2": "not judged", "q3": "also asked"},
+        {"q1": {"p1": 1, "p4": 0}, "q3": {"p3": 2}},
+    )
+    pairs = [
+        Pair("ASKED", "a"),
+        Pair("b", "Answer "),
+        Pair("c", LONG + " Another version."),
+        Pair("d", OTHER, ("answer", OTHER, LONG + " A third.", "free", "asked")),
+        Pair("not judged", "irrelevant"),
+        Pair("answer", "e"),
+    ]
+    judged = Judged.of({"set": kept})
+    clean, hits = decontaminate(pairs, judged)
+    assert [(hit.pair, hit.what, hit.kind, hit.role, hit.id) for hit in hits] == [
+        (0, "query", "copy", "query", "q1"),
+        (1, "passage", "copy", "answer", "p1"),
+        (2, "passage", "edited", "answer", "p3"),
+        (5, "query", "copy", "answer", "p1"),
+    ]
+    assert clean == [Pair("d", OTHER, ("free", "asked")), pairs[4]]
+    # Only reporting leaves the pairs, and still no tested passage among the negatives.
+    reported, same = decontaminate(pairs, judged, drop=False)
+    assert (reported, same) == ([*pairs[:3], *clean, pairs[5]], hits)
+    # Of a set that counts as a whole, every passage is an answer.
+    whole = Judged.of({"set": kept}, whole={"set"})
+    assert [hit.pair for hit in decontaminate(pairs, whole)[1]] == [0, 1, 2, 3, 4, 5]
+    assert decontaminate(pairs, Judged.of({})) == (pairs, [])
+    assert decontaminate([], judged) == ([], [])
+
+
+def test_a_phrase_that_many_texts_have_gives_nothing_away():
+    own = [f"This is about item{i}a, item{i}b, item{i}c and of course item{i}d." for i in range(60)]
+    training = [Pair(f"query {i}", f"{text} {LONG}") for i, text in enumerate(own[:5])]
+    few = evaluation([Pair(f"asked {i}", f"{text} {LONG}") for i, text in enumerate(own[5:10])])
+    many = evaluation([Pair(f"asked {i}", f"{text} {LONG}") for i, text in enumerate(own[5:])])
+    assert len(decontaminate(training, Judged.of({"set": few}))[1]) == 5
+    assert decontaminate(training, Judged.of({"set": many}))[1] == []
+    # But a text of nothing else is still a copy.
+    assert len(decontaminate([Pair("a", own[7] + LONG)], Judged.of({"set": many}))[1]) == 1
+
+
+@pytest.fixture(scope="module")
+def documented():
+    """Pairs of a package, and of others."""
+    return (
+        list(docstring_pairs(["networkx"], min_passage=100)),
+        list(docstring_pairs(["peft", "fsspec"], min_passage=100)),
+    )
+
+
+@pytest.fixture(scope="module")
+def judged(documented):
+    return Judged.of({"set": evaluation(documented[0])})
+
+
+# --- fast and slow --------------------------------------------------------------------------
+
+
+def test_the_index_finds_what_comparing_all_with_all_does(documented):
+    tested = [pair.passage for pair in documented[0][:80]]
+    random = Random(5)
+    others = [pair.passage for pair in documented[1]]
+    asked = [edit(kind, text, random, others) for kind in EDITS for text in tested[:8]] + others[
+        :20
+    ]
+    known, words = words_of(tested), words_of(asked)
+    # Nothing was seen before, and so no phrase is common.
+    found = Index.of(known, Seen(1)).search(words, in_a_row=13)
+    shares = zip(found.of_text, found.of_row, found.in_a_row, strict=True)
+    fast = dict(zip(zip(found.text, found.row, strict=True), shares, strict=True))
+    assert len(fast) > 80 and set(found.weight) == {1.0}
+    lists = [spelled(text) for text in asked], [spelled(text) for text in tested]
+    grams = [[_grams(text, GRAM) for text in texts] for texts in lists]
+    rows = [[set(_grams(text, 13)) for text in texts] for texts in lists]
+    for i, row in itertools.product(range(len(asked)), range(len(tested))):
+        of_text = _slow_share(grams[0][i], grams[1][row])
+        of_row = _slow_share(grams[1][row], grams[0][i])
+        in_a_row = not rows[0][i].isdisjoint(rows[1][row])
+        if (i, row) in fast:
+            np.testing.assert_allclose(fast[i, row], (of_text, of_row, in_a_row))
+        else:
+            shorter = min(words.counts[i], known.counts[row])
+            assert not in_a_row and (max(of_text, of_row) < 0.6 or shorter < 13)
+
+
+def _grams(words, length):
+    return [tuple(words[i : i + length]) for i in range(len(words) - length + 1)]
+
+
+def _slow_share(grams, others):
+    known, covered = set(others), set()
+    for i, gram in enumerate(grams):
+        if gram in known:
+            covered.update(range(i, i + GRAM))
+    return len(covered) / max(1, len(grams) + GRAM - 1)
+
+
+def test_chunks_processes_and_order_change_nothing(documented, monkeypatch):
+    tested, others = documented
+    random = Random(1)
+    planted = [Pair("a", edit("all four", pair.passage, random, ["b c"])) for pair in tested[:20]]
+    pairs = [*others[:30], *planted, *others[30:40]]
+    judged = Judged.of({"set": evaluation(tested[:40])})
+    clean, hits = decontaminate(pairs, judged)
+    assert len(hits) >= 19
+    monkeypatch.setattr(module, "CHUNK", 7)
+    assert decontaminate(pairs, pickle.loads(pickle.dumps(judged))) == (clean, hits)
+    backwards = decontaminate(pairs[::-1], judged)[0]
+    assert backwards == clean[::-1]
+    held = judged.held([pair.passage for pair in pairs])
+    assert held.tolist() == [judged.holds(pair.passage) for pair in pairs]
+    assert {i for i, one in enumerate(held) if one} <= {hit.pair for hit in hits}
+
+
+def test_what_is_judged_is_smaller_than_its_texts_but_for_the_tables(documented, judged):
+    texts = documented[0]
+    tables = judged.index.seen.counters.nbytes + judged.index.there.nbytes
+    size = sum(len(pair.query) + len(pair.passage) for pair in texts)
+    assert len(pickle.dumps(judged)) - tables < 2.5 * size
+    assert tables < 2.5 * size
+
+
+# --- how much is found ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_planted_contamination_is_found(documented, judged, kind):
+    tested, others = documented
+    texts = [text for pair in tested for text in (pair.query, pair.passage)]
+    texts = Random(3).sample([text for text in texts if len(text.split()) >= 16], 250)
+    random, more = Random(7), [pair.passage for pair in others]
+    planted = [Pair("", edit(kind, text, random, more)) for text in texts]
+    recall = len(decontaminate(planted, judged)[1]) / len(texts)
+    print(f"{kind}: {recall:.4f}")
+    assert recall >= (0.99 if kind in ("copied", "respelled") else 0.95)
+
+
+def test_clean_texts_of_the_same_domain_are_left_alone(documented, judged):
+    others = documented[1]
+    hits = decontaminate(others, judged)[1]
+    print([(hit.kind, hit.score, hit.text) for hit in hits])
+    assert len(hits) <= 0.01 * len(others)
+
+
+def test_by_meaning_the_nearest_vector_decides():
+    random = np.random.default_rng(0)
+
+    def units(count):
+        vectors = random.normal(size=(count, 16)).astype(np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    tested = evaluation([Pair(f"query {i}", f"passage {i}") for i in range(50)])
+    rows = {"query": units(50), "passage": units(50)}
+    judged = Judged.of({"set": tested}, embed=lambda texts, role: rows[role][: len(texts)])
+    noise = units(50)
+    near = rows["passage"] * 0.97 + noise * 0.2
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+    asked = {"query": noise, "passage": near}
+    pairs = [Pair(f"other question {i}", f"in other words {i}") for i in range(50)]
+    _, hits = decontaminate(
+        pairs, judged, embed=lambda texts, role: asked[role][: len(texts)], similarity=0.9
+    )
+    assert {hit.kind for hit in hits} == {"meaning"}
+    every = np.concatenate([rows["query"], rows["passage"]])
+    cosines = {role: asked[role] @ every.T for role in asked}
+    best = np.maximum(cosines["query"].max(axis=1), cosines["passage"].max(axis=1))
+    assert [hit.pair for hit in hits] == np.flatnonzero(best >= 0.9).tolist() and len(hits) > 25
+    for hit in hits:
+        assert hit.score == pytest.approx(best[hit.pair], abs=1e-4)
+        assert hit.id == f"p{hit.pair}"
+    assert decontaminate(pairs, judged) == (pairs, [])
+
+
+# --- shown ----------------------------------------------------------------------------------
+
+
+def test_every_hit_is_counted_and_of_each_set_the_first_are_listed_with_both_texts():
+    sets = {"one": evaluation([Pair("<b>asked</b>", LONG)]), "two": evaluation([Pair("x", OTHER)])}
+    judged = Judged.of(sets)
+    found = Contamination(sets, listed=2)
+    for chunk in ([Pair("b asked b", "p"), Pair("a", OTHER)], [Pair("c", LONG)] * 3):
+        found.add("own", len(chunk), decontaminate(chunk, judged)[1])
+    found.add("other", 1, [])
+    content = json.loads(json.dumps(found.as_json()))
+    assert (content["found"], content["checked"]) == (5, {"own": 5, "other": 1})
+    assert content["counts"] == [
+        {"source": "own", "set": "one", "kind": "copy", "pairs": 4},
+        {"source": "own", "set": "two", "kind": "copy", "pairs": 1},
+    ]
+    listed = [(hit["set"], hit["pair"], hit["id"]) for hit in content["hits"]]
+    assert listed == [("one", 0, "q0"), ("two", 1, "p0"), ("one", 2, "p0")]
+    assert content["hits"][0]["text"] == "b asked b"
+    assert content["hits"][0]["evaluation_text"] == "<b>asked</b>"
+    page = render(content, "own")
+    for shown in (
+        "5 of 6 pairs",
+        "The first 2 of 4",
+        "&lt;b&gt;asked&lt;/b&gt;",
+        "b asked b",
+        OTHER,
+    ):
+        assert shown in page
+    assert tuple(MEANINGS) == KINDS
+
+
+def test_the_command_cleans_files_of_people_s_own(tmp_path):
+    write_beir(evaluation([Pair("asked", LONG)]), tmp_path / "set")
+    file = tmp_path / "pairs.jsonl"
+    rows = [
+        {"query": "a", "positive": OTHER, "negatives": [LONG, "free"]},
+        {"query": "b", "positive": LONG.upper()},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["data", "decontaminate", "--pairs", file, "--against", tmp_path / "set"]
+
+    def run(*more):
+        return CliRunner().invoke(app, [str(word) for word in (*words, *more)])
+
+    done = run("--out", file, "--report", tmp_path / "report.html", "--json")
+    assert done.exit_code == 0, done.output
+    counts = [{"source": str(file), "set": "set", "kind": "copy", "pairs": 1}]
+    assert json.loads(done.stdout)["counts"] == counts
+    assert json.loads(file.read_text()) == {"query": "a", "positive": OTHER, "negatives": ["free"]}
+    assert LONG.upper() in (tmp_path / "report.html").read_text()
+    # What is wrong is told before anything is written.
+    before = file.read_text() + '{"query": "c"}\n'
+    file.write_text(before)
+    failed = run("--out", file)
+    assert failed.exception.where == f"{file}:2" and file.read_text() == before
+    assert run("--report", "report.pdf").exception.where == "--report report.pdf"
+    assert run("--against", tmp_path / "set").exception.fix == "Rename one"

@@ -1,0 +1,56 @@
+import unicodedata
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from stillroom.data.cleaning import word_hashes as module
+from stillroom.data.cleaning.word_hashes import spelled, words_of
+
+SCRIPTS = st.text(
+    st.one_of(
+        st.sampled_from("abcZß1 2.,'’-+#\n\t€²ﬁ́\u200b\uffff\x00😀"),
+        st.characters(),
+        st.characters(min_codepoint=0x0E00, max_codepoint=0x0EFF),
+        st.characters(min_codepoint=0x3000, max_codepoint=0x9FFF),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(texts=st.lists(SCRIPTS, max_size=8))
+@example(texts=["c++ c+++d #x c#", "", "don’t", "a\uffffb"])
+def test_hashes_stand_for_the_words_that_are_spelled_out(texts):
+    found = words_of(texts)
+    listed = [spelled(text) for text in texts]
+    assert found.counts.tolist() == [len(words) for words in listed]
+    of_word = {}
+    for i, words in enumerate(listed):
+        hashes = found.hashes[found.starts[i] : found.starts[i + 1]].tolist()
+        for word, number in zip(words, hashes, strict=True):
+            assert of_word.setdefault(word, number) == number
+            assert number % 2 == any(char.isdigit() or char in "+#" for char in word)
+    assert len(set(of_word.values())) == len(of_word)
+    keys = {}
+    for words, key in zip(listed, found.keys.tolist(), strict=True):
+        assert keys.setdefault(key, "".join(words)) == "".join(words)
+    assert len({"".join(words) for words in listed}) == len(keys)
+
+
+def test_texts_are_hashed_alike_in_whatever_company(monkeypatch):
+    texts = ["one two three", "四五 six", "", "7 + eight’s", "one  TWO\nthree!"] * 3
+    together = words_of(texts)
+    monkeypatch.setattr(module, "CHUNK", 12)
+    apart = words_of(texts)
+    for whole, part in zip(vars(together).values(), vars(apart).values(), strict=True):
+        assert whole.tolist() == part.tolist()
+
+
+def test_what_does_not_matter_is_gone_and_what_does_is_kept():
+    same = ["The data-base, isn't IT?", "ｔｈｅ data base isn’t it", "THE DATA BASE ISNT IT\n"]
+    assert len({tuple(spelled(text)) for text in same}) == 1
+    assert len(set(words_of([*same, "the database isnt it"]).keys.tolist())) == 1
+    other = ["C", "C++", "C#", "€5", "5", "५", "naive", "naïve"]
+    assert len(set(words_of(other).keys.tolist())) == len(other)
+    assert spelled("北京大学 is") == ["北", "京", "大", "学", "is"]
+    assert spelled(unicodedata.normalize("NFD", "naïve")) == ["naïve"]

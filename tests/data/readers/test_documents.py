@@ -1,0 +1,110 @@
+"""Documents are cut into passages that a model can read, and nothing of them is lost."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillroom.data.readers.documents import halved, paragraphs, read_document
+from stillroom.encoders.tokens.count import token_counter
+from stillroom.errors import UserError
+from support.tiny_models import byte_pair_tokenizer, word_piece_tokenizer
+
+TEXT = """# Distilling
+
+Water boils. What boils first is poured away, what comes then is kept.
+
+The still's head is cooled.
+It must not crack.
+
+## Bottling
+
+Bottles are boiled, dried, and filled to the neck.
+"""
+
+
+def words(text):
+    return len(text.split())
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(text, name="a.md", count=words, **more):
+        (tmp_path / name).write_text(text)
+        return list(read_document(str(tmp_path / name), count=count, **more))
+
+    return read
+
+
+def test_passages_are_whole_paragraphs_and_a_heading_stays_with_what_follows(read):
+    assert read(TEXT, most=16) == [
+        "# Distilling\n\nWater boils. What boils first is poured away, what comes then is kept.",
+        "The still's head is cooled.\nIt must not crack.",
+        "## Bottling\n\nBottles are boiled, dried, and filled to the neck.",
+    ]
+    assert read(TEXT, most=1000) == ["\n\n".join(paragraphs(TEXT.splitlines()))]
+
+
+def test_a_passage_begins_with_the_end_of_the_one_before(read):
+    text = "\n\n".join(f"{letter} one two" for letter in "abcdef")
+    assert read(text, most=9, overlap=3) == [
+        "a one two\n\nb one two\n\nc one two",
+        "c one two\n\nd one two\n\ne one two",
+        "e one two\n\nf one two",
+    ]
+    assert len(read(text, most=9, overlap=2)) == 2, "half a paragraph is no overlap"
+
+
+def test_a_long_paragraph_is_cut_where_a_sentence_ends_and_else_between_words(read):
+    sentences = "One two three four. Five six seven eight. Nine ten."
+    assert read(sentences, most=8) == ["One two three four.", "Five six seven eight. Nine ten."]
+    assert read("one two three", most=2) == ["one", "two three"]
+    assert list(halved("一二三四五六七八", len, 4)) == ["一二三四", "五六七八"]
+
+
+TOKENIZERS = {"byte pairs": byte_pair_tokenizer, "word pieces": word_piece_tokenizer}
+
+
+@pytest.fixture(scope="module", params=TOKENIZERS)
+def count(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer = TOKENIZERS[request.param]()
+    tokenizer.save_pretrained(folder)
+    counter = token_counter(str(folder))
+    ids = tokenizer("some text, of a document", add_special_tokens=False)["input_ids"]
+    assert counter("some text, of a document") == len(ids)
+    return counter
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    text=st.lists(
+        st.text("abc dé一。. #\n\u2028", max_size=120) | st.text(max_size=30),
+        min_size=1,
+        max_size=12,
+    ).map("\n\n".join),
+    most=st.integers(16, 40),
+    share=st.sampled_from([0, 0.25, 0.5]),
+)
+def test_no_passage_is_too_long_and_every_letter_is_in_one(
+    count, tmp_path_factory, text, most, share
+):
+    file = tmp_path_factory.mktemp("document") / "a.md"
+    file.write_bytes(text.encode(errors="replace"))
+    letters = "".join(file.read_bytes().decode().replace("\ufeff", "").split())
+    read = read_document(str(file), count=count, most=most, overlap=int(share * most))
+    if not letters:
+        with pytest.raises(UserError, match="is empty"):
+            list(read)
+        return
+    passages = list(read)
+    assert max(map(count, passages)) <= most
+    assert all(passage.strip() for passage in passages)
+    # Where the passages so far may end, if each begins within or right behind the one before.
+    ends = {0}
+    for passage in passages:
+        own = "".join(passage.split())
+        starts = {end - k for end in ends for k in range(len(own) if share else 1)}
+        ends = {
+            start + len(own) for start in starts if start >= 0 and letters.startswith(own, start)
+        }
+    assert len(letters) in ends

@@ -1,0 +1,171 @@
+"""Where data lies: the same on this machine and on a server that speaks S3."""
+
+import gzip
+import importlib.abc
+import io
+import json
+import os
+import sys
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stillroom.data.readers.files import read_pairs
+from stillroom.data.readers.locations import DOCUMENTS, find_files, fingerprint
+from stillroom.data.readers.records import Pair
+from stillroom.errors import UserError
+
+FILES = ["a.jsonl", "b.csv", "in/c.jsonl.gz", "in/deep/d.tsv", "in/e.md", ".hidden/f.jsonl",
+         "_SUCCESS.json", "weights.bin"]  # fmt: skip
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request, tmp_path):
+    """A place with FILES, and how to write there."""
+    if request.param == "local":
+        root = tmp_path / "data"
+
+        def put(name, content=b"x"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(content)
+
+        place = str(root)
+    else:
+        bucket = request.getfixturevalue("bucket")
+        client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+
+        def put(name, content=b"x"):
+            client.put_object(Bucket=bucket, Key=f"{tmp_path.name}/{name}", Body=content)
+
+        place = f"s3://{bucket}/{tmp_path.name}"
+    for name in FILES:
+        put(name)
+    return place, put
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("", ["a.jsonl", "b.csv", "in/c.jsonl.gz", "in/deep/d.tsv"]),
+        ("/", ["a.jsonl", "b.csv", "in/c.jsonl.gz", "in/deep/d.tsv"]),
+        ("/b.csv", ["b.csv"]),
+        ("/?.jsonl", ["a.jsonl"]),
+        ("/*.jsonl*", ["a.jsonl"]),
+        ("/[ab].*", ["a.jsonl", "b.csv"]),
+        ("/*/*.gz", ["in/c.jsonl.gz"]),
+        ("/in/**/*.tsv", ["in/deep/d.tsv"]),
+        ("/**/*.[jt]s*", [".hidden/f.jsonl", "_SUCCESS.json", "a.jsonl", "in/c.jsonl.gz",
+                          "in/deep/d.tsv"]),
+    ],
+)  # fmt: skip
+def test_files_are_found_in_order_by_folder_and_by_glob(folder, place, expected):
+    root, _ = folder
+    found = find_files(root + place)
+    assert [file.removeprefix(f"{root}/") for file in found] == expected
+
+
+def test_documents_are_other_kinds_of_files(folder):
+    root, _ = folder
+    assert find_files(root, DOCUMENTS) == [f"{root}/in/e.md"]
+
+
+def test_globs_may_be_relative(folder, tmp_path, monkeypatch):
+    root, _ = folder
+    if not root.startswith("s3://"):
+        monkeypatch.chdir(root)
+        assert find_files("*.csv") == ["b.csv"]
+        assert find_files("in/*/*.tsv") == ["in/deep/d.tsv"]
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [("/none.jsonl", "does not exist"), ("/*.none", "holds no file")],
+)
+def test_a_place_with_nothing_is_named(folder, place, problem):
+    root, _ = folder
+    with pytest.raises(UserError, match=problem) as caught:
+        find_files(root + place)
+    assert caught.value.where == root + place
+
+
+def test_a_bucket_that_is_not_there_is_named(bucket):
+    with pytest.raises(UserError, match="no-such-bucket/x.jsonl: cannot be opened"):
+        find_files("s3://no-such-bucket/x.jsonl")
+
+
+def test_a_fingerprint_changes_with_the_files_and_only_then(folder):
+    root, put = folder
+    before = fingerprint(root)
+    put("weights.bin", b"other")
+    assert fingerprint(root) == before
+    put("in/c.jsonl.gz", b"longer")
+    changed = fingerprint(root)
+    put("z.jsonl")
+    assert len({before, changed, fingerprint(root)}) == 3
+    assert fingerprint(f"{root}/z.jsonl") != fingerprint(f"{root}/in/c.jsonl.gz")
+
+
+@pytest.mark.parametrize("packing", ["", ".gz"])
+def test_pairs_are_read_from_where_they_lie_and_a_wrong_line_is_named(folder, packing):
+    root, put = folder
+    lines = [json.dumps({"query": f"q{i}", "positive": "p"}) for i in range(3)]
+    content = "\n".join([*lines, "{"]).encode()
+    put(f"pairs.jsonl{packing}", gzip.compress(content) if packing else content)
+    read = read_pairs(f"{root}/pairs.jsonl{packing}")
+    assert [next(read) for _ in range(3)] == [Pair(f"q{i}", "p") for i in range(3)]
+    with pytest.raises(UserError, match=f"{root}/pairs.jsonl{packing}:4: is no JSON"):
+        next(read)
+
+
+def test_parquet_is_read_from_where_it_lies(folder):
+    root, put = folder
+    out = io.BytesIO()
+    pq.write_table(pa.table({"query": ["q"] * 600, "positive": ["p"] * 600}), out)
+    put("pairs.parquet", out.getvalue())
+    assert list(read_pairs(f"{root}/pairs.parquet")) == [Pair("q", "p")] * 600
+
+
+# --- the hub --------------------------------------------------------------------------------
+
+
+def test_a_data_set_is_read_row_by_row_through_datasets(tmp_path, monkeypatch):
+    # `datasets` takes a folder of that name as it takes one of the hub.
+    (tmp_path / "set").mkdir()
+    rows = [{"anchor": f"q{i}", "positive": "p"} for i in range(3)]
+    (tmp_path / "set" / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    assert find_files("hub:set::validation") == ["hub:set::validation"]
+    assert list(read_pairs("hub:set::validation")) == [Pair(f"q{i}", "p") for i in range(3)]
+    with pytest.raises(UserError, match="hub:set: cannot be read: Bad split: train"):
+        list(read_pairs("hub:set"))
+    before = fingerprint("hub:set")
+    (tmp_path / "set" / "dev.jsonl").write_text("{}")
+    assert fingerprint("hub:set") != before
+
+
+def test_offline_the_hub_is_said_to_be_out_of_reach():
+    with pytest.raises(UserError, match="hub:org/none: cannot be read: Couldn't reach"):
+        list(read_pairs("hub:org/none"))
+    with pytest.raises(UserError, match="hub:org/none@v1: is no data set that the hub gives"):
+        fingerprint("hub:org/none@v1")
+    assert fingerprint(f"hub:org/none@{'a' * 40}:en") == "a" * 40
+
+
+def test_without_datasets_it_is_said_how_to_install_it(monkeypatch):
+    class Absent(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name == "datasets":
+                raise ModuleNotFoundError(name)
+
+    monkeypatch.delitem(sys.modules, "datasets", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+    with pytest.raises(UserError, match=r"pip install 'stillroom\[hub\]'"):
+        list(read_pairs("hub:org/none"))
+
+
+@pytest.mark.parametrize("name", ["hub:", "hub::en", "hub:a:b:c:d"])
+def test_a_name_that_names_no_data_set_is_refused(name):
+    with pytest.raises(UserError, match="names no data set"):
+        find_files(name)

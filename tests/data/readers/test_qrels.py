@@ -1,0 +1,83 @@
+"""Who answers whom, by id."""
+
+import pytest
+
+from stillroom.data.readers.qrels import read_collection, read_id_triples, read_judged
+from stillroom.data.readers.records import LeftOut, Pair
+from stillroom.errors import UserError
+
+COLLECTION = "1\tone\n2\ttwo\n3\t\n4\tfour\n"
+QUERIES = "a\twhat is one\nb\twhat is two\n"
+JSONL = "".join(
+    f'{{"_id": {own_id}, "title": "{title}", "text": "{text}"}}\n'
+    for own_id, title, text in [(1, "", "one"), (2, "", "two"), (3, "", ""), (4, "", "four")]
+)
+PAIRS = [Pair("what is one", "one", ("two", "four")), Pair("what is two", "two"),
+         Pair("what is two", "four")]  # fmt: skip
+QRELS = {
+    "trec": "a 0 2 0\na 0 1 1\na 0 4 0\nb 0 2 1\nb 0 4 2\n",
+    "msmarco": "a\t0\t2\t0\na\t0\t1\t1\na\t0\t4\t0\nb\t0\t2\t1\nb\t0\t4\t2\n",
+    "beir": "query-id\tcorpus-id\tscore\na\t2\t0\na\t1\t1\na\t4\t0\nb\t2\t1\nb\t4\t2\n",
+}
+
+
+@pytest.fixture
+def judged(tmp_path):
+    def files(**contents):
+        given = {"collection": COLLECTION, "queries": QUERIES, **contents}
+        places = {}
+        for name, content in given.items():
+            form = "jsonl" if content.startswith("{") else "tsv"
+            (tmp_path / f"{name}.{form}").write_text(content)
+            places[name] = str(tmp_path / f"{name}.{form}")
+        return places
+
+    return files
+
+
+@pytest.mark.parametrize("collection", [COLLECTION, JSONL], ids=["tsv", "jsonl"])
+@pytest.mark.parametrize("form", QRELS)
+def test_every_answer_makes_a_pair_and_what_is_graded_0_its_negatives(judged, form, collection):
+    assert list(read_judged(**judged(qrels=QRELS[form], collection=collection))) == PAIRS
+
+
+def test_triples_of_ids_become_triples_of_texts(judged):
+    assert list(read_id_triples(**judged(triples="a\t1\t2\nb\t2\t1\n"))) == [
+        Pair("what is one", "one", ("two",)),
+        Pair("what is two", "two", ("one",)),
+    ]
+
+
+def test_a_collection_s_empty_texts_are_no_answers(judged):
+    left_out = LeftOut()
+    places = judged(qrels="a 0 3 1\na 0 1 1\n")
+    assert list(read_judged(**places, left_out=left_out)) == [Pair("what is one", "one")]
+    assert list(read_collection(places["collection"], left_out)) == ["one", "two", "four"]
+    assert left_out.counts == {"empty": 2}
+
+
+@pytest.mark.parametrize(
+    ("contents", "where", "problem"),
+    [
+        ({"qrels": "a 0 1 1\nc 0 1 1\n"}, "qrels.tsv:2", "judges the query 'c', which is not"),
+        ({"qrels": "a 0 1 1\na 0 9 1\n"}, "qrels.tsv:2", "judges the passage '9', which is not"),
+        ({"qrels": "a 0 1 1\na 0 1 yes\n"}, "qrels.tsv:2", "has the grade 'yes'"),
+        ({"qrels": "a 0 1 1\na 1\n"}, "qrels.tsv:2", "has 2 fields"),
+        ({"collection": "1\tone\n1\tother\n"}, "collection.tsv:2", "repeats the id '1'"),
+        ({"collection": "1\tone\ntwo\n"}, "collection.tsv:2", "has 1 fields, not 2 (id, text)"),
+        ({"collection": '{"_id": "1", "text": "one"}\n{"text": "x"}'}, "collection.jsonl:2",
+         "has no '_id'"),
+        ({"queries": "a\twhat is one\nb\t \n"}, "queries.tsv:2", "'text' is empty"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_together_is_named_or_left_out(
+    judged, tmp_path, contents, where, problem
+):
+    places = judged(**{"qrels": "a 0 1 1\n", **contents})
+    with pytest.raises(UserError) as caught:
+        list(read_judged(**places))
+    assert caught.value.where == f"{tmp_path}/{where}"
+    assert problem in caught.value.problem
+    left_out = LeftOut(skip=True)
+    assert list(read_judged(**places, left_out=left_out)) == [Pair("what is one", "one")]
+    assert [one["where"] for one in left_out.wrong] == [f"{tmp_path}/{where}"]

@@ -1,0 +1,127 @@
+"""A LoRA adapter in PEFT's own format as an encoder's base, against PEFT itself."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from stillroom.encoders.files.create import create
+from stillroom.encoders.files.load import load
+from stillroom.encoders.files.save import save
+from stillroom.encoders.model_names import fingerprint
+from stillroom.errors import UserError
+from stillroom.preflight.recipe import _model
+
+TEXTS = ["a short text", "another text, which has quite a few more words than the first"]
+
+
+def adapter(base, folder, kind, **settings):
+    """What somebody trained with PEFT and no tool of ours."""
+    torch.manual_seed(1)
+    names = ["q_proj", "v_proj", "lm_head"] if kind is AutoModelForCausalLM else "all-linear"
+    config = {"r": 4, "target_modules": names} | settings
+    model = get_peft_model(kind.from_pretrained(base), LoraConfig(**config))
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data += 0.2 * torch.randn_like(p)
+    model.save_pretrained(folder)
+    return folder
+
+
+def theirs(base, folder, kind):
+    """Mean-pooled unit vectors of the model that PEFT itself merges, causal as it was trained."""
+    model = PeftModel.from_pretrained(kind.from_pretrained(base), str(folder)).merge_and_unload()
+    model = getattr(model, "model", model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    rows = []
+    for text in TEXTS:
+        with torch.inference_mode():
+            states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        rows.append(torch.nn.functional.normalize(states.mean(0), dim=0).numpy())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (AutoModel, {}),
+        (AutoModelForCausalLM, {"task_type": "CAUSAL_LM"}),
+        (
+            AutoModelForCausalLM,
+            {"use_dora": True, "layers_to_transform": [1], "target_modules": ["up_proj"]},
+        ),
+        (AutoModelForCausalLM, {"rank_pattern": {"model.layers.0.self_attn.q_proj": 2}}),
+    ],
+)
+def test_an_adapter_s_vectors_are_those_of_peft_s_own_merged_model(
+    decoder, tmp_path, kind, settings
+):
+    folder = adapter(decoder, tmp_path / "adapter", kind, **settings)
+    ours = create(str(folder), space="s", pooling="mean", precision="float32")
+    expected = theirs(decoder, folder, kind)
+    np.testing.assert_allclose(ours.encode(TEXTS, "query"), expected, atol=1e-5)
+    bare = create(str(decoder), space="s", pooling="mean", precision="float32")
+    assert abs(bare.encode(TEXTS, "query") - expected).max() > 0.01
+    save(ours, tmp_path / "whole")
+    np.testing.assert_allclose(load(tmp_path / "whole").encode(TEXTS, "query"), expected, atol=1e-5)
+
+
+def test_training_begins_with_the_adapter_merged_and_is_saved_upon_it(decoder, tmp_path):
+    folder = adapter(decoder, tmp_path / "adapter", AutoModel)
+    lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
+    model = create(
+        str(folder), space="s", pooling="mean", lora=lora, head=True, precision="float32"
+    )
+    expected = theirs(decoder, folder, AutoModel)
+    np.testing.assert_allclose(model.encode(TEXTS, "query"), expected, atol=1e-5)
+    for p in model.backbone.parameters():
+        if p.requires_grad:
+            p.data += 0.2
+    save(model, tmp_path / "ours")
+    np.testing.assert_allclose(
+        load(tmp_path / "ours").encode(TEXTS, "query"), model.encode(TEXTS, "query"), atol=1e-5
+    )
+
+
+def test_an_adapter_on_a_base_that_knows_its_pooling_needs_none(encoder, tmp_path):
+    base = tmp_path / "base"
+    save(create(str(encoder), space="s", pooling="cls", prompts={"query": "find: "}), base)
+    (base / "contract.json").unlink()  # now it is a sentence-transformers folder
+    before = fingerprint(str(base))
+    folder = adapter(base, tmp_path / "adapter", AutoModel)
+    found = load(folder)
+    assert (found.contract.pooling, found.contract.prompts.query) == ("cls", "find: ")
+    own = fingerprint(str(folder))
+    assert own.endswith(before)
+    weights = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
+    assert _model("teacher.base", str(folder), "cls", False) == weights
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base_model_name_or_path": None}, "does not say which model it adapts"),
+        ({"base_model_name_or_path": "/nowhere/at/all"}, "there is no such folder"),
+        ({"peft_type": "IA3"}, "is a .*IA3 adapter"),
+        ({"r": 8}, "does not fit LlamaModel"),
+        ({"target_modules": ["q_proj"]}, "does not fit LlamaModel: .* weights of one are not"),
+        ({"target_modules": ["query"]}, "does not fit LlamaModel"),
+    ],
+)
+def test_an_adapter_that_cannot_be_used_says_why(decoder, tmp_path, change, message):
+    folder = adapter(decoder, tmp_path / "adapter", AutoModel)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        create(str(folder), space="s", pooling="mean")
+
+
+def test_pickled_weights_of_an_adapter_are_refused(decoder, tmp_path):
+    folder = adapter(decoder, tmp_path / "adapter", AutoModel)
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    for look in (load, fingerprint):
+        with pytest.raises(UserError, match="pickled weights .* are never loaded"):
+            look(str(folder))

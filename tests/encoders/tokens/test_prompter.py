@@ -1,0 +1,191 @@
+import pytest
+import torch
+
+from stillroom.encoders.contract import Contract
+from stillroom.encoders.tokens.prompter import (
+    NO_TARGET,
+    Cloze,
+    Prompter,
+    Tokens,
+    instructed,
+    pad,
+    pad_clozes,
+)
+from stillroom.errors import UserError
+from support.tiny_models import byte_pair_tokenizer, word_piece_tokenizer
+
+LONG = "many words follow one another here, and they never seem to come to an end at all " * 5
+
+
+def contract(**changes):
+    fields = {
+        "base": "b",
+        "architecture": "decoder",
+        "attention": "bidirectional",
+        "pooling": "last",
+        "append_eos": True,
+        "max_tokens": 24,
+        "dims": (64,),
+        "space": "s",
+    }
+    return Contract(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("text", ["", "short", LONG])
+@pytest.mark.parametrize("prompt", ["", "Instruct: find it\nQuery: "])
+def test_a_text_ends_in_eos_cut_or_not_and_is_never_too_long(text, prompt):
+    tokenizer = byte_pair_tokenizer()
+    prompter = Prompter(tokenizer, contract(prompts={"query": prompt}))
+    [tokens] = prompter([text], "query")
+    assert tokens.ids[-1] == tokenizer.eos_token_id
+    assert tokens.ids.count(tokenizer.eos_token_id) == 1
+    assert tokens.ids[0] == tokenizer.bos_token_id
+    assert len(tokens.ids) <= 24
+
+
+def test_without_eos_in_the_contract_a_decoder_s_text_has_none():
+    tokenizer = byte_pair_tokenizer()
+    [tokens] = Prompter(tokenizer, contract(append_eos=False))(["short"], "passage")
+    assert tokenizer.eos_token_id not in tokens.ids
+
+
+@pytest.mark.parametrize("text", ["short", LONG])
+def test_an_encoder_s_text_keeps_cls_and_sep_cut_or_not(text):
+    tokenizer = word_piece_tokenizer()
+    prompter = Prompter(tokenizer, contract(architecture="encoder", append_eos=False))
+    [tokens] = prompter([text], "passage")
+    assert tokens.ids == tokenizer(text, truncation=True, max_length=24)["input_ids"]
+
+
+def test_each_role_has_its_own_prompt_letter_for_letter():
+    tokenizer = byte_pair_tokenizer()
+    prompts = {"query": "Instruct: find\nQuery: ", "passage": "Passage: "}
+    prompter = Prompter(tokenizer, contract(prompts=prompts, max_tokens=99))
+    for role, prompt in prompts.items():
+        [tokens] = prompter(["a text"], role)
+        assert tokenizer.decode(tokens.ids) == f"<s>{prompt}a text</s>"
+
+
+def test_a_task_s_instruction_takes_the_place_of_the_query_s_prompt():
+    tokenizer = byte_pair_tokenizer()
+    prompter = Prompter(tokenizer, contract(prompts={"query": "find: "}, max_tokens=99))
+    prompt = instructed("Find a duplicate")
+    [tokens] = prompter(["a text"], "query", prompt=prompt)
+    assert tokenizer.decode(tokens.ids) == "<s>Instruct: Find a duplicate\nQuery: a text</s>"
+    text = tokenizer("a text", add_special_tokens=False)["input_ids"]
+    [of_ids] = prompter.of_ids([text], "query", prompt=prompt)
+    assert tokenizer.decode(of_ids.ids) == tokenizer.decode(tokens.ids)
+
+
+@pytest.mark.parametrize("given_ids", [False, True])
+def test_the_prompt_s_tokens_can_be_left_out_of_pooling(given_ids):
+    tokenizer = byte_pair_tokenizer()
+    fields = {"prompts": {"query": "Instruct: find\nQuery: "}, "max_tokens": 99}
+
+    def pooled(pool_prompt):
+        prompter = Prompter(tokenizer, contract(**fields, pool_prompt=pool_prompt))
+        if given_ids:
+            text = tokenizer("text", add_special_tokens=False)["input_ids"]
+            [tokens] = prompter.of_ids([text], "query")
+        else:
+            [tokens] = prompter(["text"], "query")
+        batch = pad([tokens], tokenizer.pad_token_id)
+        return tokenizer.decode(batch.ids_bl[batch.pool_mask_bl.bool()])
+
+    assert pooled(False).strip() == "text</s>"
+    assert pooled(True) == "<s>Instruct: find\nQuery: text</s>"
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_hides_nothing_and_adds_nothing(side):
+    tokens = [Tokens([5, 6, 7], 1), Tokens([8], 0)]
+    batch = pad(tokens, 2, side=side)
+    assert batch.ids_bl.tolist() == [[5, 6, 7], [2, 2, 8] if side == "left" else [8, 2, 2]]
+    for row, one in enumerate(tokens):
+        assert batch.ids_bl[row][batch.mask_bl[row].bool()].tolist() == one.ids
+        assert (
+            batch.ids_bl[row][batch.pool_mask_bl[row].bool()].tolist() == one.ids[one.pool_from :]
+        )
+
+
+def test_a_padded_cloze_predicts_at_its_own_places_alone():
+    clozes = [Cloze([5], [8], "causal"), Cloze([5, 6, 7], [6, NO_TARGET, 9], "causal")]
+    batch = pad_clozes(clozes, 2)
+    assert batch.ids_bl.tolist() == [[5, 2, 2], [5, 6, 7]]
+    assert batch.targets_bl.tolist() == [[8, NO_TARGET, NO_TARGET], [6, NO_TARGET, 9]]
+
+
+@pytest.mark.parametrize("given_ids", [False, True])
+@pytest.mark.parametrize("echo", [False, True])
+def test_a_prompt_that_leaves_no_room_for_a_text_is_refused(echo, given_ids):
+    prompter = Prompter(byte_pair_tokenizer(), contract(echo=echo, prompts={"query": LONG}))
+    with pytest.raises(UserError, match="prompt and text together may have 22"):
+        prompter.of_ids([[5]], "query") if given_ids else prompter(["cut off"], "query")
+
+
+def test_an_empty_text_behind_a_prompt_is_still_pooled():
+    tokenizer = byte_pair_tokenizer()
+    fields = {"prompts": {"query": "find: "}, "pool_prompt": False, "append_eos": False}
+    [tokens] = Prompter(tokenizer, contract(**fields))([""], "query")
+    batch = pad([tokens], tokenizer.pad_token_id)
+    assert torch.equal(batch.pool_mask_bl, batch.mask_bl)
+
+
+# --- echo -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given_ids", [False, True])
+@pytest.mark.parametrize("text", ["short", LONG])
+@pytest.mark.parametrize("prompt", ["", "find: "])
+def test_an_echo_is_the_same_text_again_cut_or_not_and_alone_is_pooled(prompt, text, given_ids):
+    tokenizer = byte_pair_tokenizer()
+    prompter = Prompter(tokenizer, contract(echo=True, prompts={"query": prompt}))
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    [tokens] = prompter.of_ids([ids], "query") if given_ids else prompter([text], "query")
+    assert len(tokens.ids) <= 24
+    assert tokens.ids[-1] == tokenizer.eos_token_id
+    second = tokens.ids[tokens.pool_from : -1]
+    first = tokens.ids[tokens.pool_from - len(second) : tokens.pool_from]
+    assert first == second == ids[: len(second)]
+    before = tokens.ids[1 : tokens.pool_from - len(second)]
+    assert before == tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    # Cut only where there was no room for more.
+    left = 24 - len(tokens.ids)
+    assert len(second) == len(ids) or left < 2
+
+
+def test_an_empty_text_echoes_as_its_eos():
+    tokenizer = byte_pair_tokenizer()
+    prompter = Prompter(tokenizer, contract(echo=True, prompts={"query": "find: "}))
+    [tokens] = prompter([""], "query")
+    assert tokens.ids[tokens.pool_from :] == [tokenizer.eos_token_id]
+
+
+# --- to generate ----------------------------------------------------------------------------
+
+
+def test_only_a_completion_and_its_eos_are_predicted_each_by_the_token_before_it():
+    tokenizer = byte_pair_tokenizer()
+    prompter = Prompter(tokenizer, contract())
+    [cloze] = prompter.to_generate([("a question", " and its answer")], max_tokens=99)
+    assert tokenizer.decode(cloze.ids) == "<s>a question and its answer</s>"
+    predicted = [i for i, target in enumerate(cloze.targets) if target != NO_TARGET]
+    assert tokenizer.decode([cloze.targets[i] for i in predicted]) == " and its answer</s>"
+    assert [cloze.targets[i] for i in predicted] == [cloze.ids[i + 1] for i in predicted]
+    assert cloze.attention == "causal"
+
+
+@pytest.mark.parametrize("prompt", ["", "short", LONG])
+@pytest.mark.parametrize("completion", ["", "short", LONG])
+def test_half_of_the_room_is_left_to_a_completion_and_what_is_cut_has_no_eos(prompt, completion):
+    tokenizer = byte_pair_tokenizer()
+    [cloze] = Prompter(tokenizer, contract()).to_generate([(prompt, completion)], max_tokens=20)
+    assert len(cloze.ids) == len(cloze.targets) <= 20
+    targets = [target for target in cloze.targets if target != NO_TARGET]
+    whole = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    assert targets == whole[: len(targets)]
+    assert len(targets) >= min(len(whole), 9)
+    before = cloze.ids[: len(cloze.ids) - len(targets)]
+    asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert before[0] == tokenizer.bos_token_id
+    assert before[1:] == asked[len(asked) - len(before) + 1 :]  # its end is what it asks

@@ -1,0 +1,169 @@
+"""Every recipe that we ship, with small stand-ins for the models and files that it names."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stillroom.config.corpus import Docstrings
+from stillroom.config.load import read_recipe
+from stillroom.errors import UserError
+from stillroom.pipeline.plan import pipeline
+from stillroom.preflight.memory import memory
+from support.tiny_models import tiny_decoder, tiny_encoder
+
+FOLDER = Path(__file__).parents[2] / "jobs" / "recipes"
+RECIPES = sorted(FOLDER.glob("*.yaml"))
+BIG = [file for file in RECIPES if "gpu:" in file.read_text()]
+# Sizes of the bases that big recipes name, as their config.json has them.
+MISTRAL_7B = {
+    "model_type": "mistral",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+CONFIGS = {
+    "mistralai/Mistral-7B-v0.1": MISTRAL_7B,
+    "mistralai/Mistral-7B-Instruct-v0.2": MISTRAL_7B,
+    "google-bert/bert-base-uncased": {
+        "model_type": "bert",
+        "vocab_size": 30522,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+    },
+}
+
+
+def name(file):
+    return file.stem
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return tiny_decoder(folder / "decoder"), tiny_encoder(folder / "encoder")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory, where a recipe's files can be put."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TINY_TEACHER", "unset")
+    monkeypatch.setenv("TINY_STUDENT", "unset")
+    return tmp_path
+
+
+def write_files(recipe):
+    """A few lines for every file that the recipe names."""
+    pair = {"query": "a question", "positive": "its answer", "negatives": ["another answer"]}
+    conversation = {"prompt": "a question", "completion": "its answer"}
+    for source in recipe.corpus.sources.values():
+        if isinstance(source, Docstrings):
+            continue
+        for path in source.pairs:
+            write(path, json.dumps(pair))
+        for path in source.passages:
+            write(path, "a passage")
+        for path in source.conversations:
+            write(path, json.dumps(conversation))
+    for folder in recipe.corpus.evaluation.values():
+        write(f"{folder}/corpus.jsonl", '{"_id": "p", "text": "an answer to a question"}')
+        write(f"{folder}/queries.jsonl", '{"_id": "q", "text": "a question"}')
+        write(f"{folder}/qrels/test.tsv", "query-id\tcorpus-id\tscore\nq\tp\t1")
+
+
+def write(path, line):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(line + "\n")
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=name)
+def test_every_recipe_that_we_ship_is_planned(file, here, models):
+    bases = [f"teacher.base={models[0]}", f"student.base={models[1]}"]
+    recipe = read_recipe(file, bases)
+    write_files(recipe)
+    steps = pipeline(recipe)
+    assert recipe.name == file.stem
+    assert steps[0].stage == "corpus"
+    students = len(recipe.student.phases)
+    after = [step.stage for step in steps if step.stage not in ("corpus", "teacher", "vectors")]
+    assert after[-students - 3 :].count("negatives") == 1
+    assert [stage for stage in after if stage != "negatives"] == [
+        *["student"] * students, "report", "release",
+    ]  # fmt: skip
+    phases = [step.args["phase"] for step in steps if step.stage == "teacher"]
+    assert phases == list(recipe.teacher.phases or [None])
+    assert len({step.ref for step in steps}) == len(steps)
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=name)
+def test_a_recipe_for_a_laptop_names_nothing_that_must_be_downloaded(file, here):
+    recipe = read_recipe(file)
+    sources = recipe.corpus.sources.values()
+    downloads = not all(isinstance(source, Docstrings) for source in sources)
+    downloads |= any("/" in base and not base.startswith("package:") for base in bases(recipe))
+    assert downloads == (file in BIG)
+
+
+def bases(recipe):
+    return recipe.teacher.base, recipe.student.base
+
+
+def with_real_sizes(file, folder, *overrides):
+    """The recipe, its teacher's base a folder that holds nothing but that model's sizes."""
+    config = CONFIGS[read_recipe(file).teacher.base]
+    (folder / "config.json").write_text(json.dumps(config))
+    return read_recipe(file, [f"teacher.base={folder}", *overrides])
+
+
+@pytest.mark.parametrize("file", BIG, ids=name)
+def test_a_big_recipe_fits_the_gpu_that_it_names(file, here):
+    recipe = with_real_sizes(file, here)
+    findings = list(memory(recipe))
+    assert len(findings) == len(recipe.teacher.phases)
+    assert all(f"fits {recipe.scale.teacher.gpu}" in finding.detail for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("stem", "overrides", "expected"),
+    [
+        ("gritlm-7b", ["scale.teacher.zero_stage=1"], "Set scale.teacher.zero_stage=2"),
+        (
+            "e5-mistral-7b",
+            ["scale.teacher.gradient_checkpointing=false"],
+            "Set scale.teacher.micro_tokens=4096",
+        ),
+        ("e5-mistral-7b", ["scale.teacher.gpu=T4-16G"], "Set scale.teacher."),
+        ("gritlm-7b", ["scale.teacher.gpu=T4-16G"], "Name a bigger GPU"),
+        ("e5-mistral-7b", ["scale.teacher.gpu=H9000"], "H100-80G, A100-80G"),
+    ],
+)
+def test_a_run_that_does_not_fit_is_refused_with_a_way_out(stem, overrides, expected, here):
+    recipe = with_real_sizes(FOLDER / f"{stem}.yaml", here, *overrides)
+    with pytest.raises(UserError, match="scale.teacher.gpu") as fault:
+        list(memory(recipe))
+    assert expected in str(fault.value)
+    if "H9000" not in overrides[0]:
+        assert "GiB more than" in str(fault.value)
+
+
+def test_memory_is_told_where_no_gpu_is_named(here):
+    [finding] = memory(
+        with_real_sizes(FOLDER / "e5-mistral-7b.yaml", here, "scale.teacher.gpu=null")
+    )
+    assert finding.ok
+    assert "weights 13.4" in finding.detail and "activations" in finding.detail
+
+
+def test_memory_of_an_architecture_that_is_not_known_is_not_made_up(here):
+    recipe = with_real_sizes(FOLDER / "e5-mistral-7b.yaml", here)
+    (here / "config.json").write_text('{"model_type": "mamba"}')
+    [finding] = memory(recipe)
+    assert "not estimated" in finding.detail

@@ -1,0 +1,79 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from stillroom.mining import exact as module
+from stillroom.mining.exact import dot, merge, search
+
+
+def brute_force(queries, passages, k):
+    """Every score, sorted in Python."""
+    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+    rows = np.full((len(queries), k), -1, dtype=np.int64)
+    for q, query in enumerate(queries):
+        every = dot(np.tile(query, (len(passages), 1)), passages)
+        ranked = sorted((-score, row) for row, score in enumerate(every.tolist()))
+        for place, (score, row) in enumerate(ranked[:k]):
+            scores[q, place], rows[q, place] = -score, row
+    return scores, rows
+
+
+def vectors(rng, count, kind):
+    """Whole numbers are full of ties; near copies differ by less than bfloat16 can tell."""
+    if kind == "whole":
+        return rng.integers(-2, 3, size=(count, 5)).astype(np.float16)
+    if kind == "copies":
+        centre = rng.normal(size=(2, 33))
+        return (centre[rng.integers(0, 2, count)] + rng.normal(size=(count, 1)) * 1e-3).astype("f2")
+    return rng.normal(size=(count, 33)).astype(np.float16)
+
+
+@settings(max_examples=80, deadline=None)
+# The row beyond the last place is the lowest of those that are tied with it.
+@example(seed=0, kind="whole", passages=12, k=5, cuts=[], together=50, dtype=torch.float32)
+@given(
+    seed=st.integers(0, 10**6),
+    kind=st.sampled_from(["whole", "copies", "normal"]),
+    passages=st.integers(1, 120),
+    k=st.integers(1, 45),
+    cuts=st.lists(st.integers(0, 120), max_size=3),
+    together=st.integers(1, 150),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_however_parted_the_search_is_what_brute_force_finds_bit_for_bit(
+    seed, kind, passages, k, cuts, together, dtype
+):
+    rng = np.random.default_rng(seed)
+    queries, everyone = vectors(rng, 7, kind).astype(np.float32), vectors(rng, passages, kind)
+    order = rng.permutation(passages)
+    bounds = sorted({0, passages, *(cut for cut in cuts if cut < passages)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_computes_in", lambda device: dtype)
+        patch.setattr(module, "TOGETHER", 3)
+        parts = [
+            search(queries, [(order[a:b], everyone[order[a:b]])], k, together=together)
+            for a, b in itertools.pairwise(bounds)
+        ]
+    scores, rows = merge(parts, k)
+    expected_scores, expected_rows = brute_force(queries, everyone, k)
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_array_equal(scores, expected_scores)
+
+
+def test_a_row_that_several_searches_found_counts_once():
+    one = np.array([[0.9, 0.5]], np.float32), np.array([[4, 2]])
+    other = np.array([[0.9, 0.7]], np.float32), np.array([[4, 1]])
+    scores, rows = merge([one, other], 4)
+    assert rows.tolist() == [[4, 1, 2, -1]]
+    np.testing.assert_array_equal(scores, np.array([[0.9, 0.7, 0.5, -np.inf]], np.float32))
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_nothing_to_search_gives_nothing(k):
+    scores, rows = search(np.ones((2, 3), np.float32), [], k)
+    assert rows.tolist() == [[-1] * k] * 2
+    assert np.isneginf(scores).all()

@@ -1,0 +1,221 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from stillroom.config.load import read_recipe
+from stillroom.errors import UserError
+from stillroom.pipeline.plan import pipeline, why
+from stillroom.storage.artifacts import Store
+from support.tiny_models import tiny_decoder, tiny_encoder
+
+TINY = Path(__file__).parents[2] / "jobs" / "recipes" / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return tiny_decoder(folder / "teacher"), tiny_encoder(folder / "student")
+
+
+@pytest.fixture
+def planned(models, monkeypatch):
+    monkeypatch.setenv("TINY_TEACHER", str(models[0]))
+    monkeypatch.setenv("TINY_STUDENT", str(models[1]))
+
+    def planned(*overrides):
+        return pipeline(read_recipe(TINY, overrides))
+
+    return planned
+
+
+def changed(before, after):
+    return [new.stage for old, new in zip(before, after, strict=True) if old.key != new.key]
+
+
+@pytest.mark.parametrize(
+    ("override", "stages"),
+    [
+        ("student.phases.0.learning_rate=5e-4", ["student", "report", "release"]),
+        ("report.bm25=false", ["report", "release"]),
+        ("release.mean_retention=0.1", ["release"]),
+        ("negatives.skip_first=1", ["negatives", "student", "report", "release"]),
+        ("vectors.shard=65", ["vectors", "negatives", "student", "report", "release"]),
+        (
+            "corpus.max_pairs=200",
+            ["corpus", "teacher", "vectors", "negatives", "student", "report", "release"],
+        ),
+        ("scale.teacher.workers=1", []),
+        ("scale.student.engine=deepspeed", []),
+        ("root=elsewhere", []),
+    ],
+)
+def test_a_change_reaches_what_depends_on_it_and_nothing_else(planned, override, stages):
+    assert changed(planned(), planned(override)) == stages
+
+
+def test_a_release_without_the_gate_is_another_release(planned, models):
+    recipe = read_recipe(TINY)
+    assert changed(pipeline(recipe), pipeline(recipe, gate=False)) == ["release"]
+
+
+def test_other_weights_under_the_same_name_are_another_teacher(planned, models):
+    before = planned()
+    tiny_decoder(models[0], seed=9)
+    assert changed(before, planned())[0] == "teacher"
+
+
+def test_other_miners_bring_their_own_vectors_and_change_nothing_but_the_negatives(planned, models):
+    before = planned()
+    steps = planned(f"negatives.miner=[bm25, base, {models[1]}]")
+    added = [step for step in steps if step.key not in {one.key for one in before}]
+    assert [(step.stage, step.name) for step in added] == [
+        ("teacher", "tiny-base"),
+        ("vectors", "tiny-base"),
+        ("vectors", "tiny-miner2"),
+        ("negatives", "tiny"),
+        ("student", "tiny"),
+        ("report", "tiny"),
+        ("release", "tiny"),
+    ]
+    base, its_vectors, other, negatives, *_ = added
+    assert base.args["phase"] is None and its_vectors.inputs["teacher"] is base
+    assert set(other.inputs) == {"corpus"}
+    assert negatives.inputs == {
+        "corpus": steps[0], "vectors_1": its_vectors, "vectors_2": other,
+    }  # fmt: skip
+    tiny_encoder(models[1], seed=9)
+    again = planned(f"negatives.miner=[bm25, base, {models[1]}]")
+    assert "vectors" in changed(steps, again)
+
+
+def test_a_miner_of_several_phases_embeds_the_corpus_once(planned):
+    mined = f'teacher.phases=[{PHASE}, "hard_negatives": 1}}, {PHASE}, "hard_negatives": 1}}]'
+    steps = planned(mined, "negatives.miner=base")
+    assert [(step.stage, step.name) for step in steps[:6]] == [
+        ("corpus", "tiny"),
+        ("teacher", "tiny-base"),
+        ("vectors", "tiny-base"),
+        ("negatives", "tiny-phase0"),
+        ("teacher", "tiny-phase1"),
+        ("negatives", "tiny-phase1"),
+    ]
+    with pytest.raises(UserError, match="the untrained base would"):
+        planned(mined)
+
+
+PHASE = '{"objective": "contrastive", "steps": 2, "global_batch": 16, "learning_rate": 1e-3'
+
+
+def test_a_phase_with_hard_negatives_has_them_mined_by_the_phase_before(planned):
+    steps = planned(f'teacher.phases=[{PHASE}}}, {PHASE}, "hard_negatives": 1}}]')
+    assert [(step.stage, step.name) for step in steps[:5]] == [
+        ("corpus", "tiny"),
+        ("teacher", "tiny-phase1"),
+        ("vectors", "tiny-phase1"),
+        ("negatives", "tiny-phase1"),
+        ("teacher", "tiny"),
+    ]
+    second = steps[4]
+    assert second.inputs["negatives"] is steps[3]
+    assert second.inputs["teacher"] is steps[1]
+
+
+def test_a_phase_whose_negatives_are_given_follows_the_phase_before_at_once(planned):
+    given = '"hard_negatives": 1, "negatives": "given"'
+    steps = planned(f"teacher.phases=[{PHASE}, {given}}}, {PHASE}, {given}}}]")
+    assert [(step.stage, step.name) for step in steps[:3]] == [
+        ("corpus", "tiny"),
+        ("teacher", "tiny-phase1"),
+        ("teacher", "tiny"),
+    ]
+    assert set(steps[2].inputs) == {"corpus", "teacher"}
+
+
+def test_phases_of_every_objective_are_named_by_number_and_keyed_by_their_fields(planned):
+    numbers = '"steps": 2, "global_batch": 16, "learning_rate": 1e-3'
+
+    def phases(mask_share):
+        return planned(
+            f'teacher.phases=[{{"objective": "mntp", "mask_share": {mask_share}, {numbers}}}, '
+            f'{{"objective": "simcse", {numbers}}}, '
+            f'{{"objective": "joint", "generation_batch": 16, "generate": "pairs", {numbers}}}]'
+        )
+
+    steps = phases(0.2)
+    teachers = [step for step in steps if step.stage == "teacher"]
+    assert [step.name for step in teachers] == ["tiny-phase1", "tiny-phase2", "tiny"]
+    assert [step.args["phase"].objective for step in teachers] == ["mntp", "simcse", "joint"]
+    assert teachers[2].inputs["teacher"] is teachers[1]
+    assert [step.stage for step in steps[:4]] == ["corpus", "teacher", "teacher", "teacher"]
+    assert changed(steps, phases(0.3)) == [step.stage for step in steps[1:]]
+
+
+# --- sources --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(planned, tmp_path):
+    """Plans with sources of a file each, name → what is in it."""
+
+    def two(**sources):
+        named = []
+        for name, kind in sources.items():
+            file = tmp_path / f"{name}.jsonl"
+            if not file.exists():
+                file.write_text(f'{{"query": "{name}", "positive": "p"}}\n')
+            named.append(f'{name}: {{"format": "files", "{kind}": ["{file}"]}}')
+        return planned(f"corpus.sources={{{', '.join(named)}}}", "teacher.phases=[]")
+
+    return two
+
+
+@pytest.mark.parametrize("kind", ["pairs", "passages", "conversations"])
+def test_another_content_of_one_source_changes_the_corpus_and_what_follows(two, tmp_path, kind):
+    before = two(first="pairs", second=kind)
+    assert changed(before, two(first="pairs", second=kind)) == []
+    (tmp_path / "second.jsonl").write_text("of other content, which a plan does not read")
+    after = two(first="pairs", second=kind)
+    # The teacher is its base as it is, which no corpus changes.
+    assert changed(before, after) == [s.stage for s in before if s.stage != "teacher"]
+    was, now = before[0].sources, after[0].sources
+    assert [name for name in now if now[name] != was[name]] == [f"{tmp_path}/second.jsonl"]
+
+
+def test_the_order_of_sources_is_part_of_the_key(two):
+    one, other = two(first="pairs", second="pairs"), two(second="pairs", first="pairs")
+    assert one[0].key != other[0].key
+
+
+def test_a_source_s_file_that_is_missing_is_named(planned, tmp_path):
+    with pytest.raises(UserError, match=r"none\.jsonl: does not exist"):
+        planned(f'corpus.sources.own={{"format": "files", "pairs": ["{tmp_path}/none.jsonl"]}}')
+
+
+def test_a_student_s_phases_follow_one_another_and_need_what_they_ask_for(planned):
+    numbers = "steps: 1, global_batch: 4, learning_rate: 1e-3"
+    texts = f"{{data: texts, losses: {{similarity: 1}}, online: true, {numbers}}}"
+    pairs = f"{{data: pairs, {numbers}, hard_negatives: 0}}"
+    steps = planned(f"student.phases=[{texts}, {pairs}]")
+    first, second = (step for step in steps if step.stage == "student")
+    assert [first.name, second.name] == ["tiny-phase1", "tiny"]
+    assert set(first.inputs) == {"corpus", "teacher"}  # embeds as it goes
+    assert set(second.inputs) == {"corpus", "teacher", "vectors", "student"}
+    assert second.inputs["student"] is first
+    assert "negatives" not in {step.stage for step in steps}
+    assert changed(steps, planned(f"student.phases=[{texts}, {pairs}]", "vectors.shard=65")) == [
+        "vectors", "student", "report", "release",
+    ]  # fmt: skip
+
+
+def test_why_names_the_fields_and_inputs_that_changed(planned, tmp_path):
+    store = Store(str(tmp_path))
+    student = next(step for step in planned() if step.stage == "student")
+    assert why(student, store) == "not made yet"
+    with store.draft("student", student.name, student.key) as draft:
+        draft.publish(json.loads(json.dumps(student.made_by)))
+    faster = planned("student.phases.0.learning_rate=5e-4", "negatives.skip_first=1")
+    reason = why(next(step for step in faster if step.stage == "student"), store)
+    assert "student.phase.learning_rate: 0.001 → 0.0005" in reason
+    assert "negatives changed" in reason
+    assert "vectors" not in reason

@@ -1,0 +1,111 @@
+import re
+
+import pytest
+
+from stillroom.reports.render import evaluation_page, render, small_table, table
+
+EVIL = "<script>alert('x')</script>"
+
+
+def report():
+    def model(role, ndcg):
+        scores = {"ndcg@10": ndcg, "recall@100": 0.9, "mrr@10": 0.5}
+        return {
+            "role": role, "parameters": 23_000_000, "dims": 384, "texts_per_second": 123.4,
+            "scores": {"held-out": scores},
+        }  # fmt: skip
+
+    bm25 = {**model("bm25", 0.5), "parameters": 0, "dims": 0, "texts_per_second": None}
+    return {
+        "sets": {"held-out": {"queries": 200, "passages": 2000}},
+        "models": {"teacher": model("teacher", 0.8), "student": model("student", 0.6), "B": bm25},
+        "retention": {"held-out": 0.75, "mean": 0.75},
+    }
+
+
+def extras():
+    return {
+        "name": EVIL,
+        "hardware": "2 CPUs",
+        "losses": {"teacher": [(1, 2.0), (2, 1.0)], "student": []},
+        "negatives": {
+            "kept": 10, "queries_without": 1, "rejected": {"too close": 3}, "recall": {EVIL: 0.97},
+            "scores": {"edges": [0.0, 0.5, 1.0], "positives": [0, 4], "negatives": [9, 1]},
+            "examples": [{"query": EVIL, "positive": EVIL, "negatives": [EVIL]}],
+        },
+    }  # fmt: skip
+
+
+def test_the_table_has_a_row_a_model_the_best_first():
+    header, *rows = table(report())
+    assert header == ["model", "parameters", "dims", "texts/s", "nDCG@10", "Recall@100", "MRR@10"]
+    assert [row[0] for row in rows] == ["teacher", "student", "B"]
+    assert rows[1] == ["student", "23.0 M", "384", "123", "0.600", "0.900", "0.500"]
+    assert rows[2][1:4] == ["–", "–", "–"]
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing():
+    page = render(report(), extras())
+    assert not re.findall(r"(?:src|href)\s*=|@import|url\(", page)
+    assert "<script" not in page
+
+
+def test_the_page_says_plainly_who_is_above_whom():
+    page = render(report(), extras())
+    assert "The student is below the teacher: nDCG@10 0.600 against 0.800 (-0.200)." in page
+    assert "The student is above BM25" in page
+    assert "75.0 %" in page
+    assert page.count("<polyline") == 1  # of a student without training there is no curve
+
+
+def test_the_scores_of_positives_and_negatives_are_bars_over_one_axis():
+    page = render(report(), extras())
+    plots = re.findall(r"Scores of (?:positives|negatives)</figcaption>|Scores of \w+;", page)
+    assert plots == ["Scores of positives;", "Scores of negatives;"]
+    # 120 units high is the most of a plot; empty bins have no bar.
+    bars = re.findall(
+        r'<rect x="([\d.]+)" y="[\d.]+" width="[\d.]+" height="([\d.]+)"></rect>', page
+    )
+    assert [(float(x), float(high)) for x, high in bars] == [(280, 120), (40, 120), (280, 13.3)]
+    assert "97.0 %" in page
+
+
+def small(*sets, dims=(384, 128)):
+    return {
+        name: [
+            {
+                "precision": precision, "dims": size, "trained": size == 384, "bytes": size * wide,
+                "rescored_bytes": 0, "ndcg@10": 0.8 - 0.1 * i - 0.1 * place, "recall@100": 0.9,
+            }
+            for size in dims
+            for i, (precision, wide) in enumerate((("float32", 4), ("int8", 1)))
+        ]
+        for place, name in enumerate(sets)
+    }  # fmt: skip
+
+
+def test_small_vectors_are_rows_with_what_they_keep_of_float32():
+    header, *rows = small_table(small("a", "b"))
+    assert header == ["dims", "precision", "bytes", "a nDCG@10", "b nDCG@10", "mean", "of float32"]
+    assert rows[0] == ["384", "float32", "1,536", "0.800", "0.700", "0.750", "100.0%"]
+    assert rows[3] == ["128 (not trained)", "int8", "128", "0.700", "0.600", "0.650", "86.7%"]
+    assert small_table(small("a"))[0][3:] == ["nDCG@10", "Recall@100", "of float32"]
+
+
+@pytest.mark.parametrize("dims", [(384, 128), (384,)])
+def test_quality_is_plotted_against_bytes_on_both_pages(dims):
+    measured = report()
+    measured["models"]["student"]["vectors"] = small("held-out", dims=dims)
+    measured["models"]["both"] = {
+        **measured["models"]["student"], "role": "asymmetric",
+        "retention": {"held-out": 0.875, "mean": 0.875},
+    }  # fmt: skip
+    for page in (render(measured, extras()), evaluation_page(measured, EVIL)):
+        assert not re.findall(r"(?:src|href)\s*=|@import|url\(|<script", page)
+        circles = re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="4"><title>float32, 384', page)
+        smaller = re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="4"><title>int8, 384', page)
+        assert len(circles) == len(smaller) == 2  # the student's, and those of both together
+        # Fewer bytes are further left, and less quality is further down.
+        assert float(circles[0][0]) > float(smaller[0][0])
+        assert float(circles[0][1]) < float(smaller[0][1])
+    assert "87.5 %" in render(measured, extras())

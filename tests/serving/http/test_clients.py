@@ -1,0 +1,289 @@
+"""The clients that people have, against a real socket."""
+
+import asyncio
+import base64
+import gzip
+import json
+
+import httpx
+import huggingface_hub
+import numpy as np
+import openai
+import pytest
+from ray.exceptions import RayTaskError
+from ray.serve.exceptions import BackPressureError
+
+from stillroom.encoders.files.load import load
+from stillroom.serving.http.limits import Limits
+from stillroom.serving.messages import TooLarge
+from support.in_process_router import near
+from support.tiny_releases import make_release
+
+LIMITS = Limits(body_bytes=20_000, texts=8, characters=4_000, tokens=200)
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    return make_release(tmp_path_factory.mktemp("release") / "shared", shared_space=True)
+
+
+@pytest.fixture(scope="module")
+def url(release):
+    with near(release, limits=LIMITS) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def student(release):
+    return load(release / "student")
+
+
+@pytest.fixture(scope="module")
+def teacher(release):
+    return load(release / "teacher")
+
+
+@pytest.fixture
+def hub(url, monkeypatch):
+    # What is on this machine is no hub.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    return lambda route: huggingface_hub.InferenceClient(model=url + route, token="none")
+
+
+def ask(url, path="/embed", **body):
+    return httpx.post(url + path, json=body)
+
+
+# OpenAI's
+
+
+@pytest.mark.parametrize(
+    ("body", "raised", "status", "code"),
+    [
+        ({"input": "x", "dimensions": 5}, openai.BadRequestError, 400, "invalid_value"),
+        ({"input": "x", "model": "other"}, openai.NotFoundError, 404, "model_not_found"),
+        ({"input": ["x"] * 9}, openai.APIStatusError, 413, "request_too_large"),
+        ({"input": "y" * 4001}, openai.APIStatusError, 413, "request_too_large"),
+        ({"input": [5] * 201}, openai.APIStatusError, 413, "request_too_large"),
+        ({"input": ["long " * 60] * 8}, openai.APIStatusError, 413, "request_too_large"),
+        ({"input": "z" * 20_000}, openai.APIStatusError, 413, "request_too_large"),
+    ],
+)
+def test_the_openai_client_raises_what_it_would_at_openai(url, body, raised, status, code):
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    with pytest.raises(raised) as caught:
+        client.embeddings.create(**{"model": "tiny/student"} | body)
+    assert (caught.value.status_code, caught.value.code) == (status, code)
+    assert type(caught.value) is raised
+    if "dimensions" in body:
+        assert "dimensions must be one of 64" in caught.value.message
+
+
+def test_the_asynchronous_client_gets_each_text_s_vector_in_its_place(url, student):
+    texts = ["a", "a much longer text than the others", "naïve 漢字", "a"]
+
+    async def main():
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
+            return await client.embeddings.create(
+                model="tiny/student", input=texts, user="ann", dimensions=64
+            )
+
+    answer = asyncio.run(main())
+    assert [item.index for item in answer.data] == [0, 1, 2, 3]
+    found = np.array([item.embedding for item in answer.data])
+    np.testing.assert_allclose(found, student.encode(texts, "passage"), atol=2e-6)
+
+
+def test_an_instruction_stands_before_queries_as_the_model_was_taught(url, teacher):
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+    answer = client.embeddings.create(
+        model="tiny/teacher",
+        input="how",
+        extra_body={"input_type": "query", "instruction": "Find the answer"},
+    )
+    prompt = "Instruct: Find the answer\nQuery: "
+    expected = teacher.encode(["how"], "query", prompt=prompt)
+    np.testing.assert_allclose([answer.data[0].embedding], expected, atol=2e-6)
+    assert answer.usage.prompt_tokens == len(
+        teacher.prompter(["how"], "query", prompt=prompt)[0].ids
+    )
+
+
+def test_null_is_what_a_field_is_without_it(url):
+    bodies = [{}, dict.fromkeys(("dimensions", "user", "encoding_format", "input_type"))]
+    asked = [{"model": "tiny", "input": "x", **body} for body in bodies]
+    first, second = (ask(url, "/v1/embeddings", **body).json() for body in asked)
+    assert first == second
+
+
+def test_one_model_is_found_by_its_name_and_a_lost_one_is_404(url):
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+    found = client.models.retrieve("tiny/teacher")
+    assert (found.id, found.dims, found.max_tokens) == ("tiny/teacher", [64], 64)
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("tiny/nobody")
+
+
+# text-embeddings-inference's
+
+
+def test_the_hub_s_client_gets_the_vectors_of_the_first_release(hub, student, teacher):
+    texts = ["one text", "another"]
+    found = hub("").feature_extraction(texts)
+    np.testing.assert_allclose(found, teacher.encode(texts, "passage"), atol=2e-6)
+    found = hub("/embed").feature_extraction("one text", prompt_name="query", normalize=False)
+    np.testing.assert_allclose(found, student.encode(["one text"], "query"), atol=2e-6)
+    found = hub("?model=tiny/teacher").feature_extraction("one text", prompt_name="query")
+    np.testing.assert_allclose(found, teacher.encode(["one text"], "query"), atol=2e-6)
+
+
+def test_similarities_are_cosines(hub, teacher):
+    texts = ["a source", "a sentence", "a source"]
+    found = hub("/similarity").sentence_similarity(texts[0], texts[1:])
+    rows = teacher.encode(texts, "passage")
+    np.testing.assert_allclose(found, rows[1:] @ rows[0], atol=1e-5)
+
+
+def test_a_long_text_loses_the_end_that_is_asked_for_or_is_refused(hub, student, url):
+    long = " ".join(f"word{number}" for number in range(100))
+    ids = student.tokenizer(long, add_special_tokens=False)["input_ids"]
+    room = student.contract.max_tokens - 2  # CLS and SEP
+    for direction, kept in (("right", ids[:room]), ("left", ids[-room:])):
+        found = hub("?model=tiny/student").feature_extraction(
+            long, truncate=True, truncation_direction=direction
+        )
+        expected = student.encode_tokens(student.prompter.of_ids([kept], "passage"))
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+    refused = ask(url, "/embed?model=tiny/student", inputs=long, truncate=False)
+    assert (refused.status_code, refused.json()["error_type"]) == (422, "Tokenizer")
+    assert f"takes {len(ids)} tokens, and {room} is the most" in refused.json()["error"]
+    short = ask(url, "/embed?model=tiny/student", inputs="a short text", truncate=False)
+    assert short.status_code == 200
+
+
+def test_tokens_tell_where_they_lie_and_decode_to_the_text(url):
+    text = "some naïve text"
+    teacher = "/tokenize?model=tiny/teacher"
+    [tokens] = ask(url, teacher, inputs=text, prompt_name="query").json()
+    prompted = "Instruct: find\nQuery: " + text
+    inner = [token for token in tokens if not token["special"]]
+    assert [prompted[token["start"] : token["stop"]] for token in inner] == [
+        token["text"] for token in inner
+    ]
+    assert ask(url, "/decode", ids=[token["id"] for token in tokens]).json() == [prompted]
+    assert ask(url, "/tokenize", inputs=[text], add_special_tokens=False).json()[0][0]["start"] == 0
+
+
+def test_info_says_what_clients_look_for(url):
+    told = httpx.get(f"{url}/info", params={"model": "tiny/student"}).json()
+    assert told["model_id"] == "tiny/student"
+    assert (told["max_input_length"], told["max_client_batch_size"]) == (32, 8)
+    assert told["model_type"] == {"embedding": {"pooling": "mean"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "kind"),
+    [
+        ("/embed", {"inputs": []}, 422, "Tokenizer"),
+        ("/embed", {"inputs": ""}, 422, "Tokenizer"),
+        ("/embed", {"inputs": [1, "a"]}, 422, "Tokenizer"),
+        ("/embed", {"inputs": [10**6]}, 422, "Tokenizer"),
+        ("/embed", {"inputs": "a", "prompt_name": "code"}, 422, "Tokenizer"),
+        ("/embed", {"inputs": "a", "dimensions": 3}, 422, "Tokenizer"),
+        ("/embed", {"inputs": ["a"] * 9}, 413, "Validation"),
+        ("/embed?model=other", {"inputs": "a"}, 404, "Validation"),
+        ("/embed_all", {"inputs": "a"}, 424, "Backend"),
+        ("/similarity", {"inputs": {"source_sentence": "a", "sentences": []}}, 422, "Tokenizer"),
+        ("/tokenize", {}, 422, "Tokenizer"),
+        ("/decode", {"ids": [10**6]}, 422, "Tokenizer"),
+    ],
+)
+def test_its_clients_are_refused_in_its_words(url, path, body, status, kind):
+    answer = ask(url, path, **body)
+    assert (answer.status_code, answer.json()["error_type"]) == (status, kind)
+    assert answer.json()["error"]
+
+
+def test_an_overloaded_model_is_429_too_much_413_and_a_fault_of_ours_tells_nothing(release):
+    large = TooLarge("input", "has 9 tokens and may have 8", "Send several requests")
+    faults = {
+        "full": BackPressureError(3, 2),
+        "large": RayTaskError("encode", "", large).as_instanceof_cause(),  # as a replica's arrives
+        "broken": RuntimeError("a secret"),
+    }
+
+    def hold(work):
+        raise faults[work.texts[0]]
+
+    with near(release, hold=hold) as url:
+        for text, status, kind in (
+            ("full", 429, "Overloaded"),
+            ("large", 413, "Validation"),
+            ("broken", 500, "Unhealthy"),
+        ):
+            theirs = ask(url, inputs=text)
+            assert (theirs.status_code, theirs.json()["error_type"]) == (status, kind)
+            ours = ask(url, "/v1/embeddings", model="tiny", input=text)
+            assert (ours.status_code, "secret" in ours.text) == (status, False)
+            assert ours.headers.get("retry-after") == ("1" if status == 429 else None)
+
+
+# Bodies
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status"),
+    [
+        (gzip.compress(json.dumps({"model": "tiny", "input": "x"}).encode()), {}, 200),
+        (gzip.compress(b" " * 10**8), {}, 413),  # 100 MB in 100 kB
+        (gzip.compress(b" " * 10**6), {}, 413),  # 1 MB in 1 kB
+        (gzip.compress(b"{}")[:-9], {}, 400),
+        (b"no gzip", {}, 400),
+        (b"{}", {"content-encoding": "br"}, 415),
+        (b"{}", {"content-encoding": "gzip, gzip"}, 415),
+    ],
+    ids=["small", "bomb", "tight bomb", "cut off", "plain", "brotli", "twice"],
+)
+def test_a_packed_body_is_unpacked_no_further_than_the_limit(url, content, headers, status):
+    headers = {"content-encoding": "gzip", **headers}
+    answer = httpx.post(f"{url}/v1/embeddings", content=content, headers=headers)
+    assert answer.status_code == status, answer.text
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embed"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 20_000,
+        b'{"inputs": "\xff\xfe", "input": "\xff\xfe"}',
+        b'{"inputs": "\\ud800", "input": "\\ud800"}',
+        b"",
+    ],
+    ids=["nested", "utf-8", "surrogate", "empty"],
+)
+def test_what_is_no_json_is_refused_not_stumbled_over(url, path, content):
+    answer = httpx.post(url + path, content=content)
+    assert answer.status_code == (400 if path.startswith("/v1") else 422)
+    assert "JSON" in answer.text
+
+
+def test_a_body_of_no_told_length_is_read_no_further_than_the_limit(url):
+    sent = []
+
+    def endless():
+        while len(sent) < 10_000:
+            sent.append(1)
+            yield b" " * 1000
+
+    answer = httpx.post(f"{url}/v1/embeddings", content=endless())
+    assert answer.status_code == 413
+
+
+def test_base64_is_of_the_floats(url):
+    bodies = [
+        ask(url, "/v1/embeddings", model="tiny", input="x", encoding_format=encoding).json()
+        for encoding in ("float", "base64")
+    ]
+    floats, packed = (body["data"][0]["embedding"] for body in bodies)
+    found = np.frombuffer(base64.b64decode(packed), "<f4")
+    np.testing.assert_array_equal(np.float32(floats), found)

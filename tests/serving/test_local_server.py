@@ -1,0 +1,273 @@
+"""A real server on a real socket, asked by the clients that people use."""
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+from stillroom.encoders.files.load import load
+from stillroom.errors import UserError
+from stillroom.serving.telemetry import tracing
+from support.otlp_collector import receiver
+from support.serve_process import served
+from support.tiny_releases import make_release
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    return make_release(tmp_path_factory.mktemp("release") / "shared", shared_space=True)
+
+
+@pytest.fixture(scope="module")
+def collector():
+    with receiver() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def url(release, collector):
+    told = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector[0], "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    with served(release, OTEL_SERVICE_NAME="tried", **told) as (found, _):
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def test_the_openai_client_gets_the_encoder_s_own_vectors(client, release):
+    texts = ["one text", "another and a longer text, with more words", "naïve 漢字"]
+    for name in ("teacher", "student"):
+        encoder = load(release / name)
+        for input_type, role in (("query", "query"), ("document", "passage")):
+            answer = client.embeddings.create(  # base64, unless told otherwise
+                model=f"tiny/{name}", input=texts, extra_body={"input_type": input_type}
+            )
+            vectors = np.array([item.embedding for item in answer.data])
+            np.testing.assert_allclose(vectors, encoder.encode(texts, role), atol=2e-6)
+            assert answer.model == f"tiny/{name}"
+            tokens = sum(len(one.ids) for one in encoder.prompter(texts, role))
+            assert answer.usage.prompt_tokens == tokens
+
+
+def test_floats_and_base64_carry_the_same_vectors(client):
+    both = [
+        client.embeddings.create(model="tiny/student", input="text", encoding_format=encoding)
+        for encoding in ("float", "base64")
+    ]
+    first, second = (answer.data[0].embedding for answer in both)
+    if isinstance(second, str):  # the client leaves base64 as it came when it is asked for it
+        import base64
+
+        second = np.frombuffer(base64.b64decode(second), dtype="<f4")
+    np.testing.assert_allclose(first, second, atol=1e-7)
+
+
+def test_token_ids_give_the_vector_of_the_text_they_stand_for(client, release):
+    tokenizer = load(release / "student").tokenizer
+    ids = tokenizer("some text", add_special_tokens=False)["input_ids"]
+    answers = [client.embeddings.create(model="tiny/student", input=i) for i in ("some text", ids)]
+    first, second = (answer.data[0].embedding for answer in answers)
+    np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_in_one_space_documents_go_to_the_teacher_and_queries_to_the_student(url):
+    for input_type, target in (("query", "student"), ("document", "teacher")):
+        body = {"model": "tiny", "input": "text", "input_type": input_type}
+        answer = httpx.post(f"{url}/v1/embeddings", json=body)
+        assert answer.headers["x-stillroom-model"] == f"tiny/{target}"
+        assert answer.headers["x-stillroom-space"] == "one"
+
+
+def test_models_are_listed_with_what_a_client_must_know(client):
+    listed = {model.id: model for model in client.models.list()}
+    assert list(listed) == ["tiny", "tiny/teacher", "tiny/student"]
+    assert (listed["tiny"].policy, listed["tiny"].space) == ("asymmetric", "one")
+    assert (listed["tiny"].dims, listed["tiny"].max_tokens) == ([64], 32)
+
+
+def test_many_callers_at_once_each_get_their_own_vectors(url, release):
+    texts = [f"text number {number} " * (1 + number % 7) for number in range(60)]
+    expected = load(release / "student").encode(texts, "query")
+
+    async def ask():
+        import asyncio
+
+        async with httpx.AsyncClient(timeout=60) as http:
+            bodies = [
+                {"model": "tiny/student", "input": text, "input_type": "query"} for text in texts
+            ]
+            return await asyncio.gather(
+                *(http.post(f"{url}/v1/embeddings", json=body) for body in bodies)
+            )
+
+    import asyncio
+
+    answers = asyncio.run(ask())
+    vectors = np.array([answer.json()["data"][0]["embedding"] for answer in answers])
+    np.testing.assert_allclose(vectors, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"model": "tiny", "input": "x", "dimensions": 65}, 400, "dimensions"),
+        ({"model": "tiny", "input": []}, 400, "input"),
+        ({"model": "tiny", "input": ["x", ""]}, 400, "input"),
+        ({"model": "tiny", "input": [10**9]}, 400, "input"),
+        ({"model": "tiny", "input": {"text": "x"}}, 400, "input"),
+        ({"model": "tiny", "inputs": "x", "input": "x"}, 400, "inputs"),
+        ({"model": "tiny", "input": "x", "input_type": "passage"}, 400, "input_type"),
+        ({"input": "x"}, 400, "model"),
+        ({"model": "huge", "input": "x"}, 404, "model"),
+    ],
+)
+def test_a_faulty_request_is_answered_in_openai_s_words(url, body, status, param):
+    answer = httpx.post(f"{url}/v1/embeddings", json=body)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert (error["param"], error["type"]) == (param, "invalid_request_error")
+    assert error["message"]
+
+
+def test_what_is_no_json_and_what_is_no_route_get_errors_of_the_same_form(url):
+    assert httpx.post(f"{url}/v1/embeddings", content=b"{").json()["error"]["code"] == (
+        "invalid_json"
+    )
+    lost = httpx.get(f"{url}/v1/nothing")
+    assert (lost.status_code, lost.json()["error"]["code"]) == (404, "unknown_url")
+
+
+def test_the_routes_of_text_embeddings_inference_reach_the_same_replicas(url, release):
+    texts = ["some text", "another"]
+    found = httpx.post(f"{url}/embed", json={"inputs": texts}).json()
+    np.testing.assert_allclose(found, load(release / "teacher").encode(texts, "passage"), atol=2e-6)
+    [tokens, _] = httpx.post(f"{url}/tokenize", json={"inputs": texts}).json()
+    ids = [token["id"] for token in tokens]
+    assert httpx.post(f"{url}/decode", json={"ids": ids}).json() == ["some text"]
+    lost = httpx.post(f"{url}/decode", json={"ids": [10**6]})
+    assert (lost.status_code, lost.json()["error_type"]) == (422, "Tokenizer")
+
+
+def test_a_request_keeps_the_id_that_it_came_with(url):
+    for headers, expected in (({"x-request-id": "r-1"}, "r-1"), ({}, None)):
+        given = httpx.get(f"{url}/v1/models", headers=headers).headers.get_list("x-request-id")
+        assert len(given) == 1
+        assert given[0] == (expected or given[0])
+
+
+def test_a_request_is_a_span_of_its_sender_s_trace_and_each_phase_one_below(url, collector):
+    trace, sender = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    headers = {"traceparent": f"00-{trace}-{sender}-01"}
+    body = {"model": "tiny", "input": ["a secret text", "b"], "input_type": "query"}
+    assert httpx.post(f"{url}/v1/embeddings", json=body, headers=headers).status_code == 200
+    spans = collector[1].of(trace, 5)
+    assert spans.keys() == {"POST /v1/embeddings", "send", "tokenise", "wait", "encode"}
+    assert {resource["service.name"] for _, resource in spans.values()} == {"tried"}
+    whole, send, *phases = (
+        spans[name][0] for name in ("POST /v1/embeddings", "send", "tokenise", "wait", "encode")
+    )
+    assert whole.parent_span_id.hex() == sender
+    assert send.parent_span_id == whole.span_id
+    assert {phase.parent_span_id for phase in phases} == {send.span_id}
+    for outer, inner in ((whole, send), *((send, phase) for phase in phases)):
+        assert outer.start_time_unix_nano <= inner.start_time_unix_nano
+        assert inner.end_time_unix_nano <= outer.end_time_unix_nano
+    for before, after in itertools.pairwise(phases):
+        assert before.end_time_unix_nano == after.start_time_unix_nano
+    told = {one.key: one.value.string_value or one.value.int_value for one in whole.attributes}
+    assert told.items() >= {
+        "http.route": "/v1/embeddings", "http.response.status_code": 200, "stillroom.texts": 2,
+        "stillroom.model": "tiny/student", "stillroom.policy": "asymmetric",
+    }.items()  # fmt: skip
+    assert "secret" not in str(spans)
+
+
+def test_a_request_that_fails_is_a_span_that_says_so(url, collector):
+    trace = "5bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    assert httpx.post(f"{url}/embed", json={"inputs": 5}, headers=headers).status_code == 422
+    [(span, _)] = collector[1].of(trace, 1).values()
+    told = {one.key: one.value.int_value for one in span.attributes}
+    assert (span.name, told["http.response.status_code"]) == ("POST /embed", 422)
+
+
+def test_without_an_endpoint_nothing_of_opentelemetry_s_exporter_is_loaded():
+    code = (
+        "import sys; from stillroom.serving import tracing as t; t.check();"
+        "assert t.began(None, '/') is None; t.phases({}, {'wait': 1.0});"
+        "print([name for name in sys.modules if 'opentelemetry.exporter' in name])"
+    )
+    env = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_an_endpoint_without_the_exporter_is_refused_when_deployed(monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    tracing.check()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install stillroom\[telemetry\]"):
+        tracing.check()
+
+
+def test_probes_and_metrics_answer(url):
+    assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+    assert httpx.get(f"{url}/playground/about").json()["corpora"] == []  # the page says why
+    httpx.post(f"{url}/v1/embeddings", json={"model": "tiny", "input": ["a", "b"]})
+    text = httpx.get(f"{url}/metrics").text
+    assert 'stillroom_texts_total{client="anonymous",model="tiny/teacher",' in text
+
+
+def test_with_a_key_only_its_holder_may_call_and_spaces_are_never_mixed(tmp_path):
+    release = make_release(tmp_path / "apart", shared_space=False)
+    body = {"model": "tiny", "input": "text"}
+    with served(release, STILLROOM_API_KEYS="ann:secret") as (url, _):
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            answer = httpx.post(f"{url}/v1/embeddings", json=body, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+        headers = {"Authorization": "Bearer secret"}
+        for input_type in ("query", "document"):
+            answer = httpx.post(
+                f"{url}/v1/embeddings", json={**body, "input_type": input_type}, headers=headers
+            )
+            assert answer.headers["x-stillroom-model"] == "tiny/student"
+            assert answer.headers["x-stillroom-space"] == "two"
+
+
+def test_a_release_that_failed_its_gate_is_not_served(release, tmp_path):
+    copy = shutil.copytree(release, tmp_path / "failed")
+    content = json.loads((copy / "release.json").read_text())
+    content["gate"] = {"passed": False, "failures": ["too weak"], "overridden": False}
+    (copy / "release.json").write_text(json.dumps(content))
+    done = subprocess.run(
+        [sys.executable, "-m", "stillroom.cli", "serve", str(copy)], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "failed its gate: too weak" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_server_that_is_stopped_answers_what_it_has_taken(release):
+    work = {"model": "tiny/student", "input": ["some words in a text " * 8] * 500}
+    with served(release) as (url, stop), ThreadPoolExecutor(8) as callers:
+        asked = [
+            callers.submit(httpx.post, f"{url}/v1/embeddings", json=work, timeout=60)
+            for _ in range(8)
+        ]
+        first = next(as_completed(asked)).result()
+        stop()
+        answers = [call.result() for call in asked]
+    assert first.status_code == 200
+    # Taken and answered, or told to come back; none is cut off.
+    assert {answer.status_code for answer in answers} <= {200, 503}
+    assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)

@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stillroom.errors import UserError
+from stillroom.serving.app import build
+from stillroom.serving.config import ServeArgs
+from stillroom.serving.yaml_check import validate_serve_yaml
+from support.tiny_releases import make_release
+
+SERVE = Path(__file__).parents[2] / "serve"
+GOOD = (SERVE / "quickstart.yaml").read_text()
+
+
+@pytest.mark.parametrize("file", sorted(SERVE.glob("*.yaml")), ids=lambda file: file.name)
+def test_every_deployment_that_we_ship_is_valid(file):
+    assert validate_serve_yaml(file).applications
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("route_prefix:", "rout_prefix:", "route_prefix"),
+        ("http_options:", "http_option:", "http_options"),
+        ("policy: auto", "polcy: auto", "policy"),
+        ("{replicas: 1, num_cpus: 1}", "{replica: 1}", "replicas"),
+        ("policy: auto", "policy: cheapest", "policy"),
+        ("port: 8000", "port: many", "port"),
+    ],
+)
+def test_what_serve_would_ignore_in_silence_is_an_error(tmp_path, right, wrong, message):
+    assert right in GOOD
+    (tmp_path / "a.yaml").write_text(GOOD.replace(right, wrong))
+    with pytest.raises(UserError, match=message):
+        validate_serve_yaml(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("limits: {text: 5}", "limits.unknown field 'text'. Did you mean 'texts'"),
+        ("limits: {texts: 0}", "limits.texts: Input should be greater than 0"),
+        ("student: {replica: 1}", "student.unknown field 'replica'. Did you mean 'replicas'"),
+    ],
+)
+def test_a_fault_in_a_section_is_named_with_the_section(args, message):
+    with pytest.raises(UserError, match=message):
+        ServeArgs.read({"releases": ["a"], **yaml.safe_load(args)})
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("policies: {quickstart: {spil: {}}}", "policies.quickstart: 'spil'"),
+        ("policy: {spill: {limits: 3}}", "policy.spill.limits"),
+        ("teacher: {autoscale: {min: 2, max: 1}}", "min .2. is over max .1."),
+        ("teacher: {autoscale: {max: 2, minimum: 1}}", "minimum"),
+        ("shadow: {share: 2}", "shadow.share"),
+        ("shadow: {shares: 1}", "shares"),
+        ("student: {node_labels: {disk: 1}}", "student.node_labels.disk"),
+        ("student: {in_router: true, replicas: 0}", "student.in_router: without a router"),
+        ("student: {in_router: true, autoscale: {min: 0, max: 2}}", "without a router"),
+        ("student: {in_router: true}, teacher: {in_router: true}", "other encoder is in it"),
+        ("student: {in_router: true}, routers: 2", "student.in_router: its `replicas` say"),
+        ("teacher: {in_router: true}, shadow: {}", "teacher.in_router: shadow asks the teacher"),
+        ("student: {in_router: true}, releases: [a, b]", "several"),
+    ],
+)
+def test_a_fault_deep_in_the_args_is_named_by_its_place(tmp_path, args, said):
+    (tmp_path / "a.yaml").write_text(
+        "applications:\n- import_path: stillroom.serving.app:build\n"
+        f"  args: {{releases: [release/quickstart], {args}}}\n"
+    )
+    with pytest.raises(UserError, match=said):
+        validate_serve_yaml(tmp_path / "a.yaml")
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    return str(make_release(tmp_path_factory.mktemp("deploy") / "one", shared_space=True))
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    return str(make_release(tmp_path_factory.mktemp("deploy") / "two", shared_space=False))
+
+
+CANARY = {"tiny": {"canary": {"share": 0.1, "to": "next/student", "rest": "student"}}}
+
+
+def test_two_releases_of_one_name_stand_side_by_side_under_two(release):
+    build({"releases": [release, f"next={release}"], "policies": CANARY, "shadow": {}})
+    with pytest.raises(UserError, match=f"two releases are named 'tiny'.*next={release}"):
+        build({"releases": [release, release]})
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ({"policies": CANARY}, "policies.tiny: .*spaces differ"),
+        ({"policies": {"tinny": "student"}}, "policies.tinny: is the name of no release"),
+        ({"policy": "asymmetric", "teacher": {"replicas": 0}}, "needs tiny/teacher"),
+        ({"teacher": {"replicas": 0}, "student": {"replicas": 0}}, "nothing of 'tiny' is served"),
+    ],
+)
+def test_what_cannot_be_served_right_is_refused_at_deployment(release, apart, args, said):
+    with pytest.raises(UserError, match=said):
+        build({"releases": [release, f"next={apart}"], **args})

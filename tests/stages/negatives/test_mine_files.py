@@ -1,0 +1,163 @@
+"""Mining for files of the user's own."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from typer.testing import CliRunner
+
+from stillroom.cli.app import app
+from stillroom.config.recipe import Negatives
+from stillroom.config.scale import Scale
+from stillroom.data.readers.beir import write_beir
+from stillroom.data.readers.records import EvaluationSet
+from stillroom.encoders.files.create import create
+from stillroom.encoders.files.save import save
+from stillroom.errors import UserError
+from stillroom.mining.cross_encoder import CrossEncoder
+from stillroom.mining.formats import FORMATS
+from stillroom.mining.mined import Mined
+from stillroom.stages.negatives.files import collect, mine_files
+from support.tiny_models import tiny_cross_encoder
+
+ROWS = [{"query": f"what is number {i}", "positive": f"number {i} is a number"} for i in range(8)]
+ROWS[1]["negatives"] = ["given with the pair"]
+ROWS.append({"query": "What is number 0", "positive": "another answer to the first"})
+MORE = ["NUMBER 3 is a  number", "what is tested", "something else", "and more", "number of things"]
+
+
+@pytest.fixture
+def files(tmp_path):
+    for name, rows in (("pairs", ROWS), ("passages", [{"text": text} for text in MORE])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_beir(
+        EvaluationSet({"p": "What is tested"}, {"q": "q"}, {"q": {"p": 1}}), tmp_path / "set"
+    )
+    return tmp_path
+
+
+def mine(folder, models=("bm25",), **changes):
+    fields = {
+        "pairs": [folder / "pairs.jsonl"],
+        "passages": [folder / "passages.jsonl"],
+        "evaluation": [folder / "set"],
+        "out": folder / "mined.jsonl",
+        "format": "flagembedding",
+        "section": Negatives(),
+        "scored": True,
+        "seed": 1,
+        "root": str(folder / "runs"),
+        "scale": Scale(),
+    }
+    return mine_files(models, **{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"format": "other"}, "--format: 'other' is unknown"),
+        ({"out": Path("nowhere/mined.jsonl")}, "its folder does not exist"),
+        ({"models": ["nowhere"]}, "nowhere: there is no such folder"),
+        ({"models": ["teacher/none"]}, "teacher/none: is not under"),
+        ({"section": Negatives(rescore="nowhere")}, "nowhere: there is no such folder"),
+        ({"pairs": [Path("none.jsonl")]}, "none.jsonl: does not exist"),
+        ({"evaluation": [Path("none")]}, "does not exist"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_starts(files, changes, expected):
+    with pytest.raises(UserError, match=expected):
+        mine(files, **changes)
+    assert not ray.is_initialized()
+    assert not (files / "mined.jsonl").exists()
+
+
+def test_a_file_that_is_there_is_not_overwritten(files):
+    (files / "mined.jsonl").write_text("mine")
+    with pytest.raises(UserError, match="is there already"):
+        mine(files)
+    assert (files / "mined.jsonl").read_text() == "mine"
+
+
+def test_a_rule_that_cannot_hold_is_refused(files):
+    words = ["mine", "bm25", "--pairs", str(files / "pairs.jsonl"), "--out", str(files / "m")]
+    with pytest.raises(UserError, match="sample_from must be at least per_query"):
+        CliRunner().invoke(app, [*words, "--sample-from", "2"], catch_exceptions=False)
+
+
+@pytest.fixture
+def cluster():
+    ray.init("local", num_cpus=1, include_dashboard=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+def test_the_command_mines_with_a_model_and_a_cross_encoder_decides(cluster, files, encoder):
+    save(create(str(encoder), space="s", pooling="mean", precision="float32"), files / "model")
+    reader = tiny_cross_encoder(files / "reader")
+    named = {
+        "pairs": files / "pairs.jsonl", "passages": files / "passages.jsonl",
+        "evaluation": files / "set", "out": files / "mined.jsonl", "format": "flagembedding",
+        "rescore": reader, "max-share": 1.0, "per-query": 3, "sample-from": 3, "strategy": "top",
+    }  # fmt: skip
+    options = [word for name, value in named.items() for word in (f"--{name}", str(value))]
+    done = CliRunner().invoke(
+        app, ["mine", str(files / "model"), *options, "--scores", "--json"], catch_exceptions=False
+    )
+    summary = json.loads(done.stdout)
+    lines = [json.loads(line) for line in (files / "mined.jsonl").read_text().splitlines()]
+    assert [(line["query"], line["pos"]) for line in lines] == [
+        (row["query"], [row["positive"]]) for row in ROWS
+    ]
+    score = CrossEncoder(reader)
+    known = {0: {ROWS[0]["positive"], ROWS[8]["positive"]}}
+    known[8] = known[0]
+    passages = {*(row["positive"] for row in ROWS), *MORE, "given with the pair"} - {
+        MORE[0],
+        MORE[1],
+    }
+    for number, line in enumerate(lines):
+        given = ["given with the pair"] if number == 1 else []
+        allowed = passages - known.get(number, {ROWS[number]["positive"]}) - set(given)
+        scores = {text: score([(line["query"], text)])[0] for text in passages}
+        own = scores[ROWS[number]["positive"]]
+        ranked = sorted((t for t in allowed if scores[t] <= own), key=lambda t: -scores[t])
+        assert line["neg"] == [*given, *ranked][:3]
+        np.testing.assert_allclose(line["neg_scores"], [scores[t] for t in line["neg"]], atol=1e-5)
+        np.testing.assert_allclose(line["pos_scores"], [own], atol=1e-5)
+    assert summary["kept"] == sum(len(line["neg"]) for line in lines) > 0
+    assert summary["pairs"] == len(ROWS)
+    # Nothing of the work is left beside the file.
+    assert [path.name for path in files.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_formats_are_those_of_their_trainers(files):
+    texts = collect([files / "pairs.jsonl"], [])
+    mined = Mined(
+        negatives=np.array([[1, 2], [3, -1], *([[-1, -1]] * 7)]),
+        scores=np.array([[0.5, 0.25], [0.125, np.nan], *([[np.nan] * 2] * 7)], dtype=np.float32),
+        positive_scores=np.ones(9, dtype=np.float32),
+        rejected={},
+        recall={},
+    )
+    own, negatives = texts.passages[0], texts.passages[1:4]
+    triplets = list(FORMATS["sentence-transformers"](texts, mined, True))
+    assert triplets[0] == {
+        "anchor": texts.queries[0], "positive": own, "negative": negatives[0], "label": 0.5,
+    }  # fmt: skip
+    assert [one["negative"] for one in triplets] == negatives
+    (flag, *_), (tevatron, *_) = (
+        list(FORMATS[name](texts, mined, name == "tevatron"))
+        for name in ("flagembedding", "tevatron")
+    )
+    assert flag == {"query": texts.queries[0], "pos": [own], "neg": negatives[:2]}
+    assert tevatron == {
+        "query_id": "0",
+        "query": texts.queries[0],
+        "positive_passages": [{"docid": "0", "title": "", "text": own, "score": 1.0}],
+        "negative_passages": [
+            {"docid": "1", "title": "", "text": negatives[0], "score": 0.5},
+            {"docid": "2", "title": "", "text": negatives[1], "score": 0.25},
+        ],
+    }

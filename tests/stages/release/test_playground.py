@@ -1,0 +1,33 @@
+import numpy as np
+import pytest
+
+from stillroom.data.readers.records import EvaluationSet
+from stillroom.stages.release.playground import CLUSTERS, EXAMPLES, choose, clusters
+
+
+@pytest.mark.parametrize("limit", [1, 5, 30, 100, 1000])
+def test_chosen_passages_keep_to_the_limit_and_answers_come_first(limit):
+    passages = {f"p{n}": f"passage {n}" for n in range(100)}
+    qrels = {f"q{n}": {f"p{(7 * n + 1) % 100}": 1, f"p{n}": 0, "gone": 1} for n in range(20)}
+    queries = {f"q{n}": f"query {n}" for n in range(25)}  # some that nobody judged
+    ids, examples = choose(EvaluationSet(passages, queries, qrels), limit)
+    assert len(ids) == len(set(ids)) == min(limit, 100)
+    assert ids == [pid for pid in passages if pid in ids]
+    assert len(examples) == EXAMPLES
+    judged = {queries[qid]: grades for qid, grades in qrels.items()}
+    for example in examples:
+        assert all(judged[example.query].get(ids[row]) == 1 for row in example.answers)
+    found = sum(len(example.answers) for example in examples)
+    assert found == min(limit, EXAMPLES)
+
+
+@pytest.mark.parametrize("count", [1, 3, 200])
+def test_clusters_keep_together_what_lies_together(count):
+    rng = np.random.default_rng(0)
+    centres = 10 * np.eye(CLUSTERS, 16)
+    of = np.arange(count) % CLUSTERS
+    found = clusters((centres[of] + rng.normal(size=(count, 16)) / 10).astype(np.float16))
+    assert len(found) == count
+    assert np.all(np.diff(np.bincount(found)) <= 0)  # the largest first
+    for centre in set(of.tolist()):
+        assert len(set(found[of == centre].tolist())) == 1

@@ -1,0 +1,425 @@
+"""The stage against a language model on a real socket, whose answers are scripted."""
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+import ray
+from typer.testing import CliRunner
+
+from stillroom.cli.app import app
+from stillroom.config.load import read_recipe
+from stillroom.config.scale import Scale
+from stillroom.data.readers.files import read_pairs
+from stillroom.data.synthetic.prompts import BEST_GRADE, TASKS_A_CALL
+from stillroom.encoders.files.create import create
+from stillroom.encoders.files.save import save
+from stillroom.errors import UserError
+from stillroom.observability.run_journal import Journal
+from stillroom.pipeline.plan import pipeline, synthetic
+from stillroom.pipeline.run import produce
+from stillroom.stages.corpus.artifact import CorpusFiles
+from stillroom.stages.corpus.stage import corpus
+from stillroom.stages.synthetic.from_passages import Nearest
+from stillroom.stages.synthetic.stage import estimate
+from stillroom.storage.artifacts import Store
+from support.openai_endpoint import Endpoint, Reply, chat, echoed
+
+
+def unkept(root):
+    """A journal that is never begun."""
+    return Journal(Store(root), "test", {})
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    context = ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False)
+    yield context.address_info["address"]
+    ray.shutdown()
+
+
+def asked_for(body):
+    """What a prompt wants: tasks, example, query or grade."""
+    prompt = body["messages"][0]["content"]
+    kinds = {
+        "tasks": f"Name {TASKS_A_CALL} tasks",
+        "example": "Make up one example",
+        "query": "a text from a collection",
+        "grade": "How well does the text serve",
+    }
+    [kind] = [kind for kind, words in kinds.items() if words in prompt]
+    return kind, prompt
+
+
+def write_well(route, body):
+    """A language model that does as it is told."""
+    if route == "completions":
+        return echoed(body["prompt"], likelihood)
+    kind, prompt = asked_for(body)
+    if kind == "grade":
+        return chat(str(grade(prompt)))
+    if kind == "query":
+        topic, number = re.search(r"(\w+), text (\d+)", prompt).groups()
+        answer = {"task": f"Find what explains {topic}", "query": f"{topic} {number}?"}
+    elif kind == "tasks":
+        answer = [f"Find {body['seed']} of {i}" for i in range(TASKS_A_CALL)]
+    else:
+        own = f"{body['seed']} {crc32(prompt.encode())}"
+        answer = {"query": f"q {own}", "positive": f"p {own}", "hard_negative": f"n {own}"}
+    return chat(json.dumps(answer), tokens=(100, 20))
+
+
+TOPICS = ("otters", "granite", "sonatas")
+NOTE, ACCOUNT, ASIDE = "a short note", "a full account", "an aside"
+PASSAGES = [
+    f"{topic}, text {10 + 3 * i + j}: {form} of {topic}"
+    for i, topic in enumerate(TOPICS)
+    for j, form in enumerate((NOTE, ACCOUNT, ASIDE))
+]
+
+
+def grade(prompt):
+    return 0 if ASIDE in prompt else BEST_GRADE
+
+
+def likelihood(word, prompt):
+    """Of the query's words; those of the text before it must not count."""
+    text, _, query = prompt.rpartition("A query that this text answers:")
+    if word not in query.split():
+        return -50.0
+    return -1.0 if ACCOUNT in text else -2.0
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Writes a recipe file: fields of corpus.synthetic, and an endpoint's address."""
+    (tmp_path / "passages.txt").write_text("\n".join(PASSAGES) + "\n")
+    pair = {"query": "a question", "positive": "its answer"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    # A set to measure on, which the corpus cannot do without.
+    (tmp_path / "set" / "qrels").mkdir(parents=True)
+    (tmp_path / "set" / "corpus.jsonl").write_text('{"_id": "p", "text": "the tested answer"}\n')
+    (tmp_path / "set" / "queries.jsonl").write_text('{"_id": "q", "text": "the tested query"}\n')
+    qrels = "query-id\tcorpus-id\tscore\nq\tp\t1\n"
+    (tmp_path / "set" / "qrels" / "test.tsv").write_text(qrels)
+
+    def recipe(url, at_once=4, **fields):
+        files = {"pairs": ["pairs.jsonl"], "passages": ["passages.txt"]}
+        named = {kind: [str(tmp_path / path) for path in paths] for kind, paths in files.items()}
+        content = {
+            "name": "told",
+            "root": str(tmp_path / "runs"),
+            "corpus": {
+                "sources": {"own": {"format": "files", **named}},
+                "evaluation": {"set": str(tmp_path / "set")},
+                "synthetic": {"model": "writer", **fields},
+            },
+            "teacher": {"base": "none"},
+            "student": {
+                "base": "none",
+                "phases": [{"data": "pairs", "steps": 1, "global_batch": 1, "learning_rate": 1e-3}],
+            },
+            "scale": {"synthetic": {"base_url": url, "at_once": at_once, "attempts": 2}},
+        }
+        (tmp_path / "told.yaml").write_text(json.dumps(content))
+        return tmp_path / "told.yaml"
+
+    return recipe
+
+
+def made(file):
+    """The artifact, its pairs, and what the stage says of it."""
+    read = read_recipe(file)
+    [step] = synthetic(read)
+    artifact = produce(step, {}, Store(read.root), read.scale, unkept(read.root)).artifact
+    summary = artifact.manifest["made_by"]["summary"]
+    assert json.loads((artifact.path / "counts.json").read_text()) == summary
+    return artifact, list(read_pairs(artifact.path / "pairs.jsonl")), summary
+
+
+def estimated(file):
+    [step] = synthetic(read_recipe(file))
+    return {part["part"]: part["calls"] for part in estimate(**step.args)}
+
+
+TASKS = {"examples": {"short-long": 70, "similarity": 5}}
+
+
+def test_tasks_are_thought_up_and_examples_written_and_what_is_no_use_counted(cluster, recipe):
+    def write(route, body):
+        kind, _ = asked_for(body)
+        if kind == "example" and body["seed"] % 5 == 0:
+            return chat("I am sorry")
+        if kind == "example" and body["seed"] % 5 == 1:
+            return chat("{", finish="length")
+        return write_well(route, body)
+
+    with Endpoint(write) as server:
+        file = recipe(server.url, tasks=TASKS, query="To do: {task}\n{query}")
+        artifact, pairs, summary = made(file)
+        bodies = [json.loads(body) for _, body in server.calls]
+        seeds = [body["seed"] for body in bodies if asked_for(body)[0] == "example"]
+        assert estimated(file) == {
+            "brainstorms of short-long": 2,
+            "short-long": 70,
+            "similarity": 5,
+        }
+        assert len(bodies) == 77 and {*server.times().values()} == {1}
+        good = [seed for seed in seeds if seed % 5 > 1]
+        rejected = {"no JSON": 0, "cut at the limit of tokens": 0}
+        for reasons in summary["rejected"].values():
+            rejected = {reason: n + reasons.get(reason, 0) for reason, n in rejected.items()}
+        assert list(rejected.values()) == [sum(seed % 5 == i for seed in seeds) for i in (0, 1)]
+        assert len(pairs) == len(good) == summary["pairs"] == sum(summary["made"].values())
+        assert sorted(int(pair.passage.split()[1]) for pair in pairs) == sorted(good)
+        assert all(pair.negatives == (f"n {pair.passage[2:]}",) for pair in pairs)
+        tasks = [re.fullmatch(r"To do: (.+)\nq .+", pair.query)[1] for pair in pairs]
+        assert "Find texts that say the same" in tasks and max(map(tasks.count, tasks)) <= 5
+        assert summary["tokens"]["tokens_in"] == sum(100 if s % 5 > 1 else 10 for s in seeds) + 200
+        # Another artifact of the same requests costs nothing.
+        again, same, summary = made(recipe(server.url, tasks=TASKS, query="{query}"))
+        assert again.ref != artifact.ref and [p.passage for p in same] == [p.passage for p in pairs]
+        assert summary["calls"] == {"made": 0, "kept_from_before": 77} and len(server.calls) == 77
+
+
+def test_the_positive_is_the_best_that_is_found_and_not_always_the_seed(cluster, recipe):
+    wanted = {"count": 9, "neighbours": 4}
+    with Endpoint(write_well) as server:
+        file = recipe(server.url, passages=wanted)
+        _, pairs, summary = made(file)
+        expected = estimated(file)
+    assert len(pairs) == 9
+    for pair in pairs:
+        topic = pair.query.split()[0]
+        # Note and account are graded alike: the query's likelihood tells them apart.
+        assert ACCOUNT in pair.passage and pair.passage.startswith(topic)
+        assert ASIDE in pair.negatives[0]
+    counts = summary["passages"]
+    assert counts["likelihood_offered"] and counts["ranked_by_likelihood_too"] == 9
+    assert (counts["asked"], counts["positive_is_another"]) == (9, 6)
+    calls = {kind: 0 for kind in ("query", "grade", "completions")}
+    for route, body in server.calls:
+        calls[route if route in calls else asked_for(json.loads(body))[0]] += 1
+    assert calls["query"] == expected["queries"] == 9
+    # Fewer than at most: three texts have a word of the query, and the seed is among them.
+    assert calls["grade"] == 27 <= expected["grades"] and calls["completions"] == 28
+
+
+def test_without_likelihoods_grades_alone_decide_and_the_artifact_says_so(cluster, recipe):
+    def write(route, body):
+        if route == "completions":
+            raise Reply(404)
+        kind, prompt = asked_for(body)
+        if kind == "grade" and "text 13" in prompt.split("</text>")[0]:
+            return chat("It depends.")
+        return write_well(route, body)
+
+    wanted = {"count": 9, "neighbours": 4, "negative": "sampled"}
+    with Endpoint(write) as server:
+        _, pairs, summary = made(recipe(server.url, passages=wanted))
+        with pytest.raises(UserError, match="likelihood: the endpoint's /completions") as fault:
+            made(recipe(server.url, passages={**wanted, "likelihood": "required"}))
+    assert "404" in str(fault.value)
+    assert not summary["passages"]["likelihood_offered"]
+    assert summary["passages"]["ranked_by_likelihood_too"] == 0
+    # BM25's order decides among those graded alike: the seed's number is in the query.
+    assert summary["passages"]["positive_is_another"] == 4  # three asides, and what has no grade
+    assert summary["rejected"]["grades"] == {"no grade": 3}
+    assert not any("text 13" in text for pair in pairs for text in (pair.passage, *pair.negatives))
+
+
+def test_a_model_finds_what_brute_force_finds(encoder, tmp_path):
+    model = create(str(encoder), pooling="mean", space="own", prompts={"query": "find: "})
+    save(model, tmp_path / "model")
+    queries = ["otters", "a full account of granite"]
+    similar = model.encode(queries, "query") @ model.encode(PASSAGES, "passage").T
+    found = Nearest(PASSAGES, tmp_path / "model").find(queries, 4)
+    assert found.tolist() == (-similar).argsort(1)[:, :4].tolist()
+
+
+def test_a_budget_ends_it_cleanly_and_a_larger_one_goes_on(cluster, recipe):
+    tasks = {"examples": {"similarity": 40}}
+    with Endpoint(write_well) as server:
+        small, larger = (
+            made(recipe(server.url, tasks=tasks, answer_tokens=100, budget=budget))
+            for budget in ({"tokens": 2000}, {"cost": 0.2, "price_in": 50.0, "price_out": 100.0})
+        )
+        # Nothing was paid for twice, though two artifacts were made.
+        assert {*server.times().values()} == {1}
+        sizes = [len(pairs) for _, pairs, _ in (small, larger)]
+        assert 0 < sizes[0] < sizes[1] == len(server.calls) < 40
+    assert small[1] == larger[1][: sizes[0]]
+    assert small[2]["budget_reached"] == [f"similarity: {sizes[0]} of 40"]
+    # Each answer takes 120: what is left would not surely pay for one more.
+    assert 1000 < sum(small[2]["tokens"].values()) == 120 * sizes[0] <= 2000
+    assert 0.15 < larger[2]["cost"] <= 0.2
+    with Endpoint(write_well) as server:
+        with pytest.raises(UserError, match="nothing was made.*similarity: 0 of 40"):
+            made(recipe(server.url, tasks=tasks, budget={"tokens": 10}))
+        assert server.calls == []
+
+
+def test_what_a_failing_endpoint_answered_is_kept(cluster, recipe):
+    tasks = {"examples": {"similarity": 12}}
+    lock, answered = threading.Lock(), []
+
+    def write(route, body):
+        with lock:
+            if len(answered) == 5:
+                raise Reply(401, text="the key has expired")
+            answered.append(body["seed"])
+        return write_well(route, body)
+
+    with Endpoint(write) as server, pytest.raises(UserError, match="401: the key has expired"):
+        made(recipe(server.url, tasks=tasks))
+    with Endpoint(write_well) as server:
+        # Served elsewhere; the answers of before count.
+        _, pairs, summary = made(recipe(server.url, tasks=tasks))
+        seeds = {json.loads(body)["seed"] for _, body in server.calls}
+    assert len(pairs) == 12 and summary["calls"] == {"made": 7, "kept_from_before": 5}
+    assert not seeds & set(answered)
+
+
+ALONE = """
+import sys
+import ray
+from typer.testing import CliRunner
+from stillroom.artifacts import Store
+from stillroom.plan import synthetic as steps
+from stillroom.config.reading import read_recipe
+from stillroom.stages.synthetic import synthetic
+
+ray.init(sys.argv[1], configure_logging=False)
+read = read_recipe(sys.argv[2])
+[step] = steps(read)
+with Store(read.root).draft(step.stage, step.name, step.key) as draft:
+    synthetic(**step.args, scale=read.scale, out=draft)
+"""
+
+
+def test_a_run_that_is_killed_never_pays_twice(cluster, recipe):
+    tasks, free = {"examples": {"similarity": 9}}, threading.Event()
+    sixth = threading.Event()
+    lock, answered = threading.Lock(), []
+
+    def write(route, body):
+        with lock:
+            hold = len(answered) == 5 and not free.is_set()
+            if not hold:
+                answered.append(body["seed"])
+        if hold:
+            sixth.set()
+            free.wait()  # for ever, as the killed run sees it
+        return write_well(route, body)
+
+    with Endpoint(write) as server:
+        file = recipe(server.url, tasks=tasks, at_once=1)
+        process = subprocess.Popen([sys.executable, "-c", ALONE, cluster, str(file)])
+        try:
+            assert sixth.wait(timeout=120)
+        finally:
+            process.kill()
+            process.wait()
+            free.set()
+        assert not Store(read_recipe(file).root).published("synthetic")
+        _, pairs, summary = made(file)
+        times = [count for _, count in server.times().items()]
+    assert len(pairs) == 9 and summary["calls"] == {"made": 4, "kept_from_before": 5}
+    # The one that was never answered came twice; none that was.
+    assert sorted(times) == [1] * 8 + [2]
+
+
+def test_the_command_makes_what_the_corpus_has_as_one_more_source(cluster, recipe, tmp_path):
+    prompts = {"query": "Instruct: find\nQuery: ", "passage": ""}
+    with Endpoint(write_well) as server:
+        file = recipe(server.url, tasks={"examples": {"similarity": 4}}, prompts=prompts)
+        done = CliRunner().invoke(app, ["data", "synthesize", str(file), "--json"])
+    told = json.loads(done.stdout)
+    artifact = Store(read_recipe(file).root).find(told["ref"])
+    pairs = list(read_pairs(Path(told["path"])))
+    assert told["pairs"] == len(pairs) == 4
+    section = read_recipe(file).corpus
+    with Store(str(tmp_path / "corpora")).draft("corpus", "told", "0") as draft:
+        corpus(section=section, seed=1, synthetic=artifact, scale=Scale(), out=draft)
+        files = CorpusFiles.read(draft.publish({}))
+    assert files.sources == ["own", "synthetic"]
+    assert [prompt and prompt.query for prompt in files.prompts] == [None, prompts["query"]]
+    assert files.queries == ["a question", *(pair.query for pair in pairs)]
+    assert [files.passages[rows[0]] for rows in files.negatives[1:]] == [
+        pair.negatives[0] for pair in pairs
+    ]
+
+
+# --- without a cluster ----------------------------------------------------------------------
+
+
+def test_a_dry_run_prints_what_it_takes_at_most_and_asks_nobody(recipe):
+    with Endpoint(write_well) as server:
+        budget = {"price_in": 1.0, "price_out": 4.0}
+        wanted = {"count": 5, "neighbours": 3}
+        file = recipe(server.url, tasks=TASKS, passages=wanted, budget=budget)
+        done = CliRunner().invoke(app, ["data", "synthesize", str(file), "--dry-run", "--json"])
+        assert server.calls == []
+    told = json.loads(done.stdout)
+    calls = {part["part"]: part["calls"] for part in told["parts"]}
+    assert calls == {
+        "brainstorms of short-long": 2, "short-long": 70, "similarity": 5,
+        "queries": 5, "grades": 20, "likelihoods": 20,
+    }  # fmt: skip
+    total = told["total"]
+    assert total["calls"] == sum(calls.values())
+    assert total["tokens_out"] == (2 + 70 + 5 + 5) * 1024 + 20 * 16 + 20
+    assert total["cost"] == pytest.approx((total["tokens_in"] + 4 * total["tokens_out"]) / 1e6)
+    assert not Path(read_recipe(file).root).exists()
+
+
+def test_where_the_model_is_served_is_no_part_of_the_key_and_what_is_asked_is(recipe):
+    def key(url="http://a/v1", **fields):
+        [step] = synthetic(read_recipe(recipe(url, **{"tasks": TASKS, **fields})))
+        return step.key
+
+    assert key() == key("http://elsewhere/v1", at_once=64)
+    assert key() == key(tasks=TASKS)
+    changed = [{"model": "other"}, {"budget": {"tokens": 9}}, {"temperature": 0.0}]
+    assert len({key(), *(key(**fields) for fields in changed)}) == 4
+
+
+def test_the_corpus_is_planned_after_what_it_reads(recipe, decoder, encoder):
+    read = read_recipe(
+        recipe("http://a/v1", tasks=TASKS), [f"teacher.base={decoder}", f"student.base={encoder}"]
+    )
+    first, second, *_ = pipeline(read)
+    assert (first.stage, second.stage) == ("synthetic", "corpus")
+    assert second.inputs == {"synthetic": first}
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({}, "makes nothing: set tasks or passages"),
+        ({"tasks": {"examples": {"translation": 3}}}, "need two languages"),
+        ({"tasks": TASKS, "budget": {"cost": 1.0}}, "cost needs price_in"),
+        ({"tasks": TASKS, "query": "{task}"}, "must hold {query}"),
+        ({"passages": {"count": 1, "sources": ["other"]}}, "names 'other', which is no source"),
+    ],
+)
+def test_a_section_that_cannot_work_is_refused(recipe, fields, problem):
+    with pytest.raises(UserError, match=re.escape(problem)):
+        read_recipe(recipe("http://a/v1", **fields))
+
+
+def test_an_endpoint_and_its_key_are_asked_for_by_name(recipe, cluster, monkeypatch):
+    with pytest.raises(UserError, match="set scale.synthetic.base_url"):
+        read_recipe(recipe(None, tasks=TASKS))
+    monkeypatch.delenv("WRITER_KEY", raising=False)
+    read = read_recipe(
+        recipe("http://a/v1", tasks=TASKS), ["scale.synthetic.key_variable=WRITER_KEY"]
+    )
+    [step] = synthetic(read)
+    with pytest.raises(UserError, match="the environment has no WRITER_KEY"):
+        produce(step, {}, Store(read.root), read.scale, unkept(read.root))

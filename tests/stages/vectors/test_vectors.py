@@ -1,0 +1,250 @@
+"""Teacher vectors of a corpus whose sources have prompts of their own."""
+
+import json
+import os
+import resource
+import signal
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import torch
+
+from stillroom.config.corpus import Corpus
+from stillroom.config.recipe import Vectors
+from stillroom.config.scale import Embedders, Scale
+from stillroom.config.student import Student
+from stillroom.data.readers.beir import write_beir
+from stillroom.data.readers.records import EvaluationSet
+from stillroom.encoders.files.create import create
+from stillroom.encoders.files.load import load
+from stillroom.encoders.files.save import save
+from stillroom.encoders.vectors.stored import DIGESTS, OfTexts, StoredVectors, digest, shard_path
+from stillroom.errors import UserError
+from stillroom.stages.corpus.artifact import CorpusFiles
+from stillroom.stages.corpus.stage import corpus
+from stillroom.stages.training_batches import taught_batches
+from stillroom.stages.vectors.embed import Part, embed, isolated
+from stillroom.stages.vectors.stage import vectors
+from stillroom.stages.vectors.teacher_vectors import Taught, stored
+from stillroom.storage.artifacts import Store
+
+PROMPTS = {"query": "Instruct: Find it\nQuery: ", "passage": "Found: "}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init("local", num_cpus=1, include_dashboard=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+def test_a_text_is_embedded_with_the_prompt_of_its_source(cluster, decoder, tmp_path):
+    named = {}
+    for name in ("own", "other"):
+        file = tmp_path / f"{name}.jsonl"
+        rows = [{"query": f"{name} {i}?", "positive": f"{name} " * (i + 1)} for i in range(5)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        named[name] = {"format": "files", "pairs": [str(file)]}
+    named["other"]["prompts"] = PROMPTS
+    write_beir(EvaluationSet({"p": "a"}, {"q": "b"}, {"q": {"p": 1}}), tmp_path / "set")
+    content = {"sources": named, "evaluation": {"set": str(tmp_path / "set")}}
+    section = Corpus.model_validate_json(json.dumps(content))
+    store = Store(str(tmp_path / "runs"))
+    with store.draft("corpus", "two", "k") as draft:
+        corpus(section=section, seed=0, scale=Scale(), out=draft)
+        texts = draft.publish({})
+    with store.draft("teacher", "two", "k") as draft:
+        own = {"query": "Query: ", "passage": ""}
+        encoder = create(
+            str(decoder), space="two", pooling="mean", prompts=own, precision="float32"
+        )
+        save(encoder, draft.path)
+        teacher = draft.publish({})
+    with store.draft("vectors", "two", "k") as draft:
+        scale = Scale(vectors=Embedders())
+        vectors(section=Vectors(shard=4), corpus=texts, teacher=teacher, scale=scale, out=draft)
+        made = draft.publish({})
+        queries, passages = (StoredVectors(made.path / one) for one in ("queries", "passages"))
+    with store.draft("vectors", "two-miner0", "k") as draft:
+        # Another model, by an artifact's reference: it was told no task, and has its own prompts.
+        vectors(section=Vectors(), corpus=texts, model="teacher/two", scale=Scale(), out=draft)
+        others = StoredVectors(draft.publish({}).path / "queries")
+    files, encoder = CorpusFiles.read(texts), load(teacher.path)
+    expected = [encoder.encode([text], "query")[0] for text in files.queries]
+    np.testing.assert_allclose(others[np.arange(len(expected))], expected, atol=1e-3)
+    for role, found, of, source in (
+        ("query", queries, files.queries, files.source),
+        ("passage", passages, files.passages, files.passage_source),
+    ):
+        # One text after the other: the slow way.
+        expected = [
+            encoder.encode([text], role, prompt=PROMPTS[role] if number else own[role])[0]
+            for text, number in zip(of, source, strict=True)
+        ]
+        np.testing.assert_allclose(found[np.arange(len(of))], expected, atol=1e-3)
+
+
+def test_more_shards_than_a_process_may_have_files_are_read_all_the_same(tmp_path):
+    expected = np.random.default_rng(0).normal(size=(600, 4)).astype(np.float16)
+    np.save(tmp_path / "order.npy", np.arange(600))
+    for number, shard in enumerate(np.split(expected, 300)):
+        np.save(shard_path(tmp_path, number), shard)
+    open_files = len(os.listdir("/proc/self/fd"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + 200, limits[1]))
+    try:
+        found = StoredVectors(tmp_path)
+        rows = np.random.default_rng(1).permutation(600)
+        np.testing.assert_array_equal(found[rows], expected[rows])
+        np.testing.assert_array_equal(found[rows[:50]], expected[rows[:50]])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_text_that_changed_is_told_though_the_rows_beside_it_were_right(tmp_path):
+    texts = ["one", "two", "three"]
+    np.save(tmp_path / "order.npy", np.arange(3))
+    np.save(shard_path(tmp_path, 0), np.eye(3, dtype=np.float16))
+    np.save(tmp_path / DIGESTS, np.array([digest(None, text) for text in texts], dtype=np.uint64))
+    found = OfTexts(StoredVectors(tmp_path), ["one", "two", "another"], [None] * 3)
+    for _ in range(2):
+        np.testing.assert_array_equal(found[np.array([1, 0])], [[0, 1, 0], [1, 0, 0]])
+        with pytest.raises(UserError, match="row 2: holds the vector of another text"):
+            found[np.array([0, 2])]
+
+
+def test_what_fails_an_encoder_is_found_by_halving_and_costs_nobody_else_a_vector():
+    asked = []
+
+    def encode(rows):
+        asked.append(len(rows))
+        if 11 in rows:
+            raise ValueError("a text that nobody can read")
+        found = np.repeat(rows[:, None].astype(np.float32), 4, axis=1)
+        found[rows == 5] = np.nan
+        if 8 in rows and len(rows) > 1:  # it spoils those that are beside it
+            found[:] = np.inf
+        return found
+
+    found, failed = isolated(encode, 64, 4)
+    assert failed == {
+        5: "its vector is not finite",
+        11: "ValueError: a text that nobody can read",
+    }
+    expected = np.repeat(np.arange(64, dtype=np.float16)[:, None], 4, axis=1)
+    expected[[5, 11]] = 0
+    np.testing.assert_array_equal(found, expected)
+    assert len(asked) < 64
+
+
+def test_where_every_text_fails_it_is_not_the_texts():
+    def encode(rows):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        isolated(encode, 8, 4)
+
+
+@pytest.fixture
+def poisoned(decoder, tmp_path):
+    """A store with a corpus, and a teacher for whom one of its words is no number."""
+    rows = [{"query": f"about {i}", "positive": f"it is number {i}"} for i in range(12)]
+    rows[3]["positive"] = rows[7]["query"] = "a quagga"
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_beir(EvaluationSet({"p": "a"}, {"q": "b"}, {"q": {"p": 1}}), tmp_path / "set")
+    content = {
+        "sources": {"zoo": {"format": "files", "pairs": [str(tmp_path / "pairs.jsonl")]}},
+        "evaluation": {"set": str(tmp_path / "set")},
+    }
+    section = Corpus.model_validate_json(json.dumps(content))
+    store = Store(str(tmp_path / "runs"))
+    with store.draft("corpus", "zoo", "k") as draft:
+        corpus(section=section, seed=0, scale=Scale(), out=draft)
+        texts = draft.publish({})
+    with store.draft("teacher", "zoo", "k") as draft:
+        encoder = create(
+            str(decoder), space="zoo", pooling="mean", prompts={"query": "", "passage": ""},
+            precision="float32",
+        )  # fmt: skip
+        ids = [
+            encoder.tokenizer(text)["input_ids"] for text in ("a quagga", "it is about number a")
+        ]
+        own = sorted({*ids[0]} - {*ids[1]})
+        assert own, "a token that no other text has"
+        with torch.no_grad():
+            encoder.backbone.get_input_embeddings().weight[own[0]] = float("nan")
+        save(encoder, draft.path)
+        teacher = draft.publish({})
+    return store, texts, teacher
+
+
+def test_a_poisoned_text_is_named_or_left_out_of_all_that_follows(
+    cluster, poisoned, encoder, tmp_path
+):
+    store, texts, teacher = poisoned
+    files = CorpusFiles.read(texts)
+    given = {"section": Vectors(shard=5), "corpus": texts, "teacher": teacher}
+    query, passage = files.queries.index("a quagga"), files.passages.index("a quagga")
+    with (
+        pytest.raises(UserError, match=f"queries, row {query} of source zoo: cannot .* 'a quagga'"),
+        store.draft("vectors", "zoo", "k") as draft,
+    ):
+        vectors(**given, scale=Scale(), out=draft)
+    scale = Scale(vectors=Embedders(on_error="skip"))
+    with store.draft("vectors", "zoo", "k") as draft:
+        summary = vectors(**given, scale=scale, out=draft)
+        by_teacher = draft.publish({"summary": summary})
+    told = by_teacher.manifest["made_by"]["summary"]["skipped"]
+    assert told == {
+        "queries": {f"row {query}": "'a quagga': its vector is not finite"},
+        "passages": {f"row {passage}": "'a quagga': its vector is not finite"},
+    }
+    taught = Taught(texts, lambda files, device: stored(files, teacher, by_teacher))
+    student = create(str(encoder), space="s", pooling="mean", precision="float32")
+    numbers = {"global_batch": 5, "steps": 1, "learning_rate": 1.0, "query_tokens": 16}
+    for data, gone in (
+        ("pairs", {query, [*files.positive].index(passage)}),
+        ("texts", {passage, len(files.passages) + query}),
+    ):
+        phase = {"data": data, "passage_tokens": 16, **numbers}
+        if data == "pairs":
+            phase["hard_negatives"] = 0
+        section = {"base": str(encoder), "space": "teacher", "phases": [phase]}
+        [settings] = Student.model_validate_json(json.dumps(section)).phases
+        batches = taught_batches(taught, None, settings, 0, student, {"rank": 0, "world": 1})
+        drawn = {int(row) for step in range(12) for row in batches.ids(step)}
+        count = len(files.queries) if data == "pairs" else len(files.passages) + len(files.queries)
+        assert drawn == {*range(count)} - gone
+
+
+def test_an_actor_that_is_killed_costs_no_shard_that_was_made(cluster, decoder, tmp_path):
+    teacher = tmp_path / "teacher"
+    save(create(str(decoder), space="s", pooling="mean", precision="float32"), teacher)
+    texts = [f"a text of number {i}" for i in range(160)]
+    parts = [Part("killed", "query", texts, [None] * len(texts))]
+    folder, shards = tmp_path / "killed", 80
+    made_before = {}
+
+    def kill():
+        """The actor, once some of its shards are there."""
+        deadline = time.monotonic() + 120
+        while len([*folder.glob("shard-*.npy")]) < 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)  # polls for a condition, with a deadline
+        for process in psutil.Process().children(recursive=True):
+            if process.cmdline() and process.cmdline()[0].startswith("ray::MapWorker"):
+                made_before.update({f: f.stat().st_ino for f in folder.glob("shard-*.npy")})
+                os.kill(process.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    embed(parts, teacher, tmp_path, 2, Embedders())
+    killer.join()
+    assert 5 <= len(made_before) < shards
+    assert all(file.stat().st_ino == number for file, number in made_before.items())
+    found = StoredVectors(folder)[np.arange(len(texts))]
+    np.testing.assert_allclose(found, load(teacher).encode(texts, "query"), atol=1e-3)

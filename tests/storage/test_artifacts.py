@@ -1,0 +1,223 @@
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import boto3
+import pytest
+
+from stillroom.errors import UserError
+from stillroom.storage.artifacts import Store, atomic_json, key_of, verify
+
+MADE_BY = {"stage": "corpus", "inputs": {}, "section": {"a": 1}}
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))
+    if request.param == "local":
+        return str(tmp_path / "root")
+    return f"s3://{request.getfixturevalue('bucket')}/{tmp_path.name}"
+
+
+def make(root: str, key: str = "aa", name: str = "small", text: str = "hello") -> str:
+    with Store(root).draft("corpus", name, key) as draft:
+        if draft.done is None:
+            (draft.path / "inside").mkdir(exist_ok=True)
+            (draft.path / "inside" / "one.txt").write_text(text)
+            (draft.path / "two.txt").write_text("two")
+            draft.publish(MADE_BY)
+        return draft.done.ref
+
+
+def test_what_is_published_is_found_again_and_verifies(root):
+    ref = make(root)
+    store = Store(root)
+    assert ref == "corpus/small-aa"
+    assert store.exists("corpus", "small", "aa")
+    artifact = store.find("corpus/small")
+    assert (artifact.path / "inside" / "one.txt").read_text() == "hello"
+    assert artifact.manifest["made_by"] == MADE_BY
+    assert artifact.bytes == len("hello") + len("two")
+    verify(artifact.path, artifact.manifest)
+    assert [a.ref for a in store.published()] == [ref]
+
+
+def test_a_name_alone_means_the_newest(root):
+    make(root, "aa")
+    make(root, "bb")
+    make(root, "cc", name="other")
+    assert Store(root).find("corpus/small").key == "bb"
+    assert Store(root).find("corpus/small-aa").key == "aa"
+
+
+def test_what_was_never_published_does_not_exist_but_its_draft_waits(root):
+    store = Store(root)
+    with pytest.raises(RuntimeError), store.draft("corpus", "small", "aa") as draft:
+        (draft.path / "half.txt").write_text("half")
+        raise RuntimeError("killed")
+    assert not store.exists("corpus", "small", "aa")
+    assert store.published() == []
+    with pytest.raises(UserError, match="no such artifact"):
+        store.open("corpus", "small", "aa")
+    with store.draft("corpus", "small", "aa") as draft:
+        assert (draft.path / "half.txt").read_text() == "half"
+
+
+def test_files_without_a_manifest_are_no_artifact(tmp_path):
+    store = Store(str(tmp_path))
+    make(str(tmp_path))
+    (tmp_path / "corpus" / "small-aa" / "manifest.json").unlink()
+    assert not store.exists("corpus", "small", "aa")
+    # … and do not stand in the way of the real one.
+    assert make(str(tmp_path), text="again") == "corpus/small-aa"
+    text = (store.find("corpus/small").path / "inside" / "one.txt").read_text()
+    assert text == "again"
+
+
+@pytest.mark.parametrize("fault", ["missing", "longer", "link"])
+def test_an_altered_file_is_refused_on_opening(tmp_path, fault):
+    make(str(tmp_path))
+    file = tmp_path / "corpus" / "small-aa" / "two.txt"
+    if fault == "missing":
+        file.unlink()
+    elif fault == "longer":
+        file.write_text("two more")
+    else:
+        file.unlink()
+        (tmp_path / "secret").write_text("two")
+        file.symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=r"two\.txt: is not what its artifact's manifest says"):
+        Store(str(tmp_path)).open("corpus", "small", "aa")
+
+
+def test_a_flipped_letter_is_found_by_verify(tmp_path):
+    make(str(tmp_path))
+    (tmp_path / "corpus" / "small-aa" / "two.txt").write_text("owt")
+    store = Store(str(tmp_path))
+    with pytest.raises(UserError, match=r"two\.txt"):
+        artifact = store.open("corpus", "small", "aa")
+        verify(artifact.path, artifact.manifest)
+
+
+def test_a_flipped_letter_in_object_storage_never_reaches_a_reader(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))
+    root = f"s3://{bucket}/{tmp_path.name}"
+    make(root)
+    s3 = boto3.client("s3")
+    listed = s3.list_objects_v2(Bucket=bucket, Prefix=f"{tmp_path.name}/corpus")["Contents"]
+    [key] = [item["Key"] for item in listed if item["Key"].endswith("two.txt")]
+    s3.put_object(Bucket=bucket, Key=key, Body=b"owt")
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "another machine"))
+    with pytest.raises(UserError, match=r"two\.txt"):
+        Store(root).find("corpus/small")
+    assert not list((tmp_path / "another machine").rglob("two.txt"))
+
+
+@pytest.mark.parametrize("path", ["../outside.txt", "/etc/passwd", "a/../../b"])
+def test_a_manifest_cannot_lead_outside_its_folder(tmp_path, path):
+    make(str(tmp_path))
+    file = tmp_path / "corpus" / "small-aa" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["files"][path] = {"bytes": 1, "sha256": ""}
+    atomic_json(file, manifest)
+    with pytest.raises(UserError, match="is no manifest of ours"):
+        Store(str(tmp_path)).open("corpus", "small", "aa")
+
+
+@pytest.mark.parametrize("word", ["", "a/b", "..", ".hidden", "Upper"])
+def test_a_name_cannot_lead_outside_the_root(tmp_path, word):
+    with (
+        pytest.raises(UserError, match="cannot name an artifact"),
+        Store(str(tmp_path)).draft("corpus", word, "aa"),
+    ):
+        pass
+
+
+def _slow_make(root: str, began: str, made: str) -> None:
+    with Store(root).draft("corpus", "small", "aa") as draft:
+        if draft.done is None:
+            Path(began).touch()
+            time.sleep(0.3)  # long enough for the other to arrive at the lock
+            (draft.path / "one.txt").write_text("one")
+            with Path(made).open("a") as file:
+                file.write("made\n")
+            draft.publish(MADE_BY)
+
+
+def test_of_two_processes_one_makes_and_the_other_waits_for_it(tmp_path):
+    root, began, made = (str(tmp_path / name) for name in ("root", "began", "made"))
+    context = multiprocessing.get_context("spawn")
+    both = [context.Process(target=_slow_make, args=(root, began, made)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert Path(made).read_text() == "made\n"
+
+
+def _die_at(root: str, call: int) -> None:
+    """Makes the artifact in a process that dies at its n-th change to the file system."""
+    count = 0
+
+    def dying(event: str, args: tuple) -> None:
+        nonlocal count
+        if event in ("os.rename", "os.mkdir", "os.remove") or (
+            event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax")
+        ):
+            count += 1
+            if count == call:
+                os._exit(9)
+
+    import sys
+
+    sys.addaudithook(dying)
+    make(root)
+
+
+def test_death_at_any_write_leaves_nothing_that_looks_whole(tmp_path):
+    context = multiprocessing.get_context("fork")
+    for call in range(1, 40):
+        root = str(tmp_path / str(call))
+        process = context.Process(target=_die_at, args=(root, call))
+        process.start()
+        process.join()
+        store = Store(root)
+        if process.exitcode == 0:
+            break
+        if store.exists("corpus", "small", "aa"):
+            artifact = store.open("corpus", "small", "aa")
+            verify(artifact.path, artifact.manifest)
+        make(root)
+        artifact = store.open("corpus", "small", "aa")
+        verify(artifact.path, artifact.manifest)
+    assert process.exitcode == 0, "it never got through"
+    assert call > 8
+
+
+def test_removing_takes_the_artifact_away(root):
+    make(root)
+    store = Store(root)
+    store.remove(store.find("corpus/small"))
+    assert store.published() == []
+    assert make(root) == "corpus/small-aa"
+
+
+def test_a_bucket_that_is_not_there_is_the_user_s_to_mend(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="root: s3://nothing-here"):
+        make("s3://nothing-here/x")
+
+
+def test_a_root_that_cannot_be_written_is_the_user_s_to_mend(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        make(str(tmp_path / "file"))
+
+
+def test_a_key_depends_on_content_and_not_on_the_order_of_fields():
+    assert key_of({"a": 1, "b": [1, 2]}) == key_of({"b": [1, 2], "a": 1})
+    assert key_of({"a": 1}) != key_of({"a": 2})
+    assert len(key_of({})) == 12

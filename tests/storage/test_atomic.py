@@ -1,0 +1,44 @@
+"""Files that are whole or absent."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from stillroom.storage.atomic import written
+
+
+def test_a_file_takes_the_place_of_another_when_it_is_whole(tmp_path):
+    (tmp_path / "file").write_text("before")
+    with written(tmp_path / "file") as file:
+        file.write("after, ä")
+        file.flush()
+        assert (tmp_path / "file").read_text() == "before"
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "after, ä"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_of_one_that_is_not_finished_nothing_stays(tmp_path):
+    (tmp_path / "file").write_text("before")
+    with pytest.raises(KeyboardInterrupt), written(tmp_path / "file", "wb") as file:
+        file.write(b"after")
+        raise KeyboardInterrupt
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
+
+
+def test_a_process_that_is_killed_leaves_what_was_there_and_the_next_writes_over_its_rest(tmp_path):
+    (tmp_path / "file").write_text("before")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from stillroom.storage.atomic import written\n"
+        "with written(Path(sys.argv[1])) as file:\n"
+        "    file.write('half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "file")])
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "file").read_text() == "before"
+    with written(tmp_path / "file") as file:
+        file.write("after")
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "after"

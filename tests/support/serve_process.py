@@ -1,0 +1,56 @@
+"""`stillroom serve` in a process of its own."""
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+
+from support.ray_head import free_port
+
+
+@contextlib.contextmanager
+def served(release, **environment):
+    """Yields its URL once it is ready, and a stop."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stillroom.cli", "serve", str(release), "--port", str(port)],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    said: queue.Queue[str | None] = queue.Queue()
+
+    def listen():
+        for line in process.stdout:
+            said.put(line)
+        said.put(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+    lines = []
+    while not lines or not lines[-1].startswith("Ready:"):
+        line = said.get(timeout=120)
+        assert line is not None, "".join(lines)
+        lines.append(line)
+
+    stopping = threading.Event()
+
+    def stop():
+        if not stopping.is_set():  # a second one would end it at once
+            stopping.set()
+            process.send_signal(signal.SIGTERM)
+
+    try:
+        yield f"http://127.0.0.1:{port}", stop
+    finally:
+        stop()
+        try:
+            process.wait(60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0

@@ -1,0 +1,158 @@
+"""Checkpoints on a shared folder and on S3: whole or not there."""
+
+import threading
+from pathlib import Path
+
+import boto3
+import pytest
+
+from stillroom.errors import UserError
+from stillroom.storage.artifacts import Store, verify
+from stillroom.training.checkpoints import Checkpoints, Saver
+from support.faulty_s3_proxy import Some
+
+RUN = ".train/teacher-small-0"
+
+
+@pytest.fixture(params=["local", "s3"])
+def checkpoints(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))
+    if request.param == "local":
+        return Checkpoints(Store(str(tmp_path / "root")), RUN)
+    return Checkpoints(Store(f"s3://{request.getfixturevalue('bucket')}/{tmp_path.name}"), RUN)
+
+
+def hand_in(checkpoints, step, attempt, ranks=(1, 0), world=2, keep=2):
+    """What the workers of a world make of a step; by two of two, all of it."""
+    for rank in ranks:
+        saver = Saver(checkpoints, attempt, rank, world, keep)
+        saver.save(step, lambda folder, rank=rank: fill(folder, step, rank))
+        saver.wait()
+
+
+def fill(folder, step, rank):
+    (folder / "inside").mkdir()
+    (folder / "inside" / f"weights-{rank}").write_text(f"worker {rank} at step {step}")
+    (folder / f"figures-{rank}").write_text(str(step))
+
+
+def names(checkpoints):
+    return sorted(info.base_name for info in checkpoints._infos(recursive=False))
+
+
+def test_the_newest_that_every_worker_brought_is_gone_on_from(checkpoints):
+    assert checkpoints.newest() is None
+    hand_in(checkpoints, 2, "aa")
+    hand_in(checkpoints, 4, "aa", ranks=(0,))  # the other died
+    # By a worker of another try, at the same step: together they are no checkpoint.
+    hand_in(checkpoints, 4, "bb", ranks=(1,))
+    assert checkpoints.newest() == "000000002-aa"
+    folder = checkpoints.opened("000000002-aa")
+    assert (folder / "inside" / "weights-1").read_text() == "worker 1 at step 2"
+    hand_in(checkpoints, 4, "cc", ranks=(0,), world=1)  # fewer go on
+    assert checkpoints.newest() == "000000004-cc"
+
+
+def test_one_without_folders_in_it_is_opened_as_well(checkpoints):
+    saver = Saver(checkpoints, "aa", 0, 1, 2)
+    saver.save(2, lambda folder: (folder / "weights").write_text("all of them"))
+    saver.wait()
+    assert (checkpoints.opened(checkpoints.newest()) / "weights").read_text() == "all of them"
+
+
+def test_older_ones_go_when_enough_newer_ones_are_whole(checkpoints):
+    hand_in(checkpoints, 2, "aa")
+    hand_in(checkpoints, 3, "aa", ranks=(1,))
+    hand_in(checkpoints, 4, "bb")
+    hand_in(checkpoints, 9, "aa", ranks=(1,))  # not whole, but it may become so
+    hand_in(checkpoints, 6, "bb")
+    assert names(checkpoints) == ["000000004-bb", "000000006-bb", "000000009-aa"]
+
+
+@pytest.mark.parametrize("file", ["inside/weights-0", "1-of-2.json"])
+def test_a_damaged_checkpoint_is_left_out_for_the_one_before(checkpoints, file):
+    hand_in(checkpoints, 2, "aa")
+    hand_in(checkpoints, 4, "aa")
+    with checkpoints.store.fs.open_output_stream(f"{checkpoints.base}/000000004-aa/{file}") as out:
+        out.write(b"{half")
+    assert checkpoints.newest() == "000000002-aa"
+
+
+# --- storage that fails ---------------------------------------------------------------------
+
+
+def test_training_goes_on_while_a_checkpoint_is_brought_to_the_root(faulty):
+    checkpoints = Checkpoints(Store(faulty.root), RUN)
+    opened = threading.Event()
+
+    def held(method, path):
+        if method in ("PUT", "POST"):
+            assert opened.wait(60)
+        return False
+
+    faulty.fails = held
+    saver = Saver(checkpoints, "aa", 0, 1, keep=2)
+    saver.save(3, lambda folder: fill(folder, 3, 0))
+    assert checkpoints.newest() is None, "it is on its way, and this line is reached"
+    opened.set()
+    saver.wait()
+    assert checkpoints.newest() == "000000003-aa"
+
+
+def test_requests_that_fail_for_a_while_are_made_again(faulty):
+    checkpoints = Checkpoints(Store(faulty.root), RUN)
+    # Each more often than the S3 client tries by itself.
+    failures = [Some(4, "PUT", "weights-0"), Some(4, "PUT", "0-of-1"), Some(4, "GET", "list-type")]
+    faulty.fails = lambda *asked: any(one(*asked) for one in failures)
+    hand_in(checkpoints, 3, "aa", ranks=(0,), world=1)
+    assert checkpoints.newest() == "000000003-aa"
+    assert not any(one.left for one in failures)
+
+
+def test_what_storage_does_not_give_back_is_written_again(faulty):
+    checkpoints = Checkpoints(Store(faulty.root), RUN)
+    faulty.cuts = cut = Some(1, "PUT", "weights-0")
+    hand_in(checkpoints, 3, "aa", ranks=(0,), world=1)
+    assert cut.left == 0
+    folder = checkpoints.opened(checkpoints.newest())
+    assert (folder / "inside" / "weights-0").read_text() == "worker 0 at step 3"
+
+
+def test_where_storage_fails_for_good_the_files_stay_here_and_the_error_says_where(
+    faulty, monkeypatch
+):
+    monkeypatch.setattr("stillroom.storage.object_store.ATTEMPTS", 2)
+    checkpoints = Checkpoints(Store(faulty.root), RUN)
+    hand_in(checkpoints, 3, "aa", ranks=(0,), world=1)
+    faulty.fails = lambda method, path: method == "PUT"
+    with pytest.raises(UserError, match=r"the checkpoint of step 6 cannot be written") as fault:
+        hand_in(checkpoints, 6, "aa", ranks=(0,), world=1)
+    kept = Path(str(fault.value).split(" lies in ")[1].split(". Mend")[0])
+    assert (kept / "inside" / "weights-0").read_text() == "worker 0 at step 6"
+    faulty.fails = lambda method, path: False
+    assert checkpoints.newest() == "000000003-aa"
+
+
+def test_an_artifact_that_storage_refused_is_only_brought_there_by_the_next_try(
+    faulty, bucket, monkeypatch
+):
+    monkeypatch.setattr("stillroom.storage.object_store.ATTEMPTS", 2)
+    store = Store(faulty.root)
+    faulty.fails = lambda method, path: method == "PUT" and "two.txt" in path
+    with (
+        pytest.raises(UserError, match=r"cannot be written.* All of it lies in (.*)\. Mend"),
+        store.draft("corpus", "small", "aa") as draft,
+    ):
+        (draft.path / "one.txt").write_text("one")
+        (draft.path / "two.txt").write_text("two")
+        draft.publish({"made": "once"})
+    assert (draft.path / "two.txt").read_text() == "two"
+    assert not store.exists("corpus", "small", "aa")
+    faulty.fails = Some(4, "PUT", "two.txt")
+    with store.draft("corpus", "small", "aa") as draft:
+        assert draft.done is not None
+        assert draft.done.manifest["made_by"] == {"made": "once"}
+    listed = boto3.client("s3").list_objects_v2(Bucket=bucket, Prefix=faulty.root.split("/")[-1])
+    assert any(item["Key"].endswith("two.txt") for item in listed["Contents"])
+    artifact = store.open("corpus", "small", "aa")
+    verify(artifact.path, artifact.manifest)
