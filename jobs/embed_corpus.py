@@ -1,4 +1,4 @@
-r"""Embeds a recipe's corpus with its teacher on a cluster, after what that takes.
+r"""Embeds a recipe's corpus with its teacher on a cluster, after making both.
 
 ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
     python jobs/embed_corpus.py jobs/recipes/quickstart.yaml root=s3://bucket/runs

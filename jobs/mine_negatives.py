@@ -1,4 +1,4 @@
-r"""Mines a recipe's hard negatives on a cluster, after what that takes.
+r"""Mines a recipe's hard negatives on a cluster, after making everything that it needs.
 
 ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
     python jobs/mine_negatives.py jobs/recipes/quickstart.yaml root=s3://bucket/runs

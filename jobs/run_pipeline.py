@@ -1,9 +1,11 @@
-r"""Makes a recipe's artifacts on a cluster, up to a release that can be served.
+r"""Makes every artifact of a recipe on a cluster, up to a release that can be served:
+
+synthetic → corpus → teacher → vectors → negatives → student → report → release
 
 ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
     python jobs/run_pipeline.py jobs/recipes/quickstart.yaml root=s3://bucket/runs
 
-What exists already is not made again, whichever of these jobs made it.
+Artifacts that exist are not made again, whichever job made them.
 """
 
 import sys

@@ -1,4 +1,4 @@
-r"""Trains a recipe's teacher on a cluster, after the corpus.
+r"""Trains a recipe's teacher on a cluster, after preparing the corpus.
 
 ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
     python jobs/train_teacher.py jobs/recipes/quickstart.yaml root=s3://bucket/runs

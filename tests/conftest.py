@@ -1,5 +1,8 @@
+"""Fixtures that many test files share. Heavy imports wait for the fixture that needs them."""
+
 import logging
 import os
+import sys
 
 # Before anything imports the hub's client or DeepSpeed, which read them once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -10,19 +13,57 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray's processes would have what the other leaves.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
-from support import process_group as workers
-from support.faulty_s3_proxy import FaultyProxy
-from support.tiny_models import tiny_decoder, tiny_encoder
+from support.goldens import golden, pytest_addoption  # noqa: F401 (pytest finds them here)
+
+# Started first, the longest first, so that both workers end at about the same time.
+LONGEST = (
+    "tests/pipeline/test_run.py",
+    "tests/serving/test_failures.py",
+    "tests/training/test_driver.py",
+    "tests/learning/engine/test_engines.py",
+    "tests/cluster/test_jobs.py",
+    "tests/stages/vectors/test_vectors.py",
+    "tests/stages/test_teacher.py",
+    "tests/serving/test_local_server.py",
+    "tests/security/test_open_ports.py",
+    "tests/training/test_checkpoints.py",
+    "tests/cli/test_bad_input.py",
+    "tests/stages/negatives/test_negatives.py",
+    "tests/stages/negatives/test_mine_files.py",
+    "tests/stages/test_student.py",
+    "tests/stages/test_api_and_ensemble_teachers.py",
+    "tests/stages/synthetic/test_synthetic_stage.py",
+    "tests/stages/corpus/test_stage.py",
+)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_workers_stay():
+def pytest_collection_modifyitems(items):
+    rank = {file: number for number, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.location[0], len(LONGEST)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_worker_processes_stay():
     yield
-    workers.dismiss()
+    if process_group := sys.modules.get("support.process_group"):
+        process_group.stop_all()
+
+
+@pytest.fixture(scope="session")
+def _shared_ray():
+    yield
+    sys.modules["support.shared_ray"].stop()
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(_shared_ray):
+    """The address of a Ray with two CPUs, shared with other modules."""
+    from support import shared_ray
+
+    yield shared_ray.start()
+    shared_ray.release()
 
 
 @pytest.fixture(autouse=True)
@@ -38,32 +79,23 @@ def logs_untouched():
 
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory):
+    from support.tiny_models import tiny_decoder
+
     return tiny_decoder(tmp_path_factory.mktemp("models") / "decoder")
 
 
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory):
+    from support.tiny_models import tiny_encoder
+
     return tiny_encoder(tmp_path_factory.mktemp("models") / "encoder")
-
-
-# Begun first, so that two workers end at about the same time.
-LONGEST = (
-    "tests/pipeline/test_run.py",
-    "tests/learning/engine/test_engines.py",
-    "tests/training/test_driver.py",
-    "tests/cluster/test_jobs.py",
-    "tests/serving/test_failures.py",
-    "tests/serving/test_local_server.py",
-)
-
-
-def pytest_collection_modifyitems(items):
-    place = {file: number for number, file in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.location[0], len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
 def bucket():
+    import boto3
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -81,6 +113,8 @@ def bucket():
 @pytest.fixture
 def faulty(bucket, tmp_path, monkeypatch):
     """A proxy before the bucket, through which stores that are opened now go; and their root."""
+    from support.faulty_s3_proxy import FaultyProxy
+
     proxy = FaultyProxy(os.environ["AWS_ENDPOINT_URL"])
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))

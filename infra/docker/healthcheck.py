@@ -1,15 +1,15 @@
-"""Exit status 0 where a server or a node of Ray's in this container says that it is well."""
+"""Exits with 0 when the server or the Ray node in this container is healthy, else with 1."""
 
 import contextlib
 import urllib.request
 
-PLACES = (
+URLS = (
     "http://127.0.0.1:8000/healthz",  # `stillroom serve`
-    "http://127.0.0.1:52365/api/local_raylet_healthz",  # a node's agent
+    "http://127.0.0.1:52365/api/local_raylet_healthz",  # a Ray node's agent
 )
 
-for place in PLACES:
-    with contextlib.suppress(OSError), urllib.request.urlopen(place, timeout=3) as answer:
-        if answer.status == 200:
+for url in URLS:
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=3) as response:
+        if response.status == 200:
             raise SystemExit(0)
 raise SystemExit(1)

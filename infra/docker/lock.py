@@ -1,10 +1,11 @@
-"""Locks what images and cluster nodes install: the versions of this environment, with hashes.
+"""Writes the lock files of images and cluster nodes: this environment's versions, with hashes.
 
     pip install uv      # into the environment that the tests passed in
     PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu python infra/docker/lock.py
 
-Under requirements/, torch.txt is torch with its CUDA libraries, and torch-cpu.txt without, for this
-Python alone: one of them goes first, as in the Makefile. requirements.txt is all else.
+Under requirements/, torch.txt is torch with its CUDA libraries and torch-cpu.txt torch without, for
+this Python version only. One of them is installed first, as in the Makefile; then requirements.txt,
+with all other packages.
 """
 
 import hashlib
@@ -17,29 +18,30 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 OUT = Path(__file__).parent / "requirements"
-# Ray's autoscaler asks AWS and Google Cloud with these, and the image is built with the last.
-TOO = ("boto3", "google-api-python-client", "google-auth", "cryptography", "hatchling")
-OF_TORCH = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)==")
+# Ray's autoscaler calls AWS and Google Cloud with these; hatchling builds the image's package.
+EXTRA_PACKAGES = ("boto3", "google-api-python-client", "google-auth", "cryptography", "hatchling")
+TORCH_PACKAGES = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)==")
 HEADER = "# Made by infra/docker/lock.py.\n"
 
 
 def main() -> None:
     installed = {
-        found.metadata["Name"]: found.version.partition("+")[0]
-        for found in importlib.metadata.distributions()
-        if found.metadata["Name"] != "stillroom"
+        package.metadata["Name"]: package.version.partition("+")[0]
+        for package in importlib.metadata.distributions()
+        if package.metadata["Name"] != "stillroom"
     }
     constraints = "\n".join(f"{name}=={version}" for name, version in sorted(installed.items()))
-    wanted = "\n".join([f"-e {ROOT}", *TOO])
-    every = compiled(wanted, constraints)
-    of_torch = [entry for entry in every if OF_TORCH.match(entry)]
-    write("torch.txt", of_torch)
-    write("requirements.txt", [entry for entry in every if entry not in of_torch])
+    wanted = "\n".join([f"-e {ROOT}", *EXTRA_PACKAGES])
+    entries = compile_requirements(wanted, constraints)
+    torch_entries = [entry for entry in entries if TORCH_PACKAGES.match(entry)]
+    write("torch.txt", torch_entries)
+    write("requirements.txt", [entry for entry in entries if entry not in torch_entries])
     cpu = f"torch=={installed['torch']}+cpu"
-    write("torch-cpu.txt", [f"{cpu} \\\n    --hash=sha256:{digest_of_wheel(cpu)}"])
+    write("torch-cpu.txt", [f"{cpu} \\\n    --hash=sha256:{wheel_digest(cpu)}"])
 
 
-def digest_of_wheel(requirement: str) -> str:
+def wheel_digest(requirement: str) -> str:
+    """SHA-256 of the wheel that pip downloads."""
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
         subprocess.run([*pip, requirement], check=True)
@@ -47,12 +49,12 @@ def digest_of_wheel(requirement: str) -> str:
         return hashlib.sha256(wheel.read_bytes()).hexdigest()
 
 
-def compiled(wanted: str, constraints: str) -> list[str]:
-    """A requirement each, with its hashes."""
+def compile_requirements(wanted: str, constraints: str) -> list[str]:
+    """One entry per package: its version, with the hashes of its files."""
     (OUT / "wanted.in").write_text(wanted)
     (OUT / "constraints.in").write_text(constraints)
     try:
-        found = subprocess.run(
+        text = subprocess.run(
             [
                 "uv", "pip", "compile", "wanted.in", "--constraints", "constraints.in",
                 "--universal", "--python-version", "3.11", "--generate-hashes",
@@ -63,7 +65,7 @@ def compiled(wanted: str, constraints: str) -> list[str]:
     finally:
         (OUT / "wanted.in").unlink()
         (OUT / "constraints.in").unlink()
-    entries = re.split(r"\n(?=\S)", found.strip())
+    entries = re.split(r"\n(?=\S)", text.strip())
     return [entry for entry in entries if not entry.startswith("-e ")]
 
 

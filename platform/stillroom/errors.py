@@ -1,16 +1,16 @@
-"""What a user can cause, said so that the user can mend it."""
+"""Errors that a user can cause and fix, and errors of others as one line of text."""
 
 
 class UserError(Exception):
-    """A fault in what the user gave us: a recipe, a file, a model, a machine.
+    """Something that the user gave us is wrong: a recipe, a file, a model, a machine.
+
+    The command line prints the three arguments as one line and exits with `code`: 2, or 1 in
+    subclasses for failures that no other input would have prevented.
 
     Args:
-        where: the file and line, the recipe field or the option at fault.
+        where: the file and line, the recipe field or the option.
         problem: what is wrong with it, without a full stop.
         fix: what to do about it, without a full stop.
-
-    The command line prints the three as one line and exits with `code`: 2, or 1 of a kind that no
-    other input would have spared.
     """
 
     code = 2
@@ -22,3 +22,13 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.problem}. {self.fix}."
+
+
+def one_line(error: object, max_characters: int | None = None) -> str:
+    """The text of an error as one line: line breaks and runs of spaces become single spaces.
+
+    Args:
+        error: an exception, or its text.
+        max_characters: cuts the line; None keeps all of it.
+    """
+    return " ".join(str(error).split())[:max_characters]

@@ -73,7 +73,7 @@ def stage(folder, store, near):
     from stillroom.config.corpus import Corpus
     from stillroom.config.scale import Scale
     from stillroom.stages.corpus import stage as module
-    from stillroom.stages.corpus.shards import Sizes
+    from stillroom.stages.corpus.shards import ChunkSizes
     from stillroom.storage.artifacts import Store
 
     content = {
@@ -81,9 +81,9 @@ def stage(folder, store, near):
             "made": {"format": "files", "pairs": [str(f) for f in sorted(folder.glob("*.jsonl"))]}
         },
         "held_out": {"queries": 200, "passages": 1000},
-        "near_duplicates": {"similarity": 0.8} if near else None,
+        "near_duplicates": {"min_jaccard": 0.8} if near else None,
     }
-    module.SIZES = Sizes(small=0)  # every size takes the way of the large ones
+    module.SIZES = ChunkSizes(serial_bytes=0)  # every size takes the way of the large ones
     section = Corpus.model_validate_json(json.dumps(content))
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     quiet = ray.LoggingConfig(log_level="ERROR")

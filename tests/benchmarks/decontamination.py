@@ -6,8 +6,8 @@ Without --data, on docstrings of this environment. DIR is in BEIR layout; where 
 train.jsonl its pairs are the clean text, otherwise half of its passages are.
 
 Half of a collection's texts are tested, planted one by one into pairs under each edit of
-tests/support/text_edits.py. "clean" is the share of pairs with nothing planted that are hit all the same:
-real copies among them count as false hits, so it is an upper bound; --show N prints some.
+tests/support/text_edits.py. "clean" is the share of pairs that are hit although nothing was planted
+in them. Real copies among them count as false hits, so it is an upper bound; --show N prints some.
 
 --scale N is about size alone: N answers and 50,000 pairs of words drawn by Zipf's law.
 """
@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
-from stillroom.data.cleaning.decontaminate import Judged, decontaminate
-from stillroom.data.cleaning.word_hashes import words_of
+from stillroom.data.cleaning.contamination_index import ContaminationIndex
+from stillroom.data.cleaning.decontaminate import decontaminate
+from stillroom.data.cleaning.word_hashes import hash_words
 from stillroom.data.readers.beir import read_beir
 from stillroom.data.readers.docstrings import docstring_pairs
 from stillroom.data.readers.files import read_pairs
@@ -61,13 +62,13 @@ def scale(answers):
     tested = evaluation([Pair(text[:40], text) for text in texts(answers, 0)])
     pairs = [Pair(text[:40], text) for text in texts(50_000, 1)]
     began = time.process_time()
-    judged = Judged.of({"generated": tested})
+    index = ContaminationIndex.build({"generated": tested})
     built = time.process_time() - began
     began = time.process_time()
-    decontaminate(pairs, judged)
+    decontaminate(pairs, index)
     seconds = time.process_time() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    size = len(pickle.dumps(judged)) / 2**20
+    size = len(pickle.dumps(index)) / 2**20
     print(
         f"{answers:,} answers: built in {built:.0f} s, pickled {size:,.0f} MiB,"
         f" peak {peak:.1f} GiB with the texts; {len(pairs) / seconds:,.0f} pairs a CPU second"
@@ -90,14 +91,14 @@ def evaluation(pairs):
 
 
 def beir(folder):
-    kept = read_beir(folder)
+    evaluation_set = read_beir(folder)
     if (folder / "train.jsonl").exists():
-        return folder.name, kept, list(read_pairs(folder / "train.jsonl"))
-    passages = sorted(text for text in set(kept.passages.values()) if text.strip())
+        return folder.name, evaluation_set, list(read_pairs(folder / "train.jsonl"))
+    passages = sorted(text for text in set(evaluation_set.passages.values()) if text.strip())
     Random(0).shuffle(passages)
     half = len(passages) // 2
     tested = {f"p{i}": text for i, text in enumerate(passages[:half])}
-    queries = dict(kept.queries)
+    queries = dict(evaluation_set.queries)
     asked = EvaluationSet(tested, queries, {q: {"p0": 1} for q in queries})
     return folder.name, asked, [Pair(text[:20], text) for text in passages[half:]]
 
@@ -105,12 +106,12 @@ def beir(folder):
 def measure(name, tested, clean, given):
     whole = {name} if not any(pair.query != pair.passage[:20] for pair in clean[:9]) else set()
     began = time.process_time()
-    judged = Judged.of({name: tested}, whole=whole, share=given.share)
+    index = ContaminationIndex.build({name: tested}, whole=whole, share=given.share)
     built = time.process_time() - began
     began = time.process_time()
-    _, hits = decontaminate(clean, judged)
+    _, hits = decontaminate(clean, index)
     seconds = time.process_time() - began
-    rows = len(judged.ids.starts) - 1
+    rows = len(index.ids.starts) - 1
     print(f"\n## {name}: {rows:,} tested texts of {len(tested.passages):,} passages")
     print(f"built in {built:.1f} s, {len(clean) / seconds:,.0f} pairs a CPU second")
     print(
@@ -122,8 +123,8 @@ def measure(name, tested, clean, given):
         print(json.dumps([hit.kind, hit.score, hit.what, hit.text[:600], texts[hit.id][:600]]))
     dirty = {hit.pair for hit in hits}
     free = [pair for i, pair in enumerate(clean) if i not in dirty]
-    answers = sorted({text for i, text in enumerate(judged_texts(tested, judged)) if text.strip()})
-    counts = words_of(answers).counts
+    answers = sorted({text for i, text in enumerate(index_texts(tested, index)) if text.strip()})
+    counts = hash_words(answers).counts
     print("| edit | " + " | ".join(f"{label} (n)" for label in ("13+ words", "8–12", "4–7")) + " |")
     print("| --- | --- | --- | --- |")
     groups = [(13, 1 << 30), (8, 12), (4, 7)]
@@ -137,15 +138,15 @@ def measure(name, tested, clean, given):
         for texts in chosen:
             random = Random(3)
             planted = [Pair("", edit(kind, text, random, others)) for text in texts]
-            found = decontaminate(planted, judged)[1]
+            found = decontaminate(planted, index)[1]
             cells.append(f"{len(found) / len(texts):.3f} ({len(texts):,})" if texts else "–")
         print(f"| {kind} | " + " | ".join(cells) + " |", flush=True)
 
 
-def judged_texts(tested, judged):
-    for i in range(len(judged.asks)):
-        texts = tested.queries if judged.asks[i] else tested.passages
-        yield texts[judged.ids[i]]
+def index_texts(tested, index):
+    for i in range(len(index.is_query)):
+        texts = tested.queries if index.is_query[i] else tested.passages
+        yield texts[index.ids[i]]
 
 
 if __name__ == "__main__":

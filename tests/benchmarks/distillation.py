@@ -34,35 +34,52 @@ import yaml
 from recipes_quality import TASKS, cut_sets
 
 from stillroom.cluster.session import connect, disconnect
-from stillroom.config.load import read_recipe, validated
-from stillroom.config.student import OnPairs, PairLosses, Student
-from stillroom.encoders.contract import Terms
-from stillroom.encoders.files.create import create
-from stillroom.encoders.files.load import load
+from stillroom.config.load import read_recipe
+from stillroom.config.student import PairDistillation, PairLosses, Student
+from stillroom.config.validation import validate
+from stillroom.encoders.contract import BaseContract
+from stillroom.encoders.files.create import create_encoder
+from stillroom.encoders.files.load import load_encoder
+from stillroom.encoders.files.options import Resize
 from stillroom.encoders.layers.packing import pack_attention
-from stillroom.evaluation.evaluate import Encoded, asymmetric, encode_sets, entry, measure_bm25
+from stillroom.evaluation.evaluate import (
+    EncodedSets,
+    combine_asymmetric,
+    encode_sets,
+    evaluate_bm25,
+    report_entry,
+)
 from stillroom.learning.engine.torch_engine import TorchEngine
-from stillroom.learning.loop import schedule, train
+from stillroom.learning.loop import TrainOptions, scheduled_learning_rate, train
 from stillroom.learning.objectives.distillation import Distillation
-from stillroom.learning.prefetch import Ahead
-from stillroom.observability.run_journal import journal
+from stillroom.learning.order import WorkerShard
+from stillroom.learning.prefetch import Prefetcher
+from stillroom.observability.run_journal import open_journal
 from stillroom.pipeline.plan import pipeline
 from stillroom.pipeline.run import produce
-from stillroom.stages.corpus.artifact import evaluation_sets
-from stillroom.stages.student import fit_start, start
-from stillroom.stages.training_batches import taught_batches
-from stillroom.stages.vectors.teacher_vectors import Taught, stored
+from stillroom.stages.corpus.artifact import read_evaluation_sets
+from stillroom.stages.student import fit_projection_start, initial_encoder
+from stillroom.stages.training_batches import distillation_batches
+from stillroom.stages.vectors.teacher_vectors import TeacherVectors, stored_vectors
 from stillroom.storage.artifacts import Store
-from stillroom.training.worker import packs
+from stillroom.training.worker import trains_packed
 
 RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "strong-teacher.yaml"
 TEACHER = "teacher: all-mpnet-base-v2"
-ALONE = ("vector", "similarity", "order", "across", "scores", "margins", "contrastive")
-WEIGHTS = {"similarity": 20.0, "order": 10.0, "margins": 10.0}  # others 1
+ALONE = (
+    "cosine",
+    "pairwise_mse",
+    "similarity_order",
+    "ranking_kl",
+    "score_kl",
+    "margin_mse",
+    "contrastive",
+)
+WEIGHTS = {"pairwise_mse": 20.0, "similarity_order": 10.0, "margin_mse": 10.0}  # others 1
 NONE = dict.fromkeys(ALONE, 0.0)
 MIXES = {
     **{name: {**NONE, name: WEIGHTS.get(name, 1.0)} for name in ALONE},
-    "Jasper's three": {**NONE, "vector": 10.0, "similarity": 200.0, "order": 20.0},
+    "Jasper's three": {**NONE, "cosine": 10.0, "pairwise_mse": 200.0, "similarity_order": 20.0},
     "scores + contrastive, the default": PairLosses().model_dump(),
     "the recipe's": None,  # of its phase on pairs, as it stands
 }
@@ -138,7 +155,7 @@ class Proof:
 
     def run(self):
         connect(self.recipe.scale)
-        with journal(self.store, {"recipe": self.recipe.name}) as self.journal:
+        with open_journal(self.store, {"recipe": self.recipe.name}) as self.journal:
             self.prove()
         print(self.table())
 
@@ -174,7 +191,7 @@ class Proof:
             done = produce(again, {}, self.store, self.recipe.scale, self.journal)
             self.made[step.ref] = (again, done.artifact)
             if step.stage == "student":
-                phases.append(functools.partial(load, done.artifact.path))
+                phases.append(functools.partial(load_encoder, done.artifact.path))
         return phases
 
     def against(self, seed):
@@ -185,42 +202,45 @@ class Proof:
         section, device = self.recipe.student, torch.device(self.chosen.device)
         phase, limits = section.phases[0], self.recipe.scale.student
         made = {step.stage: artifact for step, artifact in self.made.values()}
-        taught = Taught(
-            made["corpus"], lambda files, device: stored(files, made["teacher"], made["vectors"])
+        teacher_vectors = TeacherVectors(
+            made["corpus"],
+            lambda files, device: stored_vectors(files, made["teacher"], made["vectors"]),
         )
 
         def begun():
             torch.manual_seed(seed)
-            encoder = start(section, seed, self.terms.space, self.terms, taught)
+            encoder = initial_encoder(section, seed, self.terms.space, self.terms, teacher_vectors)
             return self.on_device(encoder)
 
         ours = begun().train()
-        if packs(ours, limits):
+        if trains_packed(ours, limits):
             pack_attention(ours.backbone)
-        fit_start(taught, phase, ours)
-        batches = taught_batches(taught, None, phase, seed, ours, {})
-        warmup = round(phase.warmup * phase.steps)
+        fit_projection_start(teacher_vectors, phase, ours)
+        batches = distillation_batches(teacher_vectors, None, phase, seed, ours, WorkerShard())
+        warmup = round(phase.warmup_ratio * phase.steps)
         began = time.perf_counter()
         train(
-            TorchEngine(ours, weight_decay=phase.weight_decay, clip=phase.clip),
+            TorchEngine(ours, weight_decay=phase.weight_decay, max_grad_norm=phase.max_grad_norm),
             Distillation(**phase.losses.model_dump()),
-            Ahead(batches, phase.steps),
-            steps=phase.steps,
-            learning_rate=functools.partial(
-                schedule, steps=phase.steps, warmup=warmup, peak=phase.learning_rate
+            Prefetcher(batches, phase.steps),
+            TrainOptions(
+                steps=phase.steps,
+                learning_rate=functools.partial(
+                    scheduled_learning_rate,
+                    steps=phase.steps,
+                    warmup=warmup,
+                    peak=phase.learning_rate,
+                ),
+                seed=seed,
+                pad_id=ours.pad_id,
+                micro_batch_tokens=limits.micro_batch_tokens,
             ),
-            seed=seed,
-            pad_id=ours.pad_id,
-            micro_tokens=limits.micro_tokens,
-            report=lambda figures: None,
-            checkpoint=lambda step: None,
-            checkpoint_every=phase.steps,
         )
         self.compared("stillroom", ours, time.perf_counter() - began, seed)
         rows = np.concatenate([batches.ids(step) for step in range(phase.steps)])
-        everything = [*taught.files.passages, *taught.files.queries]
-        passages = len(taught.files.passages)
-        queries_nd, passages_nd = taught.rows(device)
+        everything = [*teacher_vectors.corpus_data.passages, *teacher_vectors.corpus_data.queries]
+        passages = len(teacher_vectors.corpus_data.passages)
+        queries_nd, passages_nd = teacher_vectors.rows(device)
         vectors_nd = np.empty((len(rows), self.terms.dims[0]), dtype=np.float32)
         for vectors, first, mine in (
             (passages_nd, 0, rows < passages),
@@ -247,21 +267,21 @@ class Proof:
         self.measured(f"by {name}", encoder.eval, seed)
 
     def on_pairs(self, mix):
-        """The recipe's student with one phase on pairs, of some losses; `across` ranks what the
+        """The recipe's student with one phase on pairs, of some losses; `ranking_kl` ranks what the
         recipe's phase draws."""
-        [recipes] = [one for one in self.recipe.student.phases if isinstance(one, OnPairs)]
+        [recipes] = [one for one in self.recipe.student.phases if isinstance(one, PairDistillation)]
         losses = MIXES[mix] or recipes.losses.model_dump()
         phase = {
             "data": "pairs", "steps": self.chosen.steps, "global_batch": self.chosen.batch,
             "learning_rate": 3e-4,
             "query_tokens": 48, "passage_tokens": 96, "losses": losses,
-            "across_passages": recipes.across_passages if losses["across"] else 0,
+            "ranking_kl_passages": recipes.ranking_kl_passages if losses["ranking_kl"] else 0,
         }  # fmt: skip
         kept = json.loads(self.recipe.student.model_dump_json())
-        return validated(Student, {**kept, "phases": [phase]}, "ablation")
+        return validate(Student, {**kept, "phases": [phase]}, "ablation")
 
     def sets(self):
-        return evaluation_sets(next(a for s, a in self.made.values() if s.stage == "corpus"))
+        return read_evaluation_sets(next(a for s, a in self.made.values() if s.stage == "corpus"))
 
     def references(self):
         for step in pipeline(self.recipe):
@@ -269,26 +289,29 @@ class Proof:
                 done = produce(step, {}, self.store, self.recipe.scale, self.journal)
                 self.made[step.ref] = (step, done.artifact)
         [teacher] = [artifact for step, artifact in self.made.values() if step.stage == "teacher"]
-        self.terms = Terms.read(teacher.path)
+        self.terms = BaseContract.read(teacher.path)
         self.by_teacher = self.encoded(teacher)
         base, layers = self.recipe.student.base, self.recipe.student.layers
-        self.measured("all-MiniLM-L6-v2 as it comes", lambda: create(base, space="none"))
-        self.measured("three layers before", lambda: create(base, space="none", layers=layers))
+        self.measured("all-MiniLM-L6-v2 as it comes", lambda: create_encoder(base, space="none"))
+        self.measured(
+            "three layers before",
+            lambda: create_encoder(base, space="none", resize=Resize(layers=layers)),
+        )
         file = self.figures / "BM25.json"
         if not file.exists():
-            keep(file, measure_bm25(self.sets()))
+            keep(file, evaluate_bm25(self.sets()))
 
     def encoded(self, teacher):
         """The teacher's vectors of the sets, and its figures where they are not there."""
         file = self.chosen.root / "vectors of the sets.npz"
         if not (self.figures / f"{TEACHER}.json").exists():
-            encoder = self.on_device(load(teacher.path))
+            encoder = self.on_device(load_encoder(teacher.path))
             made = encode_sets(encoder, "teacher", self.sets())
             np.savez(file, **made.passages)
-            figures = entry("teacher", encoder.parameters_total, made, self.sets())
+            figures = report_entry("teacher", encoder.parameters_total, made, self.sets())
             keep(self.figures / f"{TEACHER}.json", figures)
         with np.load(file) as passages:
-            return Encoded({}, dict(passages), self.terms.dims[:1], True, 0.0)
+            return EncodedSets({}, dict(passages), self.terms.dims[:1], True, 0.0)
 
     def measured(self, name, make, seed=None):
         """A model on the sets, and with passages by the teacher where they share a space."""
@@ -299,10 +322,10 @@ class Proof:
         encoded = encode_sets(encoder, "student", self.sets())
         size = encoder.parameters_total
         if encoder.contract.space == self.terms.space:
-            both = asymmetric(encoded, self.by_teacher, encoder.contract.dims[:1])
+            both = combine_asymmetric(encoded, self.by_teacher, encoder.contract.dims[:1])
             file = self.figures / f"{name}, passages by the teacher{suffix}"
-            keep(file, entry("asymmetric", size, both, self.sets()))
-        keep(self.figures / f"{name}{suffix}", entry("student", size, encoded, self.sets()))
+            keep(file, report_entry("asymmetric", size, both, self.sets()))
+        keep(self.figures / f"{name}{suffix}", report_entry("student", size, encoded, self.sets()))
 
     def on_device(self, encoder):
         return encoder.to(self.chosen.device)

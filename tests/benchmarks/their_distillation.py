@@ -1,4 +1,4 @@
-"""Distillation as sentence-transformers does it: its trainer, MSELoss on a teacher's vectors."""
+"""Distillation by sentence-transformers: its trainer, with MSELoss on a teacher's vectors."""
 
 import tempfile
 import time
@@ -17,26 +17,26 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from stillroom.encoders.layers.backbone import set_dropout
-from stillroom.encoders.model_names import locate
+from stillroom.encoders.model_names import locate_model
 
 
 def distilled(encoder, base, layers, dropout, texts, vectors_nd, phase, *, device, seed):
-    """Trains a student of the base's `layers` and a projection, and puts its weights into the
-    encoder, which is of the same shape.
+    """Trains a student of some of the base's layers and a projection, and copies its weights into
+    `encoder`, which has the same shape.
 
     Args:
-        texts: in the order in which they are read, phase.global_batch a step.
+        texts: in the order of training, phase.global_batch per step.
         vectors_nd: the teacher's, float32.
 
     Returns:
-        Seconds from the first step's begin to the last step's end.
+        Seconds from the start of the first step to the end of the last.
     """
     torch.manual_seed(seed)
-    whole = SentenceTransformer(str(locate(base)), device=device)
-    transformer, pooling = whole[0], whole[1]
+    base_model = SentenceTransformer(str(locate_model(base)), device=device)
+    transformer, pooling = base_model[0], base_model[1]
     transformer.max_seq_length = phase.passage_tokens
-    kept = [transformer.auto_model.encoder.layer[i] for i in layers]
-    transformer.auto_model.encoder.layer = torch.nn.ModuleList(kept)
+    kept_layers = [transformer.auto_model.encoder.layer[i] for i in layers]
+    transformer.auto_model.encoder.layer = torch.nn.ModuleList(kept_layers)
     set_dropout(transformer.auto_model, dropout)
     width, dims = encoder.projection.in_features, encoder.projection.out_features
     dense = Dense(width, dims, bias=False, activation_function=torch.nn.Identity())
@@ -52,9 +52,9 @@ def distilled(encoder, base, layers, dropout, texts, vectors_nd, phase, *, devic
                 max_steps=phase.steps,
                 per_device_train_batch_size=phase.global_batch,
                 learning_rate=phase.learning_rate,
-                warmup_steps=round(phase.warmup * phase.steps),
+                warmup_steps=round(phase.warmup_ratio * phase.steps),
                 weight_decay=phase.weight_decay,
-                max_grad_norm=phase.clip,
+                max_grad_norm=phase.max_grad_norm,
                 bf16=encoder.contract.precision == "bfloat16",
                 seed=seed,
                 report_to=[],
@@ -71,19 +71,19 @@ def distilled(encoder, base, layers, dropout, texts, vectors_nd, phase, *, devic
         trainer.train()
     encoder.backbone.load_state_dict(transformer.auto_model.state_dict())
     encoder.projection.load_state_dict({"weight": dense.linear.weight.detach().float()})
-    return clock.ended - clock.began
+    return clock.ended - clock.started
 
 
 class Clock(TrainerCallback):
     def on_train_begin(self, *args, **kwargs):
-        self.began = time.perf_counter()
+        self.started = time.perf_counter()
 
     def on_step_end(self, *args, **kwargs):
         self.ended = time.perf_counter()
 
 
 def in_order(trainer, batch):
-    """Its data loader, of batches that are not shuffled."""
+    """The trainer's data loader, without shuffling."""
     return lambda: trainer.accelerator.prepare(
         DataLoader(trainer.train_dataset, batch, collate_fn=trainer.data_collator, drop_last=True)
     )

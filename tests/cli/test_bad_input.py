@@ -1,7 +1,6 @@
 """What a user gets wrong is told in one line, before anything expensive, with exit code 2."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from support.tiny_models import tiny_decoder, tiny_encoder
+from support.in_process_cli import run_command
+from support.tiny_models import tiny_encoder
 
 TINY = Path(__file__).parents[2] / "jobs" / "recipes" / "tiny.yaml"
 EVALUATION = {
@@ -21,26 +21,14 @@ EVALUATION = {
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    return tiny_decoder(folder / "teacher"), tiny_encoder(folder / "student")
+def model(tmp_path_factory):
+    return tiny_encoder(tmp_path_factory.mktemp("models") / "student")
 
 
 @pytest.fixture
-def stillroom(models, tmp_path):
+def stillroom(tmp_path):
     def run(*words, env=None):
-        return subprocess.run(
-            [sys.executable, "-m", "stillroom.cli", *map(str, words)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={
-                **os.environ,
-                "TINY_TEACHER": str(models[0]),
-                "TINY_STUDENT": str(models[1]),
-                **(env or {}),
-            },
-        )
+        return run_command(*words, cwd=tmp_path, env=env)
 
     return run
 
@@ -61,9 +49,9 @@ def refused(done, *expected):
         ("student.phases.0.learning_rat=1e-4", "Did you mean 'learning_rate'"),
         (
             "student.phases.0.learning_rate=-1e-4",
-            "student.phases.0.learning_rate: -0.0001 is refused",
+            "student.phases.0.learning_rate: -0.0001 is not valid",
         ),
-        ("student.phases.0.steps=many", "student.phases.0.steps: 'many' is refused"),
+        ("student.phases.0.steps=many", "student.phases.0.steps: 'many' is not valid"),
         ("student.phases.0.global_batch=15", "must be a multiple of the number of workers"),
         (
             "corpus.sources.environment.packages=[no-such-package]",
@@ -74,12 +62,10 @@ def refused(done, *expected):
             "student.phases.0.mix={other: 1}",
             "student.phases[0].mix names 'other', which is no source",
         ),
-        ("corpus.held_out.passages=100000", "leaves none to train on"),
         ("corpus.held_out=null", "nothing can be measured"),
         ("student.pooling=null", "Set student.pooling"),
-        ("root=/dev/null/x", "cannot be written"),
         ("root=s3x://bucket/x", "root: s3x://bucket/x"),
-        ("nonsense", "nonsense: is no override"),
+        ("nonsense", "nonsense: is not an override"),
     ],
 )
 def test_a_wrong_recipe_is_refused(stillroom, tmp_path, override, expected):
@@ -90,7 +76,7 @@ def test_a_wrong_recipe_is_refused(stillroom, tmp_path, override, expected):
 @pytest.mark.parametrize(
     ("kind", "content", "expected"),
     [
-        ("pairs", '{"query": "q", "positive": "p"}\n{"query"\n', "own.jsonl:2: is no JSON"),
+        ("pairs", '{"query": "q", "positive": "p"}\n{"query"\n', "own.jsonl:2: is not JSON"),
         ("pairs", "", "own.jsonl: is empty"),
         ("pairs", '{"query": "q", "positive": ""}\n', "own.jsonl:1: 'positive' is empty"),
         ("passages", '{"title": "t"}\n', "own.jsonl:1: has no 'passage'"),
@@ -136,8 +122,8 @@ def test_a_broken_evaluation_set_is_refused(stillroom, tmp_path, file, content, 
     assert refused(stillroom("check", TINY, override), expected)
 
 
-def test_a_base_without_a_tokenizer_is_refused(stillroom, models, tmp_path):
-    copy = shutil.copytree(models[1], tmp_path / "bare")
+def test_a_base_without_a_tokenizer_is_refused(stillroom, model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "bare")
     for file in copy.glob("tokenizer*"):
         file.unlink()
     assert refused(
@@ -145,8 +131,8 @@ def test_a_base_without_a_tokenizer_is_refused(stillroom, models, tmp_path):
     )
 
 
-def test_a_base_whose_weights_are_pickled_is_refused(stillroom, models, tmp_path):
-    copy = shutil.copytree(models[1], tmp_path / "pickled")
+def test_a_base_whose_weights_are_pickled_is_refused(stillroom, model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "pickled")
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     assert refused(stillroom("run", TINY, f"student.base={copy}"), "no weights in Safetensors")
 
@@ -177,11 +163,11 @@ def test_an_unreachable_cluster_is_refused(stillroom, command):
     ("words", "expected"),
     [
         (["run", "no-such.yaml"], "there is no such recipe"),
-        (["run", TINY, "--until", "nowhere"], "'nowhere' is no stage"),
+        (["run", TINY, "--until", "nowhere"], "'nowhere' is not a stage"),
         (["serve", "release/none"], "release/none"),
         (["export", "student/none", "--format", "tar", "--out", "x"], "'tar' is unknown"),
         (["evaluate", "student/none", "--data", "."], "holds no evaluation set"),
-        (["evaluate", "x", "--data", ".", "--dims", "8,many"], "'8,many' is no list of sizes"),
+        (["evaluate", "x", "--data", ".", "--dims", "8,many"], "'8,many' is not a list of sizes"),
         (["encode", "student/none"], "student/none: is not under runs"),
         (["serve", "x", "--port", "many"], "--port"),
         (["no-such-command"], "no-such-command"),
@@ -194,6 +180,31 @@ def test_a_wrong_command_line_is_refused(stillroom, words, expected):
 def test_debug_shows_where_an_error_came_from(stillroom):
     done = stillroom("run", "no-such.yaml", "--debug")
     assert "Traceback" in done.stderr and "there is no such recipe" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (["check", TINY], 0, ""),
+        (["run", "no-such.yaml"], 2, "there is no such recipe"),
+        pytest.param(
+            ["run", TINY, "corpus.held_out.passages=100000"],
+            2,
+            "leaves none to train on",
+            marks=pytest.mark.full,
+        ),
+        (["run", TINY, "root=/dev/null/x"], 2, "cannot be written"),
+        (["no-such-command"], 2, "no-such-command"),
+    ],
+)
+def test_a_process_of_its_own_exits_with_the_same_codes(tmp_path, words, code, expected):
+    done = subprocess.run(
+        [sys.executable, "-m", "stillroom.cli", *map(str, words)],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == code and expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("manifest.json"))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +229,9 @@ def test_every_command_has_help_with_an_example(stillroom, command):
 
 
 def test_a_good_recipe_passes_the_check_and_the_plan_is_json(stillroom):
-    assert stillroom("check", TINY).returncode == 0
+    checked = stillroom("check", TINY)
+    assert checked.returncode == 0
+    assert "teacher.base: random:llama: " in checked.stdout, "and no emoji"
     steps = json.loads(stillroom("plan", TINY, "--json").stdout)["steps"]
     assert [step["stage"] for step in steps] == [
         "corpus", "teacher", "vectors", "negatives", "student", "report", "release",

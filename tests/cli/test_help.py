@@ -10,7 +10,7 @@ def publish(store, stage, key, inputs=None):
     with store.draft(stage, "small", key) as draft:
         (draft.path / "file").write_text(key)
         draft.publish({"stage": stage, "inputs": inputs or {}})
-    log = store.work / ".logs" / f"{stage}-small-{key}" / "events"
+    log = store.local_folder / ".logs" / f"{stage}-small-{key}" / "events"
     log.parent.mkdir(parents=True)
     log.touch()
 
@@ -24,7 +24,7 @@ def test_prune_keeps_the_newest_and_all_that_a_release_was_made_from(tmp_path):
     publish(store, "teacher", "newest", {"corpus": "shared"})
     done = CliRunner().invoke(app, ["runs", "prune", "--yes", "--root", str(tmp_path)])
     assert done.exit_code == 0 and "teacher/small-replaced" in done.output
-    left = {artifact.ref for artifact in store.published()}
+    left = {artifact.ref for artifact in store.list_artifacts()}
     assert left == {
         "teacher/small-released", "teacher/small-newest", "release/small-only",
         "corpus/small-shared",

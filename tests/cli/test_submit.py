@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from stillroom.cli.app import app
-from stillroom.cluster.jobs import SETTINGS
+from stillroom.cluster.jobs import DEFAULT_ENV_VARS
 from stillroom.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -77,20 +77,23 @@ def test_a_checkout_sends_itself(folder, monkeypatch):
     words = shlex.split(json.loads(done.stdout)["command"])
     assert words[words.index("--runtime-env") + 1] == "jobs/runtime_env.yaml"
     variables = yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text())["env_vars"]
-    assert variables == {"PYTHONPATH": "platform", **SETTINGS}
+    assert variables == {"PYTHONPATH": "platform", **DEFAULT_ENV_VARS}
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["seeed=3"], "seeed: is not a field of a recipe"),
-        (["student.phases.0.steps=-1"], "student.phases.0.steps: -1 is refused"),
-        (["--until", "nowhere"], "--until: 'nowhere' is no stage"),
+        (["student.phases.0.steps=-1"], "student.phases.0.steps: -1 is not valid"),
+        (["--until", "nowhere"], "--until: 'nowhere' is not a stage"),
         (["teacher.api.base_url=https://me:hush@host/v1"], "teacher.api.base_url: holds a secret"),
         (["teacher.prompts.query='${oc.env:MY_API_KEY}'"], "teacher.prompts.query: holds a secret"),
         (["--runtime-env", "none.yaml"], "none.yaml: is no runtime environment"),
         (["--working-dir", "data"], "mine.yaml: is not among the files of .*/data"),
-        (["--address", "127.0.0.1:6379"], "--address 127.0.0.1:6379: is not a job server's"),
+        (
+            ["--address", "127.0.0.1:6379"],
+            "--address 127.0.0.1:6379: is not the address of a job server",
+        ),
         ([], "--address http://127.0.0.1:1: no job server answers"),
     ],
 )
@@ -102,9 +105,9 @@ def test_what_is_wrong_is_said_before_anything_is_sent(folder, words, expected):
 
 
 def test_a_root_that_goes_with_the_job_is_refused(folder, monkeypatch):
-    with pytest.raises(UserError, match="root: 'runs' would lie in the job's own folder"):
+    with pytest.raises(UserError, match="root: 'runs' is in the job's working directory"):
         submit("--dry-run", root=None)
-    with pytest.raises(UserError, match="root: 'mine' would lie in the job's own folder"):
+    with pytest.raises(UserError, match="root: 'mine' is in the job's working directory"):
         submit("--dry-run", root="mine")
     monkeypatch.setenv("STILLROOM_ROOT", "/shared/runs")
     assert "root=/shared/runs" in submit("--dry-run", root=None)
@@ -113,7 +116,7 @@ def test_a_root_that_goes_with_the_job_is_refused(folder, monkeypatch):
 def test_a_job_by_hand_with_such_a_root_is_refused_too(folder, monkeypatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     done = CliRunner().invoke(app, ["run", "mine.yaml"])
-    assert "would lie in the job's own folder" in str(done.exception)
+    assert "is in the job's working directory" in str(done.exception)
 
 
 def test_data_that_is_not_sent_is_named(folder):
@@ -137,7 +140,9 @@ def test_a_folder_too_large_to_send_is_refused_with_what_is_large_in_it(folder):
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "HF_TOKEN", "db_password", "AWS_SECRET"])
 def test_a_secret_in_a_runtime_environment_is_refused_and_not_repeated(folder, name):
     (folder / "env.yaml").write_text(yaml.dump({"env_vars": {name: "sk-1"}}))
-    with pytest.raises(UserError, match=f"env.yaml: env_vars.{name}: whoever may list") as fault:
+    with pytest.raises(
+        UserError, match=f"env.yaml: env_vars.{name}: everybody who may list"
+    ) as fault:
         submit("--runtime-env", "env.yaml", "--dry-run")
     assert "sk-1" not in str(fault.value)
     path = {f"{name}_FILE": "/run/secrets/one", "TOKENIZERS_PARALLELISM": "false", "N": 1}

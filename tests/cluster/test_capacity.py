@@ -3,14 +3,21 @@
 import types
 
 import pytest
-import ray
 
-from stillroom.cluster.capacity import HEAD, Kind, bundle, growing, kinds, places, require
-from stillroom.config.scale import Actors, Workers
+from stillroom.cluster.capacity import (
+    HEAD_RESOURCE,
+    NodeType,
+    bundle_for,
+    bundles_that_fit,
+    cluster_node_types,
+    possible_nodes,
+    require_capacity,
+)
+from stillroom.config.scale import ActorPool, TrainingWorkers
 from stillroom.errors import UserError
 
-GPUS = Kind({"CPU": 32, "GPU": 8}, 2, {"ray.io/market-type": "spot"})
-CPUS = Kind({"CPU": 8}, 4, {"ray.io/market-type": "on-demand"})
+GPUS = NodeType({"CPU": 32, "GPU": 8}, 2, {"ray.io/market-type": "spot"})
+CPUS = NodeType({"CPU": 8}, 4, {"ray.io/market-type": "on-demand"})
 
 
 @pytest.mark.parametrize(
@@ -27,54 +34,47 @@ CPUS = Kind({"CPU": 8}, 4, {"ray.io/market-type": "on-demand"})
         ({"cpus": 1, "node_labels": {"ray.io/market-type": "!spot"}}, 96),  # Ray's to decide
     ],
 )
-def test_places_are_counted_node_by_node(asked, room):
-    assert places([GPUS, CPUS], bundle(Actors(**asked))) == room
+def test_bundles_are_counted_node_by_node(asked, room):
+    assert bundles_that_fit([GPUS, CPUS], bundle_for(ActorPool(**asked))) == room
 
 
-def test_labels_that_only_the_autoscaler_knows_are_not_held_against_it():
-    wanted = bundle(Actors(gpus=1, node_labels={"ray.io/market-type": "spot"}))
-    assert places([Kind({"CPU": 8, "GPU": 8}, 3)], wanted) == 24
+def test_nodes_with_unknown_labels_are_assumed_to_match():
+    wanted = bundle_for(ActorPool(gpus=1, node_labels={"ray.io/market-type": "spot"}))
+    assert bundles_that_fit([NodeType({"CPU": 8, "GPU": 8}, 3)], wanted) == 24
 
 
 def node(resources, **labels):
     return {"Resources": resources, "Labels": labels}
 
 
-def test_what_an_autoscaler_says_that_it_keeps_counts_with_the_head_alone():
-    nodes = [node({"CPU": 2, HEAD: 1}), node({"CPU": 8, "GPU": 1})]
+def test_reported_node_groups_count_beside_the_head_only():
+    nodes = [node({"CPU": 2, HEAD_RESOURCE: 1}), node({"CPU": 8, "GPU": 1})]
     groups = [
         types.SimpleNamespace(resources={"CPU": 8, "GPU": 1}, max_count=4),
         types.SimpleNamespace(resources={"CPU": 4}, max_count=0),
     ]
-    found = growing(nodes, groups)
-    assert places(found, bundle(Actors(cpus=1))) == 2 + 4 * 8
-    assert places(found, bundle(Actors(cpus=1, gpus=1))) == 4
+    found = possible_nodes(nodes, groups)
+    assert bundles_that_fit(found, bundle_for(ActorPool(cpus=1))) == 2 + 4 * 8
+    assert bundles_that_fit(found, bundle_for(ActorPool(cpus=1, gpus=1))) == 4
 
 
 @pytest.mark.parametrize(("labels", "room"), [({}, 0), ({"ray.io/node-group": "head"}, 10**9)])
-def test_nodes_of_a_launcher_s_or_an_operator_s_group_may_be_joined_by_any_other(labels, room):
-    found = growing([node({"CPU": 2, HEAD: 1}, **labels)], [])
-    assert min(10**9, places(found, bundle(Actors(cpus=16, gpus=8)))) == room
+def test_an_autoscaler_that_reports_no_groups_may_add_any_node(labels, room):
+    found = possible_nodes([node({"CPU": 2, HEAD_RESOURCE: 1}, **labels)], [])
+    assert min(10**9, bundles_that_fit(found, bundle_for(ActorPool(cpus=16, gpus=8)))) == room
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False)
-    yield
-    ray.shutdown()
-
-
-def test_a_cluster_s_nodes_are_as_they_are(cluster):
-    (node,) = kinds()
+def test_a_cluster_without_autoscaler_has_its_present_nodes(ray_cluster):
+    (node,) = cluster_node_types()
     assert (node.resources["CPU"], node.count) == (2, 1)
     assert "ray.io/node-id" in node.labels
-    require("teacher", Workers(workers=2), 2)
+    require_capacity("teacher", TrainingWorkers(workers=2), 2)
 
 
-def test_what_no_node_will_ever_have_is_refused_and_said(cluster):
-    asked = Workers(workers=3, cpus=1, gpus=1, node_labels={"ray.io/market-type": "spot"})
+def test_what_no_node_can_ever_hold_is_refused(ray_cluster):
+    asked = TrainingWorkers(workers=3, cpus=1, gpus=1, node_labels={"ray.io/market-type": "spot"})
     with pytest.raises(UserError) as fault:
-        require("teacher", asked, 3)
+        require_capacity("teacher", asked, 3)
     assert str(fault.value).startswith(
         "scale.teacher: asks for 3 × 1 CPUs and 1 GPUs on a node labelled ray.io/market-type=spot, "
         "and the cluster has room for 0 at most"

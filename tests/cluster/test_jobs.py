@@ -12,11 +12,12 @@ import psutil
 import pytest
 from ray.job_submission import JobStatus
 
-from stillroom.cluster.jobs import Job, environment, sent
-from stillroom.encoders.files.create import create
+from stillroom.cluster.jobs import Job, files_to_send, read_runtime_env
+from stillroom.encoders.files.create import create_encoder
+from stillroom.encoders.files.options import ContractOptions
 from stillroom.storage.artifacts import Store
 from support.openai_endpoint import Endpoint, embeddings
-from support.ray_head import ROOT, SUBMIT, TOKEN, started
+from support.ray_head import ROOT, SUBMIT, TOKEN, start_head
 from support.tiny_models import tiny_decoder, tiny_encoder
 
 SECRET = "sk-planted-0123456789abcdef"
@@ -31,7 +32,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def head(folder):
     (folder / "secret").write_text(SECRET + "\n")
-    with started(folder, PLANTED_KEY_FILE=str(folder / "secret")) as head:
+    with start_head(folder, PLANTED_KEY_FILE=str(folder / "secret")) as head:
         yield head
 
 
@@ -57,15 +58,15 @@ def own(folder):
             "sources": {"own": {"format": "files", "pairs": ["pairs.jsonl"]}},
             "held_out": {"queries": 4, "passages": 8},
         },
-        "vectors": {"shard": 8},
+        "vectors": {"shard_size": 8},
         "student": {
             "base": str(tiny_encoder(folder / "small")), "pooling": "mean", "space": "teacher",
             "phases": [
                 {"data": "pairs", "steps": 2, "global_batch": 4, "learning_rate": 1e-4,
-                 "hard_negatives": 0, "losses": {"vector": 1.0}}
+                 "hard_negatives": 0, "losses": {"cosine": 1.0}}
             ],
         },
-        "scale": {"teacher_api": {"key_variable": "PLANTED_KEY"}},
+        "scale": {"teacher_api": {"api_key_env": "PLANTED_KEY"}},
     }  # fmt: skip
     (own / "mine.yaml").write_text(json.dumps(content))
     return own
@@ -81,17 +82,31 @@ def files_with(text, *folders):
 
 
 @pytest.fixture(scope="module")
-def done(head, own, folder):
-    """A job that asks an API with a key of the cluster's, and trains; every command line that was
-    seen meanwhile; and what the API was told."""
-    encoder = create(str(tiny_encoder(folder / "behind")), space="x", pooling="mean", max_tokens=64)
+def behind_api(folder):
+    """The encoder that the API's vectors come from."""
+    return create_encoder(
+        str(tiny_encoder(folder / "behind")),
+        space="x",
+        options=ContractOptions(pooling="mean", max_tokens=64),
+    )
+
+
+def job_with_api(head, folder, api, until):
+    """The command that submits a job whose teacher is an API."""
+    teacher = {"api": {"base_url": api.url, "model": "m", "dims": 64}}
+    return [
+        *SUBMIT, "mine.yaml", f"root={folder}/runs", f"teacher={json.dumps(teacher)}",
+        "--until", until, "--follow", "--address", head.url,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(head, own, folder, behind_api):
+    """A job that asks an API with a key of the cluster's; every command line that was seen
+    meanwhile; and what the API was told."""
     seen = set()
-    with Endpoint(embeddings(encoder)) as api:
-        teacher = {"api": {"base_url": api.url, "model": "m", "dims": 64}}
-        words = [
-            *SUBMIT, "mine.yaml", f"root={folder}/runs", f"teacher={json.dumps(teacher)}",
-            "--until", "student", "--follow", "--address", head.url,
-        ]  # fmt: skip
+    with Endpoint(embeddings(behind_api)) as api:
+        words = job_with_api(head, folder, api, "vectors")
         job = subprocess.Popen(
             words, cwd=own, env=head.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -103,24 +118,23 @@ def done(head, own, folder):
     return subprocess.CompletedProcess(words, job.returncode, out, said), seen, api
 
 
-def test_a_job_makes_artifacts_and_its_log_has_a_line_for_each_step_of_progress(done, folder):
+def test_a_job_makes_artifacts_and_says_how_it_ended(done, folder):
     job, _, _ = done
     assert job.returncode == 0, job.stdout + job.stderr
-    assert re.search(r"^.*step 2/2 .*loss", job.stdout, re.M)
     assert "\r" not in job.stdout
     assert re.search(r"^Job mine-\S+: SUCCEEDED$", job.stdout, re.M)
-    made = {artifact.stage for artifact in Store(str(folder / "runs")).published()}
-    assert made == {"corpus", "teacher", "vectors", "student"}
+    made = {artifact.stage for artifact in Store(str(folder / "runs")).list_artifacts()}
+    assert made == {"corpus", "teacher", "vectors"}
 
 
-def test_no_more_is_sent_than_was_said(done, own, head):
+def test_exactly_the_listed_files_are_sent(done, own, head):
     [package] = head.session.glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
     there = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
-    assert set(sent(Job((), own, *environment(own, None)))) == there
+    assert set(files_to_send(Job((), own, *read_runtime_env(own, None)))) == there
     assert there == {".gitignore", "mine.yaml", "pairs.jsonl"}
 
 
-def test_a_key_of_the_cluster_is_used_and_stands_nowhere(done, head, folder, own):
+def test_the_cluster_s_api_key_is_used_and_never_written(done, head, folder, own):
     job, command_lines, api = done
     assert {h["Authorization"] for h in api.headers} == {f"Bearer {SECRET}"}
     for secret in (SECRET, TOKEN):
@@ -132,12 +146,13 @@ def test_a_key_of_the_cluster_is_used_and_stands_nowhere(done, head, folder, own
     assert [line for line in command_lines if api.url in line] and api.url in str(head.jobs())
 
 
-def test_the_command_that_is_printed_does_the_same(head, tiny, folder):
+@pytest.mark.full
+def test_the_printed_command_submits_the_same_job(head, tiny, folder):
     words = [*tiny, f"root={folder}/by-hand", "--until", "corpus"]
     told = json.loads(head.submit(*words, "--dry-run", "--json").stdout)
     done = head.run("sh", "-c", told["command"])
     assert done.returncode == 0, done.stdout + done.stderr
-    [made] = Store(f"{folder}/by-hand").published()
+    [made] = Store(f"{folder}/by-hand").list_artifacts()
     assert made.stage == "corpus"
     assert shlex.split(told["command"])[1:4] == ["ray", "job", "submit"]
 
@@ -170,7 +185,8 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head, tiny, folde
     assert head.run(*shlex.split(stop[1]), RAY_AUTH_MODE="token").returncode == 0
 
 
-def test_a_job_that_is_stopped_is_said_to_be_and_another_is_taken(head, tiny, folder):
+@pytest.mark.full
+def test_a_stopped_job_is_reported_and_the_next_is_accepted(head, tiny, folder):
     job = subprocess.Popen(
         [*map(str, [*SUBMIT, *tiny, f"root={folder}/stopped", "--follow", "--address", head.url])],
         cwd=ROOT, env=head.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -211,4 +227,15 @@ def test_without_the_cluster_s_token_it_is_not_joined(head, tiny, folder, no_tok
     run = (sys.executable, "-m", "stillroom.cli", "run", *tiny, f"root={folder}/refused")
     done = head.run(*run, RAY_ADDRESS=head.gcs, RAY_AUTH_MODE="token", **no_token)
     assert refused(done), done.stderr
-    assert Store(f"{folder}/refused").published() == []
+    assert Store(f"{folder}/refused").list_artifacts() == []
+
+
+@pytest.mark.full
+def test_a_job_that_trains_has_a_line_in_its_log_for_each_step(done, head, own, folder, behind_api):
+    with Endpoint(embeddings(behind_api)) as api:
+        job = head.run(*job_with_api(head, folder, api, "student"), cwd=own)
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert re.search(r"^.*step 2/2 .*loss", job.stdout, re.M)
+    assert "\r" not in job.stdout
+    made = {artifact.stage for artifact in Store(str(folder / "runs")).list_artifacts()}
+    assert made == {"corpus", "teacher", "vectors", "student"}

@@ -10,14 +10,20 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))
-from support.ray_head import ROOT, SUBMIT, free_port, started
+from support.ray_head import ROOT, SUBMIT, free_port, start_head
 from support.tiny_models import tiny_decoder, tiny_encoder
 from support.tiny_releases import make_release
-from support.two_node_cluster import MEANS, hammer, ports_of_a_node, queries, statuses
+from support.two_node_cluster import (
+    SERVE_SETTINGS,
+    free_serve_ports,
+    query_bodies,
+    send_load,
+    statuses,
+)
 
 WAIT_S = 180
 MEMORY = 200 * 2**20  # of a node's object store
-KINDS = {
+NODE_TYPES = {
     "plain": {
         "resources": {"CPU": 2, "object_store_memory": MEMORY},
         "node_config": {}, "min_workers": 0, "max_workers": 2,
@@ -37,33 +43,34 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def head(folder):
-    means = {**MEANS, **ports_of_a_node(), "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.1"}
-    with started(folder, KINDS, **means) as head:
+    means = {**SERVE_SETTINGS, **free_serve_ports(), "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.1"}
+    with start_head(folder, NODE_TYPES, **means) as head:
         yield head
 
 
 @pytest.fixture(autouse=True)
 def only_the_head_is_there_at_first_and_at_last(head):
-    until(lambda: not workers(head))
+    wait_until(lambda: not workers(head))
     yield
-    until(lambda: not workers(head))
+    wait_until(lambda: not workers(head))
 
 
-def until(condition):
+def wait_until(condition):
+    """Waits for a true value of the condition, and returns it."""
     deadline = time.monotonic() + WAIT_S
-    while not (found := condition()):
+    while not (value := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.2)  # polls for a condition, with a deadline
-    return found
+    return value
 
 
 def workers(head):
-    """Nodes that are there beside the head."""
+    """Living nodes other than the head."""
     return [node for node in head.nodes() if node["state"] == "ALIVE" and not node["is_head_node"]]
 
 
-def on(head, actor):
-    """The kind of the node on which an actor was."""
+def node_type_of(head, actor):
+    """The type of the node on which an actor ran."""
     [node] = [node for node in head.nodes() if node["node_id"] == actor["node_id"]]
     accelerated = "ray.io/accelerator-type" in (node["labels"] or {})
     return "accelerated" if accelerated else "plain"
@@ -85,18 +92,22 @@ def test_nodes_come_for_a_pipeline_what_asks_for_a_label_gets_it_and_idle_nodes_
         sorted(head.actors(), key=lambda actor: actor["class_name"]),
         key=lambda actor: actor["class_name"],
     )
-    where = {name: {on(head, actor) for actor in actors} for name, actors in by_class}
-    [embedders] = [kinds for name, kinds in where.items() if "Embedder" in name]
-    assert embedders == {"accelerated"}
-    assert any("plain" in kinds for name, kinds in where.items() if "Train" in name), where
+    node_types = {
+        name: {node_type_of(head, actor) for actor in actors} for name, actors in by_class
+    }
+    [encoders] = [kinds for name, kinds in node_types.items() if "ShardEncoder" in name]
+    assert encoders == {"accelerated"}
+    assert any("plain" in kinds for name, kinds in node_types.items() if "Train" in name), (
+        node_types
+    )
 
 
 def test_replicas_and_nodes_follow_the_load_up_and_down_and_nothing_fails(head, folder):
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     scale = {
-        "min": 1, "max": 3, "target_ongoing": 2, "up_delay_s": 0, "down_delay_s": 1,
-        "look_back_s": 1,
+        "min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 2,
+        "upscale_delay_s": 0, "downscale_delay_s": 1, "look_back_period_s": 1,
     }  # fmt: skip
     args = {
         "releases": [str(make_release(folder / "release", shared_space=True))],
@@ -118,13 +129,15 @@ def test_replicas_and_nodes_follow_the_load_up_and_down_and_nothing_fails(head, 
     in_cluster = {"RAY_AUTH_MODE": "token", "RAY_DASHBOARD_ADDRESS": head.url}
     deployed = head.run("serve", "deploy", folder / "serve.yaml", **in_cluster)
     assert deployed.returncode == 0, deployed.stderr
-    until(lambda: "RUNNING" in head.run("serve", "status", **in_cluster).stdout)
+    wait_until(lambda: "RUNNING" in head.run("serve", "status", **in_cluster).stdout)
     assert len(workers(head)) == 1
 
     with asyncio.Runner() as runner:
 
         def load(count, callers):
-            assert statuses(runner.run(hammer(url, queries(count), callers=callers))) == {200}
+            assert statuses(runner.run(send_load(url, query_bodies(count), callers=callers))) == {
+                200
+            }
 
         deadline = time.monotonic() + WAIT_S
         while len(workers(head)) < 2:

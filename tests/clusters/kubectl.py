@@ -1,4 +1,4 @@
-"""That tests/infra/kustomize.py makes of infra/kuberay what kubectl makes of it: needs kubectl."""
+"""tests/infra/kustomize.py builds infra/kuberay as kubectl does; needs kubectl."""
 
 import subprocess
 from pathlib import Path
@@ -12,7 +12,7 @@ OVERLAYS = Path(__file__).parents[2] / "infra" / "kuberay" / "overlays"
 
 
 @pytest.mark.parametrize("overlay", ["small", "gpu"])
-def test_kubectl_makes_the_same(overlay):
+def test_kubectl_builds_the_same(overlay):
     done = subprocess.run(
         ["kubectl", "kustomize", str(OVERLAYS / overlay)],
         check=True,
@@ -21,7 +21,7 @@ def test_kubectl_makes_the_same(overlay):
     )
     theirs, ours = list(yaml.safe_load_all(done.stdout)), build(OVERLAYS / overlay)
 
-    def place(resource):
+    def identity(resource):
         return resource["kind"], resource["metadata"]["name"]
 
-    assert sorted(theirs, key=place) == sorted(ours, key=place)
+    assert sorted(theirs, key=identity) == sorted(ours, key=identity)

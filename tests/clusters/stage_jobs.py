@@ -1,5 +1,5 @@
-"""Every script in jobs/ as `ray job submit` runs it, one after another on one recipe; and a job
-that is stopped while it trains."""
+"""Every script in jobs/, run by `ray job submit`, one after another on one recipe; and a job that
+is stopped while it trains."""
 
 import re
 import time
@@ -7,10 +7,10 @@ import time
 import pytest
 
 from stillroom.storage.artifacts import Store
-from support.ray_head import ROOT, started
+from support.ray_head import ROOT, start_head
 from support.tiny_models import tiny_decoder, tiny_encoder
 
-MADE = {  # what each adds to what the ones before it made
+STAGE_OF_SCRIPT = {  # the stage that each adds to those before it
     "prepare_corpus": "corpus",
     "train_teacher": "teacher",
     "embed_corpus": "vectors",
@@ -33,7 +33,7 @@ def submit(folder):
         f"student.base={tiny_encoder(folder / 'student')}",
         f"root={folder / 'runs'}",
     ]
-    with started(folder) as head:
+    with start_head(folder) as head:
 
         def submit(script, *more, options=()):
             return head.run(
@@ -47,22 +47,22 @@ def submit(folder):
         yield submit
 
 
-def test_no_script_is_left_out():
-    assert {script.stem for script in (ROOT / "jobs").glob("*.py")} == set(MADE)
+def test_every_script_is_tested():
+    assert {script.stem for script in (ROOT / "jobs").glob("*.py")} == set(STAGE_OF_SCRIPT)
 
 
-@pytest.mark.parametrize("script", MADE)
-def test_a_script_makes_its_stage_and_nothing_again(submit, folder, script):
-    before = {artifact.ref for artifact in Store(f"{folder}/runs").published()}
+@pytest.mark.parametrize("script", STAGE_OF_SCRIPT)
+def test_a_script_makes_its_stage_and_reuses_the_others(submit, folder, script):
+    before = {artifact.ref for artifact in Store(f"{folder}/runs").list_artifacts()}
     done = submit(f"{script}.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\r" not in done.stdout
-    after = {artifact.ref for artifact in Store(f"{folder}/runs").published()}
-    assert {ref.partition("/")[0] for ref in after - before} == {MADE[script]}
+    after = {artifact.ref for artifact in Store(f"{folder}/runs").list_artifacts()}
+    assert {ref.partition("/")[0] for ref in after - before} == {STAGE_OF_SCRIPT[script]}
     assert done.stdout.count("exists already") == len(before)
 
 
-def test_a_job_that_is_stopped_makes_a_checkpoint_from_which_the_next_goes_on(submit, folder):
+def test_a_stopped_job_saves_a_checkpoint_from_which_the_next_resumes(submit, folder):
     head, steps = submit.head, 300
     long = [
         f"root={folder / 'stopped'}", f"teacher.phases.0.steps={steps}",
@@ -78,8 +78,8 @@ def test_a_job_that_is_stopped_makes_a_checkpoint_from_which_the_next_goes_on(su
         ).stdout
 
     def status():
-        [found] = [one["status"] for one in head.jobs() if one["submission_id"] == job]
-        return found
+        [status] = [entry["status"] for entry in head.jobs() if entry["submission_id"] == job]
+        return status
 
     deadline = time.monotonic() + 180
     while not re.search(r"step [1-9]\d\d+/", logged()):
@@ -90,8 +90,8 @@ def test_a_job_that_is_stopped_makes_a_checkpoint_from_which_the_next_goes_on(su
         assert time.monotonic() < deadline
         time.sleep(0.5)  # polls for a condition, with a deadline
     assert status() == "STOPPED"
-    told = re.search(r"stops after step (\d+), and can be gone on from", logged())
-    assert told and 100 <= int(told[1]) < steps, logged()
+    stopped = re.search(r"stops after step (\d+); the run can be resumed", logged())
+    assert stopped and 100 <= int(stopped[1]) < steps, logged()
     done = submit("train_teacher.py", *long)
     assert done.returncode == 0, done.stdout
-    assert f"goes on after step {told[1]}, on 2 workers" in done.stdout
+    assert f"resumes after step {stopped[1]}, on 2 workers" in done.stdout

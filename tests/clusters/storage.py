@@ -29,7 +29,7 @@ def words(tmp_path_factory):
     ]  # fmt: skip
 
 
-def begun(words, **env):
+def start(words, **env):
     return subprocess.Popen(
         words, env={**os.environ, **env}, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -37,39 +37,37 @@ def begun(words, **env):
 
 
 def killed_after(words, step, **env):
-    """The command's lines until it said that it was beyond the step, and was killed."""
-    running, lines = begun(words, **env), []
+    """Kills the command once it logs a later step than `step`; returns its lines until then."""
+    running, lines = start(words, **env), []
     for line in running.stdout:
         lines.append(line)
         if (at := re.search(r"step (\d+)/", line)) and int(at[1]) > step:
-            of_it = psutil.Process(running.pid).children(recursive=True)
+            children = psutil.Process(running.pid).children(recursive=True)
             os.kill(running.pid, signal.SIGKILL)
-            psutil.wait_procs(of_it, timeout=60)  # Ray's processes end with their driver
+            psutil.wait_procs(children, timeout=60)  # Ray's processes end with their driver
             return lines
     raise AssertionError("".join(lines))
 
 
-def test_a_run_on_an_object_store_goes_on_after_its_death_and_ends_as_one_on_a_disk(
-    bucket, words, tmp_path
-):
-    there, here = f"s3://{bucket}/{tmp_path.name}", str(tmp_path / "runs")
+def test_a_killed_run_on_an_object_store_resumes_and_ends_as_one_on_a_disk(bucket, words, tmp_path):
+    remote, local = f"s3://{bucket}/{tmp_path.name}", str(tmp_path / "runs")
     env = {"STILLROOM_CACHE": str(tmp_path / "cache")}
-    killed_after([*words, f"root={there}"], STEPS // 3, **env)
-    assert {artifact.stage for artifact in Store(there).published()} == {"corpus"}
-    again = begun([*words, f"root={there}"], **env)
-    said, _ = again.communicate()
-    assert again.returncode == 0, said
-    went_on = int(re.search(r"goes on after step (\d+), on 2 workers", said)[1])
-    # Of the checkpoints, one more may have been on its way.
-    assert went_on % EVERY == 0 and went_on > STEPS // 3 - 2 * EVERY
-    assert "release/tiny" in said
-    in_peace = begun([*words, f"root={here}", "--until", "teacher"])
-    assert in_peace.wait() == 0, in_peace.stdout.read()
+    killed_after([*words, f"root={remote}"], STEPS // 3, **env)
+    assert {artifact.stage for artifact in Store(remote).list_artifacts()} == {"corpus"}
+    again = start([*words, f"root={remote}"], **env)
+    output, _ = again.communicate()
+    assert again.returncode == 0, output
+    resumed_after = int(re.search(r"resumes after step (\d+), on 2 workers", output)[1])
+    # One more checkpoint may have been on its way when the process died.
+    assert resumed_after % EVERY == 0 and resumed_after > STEPS // 3 - 2 * EVERY
+    assert "release/tiny" in output
+    undisturbed = start([*words, f"root={local}", "--until", "teacher"])
+    assert undisturbed.wait() == 0, undisturbed.stdout.read()
 
-    found = {root: Store(root).find("teacher/tiny").path for root in (there, here)}
-    files = {path.relative_to(found[here]) for path in found[here].rglob("*.safetensors")}
+    teachers = {root: Store(root).find("teacher/tiny").path for root in (remote, local)}
+    files = {path.relative_to(teachers[local]) for path in teachers[local].rglob("*.safetensors")}
     assert files
     for file in files:
-        tensors = load_file(found[here] / file)
-        for name, tensor in load_file(found[there] / file).items():
+        tensors = load_file(teachers[local] / file)
+        for name, tensor in load_file(teachers[remote] / file).items():
             torch.testing.assert_close(tensor, tensors[name], rtol=1e-5, atol=1e-7)

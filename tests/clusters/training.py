@@ -17,11 +17,11 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
 sys.path.append(str(Path(__file__).parents[1]))
-from stillroom.config.scale import Elastic, Tracking, Workers
+from stillroom.config.scale import ElasticWorkers, Tracking, TrainingWorkers
 from stillroom.learning.objectives.contrastive import Contrastive
 from stillroom.storage.artifacts import Store
 from stillroom.training.driver import fit
-from stillroom.training.task import Task
+from stillroom.training.task import TrainingTask
 from support import tiny_training as learner
 from support.tensorboard_events import events
 from support.tiny_training import batches, settings, start, uninterrupted
@@ -50,8 +50,8 @@ def cluster(monkeypatch):
         nodes.shutdown()
 
 
-class Noted:
-    """Batches that take a while, and are noted with the number of workers that share them."""
+class RecordedBatches:
+    """Batches that take a while; each is recorded with the number of workers that share it."""
 
     def __init__(self, made, notes):
         self.made, self.notes = made, notes
@@ -63,29 +63,29 @@ class Noted:
         if not (self.notes / "fast").exists():
             time.sleep(0.3)  # what a step of a large model takes
         with (self.notes / "steps").open("a") as file:
-            file.write(f"{step} {self.made.world}\n")
+            file.write(f"{step} {self.made.shard.world}\n")
         return self.made(step)
 
 
-def noted(notes, encoder, place):
-    made = batches(encoder, place)
-    return Noted(made, notes) if place["rank"] == 0 else made
+def recorded(notes, encoder, shard):
+    made = batches(encoder, shard)
+    return RecordedBatches(made, notes) if shard.rank == 0 else made
 
 
 class Weather:
-    """What happens to the nodes: a thread beside the run, whose steps it watches."""
+    """Takes nodes away and adds them, in a thread beside the run, whose steps it watches."""
 
     def __init__(self, nodes, notes):
         self.nodes, self.notes = nodes, notes
         self.thread = threading.Thread(target=self.run)
-        self.fault = None
+        self.error = None
         self.thread.start()
 
     def run(self):
         try:
             self.changes()
-        except BaseException as fault:
-            self.fault = fault
+        except BaseException as error:
+            self.error = error
         finally:
             (self.notes / "fast").touch()
 
@@ -104,7 +104,7 @@ class Weather:
         self.until_workers(1)
 
     def until_workers(self, count):
-        """Until so many share some of the next steps."""
+        """Waits until so many workers share some of the next steps."""
         seen = len(self.steps())
         deadline = time.monotonic() + WAIT_S
         while [world for _, world in self.steps()[seen:]].count(count) < 8:
@@ -118,7 +118,7 @@ class Weather:
         return [tuple(map(int, line.split())) for line in file.read_text().splitlines()]
 
     def drain(self, node):
-        """As a cloud's notice does."""
+        """Announces that a node will be taken away, as a cloud does."""
         accepted, why = ray._private.worker.global_worker.gcs_client.drain_node(
             node.node_id,
             autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION,
@@ -128,17 +128,19 @@ class Weather:
         assert accepted, why
 
 
-def test_a_run_goes_on_with_fewer_workers_and_grows_again_and_its_losses_do_not_tell(
+def test_a_run_that_loses_and_gains_workers_has_the_losses_of_an_uninterrupted_one(
     cluster, decoder, tmp_path
 ):
     wanted = settings(STEPS, learning_rate=1e-4)
-    task = Task(
-        functools.partial(start, decoder, dropout=0.0), functools.partial(noted, tmp_path),
+    task = TrainingTask(
+        functools.partial(start, decoder, dropout=0.0), functools.partial(recorded, tmp_path),
         Contrastive(temperature=0.05), wanted, seed=5,
     )  # fmt: skip
     # Three never have an even share of a batch of eight.
-    scale = Workers(
-        workers=Elastic(min=1, max=4, look_every_s=1.0), micro_tokens=64, checkpoint_every=EVERY
+    scale = TrainingWorkers(
+        workers=ElasticWorkers(min=1, max=4, poll_interval_s=1.0),
+        micro_batch_tokens=64,
+        checkpoint_every=EVERY,
     )
     weather = Weather(cluster, tmp_path)
     store = Store(str(tmp_path / "runs"))
@@ -146,7 +148,7 @@ def test_a_run_goes_on_with_fewer_workers_and_grows_again_and_its_losses_do_not_
         fit(task, scale, Tracking(), draft)
         made = draft.publish({}).path
     weather.thread.join()
-    assert weather.fault is None, weather.fault
+    assert weather.error is None, weather.error
     figures = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
     assert [one["step"] for one in figures] == [*range(1, STEPS + 1)]
     losses = uninterrupted(decoder, wanted)
@@ -155,6 +157,6 @@ def test_a_run_goes_on_with_fewer_workers_and_grows_again_and_its_losses_do_not_
         sum(bool(event.summary.value) for event in events(file.read_bytes()))
         for file in sorted((tmp_path / "runs" / ".logs" / "teacher-small-0").iterdir())
     ]
-    # Notice costs no step; room to grow, and a node that dies, what came after a checkpoint, of
-    # which one may have been on its way.
+    # A node taken with notice costs no step. Growing, or a node that dies, repeats the steps after
+    # the last checkpoint; one checkpoint may have been on its way.
     assert sum(repeated) - STEPS <= 2 * (2 * EVERY), repeated

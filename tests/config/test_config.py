@@ -1,3 +1,5 @@
+"""Recipes: what is read, what is refused, and in which words."""
+
 import pickle
 from pathlib import Path
 
@@ -49,13 +51,11 @@ def recipe(tmp_path):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_that_we_ship_is_valid(path, monkeypatch):
-    monkeypatch.setenv("TINY_TEACHER", "teacher")
-    monkeypatch.setenv("TINY_STUDENT", "student")
+def test_every_shipped_recipe_is_valid(path):
     assert read_recipe(path).name == path.stem
 
 
-def test_the_name_is_the_file_s_and_the_root_the_environment_s(recipe, monkeypatch):
+def test_name_and_root_default_to_the_file_and_the_environment(recipe, monkeypatch):
     monkeypatch.setenv("STILLROOM_ROOT", "/elsewhere")
     read = read_recipe(recipe())
     assert (read.name, read.root) == ("mine", "/elsewhere")
@@ -85,7 +85,7 @@ def test_an_override_is_typed_like_the_file(recipe):
         ("corpus.held_out.source=more", "held_out.source", "no pairs"),
         ("corpus.max_pairs={other: 1}", "corpus", "no source"),
         ("corpus.max_pairs={own: 0}", "corpus.max_pairs", "greater than 0"),
-        ("corpus.near_duplicates={similarity: 2}", "near_duplicates.similarity", "less than"),
+        ("corpus.near_duplicates={min_jaccard: 2}", "near_duplicates.min_jaccard", "less than"),
         (
             "teacher.phases=[{objective: simcse, steps: 1, global_batch: 2, learning_rate: 1, "
             "mix: {own: 1}, mix_temperature: 2}]",
@@ -100,57 +100,100 @@ def test_an_override_is_typed_like_the_file(recipe):
         ("student.phases.0.steps=1.5", "student.phases.0.steps", "integer"),
         ("student.phases.0.steps=many", "student.phases.0.steps", "integer"),
         ("student.phases.0.global_batch=5", "student.phases[0].global_batch", "multiple"),
-        ("student.phases.0.losses.vector=1", "student", "space: teacher"),
-        ("student.phases.0.losses={scores: 0, contrastive: 0}", "phases.0.losses", "margins"),
-        ("student.phases=[]", "student", "give it one"),
-        ("release.ndcg={held-oot: 0.5}", "release.ndcg", "there is held-out"),
-        ("release.retention={own: 0.9}", "release.retention", "no evaluation set"),
-        ("release.vectors={int4: 0.9}", "release.vectors.int4", "'binary+rescoring'"),
+        ("student.phases.0.losses.cosine=1", "student", "space: teacher"),
+        ("student.phases.0.losses={score_kl: 0, contrastive: 0}", "phases.0.losses", "margin_mse"),
+        ("student.phases=[]", "student", "add one"),
+        ("release.ndcg_by_set={held-oot: 0.5}", "release.ndcg_by_set", "there is held-out"),
+        ("release.retention_by_set={own: 0.9}", "release.retention_by_set", "no evaluation set"),
+        ("release.small_vectors={int4: 0.9}", "release.small_vectors.int4", "'binary+rescoring'"),
         ("release.asymmetric_retention=0.9", "asymmetric_retention", "space: teacher"),
-        ("student.layers=[]", "student", "distinct, and one at least"),
-        ("student.layers=[1,1]", "student", "distinct, and one at least"),
+        ("student.layers=[]", "student", "at least one layer, and each only once"),
+        ("student.layers=[1,1]", "student", "at least one layer, and each only once"),
         ("student.size={layers: 2, hidden: 30, heads: 4}", "student.size", "evenly"),
         ("student.size={layers: 2, hidden: 32}", "student.size.heads", "is missing"),
-        ("student.vocabulary=0", "student.vocabulary", "greater than 0"),
+        ("student.vocabulary_size=0", "student.vocabulary_size", "greater than 0"),
         ("negatives.sample_from=2", "negatives", "per_query"),
         ("corpus.held_out=null", "corpus", "evaluation"),
         ("scale.student.zero_stage=2", "scale.student", "deepspeed"),
     ],
 )
-def test_a_wrong_field_is_named_with_a_way_out(recipe, override, field, hint):
-    with pytest.raises(UserError) as fault:
+def test_a_wrong_field_is_named_with_a_fix(recipe, override, field, hint):
+    with pytest.raises(UserError) as error:
         read_recipe(recipe(), [override, "scale.student.workers=2"])
-    assert field in str(fault.value)
-    assert hint in str(fault.value)
+    assert field in str(error.value)
+    assert hint in str(error.value)
 
 
-def test_a_student_keeps_layers_or_begins_anew(recipe):
+def test_a_student_keeps_layers_or_starts_from_random_weights(recipe):
     size = "student.size={layers: 2, hidden: 32, heads: 4}"
     assert read_recipe(recipe(), [size]).student.size.intermediate is None
-    with pytest.raises(UserError, match="layers are the base's, and size begins anew"):
+    with pytest.raises(UserError, match="size starts from random ones"):
         read_recipe(recipe(), [size, "student.layers=[0]"])
 
 
-def test_every_fault_is_reported_at_once(recipe):
-    with pytest.raises(UserError) as fault:
+def test_all_wrong_fields_are_reported_together(recipe):
+    with pytest.raises(UserError) as error:
         read_recipe(recipe(), ["student.phases.0.steps=0", "teacher.attention=sideways"])
-    assert "student.phases.0.steps" in str(fault.value)
-    assert "teacher.attention" in str(fault.value)
+    assert "student.phases.0.steps" in str(error.value)
+    assert "teacher.attention" in str(error.value)
 
 
 def test_a_missing_recipe_and_broken_yaml_are_errors_of_ours(tmp_path):
     with pytest.raises(UserError, match="no such recipe"):
         read_recipe(tmp_path / "none.yaml")
     broken = tmp_path / "broken.yaml"
-    broken.write_text("corpus: [")
-    with pytest.raises(UserError, match="broken.yaml"):
+    broken.write_text("corpus: {}\nteacher: [")
+    with pytest.raises(
+        UserError, match=r"broken.yaml: is not valid YAML: line 3, column 1: did not"
+    ):
+        read_recipe(broken)
+    broken.write_text("- a list")
+    with pytest.raises(UserError, match="broken.yaml: is not a mapping of sections"):
         read_recipe(broken)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "teacher.base=${oc.env:NOT_SET}",
+            "mine.yaml: teacher.base: needs the environment variable NOT_SET, which is not set. "
+            "Set it (export NOT_SET=…), or write a value in place of ${oc.env:NOT_SET}.",
+        ),
+        (
+            "student.base=${teacher.bas}",
+            "mine.yaml: student.base: refers to ${teacher.bas}, which is not a field of this "
+            "recipe. Correct the reference.",
+        ),
+        (
+            "teacher.base=${oc.what:1}",
+            "mine.yaml: teacher.base: the reference cannot be resolved: Unsupported interpolation "
+            "type oc.what. Correct the text within ${…}.",
+        ),
+        ("teacher.base=[", "teacher.base=[: is not valid YAML: line 2, column 1: did not find"),
+        ("teacher", "teacher: is not an override. Write it as section.field=value."),
+    ],
+)
+def test_what_cannot_be_resolved_or_parsed_is_named_with_a_fix(
+    recipe, monkeypatch, override, message
+):
+    monkeypatch.delenv("NOT_SET", raising=False)
+    with pytest.raises(UserError) as error:
+        read_recipe(recipe(), [override])
+    assert message in str(error.value)
+    assert "full_key" not in str(error.value)
+
+
+def test_a_reference_to_the_environment_is_replaced(recipe, monkeypatch):
+    monkeypatch.setenv("BASE", "some/model")
+    read = read_recipe(recipe(), ["teacher.base=${oc.env:BASE}", "student.base=${teacher.base}"])
+    assert (read.teacher.base, read.student.base) == ("some/model", "some/model")
+
+
 def test_an_error_survives_pickling():
-    fault = UserError("a", "b", "c")
-    again = pickle.loads(pickle.dumps(fault))
-    assert str(again) == str(fault) == "a: b. c."
+    error = UserError("a", "b", "c")
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error) == "a: b. c."
 
 
 def test_a_recipe_cannot_be_changed(recipe):
@@ -170,9 +213,9 @@ TALK = {"talk": {"format": "files", "conversations": ["talk.jsonl"]}}
 @pytest.mark.parametrize(
     ("phase", "sources", "problem"),
     [
-        ({**JOINT, "generate": "pairs"}, {}, None),
+        ({**JOINT, "generation_data": "pairs"}, {}, None),
         (JOINT, TALK, None),
-        (JOINT, {}, "teacher.phases[0].generate is 'conversations', and no source has any"),
+        (JOINT, {}, "teacher.phases[0].generation_data is 'conversations', and no source has any"),
         ({**MNTP, "mix": {"own": 1.0, "more": 2.0}}, {}, None),
         ({**MNTP, "mix": {"talk": 1.0}}, TALK, "phases[0].mix names 'talk', a source without pas"),
     ],
@@ -185,9 +228,9 @@ def test_a_phase_has_what_it_trains_on_or_is_refused(recipe, phase, sources, pro
     if problem is None:
         assert read_recipe(recipe(change)).teacher.phases[0].objective == phase["objective"]
     else:
-        with pytest.raises(UserError) as fault:
+        with pytest.raises(UserError) as error:
             read_recipe(recipe(change))
-        assert problem in str(fault.value)
+        assert problem in str(error.value)
 
 
 def test_without_any_pairs_what_needs_them_is_named(recipe):

@@ -14,13 +14,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.encoders.api_encoder import Access, RemoteEncoder, batches, estimated, shortened
-from stillroom.encoders.contract import Remote
-from stillroom.encoders.files.create import create
-from stillroom.encoders.files.load import load
-from stillroom.encoders.files.save import save
+from stillroom.encoders.api_encoder import (
+    ApiAccess,
+    ApiEncoder,
+    estimate_tokens,
+    split_requests,
+    truncate_text,
+)
+from stillroom.encoders.contract import ApiContract
+from stillroom.encoders.files.create import create_encoder
+from stillroom.encoders.files.load import load_encoder
+from stillroom.encoders.files.save import save_encoder
 from stillroom.errors import UserError
-from stillroom.openai_client.client import token_estimate
+from stillroom.openai_client.requests import estimate_text_tokens
+from support.make_encoder import make_encoder
 from support.openai_endpoint import Endpoint, Reply, embeddings
 
 TEXTS = [f"text number {i} " * (1 + i % 4) for i in range(10)] + ["text number 0 ", "naïve 漢字"]
@@ -28,24 +35,30 @@ TEXTS = [f"text number {i} " * (1 + i % 4) for i in range(10)] + ["text number 0
 
 @pytest.fixture(scope="module")
 def model(encoder):
-    return create(str(encoder), space="s", pooling="mean", precision="float32").eval()
+    return make_encoder(encoder, precision="float32").eval()
 
 
-def remote(url, access=None, **changes):
-    told = {"base_url": url, "model": "m", "max_tokens": 64, "dims": (64,), "space": "s", **changes}
-    return RemoteEncoder(Remote(**told), access or Access(first_pause_s=0.0))
+def api_encoder(url, access=None, **changes):
+    fields = {"base_url": url, "model": "m", "max_tokens": 64, "dims": (64,), "space": "s"}
+    contract = ApiContract(**{**fields, **changes})
+    return ApiEncoder(contract, access or ApiAccess(first_pause_s=0.0))
 
 
 def inputs(server):
     return [text for _, body in server.calls for text in json.loads(body)["input"]]
 
 
-@pytest.mark.parametrize("at_once", [1, 4])
-def test_vectors_are_the_model_s_own_of_unit_length_and_in_order(model, tmp_path, at_once):
-    access = Access(texts=3, at_once=at_once, key="secret", cache=tmp_path / "answers")
+@pytest.mark.parametrize("max_concurrency", [1, 4])
+def test_vectors_are_the_model_s_of_unit_length_and_in_order(model, tmp_path, max_concurrency):
+    access = ApiAccess(
+        texts_per_request=3,
+        max_concurrency=max_concurrency,
+        key="secret",
+        cache=tmp_path / "answers",
+    )
     prompts = {"query": "find: ", "passage": ""}
     with Endpoint(embeddings(model)) as server:
-        api = remote(server.url, access, prompts=prompts, extra_body={"query": {"kind": "q"}})
+        api = api_encoder(server.url, access, prompts=prompts, extra_body={"query": {"kind": "q"}})
         for role in ("query", "passage"):
             expected = model.encode([prompts[role] + text for text in TEXTS], "passage")
             np.testing.assert_allclose(api.encode(TEXTS, role), expected, atol=1e-6)
@@ -59,21 +72,21 @@ def test_vectors_are_the_model_s_own_of_unit_length_and_in_order(model, tmp_path
     for body in bodies:
         assert ("kind" in body) == body["input"][0].startswith(("find", "other"))
         assert "dimensions" not in body
-    # The same text twice is one question, and its vectors are kept for whoever comes next.
+    # A text that comes twice is sent once, and its vector is cached for later runs.
     assert set(Counter(inputs(server)).values()) == {1}
-    again = remote(server.url, access, prompts=prompts)  # of a server that is gone
+    again = api_encoder(server.url, access, prompts=prompts)  # the server is gone
     np.testing.assert_allclose(again.encode(TEXTS, "passage"), expected, atol=1e-6)
-    assert again.spent.tokens_in > 0, "what is kept counts into the budget"
+    assert again.spent.tokens_in > 0, "cached vectors count towards the budget"
 
 
-def test_what_may_pass_is_asked_again_and_a_short_answer_is_no_answer(model):
+def test_temporary_failures_and_broken_answers_are_retried(model):
     right = embeddings(model)
     wrong = [
         Reply(429, {"Retry-After": "0"}),
         Reply(500),
         lambda body: {"data": body["data"][1:]},
         lambda body: {"data": [*body["data"], body["data"][0]]},
-        lambda body: {"data": [{**one, "index": 0} for one in body["data"]]},
+        lambda body: {"data": [{**item, "index": 0} for item in body["data"]]},
         lambda body: {"data": [{"index": 0, "embedding": [float("nan")] * 64}, *body["data"][:-1]]},
         lambda body: {"data": [{"index": 0, "embedding": [0.0] * 64}, *body["data"][:-1]]},
         lambda body: {"data": [{"index": 0, "embedding": [1.0]}, *body["data"][:-1]]},
@@ -91,23 +104,23 @@ def test_what_may_pass_is_asked_again_and_a_short_answer_is_no_answer(model):
         return spoil(right(route, body))
 
     with Endpoint(answer) as server:
-        api = remote(server.url, Access(first_pause_s=0.0, attempts=len(wrong) + 1))
-        found = api.encode(TEXTS, "passage")
-    np.testing.assert_allclose(found, model.encode(TEXTS, "passage"), atol=1e-6)
+        api = api_encoder(server.url, ApiAccess(first_pause_s=0.0, attempts=len(wrong) + 1))
+        vectors = api.encode(TEXTS, "passage")
+    np.testing.assert_allclose(vectors, model.encode(TEXTS, "passage"), atol=1e-6)
     assert len(server.calls) == len(wrong) + 1
 
 
-def test_vectors_in_base64_are_read_too(model):
+def test_base64_vectors_are_read(model):
     def answer(route, body):
-        told = embeddings(model)(route, body)
-        for one in told["data"]:
-            raw = np.array(one["embedding"], dtype="<f4").tobytes()
-            one["embedding"] = base64.b64encode(raw).decode()
-        return told
+        answer = embeddings(model)(route, body)
+        for item in answer["data"]:
+            raw = np.array(item["embedding"], dtype="<f4").tobytes()
+            item["embedding"] = base64.b64encode(raw).decode()
+        return answer
 
     with Endpoint(answer) as server:
-        found = remote(server.url).encode(TEXTS, "passage")
-    np.testing.assert_allclose(found, model.encode(TEXTS, "passage"), atol=1e-6)
+        vectors = api_encoder(server.url).encode(TEXTS, "passage")
+    np.testing.assert_allclose(vectors, model.encode(TEXTS, "passage"), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -128,11 +141,19 @@ def test_an_api_that_cannot_be_used_says_why(model, changes, access, reply, mess
         return embeddings(model)(route, body)
 
     with Endpoint(answer) as server, pytest.raises(UserError, match=message):
-        remote(server.url, Access(first_pause_s=0.0, **access), **changes).encode(TEXTS, "passage")
+        api_encoder(server.url, ApiAccess(first_pause_s=0.0, **access), **changes).encode(
+            TEXTS, "passage"
+        )
 
 
-def test_a_run_that_failed_pays_only_for_what_it_has_not(model, tmp_path):
-    access = Access(first_pause_s=0.0, attempts=1, texts=2, at_once=2, cache=tmp_path / "answers")
+def test_a_rerun_after_a_failure_sends_only_the_missing_texts(model, tmp_path):
+    access = ApiAccess(
+        first_pause_s=0.0,
+        attempts=1,
+        texts_per_request=2,
+        max_concurrency=2,
+        cache=tmp_path / "answers",
+    )
     served = embeddings(model)
     failed = []
     number = itertools.count(1)
@@ -145,31 +166,32 @@ def test_a_run_that_failed_pays_only_for_what_it_has_not(model, tmp_path):
 
     with Endpoint(failing) as server:
         with pytest.raises(UserError, match="every answer so far is kept"):
-            remote(server.url, access).encode(TEXTS, "passage")
-        assert len(server.calls) <= 5, "nothing new is asked once it is lost"
+            api_encoder(server.url, access).encode(TEXTS, "passage")
+        assert len(server.calls) <= 5, "no new request after an error"
         server.answer = served
         expected = model.encode(TEXTS, "passage")
         np.testing.assert_allclose(
-            remote(server.url, access).encode(TEXTS, "passage"), expected, atol=1e-6
+            api_encoder(server.url, access).encode(TEXTS, "passage"), expected, atol=1e-6
         )
-        told = Counter(inputs(server))
-    assert told.keys() == {*TEXTS}
-    assert all(count == 1 + (text in failed) for text, count in told.items())
+        sent = Counter(inputs(server))
+    assert sent.keys() == {*TEXTS}
+    assert all(count == 1 + (text in failed) for text, count in sent.items())
 
 
-RUN = """
+ENCODE_SCRIPT = """
 import sys
-from stillroom.encoders.contract import Remote
-from stillroom.encoders.remote import Access, RemoteEncoder
+from stillroom.encoders.contract import ApiContract
+from pathlib import Path
+from stillroom.encoders.api_encoder import ApiAccess, ApiEncoder
 assert not {"torch", "transformers", "ray"} & set(sys.modules)
 url, cache, *texts = sys.argv[1:]
-contract = Remote(base_url=url, model="m", max_tokens=64, dims=(64,), space="s")
-from pathlib import Path
-RemoteEncoder(contract, Access(texts=2, at_once=1, cache=Path(cache))).encode(texts, "passage")
+contract = ApiContract(base_url=url, model="m", max_tokens=64, dims=(64,), space="s")
+access = ApiAccess(texts_per_request=2, max_concurrency=1, cache=Path(cache))
+ApiEncoder(contract, access).encode(texts, "passage")
 """
 
 
-def test_a_killed_run_s_answers_are_paid_for_once(model, tmp_path):
+def test_a_rerun_after_a_kill_sends_only_the_missing_texts(model, tmp_path):
     pid = []
     served = embeddings(model)
 
@@ -179,7 +201,14 @@ def test_a_killed_run_s_answers_are_paid_for_once(model, tmp_path):
         return served(route, body)
 
     def run():
-        arguments = [sys.executable, "-c", RUN, server.url, str(tmp_path / "answers"), *TEXTS]
+        arguments = [
+            sys.executable,
+            "-c",
+            ENCODE_SCRIPT,
+            server.url,
+            str(tmp_path / "answers"),
+            *TEXTS,
+        ]
         process = subprocess.Popen(arguments)
         pid[:] = [process.pid]
         return process.wait(60)
@@ -187,50 +216,50 @@ def test_a_killed_run_s_answers_are_paid_for_once(model, tmp_path):
     with Endpoint(answer) as server:
         assert run() == -signal.SIGKILL
         assert run() == 0
-        told = Counter(inputs(server))
+        sent = Counter(inputs(server))
         killed = json.loads(server.calls[3][1])["input"]
-    assert told.keys() == {*TEXTS}
-    assert all(count == 1 + (text in killed) for text, count in told.items())
+    assert sent.keys() == {*TEXTS}
+    assert all(count == 1 + (text in killed) for text, count in sent.items())
 
 
 def test_a_folder_of_unknown_origin_sends_nothing_anywhere(model, tmp_path):
     with Endpoint(embeddings(model)) as server:
-        save(remote(server.url), tmp_path)
+        save_encoder(api_encoder(server.url), tmp_path)
         with pytest.raises(UserError, match=f"is the API at {server.url}, to which texts would go"):
-            load(tmp_path)
-        for asked in ({"trainable": True}, {"head": True}):
+            load_encoder(tmp_path)
+        for options in ({"trainable": True}, {"head": True}):
             with pytest.raises(UserError, match="whose weights are not here"):
-                load(tmp_path, access=Access(), **asked)
+                load_encoder(tmp_path, access=ApiAccess(), **options)
         with pytest.raises(UserError, match="whose weights are not here"):
-            create(str(tmp_path), space="t")
-        found = load(tmp_path, access=Access()).encode(TEXTS, "passage")
-    np.testing.assert_allclose(found, model.encode(TEXTS, "passage"), atol=1e-6)
+            create_encoder(str(tmp_path), space="t")
+        vectors = load_encoder(tmp_path, access=ApiAccess()).encode(TEXTS, "passage")
+    np.testing.assert_allclose(vectors, model.encode(TEXTS, "passage"), atol=1e-6)
 
 
 @settings(max_examples=50)
 @given(st.lists(st.text(max_size=40)), st.integers(1, 5), st.integers(1, 30))
-def test_requests_hold_every_text_once_and_no_more_than_they_may(texts, most, tokens):
-    found = list(batches(texts, most, tokens))
-    assert [text for batch in found for text in batch] == texts
-    for batch in found:
-        assert 1 <= len(batch) <= most
-        assert len(batch) == 1 or sum(map(token_estimate, batch)) <= tokens
+def test_requests_hold_every_text_once_within_their_limits(texts, max_texts, max_tokens):
+    batches = list(split_requests(texts, max_texts, max_tokens))
+    assert [text for batch in batches for text in batch] == texts
+    for batch in batches:
+        assert 1 <= len(batch) <= max_texts
+        assert len(batch) == 1 or sum(map(estimate_text_tokens, batch)) <= max_tokens
 
 
 @settings(max_examples=50)
 @given(st.text(max_size=60), st.integers(1, 15))
-def test_a_text_is_cut_to_what_the_model_reads(text, most):
-    cut = shortened(text, most)
+def test_a_text_is_cut_to_what_the_model_reads(text, max_tokens):
+    cut = truncate_text(text, max_tokens)
     assert text.startswith(cut) or cut == " "
-    assert token_estimate(cut) <= most
-    if token_estimate(text) <= most:
+    assert estimate_text_tokens(cut) <= max_tokens
+    if estimate_text_tokens(text) <= max_tokens:
         assert cut == (text or " ")
 
 
 def test_the_estimate_is_what_is_sent(model):
     with Endpoint(embeddings(model)) as server:
-        api = remote(server.url, prompts={"query": "find: "}, max_tokens=8)
+        api = api_encoder(server.url, prompts={"query": "find: "}, max_tokens=8)
         api.encode(TEXTS, "query")
         api.encode(TEXTS, "passage", prompt="p: ")
-    told = [(text, "query", None) for text in TEXTS] + [(text, "passage", "p: ") for text in TEXTS]
-    assert estimated(api.contract, told) == sum(map(token_estimate, inputs(server)))
+    texts = [(text, "query", None) for text in TEXTS] + [(text, "passage", "p: ") for text in TEXTS]
+    assert estimate_tokens(api.contract, texts) == sum(map(estimate_text_tokens, inputs(server)))

@@ -29,12 +29,21 @@ from transformers import (
     RobertaModel,
 )
 
-from stillroom.encoders.files.create import create
+from stillroom.encoders.files.create import create_encoder
+from stillroom.encoders.files.options import ContractOptions
 from stillroom.encoders.layers.backbone import checkpoint_activations, set_dropout
-from stillroom.encoders.tokens.prompter import Tokens, pad
+from stillroom.encoders.layers.lora import LoraOptions
+from stillroom.encoders.tokens.batch import Tokens, pad
 from stillroom.estimates import memory
-from stillroom.estimates.memory import GIB, GPUS, Training, advice, estimate
-from stillroom.estimates.model_shape import Shape, resized, shape_of
+from stillroom.estimates.memory import (
+    GIB,
+    GPU_MEMORY_GIB,
+    TrainingSetup,
+    estimate_memory,
+    suggest_settings,
+)
+from stillroom.estimates.model_shape import ModelShape, model_shape, resized_config
+from support.make_encoder import make_encoder
 from support.tiny_models import byte_pair_tokenizer, roberta_tokenizer, word_piece_tokenizer
 
 DECODER = {
@@ -83,10 +92,10 @@ MISTRAL_7B = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
 }
-LORA = {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": "all-linear"}
+LORA = LoraOptions(rank=8, alpha=16)
 # 2,048 pairs with a hard negative each over 8 workers, all of 512 tokens.
-E5_MISTRAL = Training(
-    rank=16,
+E5_MISTRAL = TrainingSetup(
+    lora_rank=16,
     embedded=((256, 512), (512, 512)),
     candidates=4096,
     workers=8,
@@ -108,71 +117,78 @@ def folder(request, tmp_path_factory):
     return path
 
 
-def shape(folder: Path) -> Shape:
-    found = shape_of(json.loads((folder / "config.json").read_text()))
+def shape(folder: Path) -> ModelShape:
+    found = model_shape(json.loads((folder / "config.json").read_text()))
     assert found is not None
     return found
 
 
 def encoder(folder, **changes):
-    return create(str(folder), space="s", pooling="mean", precision="float32", **changes)
+    return make_encoder(folder, precision="float32", **changes)
 
 
 def numel(module, *, trained=False):
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
 
 
-def test_weights_are_counted_as_torch_counts_them(folder):
+def test_weight_counts_equal_torch_s(folder):
     found = shape(folder)
     assert found.weights == numel(encoder(folder))
     if found.decoder:
         with_head = encoder(folder, head=True)
-        assert memory.frozen_and_trained(found, Training(head=True)) == (0, numel(with_head))
+        assert memory.frozen_and_trained_parameters(found, TrainingSetup(lm_head=True)) == (
+            0,
+            numel(with_head),
+        )
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "mpnet", "modernbert"])
 @pytest.mark.parametrize(
     "made",
     [
-        {"layers": [0, 2], "vocabulary": 900},
+        {"layers": [0, 2], "vocabulary_size": 900},
         {"size": {"layers": 4, "hidden": 48, "heads": 3}},
     ],
     ids=["cut", "random"],
 )
-def test_a_student_s_weights_are_counted_before_it_is_made(name, made, tmp_path):
+def test_a_student_s_weights_are_known_before_it_is_created(name, made, tmp_path):
     MODELS[name]().save_pretrained(tmp_path)
     roberta_tokenizer().save_pretrained(tmp_path)
-    student = create(str(tmp_path), space="s", pooling="mean", **made)
+    student = make_encoder(tmp_path, **made)
     layers = len(made["layers"]) if "layers" in made else None
     config = json.loads((tmp_path / "config.json").read_text())
-    found = shape_of(resized(config, **{**made, "layers": layers}))
+    found = model_shape(resized_config(config, **{**made, "layers": layers}))
     assert found.weights == student.parameters_total
 
 
 @pytest.mark.parametrize(
-    ("targets", "decomposed"), [("all-linear", False), ("some", False), ("all-linear", True)]
+    ("targets", "use_dora"), [("all-linear", False), ("some", False), ("all-linear", True)]
 )
-def test_adapters_are_counted_as_peft_makes_them(folder, targets, decomposed):
+def test_adapter_counts_equal_peft_s(folder, targets, use_dora):
     found = shape(folder)
     if targets == "some":
         targets = (found.linears[0].name.rpartition(".")[2], found.linears[-1].name)
-    made = encoder(folder, lora={**LORA, "targets": targets, "decomposed": decomposed})
-    run = Training(rank=8, targets=targets, decomposed=decomposed)
-    assert memory.adapters(found, run) == numel(made, trained=True)
+    made = encoder(folder, lora=replace(LORA, target_modules=targets, use_dora=use_dora))
+    run = TrainingSetup(lora_rank=8, targets=targets, use_dora=use_dora)
+    assert memory.adapter_parameters(found, run) == numel(made, trained=True)
 
 
 @pytest.mark.parametrize("model", ["mistral", "bert"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_are_what_autograd_keeps(model, precision, lora, checkpointing, tmp_path):
+def test_estimated_activations_equal_what_autograd_keeps(model, precision, lora, checkpointing, tmp_path):
     MODELS[model]().save_pretrained(tmp_path)
     tokenizer = byte_pair_tokenizer() if model == "mistral" else word_piece_tokenizer()
     tokenizer.save_pretrained(tmp_path)
-    made = create(
-        str(tmp_path), space="s", attention="bidirectional", pooling="mean",
-        precision=precision, lora=lora, max_tokens=128,
-    ).train()  # fmt: skip
+    made = create_encoder(
+        str(tmp_path),
+        space="s",
+        options=ContractOptions(
+            attention="bidirectional", pooling="mean", precision=precision, max_tokens=128
+        ),
+        lora=lora,
+    ).train()
     set_dropout(made.backbone, 0.0)  # its masks are of another kind on a CPU
     if checkpointing:
         checkpoint_activations(made.backbone)
@@ -191,29 +207,29 @@ def test_activations_are_what_autograd_keeps(model, precision, lora, checkpointi
         made(batch)
     measured = sum(size for size, _ in kept.values())
 
-    run = Training(
-        precision=precision, rank=None if lora is None else 8, embedded=((16, 128),),
+    run = TrainingSetup(
+        precision=precision, lora_rank=None if lora is None else 8, embedded=((16, 128),),
         gradient_checkpointing=checkpointing,
     )  # fmt: skip
     found = shape(tmp_path)
     # The forward alone: not yet the gradients on their way, nor one layer's insides anew.
     estimated = memory.activations(found, run)
-    estimated -= 16 * 128 * 2 * run.compute * (found.mlp + found.hidden)
+    estimated -= 16 * 128 * 2 * run.number_bytes * (found.mlp + found.hidden)
     if checkpointing:
         estimated -= 16 * 128 * memory.per_layer(found, run)
     else:
-        estimated += memory.rounded(found, run)
+        estimated += memory.rounded_weights(found, run)
     assert 0.85 < measured / estimated < 1.15
 
 
 def test_mistral_7b_with_adapters_by_hand():
-    found = shape_of(MISTRAL_7B)
+    found = model_shape(MISTRAL_7B)
     assert found is not None
     # 32 × (4096 × (4096 + 1024 + 1024 + 4096) + 3 × 4096 × 14336 + 2 × 4096) + 32001 × 4096
     assert found.weights == 7_110_660_096
     # 32 × 16 × (q 8192 + k, v 2 × 5120 + o 8192 + gate, up, down 3 × 18432): "42M" in E5-mistral
-    assert memory.adapters(found, E5_MISTRAL) == 41_943_040
-    parts = estimate(found, E5_MISTRAL).parts
+    assert memory.adapter_parameters(found, E5_MISTRAL) == 41_943_040
+    parts = estimate_memory(found, E5_MISTRAL).parts
     assert parts["weights"] == 2 * 7_110_660_096 + 4 * 41_943_040
     assert parts["gradients"] == 4 * 41_943_040
     assert parts["optimizer"] == (8 + 4) * 41_943_040 / 8
@@ -224,33 +240,33 @@ def test_mistral_7b_with_adapters_by_hand():
     expected = 16384 * (32 * 2 * 4096 + inside + 4 * 4096 + 2 * 2 * (14336 + 4096))
     assert parts["activations"] == expected
     assert parts["scores"] == 8 * 4096 * 4096 + 256 * 4096 * 18
-    assert 22 < estimate(found, E5_MISTRAL).total / GIB < 27
+    assert 22 < estimate_memory(found, E5_MISTRAL).total / GIB < 27
 
 
 def test_latent_attention_of_nv_embed_by_hand():
-    found = shape_of(MISTRAL_7B)
+    found = model_shape(MISTRAL_7B)
     # 512 latents; 8 heads as wide as the states: queries, keys, values and back; GEGLU of 4 × 4096.
     latents = 512 * 4096 + 4 * 4096 * 8 * 4096 + 12 * 4096**2 + 15 * 4096
     pooled = replace(E5_MISTRAL, latents=(512, 8, None))
-    assert memory.latent_attention(found, pooled) == latents == 740_356_096
-    grown = estimate(found, pooled).total - estimate(found, E5_MISTRAL).total
+    assert memory.latent_attention_parameters(found, pooled) == latents == 740_356_096
+    grown = estimate_memory(found, pooled).total - estimate_memory(found, E5_MISTRAL).total
     # In float32 with gradients, an eighth of AdamW's and of the clone, and a copy in bfloat16; and
     # now gradients go through a whole bucket.
     held = latents * (4 + 4 + 12 / 8 + 2) + 4 * (500_000_000 - 41_943_040)
     assert grown == held + 16384 * 2 * (2 * 8 * 4096 + 20 * 4096)
 
 
-FULL = replace(E5_MISTRAL, rank=None)
+FULL = replace(E5_MISTRAL, lora_rank=None)
 
 
 @pytest.mark.parametrize("run", [E5_MISTRAL, FULL], ids=["lora", "full"])
-def test_every_saving_saves(run):
-    found = shape_of(MISTRAL_7B)
+def test_every_setting_that_should_save_memory_does(run):
+    found = model_shape(MISTRAL_7B)
 
     def total(**changes):
-        return estimate(found, replace(run, **changes)).total
+        return estimate_memory(found, replace(run, **changes)).total
 
-    assert total(micro_tokens=8192) < total()
+    assert total(micro_batch_tokens=8192) < total()
     assert total(gradient_checkpointing=True) < total(gradient_checkpointing=False)
     assert total(gradcache=True) < total(gradcache=False)
     assert total(offload="optimizer") < total()
@@ -260,25 +276,28 @@ def test_every_saving_saves(run):
     assert total(zero_stage=3, workers=64) < total(zero_stage=3, workers=8)
 
 
-def test_zero_shares_out_all_but_the_activations_of_full_fine_tuning():
-    found = shape_of(MISTRAL_7B)
-    totals = [estimate(found, replace(FULL, zero_stage=stage)).total for stage in range(4)]
+def test_zero_splits_everything_but_the_activations():
+    found = model_shape(MISTRAL_7B)
+    totals = [estimate_memory(found, replace(FULL, zero_stage=stage)).total for stage in range(4)]
     assert totals == sorted(totals, reverse=True)
 
 
-def test_what_is_offloaded_is_not_lost():
-    found = shape_of(MISTRAL_7B)
+def test_offloaded_parts_are_counted_in_main_memory():
+    found = model_shape(MISTRAL_7B)
     run = replace(E5_MISTRAL, zero_stage=3)
-    here, away = estimate(found, run), estimate(found, replace(run, offload="parameters"))
+    here, away = (
+        estimate_memory(found, run),
+        estimate_memory(found, replace(run, offload="parameters")),
+    )
     assert {**away.parts, **away.offloaded} == here.parts
 
 
-def test_without_gradcache_a_worker_s_whole_share_waits():
-    assert E5_MISTRAL.kept() == 16384
-    assert replace(E5_MISTRAL, gradcache=False).kept() == (256 + 512) * 512
+def test_without_gradcache_all_of_a_worker_s_tokens_wait():
+    assert E5_MISTRAL.waiting_tokens() == 16384
+    assert replace(E5_MISTRAL, gradcache=False).waiting_tokens() == (256 + 512) * 512
     # A text is never cut to fit a micro-batch, nor is there more than the batch.
-    assert replace(E5_MISTRAL, micro_tokens=100).at_once() == 512
-    assert replace(E5_MISTRAL, embedded=((2, 512), (4, 512))).at_once() == 4 * 512
+    assert replace(E5_MISTRAL, micro_batch_tokens=100).forward_tokens() == 512
+    assert replace(E5_MISTRAL, embedded=((2, 512), (4, 512))).forward_tokens() == 4 * 512
 
 
 BARE = replace(
@@ -292,19 +311,19 @@ BARE = replace(
         (BARE, "H200-141G", ["gradient_checkpointing=true"]),
         (BARE, "H100-80G", ["gradient_checkpointing=true", "gradcache=true"]),
         (replace(FULL, zero_stage=1), "H100-80G", ["zero_stage=2"]),
-        (replace(E5_MISTRAL, micro_tokens=131072), "H100-80G", ["micro_tokens=65536"]),
+        (replace(E5_MISTRAL, micro_batch_tokens=131072), "H100-80G", ["micro_batch_tokens=65536"]),
     ],
 )
-def test_advice_is_no_more_than_what_makes_a_run_fit(run, gpu, expected):
-    found = shape_of(MISTRAL_7B)
-    assert estimate(found, run).total > GPUS[gpu] * GIB
-    advised = advice(found, run, GPUS[gpu] * GIB)
+def test_suggested_settings_are_the_fewest_that_fit(run, gpu, expected):
+    found = model_shape(MISTRAL_7B)
+    assert estimate_memory(found, run).total > GPU_MEMORY_GIB[gpu] * GIB
+    advised = suggest_settings(found, run, GPU_MEMORY_GIB[gpu] * GIB)
     assert [setting for setting in advised if setting != "engine=deepspeed"] == expected
 
 
-def test_where_nothing_helps_there_is_no_advice():
-    assert advice(shape_of(MISTRAL_7B), FULL, GPUS["T4-16G"] * GIB) == []
+def test_nothing_is_suggested_where_nothing_helps():
+    assert suggest_settings(model_shape(MISTRAL_7B), FULL, GPU_MEMORY_GIB["T4-16G"] * GIB) == []
 
 
-def test_an_architecture_that_is_not_known_has_no_shape():
-    assert shape_of({"model_type": "mamba"}) is None
+def test_an_unknown_architecture_has_no_shape():
+    assert model_shape({"model_type": "mamba"}) is None

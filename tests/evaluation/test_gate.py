@@ -1,6 +1,6 @@
 import pytest
 
-from stillroom.evaluation.gate import Floors, judge
+from stillroom.evaluation.gate import GateFloors, apply_gate
 
 
 def report(**ndcg):
@@ -26,41 +26,68 @@ def report(**ndcg):
     return {"sets": {"one": {}}, "models": models, "retention": {"one": kept, "mean": kept}}
 
 
-ALL = Floors(
-    mean_retention=0.8, set_retention=0.8, ndcg={"one": 0.7}, vectors={"int8": 0.89},
-    texts_per_second=16.9, speedup=0.9, student_over_base=True, student_over_bm25=True,
+ALL = GateFloors(
+    mean_retention=0.8, every_set_retention=0.8, ndcg_by_set={"one": 0.7},
+    small_vectors={"int8": 0.89}, texts_per_second=16.9, speedup=0.9, student_beats_base=True,
+    student_beats_bm25=True,
 )  # fmt: skip
 
 
 def test_a_student_above_every_floor_passes():
-    assert judge(report(), ALL).passed
-    assert judge(report(student=0.1), Floors()).passed
+    assert apply_gate(report(), ALL).passed
+    assert apply_gate(report(student=0.1), GateFloors()).passed
     # A floor of its own takes a set out of the one for all.
-    assert judge(report(), Floors(set_retention=0.99, retention={"one": 0.8})).passed
+    assert apply_gate(
+        report(), GateFloors(every_set_retention=0.99, retention_by_set={"one": 0.8})
+    ).passed
 
 
 @pytest.mark.parametrize(
     ("measured", "floors", "failure"),
     [
-        ({"student": 0.6}, Floors(mean_retention=0.8), "mean retention is 0.750, 0.050 below"),
-        ({"student": 0.6}, Floors(set_retention=0.8), "retention on one is 0.750, 0.050 below"),
-        ({}, Floors(ndcg={"one": 0.75}), "nDCG@10 on one is 0.700, 0.050 below"),
-        ({}, Floors(ndcg={"two": 0.1}), "on two should be at least 0.100 and was not measured"),
-        ({"student": 0.6}, Floors(set_retention=0.7, retention={"one": 0.8}), "retention on one"),
-        ({"student": 0.6}, Floors(retention={"two": 0.8}), "on two should be at least 0.800 and"),
-        ({"asymmetric": 0.7}, Floors(asymmetric_retention=0.95), "is 0.900, 0.050 below"),
-        ({}, Floors(asymmetric_retention=0.95), "mean asymmetric retention should be at least"),
-        ({}, Floors(vectors={"int8": 0.95}), "int8 vectors keep is 0.900, 0.050 below"),
-        ({}, Floors(vectors={"binary": 0.5}), "binary vectors keep should be at least 0.500"),
-        ({}, Floors(texts_per_second=18), "texts per second is 17.000, 1.000 below"),
-        ({"teacher": 1.0}, Floors(speedup=2), "multiple of the teacher's is 0.850, 1.150 below"),
+        ({"student": 0.6}, GateFloors(mean_retention=0.8), "mean retention is 0.750, 0.050 below"),
+        (
+            {"student": 0.6},
+            GateFloors(every_set_retention=0.8),
+            "retention on one is 0.750, 0.050 below",
+        ),
+        ({}, GateFloors(ndcg_by_set={"one": 0.75}), "nDCG@10 on one is 0.700, 0.050 below"),
+        (
+            {},
+            GateFloors(ndcg_by_set={"two": 0.1}),
+            "on two should be at least 0.100 and was not measured",
+        ),
+        (
+            {"student": 0.6},
+            GateFloors(every_set_retention=0.7, retention_by_set={"one": 0.8}),
+            "retention on one",
+        ),
+        (
+            {"student": 0.6},
+            GateFloors(retention_by_set={"two": 0.8}),
+            "on two should be at least 0.800 and",
+        ),
+        ({"asymmetric": 0.7}, GateFloors(asymmetric_retention=0.95), "is 0.900, 0.050 below"),
+        ({}, GateFloors(asymmetric_retention=0.95), "mean asymmetric retention should be at least"),
+        ({}, GateFloors(small_vectors={"int8": 0.95}), "int8 vectors keep is 0.900, 0.050 below"),
+        (
+            {},
+            GateFloors(small_vectors={"binary": 0.5}),
+            "binary vectors keep should be at least 0.500",
+        ),
+        ({}, GateFloors(texts_per_second=18), "texts per second is 17.000, 1.000 below"),
+        (
+            {"teacher": 1.0},
+            GateFloors(speedup=2),
+            "multiple of the teacher's is 0.850, 1.150 below",
+        ),
         ({"student_base": 0.7}, ALL, "0.700 does not beat its own base's 0.700"),
         ({"bm25": 0.9}, ALL, "0.700 does not beat BM25's 0.900"),
         ({"bm25": None}, ALL, "should beat BM25, which was not measured"),
     ],
 )
-def test_a_failure_says_what_was_missed_and_by_how_much(measured, floors, failure):
-    verdict = judge(report(**measured), floors)
+def test_a_failure_names_the_floor_and_the_difference(measured, floors, failure):
+    verdict = apply_gate(report(**measured), floors)
     assert not verdict.passed
     assert len(verdict.failures) == 1
     assert failure in verdict.failures[0]

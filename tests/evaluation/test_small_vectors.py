@@ -6,20 +6,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.data.readers.records import EvaluationSet
-from stillroom.encoders.files.create import create
-from stillroom.encoders.interface import prefix
-from stillroom.encoders.vectors.quantise import PRECISIONS, RESCORED, Calibration
+from stillroom.encoders.files.create import create_encoder
+from stillroom.encoders.files.options import ContractOptions
+from stillroom.encoders.interface import truncate_vectors
+from stillroom.encoders.vectors.quantise import RESCORE_FACTOR, VECTOR_PRECISIONS, Calibration
 from stillroom.errors import UserError
 from stillroom.evaluation import small_vectors
 from stillroom.evaluation.evaluate import (
-    asymmetric,
+    combine_asymmetric,
     encode_asymmetric,
     encode_sets,
-    entry,
+    report_entry,
     shared_dims,
 )
-from stillroom.evaluation.metrics import rank
-from stillroom.evaluation.small_vectors import measure_small, rank_stored, sizes_to_measure
+from stillroom.evaluation.metrics import rank_passages
+from stillroom.evaluation.small_vectors import (
+    evaluate_precisions,
+    rank_quantised,
+    sizes_to_evaluate,
+)
 
 SETS = {
     name: EvaluationSet(
@@ -57,7 +62,9 @@ def slow(precision, queries, passages, depth, calibration):
                 place: sum((x > 0) == (y > 0) for x, y in zip(query, passages[place], strict=True))
                 for place in places
             }
-            places = best(agreed, RESCORED * depth if precision == "binary+rescoring" else depth)
+            places = best(
+                agreed, RESCORE_FACTOR * depth if precision == "binary+rescoring" else depth
+            )
         if precision != "binary":
             places = best({place: product(query, passages[place]) for place in places}, depth)
         found.append(places)
@@ -66,10 +73,10 @@ def slow(precision, queries, passages, depth, calibration):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.sampled_from(PRECISIONS), st.integers(1, 40), st.integers(1, 12), st.integers(1, 9),
+    st.sampled_from(VECTOR_PRECISIONS), st.integers(1, 40), st.integers(1, 12), st.integers(1, 9),
     st.integers(0, 999),
 )  # fmt: skip
-def test_every_precision_ranks_as_the_slow_way_does(precision, n, dims, depth, seed):
+def test_every_precision_ranks_like_a_plain_implementation(precision, n, dims, depth, seed):
     chance = np.random.default_rng(seed)
     # Few different values, so that there are ties, whose sums float32 holds exactly.
     queries = (chance.integers(-3, 4, size=(4, dims)) / 4).astype(np.float32)
@@ -79,8 +86,8 @@ def test_every_precision_ranks_as_the_slow_way_does(precision, n, dims, depth, s
     )
     expected = slow(precision, queries, passages, depth, calibration)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small_vectors, "BLOCK", 7)
-        found = rank_stored(precision, queries, passages, depth, calibration)
+        patch.setattr(small_vectors, "DECODED_BLOCK", 7)
+        found = rank_quantised(precision, queries, passages, depth, calibration)
     assert found.tolist() == expected
 
 
@@ -88,8 +95,17 @@ def test_every_precision_ranks_as_the_slow_way_does(precision, n, dims, depth, s
 def models(encoder):
     """A teacher of 64 dims that may be cut, and a student that writes into its space."""
     teacher, student, other = (
-        create(str(encoder), space=space, pooling="mean", precision="float32", seed=seed,
-               projection_dims=size, prompts={"query": prompt, "passage": ""})
+        create_encoder(
+            str(encoder),
+            space=space,
+            options=ContractOptions(
+                pooling="mean",
+                precision="float32",
+                prompts={"query": prompt, "passage": ""},
+            ),
+            seed=seed,
+            projection_dims=size,
+        )
         for space, seed, size, prompt in (
             ("one", 0, 64, "ask: "), ("one", 1, 32, ""), ("other", 2, 32, ""),
         )
@@ -98,38 +114,39 @@ def models(encoder):
     return teacher, student, other
 
 
-def test_sizes_and_precisions_are_measured_from_one_encoding(models):
+def test_all_sizes_and_precisions_are_measured_from_one_encoding(models):
     teacher, *_ = models
     encoded = encode_sets(teacher, "teacher", SETS)
-    found = measure_small(encoded, SETS, sizes_to_measure(encoded.dims, [24]))
+    found = evaluate_precisions(encoded, SETS, sizes_to_evaluate(encoded.dims, [24]))
     assert list(found) == list(SETS)
     entries = found["answer"]
     assert [(one["dims"], one["precision"]) for one in entries] == [
-        (dims, precision) for dims in (64, 32, 24, 16) for precision in PRECISIONS
+        (dims, precision) for dims in (64, 32, 24, 16) for precision in VECTOR_PRECISIONS
     ]
     assert [one["bytes"] for one in entries[:5]] == [256, 128, 64, 8, 8]
     assert [one["rescored_bytes"] for one in entries[:5]] == [0, 0, 0, 0, 64]
     assert {one["dims"] for one in entries if not one["trained"]} == {24}
-    whole = entry("teacher", 1, encoded, SETS)["scores"]["answer"]
+    whole = report_entry("teacher", 1, encoded, SETS)["scores"]["answer"]
     assert {metric: entries[0][metric] for metric in whole} == whole
     short = teacher.encode(list(SETS["answer"].passages.values()), "passage", dims=16)
-    np.testing.assert_array_equal(prefix(encoded.passages["answer"], 16, True), short)
-    with pytest.raises(UserError, match="vectors of 64 have no 65"):
-        sizes_to_measure(encoded.dims, [65])
+    np.testing.assert_array_equal(truncate_vectors(encoded.passages["answer"], 16, True), short)
+    with pytest.raises(UserError, match="65 is no size of vectors of 64 dims"):
+        sizes_to_evaluate(encoded.dims, [65])
 
 
-def test_a_student_asks_among_its_teacher_s_passages_at_the_sizes_that_both_have(models):
+def test_a_student_searches_its_teacher_s_passages_at_their_shared_sizes(models):
     teacher, student, other = models
     both = encode_asymmetric(student, teacher, SETS)
     assert both.dims == (32,)
     passages = teacher.encode(list(SETS["reply"].passages.values()), "passage", dims=32)
     queries = student.encode(SETS["reply"].judged_queries(), "query")
     np.testing.assert_array_equal(
-        rank(both.queries["reply"], both.passages["reply"], 9), rank(queries, passages, 9)
+        rank_passages(both.queries["reply"], both.passages["reply"], 9),
+        rank_passages(queries, passages, 9),
     )
     kept = [encode_sets(one, role, SETS) for one, role in
             ((student, "student"), (teacher, "teacher"))]  # fmt: skip
-    again = asymmetric(*kept, shared_dims(student.contract, teacher.contract))
-    assert measure_small(again, SETS) == measure_small(both, SETS)
+    again = combine_asymmetric(*kept, shared_dims(student.contract, teacher.contract))
+    assert evaluate_precisions(again, SETS) == evaluate_precisions(both, SETS)
     with pytest.raises(UserError, match=r"their spaces differ \(other and one\)"):
         encode_asymmetric(other, teacher, SETS)

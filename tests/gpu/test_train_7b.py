@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic, and that it runs, where no GPU is."""
+"""The GPU benchmark runs on a CPU, and its arithmetic is right."""
 
 import json
 
@@ -7,7 +7,7 @@ import torch
 import train_7b
 
 
-def test_without_a_gpu_it_says_what_is_missing(monkeypatch):
+def test_without_a_gpu_the_benchmark_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="needs a GPU"):
         train_7b.main([])

@@ -123,7 +123,7 @@ def test_pip_takes_nothing_but_the_lock_and_torch_first_as_in_the_makefile():
     assert named == ["${TORCH}.txt", "requirements.txt"]
     assert package.split() == ["--no-cache-dir", "--no-deps", "--no-build-isolation", "."]
     assert of("ARG") == ["TORCH=torch-cpu"]
-    assert "\n.venv/quickstart: .venv/torch " in (ROOT / "Makefile").read_text()
+    assert "\n$(VENV)/quickstart: $(VENV)/torch " in (ROOT / "Makefile").read_text()
 
 
 def test_what_is_copied_is_let_in_and_nothing_else():

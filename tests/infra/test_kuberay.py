@@ -10,7 +10,7 @@ import yaml
 
 from infra.kustomize import build
 from infra.ray_schema import SPECS
-from stillroom.cluster.capacity import Kind, bundle, places
+from stillroom.cluster.capacity import NodeType, bundle_for, bundles_that_fit
 from stillroom.config.load import read_recipe
 from stillroom.serving.yaml_check import validate_serve_yaml
 
@@ -214,7 +214,7 @@ def kind(group):
     (container,) = group["template"]["spec"]["containers"]
     limits = container["resources"]["limits"]
     has = {"CPU": float(limits["cpu"]), "GPU": float(limits.get("nvidia.com/gpu", 0))}
-    return Kind(has, group["maxReplicas"], group["labels"])
+    return NodeType(has, group["maxReplicas"], group["labels"])
 
 
 @each
@@ -232,7 +232,7 @@ def test_the_recipe_is_one_that_stillroom_takes(overlay, tmp_path):
         "negatives": scale.negatives.actors,
         "report": 1,
     }.items():
-        assert places(nodes, bundle(getattr(scale, pool))) >= count, pool
+        assert bundles_that_fit(nodes, bundle_for(getattr(scale, pool))) >= count, pool
     (container,) = clusters(overlay)[0]["headGroupSpec"]["template"]["spec"]["containers"]
     mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     command = the(overlay, "RayJob")["spec"]["entrypoint"]

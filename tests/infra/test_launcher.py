@@ -325,9 +325,9 @@ def test_without_a_name_or_range_nothing_is_made_on_google_cloud(tmp_path, left_
     assert calls == []
 
 
-def test_everybody_is_no_range_on_google_cloud_either(tmp_path):
+def test_google_cloud_refuses_ssh_from_all_addresses_too(tmp_path):
     done, calls = gcp_calls(tmp_path, **{**NAMED, "SSH_FROM": "0.0.0.0/0"})
-    assert done.returncode == 2 and "everybody" in done.stderr
+    assert done.returncode == 2 and "allows all addresses" in done.stderr
     assert calls == []
 
 

@@ -1,21 +1,24 @@
+"""The order of the rows, and the batches made of them."""
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.encoders.files.create import create
-from stillroom.encoders.tokens.prompter import NO_TARGET
-from stillroom.learning.batches import PairBatches, PairData, draw_negatives, masked
-from stillroom.learning.order import Order
-from stillroom.learning.prefetch import Ahead
+from stillroom.encoders.files.create import create_encoder
+from stillroom.encoders.files.options import ContractOptions
+from stillroom.encoders.tokens.batch import IGNORE_INDEX
+from stillroom.learning.batches import PairBatches, PairData, mask_tokens, sample_negatives
+from stillroom.learning.order import BatchOrder, WorkerShard
+from stillroom.learning.prefetch import Prefetcher
 
 
-def one(n, batch, **how):
-    return Order(np.zeros(n, dtype=int), seed=3, global_batch=batch, **how)
+def single_source(rows, batch, **options):
+    return BatchOrder(np.zeros(rows, dtype=int), seed=3, global_batch=batch, **options)
 
 
 orders = st.builds(
-    lambda sizes, one_source, by_length: Order(
+    lambda sizes, one_source, by_length: BatchOrder(
         np.repeat(np.arange(len(sizes)), sizes),
         seed=3,
         global_batch=8,
@@ -29,56 +32,60 @@ orders = st.builds(
 
 
 @given(order=orders, world=st.sampled_from([2, 4, 8]), step=st.integers(0, 40))
-def test_workers_share_the_batch_that_one_would_take_alone(order, world, step):
-    shared = [order.at(step, rank, world) for rank in range(world)]
-    assert sorted(np.concatenate(shared)) == sorted(order.at(step))
+@pytest.mark.promise("gradients")
+def test_workers_share_the_batch_that_one_worker_takes(order, world, step):
+    shared = [order.rows_at(step, WorkerShard(rank, world)) for rank in range(world)]
+    assert sorted(np.concatenate(shared)) == sorted(order.rows_at(step))
     assert {len(part) for part in shared} == {8 // world}
 
 
 @given(order=orders, steps=st.lists(st.integers(0, 30), min_size=1, max_size=5))
-def test_a_step_s_rows_do_not_depend_on_what_was_asked_before(order, steps):
-    afresh = Order(
+@pytest.mark.promise("resume")
+def test_a_step_s_rows_do_not_depend_on_earlier_calls(order, steps):
+    fresh = BatchOrder(
         order.source, order.seed, order.global_batch, order.weights, order.one_source, order.lengths
     )
     for step in steps:
-        order.at(step)
-    assert list(order.at(steps[0])) == list(afresh.at(steps[0]))
+        order.rows_at(step)
+    assert list(order.rows_at(steps[0])) == list(fresh.rows_at(steps[0]))
 
 
 def test_an_epoch_takes_every_row_at_most_once_and_the_next_in_another_order():
-    epoch = [one(20, 6).at(step) for step in range(6)]
+    epoch = [single_source(20, 6).rows_at(step) for step in range(6)]
     first, second = np.concatenate(epoch[:3]), np.concatenate(epoch[3:])
     assert len(set(first)) == len(first) == 18
     assert len(set(second)) == 18
     assert list(first) != list(second)
 
 
-def test_a_batch_of_one_source_holds_no_row_of_another():
-    order = Order(np.repeat([0, 1], [30, 60]), seed=1, global_batch=10)
-    sources = [set(order.source[order.at(step)]) for step in range(60)]
+def test_a_batch_of_one_source_has_no_row_of_another():
+    order = BatchOrder(np.repeat([0, 1], [30, 60]), seed=1, global_batch=10)
+    sources = [set(order.source[order.rows_at(step)]) for step in range(60)]
     assert {len(found) for found in sources} == {1}
     assert 10 <= sum(found == {0} for found in sources) <= 30  # a third, by size
 
 
 @pytest.mark.parametrize("one_source", [True, False])
 def test_weights_decide_how_often_a_source_is_drawn(one_source):
-    order = Order(
+    order = BatchOrder(
         np.repeat([0, 1], [30, 60]), seed=1, global_batch=10, weights=(3, 1), one_source=one_source
     )
-    drawn = np.concatenate([order.source[order.at(step)] for step in range(200)])
+    drawn = np.concatenate([order.source[order.rows_at(step)] for step in range(200)])
     assert 0.68 < (drawn == 0).mean() < 0.82
 
 
 @pytest.mark.parametrize(("temperature", "share"), [(1, 1 / 17), (2, 1 / 5), (4, 1 / 3)])
-def test_a_temperature_lets_small_sources_be_drawn_more_often(temperature, share):
-    order = Order(np.repeat([0, 2], [10, 160]), seed=1, global_batch=10, temperature=temperature)
+def test_a_higher_temperature_draws_small_sources_more_often(temperature, share):
+    order = BatchOrder(
+        np.repeat([0, 2], [10, 160]), seed=1, global_batch=10, temperature=temperature
+    )
     np.testing.assert_allclose(order.shares, [share, 0, 1 - share])
 
 
 def test_mixed_batches_still_read_each_source_in_whole_epochs():
-    order = Order(np.repeat([0, 1], [30, 60]), seed=1, global_batch=10, one_source=False)
-    drawn = np.concatenate([order.at(step) for step in range(100)])
-    for rows in order.rows:
+    order = BatchOrder(np.repeat([0, 1], [30, 60]), seed=1, global_batch=10, one_source=False)
+    drawn = np.concatenate([order.rows_at(step) for step in range(100)])
+    for rows in order.source_rows:
         own = drawn[np.isin(drawn, rows)]
         whole = len(own) // len(rows)
         counts = np.bincount(own[: whole * len(rows)], minlength=90)[rows]
@@ -86,37 +93,41 @@ def test_mixed_batches_still_read_each_source_in_whole_epochs():
 
 
 def test_a_source_smaller_than_a_batch_is_repeated():
-    assert sorted(one(3, 6).at(0)) == [0, 0, 1, 1, 2, 2]
+    assert sorted(single_source(3, 6).rows_at(0)) == [0, 0, 1, 1, 2, 2]
 
 
-def test_batches_by_length_hold_like_lengths_and_every_row_once():
+def test_batches_by_length_have_similar_lengths_and_every_row_once():
     lengths = np.random.default_rng(0).integers(1, 500, 320)
-    sorted_ones, plain = one(320, 8, lengths=lengths), one(320, 8)
+    by_length, plain = single_source(320, 8, lengths=lengths), single_source(320, 8)
 
     def spread(order):
-        return np.mean([np.ptp(lengths[order.at(step)]) for step in range(40)])
+        return np.mean([np.ptp(lengths[order.rows_at(step)]) for step in range(40)])
 
-    assert spread(sorted_ones) < spread(plain) / 5
-    assert sorted(np.concatenate([sorted_ones.at(step) for step in range(40)])) == list(range(320))
+    assert spread(by_length) < spread(plain) / 5
+    assert sorted(np.concatenate([by_length.rows_at(step) for step in range(40)])) == list(
+        range(320)
+    )
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.3, 0.999])
-def test_what_is_masked_is_predicted_by_the_state_before_it_and_nothing_else_is(share):
+def test_only_masked_tokens_are_predicted_each_by_the_state_before_it(share):
     ids = list(range(100, 140))
-    cloze = masked(ids, 7, share, np.random.default_rng(0))
+    cloze = mask_tokens(ids, 7, share, np.random.default_rng(0))
     hidden = [place for place, own in enumerate(cloze.ids) if own == 7]
     assert hidden and 0 not in hidden
-    for place, target in enumerate(cloze.targets):
-        assert target == (ids[place + 1] if place + 1 in hidden else NO_TARGET)
+    for place, target in enumerate(cloze.labels):
+        assert target == (ids[place + 1] if place + 1 in hidden else IGNORE_INDEX)
     kept = [place for place in range(40) if place not in hidden]
     assert [cloze.ids[place] for place in kept] == [ids[place] for place in kept]
 
 
-def test_a_source_s_prompts_replace_the_model_s_own(decoder):
+def test_a_source_s_prompts_replace_the_model_s_prompts(decoder):
     from stillroom.encoders.contract import Prompts
 
-    encoder = create(
-        str(decoder), space="s", pooling="mean", prompts={"query": "own: ", "passage": ""}
+    encoder = create_encoder(
+        str(decoder),
+        space="s",
+        options=ContractOptions(pooling="mean", prompts={"query": "own: ", "passage": ""}),
     )
     data = PairData(
         queries=["first", "second"],
@@ -126,9 +137,9 @@ def test_a_source_s_prompts_replace_the_model_s_own(decoder):
         prompts=(None, Prompts(query="task: ", passage="doc: ")),
         symmetric=(False, True),
     )
-    order = Order(data.source, seed=0, global_batch=2, one_source=False, weights=(1, 1))
-    step = next(s for s in range(20) if set(order.at(s)) == {0, 1})
-    rows = list(order.at(step))
+    order = BatchOrder(data.source, seed=0, global_batch=2, one_source=False, weights=(1, 1))
+    step = next(s for s in range(20) if set(order.rows_at(s)) == {0, 1})
+    rows = list(order.rows_at(step))
     batch = PairBatches(data, order, encoder.prompter, 0, 16, 16)(step)
     texts = encoder.tokenizer.batch_decode([one.ids[1:] for one in batch.queries])
     assert [texts[rows.index(row)] for row in (0, 1)] == ["own: first", "task: second"]
@@ -136,25 +147,26 @@ def test_a_source_s_prompts_replace_the_model_s_own(decoder):
     assert [texts[rows.index(row)] for row in (0, 1)] == ["one", "doc: two"]
 
 
-def test_batches_made_ahead_are_the_same_whichever_step_comes_first():
-    ahead = Ahead(lambda step: step * step, steps=9)
+@pytest.mark.promise("resume")
+def test_prefetched_batches_are_the_same_from_any_first_step():
+    ahead = Prefetcher(lambda step: step * step, steps=9)
     assert [ahead(step) for step in range(4, 9)] == [step * step for step in range(4, 9)]
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_drawn_negatives_are_the_pair_s_own_and_do_not_depend_on_the_worker(count):
+def test_sampled_negatives_are_the_pair_s_own_and_do_not_depend_on_the_worker(count):
     own = np.arange(40).reshape(10, 4)
-    everyone = draw_negatives(own, np.arange(10), count, 99, seed=5, step=2).reshape(10, count)
+    everyone = sample_negatives(own, np.arange(10), count, 99, seed=5, step=2).reshape(10, count)
     for row in range(10):
         assert set(everyone[row]) <= set(own[row])
         assert len(set(everyone[row])) == count
-    half = draw_negatives(own, np.arange(1, 10, 2), count, 99, seed=5, step=2)
+    half = sample_negatives(own, np.arange(1, 10, 2), count, 99, seed=5, step=2)
     assert list(half) == list(everyone[1::2].reshape(-1))
 
 
-def test_a_pair_with_too_few_negatives_is_filled_with_random_passages():
+def test_a_pair_with_too_few_negatives_gets_random_passages_too():
     own = np.array([[7, -1, -1]])
-    drawn = draw_negatives(own, np.array([0]), 3, 10, seed=0, step=0)
+    drawn = sample_negatives(own, np.array([0]), 3, 10, seed=0, step=0)
     assert len(drawn) == 3
     assert 7 in drawn
     assert all(0 <= row < 10 for row in drawn)

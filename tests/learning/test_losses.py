@@ -1,3 +1,5 @@
+"""Losses against plain loops, and the identities that they should keep."""
+
 import math
 
 import numpy as np
@@ -6,12 +8,12 @@ import torch
 
 from stillroom.learning import losses as module
 from stillroom.learning.losses import (
-    cosine_distance,
+    cosine,
     info_nce,
     margin_mse,
-    order_hinge,
+    pairwise_mse,
     score_kl,
-    squared_error,
+    similarity_order,
 )
 
 
@@ -26,29 +28,29 @@ def softmax(row):
     return [power / sum(powers) for power in powers]
 
 
-def test_info_nce_equals_the_written_out_sum(scores):
-    mine, _ = scores
+def test_info_nce_equals_a_plain_loop(scores):
+    student, _ = scores
     positive = [3, 0, 8, 1, 1]
     slow = 0.0
-    for row, column in zip(mine, positive, strict=True):
-        slow -= math.log(softmax([value / 0.07 for value in row])[column]) / len(mine)
-    fast = info_nce(torch.tensor(mine), torch.tensor(positive), temperature=0.07)
+    for row, column in zip(student, positive, strict=True):
+        slow -= math.log(softmax([value / 0.07 for value in row])[column]) / len(student)
+    fast = info_nce(torch.tensor(student), torch.tensor(positive), temperature=0.07)
     assert float(fast) == pytest.approx(slow, rel=1e-5)
 
 
-def test_an_ignored_candidate_is_as_if_it_were_not_there(scores):
-    mine, _ = scores
+def test_an_ignored_candidate_counts_as_absent(scores):
+    student, _ = scores
     ignore = torch.zeros(5, 9, dtype=torch.bool)
     ignore[:, 4:6] = True
     fast = info_nce(
-        torch.tensor(mine), torch.tensor([0, 1, 2, 3, 0]), temperature=0.1, ignore_bn=ignore
+        torch.tensor(student), torch.tensor([0, 1, 2, 3, 0]), temperature=0.1, ignore_bn=ignore
     )
-    without = torch.tensor(np.delete(mine, [4, 5], axis=1))
+    without = torch.tensor(np.delete(student, [4, 5], axis=1))
     slow = info_nce(without, torch.tensor([0, 1, 2, 3, 0]), temperature=0.1)
     torch.testing.assert_close(fast, slow)
 
 
-def test_score_kl_equals_the_written_out_sum(scores):
+def test_score_kl_equals_a_plain_loop(scores):
     student, teacher = scores
     slow = 0.0
     for s_row, t_row in zip(student, teacher, strict=True):
@@ -65,26 +67,28 @@ def test_score_kl_equals_the_written_out_sum(scores):
 
 
 def test_score_kl_is_zero_for_equal_scores_even_where_some_are_ignored(scores):
-    mine = torch.tensor(scores[0])
+    student = torch.tensor(scores[0])
     ignore = torch.rand(5, 9) < 0.3
     ignore[:, 0] = False
-    kl = score_kl(mine, mine, student_temperature=0.1, teacher_temperature=0.1, ignore_bn=ignore)
+    kl = score_kl(
+        student, student, student_temperature=0.1, teacher_temperature=0.1, ignore_bn=ignore
+    )
     assert float(kl) == pytest.approx(0, abs=1e-6)
 
 
-def test_cosine_distance_ignores_length_and_sees_direction():
+def test_cosine_depends_on_direction_but_not_on_length():
     a = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0]])
     b = torch.tensor([[3.0, 0.0], [0.0, -1.0], [0.0, 5.0]])
-    assert float(cosine_distance(a, b)) == pytest.approx((0 + 2 + 1) / 3)
+    assert float(cosine(a, b)) == pytest.approx((0 + 2 + 1) / 3)
 
 
-def test_the_squared_distance_of_leaf_is_twice_the_cosine_distance_of_unit_vectors(scores):
-    mine, theirs = (torch.nn.functional.normalize(torch.tensor(of), dim=-1) for of in scores)
-    leaf = (mine - theirs).square().sum(-1).mean()
-    torch.testing.assert_close(2 * cosine_distance(mine, theirs), leaf.float())
+def test_leaf_s_squared_distance_is_twice_the_cosine_loss_of_unit_vectors(scores):
+    student, teacher = (torch.nn.functional.normalize(torch.tensor(of), dim=-1) for of in scores)
+    leaf = (student - teacher).square().sum(-1).mean()
+    torch.testing.assert_close(2 * cosine(student, teacher), leaf.float())
 
 
-def test_margin_mse_equals_the_written_out_sum(scores):
+def test_margin_mse_equals_a_plain_loop(scores):
     student, teacher = scores
     positive, copy = [3, 0, 8, 1, 1], {0: [5], 2: [0, 1]}  # candidates that are the positive's text
     ignore = torch.zeros(5, 9, dtype=torch.bool)
@@ -102,10 +106,10 @@ def test_margin_mse_equals_the_written_out_sum(scores):
 
 
 @pytest.mark.parametrize("triples", [1, 200, 10**6])  # a row at a time, two, and all
-def test_order_hinge_and_its_gradient_are_those_of_all_triples_written_out(
+def test_similarity_order_and_its_gradient_equal_a_loop_over_all_triples(
     scores, triples, monkeypatch
 ):
-    monkeypatch.setattr(module, "TRIPLES", triples)
+    monkeypatch.setattr(module, "MAX_TRIPLES", triples)
     student = torch.tensor(scores[0], dtype=torch.float32, requires_grad=True)
     teacher = torch.tensor(scores[1], dtype=torch.float32)
     teacher[:, 4] = teacher[:, 6]  # a tie: of these two neither is the nearer
@@ -120,7 +124,7 @@ def test_order_hinge_and_its_gradient_are_those_of_all_triples_written_out(
         ]
         slow = slow + torch.stack(hinges).mean() / 5
     [expected] = torch.autograd.grad(slow, student)
-    fast = order_hinge(student, teacher, margin=0.1, ignore_nm=itself)
+    fast = similarity_order(student, teacher, margin=0.1, ignore_nm=itself)
     [found] = torch.autograd.grad(3 * fast, student)
     torch.testing.assert_close(fast, slow)
     torch.testing.assert_close(found, 3 * expected)
@@ -128,25 +132,25 @@ def test_order_hinge_and_its_gradient_are_those_of_all_triples_written_out(
 
 def test_losses_of_bfloat16_are_computed_in_float32_under_autocast():
     torch.manual_seed(0)
-    mine, theirs = (torch.randn(64, 500).bfloat16() for _ in range(2))
+    student, teacher = (torch.randn(64, 500).bfloat16() for _ in range(2))
     positive = torch.arange(64)
     losses = {
         "info_nce": lambda a, b: info_nce(a, positive, temperature=0.02),
         "score_kl": lambda a, b: score_kl(
             a, b, student_temperature=0.02, teacher_temperature=0.05
         ),
-        "cosine_distance": cosine_distance,
-        "squared_error": squared_error,
+        "cosine": cosine,
+        "pairwise_mse": pairwise_mse,
         "margin_mse": lambda a, b: margin_mse(
             a, b, positive, ignore_bn=torch.zeros(64, 500, dtype=torch.bool)
         ),
-        "order_hinge": lambda a, b: order_hinge(
+        "similarity_order": lambda a, b: similarity_order(
             a[:, :64], b[:, :64], margin=0.015, ignore_nm=torch.eye(64, dtype=torch.bool)
         ),
     }  # fmt: skip
     for name, loss in losses.items():
         with torch.autocast("cpu", torch.bfloat16):
-            found = loss(mine, theirs)
+            found = loss(student, teacher)
         assert found.dtype == torch.float32, name
         # bfloat16's own rounding is 400 times as coarse.
-        torch.testing.assert_close(found, loss(mine.float(), theirs.float()), rtol=1e-5, atol=0)
+        torch.testing.assert_close(found, loss(student.float(), teacher.float()), rtol=1e-5, atol=0)

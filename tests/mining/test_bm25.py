@@ -10,7 +10,7 @@ from stillroom.mining.bm25 import Bm25
 PASSAGES = ["The cats are sleeping on a mat", "a dog barked", "running dogs and running cats", ""]
 
 
-def test_words_are_found_whatever_their_ending_and_stop_words_are_not():
+def test_words_match_across_endings_and_stop_words_do_not():
     places, scores = Bm25(PASSAGES).search(["cat sleeps", "the of and"], 3)
     assert places[0].tolist() == [0, 2, -1]
     assert scores[0, 0] > scores[0, 1] > 0
@@ -26,18 +26,18 @@ def test_scores_follow_lucene_s_formula():
     assert scores[0, 0] == pytest.approx(expected, rel=1e-4)
 
 
-def test_more_places_than_passages_stay_empty():
+def test_more_results_than_passages_are_filled_with_minus_one():
     places, _ = Bm25(PASSAGES).search(["dog", "zebra"], 9)
     assert sorted(place for place in places[0].tolist() if place >= 0) == [1, 2]
     assert places[1].tolist() == [-1] * 9
 
 
 def test_passages_without_a_word_are_refused():
-    with pytest.raises(UserError, match="no word that BM25 could index"):
+    with pytest.raises(UserError, match="no word that BM25 can index"):
         Bm25(["", "the"]).search(["x"], 1)
 
 
-def test_jax_where_it_is_installed_leaves_the_gpu_alone(tmp_path):
+def test_an_installed_jax_stays_off_the_gpu(tmp_path):
     (tmp_path / "jax").mkdir()
     (tmp_path / "jax" / "__init__.py").touch()
     # Like the real one where a process may see no GPU.

@@ -16,9 +16,9 @@ def test_a_pair_scores_the_same_alone_and_among_others(tmp_path):
     assert ((together > 0) & (together < 1)).all()
 
 
-def test_what_scores_nothing_is_refused(tmp_path):
-    with pytest.raises(UserError, match="classifies into 3 labels, which is no score"):
+def test_models_that_are_no_cross_encoders_are_refused(tmp_path):
+    with pytest.raises(UserError, match="classifies into 3 labels, not one score"):
         CrossEncoder(tiny_cross_encoder(tmp_path / "three", labels=3))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="is no cross-encoder that we can load"):
+    with pytest.raises(UserError, match="is not a cross-encoder that can be loaded"):
         CrossEncoder(tmp_path / "empty")

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stillroom.mining import exact as module
-from stillroom.mining.exact import dot, merge, search
+from stillroom.mining.exact import merge_top_k, row_dots, search
 
 
 def brute_force(queries, passages, k):
@@ -15,7 +15,7 @@ def brute_force(queries, passages, k):
     scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
     rows = np.full((len(queries), k), -1, dtype=np.int64)
     for q, query in enumerate(queries):
-        every = dot(np.tile(query, (len(passages), 1)), passages)
+        every = row_dots(np.tile(query, (len(passages), 1)), passages)
         ranked = sorted((-score, row) for row, score in enumerate(every.tolist()))
         for place, (score, row) in enumerate(ranked[:k]):
             scores[q, place], rows[q, place] = -score, row
@@ -44,7 +44,8 @@ def vectors(rng, count, kind):
     together=st.integers(1, 150),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
-def test_however_parted_the_search_is_what_brute_force_finds_bit_for_bit(
+@pytest.mark.promise("mining")
+def test_search_equals_brute_force_bit_for_bit_however_passages_are_split(
     seed, kind, passages, k, cuts, together, dtype
 ):
     rng = np.random.default_rng(seed)
@@ -52,28 +53,28 @@ def test_however_parted_the_search_is_what_brute_force_finds_bit_for_bit(
     order = rng.permutation(passages)
     bounds = sorted({0, passages, *(cut for cut in cuts if cut < passages)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_computes_in", lambda device: dtype)
-        patch.setattr(module, "TOGETHER", 3)
+        patch.setattr(module, "_filter_dtype", lambda device: dtype)
+        patch.setattr(module, "QUERIES_PER_PRODUCT", 3)
         parts = [
-            search(queries, [(order[a:b], everyone[order[a:b]])], k, together=together)
+            search(queries, [(order[a:b], everyone[order[a:b]])], k, passages_per_product=together)
             for a, b in itertools.pairwise(bounds)
         ]
-    scores, rows = merge(parts, k)
+    scores, rows = merge_top_k(parts, k)
     expected_scores, expected_rows = brute_force(queries, everyone, k)
     np.testing.assert_array_equal(rows, expected_rows)
     np.testing.assert_array_equal(scores, expected_scores)
 
 
-def test_a_row_that_several_searches_found_counts_once():
+def test_a_row_in_several_results_counts_once():
     one = np.array([[0.9, 0.5]], np.float32), np.array([[4, 2]])
     other = np.array([[0.9, 0.7]], np.float32), np.array([[4, 1]])
-    scores, rows = merge([one, other], 4)
+    scores, rows = merge_top_k([one, other], 4)
     assert rows.tolist() == [[4, 1, 2, -1]]
     np.testing.assert_array_equal(scores, np.array([[0.9, 0.7, 0.5, -np.inf]], np.float32))
 
 
 @pytest.mark.parametrize("k", [1, 5])
-def test_nothing_to_search_gives_nothing(k):
+def test_a_search_without_passages_finds_none(k):
     scores, rows = search(np.ones((2, 3), np.float32), [], k)
     assert rows.tolist() == [[-1] * k] * 2
     assert np.isneginf(scores).all()

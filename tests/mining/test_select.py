@@ -1,3 +1,5 @@
+"""Selection of hard negatives, by hand-made cases and against a plain loop."""
+
 import dataclasses
 
 import numpy as np
@@ -6,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.mining import select as reasons
-from stillroom.mining.select import Rule, Texts, select
+from stillroom.mining.known_texts import KnownTexts
+from stillroom.mining.select import SelectionRule, select_negatives
 
-PLAIN = Rule(
+PLAIN = SelectionRule(
     max_share_of_positive=0.95,
-    margin=None,
+    absolute_margin=None,
     max_score=None,
     skip_first=0,
     sample_from=4,
@@ -19,15 +22,17 @@ PLAIN = Rule(
 )
 
 
-def one(scores, rows, *, positive=0, positive_score=1.0, given=(), seed=0, groups=None, **changes):
+def select_for_one_query(
+    scores, rows, *, positive=0, positive_score=1.0, given=(), seed=0, groups=None, **changes
+):
     """Selection for one query among ten passages, or those of `groups`."""
-    texts = Texts(
+    texts = KnownTexts(
         group_p=np.arange(10) if groups is None else np.array(groups),
         positive_q=np.array([positive]),
-        asked_q=np.array([0]),
-        given=(np.array([0, len(given)]), np.array(given, dtype=np.int64)),
+        query_text_q=np.array([0]),
+        provided=(np.array([0, len(given)]), np.array(given, dtype=np.int64)),
     )
-    return select(
+    return select_negatives(
         np.array([scores], np.float32),
         np.array([rows]),
         positive_score_q=np.array([positive_score], np.float32),
@@ -37,64 +42,71 @@ def one(scores, rows, *, positive=0, positive_score=1.0, given=(), seed=0, group
     )
 
 
-def test_the_positive_and_what_scores_too_close_to_it_are_never_negatives():
-    found = one([1.0, 0.97, 0.951, 0.9, 0.8], [0, 1, 2, 3, 4])
-    assert found.negatives.tolist() == [[3, 4]]
-    assert found.rejected[reasons.POSITIVE] == 1
-    assert found.rejected[reasons.CLOSE] == 2
-    np.testing.assert_allclose(found.scores, [[0.9, 0.8]], rtol=1e-6)
+@pytest.mark.promise("mining")
+def test_the_positive_and_candidates_too_close_to_its_score_are_never_negatives():
+    selected = select_for_one_query([1.0, 0.97, 0.951, 0.9, 0.8], [0, 1, 2, 3, 4])
+    assert selected.negatives.tolist() == [[3, 4]]
+    assert selected.rejected[reasons.POSITIVE] == 1
+    assert selected.rejected[reasons.NEAR_POSITIVE] == 2
+    np.testing.assert_allclose(selected.scores, [[0.9, 0.8]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"max_share_of_positive": None}, [1, 2]),
-        ({"max_share_of_positive": None, "margin": 0.15}, [4, 5]),
-        ({"margin": 0.01}, [3, 4]),
+        ({"max_share_of_positive": None, "absolute_margin": 0.15}, [4, 5]),
+        ({"absolute_margin": 0.01}, [3, 4]),
         ({"max_score": 0.8}, [4, 5]),
         ({"skip_first": 1}, [4, 5]),
     ],
 )
 def test_of_several_limits_the_lowest_holds(changes, expected):
-    found = one([1.0, 0.97, 0.951, 0.9, 0.8, 0.7], [0, 1, 2, 3, 4, 5], **changes)
-    assert found.negatives.tolist() == [expected]
+    selected = select_for_one_query(
+        [1.0, 0.97, 0.951, 0.9, 0.8, 0.7], [0, 1, 2, 3, 4, 5], **changes
+    )
+    assert selected.negatives.tolist() == [expected]
 
 
 @pytest.mark.parametrize(
     ("positive_score", "expected"), [(0.0, [2, -1]), (-0.2, [2, -1]), (-0.29, [-1, -1])]
 )
 def test_the_limit_lies_below_a_positive_of_any_sign(positive_score, expected):
-    assert one([0.1, -0.3], [1, 2], positive_score=positive_score).negatives.tolist() == [expected]
+    assert select_for_one_query(
+        [0.1, -0.3], [1, 2], positive_score=positive_score
+    ).negatives.tolist() == [expected]
 
 
-def test_random_ones_come_from_the_best_alone_and_are_uniform():
+def test_random_negatives_are_a_uniform_sample_of_the_best():
     counts = np.zeros(6)
     for seed in range(600):
-        found = one(
+        selected = select_for_one_query(
             [0.9, 0.8, 0.7, 0.6, 0.5], [1, 2, 3, 4, 5], sample_from=3, strategy="random", seed=seed
         )
-        np.add.at(counts, found.negatives[0], 1)
+        np.add.at(counts, selected.negatives[0], 1)
     assert counts[[0, 4, 5]].tolist() == [0, 0, 0]
     assert (abs(counts[1:4] - 400) < 60).all()  # five standard deviations are 58
 
 
-def test_given_negatives_come_first_once_and_never_the_positive_or_a_copy_of_it():
+def test_provided_negatives_come_first_without_repetitions_or_copies_of_the_positive():
     groups = [0, 1, 2, 3, 4, 5, 6, 7, 0, 6]  # 8 copies the positive, 9 copies 6
-    found = one([0.9, 0.8, 0.7], [5, 9, 7], given=[6, 8, 0, 6], per_query=3, groups=groups)
-    assert found.negatives.tolist() == [[6, 5, 7]]
-    assert found.rejected[reasons.GIVEN] == 1
-    assert np.isnan(found.scores[0, 0])
+    selected = select_for_one_query(
+        [0.9, 0.8, 0.7], [5, 9, 7], given=[6, 8, 0, 6], per_query=3, groups=groups
+    )
+    assert selected.negatives.tolist() == [[6, 5, 7]]
+    assert selected.rejected[reasons.PROVIDED] == 1
+    assert np.isnan(selected.scores[0, 0])
 
 
-def test_too_few_candidates_leave_places_empty():
-    found = one([0.5, -np.inf], [3, -1], per_query=3)
-    assert found.negatives.tolist() == [[3, -1, -1]]
+def test_too_few_candidates_are_filled_with_minus_one():
+    selected = select_for_one_query([0.5, -np.inf], [3, -1], per_query=3)
+    assert selected.negatives.tolist() == [[3, -1, -1]]
 
 
 # --- against a loop -------------------------------------------------------------------------
 
 
-def slowly(scores, rows, positive_scores, texts, given, known, rule):
+def select_slowly(scores, rows, positive_scores, texts, given, known, rule):
     """Pools and reasons, candidate by candidate."""
     pools, counts = [], dict.fromkeys(reasons.REASONS, 0)
     for q in range(len(rows)):
@@ -102,8 +114,8 @@ def slowly(scores, rows, positive_scores, texts, given, known, rule):
         limits = [np.inf]
         if rule.max_share_of_positive is not None:
             limits.append(positive - abs(positive) * (1 - rule.max_share_of_positive))
-        if rule.margin is not None:
-            limits.append(positive - rule.margin)
+        if rule.absolute_margin is not None:
+            limits.append(positive - rule.absolute_margin)
         seen, pool = set(), []
         for score, row in zip(scores[q], rows[q], strict=True):
             if row < 0:
@@ -111,16 +123,16 @@ def slowly(scores, rows, positive_scores, texts, given, known, rule):
             group = texts.group_p[row]
             if row == texts.positive_q[q]:
                 reason = reasons.POSITIVE
-            elif group in known[texts.asked_q[q]]:
+            elif group in known[texts.query_text_q[q]]:
                 reason = reasons.KNOWN
-            elif texts.barred_p[row]:
-                reason = reasons.BARRED
+            elif texts.excluded_p[row]:
+                reason = reasons.EVALUATION
             elif group in {texts.group_p[other] for other in given[q] if other >= 0}:
-                reason = reasons.GIVEN
+                reason = reasons.PROVIDED
             elif score > min(limits):
-                reason = reasons.CLOSE
+                reason = reasons.NEAR_POSITIVE
             elif rule.max_score is not None and score > rule.max_score:
-                reason = reasons.ABOVE
+                reason = reasons.ABOVE_MAX_SCORE
             elif group in seen:
                 reason = reasons.REPEATED
             else:
@@ -144,37 +156,38 @@ def slowly(scores, rows, positive_scores, texts, given, known, rule):
     per_query=st.integers(1, 4),
     strategy=st.sampled_from(["top", "random"]),
 )
-def test_every_rule_does_what_a_loop_does(
+@pytest.mark.promise("mining")
+def test_every_rule_selects_what_a_plain_loop_selects(
     seed, share, margin, ceiling, skip, wide, per_query, strategy
 ):
     rng = np.random.default_rng(seed)
     q, p, k = 12, 30, 14
-    rule = Rule(share, margin, ceiling, skip, per_query + wide, per_query, strategy)
+    rule = SelectionRule(share, margin, ceiling, skip, per_query + wide, per_query, strategy)
     # Eighths: what limits are made of them is exact, and full of ties.
     scores = -np.sort(-rng.integers(-4, 9, size=(q, k)).astype(np.float32) / 8, axis=1)
     rows = np.array([rng.permutation(p)[:k] for _ in range(q)])
     rows[:, k - 2 :][rng.random((q, 2)) < 0.5] = -1
     sizes = rng.integers(0, 3, q)
     given_rows = rng.integers(0, p, sizes.sum())
-    texts = Texts(
+    texts = KnownTexts(
         group_p=rng.integers(0, 20, p),
         positive_q=rng.integers(0, p, q),
-        asked_q=rng.integers(0, 8, q),
-        barred_p=rng.random(p) < 0.1,
-        given=(np.concatenate([[0], np.cumsum(sizes)]), given_rows),
+        query_text_q=rng.integers(0, 8, q),
+        excluded_p=rng.random(p) < 0.1,
+        provided=(np.concatenate([[0], np.cumsum(sizes)]), given_rows),
     )
     known = {asked: set() for asked in range(8)}
-    for asked, row in zip(texts.asked_q, texts.positive_q, strict=True):
+    for asked, row in zip(texts.query_text_q, texts.positive_q, strict=True):
         known[asked].add(texts.group_p[row])
     positive_scores = rng.integers(-3, 9, size=q).astype(np.float32) / 8
     arguments = {"texts": texts, "rule": rule, "seed": seed}
-    found = select(scores, rows, positive_score_q=positive_scores, **arguments)
-    given_to = texts.given_to(np.arange(q), per_query)
-    pools, counts = slowly(scores, rows, positive_scores, texts, given_to, known, rule)
-    assert found.rejected == counts
+    selected = select_negatives(scores, rows, positive_score_q=positive_scores, **arguments)
+    provided_rows = texts.provided_negatives(np.arange(q), per_query)
+    pools, counts = select_slowly(scores, rows, positive_scores, texts, provided_rows, known, rule)
+    assert selected.rejected == counts
     for query, pool in enumerate(pools):
-        mine = [row for row in found.negatives[query].tolist() if row >= 0]
-        given = [row for row in given_to[query].tolist() if row >= 0]
+        mine = [row for row in selected.negatives[query].tolist() if row >= 0]
+        given = [row for row in provided_rows[query].tolist() if row >= 0]
         mined = mine[len(given) :]
         wanted = min(len(pool), per_query - len(given))
         assert mine[: len(given)] == given
@@ -184,8 +197,8 @@ def test_every_rule_does_what_a_loop_does(
         )
         assert set(mined) <= set(pool)
     # A block of the queries gives what all of them gave.
-    half = select(
+    half = select_negatives(
         scores[5:9], rows[5:9], positive_score_q=positive_scores[5:9], first=5, **arguments
     )
-    np.testing.assert_array_equal(half.negatives, found.negatives[5:9])
-    np.testing.assert_array_equal(half.scores, found.scores[5:9])
+    np.testing.assert_array_equal(half.negatives, selected.negatives[5:9])
+    np.testing.assert_array_equal(half.scores, selected.scores[5:9])

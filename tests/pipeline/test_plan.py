@@ -5,7 +5,8 @@ import pytest
 
 from stillroom.config.load import read_recipe
 from stillroom.errors import UserError
-from stillroom.pipeline.plan import pipeline, why
+from stillroom.pipeline.explain import why_missing
+from stillroom.pipeline.plan import pipeline
 from stillroom.storage.artifacts import Store
 from support.tiny_models import tiny_decoder, tiny_encoder
 
@@ -19,12 +20,11 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def planned(models, monkeypatch):
-    monkeypatch.setenv("TINY_TEACHER", str(models[0]))
-    monkeypatch.setenv("TINY_STUDENT", str(models[1]))
+def planned(models):
+    bases = [f"teacher.base={models[0]}", f"student.base={models[1]}"]
 
     def planned(*overrides):
-        return pipeline(read_recipe(TINY, overrides))
+        return pipeline(read_recipe(TINY, [*bases, *overrides]))
 
     return planned
 
@@ -40,7 +40,7 @@ def changed(before, after):
         ("report.bm25=false", ["report", "release"]),
         ("release.mean_retention=0.1", ["release"]),
         ("negatives.skip_first=1", ["negatives", "student", "report", "release"]),
-        ("vectors.shard=65", ["vectors", "negatives", "student", "report", "release"]),
+        ("vectors.shard_size=65", ["vectors", "negatives", "student", "report", "release"]),
         (
             "corpus.max_pairs=200",
             ["corpus", "teacher", "vectors", "negatives", "student", "report", "release"],
@@ -50,11 +50,12 @@ def changed(before, after):
         ("root=elsewhere", []),
     ],
 )
+@pytest.mark.promise("pipeline")
 def test_a_change_reaches_what_depends_on_it_and_nothing_else(planned, override, stages):
     assert changed(planned(), planned(override)) == stages
 
 
-def test_a_release_without_the_gate_is_another_release(planned, models):
+def test_a_release_without_the_gate_is_another_release():
     recipe = read_recipe(TINY)
     assert changed(pipeline(recipe), pipeline(recipe, gate=False)) == ["release"]
 
@@ -65,7 +66,7 @@ def test_other_weights_under_the_same_name_are_another_teacher(planned, models):
     assert changed(before, planned())[0] == "teacher"
 
 
-def test_other_miners_bring_their_own_vectors_and_change_nothing_but_the_negatives(planned, models):
+def test_other_miners_add_their_vectors_and_change_only_the_negatives(planned, models):
     before = planned()
     steps = planned(f"negatives.miner=[bm25, base, {models[1]}]")
     added = [step for step in steps if step.key not in {one.key for one in before}]
@@ -121,7 +122,7 @@ def test_a_phase_with_hard_negatives_has_them_mined_by_the_phase_before(planned)
     assert second.inputs["teacher"] is steps[1]
 
 
-def test_a_phase_whose_negatives_are_given_follows_the_phase_before_at_once(planned):
+def test_a_phase_with_provided_negatives_needs_no_mining(planned):
     given = '"hard_negatives": 1, "negatives": "given"'
     steps = planned(f"teacher.phases=[{PHASE}, {given}}}, {PHASE}, {given}}}]")
     assert [(step.stage, step.name) for step in steps[:3]] == [
@@ -135,11 +136,13 @@ def test_a_phase_whose_negatives_are_given_follows_the_phase_before_at_once(plan
 def test_phases_of_every_objective_are_named_by_number_and_keyed_by_their_fields(planned):
     numbers = '"steps": 2, "global_batch": 16, "learning_rate": 1e-3'
 
-    def phases(mask_share):
+    def phases(mask_probability):
         return planned(
-            f'teacher.phases=[{{"objective": "mntp", "mask_share": {mask_share}, {numbers}}}, '
+            f'teacher.phases=[{{"objective": "mntp", "mask_probability": {mask_probability}, '
+            f'{numbers}}}, '
             f'{{"objective": "simcse", {numbers}}}, '
-            f'{{"objective": "joint", "generation_batch": 16, "generate": "pairs", {numbers}}}]'
+            f'{{"objective": "joint", "generation_batch": 16, "generation_data": "pairs", '
+            f'{numbers}}}]'
         )
 
     steps = phases(0.2)
@@ -171,7 +174,7 @@ def two(planned, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["pairs", "passages", "conversations"])
-def test_another_content_of_one_source_changes_the_corpus_and_what_follows(two, tmp_path, kind):
+def test_other_content_of_a_source_changes_the_corpus_and_all_after_it(two, tmp_path, kind):
     before = two(first="pairs", second=kind)
     assert changed(before, two(first="pairs", second=kind)) == []
     (tmp_path / "second.jsonl").write_text("of other content, which a plan does not read")
@@ -187,14 +190,14 @@ def test_the_order_of_sources_is_part_of_the_key(two):
     assert one[0].key != other[0].key
 
 
-def test_a_source_s_file_that_is_missing_is_named(planned, tmp_path):
+def test_a_source_s_missing_file_is_named(planned, tmp_path):
     with pytest.raises(UserError, match=r"none\.jsonl: does not exist"):
         planned(f'corpus.sources.own={{"format": "files", "pairs": ["{tmp_path}/none.jsonl"]}}')
 
 
-def test_a_student_s_phases_follow_one_another_and_need_what_they_ask_for(planned):
+def test_a_student_s_phases_chain_and_have_the_inputs_that_they_ask_for(planned):
     numbers = "steps: 1, global_batch: 4, learning_rate: 1e-3"
-    texts = f"{{data: texts, losses: {{similarity: 1}}, online: true, {numbers}}}"
+    texts = f"{{data: texts, losses: {{pairwise_mse: 1}}, online_teacher: true, {numbers}}}"
     pairs = f"{{data: pairs, {numbers}, hard_negatives: 0}}"
     steps = planned(f"student.phases=[{texts}, {pairs}]")
     first, second = (step for step in steps if step.stage == "student")
@@ -203,19 +206,20 @@ def test_a_student_s_phases_follow_one_another_and_need_what_they_ask_for(planne
     assert set(second.inputs) == {"corpus", "teacher", "vectors", "student"}
     assert second.inputs["student"] is first
     assert "negatives" not in {step.stage for step in steps}
-    assert changed(steps, planned(f"student.phases=[{texts}, {pairs}]", "vectors.shard=65")) == [
+    other = planned(f"student.phases=[{texts}, {pairs}]", "vectors.shard_size=65")
+    assert changed(steps, other) == [
         "vectors", "student", "report", "release",
     ]  # fmt: skip
 
 
-def test_why_names_the_fields_and_inputs_that_changed(planned, tmp_path):
+def test_why_missing_names_the_fields_and_inputs_that_changed(planned, tmp_path):
     store = Store(str(tmp_path))
     student = next(step for step in planned() if step.stage == "student")
-    assert why(student, store) == "not made yet"
+    assert why_missing(student, store) == "not made yet"
     with store.draft("student", student.name, student.key) as draft:
         draft.publish(json.loads(json.dumps(student.made_by)))
     faster = planned("student.phases.0.learning_rate=5e-4", "negatives.skip_first=1")
-    reason = why(next(step for step in faster if step.stage == "student"), store)
+    reason = why_missing(next(step for step in faster if step.stage == "student"), store)
     assert "student.phase.learning_rate: 0.001 → 0.0005" in reason
     assert "negatives changed" in reason
     assert "vectors" not in reason

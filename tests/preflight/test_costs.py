@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 from stillroom.cli.app import app, out
 from stillroom.config.load import read_recipe
 from stillroom.errors import UserError
-from stillroom.estimates.flops import Flops, peak_flops, step
-from stillroom.estimates.memory import GPUS, Training
-from stillroom.estimates.model_shape import shape_of
-from stillroom.preflight.costs import MFU, costs
+from stillroom.estimates.flops import FlopCounter, peak_flops, step_flops
+from stillroom.estimates.memory import GPU_MEMORY_GIB, TrainingSetup
+from stillroom.estimates.model_shape import model_shape
+from stillroom.preflight.costs import MFU, estimate_costs
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 MISTRAL = {
@@ -54,7 +54,7 @@ def part(found, what):
 
 
 def test_e5_mistral_s_training_is_what_its_numbers_multiply_to(read):
-    found = costs(read("e5-mistral-7b"))
+    found = estimate_costs(read("e5-mistral-7b"))
     texts = 2048 * (1 + 2)  # a query, its positive and one negative, of 512 tokens each
     scored = 32 * 512**2 * 4096
     each = 512 * (4 * LINEAR + 6 * LORA) + 12 * scored
@@ -65,13 +65,15 @@ def test_e5_mistral_s_training_is_what_its_numbers_multiply_to(read):
 
 
 def test_how_many_workers_share_it_changes_no_gpu_hour(read):
-    one, eight = (costs(read("e5-mistral-7b", f"scale.teacher.workers={n}")) for n in (1, 8))
+    one, eight = (
+        estimate_costs(read("e5-mistral-7b", f"scale.teacher.workers={n}")) for n in (1, 8)
+    )
     assert part(one, "teacher.phases[0]").flops == part(eight, "teacher.phases[0]").flops
     assert [part(found, "teacher.phases[0]").gpus for found in (one, eight)] == [1, 8]
 
 
 def test_money_is_hours_at_every_provider_s_price_on_demand_and_spot(read):
-    told = costs(read("e5-mistral-7b"), mfu=0.5, texts=1000).as_json()
+    told = estimate_costs(read("e5-mistral-7b"), mfu=0.5, texts=1000).as_json()
     hours = sum(one["gpu_hours"] for one in told["parts"] if one["gpu_hours"] is not None)
     assert told["total"]["gpu_hours"] == pytest.approx(hours)
     for price in told["prices"]["per_gpu_hour"]:
@@ -84,45 +86,53 @@ def test_money_is_hours_at_every_provider_s_price_on_demand_and_spot(read):
 
 def test_twice_the_share_of_the_peak_is_half_of_the_hours(read):
     recipe = read("nv-embed-v2-7b")
-    assert costs(recipe, mfu=0.4).total == pytest.approx(costs(recipe, mfu=0.2).total / 2)
+    assert estimate_costs(recipe, mfu=0.4).total == pytest.approx(
+        estimate_costs(recipe, mfu=0.2).total / 2
+    )
 
 
 def test_the_corpus_is_embedded_once_for_every_teacher_that_looks_for_negatives(read):
-    each = Flops.planned(shape_of(MISTRAL), Training()).forward([512])
-    plain = costs(read("e5-mistral-7b"), texts=1000)
+    each = FlopCounter.planned(model_shape(MISTRAL), TrainingSetup()).forward([512])
+    plain = estimate_costs(read("e5-mistral-7b"), texts=1000)
     assert part(plain, "vectors").flops == 1000 * each
     # The student's negatives are the last teacher's to mine, who embeds it anyway; the base's not.
-    with_base = costs(read("e5-mistral-7b", "negatives.miner=[teacher, base]"), texts=1000)
+    with_base = estimate_costs(read("e5-mistral-7b", "negatives.miner=[teacher, base]"), texts=1000)
     assert part(with_base, "vectors").flops == 2 * 1000 * each
-    mined = costs(read("gecko-style", "scale.teacher.gpu=H100-80G", "scale.teacher.gpus=1"))
+    mined = estimate_costs(
+        read("gecko-style", "scale.teacher.gpu_type=H100-80G", "scale.teacher.gpus=1")
+    )
     assert part(mined, "vectors").why == "--texts is not given"
 
 
 def test_a_student_trains_every_weight_and_hears_an_online_teacher_afresh(read):
-    small, large = shape_of(MINILM), shape_of(MISTRAL)
-    run = Training(embedded=((128, 64), (128 * 2, 128)))
-    alone = costs(read("e5-mistral-7b"))
-    assert part(alone, "student.phases[0]").flops == 20000 * 8 * step(small, run)
-    online = costs(read("e5-mistral-7b", "student.phases.0.online=true"))
-    more = 20000 * 1024 * 3 * Flops.planned(large, Training()).forward([512])
-    assert part(online, "student.phases[0]").flops == 20000 * 8 * step(small, run) + more
+    small, large = model_shape(MINILM), model_shape(MISTRAL)
+    run = TrainingSetup(embedded=((128, 64), (128 * 2, 128)))
+    alone = estimate_costs(read("e5-mistral-7b"))
+    assert part(alone, "student.phases[0]").flops == 20000 * 8 * step_flops(small, run)
+    online = estimate_costs(read("e5-mistral-7b", "student.phases.0.online_teacher=true"))
+    more = 20000 * 1024 * 3 * FlopCounter.planned(large, TrainingSetup()).forward([512])
+    assert part(online, "student.phases[0]").flops == 20000 * 8 * step_flops(small, run) + more
 
 
 def test_what_cpus_do_and_what_cannot_be_known_is_told_and_not_counted(read):
-    found = costs(read("e5-mistral-7b", "scale.student.gpus=0", "teacher.precision=float32"))
+    found = estimate_costs(
+        read("e5-mistral-7b", "scale.student.gpus=0", "teacher.precision=float32")
+    )
     assert found.hours(part(found, "student.phases[0]")) is None
-    assert part(found, "teacher.phases[0]").why == "float32, whose speed is not known here"
+    assert part(found, "teacher.phases[0]").why == "trains in float32, whose speed is unknown"
     assert part(found, "report").why == "evaluation sets are not there"
     assert found.total == 0
 
 
 def test_prices_are_dated_and_of_gpus_that_are_known(read):
-    found = costs(read("e5-mistral-7b"))
+    found = estimate_costs(read("e5-mistral-7b"))
     assert date.fromisoformat(found.read_on) <= date.today()
     assert {price.provider for price in found.prices} == {"aws", "gcp"}
     for price in found.prices:
         assert 0 < price.spot < price.on_demand
-        assert price.gpu in GPUS and peak_flops(price.gpu) and price.machine and price.region
+        assert (
+            price.gpu in GPU_MEMORY_GIB and peak_flops(price.gpu) and price.machine and price.region
+        )
 
 
 @pytest.mark.parametrize(
@@ -131,10 +141,10 @@ def test_prices_are_dated_and_of_gpus_that_are_known(read):
         ([], {"mfu": 0}, "--mfu 0"),
         ([], {"mfu": 35}, "--mfu 35"),
         ([], {"texts": 0}, "--texts 0"),
-        (["scale.teacher.gpu=null"], {}, "scale.teacher.gpu"),
-        (["scale.teacher.gpu=H900"], {}, "scale.teacher.gpu: H900"),
-        (["scale.teacher.gpu=L4-24G"], {}, "scale.teacher.gpu: L4-24G"),
-        (["scale.student.gpu=A100-80G"], {}, "scale.teacher.gpu"),
+        (["scale.teacher.gpu_type=null"], {}, "scale.teacher.gpu_type"),
+        (["scale.teacher.gpu_type=H900"], {}, "scale.teacher.gpu_type: H900"),
+        (["scale.teacher.gpu_type=L4-24G"], {}, "scale.teacher.gpu_type: L4-24G"),
+        (["scale.student.gpu_type=A100-80G"], {}, "scale.teacher.gpu_type"),
         (
             [f"scale.{pool}.gpus=0" for pool in ("teacher", "student", "vectors", "report")],
             {},
@@ -144,7 +154,7 @@ def test_prices_are_dated_and_of_gpus_that_are_known(read):
 )
 def test_what_cannot_be_priced_is_refused(read, overrides, given, where):
     with pytest.raises(UserError) as fault:
-        costs(read("e5-mistral-7b", *overrides), **given)
+        estimate_costs(read("e5-mistral-7b", *overrides), **given)
     assert fault.value.where == where
 
 
@@ -153,7 +163,7 @@ def test_the_command_prints_a_table_or_a_document(bases, monkeypatch):
     words = ["check", str(RECIPES / "e5-mistral-7b.yaml"), *bases, "--cost", "--texts", "1000"]
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == 0, shown.output
-    for said in ("teacher.phases[0]", "aws spot", "in all", "26% of its peak", "list prices"):
+    for said in ("teacher.phases[0]", "aws spot", "total", "26% of its peak", "list prices"):
         assert said in shown.output
     printed = CliRunner().invoke(app, [*words, "--json"])
     assert json.loads(printed.stdout)["cost"]["total"]["gpu_hours"] > 0

@@ -8,8 +8,14 @@ from typer.testing import CliRunner
 
 from stillroom.cli.app import app
 from stillroom.errors import UserError
-from stillroom.reports import describe as module
-from stillroom.reports.describe import Distinct, describe, page, script_of, tables
+from stillroom.reports import text_statistics
+from stillroom.reports.describe import (
+    EXAMPLES,
+    describe,
+    description_tables,
+    render_description,
+)
+from stillroom.reports.text_statistics import DistinctCounter, script_of
 
 WORDS = [f"w{i}" for i in range(50)]
 
@@ -35,7 +41,7 @@ def test_counts_lengths_and_repeated_texts_are_those_of_the_file(tmp_path):
         "words", 3, 3,
     )  # fmt: skip
     assert sum(count for *_, count in positive["histogram"]) == 10
-    assert len(found["examples"]) == module.EXAMPLES
+    assert len(found["examples"]) == EXAMPLES
 
 
 def test_a_folder_in_beir_layout_is_passages_queries_and_judgements(tmp_path):
@@ -48,7 +54,7 @@ def test_a_folder_in_beir_layout_is_passages_queries_and_judgements(tmp_path):
     (tmp_path / "prompts.json").write_text('{"query": "Find: "}')
     found = describe(str(tmp_path))
     assert [one["where"] for one in found["left_out"]["wrong"]] == [f"{tmp_path}/prompts.json:1"]
-    with pytest.raises(UserError, match=r"prompts\.json:1: is no pair in a layout that we know"):
+    with pytest.raises(UserError, match=r"prompts\.json:1: is not a pair in a known layout"):
         describe(str(tmp_path / "prompts.json"))
     assert found["rows"] == {
         "conversations": 1, "passages": 1, "paragraphs": 2, "judgements": 1, "queries": 1,
@@ -57,8 +63,8 @@ def test_a_folder_in_beir_layout_is_passages_queries_and_judgements(tmp_path):
 
 
 def test_large_data_is_described_from_samples_close_to_the_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SAMPLE", 400)
-    monkeypatch.setattr(Distinct.__init__, "__defaults__", (500,))
+    monkeypatch.setattr(text_statistics, "SAMPLE", 400)
+    monkeypatch.setattr(DistinctCounter.__init__, "__defaults__", (500,))
     chance = random.Random(3)
     rows = [{"text": " ".join(chance.choices(WORDS, k=1 + i % 100))} for i in range(4000)]
     found = describe(write(tmp_path / "a.jsonl", rows + rows[:1000]))["fields"]["passage"]
@@ -71,10 +77,10 @@ def test_large_data_is_described_from_samples_close_to_the_whole(tmp_path, monke
 
 @pytest.mark.parametrize("many", [100, 1000, 50_000])
 def test_distinct_texts_are_counted_exactly_then_estimated_in_bounded_memory(many):
-    distinct = Distinct(limit=1000)
+    distinct = DistinctCounter(limit=1000)
     for i in [*range(many), *range(0, many, 2)]:
         distinct.add(f"text {i}")
-        assert len(distinct.kept) <= 1000
+        assert len(distinct.hashes) <= 1000
     assert distinct.exact == (many <= 1000)
     assert len(distinct) == (many if distinct.exact else pytest.approx(many, rel=0.15))
 
@@ -109,10 +115,10 @@ def test_the_command_prints_tables_one_json_document_or_writes_a_page(tmp_path, 
     found = json.loads(done.stdout)
     assert found["unit"] == f"tokens of {decoder}"
     assert found["fields"]["positive"]["lengths"]["longest"] > 30
-    assert [title for title, _ in tables(found)][:2] == [
+    assert [title for title, _ in description_tables(found)][:2] == [
         "files",
         f"texts, lengths in {found['unit']}",
     ]
-    assert page(found).count("<rect") == sum(
+    assert render_description(found).count("<rect") == sum(
         len(texts["histogram"]) for texts in found["fields"].values()
     )

@@ -2,7 +2,8 @@ import re
 
 import pytest
 
-from stillroom.reports.render import evaluation_page, render, small_table, table
+from stillroom.reports.render import render_evaluation, render_report
+from stillroom.reports.tables import score_table, small_vector_table
 
 EVIL = "<script>alert('x')</script>"
 
@@ -37,7 +38,7 @@ def extras():
 
 
 def test_the_table_has_a_row_a_model_the_best_first():
-    header, *rows = table(report())
+    header, *rows = score_table(report())
     assert header == ["model", "parameters", "dims", "texts/s", "nDCG@10", "Recall@100", "MRR@10"]
     assert [row[0] for row in rows] == ["teacher", "student", "B"]
     assert rows[1] == ["student", "23.0 M", "384", "123", "0.600", "0.900", "0.500"]
@@ -45,13 +46,13 @@ def test_the_table_has_a_row_a_model_the_best_first():
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing():
-    page = render(report(), extras())
+    page = render_report(report(), extras())
     assert not re.findall(r"(?:src|href)\s*=|@import|url\(", page)
     assert "<script" not in page
 
 
 def test_the_page_says_plainly_who_is_above_whom():
-    page = render(report(), extras())
+    page = render_report(report(), extras())
     assert "The student is below the teacher: nDCG@10 0.600 against 0.800 (-0.200)." in page
     assert "The student is above BM25" in page
     assert "75.0 %" in page
@@ -59,7 +60,7 @@ def test_the_page_says_plainly_who_is_above_whom():
 
 
 def test_the_scores_of_positives_and_negatives_are_bars_over_one_axis():
-    page = render(report(), extras())
+    page = render_report(report(), extras())
     plots = re.findall(r"Scores of (?:positives|negatives)</figcaption>|Scores of \w+;", page)
     assert plots == ["Scores of positives;", "Scores of negatives;"]
     # 120 units high is the most of a plot; empty bins have no bar.
@@ -85,11 +86,11 @@ def small(*sets, dims=(384, 128)):
 
 
 def test_small_vectors_are_rows_with_what_they_keep_of_float32():
-    header, *rows = small_table(small("a", "b"))
+    header, *rows = small_vector_table(small("a", "b"))
     assert header == ["dims", "precision", "bytes", "a nDCG@10", "b nDCG@10", "mean", "of float32"]
     assert rows[0] == ["384", "float32", "1,536", "0.800", "0.700", "0.750", "100.0%"]
     assert rows[3] == ["128 (not trained)", "int8", "128", "0.700", "0.600", "0.650", "86.7%"]
-    assert small_table(small("a"))[0][3:] == ["nDCG@10", "Recall@100", "of float32"]
+    assert small_vector_table(small("a"))[0][3:] == ["nDCG@10", "Recall@100", "of float32"]
 
 
 @pytest.mark.parametrize("dims", [(384, 128), (384,)])
@@ -100,7 +101,7 @@ def test_quality_is_plotted_against_bytes_on_both_pages(dims):
         **measured["models"]["student"], "role": "asymmetric",
         "retention": {"held-out": 0.875, "mean": 0.875},
     }  # fmt: skip
-    for page in (render(measured, extras()), evaluation_page(measured, EVIL)):
+    for page in (render_report(measured, extras()), render_evaluation(measured, EVIL)):
         assert not re.findall(r"(?:src|href)\s*=|@import|url\(|<script", page)
         circles = re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="4"><title>float32, 384', page)
         smaller = re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="4"><title>int8, 384', page)
@@ -108,4 +109,16 @@ def test_quality_is_plotted_against_bytes_on_both_pages(dims):
         # Fewer bytes are further left, and less quality is further down.
         assert float(circles[0][0]) > float(smaller[0][0])
         assert float(circles[0][1]) < float(smaller[0][1])
-    assert "87.5 %" in render(measured, extras())
+    assert "87.5 %" in render_report(measured, extras())
+
+
+@pytest.mark.parametrize(
+    ("spread", "shown"),
+    [(None, "123"), (1.2, "123"), (2.0, "123 (unreliable: ×2.0 between rounds)")],
+)
+def test_a_speed_that_differed_between_rounds_is_marked_in_table_and_page(spread, shown):
+    content = report()
+    content["models"]["student"]["texts_per_second_spread"] = spread
+    [row] = [row for row in score_table(content) if row[0] == "student"]
+    assert row[3] == shown
+    assert shown in render_report(content, extras())

@@ -1,9 +1,11 @@
-"""What we start on this machine is reached from this machine alone, and is our own."""
+"""A server that we start listens only on this machine, asks for keys, and uses its own Ray."""
 
+import itertools
 import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -11,28 +13,52 @@ import httpx
 import psutil
 import pytest
 
-from support.ray_head import environment, free_port
+from support.ray_head import clean_environment, free_port
 from support.tiny_releases import make_release
 
 SECRET = "sk-planted-0123456789abcdef"
+OTHER_SECRET = "sk-planted-fedcba9876543210"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `stillroom serve`.
+
+    Attributes:
+        lines: that it printed until it was ready.
+        home: its home folder.
+        ray_folder: where Ray keeps its sessions and logs.
+    """
+
+    process: subprocess.Popen
+    url: str
+    lines: list[str]
+    home: Path
+    ray_folder: Path
+
+    def ray_processes(self):
+        return psutil.Process(self.process.pid).children(recursive=True)
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """`stillroom serve` beside another Ray, which is said to be at an address where nothing is: the
-    process, its address, what it printed, the home that it had, and Ray's folder."""
-    folder = tmp_path_factory.mktemp("doors")
-    release = make_release(folder / "release", shared_space=True)
+def server(tmp_path_factory):
+    """A server whose Ray folder names another cluster, at an address where nothing listens."""
+    folder = tmp_path_factory.mktemp("ports")
+    release = make_release(folder / "release", shared_space=False)
     (folder / "keys").write_text(f"me:{SECRET}\n")
-    others = Path(tempfile.mkdtemp(prefix="ray"))  # its sockets' paths may have 107 characters
-    (others / "ray_current_cluster").write_text("127.0.0.1:1")
+    # A short path: those of Ray's sockets may have at most 107 characters.
+    ray_folder = Path(tempfile.mkdtemp(prefix="ray"))
+    (ray_folder / "ray_current_cluster").write_text("127.0.0.1:1")
     port = free_port()
     process = subprocess.Popen(
         [
             sys.executable, "-m", "stillroom.cli", "serve", str(release), "--port", str(port),
             "--keys-file", str(folder / "keys"),
         ],
-        env={**environment(folder), "RAY_TMPDIR": str(others)},
+        env={
+            **clean_environment(folder), "RAY_TMPDIR": str(ray_folder),
+            "STILLROOM_API_KEYS": f"ann:{OTHER_SECRET}",
+        },
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     lines = []
@@ -40,53 +66,69 @@ def served(tmp_path_factory):
         lines.append(line)
         if line.startswith("Ready"):
             break
-    yield process, f"http://127.0.0.1:{port}", lines, folder, others
+    yield Server(process, f"http://127.0.0.1:{port}", lines, folder, ray_folder)
     process.terminate()
     process.communicate()
-    shutil.rmtree(others)
+    shutil.rmtree(ray_folder)
 
 
-def test_what_listens_is_on_loopback_or_wants_the_token(served):
-    process, *_ = served
+def test_open_ports_are_on_loopback_or_need_the_token(server):
     listening = {
-        (one.name(), connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)
-        for one in psutil.Process(process.pid).children(recursive=True)
-        for connection in one.net_connections("inet")
+        (process.name(), connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)
+        for process in server.ray_processes()
+        for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     }
     assert {name for name, _, _ in listening} >= {"gcs_server", "raylet"}
-    elsewhere = {(name, port) for name, address, port in listening if address != "127.0.0.1"}
-    # Where Serve's replicas call one another: Ray binds that to every address.
-    assert {name.partition(":stillroom:")[0] for name, _ in elsewhere} <= {"ray::ServeReplica"}
-    for _, port in elsewhere:
+    reachable = {(name, port) for name, address, port in listening if address != "127.0.0.1"}
+    # Serve's replicas call each other there; Ray binds these ports to every address.
+    assert {name.partition(":stillroom:")[0] for name, _ in reachable} <= {"ray::ServeReplica"}
+    for _, port in reachable:
         channel = grpc.insecure_channel(f"127.0.0.1:{port}")
-        with channel, pytest.raises(grpc.RpcError) as no:
+        with channel, pytest.raises(grpc.RpcError) as error:
             channel.unary_unary("/ray.serve.ASGIService/HandleRequest")(b"", timeout=30)
-        assert no.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_a_ray_of_our_own_wants_a_token_that_nobody_else_reads(served):
-    process, _, _, folder, _ = served
-    token = folder / ".ray" / "auth_token"
+def test_a_ray_that_we_start_needs_a_token_that_only_its_owner_can_read(server):
+    token = server.home / ".ray" / "auth_token"
     assert len(token.read_text()) == 64
     assert token.parent.stat().st_mode & 0o077 == 0
-    family = {one.name(): one for one in psutil.Process(process.pid).children(recursive=True)}
-    # Ray's Python processes write their titles over their environment.
-    modes = [family[name].environ()["RAY_AUTH_MODE"] for name in ("gcs_server", "raylet")]
+    processes = {process.name(): process for process in server.ray_processes()}
+    # Ray's Python processes overwrite their environment with their titles.
+    modes = [processes[name].environ()["RAY_AUTH_MODE"] for name in ("gcs_server", "raylet")]
     assert modes == ["token", "token"]
 
 
-def test_a_key_lets_in_and_is_written_nowhere(served):
-    _, url, lines, folder, session = served
+def test_a_key_gives_access_and_is_written_nowhere(server):
     body = {"model": "tiny/student", "input": "a text"}
-    refused = httpx.post(f"{url}/v1/embeddings", json=body)
+    url = f"{server.url}/v1/embeddings"
+    refused = httpx.post(url, json=body)
     bearer = {"Authorization": f"Bearer {SECRET}"}
-    answered = httpx.post(f"{url}/v1/embeddings", json=body, headers=bearer)
+    answered = httpx.post(url, json=body, headers=bearer)
     assert (refused.status_code, answered.status_code) == (401, 200)
-    token = (folder / ".ray" / "auth_token").read_text()
-    logs = [path.read_bytes() for path in session.rglob("*") if path.is_file()]
+    token = (server.home / ".ray" / "auth_token").read_text()
+    logs = [path.read_bytes() for path in server.ray_folder.rglob("*") if path.is_file()]
     assert any(b"tiny" in log for log in logs)
-    told = [" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])]
-    for secret in (SECRET, token):
+    processes = psutil.process_iter(["cmdline"])
+    command_lines = [" ".join(process.info["cmdline"] or ()) for process in processes]
+    for secret in (SECRET, OTHER_SECRET, token):
         assert not any(secret.encode() in log for log in logs)
-        assert secret not in "".join([*told, *lines])
+        assert secret not in "".join([*command_lines, *server.lines])
+
+
+@pytest.mark.promise("routing")
+def test_only_holders_of_a_key_may_call_and_spaces_are_never_mixed(server):
+    url = f"{server.url}/v1/embeddings"
+    body = {"model": "tiny", "input": "text"}
+    for headers in ({}, {"Authorization": "Bearer wrong"}):
+        answer = httpx.post(url, json=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+    for secret, input_type in itertools.product((SECRET, OTHER_SECRET), ("query", "document")):
+        answer = httpx.post(
+            url,
+            json={**body, "input_type": input_type},
+            headers={"Authorization": f"Bearer {secret}"},
+        )
+        assert answer.headers["x-stillroom-model"] == "tiny/student"
+        assert answer.headers["x-stillroom-space"] == "two"

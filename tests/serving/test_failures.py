@@ -1,6 +1,6 @@
 """What a deployment promises when things go wrong, with real processes on two nodes.
 
-One deployment goes through it all, in this order: a deployment's start is most of the time.
+One deployment goes through all tests, in this order: starting one takes most of the time.
 """
 
 import asyncio
@@ -14,18 +14,18 @@ from ray._private.state import available_resources_per_node
 
 from support.tiny_releases import make_release
 from support.two_node_cluster import (
-    ask_until,
     deploy,
-    hammer,
-    queries,
-    replicas,
-    running,
-    settle,
+    post_until,
+    query_bodies,
+    replica_actors,
+    running_replicas,
+    send_load,
     statuses,
-    two_nodes,
+    two_node_cluster,
+    wait_until_updated,
 )
 
-LONG = ["a text of some words " * 8] * 200
+LONG_TEXTS = ["a text of some words " * 8] * 200
 
 
 @pytest.fixture(scope="module")
@@ -35,38 +35,45 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def args(folder):
-    sleeping = {"min": 0, "max": 1, "up_delay_s": 0, "down_delay_s": 600, "look_back_s": 1}
+    to_zero = {
+        "min_replicas": 0,
+        "max_replicas": 1,
+        "upscale_delay_s": 0,
+        "downscale_delay_s": 600,
+        "look_back_period_s": 1,
+    }
     return {
         "releases": [str(make_release(folder / "release", shared_space=True))],
         "routers": 2,
-        "no_auth": True,  # where HAProxy is, every caller is it
+        "no_auth": True,  # behind HAProxy, every caller has its address
         "target_latency_s": 60,
-        "teacher": {"num_cpus": 0.5, "resources": {"large": 1}, "autoscale": sleeping},
+        "teacher": {"num_cpus": 0.5, "resources": {"large": 1}, "autoscale": to_zero},
         "student": {"num_cpus": 0.25, "node_labels": {"disk": "fast"}, "replicas": 2},
-        "shadow": {"share": 1.0, "folder": str(folder / "kept"), "alert_cosine": 1.0},
+        "shadow": {"share": 1.0, "folder": str(folder / "kept"), "alert_below_cosine": 1.0},
     }
 
 
 @pytest.fixture(scope="module")
 def updated(args):
-    """The same with a teacher that never sleeps, and smaller batches."""
-    teacher = {"num_cpus": 0.5, "resources": {"large": 1}, "max_ongoing": 4}
+    """The same with a teacher that always has a replica, and smaller batches."""
+    teacher = {"num_cpus": 0.5, "resources": {"large": 1}, "max_ongoing_requests": 4}
     return {**args, "max_batch_tokens": 2048, "teacher": teacher}
 
 
 @pytest.fixture(scope="module")
 def url(args):
-    with two_nodes() as found:
+    with two_node_cluster() as url:
         deploy(args)
-        yield found
+        yield url
 
 
+@pytest.mark.promise("routing")
 def test_while_the_teacher_starts_its_student_answers_in_the_same_space(url):
-    assert running("tiny-teacher") == 0
+    assert running_replicas("tiny-teacher") == 0
     alone = httpx.post(f"{url}/v1/embeddings", json={"model": "tiny/teacher", "input": "text"})
     assert (alone.status_code, alone.json()["error"]["code"]) == (503, "overloaded")
     assert int(alone.headers["retry-after"]) >= 1
-    answers = ask_until(
+    answers = post_until(
         url,
         {"model": "tiny", "input": "text", "input_type": "document"},
         lambda answer: answer.headers["x-stillroom-model"] == "tiny/teacher",
@@ -83,128 +90,148 @@ def test_replicas_are_placed_on_the_node_that_has_what_they_need(url):
 
 
 def test_answers_are_compared_with_the_teacher_s_and_an_alert_stops_no_traffic(url, folder):
-    told, counted = {"rank": None}, False
+    agreement, counted = {"rank_correlation": None}, False
     with httpx.Client(timeout=60) as http:
-        for body in queries(2000):
+        for body in query_bodies(2000):
             assert http.post(f"{url}/v1/embeddings", json=body).status_code == 200
-            # Each of the two routers tells of what it has compared itself.
+            # Each of the two routers reports what it has compared itself.
             health = http.get(f"{url}/healthz")
             assert health.status_code == 200
-            if told["rank"] is None:
-                told = health.json()["shadow"]["tiny/student"]
+            if agreement["rank_correlation"] is None:
+                agreement = health.json()["shadow"]["tiny/student"]
             metrics = http.get(f"{url}/metrics").text
             counted |= 'stillroom_shadow_cosine_count{model="tiny/student"' in metrics
-            if told["rank"] is not None and counted:
+            if agreement["rank_correlation"] is not None and counted:
                 break
     assert counted
-    assert told["alert"] and -1 <= told["cosine"] < 1
+    assert agreement["alert"] and -1 <= agreement["cosine"] < 1
     kept = [json.loads(line) for line in (folder / "kept" / "tiny.jsonl").read_text().splitlines()]
-    sent = {"text"} | {body["input"] for body in queries(2000)}
+    sent = {"text"} | {body["input"] for body in query_bodies(2000)}
     assert kept and {row["text"] for row in kept} <= sent
 
 
-def test_a_router_tells_how_many_replicas_serve_knows_of(url):
-    def told(http):
-        shown = http.get(f"{url}/metrics").text
-        return re.search(r'stillroom_ready_replicas{model="tiny/student".*} (\S+)', shown)[1]
+def test_metrics_show_how_many_replicas_serve_knows(url):
+    def ready_replicas(http):
+        metrics = http.get(f"{url}/metrics").text
+        return re.search(r'stillroom_ready_replicas{model="tiny/student".*} (\S+)', metrics)[1]
 
     with httpx.Client(timeout=60) as http:
-        for body in queries(200):  # either router answers; each knows from its first request on
+        # Either router answers; each knows from its first request on.
+        for body in query_bodies(200):
             assert http.post(f"{url}/v1/embeddings", json=body).status_code == 200
-            if (count := told(http)) == "2.0":
+            if (count := ready_replicas(http)) == "2.0":
                 break
     assert count == "2.0"
 
 
-def test_nothing_that_was_accepted_is_lost_with_a_replica(url):
+@pytest.mark.promise("routing")
+def test_killing_a_replica_loses_no_accepted_request(url):
     answers = asyncio.run(
-        hammer(url, queries(200), during=lambda: ray.kill(replicas("tiny-student")[0]))
+        send_load(
+            url, query_bodies(200), during=lambda: ray.kill(replica_actors("tiny-student")[0])
+        )
     )
     assert statuses(answers) == {200}
 
 
-def test_with_a_router_go_only_its_open_connections(url):
+def test_killing_a_router_loses_only_its_open_connections(url):
     answers = asyncio.run(
-        hammer(url, queries(200), callers=8, during=lambda: ray.kill(replicas("Router")[0]))
+        send_load(
+            url, query_bodies(200), callers=8, during=lambda: ray.kill(replica_actors("Router")[0])
+        )
     )
     failed = [a for a in answers if not isinstance(a, httpx.Response) or a.status_code != 200]
     assert len(failed) <= 8
 
 
+@pytest.mark.promise("routing")
 def test_a_rolling_update_under_load_fails_no_request(url, updated):
-    answers = asyncio.run(hammer(url, queries(500), during=lambda: deploy(updated)))
+    answers = asyncio.run(send_load(url, query_bodies(500), during=lambda: deploy(updated)))
     assert statuses(answers) == {200}
 
 
-def test_an_encoder_moves_into_the_routers_under_load_and_fails_no_request(url, updated):
-    inside = {**updated["student"], "in_router": True}
+@pytest.mark.full
+def test_moving_an_encoder_into_the_routers_under_load_fails_no_request(url, updated):
+    in_router = {**updated["student"], "in_router": True}
 
     def move():
-        deploy({**updated, "routers": 1, "student": inside})
+        deploy({**updated, "routers": 1, "student": in_router})
 
-    answers = asyncio.run(hammer(url, queries(500), during=move))
+    answers = asyncio.run(send_load(url, query_bodies(500), during=move))
     assert statuses(answers) == {200}
-    # Where the old student went before its router did, the teacher has stood in.
+    # Where the old student left before its router did, the teacher has answered.
     assert {answer.headers["x-stillroom-space"] for answer in answers} == {"one"}
-    assert not replicas("tiny-student") and running("Router") == inside["replicas"]
-    # One dies with what it had; the other, and then a new one, serve on.
+    assert (
+        not replica_actors("tiny-student") and running_replicas("Router") == in_router["replicas"]
+    )
+    # One router dies with its requests; the other, and then a new one, serve on.
     answers = asyncio.run(
-        hammer(url, queries(200), callers=8, during=lambda: ray.kill(replicas("Router")[0]))
+        send_load(
+            url, query_bodies(200), callers=8, during=lambda: ray.kill(replica_actors("Router")[0])
+        )
     )
     failed = [a for a in answers if not isinstance(a, httpx.Response) or a.status_code != 200]
     assert len(failed) <= 8
 
 
-def test_when_the_last_teacher_dies_its_student_answers_what_it_had(url):
-    body = {"model": "tiny", "input": LONG[:20], "input_type": "document"}
+@pytest.mark.promise("routing")
+def test_when_the_last_teacher_dies_the_student_answers_its_requests(url):
+    body = {"model": "tiny", "input": LONG_TEXTS[:20], "input_type": "document"}
     answers = asyncio.run(
-        hammer(url, [body] * 200, during=lambda: ray.kill(replicas("tiny-teacher")[0]))
+        send_load(url, [body] * 200, during=lambda: ray.kill(replica_actors("tiny-teacher")[0]))
     )
     assert statuses(answers) == {200}
-    by = [answer.headers["x-stillroom-model"] for answer in answers]
-    assert set(by) == {"tiny/teacher", "tiny/student"}
-    ask_until(url, body, lambda answer: answer.headers["x-stillroom-model"] == "tiny/teacher")
+    models = {answer.headers["x-stillroom-model"] for answer in answers}
+    assert models == {"tiny/teacher", "tiny/student"}
+    post_until(url, body, lambda answer: answer.headers["x-stillroom-model"] == "tiny/teacher")
 
 
-def test_at_ten_times_the_load_some_are_told_to_come_back_and_the_rest_are_served(url, updated):
+@pytest.mark.promise("routing")
+def test_at_ten_times_the_load_some_requests_get_429_and_the_rest_are_served(url, updated):
     deploy({**updated, "target_latency_s": 0.1})
-    bodies = [{"model": "tiny/student", "input": LONG[:20]} for _ in range(160)]
-    answers = asyncio.run(hammer(url, bodies, callers=60))
+    bodies = [{"model": "tiny/student", "input": LONG_TEXTS[:20]} for _ in range(160)]
+    answers = asyncio.run(send_load(url, bodies, callers=60))
     assert statuses(answers) == {200, 429}
     assert all(int(a.headers["retry-after"]) >= 1 for a in answers if a.status_code == 429)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("in_router", [False, True])
-def test_who_leaves_has_no_more_done_for_him(url, updated, in_router):
-    few = {**updated["student"], "replicas": 1, "max_ongoing": 2, "max_queued": 1}
-    student = {**few, "in_router": in_router}
+def test_a_client_that_leaves_costs_no_more_work(url, updated, in_router):
+    limited = {
+        **updated["student"],
+        "replicas": 1,
+        "max_ongoing_requests": 2,
+        "max_queued_requests": 1,
+    }
+    student = {**limited, "in_router": in_router}
     deploy({**updated, "routers": 1, "max_batch_tokens": 32, "student": student})
-    settle("Router")  # so that all is asked of one, its figures too
+    wait_until_updated("Router")  # so that one router gets all requests, also those for metrics
 
     async def leave():
         async with httpx.AsyncClient(timeout=60) as http:
 
-            async def ask(body):
+            async def post(body):
                 return (await http.post(f"{url}/v1/embeddings", json=body)).status_code
 
-            async def told(series):
+            async def metric(series):
                 text = (await http.get(f"{url}/metrics")).text
-                found = re.search(rf"^stillroom_{series}.* (\S+)$", text, re.MULTILINE)
-                return float(found[1]) if found else 0
+                match = re.search(rf"^stillroom_{series}.* (\S+)$", text, re.MULTILINE)
+                return float(match[1]) if match else 0
 
-            endless = {"model": "tiny/student", "input": LONG * 10}  # 2,000 forwards
+            endless = {"model": "tiny/student", "input": LONG_TEXTS * 10}  # 2,000 forwards
             calls = []
             for count in (1, 2, 3):
-                calls.append(asyncio.create_task(ask(endless)))
-                while await told('ongoing_requests{model="tiny/student"') < count:
+                calls.append(asyncio.create_task(post(endless)))
+                while await metric('ongoing_requests{model="tiny/student"') < count:
                     pass
-            # Both places in the replica are taken, and the one in its queue …
-            refused = await ask(queries(1)[0])
+            # The replica's two places and its queue's one are taken …
+            refused = await post(query_bodies(1)[0])
             for call in calls:
                 call.cancel()
-            # … and free when they have left, before any was answered.
-            while (left := await told('requests_total{.*status="499"')) < 3:
+            # … and free when the clients have left, before any was answered.
+            while (left := await metric('requests_total{.*status="499"')) < 3:
                 pass
-            return refused, left, await ask(queries(1)[0])
+            return refused, left, await post(query_bodies(1)[0])
 
     assert asyncio.run(asyncio.wait_for(leave(), 60)) == (429, 3, 200)

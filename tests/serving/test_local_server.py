@@ -1,5 +1,7 @@
-"""A real server on a real socket, asked by the clients that people use."""
+"""`stillroom serve` as a process of its own, called by the clients that people use."""
 
+import asyncio
+import base64
 import itertools
 import json
 import os
@@ -13,11 +15,12 @@ import numpy as np
 import openai
 import pytest
 
-from stillroom.encoders.files.load import load
+from stillroom.encoders.files.load import load_encoder
 from stillroom.errors import UserError
 from stillroom.serving.telemetry import tracing
-from support.otlp_collector import receiver
-from support.serve_process import served
+from support.in_process_cli import run_command
+from support.otlp_collector import run_collector
+from support.serve_process import serve_process
 from support.tiny_releases import make_release
 
 
@@ -28,15 +31,21 @@ def release(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def collector():
-    with receiver() as found:
-        yield found
+    with run_collector() as address_and_spans:
+        yield address_and_spans
 
 
 @pytest.fixture(scope="module")
-def url(release, collector):
-    told = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector[0], "OTEL_BSP_SCHEDULE_DELAY": "100"}
-    with served(release, OTEL_SERVICE_NAME="tried", **told) as (found, _):
-        yield found
+def server(release, collector):
+    """The server's URL, and a function that stops it."""
+    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector[0], "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    with serve_process(release, OTEL_SERVICE_NAME="tested", **environment) as url_and_stop:
+        yield url_and_stop
+
+
+@pytest.fixture(scope="module")
+def url(server):
+    return server[0]
 
 
 @pytest.fixture(scope="module")
@@ -44,38 +53,38 @@ def client(url):
     return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
 
+@pytest.mark.promise("vectors")
 def test_the_openai_client_gets_the_encoder_s_own_vectors(client, release):
     texts = ["one text", "another and a longer text, with more words", "naïve 漢字"]
     for name in ("teacher", "student"):
-        encoder = load(release / name)
+        encoder = load_encoder(release / name)
         for input_type, role in (("query", "query"), ("document", "passage")):
-            answer = client.embeddings.create(  # base64, unless told otherwise
+            answer = client.embeddings.create(  # base64, the client's default
                 model=f"tiny/{name}", input=texts, extra_body={"input_type": input_type}
             )
             vectors = np.array([item.embedding for item in answer.data])
             np.testing.assert_allclose(vectors, encoder.encode(texts, role), atol=2e-6)
             assert answer.model == f"tiny/{name}"
-            tokens = sum(len(one.ids) for one in encoder.prompter(texts, role))
+            tokens = sum(len(text.ids) for text in encoder.prompter(texts, role))
             assert answer.usage.prompt_tokens == tokens
 
 
 def test_floats_and_base64_carry_the_same_vectors(client):
-    both = [
+    answers = [
         client.embeddings.create(model="tiny/student", input="text", encoding_format=encoding)
         for encoding in ("float", "base64")
     ]
-    first, second = (answer.data[0].embedding for answer in both)
-    if isinstance(second, str):  # the client leaves base64 as it came when it is asked for it
-        import base64
-
+    first, second = (answer.data[0].embedding for answer in answers)
+    if isinstance(second, str):  # base64 that was asked for, the client does not decode
         second = np.frombuffer(base64.b64decode(second), dtype="<f4")
     np.testing.assert_allclose(first, second, atol=1e-7)
 
 
 def test_token_ids_give_the_vector_of_the_text_they_stand_for(client, release):
-    tokenizer = load(release / "student").tokenizer
+    tokenizer = load_encoder(release / "student").tokenizer
     ids = tokenizer("some text", add_special_tokens=False)["input_ids"]
-    answers = [client.embeddings.create(model="tiny/student", input=i) for i in ("some text", ids)]
+    inputs = ("some text", ids)
+    answers = [client.embeddings.create(model="tiny/student", input=value) for value in inputs]
     first, second = (answer.data[0].embedding for answer in answers)
     np.testing.assert_allclose(first, second, atol=1e-6)
 
@@ -88,20 +97,19 @@ def test_in_one_space_documents_go_to_the_teacher_and_queries_to_the_student(url
         assert answer.headers["x-stillroom-space"] == "one"
 
 
-def test_models_are_listed_with_what_a_client_must_know(client):
+def test_models_are_listed_with_policy_space_and_sizes(client):
     listed = {model.id: model for model in client.models.list()}
     assert list(listed) == ["tiny", "tiny/teacher", "tiny/student"]
     assert (listed["tiny"].policy, listed["tiny"].space) == ("asymmetric", "one")
     assert (listed["tiny"].dims, listed["tiny"].max_tokens) == ([64], 32)
 
 
+@pytest.mark.promise("vectors")
 def test_many_callers_at_once_each_get_their_own_vectors(url, release):
     texts = [f"text number {number} " * (1 + number % 7) for number in range(60)]
-    expected = load(release / "student").encode(texts, "query")
+    expected = load_encoder(release / "student").encode(texts, "query")
 
-    async def ask():
-        import asyncio
-
+    async def post_all():
         async with httpx.AsyncClient(timeout=60) as http:
             bodies = [
                 {"model": "tiny/student", "input": text, "input_type": "query"} for text in texts
@@ -110,9 +118,7 @@ def test_many_callers_at_once_each_get_their_own_vectors(url, release):
                 *(http.post(f"{url}/v1/embeddings", json=body) for body in bodies)
             )
 
-    import asyncio
-
-    answers = asyncio.run(ask())
+    answers = asyncio.run(post_all())
     vectors = np.array([answer.json()["data"][0]["embedding"] for answer in answers])
     np.testing.assert_allclose(vectors, expected, atol=2e-6)
 
@@ -131,7 +137,7 @@ def test_many_callers_at_once_each_get_their_own_vectors(url, release):
         ({"model": "huge", "input": "x"}, 404, "model"),
     ],
 )
-def test_a_faulty_request_is_answered_in_openai_s_words(url, body, status, param):
+def test_an_invalid_request_gets_openai_s_error_body(url, body, status, param):
     answer = httpx.post(f"{url}/v1/embeddings", json=body)
     assert answer.status_code == status
     error = answer.json()["error"]
@@ -139,40 +145,42 @@ def test_a_faulty_request_is_answered_in_openai_s_words(url, body, status, param
     assert error["message"]
 
 
-def test_what_is_no_json_and_what_is_no_route_get_errors_of_the_same_form(url):
+def test_invalid_json_and_unknown_routes_get_errors_of_the_same_form(url):
     assert httpx.post(f"{url}/v1/embeddings", content=b"{").json()["error"]["code"] == (
         "invalid_json"
     )
-    lost = httpx.get(f"{url}/v1/nothing")
-    assert (lost.status_code, lost.json()["error"]["code"]) == (404, "unknown_url")
+    unknown = httpx.get(f"{url}/v1/nothing")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_url")
 
 
 def test_the_routes_of_text_embeddings_inference_reach_the_same_replicas(url, release):
     texts = ["some text", "another"]
-    found = httpx.post(f"{url}/embed", json={"inputs": texts}).json()
-    np.testing.assert_allclose(found, load(release / "teacher").encode(texts, "passage"), atol=2e-6)
+    vectors = httpx.post(f"{url}/embed", json={"inputs": texts}).json()
+    np.testing.assert_allclose(
+        vectors, load_encoder(release / "teacher").encode(texts, "passage"), atol=2e-6
+    )
     [tokens, _] = httpx.post(f"{url}/tokenize", json={"inputs": texts}).json()
     ids = [token["id"] for token in tokens]
     assert httpx.post(f"{url}/decode", json={"ids": ids}).json() == ["some text"]
-    lost = httpx.post(f"{url}/decode", json={"ids": [10**6]})
-    assert (lost.status_code, lost.json()["error_type"]) == (422, "Tokenizer")
+    refused = httpx.post(f"{url}/decode", json={"ids": [10**6]})
+    assert (refused.status_code, refused.json()["error_type"]) == (422, "Tokenizer")
 
 
 def test_a_request_keeps_the_id_that_it_came_with(url):
     for headers, expected in (({"x-request-id": "r-1"}, "r-1"), ({}, None)):
-        given = httpx.get(f"{url}/v1/models", headers=headers).headers.get_list("x-request-id")
-        assert len(given) == 1
-        assert given[0] == (expected or given[0])
+        answer = httpx.get(f"{url}/v1/models", headers=headers)
+        [request_id] = answer.headers.get_list("x-request-id")
+        assert request_id == (expected or request_id)
 
 
-def test_a_request_is_a_span_of_its_sender_s_trace_and_each_phase_one_below(url, collector):
+def test_a_request_is_a_span_of_its_sender_s_trace_with_a_child_for_each_phase(url, collector):
     trace, sender = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
     headers = {"traceparent": f"00-{trace}-{sender}-01"}
     body = {"model": "tiny", "input": ["a secret text", "b"], "input_type": "query"}
     assert httpx.post(f"{url}/v1/embeddings", json=body, headers=headers).status_code == 200
-    spans = collector[1].of(trace, 5)
+    spans = collector[1].wait_for(trace, 5)
     assert spans.keys() == {"POST /v1/embeddings", "send", "tokenise", "wait", "encode"}
-    assert {resource["service.name"] for _, resource in spans.values()} == {"tried"}
+    assert {resource["service.name"] for _, resource in spans.values()} == {"tested"}
     whole, send, *phases = (
         spans[name][0] for name in ("POST /v1/embeddings", "send", "tokenise", "wait", "encode")
     )
@@ -184,27 +192,31 @@ def test_a_request_is_a_span_of_its_sender_s_trace_and_each_phase_one_below(url,
         assert inner.end_time_unix_nano <= outer.end_time_unix_nano
     for before, after in itertools.pairwise(phases):
         assert before.end_time_unix_nano == after.start_time_unix_nano
-    told = {one.key: one.value.string_value or one.value.int_value for one in whole.attributes}
-    assert told.items() >= {
+    attributes = {
+        attribute.key: attribute.value.string_value or attribute.value.int_value
+        for attribute in whole.attributes
+    }
+    assert attributes.items() >= {
         "http.route": "/v1/embeddings", "http.response.status_code": 200, "stillroom.texts": 2,
         "stillroom.model": "tiny/student", "stillroom.policy": "asymmetric",
     }.items()  # fmt: skip
     assert "secret" not in str(spans)
 
 
-def test_a_request_that_fails_is_a_span_that_says_so(url, collector):
+def test_a_failed_request_is_a_span_with_its_status(url, collector):
     trace = "5bf92f3577b34da6a3ce929d0e0e4736"
     headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
     assert httpx.post(f"{url}/embed", json={"inputs": 5}, headers=headers).status_code == 422
-    [(span, _)] = collector[1].of(trace, 1).values()
-    told = {one.key: one.value.int_value for one in span.attributes}
-    assert (span.name, told["http.response.status_code"]) == ("POST /embed", 422)
+    [(span, _)] = collector[1].wait_for(trace, 1).values()
+    attributes = {attribute.key: attribute.value.int_value for attribute in span.attributes}
+    assert (span.name, attributes["http.response.status_code"]) == ("POST /embed", 422)
 
 
 def test_without_an_endpoint_nothing_of_opentelemetry_s_exporter_is_loaded():
     code = (
-        "import sys; from stillroom.serving import tracing as t; t.check();"
-        "assert t.began(None, '/') is None; t.phases({}, {'wait': 1.0});"
+        "import sys; from stillroom.serving.telemetry import tracing; tracing.check_exporter();"
+        "assert tracing.start_request_span('POST', '/', {}) is None;"
+        "tracing.record_phases({}, {'wait': 1.0});"
         "print([name for name in sys.modules if 'opentelemetry.exporter' in name])"
     )
     env = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
@@ -214,34 +226,18 @@ def test_without_an_endpoint_nothing_of_opentelemetry_s_exporter_is_loaded():
 
 def test_an_endpoint_without_the_exporter_is_refused_when_deployed(monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
-    tracing.check()
+    tracing.check_exporter()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install stillroom\[telemetry\]"):
-        tracing.check()
+        tracing.check_exporter()
 
 
 def test_probes_and_metrics_answer(url):
     assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
-    assert httpx.get(f"{url}/playground/about").json()["corpora"] == []  # the page says why
+    assert httpx.get(f"{url}/playground/about").json()["corpora"] == []  # the page explains this
     httpx.post(f"{url}/v1/embeddings", json={"model": "tiny", "input": ["a", "b"]})
     text = httpx.get(f"{url}/metrics").text
     assert 'stillroom_texts_total{client="anonymous",model="tiny/teacher",' in text
-
-
-def test_with_a_key_only_its_holder_may_call_and_spaces_are_never_mixed(tmp_path):
-    release = make_release(tmp_path / "apart", shared_space=False)
-    body = {"model": "tiny", "input": "text"}
-    with served(release, STILLROOM_API_KEYS="ann:secret") as (url, _):
-        for headers in ({}, {"Authorization": "Bearer wrong"}):
-            answer = httpx.post(f"{url}/v1/embeddings", json=body, headers=headers)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
-        headers = {"Authorization": "Bearer secret"}
-        for input_type in ("query", "document"):
-            answer = httpx.post(
-                f"{url}/v1/embeddings", json={**body, "input_type": input_type}, headers=headers
-            )
-            assert answer.headers["x-stillroom-model"] == "tiny/student"
-            assert answer.headers["x-stillroom-space"] == "two"
 
 
 def test_a_release_that_failed_its_gate_is_not_served(release, tmp_path):
@@ -249,25 +245,25 @@ def test_a_release_that_failed_its_gate_is_not_served(release, tmp_path):
     content = json.loads((copy / "release.json").read_text())
     content["gate"] = {"passed": False, "failures": ["too weak"], "overridden": False}
     (copy / "release.json").write_text(json.dumps(content))
-    done = subprocess.run(
-        [sys.executable, "-m", "stillroom.cli", "serve", str(copy)], capture_output=True, text=True
-    )
+    done = run_command("serve", copy, cwd=tmp_path)
     assert done.returncode == 2
     assert "failed its gate: too weak" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_server_that_is_stopped_answers_what_it_has_taken(release):
-    work = {"model": "tiny/student", "input": ["some words in a text " * 8] * 500}
-    with served(release) as (url, stop), ThreadPoolExecutor(8) as callers:
-        asked = [
-            callers.submit(httpx.post, f"{url}/v1/embeddings", json=work, timeout=60)
+# The last test: it stops the server that the others ask.
+@pytest.mark.promise("routing")
+def test_a_stopping_server_answers_the_requests_it_has_accepted(server):
+    url, stop = server
+    body = {"model": "tiny/student", "input": ["some words in a text " * 8] * 100}
+    with ThreadPoolExecutor(8) as callers:
+        calls = [
+            callers.submit(httpx.post, f"{url}/v1/embeddings", json=body, timeout=60)
             for _ in range(8)
         ]
-        first = next(as_completed(asked)).result()
+        next(call for call in as_completed(calls) if call.result().status_code == 200)
         stop()
-        answers = [call.result() for call in asked]
-    assert first.status_code == 200
-    # Taken and answered, or told to come back; none is cut off.
-    assert {answer.status_code for answer in answers} <= {200, 503}
-    assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)
+        answers = [call.result() for call in calls]
+    # Accepted and answered, or asked to retry; none is cut off.
+    assert {answer.status_code for answer in answers} <= {200, 429, 503}
+    assert all("retry-after" in answer.headers for answer in answers if answer.status_code != 200)

@@ -10,11 +10,11 @@ from stillroom.serving.yaml_check import validate_serve_yaml
 from support.tiny_releases import make_release
 
 SERVE = Path(__file__).parents[2] / "serve"
-GOOD = (SERVE / "quickstart.yaml").read_text()
+QUICKSTART = (SERVE / "quickstart.yaml").read_text()
 
 
 @pytest.mark.parametrize("file", sorted(SERVE.glob("*.yaml")), ids=lambda file: file.name)
-def test_every_deployment_that_we_ship_is_valid(file):
+def test_every_shipped_deployment_is_valid(file):
     assert validate_serve_yaml(file).applications
 
 
@@ -29,9 +29,9 @@ def test_every_deployment_that_we_ship_is_valid(file):
         ("port: 8000", "port: many", "port"),
     ],
 )
-def test_what_serve_would_ignore_in_silence_is_an_error(tmp_path, right, wrong, message):
-    assert right in GOOD
-    (tmp_path / "a.yaml").write_text(GOOD.replace(right, wrong))
+def test_a_key_that_serve_would_ignore_is_an_error(tmp_path, right, wrong, message):
+    assert right in QUICKSTART
+    (tmp_path / "a.yaml").write_text(QUICKSTART.replace(right, wrong))
     with pytest.raises(UserError, match=message):
         validate_serve_yaml(tmp_path / "a.yaml")
 
@@ -44,35 +44,47 @@ def test_what_serve_would_ignore_in_silence_is_an_error(tmp_path, right, wrong, 
         ("student: {replica: 1}", "student.unknown field 'replica'. Did you mean 'replicas'"),
     ],
 )
-def test_a_fault_in_a_section_is_named_with_the_section(args, message):
+def test_an_error_in_a_section_is_reported_with_the_section(args, message):
     with pytest.raises(UserError, match=message):
         ServeArgs.read({"releases": ["a"], **yaml.safe_load(args)})
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         ("policies: {quickstart: {spil: {}}}", "policies.quickstart: 'spil'"),
         ("policy: {spill: {limits: 3}}", "policy.spill.limits"),
-        ("teacher: {autoscale: {min: 2, max: 1}}", "min .2. is over max .1."),
-        ("teacher: {autoscale: {max: 2, minimum: 1}}", "minimum"),
+        (
+            "teacher: {autoscale: {min_replicas: 2, max_replicas: 1}}",
+            "min_replicas .2. is over max_replicas .1.",
+        ),
+        ("teacher: {autoscale: {max_replicas: 2, minimum: 1}}", "minimum"),
         ("shadow: {share: 2}", "shadow.share"),
         ("shadow: {shares: 1}", "shares"),
         ("student: {node_labels: {disk: 1}}", "student.node_labels.disk"),
-        ("student: {in_router: true, replicas: 0}", "student.in_router: without a router"),
-        ("student: {in_router: true, autoscale: {min: 0, max: 2}}", "without a router"),
-        ("student: {in_router: true}, teacher: {in_router: true}", "other encoder is in it"),
-        ("student: {in_router: true}, routers: 2", "student.in_router: its `replicas` say"),
-        ("teacher: {in_router: true}, shadow: {}", "teacher.in_router: shadow asks the teacher"),
+        ("student: {in_router: true, replicas: 0}", "student.in_router: no router would run"),
+        (
+            "student: {in_router: true, autoscale: {min_replicas: 0, max_replicas: 2}}",
+            "no router would run",
+        ),
+        (
+            "student: {in_router: true}, teacher: {in_router: true}",
+            "other encoder is in the router",
+        ),
+        ("student: {in_router: true}, routers: 2", "student.in_router: its `replicas` set"),
+        (
+            "teacher: {in_router: true}, shadow: {}",
+            "teacher.in_router: shadow needs teacher replicas",
+        ),
         ("student: {in_router: true}, releases: [a, b]", "several"),
     ],
 )
-def test_a_fault_deep_in_the_args_is_named_by_its_place(tmp_path, args, said):
+def test_an_error_deep_in_the_args_is_reported_with_its_path(tmp_path, args, message):
     (tmp_path / "a.yaml").write_text(
         "applications:\n- import_path: stillroom.serving.app:build\n"
         f"  args: {{releases: [release/quickstart], {args}}}\n"
     )
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         validate_serve_yaml(tmp_path / "a.yaml")
 
 
@@ -82,28 +94,31 @@ def release(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def apart(tmp_path_factory):
+def two_spaces(tmp_path_factory):
     return str(make_release(tmp_path_factory.mktemp("deploy") / "two", shared_space=False))
 
 
 CANARY = {"tiny": {"canary": {"share": 0.1, "to": "next/student", "rest": "student"}}}
 
 
-def test_two_releases_of_one_name_stand_side_by_side_under_two(release):
+def test_two_releases_of_one_name_are_served_under_two_names(release):
     build({"releases": [release, f"next={release}"], "policies": CANARY, "shadow": {}})
     with pytest.raises(UserError, match=f"two releases are named 'tiny'.*next={release}"):
         build({"releases": [release, release]})
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         ({"policies": CANARY}, "policies.tiny: .*spaces differ"),
-        ({"policies": {"tinny": "student"}}, "policies.tinny: is the name of no release"),
+        ({"policies": {"tinny": "student"}}, "policies.tinny: is not the name of a release"),
         ({"policy": "asymmetric", "teacher": {"replicas": 0}}, "needs tiny/teacher"),
-        ({"teacher": {"replicas": 0}, "student": {"replicas": 0}}, "nothing of 'tiny' is served"),
+        (
+            {"teacher": {"replicas": 0}, "student": {"replicas": 0}},
+            "no encoder of 'tiny' is served",
+        ),
     ],
 )
-def test_what_cannot_be_served_right_is_refused_at_deployment(release, apart, args, said):
-    with pytest.raises(UserError, match=said):
-        build({"releases": [release, f"next={apart}"], **args})
+def test_what_cannot_be_served_is_refused_at_deployment(release, two_spaces, args, message):
+    with pytest.raises(UserError, match=message):
+        build({"releases": [release, f"next={two_spaces}"], **args})

@@ -1,4 +1,4 @@
-"""Hours in minutes: `make soak`. Not among the tests that every change runs."""
+"""Long runs of serving under load: `make soak`. Not among the tests that every change runs."""
 
 import asyncio
 import sys
@@ -9,17 +9,29 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))
 from support.tiny_releases import make_release
-from support.two_node_cluster import deploy, hammer, queries, running, statuses, two_nodes
+from support.two_node_cluster import (
+    deploy,
+    query_bodies,
+    running_replicas,
+    send_load,
+    statuses,
+    two_node_cluster,
+)
 
-SCALE = {
-    "min": 1, "max": 3, "target_ongoing": 2, "up_delay_s": 0, "down_delay_s": 1, "look_back_s": 1,
-}  # fmt: skip
+AUTOSCALE = {
+    "min_replicas": 1,
+    "max_replicas": 3,
+    "target_ongoing_requests": 2,
+    "upscale_delay_s": 0,
+    "downscale_delay_s": 1,
+    "look_back_period_s": 1,
+}
 
 
 @pytest.fixture(scope="module")
 def url():
-    with two_nodes() as found:
-        yield found
+    with two_node_cluster() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +43,7 @@ def args(tmp_path_factory):
             f"green={make_release(folder / 'green', shared_space=True)}",
         ],
         "policies": {"tiny": {"canary": {"share": 0.5, "to": "green/student", "rest": "student"}}},
-        "no_auth": True,  # where HAProxy is, every caller is it
+        "no_auth": True,  # behind HAProxy, every caller has its address
         "routers": 2,
         "teacher": {"replicas": 0},
         "student": {"num_cpus": 0.1, "replicas": 2},
@@ -45,29 +57,31 @@ def test_rolling_updates_under_load_fail_none_of_ten_thousand_requests(url, args
         for tokens in (1024, 2048, 4096):
             deploy({**args, "max_batch_tokens": tokens})
 
-    answers = asyncio.run(hammer(url, queries(10_000), during=update))
+    answers = asyncio.run(send_load(url, query_bodies(10_000), during=update))
     assert statuses(answers) == {200}
-    by = [answer.headers["x-stillroom-model"] for answer in answers]
-    assert by.count("green/student") / len(by) == pytest.approx(0.5, abs=0.05)
+    models = [answer.headers["x-stillroom-model"] for answer in answers]
+    assert models.count("green/student") / len(models) == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_release_taken_away_under_load_leaves_the_other_untouched(url, args):
     deploy(args)
-    blue = {**args, "releases": args["releases"][:1], "policies": {}}
-    answers = asyncio.run(hammer(url, queries(2000, "tiny/student"), during=lambda: deploy(blue)))
+    only_blue = {**args, "releases": args["releases"][:1], "policies": {}}
+    answers = asyncio.run(
+        send_load(url, query_bodies(2000, "tiny/student"), during=lambda: deploy(only_blue))
+    )
     assert statuses(answers) == {200}
-    gone = httpx.post(f"{url}/v1/embeddings", json=queries(1, "green")[0])
-    assert gone.status_code == 404
+    removed = httpx.post(f"{url}/v1/embeddings", json=query_bodies(1, "green")[0])
+    assert removed.status_code == 404
 
 
 def test_replicas_follow_the_load_and_nothing_fails(url, args):
     deploy({
         **args, "releases": args["releases"][:1], "policies": {},
-        "student": {"num_cpus": 0.1, "autoscale": SCALE},
+        "student": {"num_cpus": 0.1, "autoscale": AUTOSCALE},
     })  # fmt: skip
-    assert running("tiny-student") == 1
+    assert running_replicas("tiny-student") == 1
     with asyncio.Runner() as runner:
-        while running("tiny-student") < 3:
-            assert statuses(runner.run(hammer(url, queries(200), callers=32))) == {200}
-        while running("tiny-student") > 1:  # a trickle goes on as they leave
-            assert statuses(runner.run(hammer(url, queries(4), callers=1))) == {200}
+        while running_replicas("tiny-student") < 3:
+            assert statuses(runner.run(send_load(url, query_bodies(200), callers=32))) == {200}
+        while running_replicas("tiny-student") > 1:  # a few requests go on while replicas leave
+            assert statuses(runner.run(send_load(url, query_bodies(4), callers=1))) == {200}

@@ -7,44 +7,42 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from typer.testing import CliRunner
 
 from stillroom.cli.app import app
 from stillroom.config.load import read_recipe
-from stillroom.encoders.contract import Terms
-from stillroom.encoders.files.create import create
-from stillroom.encoders.files.load import load
-from stillroom.encoders.files.save import save
+from stillroom.encoders.contract import BaseContract
+from stillroom.encoders.files.create import create_encoder
+from stillroom.encoders.files.load import load_encoder
+from stillroom.encoders.files.options import ContractOptions, Resize
+from stillroom.encoders.files.save import save_encoder
 from stillroom.encoders.vectors.quantise import write_calibrations
 from stillroom.errors import UserError
-from stillroom.evaluation.evaluate import measure
+from stillroom.evaluation.evaluate import evaluate_encoder
 from stillroom.pipeline.plan import pipeline
-from stillroom.pipeline.run import stage
+from stillroom.pipeline.run import stage_function
 from stillroom.preflight.recipe import check_recipe
 from stillroom.release.reader import Release
 from stillroom.serving.app import build
 from stillroom.serving.replica.batching import Batcher
-from stillroom.stages.api_teacher import remote_of
-from stillroom.stages.corpus.artifact import CorpusFiles, evaluation_sets
+from stillroom.stages.api_teacher import api_encoder
+from stillroom.stages.corpus.artifact import CorpusData, read_evaluation_sets
 from stillroom.stages.release.stage import release
-from stillroom.stages.student import fit_start, start
-from stillroom.stages.vectors.teacher_vectors import Taught, stored
+from stillroom.stages.student import fit_projection_start, initial_encoder
+from stillroom.stages.vectors.teacher_vectors import TeacherVectors, stored_vectors
 from stillroom.storage.artifacts import Store
 from support.openai_endpoint import Endpoint, Reply, embeddings
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    ray.init("local", num_cpus=1, include_dashboard=False, configure_logging=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def model(encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    save(create(str(encoder), space="one", pooling="mean", precision="float32"), folder)
+    save_encoder(
+        create_encoder(
+            str(encoder), space="one", options=ContractOptions(pooling="mean", precision="float32")
+        ),
+        folder,
+    )
     return folder
 
 
@@ -59,16 +57,16 @@ def recipe(encoder, tmp_path):
             "sources": {"own": {"format": "files", "pairs": [str(tmp_path / "pairs.jsonl")]}},
             "held_out": {"queries": 4, "passages": 8},
         },
-        "vectors": {"shard": 8},
+        "vectors": {"shard_size": 8},
         "negatives": {"sample_from": 2, "per_query": 1, "max_share_of_positive": None},
         "student": {
             "base": str(encoder), "pooling": "mean", "space": "teacher",
             "phases": [
                 {"data": "pairs", "steps": 2, "global_batch": 4, "learning_rate": 1e-4,
-                 "losses": {"vector": 1.0}}
+                 "losses": {"cosine": 1.0}}
             ],
         },
-        "report": {"bm25": False, "bases": False},
+        "report": {"bm25": False, "base_models": False},
     }  # fmt: skip
 
     def read(teacher, *overrides):
@@ -86,16 +84,16 @@ def made(recipe, *stages):
         if step.stage in stages:
             given = {role: found[of.stage] for role, of in step.inputs.items()}
             with store.draft(step.stage, step.name, step.key) as draft:
-                if draft.done is None:
-                    stage(step.stage)(**step.args, **given, scale=recipe.scale, out=draft)
-                found[step.stage] = draft.done or draft.publish(step.made_by)
+                if draft.artifact is None:
+                    stage_function(step.stage)(**step.args, **given, scale=recipe.scale, out=draft)
+                found[step.stage] = draft.artifact or draft.publish(step.made_by)
     return found
 
 
 def check_vectors(artifacts, expected):
-    files = CorpusFiles.read(artifacts["corpus"])
+    files = CorpusData.read(artifacts["corpus"])
     for role, kept, texts in zip(
-        ("query", "passage"), stored(files, artifacts["teacher"], artifacts["vectors"]),
+        ("query", "passage"), stored_vectors(files, artifacts["teacher"], artifacts["vectors"]),
         (files.queries, files.passages), strict=True,
     ):  # fmt: skip
         np.testing.assert_allclose(kept[np.arange(len(texts))], expected(texts, role), atol=1e-3)
@@ -103,13 +101,13 @@ def check_vectors(artifacts, expected):
 
 def begun(read, artifacts):
     """The student before its first step."""
-    terms = Terms.read(artifacts["teacher"].path)
-    taught = Taught(
+    terms = BaseContract.read(artifacts["teacher"].path)
+    teacher_vectors = TeacherVectors(
         artifacts["corpus"],
-        lambda files, device: stored(files, artifacts["teacher"], artifacts["vectors"]),
+        lambda files, device: stored_vectors(files, artifacts["teacher"], artifacts["vectors"]),
     )
-    encoder = start(read.student, 0, terms.space, terms, taught)
-    fit_start(taught, read.student.phases[0], encoder)
+    encoder = initial_encoder(read.student, 0, terms.space, terms, teacher_vectors)
+    fit_projection_start(teacher_vectors, read.student.phases[0], encoder)
     return encoder
 
 
@@ -117,7 +115,7 @@ def released(read, artifacts, student):
     """The release of a teacher and a student, of a report of nothing."""
     store = Store(read.root)
     with store.draft("student", "tiny", "k") as draft:
-        save(student, draft.path)
+        save_encoder(student, draft.path)
         small = draft.publish({"inputs": {}, "section": {}})
     with store.draft("report", "tiny", "k") as draft:
         scores = {"held-out": {"ndcg@10": 0.5, "recall@100": 0.5, "mrr@10": 0.5}}
@@ -150,11 +148,15 @@ def released(read, artifacts, student):
         return draft.publish({}).path
 
 
-def test_two_teachers_together_teach_and_are_released_whole(
-    cluster, recipe, model, decoder, tmp_path
+def test_an_ensemble_of_teachers_trains_a_student_and_is_released_whole(
+    ray_cluster, recipe, model, decoder, tmp_path
 ):
     prompts = {"query": "Instruct: find\nQuery: ", "passage": ""}
-    alone = create(str(decoder), space="b", pooling="last", prompts=prompts, precision="float32")
+    alone = create_encoder(
+        str(decoder),
+        space="b",
+        options=ContractOptions(pooling="last", prompts=prompts, precision="float32"),
+    )
     members = [
         {"base": str(model)},
         {"base": str(decoder), "pooling": "last", "prompts": prompts},
@@ -162,7 +164,7 @@ def test_two_teachers_together_teach_and_are_released_whole(
     read = recipe({"members": members, "precision": "float32"})
     check_recipe(read, pipeline(read))
     artifacts = made(read, "corpus", "teacher", "vectors")
-    one, two = load(model), alone.eval()
+    one, two = load_encoder(model), alone.eval()
 
     def expected(texts, role):
         both = np.concatenate([one.encode(texts, role), two.encode(texts, role)], axis=1)
@@ -177,16 +179,16 @@ def test_two_teachers_together_teach_and_are_released_whole(
     there = Release.open(str(tmp_path / "elsewhere"), "nowhere")
     build({"releases": [str(tmp_path / "elsewhere")], "policy": "asymmetric"})
     texts = ["some text", "another", "a longer text than those two"]
-    served = load(there.encoder_folder("teacher"))
-    batcher = Batcher(lambda tokens, _: served.encode_tokens(tokens), budget=8, wait_s=0)
+    served = load_encoder(there.encoder_folder("teacher"))
+    batcher = Batcher(lambda tokens, _: served.encode_tokens(tokens), batch_tokens=8, max_wait_s=0)
 
     async def batched():
-        return (await batcher.encode(served.prompter(texts, "query"))).rows
+        return (await batcher.encode(served.prompter(texts, "query"))).vectors
 
     np.testing.assert_allclose(asyncio.run(batched()), expected(texts, "query"), atol=1e-5)
 
 
-def test_a_member_s_weights_and_the_way_to_combine_make_another_key(recipe, model, tmp_path):
+def test_members_weights_and_combination_are_part_of_the_key(recipe, model, tmp_path):
     copy = shutil.copytree(model, tmp_path / "copy")
     members = [{"base": str(model)}, {"base": str(copy)}]
 
@@ -195,7 +197,7 @@ def test_a_member_s_weights_and_the_way_to_combine_make_another_key(recipe, mode
         return next(step.key for step in steps if step.stage == "teacher")
 
     keys = [key(), key(combine="average")]
-    save(create(str(copy), space="s", layers=[0]), copy)
+    save_encoder(create_encoder(str(copy), space="s", resize=Resize(layers=[0])), copy)
     keys.append(key())
     assert len(set(keys)) == 3
 
@@ -203,11 +205,11 @@ def test_a_member_s_weights_and_the_way_to_combine_make_another_key(recipe, mode
 API = {"model": "m", "dims": 64, "max_tokens": 64, "prompts": {"query": "find: "}}
 
 
-def test_an_api_teaches_is_paid_once_and_its_student_is_served(
-    cluster, recipe, model, tmp_path, monkeypatch
+def test_an_api_teacher_is_paid_once_and_its_student_is_served(
+    ray_cluster, recipe, model, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("TEACHER_KEY", "secret")
-    encoder = load(model)
+    encoder = load_encoder(model)
     texts_asked = []
     fail = [5]
 
@@ -220,7 +222,10 @@ def test_an_api_teaches_is_paid_once_and_its_student_is_served(
 
     with Endpoint(answer) as server:
         api = {**API, "base_url": server.url}
-        scale = ["scale.teacher_api.key_variable=TEACHER_KEY", "scale.teacher_api.texts=4"]
+        scale = [
+            "scale.teacher_api.api_key_env=TEACHER_KEY",
+            "scale.teacher_api.texts_per_request=4",
+        ]
         read = recipe({"api": api}, *scale)
         with pytest.raises(UserError, match="no more credit"):
             made(read, "corpus", "teacher", "vectors")
@@ -234,10 +239,10 @@ def test_an_api_teaches_is_paid_once_and_its_student_is_served(
         with pytest.raises(UserError, match="scale.teacher_api.budget"):
             check_recipe(recipe({"api": api}, *poor), steps)
         artifacts = made(read, "corpus", "teacher", "vectors")
-        measured = measure(
-            remote_of(artifacts["teacher"].path, read.scale.teacher_api, Store(read.root)),
+        measured = evaluate_encoder(
+            api_encoder(artifacts["teacher"].path, read.scale.teacher_api, Store(read.root)),
             "teacher",
-            evaluation_sets(artifacts["corpus"]),
+            read_evaluation_sets(artifacts["corpus"]),
         )
         assert measured["scores"].keys() == {"held-out"}
         assert len(texts_asked) == len(set(texts_asked)), "no text is paid for twice"
@@ -247,7 +252,7 @@ def test_an_api_teaches_is_paid_once_and_its_student_is_served(
         arguments = ["encode", str(artifacts["teacher"].path), "--root", read.root]
         refused = CliRunner().invoke(app, arguments, input="it is 1.\n")
         assert "to which texts would go" in str(refused.exception)
-        arguments += ["--key-variable", "TEACHER_KEY"]
+        arguments += ["--api-key-env", "TEACHER_KEY"]
         done = CliRunner().invoke(app, arguments, input="it is 1. it is 1. \n")
         assert len(server.calls) == count
         vector = json.loads(done.stdout)["vector"]
@@ -270,26 +275,26 @@ def test_an_api_teaches_is_paid_once_and_its_student_is_served(
         file.read_text(errors="ignore") for file in Path(read.root).rglob("*") if file.is_file()
     )
     there = Release.open(folder, read.root)
-    assert there.contracts.keys() == {"student"} and there.elsewhere == {"teacher": server.url}
+    assert there.contracts.keys() == {"student"} and there.api_urls == {"teacher": server.url}
     build({"releases": [folder]})
     with pytest.raises(UserError, match="needs tiny/teacher, which is not served"):
         build({"releases": [folder], "policy": "asymmetric"})
 
 
-def test_only_what_decides_an_api_s_vectors_makes_another_key(recipe):
+def test_only_fields_that_decide_an_api_s_vectors_change_the_key(recipe):
     def keys(overrides=(), **changes):
         api = {**API, "base_url": "http://a/v1", **changes}
         steps = pipeline(recipe({"api": api}, *overrides))
         return [step.key for step in steps if step.stage in ("teacher", "vectors")]
 
     scale = [
-        "scale.teacher_api.key_variable=K", "scale.teacher_api.budget.tokens=5",
-        "scale.teacher_api.requests_a_minute=60", "scale.teacher_api.at_once=1",
+        "scale.teacher_api.api_key_env=K", "scale.teacher_api.budget.tokens=5",
+        "scale.teacher_api.requests_per_minute=60", "scale.teacher_api.max_concurrency=1",
     ]  # fmt: skip
     assert keys() == keys(scale)
     others = (
         {"base_url": "http://b/v1"}, {"model": "n"}, {"dims": 32}, {"prompts": {}},
-        {"max_tokens": 32}, {"asks_dims": True}, {"extra_body": {"query": {"a": 1}}},
+        {"max_tokens": 32}, {"send_dimensions": True}, {"extra_body": {"query": {"a": 1}}},
     )  # fmt: skip
     for change in others:
         assert not set(keys()) & set(keys(**change)), change
@@ -298,10 +303,10 @@ def test_only_what_decides_an_api_s_vectors_makes_another_key(recipe):
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
-        ({}, "name one of base, members, api: there is none"),
+        ({}, "set one of base, members, api: none is there"),
         ({"base": "a/b", "api": {**API, "base_url": "u"}}, "not base and api"),
-        ({"base": "a/b", "combine": "average"}, "base leaves no sense to combine"),
-        ({"api": {**API, "base_url": "u"}, "pooling": "mean"}, "api leaves no sense to pooling"),
+        ({"base": "a/b", "combine": "average"}, "with base, combine has no effect"),
+        ({"api": {**API, "base_url": "u"}, "pooling": "mean"}, "with api, pooling has no effect"),
         ({"api": {**API, "base_url": "u"}, "trust_remote_code": True}, "trust_remote_code"),
         ({"members": [{"base": "a/b"}]}, "members"),
         (
@@ -312,22 +317,20 @@ def test_only_what_decides_an_api_s_vectors_makes_another_key(recipe):
                      "learning_rate": 1e-3}
                 ],
             },
-            "members leaves no sense to phases: each member says how it encodes, and none is",
+            "with members, phases has no effect: each member sets how it encodes, and members",
         ),
     ],
 )  # fmt: skip
-def test_what_a_kind_of_teacher_cannot_have_is_refused_by_its_field(recipe, teacher, message):
+def test_fields_that_a_kind_of_teacher_cannot_have_are_refused(recipe, teacher, message):
     with pytest.raises(UserError, match=f"teacher.*{message}"):
         recipe(teacher)
 
 
-def test_a_key_that_is_not_there_and_a_member_that_needs_trust_are_told_at_once(
-    recipe, model, tmp_path
-):
+def test_a_missing_api_key_and_an_untrusted_member_are_reported_at_once(recipe, model, tmp_path):
     read = recipe(
-        {"api": {**API, "base_url": "http://a/v1"}}, "scale.teacher_api.key_variable=NOT_SET"
+        {"api": {**API, "base_url": "http://a/v1"}}, "scale.teacher_api.api_key_env=NOT_SET"
     )
-    with pytest.raises(UserError, match="teacher_api.key_variable: the environment has no NOT_SET"):
+    with pytest.raises(UserError, match="teacher_api.api_key_env: the environment has no NOT_SET"):
         check_recipe(read, pipeline(read))
     own = shutil.copytree(model, tmp_path / "own")
     config = json.loads((own / "config.json").read_text())
@@ -338,7 +341,7 @@ def test_a_key_that_is_not_there_and_a_member_that_needs_trust_are_told_at_once(
         check_recipe(read, pipeline(read))
 
 
-def test_whom_the_recipe_trusts_is_told_to_the_stages_and_else_no_key_changes(recipe, model):
+def test_trusted_models_are_passed_to_the_stages_and_change_no_other_key(recipe, model):
     plain = recipe({"base": str(model)})
     trusting = recipe({"base": str(model), "trust_remote_code": True})
     told = {step.stage: step.args.get("trusted") for step in pipeline(trusting)}

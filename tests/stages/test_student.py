@@ -8,27 +8,33 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 
 from stillroom.config.corpus import Corpus
 from stillroom.config.recipe import Vectors
 from stillroom.config.scale import Scale
 from stillroom.config.student import Student
-from stillroom.encoders.contract import Contract, Terms
-from stillroom.encoders.files.create import create
-from stillroom.encoders.files.load import load
-from stillroom.encoders.files.save import save
+from stillroom.encoders.contract import BaseContract, Contract
+from stillroom.encoders.files.create import create_encoder
+from stillroom.encoders.files.load import load_encoder
+from stillroom.encoders.files.options import ContractOptions
+from stillroom.encoders.files.save import save_encoder
 from stillroom.errors import UserError
 from stillroom.learning.engine.torch_engine import TorchEngine
-from stillroom.learning.loop import train
+from stillroom.learning.loop import TrainOptions, train
 from stillroom.learning.objectives.distillation import Distillation
-from stillroom.stages.corpus.artifact import CorpusFiles
+from stillroom.learning.order import WorkerShard
+from stillroom.stages.corpus.artifact import CorpusData
 from stillroom.stages.corpus.stage import corpus
-from stillroom.stages.student import bare, fit_start, go_on, start
-from stillroom.stages.training_batches import taught_batches
+from stillroom.stages.student import (
+    fit_projection_start,
+    initial_encoder,
+    load_next_phase,
+    untrained_student,
+)
+from stillroom.stages.training_batches import distillation_batches
 from stillroom.stages.vectors.stage import vectors
-from stillroom.stages.vectors.teacher_vectors import Taught, fresh, stored
+from stillroom.stages.vectors.teacher_vectors import TeacherVectors, online_vectors, stored_vectors
 from stillroom.storage.artifacts import Store
 
 STEPS = 30
@@ -36,7 +42,7 @@ PROMPTS = {"query": "find: ", "passage": ""}
 
 
 @pytest.fixture(scope="module")
-def made(decoder, tmp_path_factory):
+def made(ray_cluster, decoder, tmp_path_factory):
     """corpus, teacher and vectors, and the store that they are in."""
     folder = tmp_path_factory.mktemp("runs")
     store = Store(str(folder / "runs"))
@@ -55,18 +61,20 @@ def made(decoder, tmp_path_factory):
         corpus(section=section, seed=0, scale=Scale(), out=draft)
         texts = draft.publish({})
     with store.draft("teacher", "tiny", "k") as draft:
-        made = create(
-            str(decoder), space="tiny-k", pooling="mean", prompts=PROMPTS, precision="float32"
+        made = create_encoder(
+            str(decoder),
+            space="tiny-k",
+            options=ContractOptions(pooling="mean", prompts=PROMPTS, precision="float32"),
         )
         made.contract = made.contract.model_copy(update={"dims": (64, 32)})
-        save(made, draft.path)
+        save_encoder(made, draft.path)
         teacher = draft.publish({})
-    ray.init("local", num_cpus=1, include_dashboard=False, configure_logging=False)
     with store.draft("vectors", "tiny", "k") as draft:
         scale = Scale()
-        vectors(section=Vectors(shard=8), corpus=texts, teacher=teacher, scale=scale, out=draft)
+        vectors(
+            section=Vectors(shard_size=8), corpus=texts, teacher=teacher, scale=scale, out=draft
+        )
         by_teacher = draft.publish({})
-    ray.shutdown()
     return texts, teacher, by_teacher
 
 
@@ -93,33 +101,34 @@ def distilled(section, number, texts, teacher, vectors, folder=None, before=None
 
     def rows(files, device):
         if vectors is None:
-            return fresh(files, load(teacher.path))
-        return stored(files, teacher, vectors)
+            return online_vectors(files, load_encoder(teacher.path))
+        return stored_vectors(files, teacher, vectors)
 
-    taught = Taught(texts, rows)
+    teacher_vectors = TeacherVectors(texts, rows)
     if before is None:
-        terms = Terms.read(teacher.path)
-        encoder = start(section, 0, "tiny-k", terms, taught).train()
-        fit_start(taught, phase, encoder)
+        terms = BaseContract.read(teacher.path)
+        encoder = initial_encoder(section, 0, "tiny-k", terms, teacher_vectors).train()
+        fit_projection_start(teacher_vectors, phase, encoder)
     else:
-        encoder = go_on(section, before, "tiny")
+        encoder = load_next_phase(section, before, "tiny")
     losses = train(
-        TorchEngine(encoder, weight_decay=0.0, clip=1.0),
-        Distillation(**phase.losses.model_dump(), dims=section.dims),
-        taught_batches(taught, None, phase, 0, encoder, {"rank": 0, "world": 1}),
-        steps=STEPS, learning_rate=lambda step: 1e-3, seed=0, pad_id=encoder.pad_id,
-        micro_tokens=512, report=lambda figures: None, checkpoint=lambda step: None,
-        checkpoint_every=STEPS,
+        TorchEngine(encoder, weight_decay=0.0, max_grad_norm=1.0),
+        Distillation(**phase.losses.model_dump(), dims=section.matryoshka),
+        distillation_batches(teacher_vectors, None, phase, 0, encoder, WorkerShard()),
+        TrainOptions(
+            steps=STEPS, learning_rate=lambda step: 1e-3, seed=0, pad_id=encoder.pad_id,
+            micro_batch_tokens=512,
+        ),
     )  # fmt: skip
     if folder is not None:
-        save(encoder, folder)
+        save_encoder(encoder, folder)
     return losses
 
 
-def test_each_phase_goes_on_from_the_one_before_into_the_teacher_s_space(made, encoder, tmp_path):
+def test_each_phase_starts_from_the_one_before_in_the_teacher_s_space(made, encoder, tmp_path):
     section = section_of(
-        encoder, TEXTS, {**PAIRS, "losses": {"vector": 1, "scores": 1, "contrastive": 0}},
-        dims={32: 0.5, 16: 0.5},
+        encoder, TEXTS, {**PAIRS, "losses": {"cosine": 1, "score_kl": 1, "contrastive": 0}},
+        matryoshka={32: 0.5, 16: 0.5},
     )  # fmt: skip
     first = distilled(section, 0, *made, folder=tmp_path / "first")
     assert np.mean(first[-5:]) < np.mean(first[:5]), first
@@ -129,20 +138,20 @@ def test_each_phase_goes_on_from_the_one_before_into_the_teacher_s_space(made, e
     assert contract.dims == (64, 32, 16)
     # What it writes is near what its teacher writes, and nearer than before it was taught.
     texts = ["it is 9 and 81 it is 9 and 81", "a passage of 7 words"]
-    by_teacher = load(made[1].path).encode(texts, "passage")
-    untaught = bare(section, CorpusFiles.read(made[0]), seed=0, space="x", projection_dims=64)
+    by_teacher = load_encoder(made[1].path).encode(texts, "passage")
+    untaught = untrained_student(
+        section, CorpusData.read(made[0]), seed=0, space="x", projection_dims=64
+    )
     nearness = [
         (one.encode(texts, "passage") * by_teacher).sum(1).min()
-        for one in (untaught, load(tmp_path / "first"), load(tmp_path / "second"))
+        for one in (untaught, load_encoder(tmp_path / "first"), load_encoder(tmp_path / "second"))
     ]
     assert nearness[0] < 0.5 < 0.8 < min(nearness[1:]), nearness
 
 
-def test_a_teacher_that_embeds_each_batch_anew_teaches_the_same_as_its_stored_vectors(
-    made, encoder
-):
+def test_an_online_teacher_gives_the_losses_of_its_stored_vectors(made, encoder):
     texts, teacher, by_teacher = made
-    for phase in (TEXTS, {**PAIRS, "losses": {"vector": 1.0}}):
+    for phase in (TEXTS, {**PAIRS, "losses": {"cosine": 1.0}}):
         section = section_of(encoder, phase)
         from_disk = distilled(section, 0, texts, teacher, by_teacher)
         afresh = distilled(section, 0, texts, teacher, None)
@@ -150,18 +159,20 @@ def test_a_teacher_that_embeds_each_batch_anew_teaches_the_same_as_its_stored_ve
         np.testing.assert_allclose(from_disk, afresh, rtol=2e-3)
 
 
-def test_whoever_asks_a_worker_opens_its_teacher_once(made, encoder):
+def test_a_worker_opens_its_teacher_once(made, encoder):
     texts, teacher, by_teacher = made
     opened = []
 
     def rows(files, device):
         opened.append(device)
-        return stored(files, teacher, by_teacher)
+        return stored_vectors(files, teacher, by_teacher)
 
-    taught, section = Taught(texts, rows), section_of(encoder, TEXTS)
-    student = start(section, 0, "tiny-k", Terms.read(teacher.path), taught)
-    fit_start(taught, section.phases[0], student)
-    taught_batches(taught, None, section.phases[0], 0, student, {"rank": 0, "world": 1})
+    teacher_vectors, section = TeacherVectors(texts, rows), section_of(encoder, TEXTS)
+    student = initial_encoder(
+        section, 0, "tiny-k", BaseContract.read(teacher.path), teacher_vectors
+    )
+    fit_projection_start(teacher_vectors, section.phases[0], student)
+    distillation_batches(teacher_vectors, None, section.phases[0], 0, student, WorkerShard())
     assert opened == [student.device]
 
 
@@ -169,36 +180,39 @@ def test_a_student_of_the_teacher_s_prefix_learns_that_prefix(made, encoder):
     section = section_of(encoder, TEXTS, output_dims=32)
     losses = distilled(section, 0, *made)
     assert np.mean(losses[-5:]) < np.mean(losses[:5]), losses
-    with pytest.raises(UserError, match=r"output_dims: 48 is no size .* Use 64, 32"):
+    with pytest.raises(UserError, match=r"output_dims: 48 is not a size .* Use 64, 32"):
         distilled(section_of(encoder, TEXTS, output_dims=48), 0, *made)
-    with pytest.raises(UserError, match=r"student.dims: 128 is more than the vectors' 64"):
-        distilled(section_of(encoder, TEXTS, dims={128: 1.0}), 0, *made)
+    with pytest.raises(UserError, match=r"student.matryoshka: 128 is more than the vectors' 64"):
+        distilled(section_of(encoder, TEXTS, matryoshka={128: 1.0}), 0, *made)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3])
-def test_dropout_is_the_recipe_s_in_every_phase_whatever_the_base_s(made, encoder, tmp_path, share):
+def test_every_phase_has_the_recipe_s_dropout(made, encoder, tmp_path, share):
     assert json.loads((encoder / "config.json").read_text())["hidden_dropout_prob"] == 0.1
     fields = {} if share == 0.0 else {"dropout": share}
     section = section_of(encoder, TEXTS, PAIRS, **fields)
-    taught = Taught(made[0], lambda files, device: stored(files, made[1], made[2]))
-    first = start(section, 0, "tiny-k", Terms.read(made[1].path), taught)
-    save(first, tmp_path / "first")
-    for student in (first, go_on(section, tmp_path / "first", "tiny")):
+    teacher_vectors = TeacherVectors(
+        made[0], lambda files, device: stored_vectors(files, made[1], made[2])
+    )
+    first = initial_encoder(section, 0, "tiny-k", BaseContract.read(made[1].path), teacher_vectors)
+    save_encoder(first, tmp_path / "first")
+    for student in (first, load_next_phase(section, tmp_path / "first", "tiny")):
         found = {m.p for m in student.backbone.modules() if isinstance(m, torch.nn.Dropout)}
         assert found == {share}
 
 
-def test_a_narrower_vocabulary_keeps_what_the_corpus_says(made, encoder):
-    section = section_of(encoder, TEXTS, vocabulary=400)
+def test_a_smaller_vocabulary_keeps_the_corpus_s_tokens(made, encoder):
+    section = section_of(encoder, TEXTS, vocabulary_size=400)
     losses = distilled(section, 0, *made)
     assert np.mean(losses[-5:]) < np.mean(losses[:5]), losses
-    files = CorpusFiles.read(made[0])
-    narrowed, whole = (
-        bare(one, files, seed=0, space="x") for one in (section, section_of(encoder, TEXTS))
+    files = CorpusData.read(made[0])
+    smaller, whole = (
+        untrained_student(one, files, seed=0, space="x")
+        for one in (section, section_of(encoder, TEXTS))
     )
-    assert narrowed.backbone.config.vocab_size == 400 < whole.backbone.config.vocab_size
+    assert smaller.backbone.config.vocab_size == 400 < whole.backbone.config.vocab_size
     np.testing.assert_allclose(
-        narrowed.encode(files.passages, "passage"), whole.encode(files.passages, "passage"),
+        smaller.encode(files.passages, "passage"), whole.encode(files.passages, "passage"),
         atol=1e-5,
     )  # fmt: skip
 
@@ -226,7 +240,7 @@ def another_prompt(texts, teacher, by_teacher):
 def another_teacher(texts, teacher, by_teacher):
     contract = Contract.read(teacher.path)
     contract.model_copy(update={"pooling": "last"}).write(teacher.path)
-    return "was made by another teacher than"
+    return "holds the vectors of another teacher than"
 
 
 @pytest.mark.parametrize("change", [another_text, fewer_texts, another_prompt, another_teacher])

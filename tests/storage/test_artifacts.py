@@ -8,7 +8,9 @@ import boto3
 import pytest
 
 from stillroom.errors import UserError
-from stillroom.storage.artifacts import Store, atomic_json, key_of, verify
+from stillroom.storage.artifacts import Store, key_of
+from stillroom.storage.atomic import atomic_write_json
+from stillroom.storage.manifest import verify
 
 MADE_BY = {"stage": "corpus", "inputs": {}, "section": {"a": 1}}
 
@@ -23,15 +25,15 @@ def root(request, tmp_path, monkeypatch):
 
 def make(root: str, key: str = "aa", name: str = "small", text: str = "hello") -> str:
     with Store(root).draft("corpus", name, key) as draft:
-        if draft.done is None:
+        if draft.artifact is None:
             (draft.path / "inside").mkdir(exist_ok=True)
             (draft.path / "inside" / "one.txt").write_text(text)
             (draft.path / "two.txt").write_text("two")
             draft.publish(MADE_BY)
-        return draft.done.ref
+        return draft.artifact.ref
 
 
-def test_what_is_published_is_found_again_and_verifies(root):
+def test_a_published_artifact_is_found_and_verifies(root):
     ref = make(root)
     store = Store(root)
     assert ref == "corpus/small-aa"
@@ -39,9 +41,9 @@ def test_what_is_published_is_found_again_and_verifies(root):
     artifact = store.find("corpus/small")
     assert (artifact.path / "inside" / "one.txt").read_text() == "hello"
     assert artifact.manifest["made_by"] == MADE_BY
-    assert artifact.bytes == len("hello") + len("two")
+    assert artifact.size_bytes == len("hello") + len("two")
     verify(artifact.path, artifact.manifest)
-    assert [a.ref for a in store.published()] == [ref]
+    assert [a.ref for a in store.list_artifacts()] == [ref]
 
 
 def test_a_name_alone_means_the_newest(root):
@@ -52,25 +54,26 @@ def test_a_name_alone_means_the_newest(root):
     assert Store(root).find("corpus/small-aa").key == "aa"
 
 
-def test_what_was_never_published_does_not_exist_but_its_draft_waits(root):
+def test_an_unpublished_draft_is_no_artifact_and_stays_for_the_next_try(root):
     store = Store(root)
     with pytest.raises(RuntimeError), store.draft("corpus", "small", "aa") as draft:
         (draft.path / "half.txt").write_text("half")
         raise RuntimeError("killed")
     assert not store.exists("corpus", "small", "aa")
-    assert store.published() == []
+    assert store.list_artifacts() == []
     with pytest.raises(UserError, match="no such artifact"):
         store.open("corpus", "small", "aa")
     with store.draft("corpus", "small", "aa") as draft:
         assert (draft.path / "half.txt").read_text() == "half"
 
 
-def test_files_without_a_manifest_are_no_artifact(tmp_path):
+@pytest.mark.promise("pipeline")
+def test_a_folder_without_a_manifest_is_no_artifact(tmp_path):
     store = Store(str(tmp_path))
     make(str(tmp_path))
     (tmp_path / "corpus" / "small-aa" / "manifest.json").unlink()
     assert not store.exists("corpus", "small", "aa")
-    # … and do not stand in the way of the real one.
+    # … and does not block a real one.
     assert make(str(tmp_path), text="again") == "corpus/small-aa"
     text = (store.find("corpus/small").path / "inside" / "one.txt").read_text()
     assert text == "again"
@@ -88,11 +91,11 @@ def test_an_altered_file_is_refused_on_opening(tmp_path, fault):
         file.unlink()
         (tmp_path / "secret").write_text("two")
         file.symlink_to(tmp_path / "secret")
-    with pytest.raises(UserError, match=r"two\.txt: is not what its artifact's manifest says"):
+    with pytest.raises(UserError, match=r"two\.txt: differs from its artifact's manifest"):
         Store(str(tmp_path)).open("corpus", "small", "aa")
 
 
-def test_a_flipped_letter_is_found_by_verify(tmp_path):
+def test_verify_finds_changed_content_of_the_same_size(tmp_path):
     make(str(tmp_path))
     (tmp_path / "corpus" / "small-aa" / "two.txt").write_text("owt")
     store = Store(str(tmp_path))
@@ -101,7 +104,7 @@ def test_a_flipped_letter_is_found_by_verify(tmp_path):
         verify(artifact.path, artifact.manifest)
 
 
-def test_a_flipped_letter_in_object_storage_never_reaches_a_reader(bucket, tmp_path, monkeypatch):
+def test_changed_content_in_object_storage_never_reaches_a_reader(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))
     root = f"s3://{bucket}/{tmp_path.name}"
     make(root)
@@ -121,8 +124,8 @@ def test_a_manifest_cannot_lead_outside_its_folder(tmp_path, path):
     file = tmp_path / "corpus" / "small-aa" / "manifest.json"
     manifest = json.loads(file.read_text())
     manifest["files"][path] = {"bytes": 1, "sha256": ""}
-    atomic_json(file, manifest)
-    with pytest.raises(UserError, match="is no manifest of ours"):
+    atomic_write_json(file, manifest)
+    with pytest.raises(UserError, match="is not a valid manifest"):
         Store(str(tmp_path)).open("corpus", "small", "aa")
 
 
@@ -137,7 +140,7 @@ def test_a_name_cannot_lead_outside_the_root(tmp_path, word):
 
 def _slow_make(root: str, began: str, made: str) -> None:
     with Store(root).draft("corpus", "small", "aa") as draft:
-        if draft.done is None:
+        if draft.artifact is None:
             Path(began).touch()
             time.sleep(0.3)  # long enough for the other to arrive at the lock
             (draft.path / "one.txt").write_text("one")
@@ -146,7 +149,7 @@ def _slow_make(root: str, began: str, made: str) -> None:
             draft.publish(MADE_BY)
 
 
-def test_of_two_processes_one_makes_and_the_other_waits_for_it(tmp_path):
+def test_of_two_processes_one_makes_the_artifact_and_the_other_waits(tmp_path):
     root, began, made = (str(tmp_path / name) for name in ("root", "began", "made"))
     context = multiprocessing.get_context("spawn")
     both = [context.Process(target=_slow_make, args=(root, began, made)) for _ in range(2)]
@@ -177,7 +180,8 @@ def _die_at(root: str, call: int) -> None:
     make(root)
 
 
-def test_death_at_any_write_leaves_nothing_that_looks_whole(tmp_path):
+@pytest.mark.promise("pipeline")
+def test_a_crash_at_any_write_leaves_nothing_that_looks_whole(tmp_path):
     context = multiprocessing.get_context("fork")
     for call in range(1, 40):
         root = str(tmp_path / str(call))
@@ -193,25 +197,25 @@ def test_death_at_any_write_leaves_nothing_that_looks_whole(tmp_path):
         make(root)
         artifact = store.open("corpus", "small", "aa")
         verify(artifact.path, artifact.manifest)
-    assert process.exitcode == 0, "it never got through"
+    assert process.exitcode == 0, "no run survived"
     assert call > 8
 
 
-def test_removing_takes_the_artifact_away(root):
+def test_a_removed_artifact_is_gone(root):
     make(root)
     store = Store(root)
     store.remove(store.find("corpus/small"))
-    assert store.published() == []
+    assert store.list_artifacts() == []
     assert make(root) == "corpus/small-aa"
 
 
-def test_a_bucket_that_is_not_there_is_the_user_s_to_mend(bucket, tmp_path, monkeypatch):
+def test_a_missing_bucket_is_a_user_error(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="root: s3://nothing-here"):
         make("s3://nothing-here/x")
 
 
-def test_a_root_that_cannot_be_written_is_the_user_s_to_mend(tmp_path):
+def test_a_root_that_cannot_be_written_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         make(str(tmp_path / "file"))

@@ -1,4 +1,4 @@
-"""A proxy in front of an S3 server that fails as real ones do."""
+"""A proxy in front of an S3 server that fails in the ways that real storage does."""
 
 import http.client
 import io
@@ -8,22 +8,25 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-OF_THE_BODY = {"transfer-encoding", "content-length", "expect"}
-OF_THE_CHECKSUM = {
+BODY_HEADERS = {"transfer-encoding", "content-length", "expect"}
+CHECKSUM_HEADERS = {
     "content-encoding", "x-amz-trailer", "x-amz-decoded-content-length", "x-amz-content-sha256",
 }  # fmt: skip
 
 
 class FaultyProxy:
-    """Forwards every request but those at fault.
+    """Forwards requests, except for those that it is told to spoil.
+
+    Args:
+        upstream: URL of the S3 server.
 
     Attributes:
-        fails: (method, path) → whether it is answered with 503.
-        cuts: (method, path) → whether the last byte of what is sent is lost.
+        fails: (method, path) → whether the request is answered with 503.
+        cuts: (method, path) → whether the last byte of the body is lost.
     """
 
-    def __init__(self, behind: str):
-        self.behind = urlsplit(behind).netloc
+    def __init__(self, upstream: str):
+        self.upstream = urlsplit(upstream).netloc
         self.fails: Callable[[str, str], bool] = lambda method, path: False
         self.cuts: Callable[[str, str], bool] = lambda method, path: False
         proxy = self
@@ -47,31 +50,31 @@ class FaultyProxy:
         chunked = request.headers.get("Transfer-Encoding") == "chunked"
         length = int(request.headers.get("Content-Length", 0))
         body = unchunked(request.rfile) if chunked else request.rfile.read(length)
-        asked = request.command, request.path
-        if self.fails(*asked):
+        method_and_path = request.command, request.path
+        if self.fails(*method_and_path):
             request.send_response(503)
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
-        headers = {n: v for n, v in request.headers.items() if n.lower() not in OF_THE_BODY}
-        if self.cuts(*asked):
-            # What Amazon's client sends is chunked once more, with a checksum behind.
+        headers = {n: v for n, v in request.headers.items() if n.lower() not in BODY_HEADERS}
+        if self.cuts(*method_and_path):
+            # Amazon's client chunks the body a second time, with a checksum at the end.
             body = unchunked(io.BytesIO(body))[:-1]
-            headers = {n: v for n, v in headers.items() if n.lower() not in OF_THE_CHECKSUM}
-        onward = http.client.HTTPConnection(self.behind)
-        onward.request(request.command, request.path, body, headers)
-        with onward.getresponse() as found:
-            content = found.read()
-            request.send_response(found.status)
-            for name, value in found.getheaders():
+            headers = {n: v for n, v in headers.items() if n.lower() not in CHECKSUM_HEADERS}
+        connection = http.client.HTTPConnection(self.upstream)
+        connection.request(request.command, request.path, body, headers)
+        with connection.getresponse() as response:
+            content = response.read()
+            request.send_response(response.status)
+            for name, value in response.getheaders():
                 if name.lower() not in ("transfer-encoding", "connection", "content-length"):
                     request.send_header(name, value)
-            length = found.getheader("Content-Length") if request.command == "HEAD" else None
+            length = response.getheader("Content-Length") if request.command == "HEAD" else None
             request.send_header("Content-Length", length or str(len(content)))
             request.end_headers()
             if request.command != "HEAD":
                 request.wfile.write(content)
-        onward.close()
+        connection.close()
 
     def stop(self) -> None:
         self.server.shutdown()
@@ -79,17 +82,18 @@ class FaultyProxy:
 
 
 def unchunked(stream: Any) -> bytes:
+    """The content of a body with chunked transfer encoding."""
     parts = []
     while size := int(stream.readline().split(b";")[0], 16):
         parts.append(stream.read(size))
         stream.readline()
-    while stream.readline().strip():  # what follows the last chunk
+    while stream.readline().strip():  # trailers
         pass
     return b"".join(parts)
 
 
-class Some:
-    """The first so many of what has to do with a path: `Some(3, "PUT", "one.txt")`."""
+class FirstRequests:
+    """True for the first requests that match: `FirstRequests(3, "PUT", "one.txt")`."""
 
     def __init__(self, count: int, method: str, path: str = ""):
         self.left, self.method, self.path = count, method, path

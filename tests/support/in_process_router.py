@@ -9,74 +9,85 @@ import threading
 
 import uvicorn
 
-from stillroom.encoders.files.load import load
-from stillroom.encoders.interface import prefix
+from stillroom.encoders.files.load import load_encoder
+from stillroom.encoders.interface import truncate_vectors
 from stillroom.release.reader import Release
-from stillroom.serving.http.auth import Keys
-from stillroom.serving.http.limits import Limits
-from stillroom.serving.messages import Encoded
-from stillroom.serving.replica import tokenizer as tokens
-from stillroom.serving.router import Router
-from stillroom.serving.routing.catalogue import Model
-from stillroom.serving.routing.handles import LocalHandle
-from stillroom.serving.routing.policies import Policy, auto_policy, parse_policy
+from stillroom.serving.config import RequestLimits
+from stillroom.serving.http.api_keys import ApiKeys
+from stillroom.serving.http.server import HttpSettings
+from stillroom.serving.messages import EncodeResult
+from stillroom.serving.replica import tokenizer
+from stillroom.serving.replica.in_process import LocalHandle
+from stillroom.serving.router import Router, ServedEncoder
+from stillroom.serving.routing.policies import Policy, auto_policy
+from stillroom.serving.routing.rules import parse_policy
+from stillroom.serving.routing.served_model import ServedModel
 
 
-class Near:
-    """A replica without batches, which calls `hold` before it encodes."""
+class UnbatchedReplica:
+    """A replica without batches, which calls `before_encode` first."""
 
-    def __init__(self, encoder, hold):
-        self.encoder, self.hold = encoder, hold
+    def __init__(self, encoder, before_encode):
+        self.encoder, self.before_encode = encoder, before_encode
 
-    async def encode(self, work):
-        self.hold(work)
+    async def encode(self, job):
+        self.before_encode(job)
         encoder = self.encoder
-        ids = tokens.tokenise(encoder.prompter, work)
-        vectors = prefix(encoder.encode_tokens(ids), work.dims, encoder.contract.normalise)
-        return Encoded(
-            vectors, sum(len(one.ids) for one in ids), 0.5, 0.25, 0.125,
+        tokens = tokenizer.tokenise(encoder.prompter, job.request, job.max_tokens)
+        vectors = truncate_vectors(
+            encoder.encode_tokens(tokens), job.dims, encoder.contract.normalise
+        )
+        return EncodeResult(
+            vectors, sum(len(text.ids) for text in tokens), 0.5, 0.25, 0.125,
             space=encoder.contract.space, release="release/tiny-0123456789ab",
         )  # fmt: skip
 
-    async def pieces(self, texts, role, special):
-        return tokens.pieces(self.encoder.prompter, texts, role=role, special=special)
+    async def tokenize(self, texts, role, special):
+        prompter = self.encoder.prompter
+        return tokenizer.describe_tokens(prompter, texts, role=role, special=special)
 
     async def decode(self, ids, skip_special):
-        return tokens.decode(self.encoder.prompter, ids, skip_special=skip_special)
+        return tokenizer.decode(self.encoder.prompter, ids, skip_special=skip_special)
 
 
 @contextlib.contextmanager
-def near(release_folder, hold=lambda work: None, **options):
-    """Yields the URL of a router with these options, its replicas calling `hold` first."""
+def in_process_router(release_folder, before_encode=lambda job: None, **settings):
+    """Yields the URL of a router with these HttpSettings, its replicas calling `before_encode`."""
     release = Release.open(str(release_folder), "runs")
     rules = {"tiny": auto_policy(release.contracts["teacher"], release.contracts["student"])}
     rules |= {f"tiny/{target}": target for target in release.contracts}
     models = [
-        Model(name, release, Policy(parse_policy("policy", rule, "tiny")))
+        ServedModel(name, release, Policy(parse_policy("policy", rule, "tiny")))
         for name, rule in rules.items()
     ]
-    handles = {
-        f"tiny/{target}": LocalHandle(Near(load(release.encoder_folder(target)), hold), most=1000)
-        for target in release.contracts
-    }
-    given = {
-        "keys": Keys(),
+
+    def served_encoder(target):
+        encoder = load_encoder(release.encoder_folder(target))
+        replica = UnbatchedReplica(encoder, before_encode)
+        return ServedEncoder(release, 4096, LocalHandle(replica, max_ongoing=1000))
+
+    encoders = {f"tiny/{target}": served_encoder(target) for target in release.contracts}
+    defaults = {
+        "keys": ApiKeys(),
         "no_auth": False,
-        "limits": Limits(),
-        "timeout_s": 30.0,
+        "limits": RequestLimits(),
         "cors_origins": (),
         "access_log": None,
         "max_concurrent": 100,
+        "max_batch_tokens": 4096,
     }
-    plain = Router.func_or_class.__bases__[0]  # as it was before Serve made an actor's class of it
-    releases, batch_tokens = dict.fromkeys(handles, release), dict.fromkeys(handles, 4096)
-    app = plain(models, handles, {}, releases, batch_tokens, {}, None, **given | options).http
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    # The class as it is written: Serve's decorators made an actor's class of it.
+    router_class = Router.func_or_class.__bases__[0]
+    router = router_class(
+        models, encoders, None, None, HttpSettings(**defaults | settings), timeout_s=30.0
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(router.asgi_app, log_level="warning", lifespan="off")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join(30)

@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's protocol over a real socket, and answers what a test scripts."""
+"""A server with OpenAI's protocol on a real socket, whose answers a test scripts."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Reply(Exception):
-    """An answer other than 200, or one that is no schema's."""
+    """Raised to answer with another status than 200, or with a body outside of OpenAI's schema."""
 
     def __init__(self, status, headers=(), text="no"):
         super().__init__(status)
@@ -17,31 +17,37 @@ class Reply(Exception):
 
 
 def chat(text, finish="stop", tokens=(10, 5)):
+    """A response of /chat/completions."""
     usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1]}
     choice = {"index": 0, "message": {"role": "assistant", "content": text}}
     return {"choices": [{**choice, "finish_reason": finish}], "usage": usage}
 
 
-def echoed(prompt, of_word, tokens=(10, 1)):
-    """As /completions echoes a prompt, its words for tokens; the last thing is what it wrote."""
+def echoed(prompt, word_logprob, tokens=(10, 1)):
+    """A response of /completions that echoes a prompt; words are tokens, and `!` is generated.
+
+    Args:
+        word_logprob: called with a word and the prompt.
+    """
     words = [*re.findall(r"\s*\S+", prompt), "!"]
-    logprobs = [None, *(of_word(word.strip(), prompt) for word in words[1:])]
-    told = {"tokens": words, "token_logprobs": logprobs}
+    logprobs = [None, *(word_logprob(word.strip(), prompt) for word in words[1:])]
+    echo = {"tokens": words, "token_logprobs": logprobs}
     usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1]}
-    choice = {"index": 0, "text": prompt + "!", "finish_reason": "length", "logprobs": told}
+    choice = {"index": 0, "text": prompt + "!", "finish_reason": "length", "logprobs": echo}
     return {"choices": [choice], "usage": usage}
 
 
 class Endpoint:
-    """Runs while entered.
+    """A server that runs inside its `with` block.
 
     Args:
-        answer: of route and body, what to send; called by several threads at once.
+        answer: called with route and body; returns the response's JSON, or raises a `Reply`.
+            Several threads call it at once.
     """
 
     def __init__(self, answer):
         self.answer = answer
-        self.calls = []  # (route, body as text), as they came
+        self.calls = []  # (route, body as text), in order of arrival
         self.headers = []
 
     def __enter__(self):
@@ -81,14 +87,17 @@ class Endpoint:
         self.server.shutdown()
         self.server.server_close()
 
-    def times(self):
-        """How often each request came."""
+    def request_counts(self):
+        """How often each (route, body) was requested."""
         return Counter(self.calls)
 
 
 def embeddings(encoder, tokens=lambda text: len(text.split())):
-    """As /embeddings answers with an encoder's vectors of passages, three times as long and in
-    another order."""
+    """Answers of /embeddings with an encoder's vectors of passages.
+
+    Clients must cope with what is odd about them: they are three times as long as unit vectors,
+    and in reverse order.
+    """
 
     def answer(route, body):
         assert route == "embeddings"

@@ -1,4 +1,4 @@
-"""A receiver of OpenTelemetry's spans over HTTP, as a collector is."""
+"""A collector of OpenTelemetry spans over HTTP, in this process."""
 
 import contextlib
 import threading
@@ -10,39 +10,40 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 
 
-class Received:
+class ReceivedSpans:
     def __init__(self):
-        self.batches, self.more = [], threading.Condition()
+        self.batches, self.changed = [], threading.Condition()
 
-    def of(self, trace, count):
-        """The spans of a trace by their names, when there are so many; waits for them."""
+    def wait_for(self, trace_id, count):
+        """Name → (span, resource attributes) of a trace, once it has that many spans."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.spans(trace_id)) >= count, timeout=60), (
+                self.spans(trace_id)
+            )
+            return self.spans(trace_id)
 
-        def found():
-            return {
-                span.name: (span, {a.key: a.value.string_value for a in batch.resource.attributes})
-                for batch in self.batches
-                for scope in batch.scope_spans
-                for span in scope.spans
-                if span.trace_id.hex() == trace
-            }
-
-        with self.more:
-            assert self.more.wait_for(lambda: len(found()) >= count, timeout=60), found()
-            return found()
+    def spans(self, trace_id):
+        return {
+            span.name: (span, {a.key: a.value.string_value for a in batch.resource.attributes})
+            for batch in self.batches
+            for scope in batch.scope_spans
+            for span in scope.spans
+            if span.trace_id.hex() == trace_id
+        }
 
 
 @contextlib.contextmanager
-def receiver():
-    """Yields the endpoint's URL, and what it gets."""
-    received = Received()
+def run_collector():
+    """Yields the endpoint's URL, and the spans that arrive there."""
+    received = ReceivedSpans()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             assert self.path == "/v1/traces"
             body = self.rfile.read(int(self.headers["content-length"]))
-            with received.more:
+            with received.changed:
                 received.batches += ExportTraceServiceRequest.FromString(body).resource_spans
-                received.more.notify_all()
+                received.changed.notify_all()
             self.send_response(200)
             self.send_header("content-type", "application/x-protobuf")
             self.end_headers()

@@ -1,4 +1,4 @@
-"""Real process groups for tests: the same function in several processes, over gloo."""
+"""Real process groups for tests: one function in several processes, over gloo."""
 
 import functools
 import gc
@@ -16,14 +16,19 @@ import torch.multiprocessing as mp
 
 
 def in_workers(world: int, function: Callable[..., Any], *args: Any, **named: Any) -> list[Any]:
-    """What function(*args, **named) returns in each of `world` processes, by rank.
+    """Runs function(*args, **named) in each of `world` processes; returns the results by rank.
 
-    To start them takes seconds, so they stay for the module's next call that wants as many.
+    Starting them takes seconds, so they stay for the next call that wants as many: at most
+    `MOST_PROCESSES` in all, as each holds some 400 MB.
     """
-    group = _groups.pop(world, None) or _Group(world)
-    found = group(functools.partial(function, *args, **named))
+    group = _groups.pop(world, None)
+    if group is None:
+        if world + sum(_groups) > MOST_PROCESSES:
+            stop_all()
+        group = _Group(world)
+    results = group(functools.partial(function, *args, **named))
     _groups[world] = group
-    return found
+    return results
 
 
 class _Group:
@@ -31,33 +36,37 @@ class _Group:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        spawning = mp.get_context("spawn")
+        # Forked from a server that has imported what they need: each would take six seconds for it.
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
         self.pipes, self.processes = [], []
         for rank in range(world):
-            mine, its = spawning.Pipe()
-            process = spawning.Process(target=_worker, args=(rank, world, port, its), daemon=True)
+            pipe, worker_pipe = context.Pipe()
+            process = context.Process(
+                target=_worker, args=(rank, world, port, worker_pipe), daemon=True
+            )
             process.start()
-            its.close()
-            self.pipes.append(mine)
+            worker_pipe.close()
+            self.pipes.append(pipe)
             self.processes.append(process)
 
     def __call__(self, call: Callable[[], Any]) -> list[Any]:
-        found: dict[int, Any] = {}
+        results: dict[int, Any] = {}
         try:
             for pipe in self.pipes:
                 pipe.send(call)
-            while len(found) < len(self.pipes):
-                for pipe in wait([pipe for r, pipe in enumerate(self.pipes) if r not in found]):
+            while len(results) < len(self.pipes):
+                for pipe in wait([pipe for r, pipe in enumerate(self.pipes) if r not in results]):
                     assert isinstance(pipe, Connection)
                     rank = self.pipes.index(pipe)
-                    result, fault = torch.load(io.BytesIO(pipe.recv_bytes()), weights_only=False)
-                    if fault:
-                        raise RuntimeError(f"worker {rank}:\n{fault}")
-                    found[rank] = result
+                    result, error = torch.load(io.BytesIO(pipe.recv_bytes()), weights_only=False)
+                    if error:
+                        raise RuntimeError(f"worker {rank}:\n{error}")
+                    results[rank] = result
         except BaseException:
-            self.stop()  # whoever did not fail waits for whoever did
+            self.stop()  # the other workers wait for the one that failed
             raise
-        return [found[rank] for rank in range(len(self.pipes))]
+        return [results[rank] for rank in range(len(self.pipes))]
 
     def stop(self) -> None:
         for process in self.processes:
@@ -66,10 +75,17 @@ class _Group:
 
 
 _groups: dict[int, _Group] = {}  # by their size
+MOST_PROCESSES = 7  # one group each of 1, 2 and 4
+PRELOADED = [
+    "deepspeed",
+    "transformers.models.llama.modeling_llama",
+    "stillroom.encoders.files.create",
+    "stillroom.learning.engine.deepspeed_engine",
+]
 
 
-def dismiss() -> None:
-    """Ends those that stayed, for each holds some 400 MB."""
+def stop_all() -> None:
+    """Ends the processes that stayed."""
     while _groups:
         _groups.popitem()[1].stop()
 
@@ -88,13 +104,13 @@ def _worker(rank: int, world: int, port: int, pipe: Connection) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=world)
     while True:
         call = pipe.recv()
-        result, fault = None, ""
+        result, error = None, ""
         try:
             result = call()
         except Exception:
-            fault = traceback.format_exc()
+            error = traceback.format_exc()
         content = io.BytesIO()
-        torch.save((result, fault), content)
+        torch.save((result, error), content)
         pipe.send_bytes(content.getvalue())
         del call, result
         gc.collect()  # engines are cycles, and hold a model each

@@ -31,20 +31,21 @@ def free_port():
 
 
 class Head:
-    """Where jobs are submitted, and how.
+    """A running head.
 
     Attributes:
-        gcs: what RAY_ADDRESS is where the cluster is joined.
-        env: of a machine that has the cluster's token.
+        gcs: RAY_ADDRESS, to join the cluster.
+        url: of its dashboard, where jobs are submitted.
+        env: environment variables of a machine that has the cluster's token.
         session: Ray's folder, with its logs.
     """
 
     def __init__(self, folder, gcs, url, session):
         self.gcs, self.url, self.session = gcs, url, session
-        self.env = {**environment(folder), "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+        self.env = {**clean_environment(folder), "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
 
     def run(self, *words, cwd=ROOT, **env):
-        """The command once it has ended."""
+        """Runs a command to its end."""
         return subprocess.run(
             [*map(str, words)],
             cwd=cwd, env={**self.env, **env}, capture_output=True, text=True,
@@ -54,18 +55,18 @@ class Head:
         return self.run(*SUBMIT, *words, "--address", self.url, **others)
 
     def jobs(self):
-        """What the job API tells of every job."""
-        return self._told("jobs/")
+        """Every job, from the job API."""
+        return self._get("jobs/")
 
     def nodes(self):
-        """What the state API tells of every node that was there."""
-        return self._told("v0/nodes")["data"]["result"]["result"]
+        """Every node, present or gone, from the state API."""
+        return self._get("v0/nodes")["data"]["result"]["result"]
 
     def actors(self):
-        """What the state API tells of every actor that was there."""
-        return self._told("v0/actors?limit=10000&detail=1")["data"]["result"]["result"]
+        """Every actor, alive or dead, from the state API."""
+        return self._get("v0/actors?limit=10000&detail=1")["data"]["result"]["result"]
 
-    def _told(self, path):
+    def _get(self, path):
         headers = {"Authorization": f"Bearer {TOKEN}"}
         return httpx.get(f"{self.url}/api/{path}", headers=headers, timeout=60).json()
 
@@ -73,26 +74,26 @@ class Head:
 SUBMIT = (sys.executable, "-m", "stillroom.cli", "submit")
 
 
-def environment(folder):
-    """Without what would lead elsewhere, or hold a token."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**kept, "PATH": f"{BIN}{os.pathsep}{kept['PATH']}", "HOME": str(folder)}
+def clean_environment(folder):
+    """This process's environment without variables that name another cluster or a token."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {**variables, "PATH": f"{BIN}{os.pathsep}{variables['PATH']}", "HOME": str(folder)}
 
 
 @contextlib.contextmanager
-def started(folder, kinds=None, **env):
-    """A head; `env` is in its environment, and so in that of every job.
+def start_head(folder, node_types=None, **env):
+    """Starts a head; `env` is in its environment, and so in that of every job.
 
     Args:
-        kinds: of nodes that its autoscaler adds, on this machine; the head then does no work.
+        node_types: that its autoscaler may add, on this machine; the head then runs no tasks.
     """
     (folder / "token").write_text(TOKEN)
-    session = tempfile.mkdtemp(prefix="ray")  # its sockets' paths may have 107 characters
+    session = tempfile.mkdtemp(prefix="ray")  # paths of sockets may have 107 characters at most
     port, dashboard = free_port(), free_port()
-    grows = []
-    if kinds is not None:
-        (folder / "autoscaling.yaml").write_text(json.dumps(autoscaling(kinds, port)))
-        grows = [f"--autoscaling-config={folder / 'autoscaling.yaml'}"]
+    autoscaler = []
+    if node_types is not None:
+        (folder / "autoscaling.yaml").write_text(json.dumps(autoscaling_config(node_types, port)))
+        autoscaler = [f"--autoscaling-config={folder / 'autoscaling.yaml'}"]
         env |= {
             "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
@@ -101,15 +102,15 @@ def started(folder, kinds=None, **env):
         }  # fmt: skip
     process = subprocess.Popen(
         [
-            str(BIN / "ray"), "start", "--head", "--block", *grows,
-            f"--num-cpus={0 if kinds else 4}",
+            str(BIN / "ray"), "start", "--head", "--block", *autoscaler,
+            f"--num-cpus={0 if node_types else 4}",
             f"--port={port}", f"--dashboard-port={dashboard}", "--include-dashboard=true",
-            # Its usual port is taken where another test's Ray runs beside this one.
+            # The usual port is taken when another test's Ray runs beside this one.
             f"--dashboard-agent-listen-port={free_port()}",
             f"--temp-dir={session}", "--disable-usage-stats",
         ],
         env={
-            **environment(folder), "RAY_AUTH_MODE": "token",
+            **clean_environment(folder), "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(folder / "token"), **env,
         },
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -117,18 +118,18 @@ def started(folder, kinds=None, **env):
     try:
         url = f"http://127.0.0.1:{dashboard}"
         deadline = time.monotonic() + 120
-        while not takes_jobs(url):
+        while not accepts_jobs(url):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)  # polls for a condition, with a deadline
         yield Head(folder, f"127.0.0.1:{port}", url, Path(session))
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # the head's processes share its fate
+        os.killpg(process.pid, signal.SIGKILL)  # with all processes of the head
         process.wait()
         shutil.rmtree(session, ignore_errors=True)
 
 
-def autoscaling(kinds, port):
-    """What a cluster's YAML says, of Ray's provider of nodes that are processes."""
+def autoscaling_config(node_types, port):
+    """A cluster's YAML, for Ray's provider whose nodes are processes on this machine."""
     head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
     commands = ("", "head_", "worker_")
     return {
@@ -138,18 +139,18 @@ def autoscaling(kinds, port):
         "cluster_name": "tried", "max_workers": 8, "upscaling_speed": 100,
         "idle_timeout_minutes": 0.1, "head_node_type": FAKE_HEAD_NODE_TYPE,
         "provider": {
-            # As one of Ray's own, it wants a file that the wheel has not.
+            # As a built-in provider it needs a file that the wheel lacks.
             "type": "external",
             "module": f"{FakeMultiNodeProvider.__module__}.FakeMultiNodeProvider",
             "gcs_address": f"127.0.0.1:{port}", "launch_multiple": True,
             "head_node_id": FAKE_HEAD_NODE_ID,
         },
-        "available_node_types": {FAKE_HEAD_NODE_TYPE: head, **kinds},
+        "available_node_types": {FAKE_HEAD_NODE_TYPE: head, **node_types},
     }  # fmt: skip
 
 
-def takes_jobs(url):
-    """Whether the head has an agent that would run a job; the address answers before that."""
+def accepts_jobs(url):
+    """Whether the head has an agent to run jobs; the address answers before that."""
     headers = {"Authorization": f"Bearer {TOKEN}"}
     try:
         nodes = httpx.get(f"{url}/nodes?view=summary", headers=headers).json()

@@ -12,8 +12,8 @@ from support.ray_head import free_port
 
 
 @contextlib.contextmanager
-def served(release, **environment):
-    """Yields its URL once it is ready, and a stop."""
+def serve_process(release, **environment):
+    """Yields the server's URL once it is ready, and a function that stops it."""
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "stillroom.cli", "serve", str(release), "--port", str(port)],
@@ -23,25 +23,25 @@ def served(release, **environment):
         text=True,
         start_new_session=True,
     )
-    said: queue.Queue[str | None] = queue.Queue()
+    output: queue.Queue[str | None] = queue.Queue()
 
-    def listen():
+    def read_output():
         for line in process.stdout:
-            said.put(line)
-        said.put(None)
+            output.put(line)
+        output.put(None)
 
-    threading.Thread(target=listen, daemon=True).start()
+    threading.Thread(target=read_output, daemon=True).start()
     lines = []
     while not lines or not lines[-1].startswith("Ready:"):
-        line = said.get(timeout=120)
+        line = output.get(timeout=120)
         assert line is not None, "".join(lines)
         lines.append(line)
 
-    stopping = threading.Event()
+    stopped = threading.Event()
 
     def stop():
-        if not stopping.is_set():  # a second one would end it at once
-            stopping.set()
+        if not stopped.is_set():  # a second signal would end it at once
+            stopped.set()
             process.send_signal(signal.SIGTERM)
 
     try:

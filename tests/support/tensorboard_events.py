@@ -1,4 +1,4 @@
-"""What TensorBoard would draw of a folder of event files."""
+"""The curves that TensorBoard would draw from a folder of event files."""
 
 import struct
 from collections.abc import Iterator
@@ -8,20 +8,21 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of every tag, in order. As in TensorBoard, a start hides what was drawn
-    from its step on."""
-    drawn: dict[str, list[tuple[int, float]]] = {}
+    """(step, value) of every tag, in order. As in TensorBoard, a restart hides earlier points from
+    its step on."""
+    points_of: dict[str, list[tuple[int, float]]] = {}
     for file in sorted(folder.glob("events.out.tfevents.*")):
         for event in events(file.read_bytes()):
             if event.session_log.status == SessionLog.START:
-                for tag, points in drawn.items():
-                    drawn[tag] = [point for point in points if point[0] < event.step]
+                for tag, points in points_of.items():
+                    points_of[tag] = [point for point in points if point[0] < event.step]
             for value in event.summary.value:
-                drawn.setdefault(value.tag, []).append((event.step, value.simple_value))
-    return drawn
+                points_of.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return points_of
 
 
 def events(content: bytes) -> Iterator[Event]:
+    """The events of a file."""
     while content:
         (size,) = struct.unpack("Q", content[:8])
         yield Event.FromString(content[12 : 12 + size])  # length, its checksum, data, its checksum

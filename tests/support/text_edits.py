@@ -1,14 +1,17 @@
-"""Light edits of a text, as contamination comes: each a function of the text, a random generator
-and other texts of the same domain."""
+"""Small edits of a text, as contaminated training data has them.
+
+Each is a function of the text, a random generator and other texts of the same domain.
+"""
 
 import string
 from collections.abc import Callable, Sequence
 from random import Random
 
-SHARE = 0.1  # of the words, and at least one
+EDITED_SHARE = 0.1  # of the words, but at least one
 
 
 def edit(kind: str, text: str, random: Random, others: Sequence[str]) -> str:
+    """The text after one kind of edit, a key of EDITS."""
     return EDITS[kind](text, random, others)
 
 
@@ -24,29 +27,29 @@ def _respelled(text, random, others):
 
 def _dropped(text, random, others):
     words = text.split()
-    gone = _some(words, random)
-    return " ".join(word for i, word in enumerate(words) if i not in gone)
+    dropped = _some_indices(words, random)
+    return " ".join(word for i, word in enumerate(words) if i not in dropped)
 
 
 def _replaced(text, random, others):
-    words, more = text.split(), random.choice(others).split()
-    for i in _some(words, random):
-        words[i] = random.choice(more)
+    words, other_words = text.split(), random.choice(others).split()
+    for i in _some_indices(words, random):
+        words[i] = random.choice(other_words)
     return " ".join(words)
 
 
 def _swapped(text, random, others):
-    """Each word chosen changes places with the next."""
+    """Some words change places with the next one."""
     words = text.split()
-    for i in _some(words[1:], random):
+    for i in _some_indices(words[1:], random):
         words[i], words[i + 1] = words[i + 1], words[i]
     return " ".join(words)
 
 
 def _mistyped(text, random, others):
-    """In each word chosen a letter is lost, doubled, exchanged or moved."""
+    """In some words a letter is lost, doubled, exchanged or moved."""
     words = text.split()
-    for i in _some(words, random):
+    for i in _some_indices(words, random):
         word = words[i]
         at = random.randrange(len(word))
         words[i] = random.choice(
@@ -61,15 +64,15 @@ def _mistyped(text, random, others):
 
 
 def _all_four(text, random, others):
-    """As many edits, each of a kind by chance, and then respelled."""
-    for _ in range(max(1, round(SHARE * len(text.split())))):
-        one = random.choice([_dropped, _replaced, _swapped, _mistyped])
-        text = one(text, Once(random.random()), others)
+    """As many edits, each of a random kind, and then respelled."""
+    for _ in range(max(1, round(EDITED_SHARE * len(text.split())))):
+        edit_words = random.choice([_dropped, _replaced, _swapped, _mistyped])
+        text = edit_words(text, SingleWord(random.random()), others)
     return _respelled(text, random, others)
 
 
 def _truncated(text, random, others):
-    """A quarter of the words is gone, from either end."""
+    """A quarter of the words is cut off one end."""
     words = text.split()
     cut = len(words) // 4
     return " ".join(words[cut:] if random.random() < 0.5 else words[: len(words) - cut])
@@ -84,13 +87,14 @@ def _embedded_and_edited(text, random, others):
     return _embedded(_replaced(text, random, others), random, others)
 
 
-def _some(words, random):
-    count = 1 if isinstance(random, Once) else max(1, round(SHARE * len(words)))
+def _some_indices(words, random):
+    is_single = isinstance(random, SingleWord)
+    count = 1 if is_single else max(1, round(EDITED_SHARE * len(words)))
     return set(random.sample(range(len(words)), min(len(words), count)))
 
 
-class Once(Random):
-    """Chooses one word."""
+class SingleWord(Random):
+    """A generator with which edits change a single word."""
 
 
 EDITS: dict[str, Callable[[str, Random, Sequence[str]], str]] = {

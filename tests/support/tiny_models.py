@@ -1,11 +1,7 @@
-"""Real models that are small: random weights, two layers, width 64, a real tokenizer.
+"""Real models that are small: random weights, two layers, width 64, a real tokenizer."""
 
-`python tests/support/tiny_models.py FOLDER` writes FOLDER/teacher and FOLDER/student for
-jobs/recipes/tiny.yaml.
-"""
-
+import copy
 import importlib.metadata
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -30,86 +26,67 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from stillroom.encoders.files import random_model
+
 VOCABULARY = 1000
 
 
 @cache
-def _texts() -> list[str]:
+def training_texts() -> list[str]:
     """Some English to train tokenizers on: the long descriptions of installed packages."""
     names = ("numpy", "torch", "transformers", "ray", "peft")
     return [str(importlib.metadata.metadata(name).get_payload()) for name in names]
 
 
+_TRAINED: dict[tuple[object, ...], str] = {}
+
+
+def _trained(tokenizer: Tokenizer, trainer: trainers.Trainer) -> Tokenizer:
+    """The tokenizer, trained on `training_texts`; of each kind only the first is really trained."""
+    kind = tokenizer.to_str(), type(trainer), trainer.vocab_size, str(trainer.special_tokens)
+    if kind not in _TRAINED:
+        tokenizer.train_from_iterator(training_texts(), trainer)
+        _TRAINED[kind] = tokenizer.to_str()
+    return Tokenizer.from_str(_TRAINED[kind])
+
+
+@cache
+def _byte_level_bpe(add_bos: bool) -> PreTrainedTokenizerFast:
+    return random_model.byte_level_bpe_tokenizer(training_texts(), VOCABULARY, add_bos=add_bos)
+
+
+@cache
+def _word_piece() -> PreTrainedTokenizerFast:
+    return random_model.word_piece_tokenizer(training_texts(), VOCABULARY)
+
+
 def byte_pair_tokenizer(*, add_bos: bool = True) -> PreTrainedTokenizerFast:
-    """As Llama 3's and GPT-2's: byte-level BPE, without an end that it adds itself."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        _texts(),
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
-            special_tokens=["<s>", "</s>", "<pad>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    if add_bos:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", 0)]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        model_max_length=256,
-    )
+    """As Llama 3's and GPT-2's: byte-level BPE, which adds no end of text itself."""
+    return copy.deepcopy(_byte_level_bpe(add_bos))
 
 
 def word_piece_tokenizer() -> PreTrainedTokenizerFast:
     """As BERT's: lower-cased word pieces between CLS and SEP."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(
-        _texts(),
-        trainers.WordPieceTrainer(
-            vocab_size=VOCABULARY, special_tokens=special, show_progress=False
-        ),
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=256,
-    )
+    return copy.deepcopy(_word_piece())
 
 
 def roberta_tokenizer() -> PreTrainedTokenizerFast:
-    """As RoBERTa's: byte-level BPE between <s> and </s>, padding in the second place."""
+    """As RoBERTa's: byte-level BPE between <s> and </s>, with id 1 for padding."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        _texts(),
+    tokenizer = _trained(
+        tokenizer,
         trainers.BpeTrainer(
             vocab_size=VOCABULARY - 1,
-            special_tokens=FOUR,
+            special_tokens=ROBERTA_SPECIAL_TOKENS,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
-    tokenizer.add_special_tokens(["<mask>"])  # behind the model's own, as there
+    tokenizer.add_special_tokens(["<mask>"])  # behind the others, as in RoBERTa
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    return _of_four(tokenizer)
+    return _with_roberta_names(tokenizer)
 
 
 def unigram_tokenizer() -> PreTrainedTokenizerFast:
@@ -118,23 +95,27 @@ def unigram_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    tokenizer.train_from_iterator(
-        _texts(),
+    tokenizer = _trained(
+        tokenizer,
         trainers.UnigramTrainer(
-            vocab_size=VOCABULARY - 1, special_tokens=FOUR, unk_token="<unk>", show_progress=False
+            vocab_size=VOCABULARY - 1,
+            special_tokens=ROBERTA_SPECIAL_TOKENS,
+            unk_token="<unk>",
+            show_progress=False,
         ),
     )
     tokenizer.add_special_tokens(["<mask>"])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
-    return _of_four(tokenizer)
+    return _with_roberta_names(tokenizer)
 
 
-FOUR = ["<s>", "<pad>", "</s>", "<unk>"]
+ROBERTA_SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
 
 
-def _of_four(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+def _with_roberta_names(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """transformers' tokenizer, with RoBERTa's roles of its special tokens."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
@@ -174,7 +155,7 @@ def tiny_decoder(folder: Path, *, mistral: bool = False, seed: int = 0) -> Path:
 
 
 def tiny_encoder(folder: Path, *, layers: int = 2, seed: int = 0) -> Path:
-    """A BERT without a head, and nothing that says how it pools."""
+    """A BERT without a head, in a folder that does not say how it pools."""
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=VOCABULARY,
@@ -190,7 +171,7 @@ def tiny_encoder(folder: Path, *, layers: int = 2, seed: int = 0) -> Path:
 
 
 def tiny_cross_encoder(folder: Path, *, labels: int = 1) -> Path:
-    """A BERT that reads two texts and gives a logit a label, of no small size."""
+    """A BERT that reads two texts and gives a logit per label; the logits are not near 0."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=VOCABULARY,
@@ -206,8 +187,3 @@ def tiny_cross_encoder(folder: Path, *, labels: int = 1) -> Path:
     model.save_pretrained(folder)
     word_piece_tokenizer().save_pretrained(folder)
     return folder
-
-
-if __name__ == "__main__":
-    print(tiny_decoder(Path(sys.argv[1]) / "teacher"))
-    print(tiny_encoder(Path(sys.argv[1]) / "student"))

@@ -2,25 +2,35 @@
 
 import json
 
-from stillroom.encoders.files.create import create
-from stillroom.encoders.files.save import save
+from stillroom.encoders.files.create import create_encoder
+from stillroom.encoders.files.options import ContractOptions
+from stillroom.encoders.files.save import save_encoder
 from support.tiny_models import tiny_decoder, tiny_encoder
 
-QUERY = {"query": "Instruct: find\nQuery: "}
+QUERY_PROMPT = {"query": "Instruct: find\nQuery: "}
 
 
 def make_release(folder, *, shared_space, name="tiny"):
+    """Writes a release of a tiny teacher and a tiny student; returns its folder."""
     models = folder.parent / f"{folder.name}-models"
-    teacher = create(
-        str(tiny_decoder(models / "decoder")), space="one", attention="bidirectional",
-        pooling="mean", prompts=QUERY, precision="float32", max_tokens=64,
-    )  # fmt: skip
-    student = create(
-        str(tiny_encoder(models / "encoder")), space="one" if shared_space else "two",
-        pooling="mean", precision="float32", max_tokens=32,
-    )  # fmt: skip
-    save(teacher, folder / "teacher")
-    save(student, folder / "student")
+    teacher = create_encoder(
+        str(tiny_decoder(models / "decoder")),
+        space="one",
+        options=ContractOptions(
+            attention="bidirectional",
+            pooling="mean",
+            prompts=QUERY_PROMPT,
+            precision="float32",
+            max_tokens=64,
+        ),
+    )
+    student = create_encoder(
+        str(tiny_encoder(models / "encoder")),
+        space="one" if shared_space else "two",
+        options=ContractOptions(pooling="mean", precision="float32", max_tokens=32),
+    )
+    save_encoder(teacher, folder / "teacher")
+    save_encoder(student, folder / "student")
     content = {
         "name": name,
         "ref": f"release/{name}-0123456789ab",

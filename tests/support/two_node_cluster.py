@@ -14,45 +14,47 @@ from ray import serve
 from ray.cluster_utils import Cluster
 
 from stillroom.serving.app import build
+from support import shared_ray
 from support.ray_head import free_port
 
-APP = "tried"
+APP = "tested"
 IMAGE = Path(__file__).parents[2] / "infra" / "docker" / "Dockerfile"
-# By what means Serve serves on a cluster: the image says it, and nothing here waits as long for
-# load balancers of others to hear that something leaves. HAProxy must have heard by then, on a busy
-# machine too: a request that it sends as a router closes its idle connections is lost.
-MEANS = {
+# Serve's settings on a cluster, as the image has them, with less time for load balancers to notice
+# that a router leaves. HAProxy must notice within that time, on a busy machine too: a request that
+# it sends while a router closes its idle connections is lost.
+SERVE_SETTINGS = {
     **dict(re.findall(r"(RAY_SERVE_\w+)=(\S+)", IMAGE.read_text())),
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
 }
 
 
-def ports_of_a_node():
-    """Serve's own, beside the one that is asked: on one machine each node needs others."""
+def free_serve_ports():
+    """Settings with a node's own Serve ports: on one machine every node needs different ones."""
     names = ("WORKER_PROXY_HTTP", "HAPROXY_STATS", "HAPROXY_METRICS")
     return {f"RAY_SERVE_{name}_PORT": str(free_port()) for name in names}
 
 
 @contextlib.contextmanager
-def two_nodes():
-    """Yields where Serve listens. The second node has a resource `large` and a label."""
+def two_node_cluster():
+    """Yields the URL that Serve listens on. The second node has a resource `large` and a label."""
+    shared_ray.stop()
     port = free_port()
-    # A folder of its own, in which it leaves its address: in the common one, the next `ray.init()`
-    # of any test beside this one would find it and move in. Short, for sockets lie in it.
+    # A folder of its own, in which Ray leaves its address: in the common one, the next `ray.init()`
+    # of a test running at the same time would find it and join. Short, since sockets lie in it.
     with (
-        tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as own,
+        tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as ray_folder,
         pytest.MonkeyPatch.context() as environment,
     ):
 
-        def have(settings):
+        def set_environment(settings):
             for name, value in settings.items():
                 environment.setenv(name, value)
 
-        have({"RAY_TMPDIR": own, **MEANS, **ports_of_a_node()})
+        set_environment({"RAY_TMPDIR": ray_folder, **SERVE_SETTINGS, **free_serve_ports()})
         nodes = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False}
         )
-        have(ports_of_a_node())
+        set_environment(free_serve_ports())
         nodes.add_node(num_cpus=1, resources={"large": 1}, labels={"disk": "fast"})
         ray.init(address=nodes.address, configure_logging=False)
         try:
@@ -67,17 +69,17 @@ def two_nodes():
 
 
 def deploy(args):
-    """Returns when all of it runs; deployed again, it is updated."""
+    """Deploys or updates the application; returns when all of it runs."""
     serve.run(build(args), name=APP, route_prefix="/")
 
 
-def settle(deployment):
-    """Returns when nothing runs any more of what it was before an update."""
-    while states(deployment).keys() != {"RUNNING"}:
+def wait_until_updated(deployment):
+    """Returns when no replica of the version before an update runs any more."""
+    while replica_states(deployment).keys() != {"RUNNING"}:
         time.sleep(0.1)  # polls for a condition; pytest has the deadline
 
 
-def replicas(deployment):
+def replica_actors(deployment):
     """The actors of a deployment's replicas."""
     return [
         ray.get_actor(actor["name"], namespace=actor["namespace"])
@@ -86,27 +88,31 @@ def replicas(deployment):
     ]
 
 
-def running(deployment):
-    return states(deployment).get("RUNNING", 0)
+def running_replicas(deployment):
+    """The number of replicas that run."""
+    return replica_states(deployment).get("RUNNING", 0)
 
 
-def states(deployment):
-    """How many of its replicas are in each."""
+def replica_states(deployment):
+    """State → the number of a deployment's replicas in it."""
     return serve.status().applications[APP].deployments[deployment].replica_states
 
 
-async def hammer(url, bodies, *, callers=16, during=None):
-    """Answers (or what was raised) to `bodies`; `during` is called when a quarter is answered."""
-    waiting, answers = iter(enumerate(bodies)), [None] * len(bodies)
+async def send_load(url, bodies, *, callers=16, during=None):
+    """The answers to `bodies`, or the errors raised, from so many callers at once.
+
+    `during` is called when a quarter is answered.
+    """
+    unsent, answers = iter(enumerate(bodies)), [None] * len(bodies)
     quarter = asyncio.Event()
 
     async def call(http):
-        for place, body in waiting:
+        for index, body in unsent:
             try:
-                answers[place] = await http.post(f"{url}/v1/embeddings", json=body)
+                answers[index] = await http.post(f"{url}/v1/embeddings", json=body)
             except httpx.HTTPError as error:
-                answers[place] = error
-            if place == len(bodies) // 4:
+                answers[index] = error
+            if index == len(bodies) // 4:
                 quarter.set()
 
     async with httpx.AsyncClient(timeout=60) as http:
@@ -119,7 +125,7 @@ async def hammer(url, bodies, *, callers=16, during=None):
 
 
 def statuses(answers):
-    """Each once; of a failure of the server's, what it said too."""
+    """The set of statuses; of a server error with its text, and errors that were raised."""
 
     def status(answer):
         if not isinstance(answer, httpx.Response):
@@ -130,18 +136,20 @@ def statuses(answers):
     return {status(answer) for answer in answers}
 
 
-def queries(count, model="tiny"):
+def query_bodies(count, model="tiny"):
+    """Bodies of POST /v1/embeddings with different queries."""
     return [
         {"model": model, "input": f"text number {number}", "input_type": "query"}
         for number in range(count)
     ]
 
 
-def ask_until(url, body, wanted):
-    """The answers up to the first that is `wanted`."""
+def post_until(url, body, is_last):
+    """Sends a body again and again; the answers up to the first that `is_last`."""
     answers = []
     with httpx.Client(timeout=60) as http:
-        while not answers or not wanted(answers[-1]):
+        while not answers or not is_last(answers[-1]):
             assert len(answers) < 20_000
             answers.append(http.post(f"{url}/v1/embeddings", json=body))
+            time.sleep(0.01)  # leaves the processes that start some of the CPU
     return answers

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import boto3
 import pytest
+from pyarrow import fs
 
 from stillroom.errors import UserError
-from stillroom.storage.artifacts import Store, verify
-from stillroom.training.checkpoints import Checkpoints, Saver
-from support.faulty_s3_proxy import Some
+from stillroom.storage.artifacts import Store
+from stillroom.storage.manifest import verify
+from stillroom.training.checkpoints import Checkpoints, CheckpointSaver
+from support.faulty_s3_proxy import FirstRequests
 
 RUN = ".train/teacher-small-0"
 
@@ -25,7 +27,7 @@ def checkpoints(request, tmp_path, monkeypatch):
 def hand_in(checkpoints, step, attempt, ranks=(1, 0), world=2, keep=2):
     """What the workers of a world make of a step; by two of two, all of it."""
     for rank in ranks:
-        saver = Saver(checkpoints, attempt, rank, world, keep)
+        saver = CheckpointSaver(checkpoints, attempt, rank, world, keep)
         saver.save(step, lambda folder, rank=rank: fill(folder, step, rank))
         saver.wait()
 
@@ -37,30 +39,31 @@ def fill(folder, step, rank):
 
 
 def names(checkpoints):
-    return sorted(info.base_name for info in checkpoints._infos(recursive=False))
+    folders = fs.FileSelector(checkpoints.base)
+    return sorted(info.base_name for info in checkpoints.store.fs.get_file_info(folders))
 
 
-def test_the_newest_that_every_worker_brought_is_gone_on_from(checkpoints):
+def test_the_newest_checkpoint_with_every_worker_s_part_is_resumed(checkpoints):
     assert checkpoints.newest() is None
     hand_in(checkpoints, 2, "aa")
     hand_in(checkpoints, 4, "aa", ranks=(0,))  # the other died
     # By a worker of another try, at the same step: together they are no checkpoint.
     hand_in(checkpoints, 4, "bb", ranks=(1,))
     assert checkpoints.newest() == "000000002-aa"
-    folder = checkpoints.opened("000000002-aa")
+    folder = checkpoints.fetch("000000002-aa")
     assert (folder / "inside" / "weights-1").read_text() == "worker 1 at step 2"
     hand_in(checkpoints, 4, "cc", ranks=(0,), world=1)  # fewer go on
     assert checkpoints.newest() == "000000004-cc"
 
 
-def test_one_without_folders_in_it_is_opened_as_well(checkpoints):
-    saver = Saver(checkpoints, "aa", 0, 1, 2)
+def test_a_checkpoint_without_subfolders_is_read_too(checkpoints):
+    saver = CheckpointSaver(checkpoints, "aa", 0, 1, 2)
     saver.save(2, lambda folder: (folder / "weights").write_text("all of them"))
     saver.wait()
-    assert (checkpoints.opened(checkpoints.newest()) / "weights").read_text() == "all of them"
+    assert (checkpoints.fetch(checkpoints.newest()) / "weights").read_text() == "all of them"
 
 
-def test_older_ones_go_when_enough_newer_ones_are_whole(checkpoints):
+def test_older_checkpoints_are_deleted_when_enough_newer_ones_are_complete(checkpoints):
     hand_in(checkpoints, 2, "aa")
     hand_in(checkpoints, 3, "aa", ranks=(1,))
     hand_in(checkpoints, 4, "bb")
@@ -70,7 +73,7 @@ def test_older_ones_go_when_enough_newer_ones_are_whole(checkpoints):
 
 
 @pytest.mark.parametrize("file", ["inside/weights-0", "1-of-2.json"])
-def test_a_damaged_checkpoint_is_left_out_for_the_one_before(checkpoints, file):
+def test_a_damaged_checkpoint_is_ignored_for_the_one_before(checkpoints, file):
     hand_in(checkpoints, 2, "aa")
     hand_in(checkpoints, 4, "aa")
     with checkpoints.store.fs.open_output_stream(f"{checkpoints.base}/000000004-aa/{file}") as out:
@@ -81,7 +84,7 @@ def test_a_damaged_checkpoint_is_left_out_for_the_one_before(checkpoints, file):
 # --- storage that fails ---------------------------------------------------------------------
 
 
-def test_training_goes_on_while_a_checkpoint_is_brought_to_the_root(faulty):
+def test_training_continues_while_a_checkpoint_is_uploaded(faulty):
     checkpoints = Checkpoints(Store(faulty.root), RUN)
     opened = threading.Event()
 
@@ -91,7 +94,7 @@ def test_training_goes_on_while_a_checkpoint_is_brought_to_the_root(faulty):
         return False
 
     faulty.fails = held
-    saver = Saver(checkpoints, "aa", 0, 1, keep=2)
+    saver = CheckpointSaver(checkpoints, "aa", 0, 1, keep=2)
     saver.save(3, lambda folder: fill(folder, 3, 0))
     assert checkpoints.newest() is None, "it is on its way, and this line is reached"
     opened.set()
@@ -99,48 +102,52 @@ def test_training_goes_on_while_a_checkpoint_is_brought_to_the_root(faulty):
     assert checkpoints.newest() == "000000003-aa"
 
 
-def test_requests_that_fail_for_a_while_are_made_again(faulty):
+def test_requests_that_fail_for_a_while_are_retried(faulty):
     checkpoints = Checkpoints(Store(faulty.root), RUN)
     # Each more often than the S3 client tries by itself.
-    failures = [Some(4, "PUT", "weights-0"), Some(4, "PUT", "0-of-1"), Some(4, "GET", "list-type")]
+    failures = [
+        FirstRequests(4, "PUT", "weights-0"),
+        FirstRequests(4, "PUT", "0-of-1"),
+        FirstRequests(4, "GET", "list-type"),
+    ]
     faulty.fails = lambda *asked: any(one(*asked) for one in failures)
     hand_in(checkpoints, 3, "aa", ranks=(0,), world=1)
     assert checkpoints.newest() == "000000003-aa"
     assert not any(one.left for one in failures)
 
 
-def test_what_storage_does_not_give_back_is_written_again(faulty):
+def test_a_file_that_storage_returns_damaged_is_written_again(faulty):
     checkpoints = Checkpoints(Store(faulty.root), RUN)
-    faulty.cuts = cut = Some(1, "PUT", "weights-0")
+    faulty.cuts = cut = FirstRequests(1, "PUT", "weights-0")
     hand_in(checkpoints, 3, "aa", ranks=(0,), world=1)
     assert cut.left == 0
-    folder = checkpoints.opened(checkpoints.newest())
+    folder = checkpoints.fetch(checkpoints.newest())
     assert (folder / "inside" / "weights-0").read_text() == "worker 0 at step 3"
 
 
-def test_where_storage_fails_for_good_the_files_stay_here_and_the_error_says_where(
-    faulty, monkeypatch
-):
+def test_when_storage_keeps_failing_the_error_names_the_local_copy(faulty, monkeypatch):
     monkeypatch.setattr("stillroom.storage.object_store.ATTEMPTS", 2)
     checkpoints = Checkpoints(Store(faulty.root), RUN)
     hand_in(checkpoints, 3, "aa", ranks=(0,), world=1)
     faulty.fails = lambda method, path: method == "PUT"
     with pytest.raises(UserError, match=r"the checkpoint of step 6 cannot be written") as fault:
         hand_in(checkpoints, 6, "aa", ranks=(0,), world=1)
-    kept = Path(str(fault.value).split(" lies in ")[1].split(". Mend")[0])
+    kept = Path(str(fault.value).split(" lies in ")[1].split(". Repair")[0])
     assert (kept / "inside" / "weights-0").read_text() == "worker 0 at step 6"
     faulty.fails = lambda method, path: False
     assert checkpoints.newest() == "000000003-aa"
 
 
-def test_an_artifact_that_storage_refused_is_only_brought_there_by_the_next_try(
+def test_an_artifact_that_storage_refused_is_only_uploaded_by_the_next_run(
     faulty, bucket, monkeypatch
 ):
     monkeypatch.setattr("stillroom.storage.object_store.ATTEMPTS", 2)
     store = Store(faulty.root)
     faulty.fails = lambda method, path: method == "PUT" and "two.txt" in path
     with (
-        pytest.raises(UserError, match=r"cannot be written.* All of it lies in (.*)\. Mend"),
+        pytest.raises(
+            UserError, match=r"cannot be written.* The complete draft is in (.*)\. Repair"
+        ),
         store.draft("corpus", "small", "aa") as draft,
     ):
         (draft.path / "one.txt").write_text("one")
@@ -148,10 +155,10 @@ def test_an_artifact_that_storage_refused_is_only_brought_there_by_the_next_try(
         draft.publish({"made": "once"})
     assert (draft.path / "two.txt").read_text() == "two"
     assert not store.exists("corpus", "small", "aa")
-    faulty.fails = Some(4, "PUT", "two.txt")
+    faulty.fails = FirstRequests(4, "PUT", "two.txt")
     with store.draft("corpus", "small", "aa") as draft:
-        assert draft.done is not None
-        assert draft.done.manifest["made_by"] == {"made": "once"}
+        assert draft.artifact is not None
+        assert draft.artifact.manifest["made_by"] == {"made": "once"}
     listed = boto3.client("s3").list_objects_v2(Bucket=bucket, Prefix=faulty.root.split("/")[-1])
     assert any(item["Key"].endswith("two.txt") for item in listed["Contents"])
     artifact = store.open("corpus", "small", "aa")

@@ -16,23 +16,25 @@ import pytest
 import ray
 from transformers import MPNetConfig, MPNetModel
 
-from stillroom.config.scale import Tracking, Workers
+from stillroom.config.scale import Tracking, TrainingWorkers
 from stillroom.data.readers.records import EvaluationSet
-from stillroom.encoders.files.create import create
-from stillroom.encoders.files.load import load
+from stillroom.encoders.files.create import create_encoder
+from stillroom.encoders.files.load import load_encoder
+from stillroom.encoders.files.options import ContractOptions
 from stillroom.errors import UserError
-from stillroom.evaluation.evaluate import measure
+from stillroom.evaluation.evaluate import evaluate_encoder
 from stillroom.learning.engine.deepspeed_engine import DeepSpeedEngine
 from stillroom.learning.engine.torch_engine import TorchEngine
-from stillroom.learning.gather import world
-from stillroom.learning.loop import train
+from stillroom.learning.gather import current_shard
+from stillroom.learning.loop import Callbacks, TrainOptions, train
 from stillroom.learning.objectives.contrastive import Contrastive
 from stillroom.storage.artifacts import Store
 from stillroom.training.checkpoints import Checkpoints
 from stillroom.training.driver import fit
-from stillroom.training.evaluation import Evaluation
-from stillroom.training.task import Task
-from stillroom.training.worker import packs
+from stillroom.training.evaluation import Evaluator
+from stillroom.training.task import TrainingTask
+from stillroom.training.worker import trains_packed
+from support import shared_ray
 from support import tiny_training as learner
 from support.process_group import in_workers
 from support.tensorboard_events import curves, events
@@ -56,14 +58,14 @@ def sets():
 
 
 def trained(folder, kind, *, evaluated):
-    """Losses, the score of each evaluation, and what `measure` says of the weights then."""
+    """Losses, the score of each evaluation, and `evaluate_encoder`'s score of the same weights."""
     encoder = start(folder).train()
-    engine = TorchEngine(encoder, weight_decay=0.0, clip=1.0)
+    engine = TorchEngine(encoder, weight_decay=0.0, max_grad_norm=1.0)
     if kind == "zero-3":
         engine = DeepSpeedEngine(
-            encoder, weight_decay=0.0, clip=1.0, zero_stage=3, batch_per_worker=4
+            encoder, weight_decay=0.0, max_grad_norm=1.0, zero_stage=3, batch_per_worker=4
         )
-    evaluation = Evaluation(encoder, engine, sets(), micro_tokens=64)
+    evaluation = Evaluator(encoder, engine, sets(), micro_batch_tokens=64)
     scores, expected = [], []
 
     def report(figures):
@@ -71,16 +73,18 @@ def trained(folder, kind, *, evaluated):
             assert encoder.training
             scores.append(figures["ndcg@10"])
             alone = start(folder)
-            alone.load_state_dict(engine.trained(), strict=False)
-            found = measure(alone, "teacher", sets())["scores"].values()
+            alone.load_state_dict(engine.trained_weights(), strict=False)
+            found = evaluate_encoder(alone, "teacher", sets())["scores"].values()
             expected.append(np.mean([one["ndcg@10"] for one in found]))
 
-    rank, workers = world()
+    shard = current_shard()
     losses = train(
-        engine, Contrastive(temperature=0.05), batches(encoder, {"rank": rank, "world": workers}),
-        steps=3, learning_rate=lambda step: 1e-2, seed=5, pad_id=encoder.pad_id, micro_tokens=64,
-        report=report, checkpoint=lambda step: None, checkpoint_every=9,
-        evaluate=evaluation if evaluated else None, evaluate_every=2,
+        engine, Contrastive(temperature=0.05), batches(encoder, shard),
+        TrainOptions(
+            steps=3, learning_rate=lambda step: 1e-2, seed=5, pad_id=encoder.pad_id,
+            micro_batch_tokens=64, evaluate_every=2,
+        ),
+        Callbacks(on_step=report, evaluate=evaluation if evaluated else None),
     )  # fmt: skip
     return losses, scores, expected
 
@@ -92,7 +96,7 @@ def with_and_without(folder):
     ]
 
 
-def test_workers_together_measure_what_one_would_and_training_does_not_notice(decoder):
+def test_workers_together_score_as_one_process_and_losses_stay_the_same(decoder):
     for found in in_workers(2, with_and_without, decoder):
         for (losses, scores, expected), without in found:
             assert len(scores) == 2, "after step 2, and the last"
@@ -101,16 +105,23 @@ def test_workers_together_measure_what_one_would_and_training_does_not_notice(de
             assert (losses, [], []) == without
 
 
-def test_only_a_score_that_beats_the_best_is_said_to_improve(decoder):
+def test_on_best_score_is_called_only_for_a_better_score(decoder):
     scores = iter([0.3, 0.5, 0.5, 0.6])
     said = []
     encoder = start(decoder).train()
     train(
-        TorchEngine(encoder, weight_decay=0.0, clip=1.0), Contrastive(temperature=0.05),
-        batches(encoder, {}), steps=4, learning_rate=lambda step: 1e-2, seed=5,
-        pad_id=encoder.pad_id, micro_tokens=999, report=lambda figures: said.append(figures),
-        checkpoint=lambda step: None, checkpoint_every=9, evaluate=lambda: next(scores),
-        evaluate_every=1, improved=lambda: said.append("best"), best=0.4,
+        TorchEngine(encoder, weight_decay=0.0, max_grad_norm=1.0), Contrastive(temperature=0.05),
+        batches(encoder),
+        TrainOptions(
+            steps=4, learning_rate=lambda step: 1e-2, seed=5, pad_id=encoder.pad_id,
+            micro_batch_tokens=999, evaluate_every=1,
+        ),
+        Callbacks(
+            on_step=said.append,
+            evaluate=lambda: next(scores),
+            on_best_score=lambda: said.append("best"),
+        ),
+        best_score=0.4,
     )  # fmt: skip
     steps = [one if one == "best" else one["step"] for one in said]
     assert steps == [1, 2, "best", 3, 4, "best"]
@@ -136,10 +147,10 @@ class Dies:
         return self.batches(step)
 
 
-def dying(traces, encoder, place):
-    made = batches(encoder, place)
+def dying(traces, encoder, shard):
+    made = batches(encoder, shard)
     # It is read two steps ahead: when three steps are done, and when five are.
-    return Dies(made, {5, 7}, traces) if place["rank"] == 0 else made
+    return Dies(made, {5, 7}, traces) if shard.rank == 0 else made
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +162,7 @@ def cluster():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    shared_ray.stop()
     ray.init(
         "local",
         num_cpus=4,
@@ -168,11 +180,13 @@ SETTINGS = settings(STEPS)
 
 def run(folder, decoder, workers):
     """Evaluated every second step. What dies twice is forgiven once."""
-    task = Task(
+    task = TrainingTask(
         functools.partial(start, decoder, dropout=0.0), functools.partial(dying, folder),
-        Contrastive(temperature=0.05), SETTINGS, seed=5, sets=sets, evaluate_every=2,
+        Contrastive(temperature=0.05), SETTINGS, seed=5, evaluation_sets=sets, evaluate_every=2,
     )  # fmt: skip
-    scale = Workers(workers=workers, micro_tokens=64, checkpoint_every=2, max_failures=1)
+    scale = TrainingWorkers(
+        workers=workers, micro_batch_tokens=64, checkpoint_every=2, max_failures=1
+    )
     with Store(str(folder)).draft("teacher", "small", "0") as draft:
         figures = fit(task, scale, Tracking(), draft)
         return figures, draft.publish({}).path
@@ -193,6 +207,7 @@ def history(made):
     return [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.promise("resume")
 def test_a_run_killed_and_resumed_by_fewer_workers_retraces_an_uninterrupted_one(killed, decoder):
     plain = uninterrupted(decoder, SETTINGS)
     figures = history(killed[1])
@@ -204,19 +219,19 @@ def test_a_run_whose_forwards_have_no_padding_reports_none(killed):
     assert [one["padding"] for one in history(killed[1])] == [0.0] * STEPS
 
 
-def test_the_best_weights_are_what_a_run_leaves(killed):
+def test_a_run_keeps_its_best_weights(killed):
     figures, made, _ = killed
     scores = {one["step"]: one["ndcg@10"] for one in history(made) if "ndcg@10" in one}
     assert [*scores] == [2, 4, 6, 8]
     best = max(scores, key=scores.get)
     assert best < 6, "it is older than the last checkpoint that was gone on from"
     assert figures["step"] == best and figures["ndcg@10"] == scores[best]
-    found = measure(load(made), "teacher", sets())["scores"].values()
+    found = evaluate_encoder(load_encoder(made), "teacher", sets())["scores"].values()
     assert np.mean([one["ndcg@10"] for one in found]) == pytest.approx(scores[best], abs=1e-9)
     assert not (made / "best.safetensors").exists()
 
 
-def test_tensorboard_draws_every_figure_of_every_step_once(killed):
+def test_tensorboard_has_every_metric_of_every_step_once(killed):
     _, made, folder = killed
     logs = folder / ".logs" / "teacher-small-0"
     assert len([*logs.iterdir()]) == 3, "before the crashes and after them"
@@ -232,10 +247,10 @@ def test_tensorboard_draws_every_figure_of_every_step_once(killed):
         assert math.isclose(value, one["loss"], rel_tol=1e-6)
 
 
-def test_ray_s_metrics_tell_a_run_s_figures_and_how_much_of_it_is_done(killed, cluster):
+def test_ray_metrics_hold_a_run_s_metrics_and_progress(killed, cluster):
     kept = history(killed[1])
     names = {name.replace("@", "_at_") for one in kept for name in one} - {"steps"}
-    names |= {"done", "resumed_after"}
+    names |= {"progress", "resumed_after"}
     deadline, shown = time.monotonic() + 60, {}
     while {f"ray_stillroom_training_{name}" for name in names} != shown.keys():
         assert time.monotonic() < deadline, shown
@@ -245,7 +260,7 @@ def test_ray_s_metrics_tell_a_run_s_figures_and_how_much_of_it_is_done(killed, c
                     shown.setdefault(line.split("{")[0], set()).add(float(line.split()[-1]))
     # One value of each worker that was the first, and who died may not have told its last.
     assert shown["ray_stillroom_training_step"] <= {one["step"] for one in kept}
-    assert shown["ray_stillroom_training_done"] <= {one["step"] / STEPS for one in kept}
+    assert shown["ray_stillroom_training_progress"] <= {one["step"] / STEPS for one in kept}
     losses = [one["loss"] for one in kept]
     for loss in shown["ray_stillroom_training_loss"]:
         assert any(math.isclose(loss, one, rel_tol=1e-4) for one in losses)
@@ -254,26 +269,28 @@ def test_ray_s_metrics_tell_a_run_s_figures_and_how_much_of_it_is_done(killed, c
 # --- how it is computed ----------------------------------------------------------------------
 
 
-def test_on_a_cpu_whatever_can_be_packed_is_unless_told_otherwise(decoder):
-    made = create(str(decoder), space="s", attention="bidirectional", pooling="mean")
-    assert packs(made, Workers())
-    assert not packs(made, Workers(packed=False))
+def test_on_a_cpu_training_is_packed_where_the_architecture_allows_it(decoder):
+    made = create_encoder(
+        str(decoder), space="s", options=ContractOptions(attention="bidirectional", pooling="mean")
+    )
+    assert trains_packed(made, TrainingWorkers())
+    assert not trains_packed(made, TrainingWorkers(packed=False))
     made.backbone = MPNetModel(
         MPNetConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     )
-    assert not packs(made, Workers())
+    assert not trains_packed(made, TrainingWorkers())
 
 
 # --- what the user must mend ----------------------------------------------------------------
 
 
-def unreadable(traces, encoder, place):
-    (traces / f"{place['rank']}-{os.getpid()}").touch()
+def unreadable(traces, encoder, shard):
+    (traces / f"{shard.rank}-{os.getpid()}").touch()
     raise UserError("corpus, row 7", "is unreadable", "Mend it")
 
 
-def test_what_the_user_must_mend_is_not_tried_again(cluster, decoder, tmp_path):
-    task = Task(
+def test_a_user_s_error_ends_the_run_without_retries(cluster, decoder, tmp_path):
+    task = TrainingTask(
         functools.partial(start, decoder), functools.partial(unreadable, tmp_path),
         Contrastive(temperature=0.05), SETTINGS, seed=5,
     )  # fmt: skip
@@ -282,8 +299,13 @@ def test_what_the_user_must_mend_is_not_tried_again(cluster, decoder, tmp_path):
         store.draft("teacher", "small", "0") as draft,
         pytest.raises(UserError, match="corpus, row 7: is unreadable. Mend it."),
     ):
-        fit(task, Workers(workers=2, micro_tokens=64, max_failures=3), Tracking(), draft)
-    assert len([*tmp_path.glob("?-*")]) == 2, "each worker began once"
+        fit(
+            task,
+            TrainingWorkers(workers=1, micro_batch_tokens=64, max_failures=3),
+            Tracking(),
+            draft,
+        )
+    assert len([*tmp_path.glob("?-*")]) == 1, "it began once"
 
 
 # --- told to stop ---------------------------------------------------------------------------
@@ -301,29 +323,32 @@ class Signals(Dies):
         return self.batches(step)
 
 
-def signalling(traces, signals, encoder, place):
-    made = batches(encoder, place)
-    return Signals(made, signals, traces) if place["rank"] == 1 else made
+def signalling(traces, signals, encoder, shard):
+    made = batches(encoder, shard)
+    return Signals(made, signals, traces) if shard.rank == 1 else made
 
 
-def test_a_run_that_is_told_to_stop_makes_a_checkpoint_and_loses_no_step(
-    cluster, decoder, tmp_path
+@pytest.mark.promise("resume")
+# Who is told: the driver, or first the worker itself, whose group then starts again.
+@pytest.mark.parametrize("worker_too", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_a_stopped_run_saves_a_checkpoint_and_repeats_no_step(
+    worker_too, cluster, decoder, tmp_path
 ):
-    steps = 60
-    signals = {5: 0, 35: os.getpid()}  # the worker itself; then the driver
-    task = Task(
+    steps = 36
+    signals = {10: os.getpid()} | ({5: 0} if worker_too else {})
+    task = TrainingTask(
         functools.partial(start, decoder, dropout=0.0),
         functools.partial(signalling, tmp_path, signals),
         Contrastive(temperature=0.05), settings(steps), seed=5,
     )  # fmt: skip
-    scale = Workers(workers=2, micro_tokens=64, checkpoint_every=1000, max_failures=0)
+    scale = TrainingWorkers(workers=2, micro_batch_tokens=64, checkpoint_every=1000, max_failures=0)
     store = Store(str(tmp_path / "runs"))
     with store.draft("teacher", "small", "0") as draft:
-        checkpoints = Checkpoints(store, draft.running)
+        checkpoints = Checkpoints(store, draft.checkpoint_folder)
         with pytest.raises(SystemExit) as stopped:
             fit(task, scale, Tracking(), draft)
         assert stopped.value.code == 128 + signal.SIGTERM
-        assert 35 <= int(checkpoints.newest().split("-")[0]) < steps
+        assert 8 <= int(checkpoints.newest().split("-")[0]) < steps
         # Half of what Ray would keep of its own, had it been killed while it wrote it.
         snapshot = Path(checkpoints.base) / "checkpoint_manager_snapshot.json"
         snapshot.write_text('{"ray_version": "2.60.0", "checkpoint_res')
@@ -333,7 +358,7 @@ def test_a_run_that_is_told_to_stop_makes_a_checkpoint_and_loses_no_step(
     assert [one["step"] for one in figures] == [*range(1, steps + 1)]
     losses = uninterrupted(decoder, settings(steps))
     assert [one["loss"] for one in figures] == pytest.approx(losses, rel=1e-3)
-    # Three times it began, and no step was made twice.
+    # However often it began, no step was made twice.
     drawn = [
         event.step
         for file in (tmp_path / "runs" / ".logs" / "teacher-small-0").iterdir()

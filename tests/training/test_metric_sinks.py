@@ -4,11 +4,17 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
-from stillroom.config.scale import Tracking, Workers
+from stillroom.config.scale import Tracking, TrainingWorkers
 from stillroom.errors import UserError
 from stillroom.storage.artifacts import Store
 from stillroom.training.driver import fit
-from stillroom.training.metric_sinks import TensorBoard, Tracker, check, progress, sinks
+from stillroom.training.metric_sinks import (
+    TensorBoard,
+    Tracker,
+    check_packages,
+    open_sinks,
+    progress_line,
+)
 from support.tensorboard_events import curves, events
 
 
@@ -19,30 +25,30 @@ def figures(step, **more):
     }  # fmt: skip
 
 
-def test_a_line_of_progress_says_where_it_is_and_when_it_ends():
-    assert progress(figures(8, **{"ndcg@10": 0.5}), 200.2) == (
+def test_a_progress_line_has_step_metrics_and_eta():
+    assert progress_line(figures(8, **{"ndcg@10": 0.5}), 200.2) == (
         "step 8/40  loss 0.1250  norm 12.3  lr 1.00e-03  12,346 tokens/s  padding 12%  2.3 GiB  "
         "ndcg@10 0.5000  ETA 0:03:21"
     )
-    assert "ETA" not in progress(figures(40), 0.0), "it is there"
+    assert "ETA" not in progress_line(figures(40), 0.0), "it is there"
 
 
-def test_tensorboard_alone_is_written_unless_more_is_asked_for(tmp_path):
-    [only] = sinks(Tracking(), "name", str(tmp_path / "a"), 0)
+def test_tensorboard_is_the_only_sink_by_default(tmp_path):
+    [only] = open_sinks(Tracking(), "name", str(tmp_path / "a"), 0)
     assert isinstance(only, TensorBoard)
-    assert sinks(Tracking(tensorboard=False), "name", str(tmp_path / "b"), 0) == []
+    assert open_sinks(Tracking(tensorboard=False), "name", str(tmp_path / "b"), 0) == []
     assert not (tmp_path / "b").exists()
 
 
-def test_a_resumed_curve_is_drawn_once(tmp_path):
+def test_a_resumed_curve_has_each_step_once(tmp_path):
     logs = tmp_path / "logs"
-    crashed = Tracker(sinks(Tracking(), "name", str(logs), 0))
+    crashed = Tracker(open_sinks(Tracking(), "name", str(logs), 0))
     for step in range(1, 6):
         crashed(figures(step, **{"ndcg@10": 0.1 * step}))
     crashed.flush()  # what a crash leaves: the events, and no end
     [old] = logs.iterdir()
     old.rename(old.with_name(old.name.replace("tfevents.", "tfevents.0")))  # of an earlier second
-    with Tracker(sinks(Tracking(), "name", str(logs), 3)) as resumed:
+    with Tracker(open_sinks(Tracking(), "name", str(logs), 3)) as resumed:
         for step in range(4, 7):
             resumed(figures(step))
     drawn = curves(logs)
@@ -52,7 +58,7 @@ def test_a_resumed_curve_is_drawn_once(tmp_path):
     assert not {"step", "steps"} & drawn.keys()
 
 
-def test_tensorboard_s_files_can_lie_in_a_bucket(monkeypatch):
+def test_tensorboard_s_files_can_be_in_a_bucket(monkeypatch):
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     address = "http://{}:{}".format(*server.get_host_and_port())
@@ -63,7 +69,7 @@ def test_tensorboard_s_files_can_lie_in_a_bucket(monkeypatch):
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         s3 = fs.S3FileSystem(endpoint_override=address, allow_bucket_creation=True)
         s3.create_dir("bucket")
-        with Tracker(sinks(Tracking(), "name", "s3://bucket/runs/.logs/name", 0)) as tracker:
+        with Tracker(open_sinks(Tracking(), "name", "s3://bucket/runs/.logs/name", 0)) as tracker:
             tracker(figures(1))
         [found] = s3.get_file_info(fs.FileSelector("bucket/runs/.logs/name"))
         content = s3.open_input_stream(found.path).read()
@@ -73,15 +79,15 @@ def test_tensorboard_s_files_can_lie_in_a_bucket(monkeypatch):
 
 
 @pytest.mark.parametrize("logs", ["hdfs://host/runs/.logs/x", "{}/file/x", "s3://b?endpoint=e/x"])
-def test_a_root_that_tensorboard_cannot_write_costs_a_line_and_no_run(logs, tmp_path, caplog):
+def test_a_root_that_tensorboard_cannot_write_gives_a_warning_and_no_error(logs, tmp_path, caplog):
     (tmp_path / "file").touch()
     logs = logs.format(tmp_path)
-    assert sinks(Tracking(), "name", logs, 0) == []
+    assert open_sinks(Tracking(), "name", logs, 0) == []
     [line] = caplog.messages
     assert logs in line and "metrics.jsonl" in line
 
 
-def test_a_sink_that_fails_later_is_left_out_and_the_others_go_on(tmp_path, caplog):
+def test_a_sink_that_fails_is_dropped_and_the_others_continue(tmp_path, caplog):
     class Full:
         def write(self, step, figures):
             raise OSError("no space left")
@@ -98,13 +104,13 @@ def test_a_sink_that_fails_later_is_left_out_and_the_others_go_on(tmp_path, capl
 
 
 @pytest.mark.parametrize("package", ["mlflow", "wandb"])
-def test_a_missing_package_is_said_before_anything_is_trained(package, monkeypatch, tmp_path):
-    find = check.__globals__["importlib"].util.find_spec
+def test_a_missing_tracking_package_is_reported_before_training(package, monkeypatch, tmp_path):
+    find = check_packages.__globals__["importlib"].util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name: None if name == package else find(name)
     )
-    check(Tracking())
+    check_packages(Tracking())
     with Store(str(tmp_path)).draft("teacher", "x", "0") as draft:
         with pytest.raises(UserError, match=rf"scale.tracking.{package}.*stillroom\[tracking\]"):
-            fit(None, Workers(), Tracking(**{package: "x"}), draft)
+            fit(None, TrainingWorkers(), Tracking(**{package: "x"}), draft)
         assert not list(draft.path.iterdir())

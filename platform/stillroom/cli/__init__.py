@@ -1,69 +1,96 @@
-"""The `stillroom` command: parse, call, print. Torch and Ray are imported late."""
+"""The `stillroom` command. Commands import torch and Ray only when they need them."""
 
 import contextlib
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.logging import RichHandler
 
-from stillroom.cli.app import app, err
+from stillroom.cli.app import app, data_app, err, runs_app
+from stillroom.cli.data import decontaminate, describe, synthesize
+from stillroom.cli.doctor import doctor
+from stillroom.cli.export import export
+from stillroom.cli.init import init
+from stillroom.cli.mine import mine
+from stillroom.cli.models import encode, evaluate, serve
+from stillroom.cli.recipes import check, plan, run
+from stillroom.cli.runs import prune, runs, show
+from stillroom.cli.submit import submit
+from stillroom.cluster.library_messages import IGNORED_MESSAGES
 from stillroom.errors import UserError
-from stillroom.observability import log_context as logs
+from stillroom.observability import log_context
 
-# isort: off
-# isort: on
+Command = Callable[..., None]
 
+# In the order of `--help`, which shows groups after the commands.
+COMMANDS: tuple[Command, ...] = (
+    init, check, plan, run, submit, evaluate, encode, mine, export, serve, doctor,
+)  # fmt: skip
+DATA_COMMANDS: tuple[Command, ...] = (describe, synthesize, decontaminate)
+RUNS_COMMANDS: tuple[Command, ...] = (show, prune)
+
+for group, commands in ((app, COMMANDS), (data_app, DATA_COMMANDS), (runs_app, RUNS_COMMANDS)):
+    for command in commands:
+        group.command()(command)
+runs_app.callback()(runs)
+app.add_typer(data_app, name="data")
+app.add_typer(runs_app, name="runs", invoke_without_command=True)
 
 __all__ = ["app", "main"]
 
 
-def main(*given: str) -> None:
-    """Runs a command line, by default the process's own; exits with 0 for done, 1 for failed, 2 for
-    what the user can mend."""
-    words = list(given or sys.argv[1:])
+def main(*arguments: str) -> None:
+    """Runs a command line, by default the process's own, and exits.
+
+    Exit codes: 0 for done, 1 for failed, 2 for wrong usage or input.
+    """
+    words = list(arguments or sys.argv[1:])
     if debug := "--debug" in words:
         words.remove("--debug")
     _log_to_stderr()
-    _keep_ray_at_home()
+    _make_local_ray_private()
     try:
-        app(words)  # which exits by itself, with 2 for bad usage
-    except Exception as fault:
+        app(words)  # which exits by itself, with 2 for wrong usage
+    except Exception as error:
         if debug:
             raise
-        sys.exit(_explain(fault))
+        sys.exit(_report_error(error))
 
 
-def _explain(fault: BaseException) -> int:
-    """Says what went wrong in one line; the code to exit with."""
-    cause: BaseException | None = fault
+def _report_error(error: BaseException) -> int:
+    """Prints an error in one line; returns the exit code."""
+    cause: BaseException | None = error
     while cause is not None:  # Ray and its trainers wrap what their workers raised
         if isinstance(cause, UserError):
-            _complain(f"error: {cause}")
+            _print_error(f"error: {cause}")
             return cause.code
         cause = getattr(cause, "cause", None) or cause.__cause__
-    text = str(fault).strip() or repr(fault)
-    _complain(f"failed: {type(fault).__name__}: {text.splitlines()[-1]}")
-    if not logs.as_json():
-        err.print("Add --debug to see where.")
+    text = str(error).strip() or repr(error)
+    _print_error(f"failed: {type(error).__name__}: {text.splitlines()[-1]}")
+    if not log_context.json_lines_enabled():
+        err.print("Add --debug to see the traceback.")
     return 1
 
 
-def _keep_ray_at_home() -> None:
-    """A Ray that we start is reached from this machine alone, and with a token. Ray reads both
-    settings when it is imported."""
+def _make_local_ray_private() -> None:
+    """Lets a Ray that we start listen on this machine only, and ask for a token.
+
+    Ray reads both settings when it is imported.
+    """
     if os.environ.get("RAY_ADDRESS"):
         return
-    # Its nodes then have the address 127.0.0.1, as they do on macOS and Windows.
+    # Gives Ray's nodes the address 127.0.0.1, as on macOS and Windows.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
-        with contextlib.suppress(OSError):  # nobody else shall read the token that Ray puts there
+        with contextlib.suppress(OSError):  # others must not read the token that Ray stores there
             (Path.home() / ".ray").mkdir(mode=0o700)
 
 
-def _complain(line: str) -> None:
-    if logs.as_json():
+def _print_error(line: str) -> None:
+    if log_context.json_lines_enabled():
         logging.getLogger("stillroom").error(line)
     else:
         err.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
@@ -71,8 +98,8 @@ def _complain(line: str) -> None:
 
 def _log_to_stderr() -> None:
     handler: logging.Handler = logging.StreamHandler()
-    if logs.as_json():
-        handler.setFormatter(logs.JsonLines())
+    if log_context.json_lines_enabled():
+        handler.setFormatter(log_context.JsonFormatter())
         logging.captureWarnings(True)
     elif err.is_terminal:
         handler = RichHandler(console=err, show_path=False)
@@ -81,13 +108,14 @@ def _log_to_stderr() -> None:
     handler.setLevel(logging.INFO)
     log = logging.getLogger("stillroom")
     log.setLevel(logging.INFO)
-    (logging.getLogger() if logs.as_json() else log).addHandler(handler)
-    quieter = {
-        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # they are noise beside our own lines
+    (logging.getLogger() if log_context.json_lines_enabled() else log).addHandler(handler)
+    defaults = {
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # our own lines show progress
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_DEDUP_LOGS_ALLOW_REGEX": r"^step \d",  # every line of training's progress is news
+        "RAY_DEDUP_LOGS_ALLOW_REGEX": r"^step \d",  # keep every line of training progress
+        "RAY_DEDUP_LOGS_SKIP_REGEX": IGNORED_MESSAGES,  # of workers; Ray prints their lines
     }
-    if logs.as_json() or not err.is_terminal:
-        quieter["TQDM_DISABLE"] = "1"  # the bars of libraries garble a log
-    for name, value in quieter.items():
+    if log_context.json_lines_enabled() or not err.is_terminal:
+        defaults["TQDM_DISABLE"] = "1"  # progress bars of libraries would garble a log
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)

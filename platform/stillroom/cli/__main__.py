@@ -1,6 +1,6 @@
-"""TODO docstring: cli/__main__.py."""
+"""Runs the command line: `python -m stillroom.cli`."""
 
 from stillroom.cli import main
 
-if __name__ == "__main__":  # processes that it spawns import this too
+if __name__ == "__main__":  # spawned processes import this module too
     main()

@@ -1,9 +1,10 @@
-"""What every command shares: the application, the consoles, common arguments."""
+"""What several commands share: the application, common arguments, loading models, printing."""
 
 import contextlib
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,44 +13,69 @@ from rich.console import Console
 from rich.table import Table
 
 from stillroom.errors import UserError
+from stillroom.storage.root import ROOT_VARIABLE
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Distil a large text embedder into a small one, on your own data, and serve both.\n\n"
-    "Add --debug to any command to see where an error came from.",
+    help="Distil a large text embedder into a small one on your own data, and serve both.\n\n"
+    "Start with `stillroom init my.yaml`, `stillroom check my.yaml`, `stillroom run my.yaml`."
+    "\n\nAny command with --debug shows the traceback of an error. Exit codes: 0 done, 1 failed, 2 "
+    "wrong usage or input.",
 )
 
 runs_app = typer.Typer()
 
-app.add_typer(runs_app, name="runs", invoke_without_command=True)
+data_app = typer.Typer(no_args_is_help=True, help="Describe, clean or generate data.")
 
-data_app = typer.Typer(no_args_is_help=True, help="Look at data, clean it, have some written.")
+out = Console(emoji=False)  # `random:llama:` is a model, not an emoji
 
-app.add_typer(data_app, name="data")
+err = Console(stderr=True, emoji=False)
 
-out = Console()
-
-err = Console(stderr=True)
-
-RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")]
-
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Overrides of its fields.")
+RecipePath = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file, such as my.yaml.")
 ]
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[section.field=value]...", help="Fields to override, such as seed=3."),
+]
+
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder, an artifact such as student/quickstart, a hub id, or package:MODULE/PATH.",
+    ),
+]
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")
+]
 
 Root = Annotated[
-    str, typer.Option(envvar="STILLROOM_ROOT", help="Where artifacts live: a folder or a URI.")
+    str,
+    typer.Option(envvar=ROOT_VARIABLE, help="Where artifacts live: a folder, or s3:// or gs://."),
+]
+
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+]
+
+ApiKeyEnv = Annotated[
+    str | None,
+    typer.Option(
+        metavar="VARIABLE",
+        help="For a model that is an API: the environment variable with its key, or `none`.",
+    ),
 ]
 
 
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Keeps standard output for the document: libraries, and Ray for its workers, print there."""
+    """Keeps stdout for the JSON document: what libraries and Ray's workers print goes to stderr."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -61,70 +87,84 @@ def stdout_to_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def lasting(root: str) -> str:
-    """The root of a job's artifacts, which must outlast the job.
+def require_lasting_root(root: str) -> str:
+    """`root`, which must outlast the cluster job that writes to it.
 
     Raises:
-        UserError: for a folder of the job's own.
+        UserError: for a relative path, which is in the job's working directory.
     """
     if "://" in root or Path(root).is_absolute():
         return root
     raise UserError(
         "root",
-        f"{root!r} would lie in the job's own folder, which goes when the job ends",
-        "Set root=s3://bucket/prefix, or the absolute path of a folder that all nodes share (or "
-        "STILLROOM_ROOT)",
+        f"{root!r} is in the job's working directory, which is deleted when the job ends",
+        f"Set root (or {ROOT_VARIABLE}) to s3://BUCKET/PREFIX, or to the absolute path of a folder "
+        "that all nodes share",
     )
 
 
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run the Python that the model brings with it.")
-]
-
-KeyVariable = Annotated[
-    str | None,
-    typer.Option(
-        help="Ask the API that the model is, with the key in this environment variable, or none."
-    ),
-]
-
-
 def load_model(
-    model: str, root: str, *, trust_remote_code: bool = False, key_variable: str | None = None
+    model: str, root: str, *, trust_remote_code: bool = False, api_key_env: str | None = None
 ) -> Any:
-    """An embedder.
+    """The encoder of that name: weights, an export, or an API.
 
     Args:
-        key_variable: lets an API be asked, whose answers are kept under the root.
+        api_key_env: the environment variable with an API's key, or `none`; None refuses APIs. An
+            API's answers are cached under the root.
     """
-    from stillroom.encoders.api_encoder import Access
-    from stillroom.encoders.export.runtimes import Exported, is_exported
-    from stillroom.encoders.files.load import load
-    from stillroom.encoders.model_names import locate, of_artifact
-    from stillroom.openai_client.client import key_in
+    from stillroom.encoders.api_encoder import ApiAccess
+    from stillroom.encoders.export.runtimes import ExportedEncoder, is_exported
+    from stillroom.encoders.files.load import load_encoder
+    from stillroom.encoders.model_names import locate_model, resolve_artifact_name
+    from stillroom.openai_client.api_key import read_api_key
     from stillroom.storage.artifacts import Store
 
     store = Store(root)
-    named = of_artifact(model, store)
-    folder = locate(named, code=trust_remote_code)
+    named = resolve_artifact_name(model, store)
+    folder = locate_model(named, include_code=trust_remote_code)
     if is_exported(folder):
-        return Exported(folder)
+        return ExportedEncoder(folder)
     access = None
-    if key_variable is not None:
-        key = key_in(None if key_variable == "none" else key_variable, "--key-variable")
-        access = Access(key=key, cache=store.work / ".answers.sqlite")
-    return load(named, trust_remote_code=trust_remote_code, access=access)
+    if api_key_env is not None:
+        key = read_api_key(None if api_key_env == "none" else api_key_env, "--api-key-env")
+        access = ApiAccess(key=key, cache=store.local_folder / ".answers.sqlite")
+    return load_encoder(named, trust_remote_code=trust_remote_code, access=access)
+
+
+def print_json(document: Any) -> None:
+    """Prints one line of JSON on stdout."""
+    print(json.dumps(document))
+
+
+def print_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None
+) -> None:
+    """Prints a table on stdout; cells may hold rich markup."""
+    table = Table(*header, title=title)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
 
 
 def print_report(report: dict[str, Any]) -> None:
-    from stillroom.reports.render import small_table, table
+    """Prints the scores of report.json: a table of models, and one per model of small vectors."""
+    from stillroom.reports.tables import score_table, small_vector_table
 
-    tables: dict[str | None, list[list[str]]] = {None: table(report)}
+    header, *rows = score_table(report)
+    print_table(header, rows)
     for name, model in report["models"].items():
         if "vectors" in model:
-            tables[f"{name} in small vectors"] = small_table(model["vectors"])
-    for title, (header, *rows) in tables.items():
-        shown = Table(*header, title=title)
-        for row in rows:
-            shown.add_row(*row)
-        out.print(shown)
+            header, *rows = small_vector_table(model["vectors"])
+            print_table(header, rows, title=f"{name} in small vectors")
+
+
+def print_findings(findings: Iterable[Any], as_json: bool) -> None:
+    """Prints what a preflight check found, with a fix under every problem."""
+    if as_json:
+        print_json({"findings": [vars(finding) for finding in findings]})
+        return
+    for finding in findings:
+        mark = "[green]ok [/]" if finding.ok else "[red]bad[/]"
+        out.print(f"{mark} {finding.what}: {finding.detail}", soft_wrap=True)
+        if not finding.ok:
+            out.print(f"    {finding.fix}", soft_wrap=True)

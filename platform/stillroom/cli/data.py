@@ -1,4 +1,4 @@
-"""`stillroom data`: data before it is trained on."""
+"""`stillroom data`: look at data, generate it and clean it before training."""
 
 import contextlib
 import json
@@ -7,98 +7,100 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from stillroom.cli.app import (
     AsJson,
     Overrides,
     RecipePath,
     Root,
-    data_app,
     load_model,
     out,
+    print_json,
+    print_table,
     stdout_to_stderr,
 )
 from stillroom.errors import UserError
+from stillroom.storage.root import ROOT_FOLDER
+
+MAX_ROWS = 20  # of a table, on a terminal
 
 
-@data_app.command()
 def describe(
     path: Annotated[
-        str, typer.Argument(help="A file, folder or glob, here or under s3:// or gs://; hub:NAME.")
+        str,
+        typer.Argument(help="A file, folder or glob, local, s3:// or gs://; or hub:NAME."),
     ],
     model: Annotated[
-        str | None, typer.Option(help="Count lengths in this model's tokens, not in words.")
+        str | None, typer.Option(help="Measure lengths in this model's tokens instead of words.")
     ] = None,
     as_json: AsJson = False,
     html: Annotated[
-        Path | None, typer.Option(metavar="OUT", help="Write a page with plots there.")
+        Path | None, typer.Option(metavar="OUT", help="Write a page with plots there too.")
     ] = None,
-    root: Root = "runs",
+    root: Root = ROOT_FOLDER,
 ) -> None:
-    """Say what data is like: its layout, counts, lengths, scripts, repeated texts, wrong rows.
+    """Describe a file or folder of data.
+
+    Shows layouts, counts, text lengths, scripts, repeated texts and invalid rows.
 
     Example: stillroom data describe pairs.jsonl --model student/quickstart --html pairs.html
     """
-    from stillroom.encoders.model_names import of_artifact
+    from stillroom.encoders.model_names import resolve_artifact_name
     from stillroom.encoders.tokens.count import token_counter
     from stillroom.reports import describe as described
     from stillroom.storage.artifacts import Store
 
-    count = None if model is None else token_counter(of_artifact(model, Store(root)))
+    count = None if model is None else token_counter(resolve_artifact_name(model, Store(root)))
     found = described.describe(path, model=model, count=count)
     if html is not None:
-        html.write_text(described.page(found), encoding="utf-8")
+        html.write_text(described.render_description(found), encoding="utf-8")
     if as_json:
-        print(json.dumps(found, ensure_ascii=False))
+        print_json(found)
         return
-    for title, (header, *rows) in described.tables(found):
-        shown = Table(*header, title=title, title_justify="left")
-        for row in rows[:20]:
-            shown.add_row(*map(escape, row))
-        if len(rows) > 20:
-            shown.add_row(f"… and {len(rows) - 20:,} more")
-        out.print(shown)
+    for title, (header, *rows) in described.description_tables(found):
+        more = [[f"… and {len(rows) - MAX_ROWS:,} more"]] if len(rows) > MAX_ROWS else []
+        print_table(header, [*([*map(escape, row)] for row in rows[:MAX_ROWS]), *more], title)
     for example in found["examples"]:
         for name, text in example.items():
             out.print(f"[bold]{name}[/] {escape(' '.join(text.split()))}", soft_wrap=True)
         out.print()
 
 
-@data_app.command()
 def synthesize(
     recipe: RecipePath,
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what it would take at most; ask nobody.")
+        bool, typer.Option("--dry-run", help="Print the most that it would cost, and send nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Have a language model write the pairs of a recipe's corpus.synthetic.
+    """Generate a recipe's synthetic pairs.
+
+    A language model writes what corpus.synthetic asks for.
 
     Example: stillroom data synthesize my-recipe.yaml --dry-run
     """
     from stillroom.config.load import read_recipe
-    from stillroom.pipeline.plan import synthetic
+    from stillroom.pipeline.plan import synthetic_steps
 
     read = read_recipe(recipe, overrides or [])
-    steps = synthetic(read)
+    steps = synthetic_steps(read)
     if not steps:
-        raise UserError(recipe, "has no corpus.synthetic", "Add the section")
+        raise UserError(recipe, "has no corpus.synthetic section", "Add the section")
     if dry_run:
-        from stillroom.stages.synthetic.stage import estimate
+        from stillroom.stages.synthetic.estimate import estimate_usage
 
-        _print_estimate(estimate(**steps[0].args), as_json)
+        _print_estimate(estimate_usage(**steps[0].args), as_json)
         return
-    from stillroom.pipeline.run import run as produce_all
+    from stillroom.pipeline.run import run_steps
 
     with stdout_to_stderr() if as_json else contextlib.nullcontext():
-        [produced] = produce_all(read, steps)
+        [produced] = run_steps(read, steps)
     made = produced.artifact
-    told = made.manifest["made_by"]["summary"]
-    summary = {"ref": made.ref, "path": str(made.path / "pairs.jsonl"), **told}
+    counts = made.manifest["made_by"]["summary"]
+    summary = {"ref": made.ref, "path": str(made.path / "pairs.jsonl"), **counts}
     if as_json:
-        print(json.dumps(summary, ensure_ascii=False))
+        print_json(summary)
         return
     for name, value in summary.items():
         out.print(f"{name}: {value}", soft_wrap=True, highlight=False, markup=False)
@@ -108,81 +110,96 @@ def _print_estimate(parts: list[dict[str, Any]], as_json: bool) -> None:
     counted = ("calls", "tokens_in", "tokens_out", "cost")
     total = {name: sum(part[name] for part in parts) for name in counted}
     if as_json:
-        print(json.dumps({"parts": parts, "total": total}))
+        print_json({"parts": parts, "total": total})
         return
-    shown = Table("part", "calls", "tokens in", "tokens out", "cost")
-    for part in [*parts, {"part": "at most, in all", **total}]:
+    rows = []
+    for part in [*parts, {"part": "total, at most", **total}]:
         *numbers, cost = (part[name] for name in counted)
-        shown.add_row(part["part"], *(f"{number:,}" for number in numbers), f"{cost:,.2f}")
-    out.print(shown)
+        rows.append([part["part"], *(f"{number:,}" for number in numbers), f"{cost:,.2f}"])
+    print_table(["part", "calls", "tokens in", "tokens out", "cost"], rows)
 
 
-@data_app.command()
 def decontaminate(
-    pairs: Annotated[list[Path], typer.Option(help="Files of pairs; may be given again.")],
+    pairs: Annotated[list[Path], typer.Option(help="A file of training pairs; repeatable.")],
     against: Annotated[
-        list[Path], typer.Option(help="A folder in BEIR layout, or of such; may be given again.")
+        list[Path],
+        typer.Option(help="A folder in BEIR layout, or a folder of such folders; repeatable."),
     ],
     out_file: Annotated[
-        Path | None, typer.Option("--out", help="JSONL for the pairs that are left.")
+        Path | None, typer.Option("--out", help="Write the clean pairs there, as JSONL.")
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Where every hit is shown: a .html or a .json file.")
+        Path | None, typer.Option(help="Write every match there: a .html or .json file.")
     ] = None,
     whole: Annotated[
-        bool, typer.Option("--whole", help="Every passage is tested, not only those that answer.")
+        bool, typer.Option("--whole", help="Protect all passages of the sets, not only answers.")
     ] = False,
-    ngram: Annotated[int, typer.Option(min=8, help="Words in a row that are a match.")] = 13,
-    share: Annotated[
-        float, typer.Option(min=0.01, max=1, help="Of the shorter text's words.")
+    ngram: Annotated[
+        int, typer.Option(min=8, help="Words in a row that count as an overlap.")
+    ] = 13,
+    min_overlap: Annotated[
+        float,
+        typer.Option(min=0.01, max=1, help="Share of the shorter text's words in overlaps."),
     ] = 0.6,
-    listed: Annotated[int, typer.Option(min=0, help="Hits of each set in the report.")] = 1000,
+    max_listed: Annotated[
+        int, typer.Option(min=0, help="Matches of each set that the report shows.")
+    ] = 1000,
     embedder: Annotated[
-        str | None, typer.Option(help="A model, to find what says the same in other words.")
+        str | None, typer.Option(help="A model that finds paraphrases of the sets too.")
     ] = None,
-    similarity: Annotated[float, typer.Option(help="The least cosine for that.")] = 0.95,
-    root: Root = "runs",
+    min_cosine: Annotated[float, typer.Option(help="Lowest cosine of a paraphrase.")] = 0.95,
+    root: Root = ROOT_FOLDER,
     as_json: AsJson = False,
 ) -> None:
-    """Find training pairs that give evaluation sets away, and drop them.
+    """Remove training pairs that contain test data.
+
+    Finds pairs that contain queries or answers of evaluation sets, also in part or edited.
 
     Example: stillroom data decontaminate --pairs train.jsonl --against my-sets --out clean.jsonl
     --report contamination.html
     """
     if report is not None and report.suffix not in (".html", ".json"):
-        raise UserError(f"--report {report}", "is neither HTML nor JSON", "Name it so")
-    from stillroom.data.cleaning.contamination import clean_files
-    from stillroom.data.cleaning.decontaminate import Judged
-    from stillroom.data.readers.beir import read_sets
-    from stillroom.reports.contamination import render
+        raise UserError(
+            f"--report {report}", "is neither .html nor .json", "Use one of these extensions"
+        )
+    from stillroom.data.cleaning.contamination_index import ContaminationIndex
+    from stillroom.data.cleaning.decontaminate_files import decontaminate_files
+    from stillroom.data.readers.beir import read_beir_sets
+    from stillroom.reports.contamination import render_contamination
 
     sets: dict[str, Any] = {}
     for folder in against:
-        read = read_sets(folder)
+        read = read_beir_sets(folder)
         if both := sorted(read.keys() & sets.keys()):
-            raise UserError(f"--against {folder}", f"{both[0]!r} is there twice", "Rename one")
+            raise UserError(
+                f"--against {folder}", f"another set is named {both[0]!r} too", "Rename one"
+            )
         sets |= read
     embed = None if embedder is None else load_model(embedder, root).encode
-    judged = Judged.of(sets, whole=sets if whole else (), ngram=ngram, share=share, embed=embed)
-    found = clean_files(
+    index = ContaminationIndex.build(
+        sets, whole=sets if whole else (), ngram=ngram, share=min_overlap, embed=embed
+    )
+    found = decontaminate_files(
         pairs,
-        judged,
+        index,
         sets,
         out_file,
-        listed=listed,
+        max_listed=max_listed,
         embed=embed,
-        similarity=similarity,
+        similarity=min_cosine,
     ).as_json()
     if report is not None:
         name = ", ".join(file.name for file in pairs)
         text = json.dumps(found, ensure_ascii=False, indent=2) + "\n"
-        report.write_text(render(found, name) if report.suffix == ".html" else text, "utf-8")
+        report.write_text(
+            render_contamination(found, name) if report.suffix == ".html" else text, "utf-8"
+        )
     if as_json:
-        print(json.dumps({key: value for key, value in found.items() if key != "hits"}))
+        print_json({key: value for key, value in found.items() if key != "hits"})
         return
-    shown = Table("source", "set", "match", "pairs")
-    for row in found["counts"]:
-        shown.add_row(row["source"], row["set"], row["kind"], f"{row['pairs']:,}")
-    out.print(shown)
-    became = "dropped" if out_file else "found"
-    out.print(f"{found['found']:,} of {sum(found['checked'].values()):,} pairs {became}")
+    print_table(
+        ["source", "set", "match", "pairs"],
+        [[row["source"], row["set"], row["kind"], f"{row['pairs']:,}"] for row in found["counts"]],
+    )
+    action = "dropped" if out_file else "found"
+    out.print(f"{found['found']:,} of {sum(found['checked'].values()):,} pairs {action}")

@@ -1,7 +1,6 @@
 """`stillroom export`."""
 
 import contextlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -9,14 +8,16 @@ import typer
 
 from stillroom.cli.app import (
     AsJson,
+    ModelName,
     Root,
     TrustRemoteCode,
-    app,
     load_model,
     out,
+    print_json,
     stdout_to_stderr,
 )
 from stillroom.errors import UserError
+from stillroom.storage.root import ROOT_FOLDER
 
 if TYPE_CHECKING:
     from stillroom.data.readers.records import EvaluationSet
@@ -24,37 +25,35 @@ if TYPE_CHECKING:
 
 FORMATS = "sentence-transformers, onnx, onnx-int8, onnx-int8-static, openvino or openvino-int8."
 
-# What is compared where nothing is given: texts of packages that are always there, summaries and
-# what follows them.
-DOCUMENTED = ("numpy", "pydantic", "typer")
+# Without --data and --texts: docstrings of packages that stillroom depends on.
+DOCSTRING_PACKAGES = ("numpy", "pydantic", "typer")
 
-BUILT_IN = 200  # pairs
+DOCSTRING_PAIRS = 200
 
 
-@app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="Artifact, folder, hub id or package: name.")],
+    model: ModelName,
     format: Annotated[str, typer.Option(help=FORMATS)],
-    folder: Annotated[Path, typer.Option("--out", help="A folder that is not there yet.")],
+    folder: Annotated[Path, typer.Option("--out", help="A folder that does not exist yet.")],
     data: Annotated[
         Path | None,
         typer.Option(
-            help="A folder in BEIR layout, or one of such folders: int8 is calibrated on some of "
-            "its texts, the vectors of all are compared, and nDCG@10 is measured."
+            help="A folder in BEIR layout, or a folder of such folders. Its texts calibrate int8; "
+            "vectors and nDCG@10 are compared on all of it."
         ),
     ] = None,
     texts: Annotated[
-        Path | None, typer.Option(help="In place of --data, a file with a text a line.")
+        Path | None, typer.Option(help="Instead of --data, a file with one text per line.")
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
-    root: Root = "runs",
+    root: Root = ROOT_FOLDER,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model in a format that other programs open, and compare it with the original.
+    """Export a model to a format that other programs read.
 
-    A text whose vector is another fails the export, and nothing is left of it: a cosine of 0.9999
-    is asked for in float32, and 0.99 in int8. Without --data or --texts, docstrings of the
-    packages that stillroom is installed with are compared.
+    The export is compared with the original. It fails, and leaves nothing behind, when the cosine
+    of any text's two vectors is below 0.9999 (float32) or 0.99 (int8). Without --data or --texts,
+    docstrings of some installed packages are compared.
 
     Example: stillroom export student/quickstart --format onnx-int8 --data my-sets --out exported
     """
@@ -64,30 +63,30 @@ def export(
     if format not in formats:
         raise UserError("--format", f"{format!r} is unknown", f"Use one of {', '.join(formats)}")
     if folder.exists():
-        raise UserError(f"--out {folder}", "is there already", "Name a new folder")
-    sets, origin = _compared(data, texts)
-    from stillroom.encoders.export.formats import whole
-    from stillroom.encoders.files.load import weights_of
-    from stillroom.evaluation.checked_export import exported
-    from stillroom.reports.model_card import artifact_of, write_card
+        raise UserError(f"--out {folder}", "exists already", "Name a new folder")
+    sets, origin = _comparison_texts(data, texts)
+    from stillroom.encoders.export.formats import atomic_folder
+    from stillroom.encoders.files.load import require_weights
+    from stillroom.evaluation.checked_export import export_and_check
+    from stillroom.reports.model_card import artifact_of, write_model_card
     from stillroom.storage.artifacts import Store
 
     with stdout_to_stderr() if as_json else contextlib.nullcontext():
         loaded = load_model(model, root, trust_remote_code=trust_remote_code)
-        encoder = weights_of(loaded, model)
-        with whole(folder) as partial:
-            told = exported(encoder, format, partial, sets, origin)
+        encoder = require_weights(loaded, model)
+        with atomic_folder(folder) as partial:
+            summary = export_and_check(encoder, format, partial, sets, origin)
             store = Store(root)
-            write_card(partial, folder.name, artifact_of(model, store), store)
+            write_model_card(partial, folder.name, artifact_of(model, store), store)
     if as_json:
-        print(json.dumps({"model": model, "path": str(folder), **told}))
+        print_json({"model": model, "path": str(folder), **summary})
         return
-    check = told["check"]
+    check = summary["check"]
     cosine = check["cosine"]
-    out.print(f"{model} is in {folder}")
+    out.print(f"Wrote {model} to {folder}")
     out.print(
         f"  {check['texts']:,} texts ({origin}): cosine to the original {cosine['mean']:.5f} on "
-        f"average, {cosine['min']:.5f} at least"
+        f"average, {cosine['min']:.5f} at worst"
     )
     for name, figures in check["ndcg@10"].items():
         out.print(
@@ -96,39 +95,42 @@ def export(
         )
 
 
-def _compared(data: Path | None, texts: Path | None) -> "tuple[dict[str, EvaluationSet], str]":
-    """Sets of real texts, and where they are from.
+def _comparison_texts(
+    data: Path | None, texts: Path | None
+) -> "tuple[dict[str, EvaluationSet], str]":
+    """The texts that both models encode, as evaluation sets, and a description of their origin.
 
     Raises:
         UserError: when there is nothing to read.
     """
-    from stillroom.data.readers.beir import read_sets
+    from stillroom.data.readers.beir import read_beir_sets
     from stillroom.data.readers.records import EvaluationSet
 
     if data is not None and texts is not None:
-        raise UserError("--texts", "is given beside --data", "Give one of them")
+        raise UserError("--texts", "cannot be used together with --data", "Use one of them")
     if data is not None:
-        return read_sets(data), str(data)
+        return read_beir_sets(data), str(data)
     if texts is not None:
         try:
             lines = texts.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as fault:
+        except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"--texts {texts}", f"cannot be read: {fault}", "Name a text file"
-            ) from fault
-        by_id = {str(place): line for place, line in enumerate(lines) if line.strip()}
+                f"--texts {texts}", f"cannot be read: {error}", "Name a text file"
+            ) from error
+        by_id = {str(number): line for number, line in enumerate(lines) if line.strip()}
         if not by_id:
-            raise UserError(f"--texts {texts}", "holds no text", "Write a text a line")
-        # As queries and as passages, since a prompt may come before either.
+            raise UserError(f"--texts {texts}", "holds no text", "Write one text per line")
+        # Both as queries and as passages: their prompts can differ.
         return {texts.stem: EvaluationSet(by_id, by_id, {})}, str(texts)
     from stillroom.data.readers.docstrings import docstring_pairs
 
-    pairs = list(docstring_pairs(DOCUMENTED))
-    pairs = pairs[:: max(1, len(pairs) // BUILT_IN)]
-    numbered = {str(place): pair for place, pair in enumerate(pairs)}
-    kept = EvaluationSet(
-        {own_id: pair.passage for own_id, pair in numbered.items()},
-        {own_id: pair.query for own_id, pair in numbered.items()},
+    pairs = list(docstring_pairs(DOCSTRING_PACKAGES))
+    pairs = pairs[:: max(1, len(pairs) // DOCSTRING_PAIRS)]
+    by_number = {str(number): pair for number, pair in enumerate(pairs)}
+    docstrings = EvaluationSet(
+        {number: pair.passage for number, pair in by_number.items()},
+        {number: pair.query for number, pair in by_number.items()},
         {},
     )
-    return {"docstrings": kept}, f"docstrings of {', '.join(DOCUMENTED)}, none of them yours"
+    packages = ", ".join(DOCSTRING_PACKAGES)
+    return {"docstrings": docstrings}, f"docstrings of {packages}, not your data"

@@ -1,42 +1,56 @@
-"""Commands that take a recipe, and `doctor`."""
+"""`stillroom run`, `plan` and `check`: commands that take a recipe."""
 
 import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from stillroom.cli.app import (
     AsJson,
     Overrides,
     RecipePath,
-    app,
-    lasting,
     out,
+    print_findings,
+    print_json,
     print_report,
+    print_table,
+    require_lasting_root,
     stdout_to_stderr,
 )
 from stillroom.errors import UserError
 
+if TYPE_CHECKING:
+    from stillroom.pipeline.run import StepResult
+    from stillroom.pipeline.step import Step
+    from stillroom.preflight.costs import Costs
 
-@app.command()
+Until = Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")]
+
+Only = Annotated[str | None, typer.Option(metavar="STAGE", help="Make only this stage.")]
+
+Gate = Annotated[
+    bool,
+    typer.Option("--gate/--no-gate", help="Release only a student that passes the recipe's gate."),
+]
+
+
 def run(
     recipe: RecipePath,
     overrides: Overrides = None,
-    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
-    only: Annotated[str | None, typer.Option(help="Make this stage alone.")] = None,
+    until: Until = None,
+    only: Only = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan instead.")] = False,
-    gate: Annotated[
-        bool, typer.Option("--gate/--no-gate", help="Release only what passes the gate.")
-    ] = True,
+    gate: Gate = True,
     as_json: AsJson = False,
 ) -> None:
-    """Make a recipe's artifacts, up to a release that can be served.
+    """Make a recipe's artifacts, up to a release.
 
-    Example: stillroom run jobs/recipes/quickstart.yaml student.phases.0.steps=200
+    Artifacts that exist are not made again. A run that was stopped continues where it was.
+
+    Example: stillroom run my.yaml student.phases.0.steps=200
     """
     from stillroom.config.load import read_recipe
     from stillroom.pipeline.plan import pipeline
@@ -46,15 +60,15 @@ def run(
         plan(recipe, overrides, gate=gate, as_json=as_json)
         return
     read = read_recipe(recipe, overrides or [])
-    if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):  # Ray has started this as a job
-        lasting(read.root)
-    steps = selected(pipeline(read, gate=gate), until, only)
+    if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):  # set by Ray in the jobs that it starts
+        require_lasting_root(read.root)
+    steps = select_steps(pipeline(read, gate=gate), until, only)
     check_recipe(read, steps)
-    from stillroom.pipeline.run import run as produce_all
+    from stillroom.pipeline.run import run_steps
 
     done = []
     with stdout_to_stderr() if as_json else contextlib.nullcontext():
-        for produced in produce_all(read, steps):
+        for produced in run_steps(read, steps):
             done.append(produced)
             if not as_json:
                 took = "exists already" if produced.reused else f"{produced.seconds:,.0f} s"
@@ -65,7 +79,7 @@ def run(
             disconnect()  # only then has the last line of a worker been printed
     summary = _summary(done)
     if as_json:
-        print(json.dumps(summary))
+        print_json(summary)
         return
     if all(produced.reused for produced in done):
         out.print("Nothing to do: every artifact exists.")
@@ -76,12 +90,16 @@ def run(
         out.print(f"Serve it: stillroom serve {summary['release'].rpartition('-')[0]}")
 
 
-def selected(steps: list[Any], until: str | None, only: str | None) -> list[Any]:
-    """The steps up to the last of stage `until`, or those of stage `only`."""
+def select_steps(steps: "list[Step]", until: str | None, only: str | None) -> "list[Step]":
+    """The steps up to the last of stage `until`, or those of stage `only`.
+
+    Raises:
+        UserError: for a stage that no step belongs to.
+    """
     stages = list(dict.fromkeys(step.stage for step in steps))
     for option, value in (("--until", until), ("--only", only)):
         if value is not None and value not in stages:
-            raise UserError(option, f"{value!r} is no stage", f"Use one of {', '.join(stages)}")
+            raise UserError(option, f"{value!r} is not a stage", f"Use one of {', '.join(stages)}")
     if only is not None:
         return [step for step in steps if step.stage == only]
     if until is not None:
@@ -90,7 +108,8 @@ def selected(steps: list[Any], until: str | None, only: str | None) -> list[Any]
     return steps
 
 
-def _summary(done: list[Any]) -> dict[str, Any]:
+def _summary(done: "list[StepResult]") -> dict[str, Any]:
+    """The document of `run --json`."""
     by_stage = {produced.step.stage: produced for produced in done}
     report = by_stage.get("report")
     release = by_stage.get("release")
@@ -116,19 +135,19 @@ def _summary(done: list[Any]) -> dict[str, Any]:
     }
 
 
-@app.command()
 def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
-    gate: Annotated[bool, typer.Option("--gate/--no-gate")] = True,
+    gate: Gate = True,
     as_json: AsJson = False,
 ) -> None:
-    """Print what would run, what exists, and why a key changed.
+    """Print which artifacts exist, and why others are made.
 
-    Example: stillroom plan jobs/recipes/quickstart.yaml student.phases.0.learning_rate=1e-4
+    Example: stillroom plan my.yaml student.phases.0.learning_rate=1e-4
     """
     from stillroom.config.load import read_recipe
-    from stillroom.pipeline.plan import pipeline, why
+    from stillroom.pipeline.explain import why_missing
+    from stillroom.pipeline.plan import pipeline
     from stillroom.storage.artifacts import Store
 
     read = read_recipe(recipe, overrides or [])
@@ -136,36 +155,39 @@ def plan(
     rows: list[dict[str, Any]] = []
     for step in pipeline(read, gate=gate):
         exists = store.exists(step.stage, step.name, step.key)
-        because = "" if exists else why(step, store)
-        rows.append({"stage": step.stage, "key": step.key, "exists": exists, "why": because})
+        why = "" if exists else why_missing(step, store)
+        rows.append({"stage": step.stage, "key": step.key, "exists": exists, "why": why})
     if as_json:
-        print(json.dumps({"steps": rows}))
+        print_json({"steps": rows})
         return
-    shown = Table("stage", "key", "", "why")
-    for row in rows:
-        mark = "[green]exists[/]" if row["exists"] else "[yellow]to make[/]"
-        shown.add_row(row["stage"], row["key"], mark, row["why"])
-    out.print(shown)
+    marks = {True: "[green]exists[/]", False: "[yellow]to make[/]"}
+    print_table(
+        ["stage", "key", "", "why"],
+        [[row["stage"], row["key"], marks[row["exists"]], row["why"]] for row in rows],
+    )
 
 
-@app.command()
 def check(
     recipe: RecipePath,
     overrides: Overrides = None,
     cost: Annotated[
-        bool, typer.Option("--cost", help="Instead, print its GPU hours and what they cost.")
+        bool, typer.Option("--cost", help="Estimate GPU hours and their price instead.")
     ] = False,
     mfu: Annotated[
-        float | None, typer.Option(help="With --cost: the share of a GPU's peak that is reached.")
+        float | None,
+        typer.Option(help="With --cost: the share of a GPU's peak FLOP/s that is reached."),
     ] = None,
     texts: Annotated[
-        int | None, typer.Option(help="With --cost: how many texts the corpus holds.")
+        int | None, typer.Option(help="With --cost: how many texts the corpus has.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Validate a recipe with its data, models, disk and cluster; nothing expensive.
+    """Check a recipe before anything expensive runs.
 
-    Example: stillroom check my-recipe.yaml
+    Its fields, data, models and memory, the disk, and the cluster.
+
+    Example: stillroom check my.yaml
+
     Example: stillroom check jobs/recipes/e5-mistral-7b.yaml --cost --texts 4000000
     """
     from stillroom.config.load import read_recipe
@@ -175,68 +197,50 @@ def check(
     read = read_recipe(recipe, overrides or [])
     if not cost and (mfu is not None or texts is not None):
         option = "--mfu" if mfu is not None else "--texts"
-        raise UserError(option, "says nothing without --cost", "Add --cost, or leave it out")
+        raise UserError(option, "has no effect without --cost", "Add --cost, or leave it out")
     if cost:
-        from stillroom.preflight.costs import MFU, costs
+        from stillroom.preflight.costs import MFU, estimate_costs
 
-        _print_costs(costs(read, mfu=MFU if mfu is None else mfu, texts=texts), as_json)
+        estimate = estimate_costs(read, mfu=MFU if mfu is None else mfu, texts=texts)
+        _print_costs(estimate, as_json)
         return
-    _print_findings(check_recipe(read, pipeline(read)), as_json)
+    print_findings(check_recipe(read, pipeline(read)), as_json)
 
 
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Look at versions, GPUs, compilers, models, storage and the cluster.
-
-    Example: stillroom doctor
-    """
-    from stillroom.preflight.machine import examine_machine
-
-    findings = list(examine_machine())
-    _print_findings(findings, as_json)
-    if not all(finding.ok for finding in findings):
-        raise typer.Exit(1)
-
-
-def _print_costs(found: Any, as_json: bool) -> None:
+def _print_costs(estimate: "Costs", as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"cost": found.as_json()}))
+        print_json({"cost": estimate.as_json()})
         return
     columns = [
-        (f"{p.provider} {kind.replace('_', '-')}", p, kind)
-        for p in found.prices
+        (f"{price.provider} {kind.replace('_', '-')}", price, kind)
+        for price in estimate.prices
         for kind in ("on_demand", "spot")
     ]
-    shown = Table("", "EFLOP", "GPUs", "GPU hours", "hours", *(title for title, _, _ in columns))
-    notes = []
-    for part in found.parts:
-        hours = found.hours(part)
+    rows, notes = [], []
+    for part in estimate.parts:
+        hours = estimate.hours(part)
         if hours is None:
-            notes.append(f"{part.what}: {part.why or 'the work of CPUs'}, and so not counted.")
+            notes.append(f"{part.what}: {part.why or 'runs on CPUs'}, so it is not counted.")
             continue
         money = [f"${hours * getattr(price, kind):,.2f}" for _, price, kind in columns]
-        shown.add_row(
-            part.what, f"{part.flops / 1e18:,.1f}", f"{part.gpus:g}", f"{hours:,.1f}",
-            f"{hours / part.gpus:,.1f}", *money,
-        )  # fmt: skip
-    money = [f"${found.total * getattr(price, kind):,.2f}" for _, price, kind in columns]
-    shown.add_row("[bold]in all[/]", "", "", f"[bold]{found.total:,.1f}[/]", "", *money)
-    out.print(shown)
+        rows.append(
+            [
+                part.what,
+                f"{(part.flops or 0) / 1e18:,.1f}",
+                f"{part.gpus:g}",
+                f"{hours:,.1f}",
+                f"{hours / part.gpus:,.1f}",
+                *money,
+            ]
+        )
+    money = [f"${estimate.total * getattr(price, kind):,.2f}" for _, price, kind in columns]
+    rows.append(["[bold]total[/]", "", "", f"[bold]{estimate.total:,.1f}[/]", "", *money])
+    titles = [title for title, _, _ in columns]
+    print_table(["", "EFLOP", "GPUs", "GPU hours", "hours", *titles], rows)
     for note in notes:
         out.print(note, soft_wrap=True)
     out.print(
-        f"{found.gpu} at {found.mfu:.0%} of its peak (--mfu); list prices a GPU hour, read on "
-        f"{found.read_on}: without restarts, idle time, CPUs, storage and traffic.",
+        f"{estimate.gpu} at {estimate.mfu:.0%} of its peak (--mfu), list prices per GPU hour of "
+        f"{estimate.read_on}. Not counted: restarts, idle time, CPUs, storage, traffic.",
         soft_wrap=True,
     )
-
-
-def _print_findings(findings: list[Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"findings": [vars(finding) for finding in findings]}))
-        return
-    for finding in findings:
-        mark = "[green]ok [/]" if finding.ok else "[red]bad[/]"
-        out.print(f"{mark} {finding.what}: {finding.detail}", soft_wrap=True)
-        if not finding.ok:
-            out.print(f"    {finding.fix}", soft_wrap=True)

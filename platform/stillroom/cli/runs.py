@@ -1,29 +1,31 @@
-"""`stillroom runs`: what there is, what happened, and what may go."""
+"""`stillroom runs`: list artifacts, show what happened in runs, delete superseded artifacts."""
 
-import json
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from stillroom.cli.app import AsJson, Root, out, runs_app
+from stillroom.cli.app import AsJson, Root, out, print_json, print_table
 from stillroom.errors import UserError
+from stillroom.storage.root import ROOT_FOLDER
 
-LISTED = 20  # runs, where none is named
+if TYPE_CHECKING:
+    from stillroom.observability.timeline import Timeline
+    from stillroom.storage.artifacts import Artifact
+
+MAX_RUNS = 20  # in the list of runs
 
 
-@runs_app.callback()
 def runs(
     context: typer.Context,
     name: Annotated[
-        str | None, typer.Option("--name", help="Only artifacts of this recipe's name.")
+        str | None, typer.Option("--name", help="Only artifacts of the recipe of this name.")
     ] = None,
-    root: Root = "runs",
+    root: Root = ROOT_FOLDER,
     as_json: AsJson = False,
 ) -> None:
-    """List artifacts with their sizes, ages and what they were made from.
+    """List artifacts with their sizes, dates and inputs.
 
     Example: stillroom runs --name quickstart
     """
@@ -31,118 +33,151 @@ def runs(
         return
     from stillroom.storage.artifacts import Store
 
-    found = [a for a in Store(root).published() if name is None or a.name == name]
+    artifacts = [a for a in Store(root).list_artifacts() if name is None or a.name == name]
     rows = [
         {
             "ref": a.ref,
-            "bytes": a.bytes,
+            "bytes": a.size_bytes,
             "created": a.created,
             "inputs": a.manifest["made_by"].get("inputs", {}),
         }
-        for a in found
+        for a in artifacts
     ]
     if as_json:
-        print(json.dumps({"artifacts": rows}))
+        print_json({"artifacts": rows})
         return
-    shown = Table("artifact", "size", "made", "from")
-    for row in rows:
-        inputs = " ".join(f"{role}-{key}" for role, key in row["inputs"].items())
-        shown.add_row(row["ref"], f"{row['bytes'] / 2**20:,.1f} MiB", row["created"][:19], inputs)
-    out.print(shown)
+    print_table(
+        ["artifact", "size", "created", "made from"],
+        [
+            [
+                row["ref"],
+                f"{row['bytes'] / 2**20:,.1f} MiB",
+                row["created"][:19],
+                " ".join(f"{role}-{key}" for role, key in row["inputs"].items()),
+            ]
+            for row in rows
+        ],
+    )
 
 
-@runs_app.command()
 def show(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[ID]", help="A run's id, its job's, or an artifact that it made."),
+        typer.Argument(
+            metavar="[ID]", help="A run's id, its Ray job's id, or an artifact that it made."
+        ),
     ] = None,
-    root: Root = "runs",
-    svg: Annotated[Path | None, typer.Option(help="Draw it into this file, too.")] = None,
+    root: Root = ROOT_FOLDER,
+    svg: Annotated[Path | None, typer.Option(help="Draw the timeline there too.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what happened in a run, when, and where its time went; without ID, list the newest runs.
+    """Show what happened in a run, and where its time went.
+
+    Without ID, the newest runs are listed.
 
     Example: stillroom runs show 20260131-120000-1a2b --svg run.svg
     """
-    from stillroom.observability import run_journal as journal
-    from stillroom.observability import timeline as lines
+    from stillroom.observability import run_journal
+    from stillroom.observability.timeline import build_timeline
     from stillroom.storage.artifacts import Store
 
     store = Store(root)
-    ids = journal.runs(store)[:LISTED] if run is None else [journal.find(store, run)]
-    found = []
-    for one in ids:
-        events, alive = journal.read(store, one)
+    newest = run_journal.list_runs(store)[:MAX_RUNS]
+    ids = newest if run is None else [run_journal.find_run(store, run)]
+    timelines = []
+    for run_id in ids:
+        events, alive = run_journal.read_events(store, run_id)
         if events:
-            found.append(lines.timeline(one, events, alive, time.time()))
+            timelines.append(build_timeline(run_id, events, alive, time.time()))
     if run is None:
-        if as_json:
-            print(json.dumps({"runs": [timeline.as_json() for timeline in found]}))
-            return
-        listed = Table("run", "recipe", "began", "took", "what became of it")
-        for timeline in found:
-            began = timeline.as_json()["began"][:19]
-            recipe = str(timeline.about.get("recipe", ""))
-            listed.add_row(
-                timeline.run, recipe, began, lines.lasting(timeline.seconds), timeline.outcome
-            )
-        out.print(listed)
+        _print_runs(timelines, as_json)
         return
-    if not found:
-        raise UserError(str(run), "has no event that could be read", "Name another run")
-    [timeline] = found
+    if not timelines:
+        raise UserError(run, "has no readable events", "Name another run")
+    [timeline] = timelines
+    log = store.resolve(f"{run_journal.RUNS_FOLDER}/{timeline.run}/{run_journal.LOG_FILE}")
     if svg is not None:
-        svg.write_text(lines.svg(timeline), encoding="utf-8")
-    log = store.place(f"{journal.FOLDER}/{timeline.run}/{journal.LOG}")
+        from stillroom.observability.timeline import render_svg
+
+        svg.write_text(render_svg(timeline), encoding="utf-8")
+    _print_run(timeline, log, as_json)
+
+
+def _print_runs(timelines: "list[Timeline]", as_json: bool) -> None:
+    from stillroom.observability.timeline import format_duration
+
     if as_json:
-        print(json.dumps({**timeline.as_json(), "log": log}))
+        print_json({"runs": [timeline.as_json() for timeline in timelines]})
         return
-    header, *rows = lines.table(timeline)
-    shown = Table(*header, title=f"{timeline.run}: {timeline.outcome}")
-    for row in rows:
-        shown.add_row(*row)
-    out.print(shown)
-    took, between = lines.lasting(timeline.seconds), lines.lasting(timeline.between())
-    out.print(f"{took} in all, {between} of it in no stage")
-    for what in (timeline.error, *(span.error for span in timeline.spans)):
-        if what is not None:
-            out.print(what, style="red", markup=False, highlight=False, soft_wrap=True)
-            break
+    print_table(
+        ["run", "recipe", "started", "took", "outcome"],
+        [
+            [
+                timeline.run,
+                str(timeline.about.get("recipe", "")),
+                timeline.as_json()["began"][:19],
+                format_duration(timeline.seconds),
+                timeline.outcome,
+            ]
+            for timeline in timelines
+        ],
+    )
+
+
+def _print_run(timeline: "Timeline", log: str, as_json: bool) -> None:
+    from stillroom.observability.timeline import format_duration, table_rows
+
+    if as_json:
+        print_json({**timeline.as_json(), "log": log})
+        return
+    header, *rows = table_rows(timeline)
+    print_table(header, rows, title=f"{timeline.run}: {timeline.outcome}")
+    total, outside = (
+        format_duration(timeline.seconds),
+        format_duration(timeline.seconds_between_stages()),
+    )
+    out.print(f"{total} in total, {outside} of it between stages")
+    errors = [timeline.error, *(span.error for span in timeline.spans)]
+    if error := next(filter(None, errors), None):
+        out.print(error, style="red", markup=False, highlight=False, soft_wrap=True)
     out.print(f"Log: {log}", soft_wrap=True, highlight=False)
     if job := timeline.about.get("job"):
-        out.print(f"The job's own: ray job logs {job}", soft_wrap=True, highlight=False)
+        out.print(f"The Ray job's log: ray job logs {job}", soft_wrap=True, highlight=False)
 
 
-@runs_app.command()
 def prune(
-    root: Root = "runs",
+    root: Root = ROOT_FOLDER,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
 ) -> None:
-    """Delete artifacts that no release was made from and that a newer one replaces.
+    """Delete artifacts that newer ones replace.
+
+    Artifacts that a release was made from stay.
 
     Example: stillroom runs prune --yes
     """
     from stillroom.storage.artifacts import Store
 
     store = Store(root)
-    doomed = superseded(store.published())
-    for artifact in doomed:
-        out.print(f"{artifact.ref}  {artifact.bytes / 2**20:,.1f} MiB")
-    if not doomed:
+    old = superseded(store.list_artifacts())
+    for artifact in old:
+        out.print(f"{artifact.ref}  {artifact.size_bytes / 2**20:,.1f} MiB")
+    if not old:
         out.print("Nothing to prune.")
         return
-    if not yes and not typer.confirm(f"Delete these {len(doomed)} artifacts?"):
+    if not yes and not typer.confirm(f"Delete these {len(old)} artifacts?"):
         raise typer.Exit(1)
-    for artifact in doomed:
+    for artifact in old:
         store.remove(artifact)
-        store.forget(f".logs/{artifact.ref.replace('/', '-')}")  # how its training went
+        store.delete_folder(f".logs/{artifact.ref.replace('/', '-')}")  # of its training
 
 
-def superseded(artifacts: list[Any]) -> list[Any]:
-    """All but the newest of each stage and name, and whatever those or a release were made from."""
+def superseded(artifacts: "list[Artifact]") -> "list[Artifact]":
+    """Artifacts that can be deleted.
+
+    Kept are the newest of each stage and name, every release, and all that these were made from.
+    """
     by_key = {(a.stage, a.key): a for a in artifacts}
-    newest: dict[tuple[str, str], Any] = {}
+    newest: dict[tuple[str, str], Artifact] = {}
     for artifact in sorted(artifacts, key=lambda a: a.created):
         newest[artifact.stage, artifact.name] = artifact
     waiting = [*newest.values(), *(a for a in artifacts if a.stage == "release")]

@@ -1,23 +1,34 @@
-"""`stillroom submit`: a recipe's run on a cluster."""
+"""`stillroom submit`: a recipe's run as a job on a Ray cluster."""
 
 import glob
-import json
 import os
 import secrets
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
 
-from stillroom.cli.app import AsJson, Overrides, RecipePath, app, err, lasting
+from stillroom.cli.app import (
+    AsJson,
+    Overrides,
+    RecipePath,
+    err,
+    print_json,
+    require_lasting_root,
+)
+from stillroom.cli.recipes import Gate, Only, Until
 from stillroom.errors import UserError
 
+if TYPE_CHECKING:
+    from stillroom.config.recipe import Recipe
 
-@app.command()
+INTERRUPTED = 130  # exit code after Ctrl-C, as in shells
+
+
 def submit(
     recipe: RecipePath,
     overrides: Overrides = None,
@@ -28,65 +39,51 @@ def submit(
         ),
     ] = "http://127.0.0.1:8265",
     follow: Annotated[
-        bool, typer.Option("--follow", help="Show the log, and end as the job does.")
+        bool, typer.Option("--follow", help="Print the job's log, and exit as the job does.")
     ] = False,
     working_dir: Annotated[
-        Path, typer.Option(help="The folder that is sent for the job to run in.")
+        Path, typer.Option(help="The folder to send; the job runs in it.")
     ] = Path(),
     runtime_env: Annotated[
         Path | None,
-        typer.Option(help="Ray's runtime environment, in place of jobs/runtime_env.yaml."),
+        typer.Option(help="Ray's runtime environment; jobs/runtime_env.yaml in a checkout."),
     ] = None,
-    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
-    only: Annotated[str | None, typer.Option(help="Make this stage alone.")] = None,
-    gate: Annotated[
-        bool, typer.Option("--gate/--no-gate", help="Release only what passes the gate.")
-    ] = True,
+    until: Until = None,
+    only: Only = None,
+    gate: Gate = True,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a recipe on a cluster, as a job of Ray.
+    """Run a recipe on a Ray cluster, as a job.
 
-    The recipe is checked here before anything is sent; the data and models that it names are
-    checked where the job runs. Ctrl-C ends the showing of the log, not the job. Secrets are never
-    sent: set them in the environment of the cluster's nodes.
+    The recipe is checked here, before anything is sent; its data and models are checked where the
+    job runs. Ctrl-C stops the log, not the job. Secrets are never sent: set them in the environment
+    of the cluster's nodes.
 
     Example: stillroom submit my.yaml root=s3://bucket/runs --address http://HEAD:8265 --follow
     """
     from stillroom.config.load import read_recipe
 
     read = read_recipe(recipe, overrides or [])
-    words = [*(overrides or []), *_stages(until, only), *([] if gate else ["--no-gate"])]
-    root = lasting(read.root)
+    root = require_lasting_root(read.root)
+    words = [*(overrides or []), *_stage_options(until, only), *([] if gate else ["--no-gate"])]
     if not any(word.startswith("root=") for word in words):
         words.append(f"root={root}")
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray is imported
-    from stillroom.cluster.jobs import MIB, Cluster, Job, environment, sent
+    from stillroom.cluster.jobs import MIB, Job, JobServer, files_to_send, read_runtime_env
 
-    inside = os.path.relpath(recipe, working_dir)
-    command = ("python", "-m", "stillroom.cli", "run", inside, *words)
-    job = Job(command, working_dir, *environment(working_dir, runtime_env))
-    files = sent(job)
-    if inside not in files:
-        raise UserError(
-            recipe,
-            f"is not among the files of {working_dir.absolute()} that are sent",
-            "Name the folder that holds it with --working-dir, and see .gitignore and .rayignore",
-        )
-    for place in _unsent(read, working_dir, files):
-        raise UserError(
-            place,
-            f"is not among the files of {working_dir.absolute()} that are sent",
-            "Take it out of .gitignore or .rayignore, or put it where the nodes read it: object "
-            "storage or a shared folder",
-        )
+    sent_recipe = os.path.relpath(recipe, working_dir)
+    command = ("python", "-m", "stillroom.cli", "run", sent_recipe, *words)
+    job = Job(command, working_dir, *read_runtime_env(working_dir, runtime_env))
+    files = files_to_send(job)
+    _require_sent(read, sent_recipe, working_dir, files)
     name = f"{read.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "job": None if dry_run else name,
         "address": address,
-        "command": job.raw(address),
+        "command": job.ray_command(address),
         "files": len(files),
         "bytes": sum(files.values()),
         "status": None,
@@ -96,71 +93,105 @@ def submit(
         if not as_json:
             print(line, flush=True)
 
-    def show(text: str) -> None:
+    def show_log(text: str) -> None:
         print(text, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
 
-    say(f"{len(files):,} files, {sum(files.values()) / MIB:,.1f} MiB. The same by hand:")
-    say(f"  {job.raw(address)}")
+    say(f"{len(files):,} files, {sum(files.values()) / MIB:,.1f} MiB. The same with Ray's command:")
+    say(f"  {summary['command']}")
     if not dry_run:
-        if _in_the_clear(address):
-            err.print("The token goes unencrypted: forward a port, or use https.", style="yellow")
-        cluster = Cluster(address)
-        cluster.submit(job, name)
-        told["status"] = "SUBMITTED"
-        say(f"Job {name} is submitted. Its log, and how to stop it:")
+        if _is_unencrypted(address):
+            err.print(
+                "The token is sent unencrypted: forward a port, or use https.", style="yellow"
+            )
+        server = JobServer(address)
+        server.submit(job, name)
+        summary["status"] = "SUBMITTED"
+        say(f"Submitted job {name}. To see its log, and to stop it:")
         say(f"  ray job logs --follow {name} --address {address}")
         say(f"  ray job stop {name} --address {address}")
         if follow:
             try:
-                told["status"] = cluster.follow(name, show).value
+                summary["status"] = server.follow(name, show_log).value
             except KeyboardInterrupt:
-                say(f"\nThe job goes on. Stop it: ray job stop {name} --address {address}")
-                raise typer.Exit(130) from None
-            say(f"Job {name}: {told['status']}")
+                say(f"\nThe job continues. To stop it: ray job stop {name} --address {address}")
+                raise typer.Exit(INTERRUPTED) from None
+            say(f"Job {name}: {summary['status']}")
     if as_json:
-        print(json.dumps(told))
-    if told["status"] in ("FAILED", "STOPPED"):
+        print_json(summary)
+    if summary["status"] in ("FAILED", "STOPPED"):
         raise typer.Exit(1)
 
 
-def _stages(until: str | None, only: str | None) -> Iterator[str]:
-    """The options as `run` takes them."""
-    from stillroom.pipeline.plan import VERSIONS
+def _stage_options(until: str | None, only: str | None) -> Iterator[str]:
+    """The stage options of `stillroom run`."""
+    from stillroom.pipeline.step import STAGE_VERSIONS
 
     for option, stage in (("--until", until), ("--only", only)):
-        if stage is not None and stage not in VERSIONS:
-            raise UserError(option, f"{stage!r} is no stage", f"Use one of {', '.join(VERSIONS)}")
+        if stage is not None and stage not in STAGE_VERSIONS:
+            raise UserError(
+                option, f"{stage!r} is not a stage", f"Use one of {', '.join(STAGE_VERSIONS)}"
+            )
         yield from () if stage is None else (option, stage)
 
 
-def _in_the_clear(address: str) -> bool:
-    """Whether others than this machine may read what is sent there.
+def _is_unencrypted(address: str) -> bool:
+    """Whether what is sent to the job server can be read on the way.
 
     Raises:
-        UserError: when it is no address of a job server.
+        UserError: when this is no job server's address.
     """
     from stillroom.serving.http.auth import is_loopback
 
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(
-            f"--address {address}", "is not a job server's", "Write it as http://HEAD:8265"
+            f"--address {address}",
+            "is not the address of a job server",
+            "Write it as http://HEAD:8265",
         )
     return parts.scheme == "http" and not is_loopback(parts.hostname)
 
 
-def _unsent(recipe: Any, folder: Path, files: dict[str, int]) -> Iterator[str]:
-    """Data and models that the recipe names in the folder, and that are not sent with it. What is
-    not there at all may be on the cluster."""
-    models = [recipe.teacher.base, recipe.student.base, recipe.negatives.rescore]
+def _require_sent(recipe: "Recipe", path: str, folder: Path, files: dict[str, int]) -> None:
+    """Checks that the recipe, and the data and models that it names in the folder, are sent.
+
+    Raises:
+        UserError: for the first file that is not.
+    """
+    problem = f"is not among the files of {folder.absolute()} that are sent"
+    if path not in files:
+        raise UserError(
+            path,
+            problem,
+            "Set --working-dir to a folder that holds it, and check .gitignore and .rayignore",
+        )
+    for location in _unsent(recipe, folder, files):
+        raise UserError(
+            location,
+            problem,
+            "Take it out of .gitignore or .rayignore, or put it where the nodes can read it: "
+            "object storage or a shared folder",
+        )
+
+
+def _unsent(recipe: "Recipe", folder: Path, files: dict[str, int]) -> Iterator[str]:
+    """Data and models that the recipe names in the folder and that are not sent.
+
+    A relative path that does not exist here may exist on the cluster.
+    """
+    models = [recipe.teacher.base, recipe.student.base, recipe.negatives.cross_encoder]
     models += [member.base for member in recipe.teacher.members or ()]
-    named = [*recipe.corpus.evaluation.values(), *recipe.negatives.miners, *filter(None, models)]
+    locations = [
+        *recipe.corpus.evaluation.values(),
+        *recipe.negatives.miners,
+        *filter(None, models),
+    ]
     for source in recipe.corpus.sources.values():
-        named += source.places()
-    for place in named:
-        if Path(place).is_absolute():
+        locations += source.locations()
+    for location in locations:
+        if Path(location).is_absolute():
             continue
-        for found in glob.glob(place, root_dir=folder):
-            path = os.path.normpath(found)
+        for match in glob.glob(location, root_dir=folder):
+            path = os.path.normpath(match)
             if path not in files and not any(name.startswith(f"{path}/") for name in files):
-                yield place
+                yield location

@@ -1,6 +1,6 @@
-"""What a cluster can ever hold: nodes that are there, and those that its autoscaler may add.
+"""What a cluster can ever hold: its present nodes, and those that its autoscaler may add.
 
-Ray waits, in silence, for what no node will ever have; a run should rather say so.
+Ray waits silently for resources that no node will ever have. A run should report that instead.
 """
 
 import sys
@@ -10,19 +10,25 @@ from typing import Any
 
 import ray
 
-from stillroom.config.scale import Actors, Workers
+from stillroom.cluster.ray_private import autoscaler_config
+from stillroom.config.scale import ActorPool, TrainingWorkers
 from stillroom.errors import UserError
 
-HEAD = "node:__internal_head__"
+HEAD_RESOURCE = "node:__internal_head__"
 
-GROUP = "ray.io/node-group"  # a label that a node has which `ray up` or KubeRay started
+NODE_GROUP_LABEL = "ray.io/node-group"  # set on every node that `ray up` or KubeRay started
 
 UNITS = {"CPU": "CPUs", "GPU": "GPUs"}
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Nodes of a kind, at most `count` of them. Labels are None where only the autoscaler knows."""
+class NodeType:
+    """At most `count` equal nodes.
+
+    Attributes:
+        resources: of one node, by Ray's names.
+        labels: of one node; None where only the autoscaler knows them.
+    """
 
     resources: Mapping[str, float]
     count: int
@@ -31,81 +37,91 @@ class Kind:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What one worker or actor asks of one node."""
+    """What one worker or actor needs of one node."""
 
     resources: Mapping[str, float]
     labels: Mapping[str, str]
 
     def __str__(self) -> str:
-        asked = [f"{amount:g} {UNITS[name]}" for name, amount in self.resources.items() if amount]
+        amounts = [f"{amount:g} {UNITS[name]}" for name, amount in self.resources.items() if amount]
         labels = ", ".join(f"{name}={value}" for name, value in self.labels.items())
-        return " and ".join(asked) + (f" on a node labelled {labels}" if labels else "")
+        return " and ".join(amounts) + (f" on a node labelled {labels}" if labels else "")
 
 
-def bundle(scale: Workers | Actors) -> Bundle:
+def bundle_for(scale: TrainingWorkers | ActorPool) -> Bundle:
+    """What one worker or actor of this scale needs."""
     return Bundle({"CPU": scale.cpus, "GPU": scale.gpus}, scale.node_labels)
 
 
-def asks(scale: Actors) -> dict[str, Any]:
-    """The same as options of a Ray task or actor."""
+def ray_options(scale: ActorPool) -> dict[str, Any]:
+    """What `bundle_for` says, as options of a Ray task or actor."""
     return {"num_cpus": scale.cpus, "num_gpus": scale.gpus, "label_selector": scale.node_labels}
 
 
-# What an autoscaler adds that does not say what it may add.
-ANYTHING = Kind({"CPU": sys.maxsize, "GPU": sys.maxsize}, 1)
+# Stands for whatever an autoscaler may add that does not report its node groups.
+ANY_NODE = NodeType({"CPU": sys.maxsize, "GPU": sys.maxsize}, 1)
 
 
-def kinds() -> list[Kind]:
-    """Of the cluster that this process is connected to."""
-    # Where an autoscaler says what it may add, it says so here: Ray Train and Ray Data look there,
-    # too. Ray's own does not.
-    config = ray._private.state.state.get_cluster_config()
+def cluster_node_types() -> list[NodeType]:
+    """Possible nodes of the cluster that this process is connected to."""
+    # An autoscaler that reports its groups reports them here, where Ray Train and Ray Data look
+    # too. Ray's own autoscaler reports none.
+    config = autoscaler_config()
     groups = [] if config is None else list(config.node_group_configs)
-    return growing([node for node in ray.nodes() if node["Alive"]], groups)
+    return possible_nodes([node for node in ray.nodes() if node["Alive"]], groups)
 
 
-def growing(nodes: Iterable[Mapping[str, Any]], groups: Sequence[Any]) -> list[Kind]:
-    """Of nodes that are there, as `ray.nodes` tells them, and groups that an autoscaler keeps."""
-    there = [(node, Kind(node["Resources"], 1, node["Labels"])) for node in nodes]
+def possible_nodes(nodes: Iterable[Mapping[str, Any]], groups: Sequence[Any]) -> list[NodeType]:
+    """The nodes that a cluster has or may get.
+
+    Args:
+        nodes: present ones, as `ray.nodes` lists them.
+        groups: node groups that an autoscaler reports. Its present nodes belong to them, so only
+            the head is counted beside them.
+    """
+    present = [(node, NodeType(node["Resources"], 1, node["Labels"])) for node in nodes]
     if groups:
-        heads = [kind for node, kind in there if HEAD in node["Resources"]]
+        heads = [node_type for node, node_type in present if HEAD_RESOURCE in node["Resources"]]
         return heads + [
-            Kind(dict(group.resources), group.max_count if group.max_count >= 0 else sys.maxsize)
+            NodeType(
+                dict(group.resources), group.max_count if group.max_count >= 0 else sys.maxsize
+            )
             for group in groups
         ]
-    grows = any(GROUP in node["Labels"] for node, _ in there)
-    return [kind for _, kind in there] + ([ANYTHING] if grows else [])
+    may_grow = any(NODE_GROUP_LABEL in node["Labels"] for node, _ in present)
+    return [node_type for _, node_type in present] + ([ANY_NODE] if may_grow else [])
 
 
-def places(found: Iterable[Kind], wanted: Bundle) -> int:
+def bundles_that_fit(node_types: Iterable[NodeType], bundle: Bundle) -> int:
     """How many bundles these nodes can hold at once."""
     total = 0
-    for kind in found:
-        of_a_node = min(
-            int(kind.resources.get(name, 0) / amount + 1e-6)
-            for name, amount in wanted.resources.items()
+    for node_type in node_types:
+        per_node = min(
+            int(node_type.resources.get(name, 0) / amount + 1e-6)
+            for name, amount in bundle.resources.items()
             if amount
         )
-        if kind.labels is None or all(
-            value.startswith(("!", "in(")) or kind.labels.get(name) == value  # Ray's to decide
-            for name, value in wanted.labels.items()
+        if node_type.labels is None or all(
+            # Only Ray can evaluate `!value` and `in(…)`: assume that such a node fits.
+            value.startswith(("!", "in(")) or node_type.labels.get(name) == value
+            for name, value in bundle.labels.items()
         ):
-            total += kind.count * of_a_node
+            total += node_type.count * per_node
     return total
 
 
-def require(stage: str, scale: Workers | Actors, count: int) -> None:
-    """That the cluster can ever hold so many of what the scale asks for a stage.
+def require_capacity(stage: str, scale: TrainingWorkers | ActorPool, count: int) -> None:
+    """Checks that the cluster can ever hold `count` workers or actors of a stage.
 
     Raises:
         UserError: when it cannot.
     """
-    wanted = bundle(scale)
-    room = places(kinds(), wanted)
+    bundle = bundle_for(scale)
+    room = bundles_that_fit(cluster_node_types(), bundle)
     if room < count:
         raise UserError(
             f"scale.{stage}",
-            f"asks for {count} × {wanted}, and the cluster has room for {room} at most, whatever "
-            "its autoscaler adds",
-            "Ask for less, or for other nodes, or give the cluster such nodes",
+            f"asks for {count} × {bundle}, and the cluster has room for {room} at most, counting "
+            "the nodes that its autoscaler may add",
+            "Ask for less, ask for other nodes, or add such nodes to the cluster",
         )

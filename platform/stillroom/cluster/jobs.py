@@ -1,8 +1,7 @@
-"""A recipe's run as a job of a cluster: what is sent there, and what is heard of it."""
+"""Submits a recipe's run to a cluster as a Ray job, and follows its log."""
 
 import asyncio
 import json
-import logging
 import os
 import shlex
 import time
@@ -13,132 +12,132 @@ from typing import Any
 
 import aiohttp
 import yaml
-from ray._private.ray_constants import get_runtime_env_default_excludes
-from ray._private.runtime_env import packaging
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from stillroom.cluster.join import knock, refused
-from stillroom.config.load import SECRET
-from stillroom.errors import UserError
+from stillroom.cluster.join import check_port_open, token_refused
+from stillroom.cluster.ray_private import (
+    max_package_bytes,
+    walk_working_dir,
+    working_dir_excludes,
+)
+from stillroom.config.secrets import SECRET_NAME
+from stillroom.errors import UserError, one_line
 
-ENVIRONMENT = "jobs/runtime_env.yaml"  # of a checkout
+RUNTIME_ENV_FILE = "jobs/runtime_env.yaml"  # in a checkout
 
-# What a job needs where no file says so: quiet workers, and time for a checkpoint when it is
-# stopped, of which Ray itself gives 3 seconds.
-SETTINGS = {
+# For a job without a runtime environment file: no progress bars of workers, and time to write a
+# checkpoint when the job is stopped (Ray's default is 3 seconds).
+DEFAULT_ENV_VARS = {
     "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_JOB_STOP_WAIT_TIME_S": "120",
 }
 
-ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 MIB = 1 << 20
 
-AGENT_S = 60  # seconds in which a head that answers has somebody to run a job
+AGENT_TIMEOUT_S = 60  # for a head that answers to be able to run jobs
 
-LOST_S = 300  # seconds in which a head that was lost comes back
+RECONNECT_TIMEOUT_S = 300  # for a lost head to come back
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command, the folder that is sent for it to run in, and Ray's runtime environment.
+    """What is submitted.
 
     Attributes:
-        file: where the environment was read from; None of the one for an installed package.
+        command: run inside `folder`, which is sent along.
+        runtime_env: Ray's runtime environment.
+        file: that `runtime_env` was read from; None where it was made for an installed package.
     """
 
     command: tuple[str, ...]
     folder: Path
-    environment: dict[str, Any]
+    runtime_env: dict[str, Any]
     file: Path | None
 
-    def raw(self, address: str) -> str:
-        """The command line of Ray's that sends the same."""
-        told = ["--runtime-env", str(self.file)]
+    def ray_command(self, address: str) -> str:
+        """The `ray job submit` command line that submits the same job."""
+        options = ["--runtime-env", str(self.file)]
         if self.file is None:
-            told = ["--runtime-env-json", json.dumps(self.environment)]
-        words = ["ray", "job", "submit", "--address", address, "--working-dir", str(self.folder)]
-        # Ray's client sends no token unless it is told to, and these overrule its --address.
-        around = [f"RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE', 'token')}"]
-        if {os.environ.get(variable, address) for variable in ADDRESSES} != {address}:
-            around.append(f"RAY_API_SERVER_ADDRESS={shlex.quote(address)}")
-        return " ".join([*around, shlex.join([*words, *told, "--", *self.command])])
+            options = ["--runtime-env-json", json.dumps(self.runtime_env)]
+        submit = ["ray", "job", "submit", "--address", address, "--working-dir", str(self.folder)]
+        # Ray's client sends a token only with RAY_AUTH_MODE, and the other two overrule --address.
+        variables = [f"RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE', 'token')}"]
+        if {os.environ.get(variable, address) for variable in ADDRESS_VARIABLES} != {address}:
+            variables.append(f"RAY_API_SERVER_ADDRESS={shlex.quote(address)}")
+        return " ".join([*variables, shlex.join([*submit, *options, "--", *self.command])])
 
 
-def environment(folder: Path, file: Path | None) -> tuple[dict[str, Any], Path | None]:
-    """The runtime environment in a file, or that of the folder's checkout, or one that brings the
-    package as it is installed here; and its file.
+def read_runtime_env(folder: Path, file: Path | None) -> tuple[dict[str, Any], Path | None]:
+    """Ray's runtime environment for a job, and the file that it is from.
+
+    Without `file`, it is that of the checkout in `folder`, or else one that brings the package as
+    it is installed here, without a file.
 
     Raises:
-        UserError: when it is none, or holds a secret.
+        UserError: when the file holds no runtime environment, or a secret.
     """
-    if file is None and (folder / ENVIRONMENT).is_file():
-        file = folder / ENVIRONMENT
+    if file is None and (folder / RUNTIME_ENV_FILE).is_file():
+        file = folder / RUNTIME_ENV_FILE
     if file is None:
-        return {"py_modules": [str(Path(__file__).parents[1])], "env_vars": SETTINGS}, None
+        return {"py_modules": [str(Path(__file__).parents[1])], "env_vars": DEFAULT_ENV_VARS}, None
     try:
-        read = yaml.safe_load(file.read_text(encoding="utf-8"))
-        variables = {k: str(v) for k, v in (read or {}).get("env_vars", {}).items()}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as fault:
-        problem = f"is no runtime environment: {' '.join(str(fault).split())}"
-        raise UserError(str(file), problem, f"Start from {ENVIRONMENT}") from fault
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        variables = {k: str(v) for k, v in (content or {}).get("env_vars", {}).items()}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        problem = f"is no runtime environment: {one_line(error)}"
+        raise UserError(str(file), problem, f"Start from {RUNTIME_ENV_FILE}") from error
     for name, value in variables.items():
-        if SECRET.search(name) and not value.startswith("/"):
+        if SECRET_NAME.search(name) and not value.startswith("/"):
             raise UserError(
                 f"{file}: env_vars.{name}",
-                "whoever may list the cluster's jobs reads it there",
-                "Set it in the environment that the cluster's nodes start with; or set "
-                f"{name}_FILE here, to the path of a file on them",
+                "everybody who may list the cluster's jobs can read it there",
+                "Set it in the environment in which the cluster's nodes start, or set "
+                f"{name}_FILE here to the path of a file on them",
             )
-    return dict(read or {}), file
+    return dict(content or {}), file
 
 
-def sent(job: Job) -> dict[str, int]:
-    """The files of the job's folder that Ray sends, by their paths in it, with their bytes.
+def files_to_send(job: Job) -> dict[str, int]:
+    """Files of the job's folder that Ray will send: relative path → size in bytes.
 
     Raises:
-        UserError: when they are more than Ray takes, or cannot be read.
+        UserError: when they are larger than Ray accepts, or cannot be read.
     """
-    excluded = [*get_runtime_env_default_excludes(), *(job.environment.get("excludes") or ())]
+    excludes = [*working_dir_excludes(), *(job.runtime_env.get("excludes") or ())]
     sizes: dict[str, int] = {}
-    quiet = logging.getLogger(f"{__name__}.walk")
-    quiet.setLevel(logging.WARNING)
 
     def count(path: Path) -> None:
         if path.is_file():
             sizes[path.relative_to(job.folder).as_posix()] = path.stat().st_size
 
     try:
-        packaging._dir_travel(  # Ray's own walk: what is counted is what will be sent
-            job.folder,
-            [packaging._get_excludes(job.folder, excluded)],
-            count,
-            include_gitignore=os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") != "1",
-            logger=quiet,
-        )
-    except OSError as fault:
-        where = str(fault.filename or job.folder)
+        use_gitignore = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") != "1"
+        walk_working_dir(job.folder, excludes, count, use_gitignore=use_gitignore)
+    except OSError as error:
+        where = str(error.filename or job.folder)
         raise UserError(
-            where, f"cannot be sent: {fault.strerror}", "List it in .rayignore"
-        ) from fault
-    total, most = sum(sizes.values()), packaging.GCS_STORAGE_MAX_SIZE
-    if total >= most:
+            where, f"cannot be sent: {error.strerror}", "List it in .rayignore"
+        ) from error
+    total, limit = sum(sizes.values()), max_package_bytes()
+    if total >= limit:
         largest = ", ".join(f"{name} {size / MIB:,.0f} MiB" for name, size in _largest(sizes))
         raise UserError(
             f"--working-dir: {job.folder}",
-            f"holds {total / MIB:,.0f} MiB to send, and Ray takes {most / MIB:,.0f}; most of it is "
-            f"{largest}",
-            "List what the job does not need in .rayignore, and put data where the nodes read it: "
-            "object storage or a shared folder",
+            f"holds {total / MIB:,.0f} MiB to send, and Ray takes {limit / MIB:,.0f}; most of it "
+            f"is {largest}",
+            "List what the job does not need in .rayignore, and put data where the nodes can read "
+            "it: object storage or a shared folder",
         )
     return sizes
 
 
 def _largest(sizes: dict[str, int]) -> list[tuple[str, int]]:
-    """The three largest of what lies in the folder itself, from a MiB on."""
+    """The three largest files or folders at the top level, of those with at least 1 MiB."""
     tops: dict[str, int] = {}
     for name, size in sizes.items():
         first, inside, _ = name.partition("/")
@@ -147,8 +146,8 @@ def _largest(sizes: dict[str, int]) -> list[tuple[str, int]]:
     return sorted(large, key=lambda item: -item[1])[:3]
 
 
-class Cluster:
-    """The job server of a cluster.
+class JobServer:
+    """Client of a cluster's job server.
 
     Raises:
         UserError: when nothing answers at the address, or our token is refused.
@@ -156,20 +155,20 @@ class Cluster:
 
     def __init__(self, address: str):
         self.address = address
-        for variable in ADDRESSES:  # they would overrule the one that we were given
+        for variable in ADDRESS_VARIABLES:  # they would overrule `address`
             os.environ.pop(variable, None)
         try:
-            knock(address)
+            check_port_open(address)
             self.client = JobSubmissionClient(address)
-        except AuthenticationError as fault:
-            raise refused(f"--address {address}") from fault
-        except (OSError, RuntimeError) as fault:
+        except AuthenticationError as error:
+            raise token_refused(f"--address {address}") from error
+        except (OSError, RuntimeError) as error:
             raise UserError(
                 f"--address {address}",
-                f"no job server answers: {' '.join(str(fault).split())}",
-                "Write it as http://HEAD:8265; from outside the cluster, first forward that port "
+                f"no job server answers: {one_line(error)}",
+                "Write it as http://HEAD:8265. From outside the cluster, first forward that port "
                 "(`ray dashboard CLUSTER.yaml`, or `kubectl port-forward service/… 8265`)",
-            ) from fault
+            ) from error
 
     def submit(self, job: Job, id: str) -> None:
         """Sends the folder and starts the job.
@@ -177,31 +176,31 @@ class Cluster:
         Raises:
             UserError: when Ray refuses it.
         """
-        environment = {**job.environment, "working_dir": str(job.folder)}
-        deadline = time.monotonic() + AGENT_S
+        environment = {**job.runtime_env, "working_dir": str(job.folder)}
+        deadline = time.monotonic() + AGENT_TIMEOUT_S
         while True:
             try:
                 self.client.submit_job(
                     entrypoint=shlex.join(job.command), runtime_env=environment, submission_id=id
                 )
                 return
-            except AuthenticationError as fault:
-                raise refused(f"--address {self.address}") from fault
-            except (RuntimeError, ValueError, TypeError) as fault:
-                # A head that has just started says so, and has begun nothing.
-                if "No available agent" in str(fault) and time.monotonic() < deadline:
+            except AuthenticationError as error:
+                raise token_refused(f"--address {self.address}") from error
+            except (RuntimeError, ValueError, TypeError) as error:
+                # A head that has just started answers this, and has started no job.
+                if "No available agent" in str(error) and time.monotonic() < deadline:
                     time.sleep(1)
                     continue
-                last = (str(fault).strip().splitlines() or [repr(fault)])[-1]
+                last = (str(error).strip().splitlines() or [repr(error)])[-1]
                 raise UserError(
-                    f"--address {self.address}", f"refuses the job: {last}", "Mend what it names"
-                ) from fault
+                    f"--address {self.address}", f"refuses the job: {last}", "Correct what it names"
+                ) from error
 
     def follow(self, id: str, show: Callable[[str], None]) -> JobStatus:
-        """Shows the job's log until it has ended. A connection that is lost is made again.
+        """Shows the job's log until the job ends; reconnects where the connection is lost.
 
         Raises:
-            UserError: when the head stays away.
+            UserError: when the head does not come back.
         """
         asyncio.run(self._show(id, show))
         while not (status := self.client.get_job_status(id)).is_terminal():
@@ -209,7 +208,7 @@ class Cluster:
         return status
 
     async def _show(self, id: str, show: Callable[[str], None]) -> None:
-        shown, deadline = 0, time.monotonic() + LOST_S
+        shown, deadline = 0, time.monotonic() + RECONNECT_TIMEOUT_S
         while True:
             position = 0  # every connection gets the log from its beginning
             try:
@@ -217,13 +216,13 @@ class Cluster:
                     if position + len(text) > shown:
                         show(text[max(0, shown - position) :])
                     position += len(text)
-                    shown, deadline = max(shown, position), time.monotonic() + LOST_S
+                    shown, deadline = max(shown, position), time.monotonic() + RECONNECT_TIMEOUT_S
                 return
-            except (RuntimeError, aiohttp.ClientError, OSError) as fault:
+            except (RuntimeError, aiohttp.ClientError, OSError) as error:
                 if time.monotonic() > deadline:
                     raise UserError(
                         f"--address {self.address}",
-                        f"does not answer any more: {fault}",
-                        f"The job may go on without: see `ray job status {id}`",
-                    ) from fault
+                        f"stopped answering: {error}",
+                        f"The job may still be running: see `ray job status {id}`",
+                    ) from error
                 await asyncio.sleep(2)

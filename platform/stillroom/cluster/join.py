@@ -1,76 +1,73 @@
-"""Doors to a Ray cluster: how one is joined, and what is said when it does not let us in."""
+"""Connects to a Ray cluster and explains refused connections."""
 
 import re
 import socket
 
 import grpc
 import ray
-from ray._private.grpc_utils import init_grpc_channel
-from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
-from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError
 
-from stillroom.errors import UserError
+from stillroom.cluster.ray_private import request_cluster_id
+from stillroom.errors import UserError, one_line
 
-REACH_S = 10  # seconds in which a cluster's head answers
+CONNECT_TIMEOUT_S = 10
 
-PLACE = re.compile(r"(?:\w+://)?(\[[^\]]+\]|[^/\[\]]+):(\d+)/*")  # host and port
+HOST_PORT = re.compile(r"(?:\w+://)?(\[[^\]]+\]|[^/\[\]]+):(\d+)/*")
 
 
-class Refused(UserError):
-    """A cluster that wants another token."""
+class TokenRefused(UserError):
+    """The cluster wants another token than ours."""
 
     code = 1
 
 
-def join(address: str, *, log_to_driver: bool = True) -> None:
+def join_cluster(address: str, *, log_to_driver: bool = True) -> None:
     """Joins the running cluster that RAY_ADDRESS names.
 
     Args:
         log_to_driver: whether what its workers print is printed here.
 
     Raises:
-        UserError: when it cannot be reached, or does not take our token.
+        UserError: when it cannot be reached, or refuses our token.
     """
     where = f"RAY_ADDRESS={address}"
     try:
-        knock(address)
-        _show_token(address)
+        check_port_open(address)
+        _check_token(address)
         ray.init(address=address, log_to_driver=log_to_driver)
-    except AuthenticationError as fault:
-        raise refused(where) from fault
-    except (OSError, ValueError, RuntimeError) as fault:
+    except AuthenticationError as error:
+        raise token_refused(where) from error
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             where,
-            f"the cluster cannot be reached: {' '.join(str(fault).split())}",
+            f"the cluster cannot be reached: {one_line(error)}",
             "Start it (`ray start --head`), correct the address, or unset RAY_ADDRESS to "
             "run on this machine",
-        ) from fault
+        ) from error
 
 
-def knock(address: str) -> None:
-    """Raises OSError where nothing listens: Ray itself would go on trying for minutes."""
-    if named := PLACE.fullmatch(address):
-        socket.create_connection((named[1].strip("[]"), int(named[2])), timeout=REACH_S).close()
+def check_port_open(address: str) -> None:
+    """Raises OSError where nothing listens; Ray itself would retry for minutes."""
+    if match := HOST_PORT.fullmatch(address):
+        socket.create_connection((match[1].strip("[]"), int(match[2])), CONNECT_TIMEOUT_S).close()
 
 
-def _show_token(address: str) -> None:
-    """Raises AuthenticationError where it is a wrong one: Ray itself would go on trying, and then
-    say that nothing is there."""
-    if named := PLACE.fullmatch(address):
-        with init_grpc_channel(f"{named[1]}:{named[2]}") as channel:
-            asked = NodeInfoGcsServiceStub(channel).GetClusterId
-            try:
-                asked(GetClusterIdRequest(), timeout=REACH_S)
-            except grpc.RpcError as fault:
-                if fault.code() == grpc.StatusCode.UNAUTHENTICATED:
-                    raise AuthenticationError("the token is missing or incorrect") from fault
+def _check_token(address: str) -> None:
+    """Raises AuthenticationError for a wrong token; Ray itself would retry, and then report that
+    the cluster cannot be reached."""
+    if match := HOST_PORT.fullmatch(address):
+        try:
+            request_cluster_id(f"{match[1]}:{match[2]}", CONNECT_TIMEOUT_S)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                raise AuthenticationError("the token is missing or incorrect") from error
 
 
-def refused(where: str) -> Refused:
-    return Refused(
+def token_refused(where: str) -> TokenRefused:
+    """The error to raise where a cluster refuses our token."""
+    return TokenRefused(
         where,
         "the cluster does not take our token, or wants one and we have none",
-        "Give the one that `ray get-auth-token` prints on its head: in RAY_AUTH_TOKEN, in a file "
-        "that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token; RAY_AUTH_MODE must be token",
+        "Use the one that `ray get-auth-token` prints on its head: in RAY_AUTH_TOKEN, in a file "
+        "that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token. RAY_AUTH_MODE must be token",
     )

@@ -1,4 +1,4 @@
-"""One function over many items: in this process, or in Ray Data's tasks."""
+"""One function over many items: in this process, or in Ray Data's tasks on this machine."""
 
 import functools
 import pickle
@@ -8,51 +8,62 @@ from typing import Any, TypeVar
 import ray
 
 from stillroom.errors import UserError
-from stillroom.observability.log_context import Said, begin, said
+from stillroom.observability.log_context import (
+    LogContext,
+    capture_context,
+    configure_worker_logging,
+)
 
 Item = TypeVar("Item")
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
-def over(function: Callable[[Item], Made], items: Sequence[Item], *, spread: bool) -> list[Made]:
-    """What the function makes of each item, in order.
+def parallel_map(
+    function: Callable[[Item], Result], items: Sequence[Item], *, parallel: bool
+) -> list[Result]:
+    """The function's result for each item, in order.
 
-    Its data belongs into files: items and results pass through Ray's object store, which thus
-    holds next to nothing however much there is.
+    Items and results pass through Ray's object store. Keep them small: put the data into files and
+    pass their paths.
 
     Args:
-        spread: over the cores of this machine, for that is where the files are.
+        parallel: use all cores of this machine, where the files are; False stays in this process.
 
     Raises:
-        UserError: the first that is raised by the function; then no more items are begun.
+        UserError: the first that the function raises. No more items are started then.
     """
-    if not spread or len(items) < 2:
+    if not parallel or len(items) < 2:
         return [function(item) for item in items]
     rows = [{"number": i, "item": pickle.dumps(item)} for i, item in enumerate(items)]
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    found = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        functools.partial(_apply, function=function, by=said()), label_selector=here
+    this_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        functools.partial(_apply, function=function, context=capture_context()),
+        label_selector=this_node,
     )
-    made: dict[int, Made] = {}
-    for row in found.iter_rows():
-        one = pickle.loads(row["made"])
-        if isinstance(one, UserError):
-            raise one
-        made[row["number"]] = one
-    return [made[i] for i in range(len(items))]
+    results: dict[int, Result] = {}
+    for row in dataset.iter_rows():
+        result = pickle.loads(row["result"])
+        if isinstance(result, UserError):
+            raise result
+        results[row["number"]] = result
+    return [results[i] for i in range(len(items))]
 
 
-def has_cores() -> bool:
-    """Whether this machine takes tasks: the head of a cluster often does not."""
-    here = ray.get_runtime_context().get_node_id()
-    return any(n["NodeID"] == here and n["Resources"].get("CPU", 0) >= 1 for n in ray.nodes())
+def this_node_runs_tasks() -> bool:
+    """Whether Ray may run tasks on this machine: the head of a cluster often has no CPUs for it."""
+    node_id = ray.get_runtime_context().get_node_id()
+    return any(
+        node["NodeID"] == node_id and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes()
+    )
 
 
-def _apply(row: dict[str, Any], function: Callable[[Any], Any], by: Said) -> dict[str, Any]:
-    begin(by)
+def _apply(
+    row: dict[str, Any], function: Callable[[Any], Any], context: LogContext
+) -> dict[str, Any]:
+    configure_worker_logging(context)
     try:
-        made = function(pickle.loads(row["item"]))
-    except UserError as fault:  # as a value: Ray would wrap it in errors of its own
-        made = fault
-    return {"number": row["number"], "made": pickle.dumps(made)}
+        result = function(pickle.loads(row["item"]))
+    except UserError as error:  # returned as a value: Ray would wrap it in errors of its own
+        result = error
+    return {"number": row["number"], "result": pickle.dumps(result)}

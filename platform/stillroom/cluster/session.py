@@ -1,4 +1,4 @@
-"""How a run comes to a Ray cluster, and goes from it."""
+"""Connects a run to a Ray cluster, or starts Ray on this machine."""
 
 import logging
 import math
@@ -6,78 +6,84 @@ import os
 from typing import Any
 
 import ray
-from ray._private.ray_logging import global_worker_stdstream_dispatcher
-from ray._private.worker import filter_autoscaler_events
 
-from stillroom.cluster.join import join
+from stillroom.cluster.join import join_cluster
+from stillroom.cluster.library_messages import ignore_library_messages, is_ignored
+from stillroom.cluster.ray_private import autoscaler_events, handle_worker_output
 from stillroom.config.scale import Scale
-from stillroom.observability.log_context import as_json, parsed, take_over
-from stillroom.observability.run_journal import WORKERS
+from stillroom.observability.log_context import (
+    json_lines_enabled,
+    parse_json_line,
+    redirect_library_logs,
+)
+from stillroom.observability.run_journal import WORKER_LOGGER
 
 
 def connect(scale: Scale) -> None:
     """Joins the cluster of RAY_ADDRESS, or starts Ray on this machine.
 
     Raises:
-        UserError: when the named cluster cannot be reached, or does not take our token.
+        UserError: when the named cluster cannot be reached, or refuses our token.
     """
     if ray.is_initialized():
         return
-    _join(scale)
-    _keep_workers_lines()
+    ignore_library_messages()
+    _join_or_start(scale)
+    _log_worker_output()
 
 
-def _join(scale: Scale) -> None:
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # our own lines say how far it is
+def _join_or_start(scale: Scale) -> None:
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        # The Train tab of a cluster's dashboard: without, it does not say that anything is trained.
+        # The dashboard's Train tab shows runs only with this.
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
-        join(address)
+        join_cluster(address)
         return
     # A laptop with fewer cores than the recipe has workers is slow, not refused.
     ray.init(
-        # Only RAY_ADDRESS names a cluster: what else runs here may be somebody else's.
+        # Only RAY_ADDRESS names a cluster: another one on this machine may be somebody else's.
         address="local",
-        num_cpus=max(os.cpu_count() or 1, math.ceil(_most_cpus(scale))),
+        num_cpus=max(os.cpu_count() or 1, math.ceil(_max_cpus(scale))),
         include_dashboard=False,
-        # Without a dashboard Ray Train's watchman warns every second that he cannot reach it.
+        # Without a dashboard Ray Train warns every second that it cannot reach one.
         logging_config=ray.LoggingConfig(log_level="ERROR"),
     )
 
 
-def resources() -> dict[str, float]:
-    """What the cluster has in all: CPU, GPU, memory in bytes and so on."""
+def cluster_resources() -> dict[str, float]:
+    """Total resources of the cluster by Ray's names: CPU, GPU, memory in bytes and so on."""
     connect(Scale())
     return dict(ray.cluster_resources())
 
 
 def disconnect() -> None:
-    """Leaves the cluster; what `connect` started on this machine ends."""
+    """Leaves the cluster, and ends what `connect` started on this machine."""
     ray.shutdown()
 
 
-def _keep_workers_lines() -> None:
-    """Has what Ray brings of its workers' output go into the run's log, and where all our lines are
-    JSON, there alone."""
-    global_worker_stdstream_dispatcher.remove_handler(WORKERS)
-    global_worker_stdstream_dispatcher.add_handler(WORKERS, _keep_lines)
-    if as_json():
-        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
-        take_over("ray")
+def _log_worker_output() -> None:
+    """Sends the workers' output to the run's log; with JSON lines, only there."""
+    as_json = json_lines_enabled()
+    handle_worker_output(WORKER_LOGGER, _log_lines, print_too=not as_json)
+    if as_json:
+        redirect_library_logs("ray")
 
 
-def _keep_lines(brought: dict[str, Any]) -> None:
-    kept = logging.getLogger(WORKERS)
-    who = {"worker": f"{brought.get('ip')} {brought.get('pid')}"}
-    lines = brought["lines"]
-    if brought.get("pid") == "autoscaler":  # of which Ray brings its state, too, every five seconds
-        lines = filter_autoscaler_events(lines)
+def _log_lines(batch: dict[str, Any]) -> None:
+    """Logs one message of Ray's: `lines` of a process with `ip` and `pid`."""
+    logger = logging.getLogger(WORKER_LOGGER)
+    worker = {"worker": f"{batch.get('ip')} {batch.get('pid')}"}
+    lines = batch["lines"]
+    if batch.get("pid") == "autoscaler":
+        lines = autoscaler_events(lines)
     for line in lines:
-        kept.info(line, extra={"fields": who | (parsed(line) or {})})
+        if is_ignored(line):
+            continue
+        logger.info(line, extra={"fields": worker | (parse_json_line(line) or {})})
 
 
-def _most_cpus(scale: Scale) -> float:
-    trained = [workers.most * workers.cpus for workers in (scale.teacher, scale.student)]
-    embedded = [pool.actors * pool.cpus for pool in (scale.vectors, scale.negatives, scale.report)]
-    return max(trained + embedded)
+def _max_cpus(scale: Scale) -> float:
+    """CPUs that the largest stage needs at once."""
+    training = [workers.max_workers * workers.cpus for workers in (scale.teacher, scale.student)]
+    pools = [pool.actors * pool.cpus for pool in (scale.vectors, scale.negatives, scale.report)]
+    return max(training + pools)

@@ -1,149 +1,120 @@
-"""A recipe's file → the recipe, or every fault in it by field. The only reader of YAML."""
+"""A recipe's YAML file → the validated recipe. The only reader of recipes."""
 
-import difflib
-import json
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
 
 from stillroom.config.recipe import Recipe
-from stillroom.errors import UserError
-
-# What a variable of the environment is called that should not be shown.
-SECRET = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?(?:_|$)", re.I)
-
-PASSWORD = re.compile(r"\w://[^/\s@]*:[^/\s@]+@")
+from stillroom.config.secrets import secret_fields
+from stillroom.config.validation import validate
+from stillroom.errors import UserError, one_line
 
 
 def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """The recipe in a YAML file, with `a.b=c` overrides, validated.
+    """The recipe in a YAML file, with `section.field=value` overrides, validated.
 
-    `name` defaults to the file's; `root` to STILLROOM_ROOT, then to `runs`.
+    `name` defaults to the file's name; `root` to `STILLROOM_ROOT`, then to `runs`.
 
     Raises:
-        UserError: naming the file and every field at fault.
+        UserError: naming the file and every wrong field.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(str(path), "there is no such recipe", "Give the path of a YAML file")
-    try:
-        config = OmegaConf.load(path)
-        if not OmegaConf.is_dict(config):
-            raise UserError(str(path), "is not a mapping", "Start from a file in jobs/recipes")
-        given = {}
-        for override in overrides:
-            field, equals, value = override.partition("=")
-            if not equals or not field:
-                raise UserError(override, "is no override", "Write it as section.field=value")
-            given[field] = value
-            # The loader of the file itself types the value, so 5e-4 is a number in both.
-            parsed = OmegaConf.create(f"value: {value}")
-            OmegaConf.update(config, field, parsed["value"], merge=False, force_add=True)
-        written, content = (OmegaConf.to_container(config, resolve=of) for of in (False, True))
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, TypeError) as fault:
-        problem = " ".join(str(fault).split())
-        raise UserError(str(path), f"cannot be read: {problem}", "Mend the YAML") from fault
-    assert isinstance(content, dict) and isinstance(written, dict)
-    content.setdefault("name", path.stem)
-    content.setdefault("root", os.environ.get("STILLROOM_ROOT", "runs"))
-    for field in (*_secrets(given), *_secrets(written), *_secrets(content)):
+    config = _parse(path)
+    overridden = _apply(config, overrides)
+    written = OmegaConf.to_container(config, resolve=False)
+    content = _resolve(config, path)
+    # Before resolving, a reference to a secret variable shows; after it, a secret that came by one.
+    for field in (*secret_fields(overridden), *secret_fields(written), *secret_fields(content)):
         raise UserError(
             f"{path}: {field}",
             "holds a secret, which would be copied into manifests and logs",
-            "Take it out: storage reads the environment (AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, say), and an endpoint's key is named by key_variable",
+            "Remove it. Storage reads its credentials from the environment (AWS_ACCESS_KEY_ID "
+            "and AWS_SECRET_ACCESS_KEY, for example); for an endpoint, api_key_env names the "
+            "variable that holds the key",
         )
-    # Strict validation of Python objects refuses lists for tuples; of JSON it does not.
-    return validated(Recipe, content, str(path))
+    content.setdefault("name", path.stem)
+    return validate(Recipe, content, str(path))
 
 
-def _secrets(content: Any, field: str = "") -> Iterator[str]:
-    """The fields, at any depth, with an address of the form SCHEME://USER:PASSWORD@…, or with a
-    variable of the environment that is called a key, a token or the like."""
-    if isinstance(content, str):
-        named = re.findall(r"\$\{oc\.env:\s*(\w+)", content)
-        if PASSWORD.search(content) or any(SECRET.search(name) for name in named):
-            yield field
-    items = content.items() if isinstance(content, dict) else ()
-    for key, value in enumerate(content) if isinstance(content, list) else items:
-        yield from _secrets(value, f"{field}.{key}".lstrip("."))
-
-
-Model = Any
-
-
-def validated(model: type[Model], content: Any, where: str) -> Model:
-    """`content` as `model`, or a UserError that lists every fault with its field."""
+def _parse(path: Path) -> DictConfig:
+    if not path.is_file():
+        raise UserError(
+            str(path),
+            "there is no such recipe",
+            "Give the path of a YAML file. `stillroom init` writes one",
+        )
     try:
-        return model.model_validate_json(json.dumps(content))
-    except ValidationError as fault:
-        faults = [_explain(error, model) for error in fault.errors()]
-        if len(faults) == 1:
-            field, problem, fix = faults[0]
-            raise UserError(f"{where}: {field}" if field else where, problem, fix) from None
-        lines = "".join(f"\n  {field}: {problem}. {fix}." for field, problem, fix in faults)
-        raise UserError(where, f"{len(faults)} fields are wrong", f"Mend each:{lines}\n") from None
+        config = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, TypeError) as error:
+        raise _yaml_error(str(path), error) from error
+    if not isinstance(config, DictConfig):
+        raise UserError(
+            str(path), "is not a mapping of sections", "Start from `stillroom init OUT.yaml`"
+        )
+    return config
 
 
-def _explain(error: Any, model: Any) -> tuple[str, str, str]:
-    written, known = _walked(model, error["loc"])
-    field = ".".join(str(part) for part in written)
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
-        fix = f"Did you mean {near[0]!r}?"[:-1] if near else f"Use one of {', '.join(known)}"
-        return field, "is not a field of a recipe", fix
-    if error["type"] == "missing":
-        return field, "is missing", "Add it"
-    problem = error["msg"].removeprefix("Value error, ")
-    given = error.get("input")
-    if isinstance(given, str | int | float | bool):
-        problem = f"{given!r} is refused: {problem[0].lower()}{problem[1:]}"
-    return field, problem, "Correct it in the recipe or on the command line"
+def _apply(config: DictConfig, overrides: list[str] | tuple[str, ...]) -> dict[str, str]:
+    """Sets the fields in place; returns the values as they were written."""
+    overridden = {}
+    for override in overrides:
+        field, equals, value = override.partition("=")
+        if not equals or not field:
+            raise UserError(override, "is not an override", "Write it as section.field=value")
+        overridden[field] = value
+        try:
+            # YAML types the value as it would in the file: 5e-4 is a number in both.
+            parsed = OmegaConf.to_container(OmegaConf.create(f"value: {value}"), resolve=False)
+            assert isinstance(parsed, dict)
+            OmegaConf.update(config, field, parsed["value"], merge=False, force_add=True)
+        except (yaml.YAMLError, OmegaConfBaseException, TypeError) as error:
+            raise _yaml_error(override, error) from error
+    return overridden
 
 
-def _walked(model: Any, loc: tuple[Any, ...]) -> tuple[list[Any], list[str]]:
-    """A fault's path as the recipe writes it, and the fields that there are in its section."""
-    schema = model.model_json_schema()
-    node: dict[str, Any] = schema
-    path: list[Any] = []
-    fields: list[str] = []
-    for part in loc:
-        options = [node, *node.get("anyOf", []), *node.get("oneOf", [])]
-        options = [_followed(schema, option) for option in options]
-        inside = [child for option in options for child in _children(option, part)]
-        tagged = [option for option in options if part in _tags(option)]
-        if tagged and not inside:  # pydantic puts the tag of a union into the path
-            node = tagged[0]
-            continue
-        path.append(part)
-        fields = [name for option in options for name in option.get("properties", {})]
-        node = _followed(schema, inside[0]) if inside else {}
-    return path, fields
+def _resolve(config: DictConfig, path: Path) -> dict[str, Any]:
+    """The recipe as plain data, its `${…}` references replaced."""
+    try:
+        content = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise _reference_error(path, error) from error
+    assert isinstance(content, dict)
+    return content
 
 
-def _children(option: dict[str, Any], part: Any) -> list[dict[str, Any]]:
-    """What the schema says of a field, of any key of a mapping, or of any item of a list."""
-    if isinstance(part, int):
-        return [option["items"]] if "items" in option else []
-    named = option.get("properties", {})
-    return [named[part]] if part in named else [*option.get("patternProperties", {}).values()]
+def _yaml_error(where: str, error: Exception) -> UserError:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        problem = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    else:
+        problem = one_line(error)
+    return UserError(where, f"is not valid YAML: {problem}", "Correct the YAML")
 
 
-def _tags(option: dict[str, Any]) -> list[Any]:
-    """What tells an option of a union from the others: its `format`, `objective` or `data`."""
-    named = option.get("properties", {})
-    told = [named.get(field, {}) for field in ("format", "objective", "data")]
-    return [tag for schema in told for tag in (schema.get("const"), *schema.get("enum", ()))]
-
-
-def _followed(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
-    while "$ref" in node:
-        node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
-    return node
+def _reference_error(path: Path, error: OmegaConfBaseException) -> UserError:
+    """An error for a `${…}` that cannot be replaced: a missing variable, most often."""
+    where, text = f"{path}: {error.full_key}", str(error)
+    if missing := re.search(r"Environment variable '([^']+)' not found", text):
+        name = missing[1]
+        return UserError(
+            where,
+            f"needs the environment variable {name}, which is not set",
+            f"Set it (export {name}=…), or write a value in place of ${{oc.env:{name}}}",
+        )
+    if isinstance(error, InterpolationKeyError) and (unknown := re.search(r"'([^']+)'", text)):
+        return UserError(
+            where,
+            f"refers to ${{{unknown[1]}}}, which is not a field of this recipe",
+            "Correct the reference",
+        )
+    problem = " ".join(text.split("full_key:")[0].split())
+    kind = "cannot be resolved" if isinstance(error, InterpolationResolutionError) else "is wrong"
+    return UserError(where, f"the reference {kind}: {problem}", "Correct the text within ${…}")

@@ -1,4 +1,4 @@
-"""What is trained, and how."""
+"""A training phase's settings: optimiser, batches, and the teacher's objectives."""
 
 from typing import Annotated, Literal
 
@@ -11,88 +11,128 @@ from pydantic import (
     model_validator,
 )
 
-from stillroom.config.base import Name, Section, Share
+from stillroom.config.base import Fraction, Name, Section
 
 
-class Optimisation(Section):
+class TrainingPhase(Section):
+    """Steps, batches and optimiser of any phase.
+
+    Attributes:
+        global_batch: pairs or texts per update, over all workers.
+        learning_rate: the peak, after a linear warm-up; `schedule` leads from there to 0.
+        warmup_ratio: fraction of the steps.
+        mix: source → share of the batches; null: proportional to the sources' sizes.
+        mix_temperature: without `mix`, shares are sizes ** (1 / mix_temperature).
+        one_source_per_batch: texts of other sources would be negatives that are too easy.
+        group_by_length: batches hold texts of similar length.
+    """
+
     steps: PositiveInt
-    global_batch: PositiveInt  # pairs or texts an update, over all workers
-    learning_rate: PositiveFloat  # the peak; linear warm-up, then the schedule's way down to 0
+    global_batch: PositiveInt
+    learning_rate: PositiveFloat
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: Share = 0.1  # of the steps
+    warmup_ratio: Fraction = 0.1
     weight_decay: NonNegativeFloat = 0.01
-    clip: PositiveFloat = 1.0  # of the gradient's global norm
-    mix: dict[Name, PositiveFloat] | None = None  # source → share of the batches; null: by size
-    mix_temperature: PositiveFloat = 1.0  # without mix, shares are sizes ** (1 / it)
-    one_source_a_batch: bool = True  # other sources' texts are negatives too easy to learn from
-    by_length: bool = False  # batches of texts of like length
+    max_grad_norm: PositiveFloat = 1.0
+    mix: dict[Name, PositiveFloat] | None = None
+    mix_temperature: PositiveFloat = 1.0
+    one_source_per_batch: bool = True
+    group_by_length: bool = False
 
     @model_validator(mode="after")
-    def _one_way_to_mix(self) -> "Optimisation":
+    def _mixes_in_one_way(self) -> "TrainingPhase":
         if self.mix is not None and self.mix_temperature != 1:
-            raise ValueError("mix says every share: leave out mix_temperature, or mix")
+            raise ValueError("mix sets every share itself: leave out mix_temperature, or mix")
         return self
 
 
-class PairTraining(Optimisation):
-    """What trains on pairs."""
+class PairPhase(TrainingPhase):
+    """A phase that trains on pairs.
+
+    Attributes:
+        hard_negatives: per pair.
+    """
 
     query_tokens: PositiveInt = 64
     passage_tokens: PositiveInt = 128
-    hard_negatives: NonNegativeInt = 0  # a pair, of those mined or given
+    hard_negatives: NonNegativeInt = 0
 
 
-class Contrastive(PairTraining):
-    """InfoNCE with in-batch negatives over all workers, and with hard negatives if asked."""
+class ContrastivePhase(PairPhase):
+    """InfoNCE with in-batch negatives over all workers, and with hard negatives if asked.
+
+    Attributes:
+        negatives: where hard negatives come from: mined, or given in the sources' files.
+        in_batch_negatives: passages of other pairs are negatives.
+        query_to_query: other queries are negatives too.
+        passage_to_passage: for the positive, other passages are negatives too.
+        false_negative_margin: ignores candidates that score above the positive + margin.
+        matryoshka: vector size → weight (arXiv 2205.13147).
+        merge_adapter_first: merges the adapter trained so far, and starts a new one.
+        evaluate_every: steps; the best weights are kept.
+    """
 
     objective: Literal["contrastive"]
     temperature: PositiveFloat = 0.03
-    negatives: Literal["mined", "given"] = "mined"  # where hard negatives come from
-    in_batch: bool = True  # other pairs' passages are negatives
-    query_query: bool = False  # other queries, too
-    passage_passage: bool = False  # and other passages for the positive
-    false_negative_margin: float | None = None  # ignores what scores above positive + margin
-    dims: dict[PositiveInt, PositiveFloat] | None = None  # Matryoshka: size → weight
-    merge_before: bool = False  # merge the adapter trained so far, and begin a new one
-    evaluate_every: PositiveInt | None = None  # steps; the best weights are kept
+    negatives: Literal["mined", "given"] = "mined"
+    in_batch_negatives: bool = True
+    query_to_query: bool = False
+    passage_to_passage: bool = False
+    false_negative_margin: float | None = None
+    matryoshka: dict[PositiveInt, PositiveFloat] | None = None
+    merge_adapter_first: bool = False
+    evaluate_every: PositiveInt | None = None
 
 
-class Mntp(Optimisation):
-    """Masked next-token prediction (LLM2Vec, arXiv 2404.05961) on the corpus's passages."""
+class MntpPhase(TrainingPhase):
+    """Masked next-token prediction (LLM2Vec, arXiv 2404.05961) on the corpus's passages.
+
+    Attributes:
+        max_tokens: of a text.
+        mask_token: "_", the tokenizer's mask token, or EOS.
+    """
 
     objective: Literal["mntp"]
-    tokens: PositiveInt = 128  # of a text
-    mask: Literal["blank", "mask", "eos"] = "blank"  # "_", the tokenizer's mask token, or EOS
-    mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    merge_before: bool = False
+    max_tokens: PositiveInt = 128
+    mask_token: Literal["blank", "mask", "eos"] = "blank"
+    mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    merge_adapter_first: bool = False
 
 
-class Simcse(Optimisation):
-    """Unsupervised contrastive learning: one text under two dropouts (arXiv 2104.08821)."""
+class SimcsePhase(TrainingPhase):
+    """Unsupervised contrastive learning: one text under two dropout masks (arXiv 2104.08821)."""
 
     objective: Literal["simcse"]
-    tokens: PositiveInt = 128
+    max_tokens: PositiveInt = 128
     temperature: PositiveFloat = 0.05
     dropout: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    merge_before: bool = False
+    merge_adapter_first: bool = False
 
 
-class Joint(Contrastive):
-    """Contrastive and next-token generation in one step (GritLM, arXiv 2402.09906)."""
+class JointPhase(ContrastivePhase):
+    """Contrastive loss and next-token generation in every step (GritLM, arXiv 2402.09906).
+
+    Attributes:
+        generation_batch: completions per update, over all workers.
+        generation_loss: a mean over tokens, or over samples.
+        generation_data: conversations, or pairs as query → passage.
+    """
 
     objective: Literal["joint"]  # type: ignore[assignment]
-    generation_batch: PositiveInt  # completions an update, over all workers
+    generation_batch: PositiveInt
     generation_tokens: PositiveInt = 256
     generation_weight: PositiveFloat = 1.0
-    generation_loss: Literal["token", "sample"] = "token"  # a mean over tokens, or over samples
-    generate: Literal["conversations", "pairs"] = "conversations"  # pairs: query → passage
+    generation_loss: Literal["token", "sample"] = "token"
+    generation_data: Literal["conversations", "pairs"] = "conversations"
 
 
-Phase = Contrastive | Mntp | Simcse | Joint
+TeacherPhase = ContrastivePhase | MntpPhase | SimcsePhase | JointPhase
 
 
-def mines(phase: Phase) -> bool:
-    """Whether a phase needs negatives that the phase before it mines."""
+def needs_mined_negatives(phase: TeacherPhase) -> bool:
+    """Whether the model before this phase has to mine negatives for it."""
     return (
-        isinstance(phase, Contrastive) and phase.hard_negatives > 0 and phase.negatives == "mined"
+        isinstance(phase, ContrastivePhase)
+        and phase.hard_negatives > 0
+        and phase.negatives == "mined"
     )

@@ -1,4 +1,4 @@
-"""The recipe as a whole. It decides the numbers, and its scale only how long they take."""
+"""The whole recipe. Its sections decide the results; `scale` decides only time and place."""
 
 from typing import Annotated, Literal
 
@@ -11,78 +11,112 @@ from pydantic import (
     model_validator,
 )
 
-from stillroom.config.base import Kind, Name, Section, Share
+from stillroom.config.base import DataKind, Fraction, Name, Section
 from stillroom.config.corpus import Corpus
-from stillroom.config.phases import Contrastive, Joint, Optimisation, PairTraining, mines
-from stillroom.config.scale import Scale, Workers
+from stillroom.config.phases import (
+    ContrastivePhase,
+    JointPhase,
+    PairPhase,
+    TrainingPhase,
+    needs_mined_negatives,
+)
+from stillroom.config.scale import Scale, TrainingWorkers
 from stillroom.config.student import Student
 from stillroom.config.teacher import Teacher
+from stillroom.storage.root import default_root
 
 
 class Vectors(Section):
-    shard: PositiveInt = 1024  # texts a file, and the most that a crash can cost
+    """The teacher's vectors of the corpus.
+
+    Attributes:
+        shard_size: texts per file, and the most that a crash can cost.
+    """
+
+    shard_size: PositiveInt = 1024
 
 
 class Ivf(Section):
-    """Approximate search, by FAISS, of large corpora; its recall is measured before it is used."""
+    """Approximate search of large corpora with FAISS; parameters are named as there.
 
-    above: PositiveInt = 1_000_000  # passages; fewer are searched exactly
-    part: PositiveInt = 1_000_000  # passages of an index
-    lists: PositiveInt | None = None  # of an index; null: 4 times the root of its passages
-    probes: PositiveInt = 32  # lists read a query, of each index
-    min_recall: Share = 0.95  # of what exact search finds; less is refused
-    sample: PositiveInt = 256  # queries that this is measured on
+    Attributes:
+        min_passages: smaller corpora are searched exactly.
+        passages_per_index: larger corpora have several indexes.
+        nlist: cells of an index; null: 4 × the square root of its passages.
+        nprobe: cells searched per query, in each index.
+        min_recall: of what exact search returns; the index is not used below it.
+        recall_queries: queries that recall is measured on.
+    """
+
+    min_passages: PositiveInt = 1_000_000
+    passages_per_index: PositiveInt = 1_000_000
+    nlist: PositiveInt | None = None
+    nprobe: PositiveInt = 32
+    min_recall: Fraction = 0.95
+    recall_queries: PositiveInt = 256
 
 
 Miner = Annotated[str, Field(min_length=1)]
 
 
 class Negatives(Section):
-    """Positive-aware mining: TopK-PercPos of NV-Retriever (arXiv 2407.15831), and its other rules.
+    """Positive-aware mining: TopK-PercPos of NV-Retriever (arXiv 2407.15831) and its other rules.
 
     Attributes:
-        miner: `teacher` (of a mined phase: the phase before), `base` (the teacher's, untrained),
-            `bm25`, or a model as named elsewhere. Several are united: each finds candidates, and
-            the first of them that is a model scores them all.
-        max_share_of_positive, margin, max_score: what a candidate may score at most: a share of
-            its positive's score, so much less than that, or this; null does not hold.
-        rescore: a cross-encoder, whose scores between 0 and 1 then decide in place of the miner's.
-        searched: also passages of evaluation sets that answer no judged query. They are in the
-            corpus only where they answer a query that is trained on.
+        miner: `teacher` (for a mined phase: the model of the phase before), `base` (the teacher's,
+            untrained), `bm25`, or the name of a model. Several miners each find candidates; the
+            first of them that is a model scores all candidates.
+        max_share_of_positive: a candidate may score at most this share of its positive's score;
+            null sets no limit, here and in the next two.
+        absolute_margin: a candidate must score at least this much less than its positive.
+        max_score: a candidate may score at most this.
+        skip_first: the best candidates that are passed over.
+        sample_from: draws from so many of the best that remain.
+        per_query: negatives of each query.
+        cross_encoder: a model whose scores, between 0 and 1, replace the miner's.
+        include_evaluation_passages: also searches those passages of evaluation sets that answer no
+            judged query. The corpus has them only where they answer a training query.
         ivf: null searches exactly.
     """
 
     miner: Miner | Annotated[tuple[Miner, ...], Field(min_length=1)] = "teacher"
     max_share_of_positive: PositiveFloat | None = 0.95
-    margin: NonNegativeFloat | None = None
+    absolute_margin: NonNegativeFloat | None = None
     max_score: float | None = None
     skip_first: NonNegativeInt = 0
-    sample_from: PositiveInt = 16  # the best that remain
+    sample_from: PositiveInt = 16
     per_query: PositiveInt = 4
     strategy: Literal["random", "top"] = "random"
-    rescore: str | None = None
-    searched: bool = False
+    cross_encoder: str | None = None
+    include_evaluation_passages: bool = False
     ivf: Ivf | None = None
 
     @property
     def miners(self) -> tuple[str, ...]:
+        """`miner` as a tuple."""
         return (self.miner,) if isinstance(self.miner, str) else self.miner
 
     @model_validator(mode="after")
-    def _enough_to_draw(self) -> "Negatives":
+    def _has_enough_to_draw(self) -> "Negatives":
         if self.sample_from < self.per_query:
             raise ValueError("sample_from must be at least per_query")
         if len(set(self.miners)) < len(self.miners):
-            raise ValueError("miner names one twice")
+            raise ValueError("miner names a miner twice")
         return self
 
 
 class Report(Section):
+    """Baselines to measure beside teacher and student.
+
+    Attributes:
+        base_models: both models before training.
+    """
+
     bm25: bool = True
-    bases: bool = True  # also measure both models before training
+    base_models: bool = True
 
 
-Small = Literal["float16", "int8", "binary", "binary+rescoring"]
+SmallPrecision = Literal["float16", "int8", "binary", "binary+rescoring"]
 
 ExportFormat = Literal[
     "sentence-transformers", "onnx", "onnx-int8", "onnx-int8-static", "openvino", "openvino-int8"
@@ -90,44 +124,58 @@ ExportFormat = Literal[
 
 
 class Playground(Section):
-    """What a release carries to be tried on: passages of every evaluation set."""
+    """Passages of every evaluation set, stored in the release for its playground.
 
-    passages: PositiveInt = 500  # of a set, at most: both models encode them
+    Attributes:
+        passages: the most of each set; both models encode them.
+    """
+
+    passages: PositiveInt = 500
 
 
 class Release(Section):
-    """The gate: what must hold before anything is released; and what else the release holds.
-    Retention is of nDCG@10.
+    """The gate's conditions, and what else the release holds.
+
+    Retention is the student's nDCG@10 divided by the teacher's.
 
     Attributes:
-        mean_retention: student / teacher.
-        set_retention: the same on every set, but for those that `retention` names.
-        asymmetric_retention: passages by the teacher and queries by the student / teacher.
-        ndcg: the student's on a set.
-        vectors: the student's from small vectors / from float32, at full size, on average.
-        speedup: the student's texts a second / the teacher's.
-        exports: formats that the student is written in as well, each checked on the evaluation
-            sets against the student.
+        mean_retention: the lowest mean over all sets.
+        every_set_retention: the lowest on any set that `retention_by_set` does not name.
+        asymmetric_retention: the lowest mean with passages by the teacher and queries by the
+            student.
+        ndcg_by_set: the student's lowest nDCG@10.
+        small_vectors: precision → the lowest fraction of its nDCG@10 that the student keeps with
+            such vectors at full size, on average.
+        texts_per_second: the student's lowest, on the report's machine.
+        speedup: the student's texts per second divided by the teacher's.
+        exports: formats that the student is written in too, each compared with the student on the
+            evaluation sets.
         playground: null leaves the passages out.
     """
 
     mean_retention: NonNegativeFloat | None = None
-    set_retention: NonNegativeFloat | None = None
-    retention: dict[Name, NonNegativeFloat] = Field(default_factory=dict)
+    every_set_retention: NonNegativeFloat | None = None
+    retention_by_set: dict[Name, NonNegativeFloat] = Field(default_factory=dict)
     asymmetric_retention: NonNegativeFloat | None = None
-    ndcg: dict[Name, Share] = Field(default_factory=dict)
-    vectors: dict[Small, NonNegativeFloat] = Field(default_factory=dict)
-    texts_per_second: PositiveFloat | None = None  # the student's, on the report's machine
+    ndcg_by_set: dict[Name, Fraction] = Field(default_factory=dict)
+    small_vectors: dict[SmallPrecision, NonNegativeFloat] = Field(default_factory=dict)
+    texts_per_second: PositiveFloat | None = None
     speedup: PositiveFloat | None = None
-    student_over_base: bool = False
-    student_over_bm25: bool = False
+    student_beats_base: bool = False
+    student_beats_bm25: bool = False
     exports: tuple[ExportFormat, ...] = ()
     playground: Playground | None = Playground()
 
 
 class Recipe(Section):
+    """Everything that a run makes, and how.
+
+    Attributes:
+        root: where artifacts live: a local folder, or a URI that pyarrow.fs opens.
+    """
+
     name: Name
-    root: str = "runs"  # where artifacts live: a folder, or what pyarrow.fs opens
+    root: str = Field(default_factory=default_root)
     seed: NonNegativeInt = 17
     corpus: Corpus
     teacher: Teacher
@@ -139,44 +187,23 @@ class Recipe(Section):
     scale: Scale = Scale()
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> "Recipe":
-        for field, section, scale in self._trained():
-            batches = {"global_batch": section.global_batch}
-            if isinstance(section, Joint):
-                batches["generation_batch"] = section.generation_batch
-            for name, size in batches.items():
-                if size % scale.most:
-                    raise ValueError(
-                        f"{field}.{name} ({size}) must be a multiple of the number of workers "
-                        f"({scale.most})"
-                    )
-            if isinstance(section, PairTraining):
-                given = isinstance(section, Contrastive) and section.negatives == "given"
-                if section.hard_negatives > self.negatives.per_query and not given:
-                    raise ValueError(
-                        f"{field}.hard_negatives ({section.hard_negatives}) exceeds "
-                        f"negatives.per_query ({self.negatives.per_query})"
-                    )
-            if isinstance(section, Contrastive) and not (
-                section.in_batch or section.hard_negatives
-            ):
-                raise ValueError(f"{field} has no negatives: set in_batch or hard_negatives")
-        if (
-            self.teacher.phases
-            and mines(self.teacher.phases[0])
-            and "teacher" in self.negatives.miners
-        ):
+    def _batches_and_negatives_fit(self) -> "Recipe":
+        for field, phase, scale in self._phases():
+            _check_batches(field, phase, scale)
+            _check_hard_negatives(field, phase, self.negatives)
+        first = self.teacher.phases[0] if self.teacher.phases else None
+        if first and needs_mined_negatives(first) and "teacher" in self.negatives.miners:
             raise ValueError(
-                "teacher.phases[0] cannot mine its negatives: the untrained base would; set "
-                "hard_negatives: 0 or negatives: given, add a phase before it, or name another "
-                "negatives.miner"
+                "teacher.phases[0] cannot mine its own negatives, because its model is not trained "
+                "yet: set hard_negatives: 0 or negatives: given, add a phase before it, or name "
+                "another negatives.miner"
             )
         return self
 
     @model_validator(mode="after")
-    def _floors_are_of_what_is_measured(self) -> "Recipe":
+    def _gate_uses_what_is_measured(self) -> "Recipe":
         sets = [*self.corpus.evaluation, *(["held-out"] if self.corpus.held_out else [])]
-        for field in ("retention", "ndcg"):
+        for field in ("retention_by_set", "ndcg_by_set"):
             for name in getattr(self.release, field):
                 if name not in sets:
                     raise ValueError(
@@ -185,16 +212,19 @@ class Recipe(Section):
                     )
         if self.release.asymmetric_retention is not None and self.student.space != "teacher":
             raise ValueError(
-                "release.asymmetric_retention needs student.space: teacher, for only then can "
-                "the student's queries be ranked among the teacher's passages"
+                "release.asymmetric_retention needs student.space: teacher, because only then can "
+                "the student's queries find the teacher's passages"
             )
-        for floor, measured in (("student_over_base", "bases"), ("student_over_bm25", "bm25")):
-            if getattr(self.release, floor) and not getattr(self.report, measured):
-                raise ValueError(f"release.{floor} needs report.{measured}: true")
+        for condition, measured in (
+            ("student_beats_base", "base_models"),
+            ("student_beats_bm25", "bm25"),
+        ):
+            if getattr(self.release, condition) and not getattr(self.report, measured):
+                raise ValueError(f"release.{condition} needs report.{measured}: true")
         return self
 
     @model_validator(mode="after")
-    def _somebody_writes(self) -> "Recipe":
+    def _synthetic_has_an_endpoint(self) -> "Recipe":
         if self.corpus.synthetic is not None and self.scale.synthetic.base_url is None:
             raise ValueError(
                 "corpus.synthetic needs a language model: set scale.synthetic.base_url, such as "
@@ -203,38 +233,67 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _sources_have_what_is_trained_on(self) -> "Recipe":
-        sources = self.corpus.trained_on
-        for field, section, _ in self._trained():
-            kind: Kind = "pairs" if isinstance(section, PairTraining) else "passages"
-            if not any(source.has(kind) for source in sources.values()):
+    def _sources_have_what_phases_train_on(self) -> "Recipe":
+        sources = self.corpus.training_sources
+        for field, phase, _ in self._phases():
+            kind: DataKind = "pairs" if isinstance(phase, PairPhase) else "passages"
+            if not any(source.provides(kind) for source in sources.values()):
                 raise ValueError(
                     f"{field} needs {kind}, and no source under corpus.sources has any"
                 )
-            for name in section.mix or ():
+            for name in phase.mix or ():
                 if name not in sources:
                     raise ValueError(f"{field}.mix names {name!r}, which is no source")
-                if not sources[name].has(kind):
+                if not sources[name].provides(kind):
                     raise ValueError(f"{field}.mix names {name!r}, a source without {kind}")
-            if not isinstance(section, Joint) or section.generate != "conversations":
-                continue
-            if not any(source.has("conversations") for source in sources.values()):
+            generates = isinstance(phase, JointPhase) and phase.generation_data == "conversations"
+            if generates and not any(
+                source.provides("conversations") for source in sources.values()
+            ):
                 raise ValueError(
-                    f"{field}.generate is 'conversations', and no source has any: name files under "
-                    "corpus.sources.NAME.conversations, or set generate: pairs"
+                    f"{field}.generation_data is 'conversations', and no source has any: name files "
+                    "under corpus.sources.NAME.conversations, or set generation_data: pairs"
                 )
         return self
 
-    def _trained(self) -> list[tuple[str, Optimisation, Workers]]:
-        """Every section that trains, with its field and its part of the scale."""
-        phases = [
-            (f"teacher.phases[{i}]", phase, self.scale.teacher)
-            for i, phase in enumerate(self.teacher.phases)
-        ]
+    def _phases(self) -> list[tuple[str, TrainingPhase, TrainingWorkers]]:
+        """Every training phase with its field and the workers that train it."""
         return [
-            *phases,
+            *(
+                (f"teacher.phases[{i}]", phase, self.scale.teacher)
+                for i, phase in enumerate(self.teacher.phases)
+            ),
             *(
                 (f"student.phases[{i}]", phase, self.scale.student)
                 for i, phase in enumerate(self.student.phases)
             ),
         ]
+
+
+def _check_batches(field: str, phase: TrainingPhase, scale: TrainingWorkers) -> None:
+    """Raises ValueError unless workers can share every batch evenly."""
+    batches = {"global_batch": phase.global_batch}
+    if isinstance(phase, JointPhase):
+        batches["generation_batch"] = phase.generation_batch
+    for name, size in batches.items():
+        if size % scale.max_workers:
+            raise ValueError(
+                f"{field}.{name} ({size}) must be a multiple of the number of workers "
+                f"({scale.max_workers})"
+            )
+
+
+def _check_hard_negatives(field: str, phase: TrainingPhase, negatives: Negatives) -> None:
+    """Raises ValueError unless a phase on pairs has negatives, and no more than are mined."""
+    if not isinstance(phase, PairPhase):
+        return
+    given = isinstance(phase, ContrastivePhase) and phase.negatives == "given"
+    if phase.hard_negatives > negatives.per_query and not given:
+        raise ValueError(
+            f"{field}.hard_negatives ({phase.hard_negatives}) exceeds negatives.per_query "
+            f"({negatives.per_query})"
+        )
+    if isinstance(phase, ContrastivePhase) and not (
+        phase.in_batch_negatives or phase.hard_negatives
+    ):
+        raise ValueError(f"{field} has no negatives: set in_batch_negatives or hard_negatives")

@@ -1,4 +1,4 @@
-"""Where a recipe is made and how much of it at once: never part of a key."""
+"""`scale`: where a recipe runs and how much of it at once. Never part of an artifact's key."""
 
 from typing import Literal
 
@@ -15,51 +15,77 @@ from stillroom.config.base import Section
 from stillroom.config.synthetic import Budget
 
 
-class Elastic(Section):
-    """As many workers as the cluster has room for. Neither batches nor their order depend on it; a
-    worker for whom a batch has no even share waits."""
+class ElasticWorkers(Section):
+    """As many workers as the cluster has room for.
+
+    Neither the batches nor their order depend on the number. A worker for which a batch has no even
+    share waits.
+
+    Attributes:
+        poll_interval_s: how often to look for room for more workers; a lost worker is noticed at
+            once.
+    """
 
     min: PositiveInt = 1
     max: PositiveInt
-    look_every_s: PositiveFloat = 60.0  # for room to grow; who is lost is noticed at once
+    poll_interval_s: PositiveFloat = 60.0
 
     @model_validator(mode="after")
-    def _in_order(self) -> "Elastic":
+    def _in_order(self) -> "ElasticWorkers":
         if self.min > self.max:
             raise ValueError(f"min ({self.min}) is more than max ({self.max})")
         return self
 
 
-class Workers(Section):
-    workers: PositiveInt | Elastic = 1
-    cpus: PositiveFloat = 1.0  # each
-    gpus: NonNegativeFloat = 0.0  # each
-    gpu: str | None = None  # its kind, such as H100-80G: `check` says whether the run fits
-    node_labels: dict[str, str] = Field(default_factory=dict)  # such as ray.io/market-type: spot
-    # FLOP/s in bfloat16 of a worker's device, where its name does not tell: MFU is a share of it.
+class TrainingWorkers(Section):
+    """Processes that train one model together.
+
+    Attributes:
+        cpus: of each worker.
+        gpus: of each worker.
+        gpu_type: such as H100-80G; `check` then estimates whether the run fits its memory.
+        node_labels: only nodes with these, such as ray.io/market-type: spot.
+        peak_flops: FLOP/s in bfloat16 of a worker's device where its name does not tell; MFU is a
+            fraction of it.
+        offload: to the worker's main memory.
+        micro_batch_tokens: the most tokens of one forward pass, padding included.
+        gradcache: bounds memory by micro_batch_tokens, at the cost of a second forward pass.
+        packed: without any padding; null: on a CPU, if the architecture allows it.
+        checkpoint_every: steps. A crash costs at most so many, and those made while a checkpoint
+            is copied to the root.
+        keep_checkpoints: the newest; older ones are deleted.
+        max_failures: restarts; nodes that are removed with notice do not count.
+    """
+
+    workers: PositiveInt | ElasticWorkers = 1
+    cpus: PositiveFloat = 1.0
+    gpus: NonNegativeFloat = 0.0
+    gpu_type: str | None = None
+    node_labels: dict[str, str] = Field(default_factory=dict)
     peak_flops: PositiveFloat | None = None
     engine: Literal["torch", "deepspeed"] = "torch"
     zero_stage: Literal[0, 1, 2, 3] = 0
-    offload: Literal["none", "optimizer", "parameters"] = "none"  # to the worker's main memory
-    micro_tokens: PositiveInt = 16384  # the most tokens, padding counted, of one forward
-    gradcache: bool = False  # bounds memory by micro_tokens, for a second forward
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    micro_batch_tokens: PositiveInt = 16384
+    gradcache: bool = False
     gradient_checkpointing: bool = False
-    packed: bool | None = None  # no padding at all; null: on a CPU, if the architecture can be
-    # Steps: the most that a crash can cost, beside those made while one is brought to the root.
+    packed: bool | None = None
     checkpoint_every: PositiveInt = 50
-    keep_checkpoints: PositiveInt = 2  # the newest; older ones are deleted
-    max_failures: NonNegativeInt = 2  # nodes that are taken away with notice not counted
+    keep_checkpoints: PositiveInt = 2
+    max_failures: NonNegativeInt = 2
 
     @property
-    def most(self) -> int:
-        return self.workers.max if isinstance(self.workers, Elastic) else self.workers
+    def max_workers(self) -> int:
+        """The most workers that there can be."""
+        return self.workers.max if isinstance(self.workers, ElasticWorkers) else self.workers
 
     @property
-    def fewest(self) -> int:
-        return self.workers.min if isinstance(self.workers, Elastic) else self.workers
+    def min_workers(self) -> int:
+        """The fewest workers that training starts with."""
+        return self.workers.min if isinstance(self.workers, ElasticWorkers) else self.workers
 
     @model_validator(mode="after")
-    def _zero_is_deepspeed(self) -> "Workers":
+    def _zero_needs_deepspeed(self) -> "TrainingWorkers":
         if self.zero_stage and self.engine == "torch":
             raise ValueError("zero_stage needs engine: deepspeed")
         if self.offload == "optimizer" and self.zero_stage < 1:
@@ -69,51 +95,79 @@ class Workers(Section):
         return self
 
 
-class Actors(Section):
+class ActorPool(Section):
+    """Equal processes that share a stage's work; cpus and gpus are of each one."""
+
     actors: PositiveInt = 1
     cpus: PositiveFloat = 1.0
     gpus: NonNegativeFloat = 0.0
     node_labels: dict[str, str] = Field(default_factory=dict)  # only nodes with these
 
 
-class Embedders(Actors):
-    # A text that fails the teacher, or whose vector is not finite: ends the run, or is left out of
-    # all that follows and listed in the manifest.
-    on_error: Literal["raise", "skip"] = "raise"
+class EmbeddingActors(ActorPool):
+    """Processes that embed the corpus.
+
+    Attributes:
+        on_error: for a text that the teacher cannot embed, or whose vector is not finite: `fail`
+            ends the run, `skip` leaves the text out of all later stages and lists it in the
+            manifest.
+    """
+
+    on_error: Literal["fail", "skip"] = "fail"
 
 
-class Calls(Section):
-    """How something of OpenAI's schema is asked."""
+class ApiCalls(Section):
+    """How to call an API in OpenAI's format.
 
-    key_variable: str | None = None  # the environment's, that holds the key; null: none is sent
-    at_once: PositiveInt = 8  # requests; of each actor, where there are several
-    attempts: PositiveInt = 8  # of each request, before the run gives up
-    timeout_s: PositiveFloat = 120.0  # of an attempt
+    Attributes:
+        api_key_env: the environment variable that holds the key; null sends none.
+        max_concurrency: open requests, of each actor where there are several.
+        attempts: of each request, before the run gives up.
+        timeout_s: of one attempt.
+    """
+
+    api_key_env: str | None = None
+    max_concurrency: PositiveInt = 8
+    attempts: PositiveInt = 8
+    timeout_s: PositiveFloat = 120.0
 
 
-class Endpoint(Calls):
-    """Where the language model of corpus.synthetic is served, as OpenAI's API is."""
+class LanguageModelEndpoint(ApiCalls):
+    """Where the language model of corpus.synthetic is served.
 
-    base_url: str | None = None  # such as https://api.openai.com/v1
+    Attributes:
+        base_url: such as https://api.openai.com/v1.
+    """
+
+    base_url: str | None = None
     actors: PositiveInt = 1
 
 
-class TeacherApi(Calls):
-    """How teacher.api is asked. Its budget is for the texts of one artifact, those whose vectors
-    are kept from before counted too; where it does not suffice, the run ends."""
+class TeacherApi(ApiCalls):
+    """How to call teacher.api.
 
-    texts: PositiveInt = 64  # the most of a request
-    requests_a_minute: PositiveFloat | None = None
-    tokens_a_minute: PositiveFloat | None = None
+    The budget is for the texts of one artifact, including those whose vectors are cached. Where it
+    does not suffice, the run ends.
+    """
+
+    texts_per_request: PositiveInt = 64
+    requests_per_minute: PositiveFloat | None = None
+    tokens_per_minute: PositiveFloat | None = None
     budget: Budget = Budget()
 
 
-class Searchers(Actors):
-    memory_gib: PositiveFloat = 1.0  # what each works in, beside the index where there is one
+class SearchActors(ActorPool):
+    """Processes that search for negatives.
+
+    Attributes:
+        memory_gib: working memory of each, beside the index where there is one.
+    """
+
+    memory_gib: PositiveFloat = 1.0
 
 
 class Tracking(Section):
-    """Where training's figures go beside metrics.jsonl."""
+    """Where training metrics go beside metrics.jsonl."""
 
     tensorboard: bool = True
     mlflow: str | None = None  # tracking URI
@@ -121,13 +175,17 @@ class Tracking(Section):
 
 
 class Scale(Section):
-    """Time, place and what is shown, never results; not part of a key."""
+    """Time, place and tracking of every stage; never its results.
 
-    synthetic: Endpoint = Endpoint()
-    teacher: Workers = Workers(engine="deepspeed")
+    Attributes:
+        report: models are measured one after another, each by one actor.
+    """
+
+    synthetic: LanguageModelEndpoint = LanguageModelEndpoint()
+    teacher: TrainingWorkers = TrainingWorkers(engine="deepspeed")
     teacher_api: TeacherApi = TeacherApi()
-    student: Workers = Workers()
-    vectors: Embedders = Embedders()
-    negatives: Searchers = Searchers()
-    report: Actors = Actors()  # one model after another, each by one actor
+    student: TrainingWorkers = TrainingWorkers()
+    vectors: EmbeddingActors = EmbeddingActors()
+    negatives: SearchActors = SearchActors()
+    report: ActorPool = ActorPool()
     tracking: Tracking = Tracking()

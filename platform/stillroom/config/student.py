@@ -1,4 +1,4 @@
-"""TODO docstring: config/student.py."""
+"""`student`: the small encoder, and the losses that distil the teacher into it."""
 
 from typing import Annotated, Literal
 
@@ -12,92 +12,106 @@ from pydantic import (
 )
 
 from stillroom.config.base import Dropout, Prompts, Section
-from stillroom.config.phases import Optimisation, PairTraining
+from stillroom.config.phases import PairPhase, TrainingPhase
 
 
 class TextLosses(Section):
-    """Weights of what can be asked of texts without labels; see `learning.distillation`.
+    """Weights of the losses that need no labels; `stillroom.learning.losses` defines them.
 
     Attributes:
-        vector: cosine distance to the teacher's vector. LEAF's squared L2 distance
-            (arXiv 2509.12539) is twice as much, vectors being of unit length.
-        similarity: squared error of the batch's cosines among its texts, Jasper's second loss.
-        order: hinge on which of two texts is nearer to a third, Jasper's third
-            (arXiv 2412.19048), with `order_margin`.
-        across: KL divergence from the softmax of the teacher's cosines among the batch's texts,
-            where the student's are to the teacher's own vectors: what one index of both asks.
+        cosine: cosine distance to the teacher's vector. LEAF's squared L2 distance
+            (arXiv 2509.12539) is twice as much, since vectors have unit length.
+        pairwise_mse: squared error of the cosines between the batch's texts: Jasper's similarity
+            loss (arXiv 2412.19048).
+        similarity_order: hinge loss on which of two texts is closer to a third: Jasper's relative
+            similarity loss (same paper), with `similarity_order_margin`.
+        ranking_kl: KL divergence between two rankings of the teacher's vectors of the batch's
+            texts: by the teacher's vector of a text, and by the student's. It trains queries of the
+            student to find passages of the teacher in one index.
+        temperature: of the student's softmaxes.
+        teacher_temperature: of the teacher's softmaxes.
     """
 
-    vector: NonNegativeFloat = 0.0
-    similarity: NonNegativeFloat = 0.0
-    order: NonNegativeFloat = 0.0
-    order_margin: NonNegativeFloat = 0.015
-    across: NonNegativeFloat = 0.0
-    temperature: PositiveFloat = 0.05  # of the student's softmaxes
+    cosine: NonNegativeFloat = 0.0
+    pairwise_mse: NonNegativeFloat = 0.0
+    similarity_order: NonNegativeFloat = 0.0
+    similarity_order_margin: NonNegativeFloat = 0.015
+    ranking_kl: NonNegativeFloat = 0.0
+    temperature: PositiveFloat = 0.05
     teacher_temperature: PositiveFloat = 0.05
 
     @model_validator(mode="after")
     def _at_least_one(self) -> "TextLosses":
-        if not any(getattr(self, name) for name in self.weights()):
-            raise ValueError(f"every loss has weight 0: set one of {', '.join(self.weights())}")
+        if not any(getattr(self, name) for name in self.loss_names()):
+            raise ValueError(f"every loss has weight 0: set one of {', '.join(self.loss_names())}")
         return self
 
     @classmethod
-    def weights(cls) -> tuple[str, ...]:
-        return ("vector", "similarity", "order", "across")
+    def loss_names(cls) -> tuple[str, ...]:
+        """The fields that are weights of losses."""
+        return ("cosine", "pairwise_mse", "similarity_order", "ranking_kl")
 
 
 class PairLosses(TextLosses):
-    """The same and what needs pairs: each query's candidates are all passages of the batch.
+    """The same, and the losses that need pairs: a query's candidates are all the batch's passages.
 
     Attributes:
-        scores: KL divergence from the softmax of the teacher's scores.
-        margins: MarginMSE (arXiv 2010.02666), of the positive's lead over each other candidate.
-        contrastive: InfoNCE, which listens to the pairs and not to the teacher.
-        false_negative_margin: a candidate that the teacher scores above the positive + margin is
-            no negative in it; null keeps all.
+        score_kl: KL divergence between the softmaxes of the teacher's and the student's scores.
+        margin_mse: MarginMSE (arXiv 2010.02666), on how far the positive leads each candidate.
+        contrastive: InfoNCE on the pairs themselves, without the teacher.
+        false_negative_margin: in `contrastive`, ignores a candidate that the teacher scores above
+            the positive + margin; null ignores none.
     """
 
-    scores: NonNegativeFloat = 1.0
-    margins: NonNegativeFloat = 0.0
+    score_kl: NonNegativeFloat = 1.0
+    margin_mse: NonNegativeFloat = 0.0
     contrastive: NonNegativeFloat = 1.0
     false_negative_margin: float | None = None
 
     @classmethod
-    def weights(cls) -> tuple[str, ...]:
-        return (*super().weights(), "scores", "margins", "contrastive")
+    def loss_names(cls) -> tuple[str, ...]:
+        """The fields that are weights of losses."""
+        return (*super().loss_names(), "score_kl", "margin_mse", "contrastive")
 
 
-class OnTexts(Optimisation):
-    """Queries and passages of the corpus alike, with or without labels."""
+class TextDistillation(TrainingPhase):
+    """Distillation on all queries and passages of the corpus, with or without labels.
+
+    Attributes:
+        ranking_kl_passages: passages drawn from the corpus in each step, which `ranking_kl` ranks
+            beside the batch's texts. They need no forward pass.
+        online_teacher: the teacher embeds each batch as it comes; no vectors are stored before.
+        evaluate_every: steps; the best weights are kept.
+    """
 
     data: Literal["texts"]
     query_tokens: PositiveInt = 64
     passage_tokens: PositiveInt = 128
-    losses: TextLosses = TextLosses(vector=1.0)
-    # Drawn from the corpus for each step; `across` ranks their vectors by the teacher beside those
-    # of the batch. They cost no forward.
-    across_passages: NonNegativeInt = 0
-    online: bool = False  # the teacher embeds each batch anew: nothing is stored beforehand
-    evaluate_every: PositiveInt | None = None  # steps; the best weights are kept
+    losses: TextLosses = TextLosses(cosine=1.0)
+    ranking_kl_passages: NonNegativeInt = 0
+    online_teacher: bool = False
+    evaluate_every: PositiveInt | None = None
 
 
-class OnPairs(PairTraining):
-    """Pairs, with hard negatives where they are asked for."""
+class PairDistillation(PairPhase):
+    """Distillation on pairs, with hard negatives if asked; fields as in `TextDistillation`."""
 
     data: Literal["pairs"]
     losses: PairLosses = PairLosses()
     hard_negatives: NonNegativeInt = 1
-    across_passages: NonNegativeInt = 0
-    online: bool = False
+    ranking_kl_passages: NonNegativeInt = 0
+    online_teacher: bool = False
     evaluate_every: PositiveInt | None = None
 
 
-StudentPhase = OnTexts | OnPairs
+StudentPhase = TextDistillation | PairDistillation
 
 
-class Size(Section):
-    """A student of random weights: its base gives the tokenizer and the architecture alone."""
+class StudentSize(Section):
+    """The size of a student with random weights.
+
+    Such a student takes only the tokenizer and the architecture from its base.
+    """
 
     layers: PositiveInt
     hidden: PositiveInt
@@ -105,58 +119,75 @@ class Size(Section):
     intermediate: PositiveInt | None = None  # null: 4 × hidden
 
     @model_validator(mode="after")
-    def _heads_share_evenly(self) -> "Size":
+    def _heads_divide_hidden(self) -> "StudentSize":
         if self.hidden % self.heads:
-            raise ValueError(f"{self.heads} heads cannot share hidden: {self.hidden} evenly")
+            raise ValueError(
+                f"hidden ({self.hidden}) must be a multiple of heads ({self.heads}): heads share "
+                "it evenly"
+            )
         return self
 
 
 class Student(Section):
-    """A BERT-like encoder, distilled in one phase or in several."""
+    """A BERT-like encoder, distilled in one or more phases.
+
+    Attributes:
+        trust_remote_code: runs Python code that comes with the base.
+        layers: numbers of the base's layers to keep; null: all.
+        size: random weights of this size; null: the base's weights.
+        vocabulary_size: keeps at most so many tokens, the corpus's most frequent; null: all.
+        space: `teacher` projects into the teacher's vector space, so one index can hold both.
+        output_dims: of a vector. null: the base's or, in the teacher's space, the teacher's; there
+            a smaller one must be among the teacher's Matryoshka sizes.
+        matryoshka: vector size → weight (arXiv 2205.13147).
+        dropout: in training, instead of the base's own.
+    """
 
     base: str
-    trust_remote_code: bool = False  # runs the Python that the base brings with it
-    layers: tuple[NonNegativeInt, ...] | None = None  # the base's layers to keep; null: all
-    size: Size | None = None  # random weights of this size; null: the base's weights
-    vocabulary: PositiveInt | None = None  # the most tokens, the corpus's frequent; null: all
-    space: Literal["own", "teacher"] = "own"  # teacher: projected into the teacher's dims
-    # Of a vector. null: the base's or, in the teacher's space, the teacher's; there a smaller one
-    # must be among its Matryoshka sizes.
+    trust_remote_code: bool = False
+    layers: tuple[NonNegativeInt, ...] | None = None
+    size: StudentSize | None = None
+    vocabulary_size: PositiveInt | None = None
+    space: Literal["own", "teacher"] = "own"
     output_dims: PositiveInt | None = None
-    dims: dict[PositiveInt, PositiveFloat] | None = None  # Matryoshka: size → weight
+    matryoshka: dict[PositiveInt, PositiveFloat] | None = None
     pooling: Literal["mean", "weighted_mean", "last", "cls"] | None = None
     prompts: Prompts | None = None
     max_tokens: PositiveInt | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    dropout: Dropout = 0.0  # in training, in place of the base's own
+    dropout: Dropout = 0.0
     phases: tuple[Annotated[StudentPhase, Field(discriminator="data")], ...]
 
     @model_validator(mode="after")
     def _phases_fit(self) -> "Student":
         if not self.phases:
-            raise ValueError("has no phases, and so learns nothing: give it one")
+            raise ValueError("has no phases, so it would learn nothing: add one")
         for i, phase in enumerate(self.phases):
-            for name in ("vector", "across"):
+            for name in ("cosine", "ranking_kl"):
                 if self.space == "own" and getattr(phase.losses, name):
                     raise ValueError(
-                        f"phases[{i}].losses.{name} compares vectors, and so needs space: teacher; "
-                        "similarity and order compare cosines, in any space"
+                        f"phases[{i}].losses.{name} compares vectors with the teacher's, so it "
+                        "needs space: teacher; pairwise_mse and similarity_order compare cosines "
+                        "and work in any space"
                     )
-            if phase.across_passages and not phase.losses.across:
+            if phase.ranking_kl_passages and not phase.losses.ranking_kl:
                 raise ValueError(
-                    f"phases[{i}].across_passages are ranked by losses.across, which has weight 0"
+                    f"phases[{i}].ranking_kl_passages has no effect: losses.ranking_kl has weight 0"
                 )
-            if phase.across_passages and phase.online:
+            if phase.ranking_kl_passages and phase.online_teacher:
                 raise ValueError(
-                    f"phases[{i}].across_passages would have the teacher embed "
-                    f"{phase.across_passages:,} passages at every step: leave out online, or them"
+                    f"phases[{i}].ranking_kl_passages would make the online teacher embed "
+                    f"{phase.ranking_kl_passages:,} passages at every step: leave out "
+                    "ranking_kl_passages or online_teacher"
                 )
         return self
 
     @model_validator(mode="after")
-    def _made_in_one_way(self) -> "Student":
+    def _starts_in_one_way(self) -> "Student":
         if self.layers is not None and self.size is not None:
-            raise ValueError("layers are the base's, and size begins anew: use one of them")
+            raise ValueError(
+                "layers keeps the base's weights and size starts from random ones: use one of them"
+            )
         if self.layers is not None and len(set(self.layers)) < max(1, len(self.layers)):
-            raise ValueError("layers must be distinct, and one at least")
+            raise ValueError("layers must name at least one layer, and each only once")
         return self

@@ -1,21 +1,17 @@
-"""Teachers that are not one model on this machine: several at once, or an API."""
+"""`teacher`: one model, trained or as it is; several models at once; or an embeddings API."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, PositiveInt, model_validator
 
 from stillroom.config.base import Dropout, Prompts, Section
-from stillroom.config.phases import Mntp, Phase
+from stillroom.config.phases import MntpPhase, TeacherPhase
 
 
-class Member(Section):
+class TeacherMember(Section):
     """One of several teachers; what is null stays as its own contract has it."""
 
-    base: str  # as of a single teacher, or an artifact such as teacher/NAME-KEY
+    base: str  # as a single teacher's, or an artifact such as teacher/NAME-KEY
     attention: Literal["causal", "bidirectional"] | None = None
     pooling: Literal["mean", "weighted_mean", "last", "cls"] | None = None
     append_eos: bool | None = None
@@ -23,43 +19,50 @@ class Member(Section):
     max_tokens: PositiveInt | None = None
 
 
-class Bodies(Section):
-    """More fields of the requests for queries and for passages."""
+class RequestFields(Section):
+    """More fields for the requests that embed queries and passages."""
 
     query: dict[str, Any] = Field(default_factory=dict)
     passage: dict[str, Any] = Field(default_factory=dict)
 
 
-class Api(Section):
-    """An embeddings API of OpenAI's schema.
+class EmbeddingsApi(Section):
+    """An embeddings API in OpenAI's format.
 
-    What decides the vectors is here; the key's name, rates and budget are in scale.teacher_api.
+    This section holds what decides the vectors; the key's variable, rates and budget are in
+    scale.teacher_api.
 
     Attributes:
-        max_tokens: what the model reads of a text. Longer ones are cut before they are sent, at
-            three bytes a token, for its tokenizer is not here.
-        asks_dims: requests name the dims, of models that cut their vectors when told.
+        base_url: such as https://api.openai.com/v1.
+        max_tokens: what the model reads of a text. Longer texts are cut before they are sent, at
+            three bytes per token, because the API's tokenizer is not available here.
+        send_dimensions: requests hold `dimensions`, for models that shorten vectors on request.
         extra_body: such as {query: {input_type: query}, passage: {input_type: document}}.
     """
 
-    base_url: str  # such as https://api.openai.com/v1
+    base_url: str
     model: str
     dims: PositiveInt
     max_tokens: PositiveInt = 512
     prompts: Prompts = Prompts()
-    asks_dims: bool = False
-    extra_body: Bodies = Bodies()
+    send_dimensions: bool = False
+    extra_body: RequestFields = RequestFields()
 
 
 class Lora(Section):
-    """Low-rank adapters (Hu et al., 2021) on every linear layer, or on those named."""
+    """Low-rank adapters (Hu et al., 2021), named as in peft.
+
+    Attributes:
+        use_rslora: rsLoRA (Kalajdzievski, 2023): alpha / sqrt(rank).
+        use_dora: DoRA (Liu et al., 2024): magnitude and direction apart.
+    """
 
     rank: PositiveInt = 16
     alpha: PositiveInt = 32
     dropout: Dropout = 0.0
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    rank_stabilised: bool = False  # rsLoRA (Kalajdzievski, 2023): alpha / sqrt(rank)
-    decomposed: bool = False  # DoRA (Liu et al., 2024): magnitude and direction apart
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    use_rslora: bool = False
+    use_dora: bool = False
 
 
 class Latents(Section):
@@ -67,66 +70,72 @@ class Latents(Section):
 
     count: PositiveInt = 512
     heads: PositiveInt = 8
-    head_dims: PositiveInt | None = None  # null: the states' own width, as in the paper
+    head_dims: PositiveInt | None = None  # null: the width of the states, as in the paper
 
 
 class Teacher(Section):
-    """A model with a base, which may be trained; or several, or an API, which are as they are.
+    """A model with a base, which may be trained; or several models, or an API, used as they are.
 
     Attributes:
-        combine: members' vectors, each of unit length, in a row or as their mean.
-        trust_remote_code: runs the Python that base or members bring with them.
+        combine: members' vectors, each of unit length, are concatenated or averaged.
+        trust_remote_code: runs Python code that comes with the base or the members.
+        attention: null: the base's own.
+        echo: gives the text twice and pools over the second copy (arXiv 2402.15449).
+        pool_prompt: whether the prompt's tokens are pooled too.
+        lora: null trains every weight.
+        phases: none: the base as it is.
     """
 
     base: str | None = None
-    members: Annotated[tuple[Member, ...], Field(min_length=2)] | None = None
+    members: Annotated[tuple[TeacherMember, ...], Field(min_length=2)] | None = None
     combine: Literal["concatenate", "average"] = "concatenate"
-    api: Api | None = None
+    api: EmbeddingsApi | None = None
     trust_remote_code: bool = False
-    attention: Literal["causal", "bidirectional"] | None = None  # null: as the base's own
+    attention: Literal["causal", "bidirectional"] | None = None
     pooling: Literal["mean", "weighted_mean", "last", "cls", "latent"] | None = None
     latents: Latents = Latents()
-    echo: bool = False  # the text twice, pooled over the second (arXiv 2402.15449)
+    echo: bool = False
     append_eos: bool = False
     prompts: Prompts | None = None
     pool_prompt: bool = True
     max_tokens: PositiveInt | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    lora: Lora | None = Lora()  # null: every weight is trained
-    phases: tuple[Annotated[Phase, Field(discriminator="objective")], ...] = ()  # none: the base
+    lora: Lora | None = Lora()
+    phases: tuple[Annotated[TeacherPhase, Field(discriminator="objective")], ...] = ()
 
     @model_validator(mode="after")
-    def _one_kind(self) -> "Teacher":
+    def _is_of_one_kind(self) -> "Teacher":
         fields = type(self).model_fields
-        said = {name for name, of in fields.items() if getattr(self, name) != of.default}
+        changed = {name for name, field in fields.items() if getattr(self, name) != field.default}
+        # Kind → the fields that it can have, and why it can have no others.
         kinds = {
-            "base": (said - {"combine"}, "one model is not combined"),
+            "base": (changed - {"combine"}, "one model is not combined"),
             "members": (
                 {"combine", "precision", "trust_remote_code"},
-                "each member says how it encodes, and none is trained",
+                "each member sets how it encodes, and members are not trained",
             ),
-            "api": (set[str](), "it says itself how it encodes, and its weights are not here"),
+            "api": (set[str](), "the api section sets how it encodes, and an API is not trained"),
         }
-        named = [kind for kind in kinds if kind in said]
+        named = [kind for kind in kinds if kind in changed]
         if len(named) != 1:
-            both = f"not {' and '.join(named)}" if named else "there is none"
-            raise ValueError(f"name one of {', '.join(kinds)}: {both}")
-        takes, why = kinds[named[0]]
-        if senseless := sorted(said - takes - {*named}):
-            raise ValueError(f"{named[0]} leaves no sense to {', '.join(senseless)}: {why}")
+            problem = f"not {' and '.join(named)}" if named else "none is there"
+            raise ValueError(f"set one of {', '.join(kinds)}: {problem}")
+        allowed, why = kinds[named[0]]
+        if unused := sorted(changed - allowed - {*named}):
+            raise ValueError(f"with {named[0]}, {', '.join(unused)} has no effect: {why}")
         return self
 
     @model_validator(mode="after")
     def _phases_fit(self) -> "Teacher":
         for i, phase in enumerate(self.phases):
-            if isinstance(phase, Mntp) and self.echo:
+            if isinstance(phase, MntpPhase) and self.echo:
                 raise ValueError(
-                    f"phases[{i}] is mntp, and echo shows every masked token in the other copy: "
-                    "use one of them"
+                    f"phases[{i}] is mntp, and echo would show every masked token in the other "
+                    "copy: use one of them"
                 )
-            if phase.merge_before and (i == 0 or self.lora is None):
+            if phase.merge_adapter_first and (i == 0 or self.lora is None):
                 raise ValueError(
-                    f"phases[{i}].merge_before has nothing to merge: it needs lora, and a phase "
-                    "before it"
+                    f"phases[{i}].merge_adapter_first has nothing to merge: it needs lora and an "
+                    "earlier phase"
                 )
         return self

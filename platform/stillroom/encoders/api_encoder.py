@@ -1,4 +1,4 @@
-"""An encoder behind an embeddings API of OpenAI's schema. No torch."""
+"""An encoder behind an embeddings API of OpenAI's schema; needs no torch."""
 
 import base64
 import hashlib
@@ -11,67 +11,73 @@ from typing import Any
 
 import numpy as np
 
-from stillroom.encoders.contract import Remote, Role
+from stillroom.encoders.contract import ApiContract, Role
 from stillroom.errors import UserError
-from stillroom.openai_client.client import (
-    Answers,
-    Client,
-    Pace,
-    Request,
-    Usage,
-    affordable,
-    token_estimate,
-)
+from stillroom.openai_client.client import OpenAIClient, RateLimiter
+from stillroom.openai_client.requests import Request, Usage, affordable_calls, estimate_text_tokens
+from stillroom.openai_client.response_cache import ResponseCache
 
-BYTES_A_TOKEN = 3  # as `token_estimate` counts
+BYTES_PER_TOKEN = 3  # as `estimate_text_tokens` counts
+
+DEFAULT_REQUEST_TOKENS = 8192
 
 
 @dataclass(frozen=True)
-class Access:
-    """How an API may be used; what it answers does not depend on it.
+class ApiAccess:
+    """Permission to use an API, and how; none of it changes the vectors.
 
     Attributes:
         key: sent as a bearer token; None sends none.
-        cache: a file of answers, which are then paid for once; None keeps none.
-        texts: the most of a request.
-        tokens, cost: what one encoder may use in all, vectors from the cache counted too.
+        cache: a file of answers, so that no text is paid for twice; None keeps none.
+        texts_per_request: the most texts of a request.
+        tokens, cost: the budget of one encoder, including vectors from the cache; None: no limit.
         price_in: of a million tokens.
     """
 
     key: str | None = field(default=None, repr=False)
     cache: Path | None = None
-    texts: int = 64
-    at_once: int = 8
+    texts_per_request: int = 64
+    max_concurrency: int = 8
     attempts: int = 8
     timeout_s: float = 120.0
     first_pause_s: float = 1.0
-    requests_a_minute: float | None = None
-    tokens_a_minute: float | None = None
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
     tokens: int | None = None
     cost: float | None = None
     price_in: float = 0.0
 
 
-class RemoteEncoder:
-    """Vectors from an API, of unit length. Each text is asked for once."""
+@dataclass(frozen=True)
+class ApiVector:
+    """One text's vector from the API, and the tokens that it was billed for."""
 
-    parameters_total = 0  # nobody tells
+    text: str
+    tokens: int
+    vector: np.ndarray
 
-    def __init__(self, contract: Remote, access: Access):
+
+class ApiEncoder:
+    """Vectors from an API, of unit length. Each distinct text is sent once."""
+
+    parameters_total = 0  # unknown
+
+    def __init__(self, contract: ApiContract, access: ApiAccess):
         self.contract, self.access = contract, access
-        self.answers = None if access.cache is None else Answers(access.cache)
-        self.client = Client(
+        self.answers = None if access.cache is None else ResponseCache(access.cache)
+        self.client = OpenAIClient(
             contract.base_url,
             self._read,
             access.key,
             attempts=access.attempts,
             timeout_s=access.timeout_s,
             first_pause_s=access.first_pause_s,
-            pace=Pace(access.requests_a_minute, access.tokens_a_minute),
+            rate_limiter=RateLimiter(access.requests_per_minute, access.tokens_per_minute),
         )
         self.spent = Usage()
 
-    def to(self, device: str) -> "RemoteEncoder":
+    def to(self, device: str) -> "ApiEncoder":
+        """Does nothing: the model runs elsewhere."""
         return self
 
     def encode(
@@ -83,77 +89,76 @@ class RemoteEncoder:
         dims: int | None = None,
         prompt: str | None = None,
     ) -> np.ndarray:
-        """Vectors of texts, in their order: float32, (n, dims). Long texts are cut.
+        """Vectors of texts, in their order: float32 (n, dims). Long texts are cut.
 
         Args:
-            batch_tokens: the most tokens of one request, as they are estimated; None: 8,192.
-            dims: the contract's own size, or None.
-            prompt: in place of the contract's own.
+            batch_tokens: the most estimated tokens of a request; None: DEFAULT_REQUEST_TOKENS.
+            dims: the contract's size, or None.
+            prompt: replaces the contract's prompt.
 
         Raises:
-            UserError: when the API fails, answers with something else, or the budget is spent;
-                all that came before is kept.
+            UserError: when the API fails or answers wrongly, or the budget is used up; the answers
+                until then stay in the cache.
         """
-        size = self.contract.size(dims)
-        before = getattr(self.contract.prompts, role) if prompt is None else prompt
-        cut = [shortened(before + text, self.contract.max_tokens) for text in texts]
-        found = np.empty((len(texts), size), dtype=np.float32)
-        places: dict[str, list[int]] = {}
-        for place, text in enumerate(cut):
-            places.setdefault(text, []).append(place)
-        for text, tokens, vector in self._vectors(list(places), role, batch_tokens or 8192):
-            self.spent += Usage(tokens)
-            found[places[text]] = vector
-        return found
+        vectors_nd = np.empty((len(texts), self.contract.resolve_dims(dims)), dtype=np.float32)
+        rows: dict[str, list[int]] = {}
+        for row, text in enumerate(texts):
+            rows.setdefault(_sent_text(self.contract, text, role, prompt), []).append(row)
+        max_tokens = batch_tokens or DEFAULT_REQUEST_TOKENS
+        for answer in self._vectors(list(rows), role, max_tokens):
+            self.spent += Usage(answer.tokens)
+            vectors_nd[rows[answer.text]] = answer.vector
+        return vectors_nd
 
-    def _vectors(
-        self, texts: list[str], role: Role, batch_tokens: int
-    ) -> Iterator[tuple[str, int, np.ndarray]]:
-        """(text, its tokens, its vector) of distinct texts: first those that are kept."""
+    def _vectors(self, texts: list[str], role: Role, max_tokens: int) -> Iterator[ApiVector]:
+        """Vectors of distinct texts, first those in the cache."""
         missing = []
         for text in texts:
-            kept = self.answers.get(self._key(text, role)) if self.answers else None
-            if kept is None:
+            cached = self.answers.get(self._cache_key(text, role)) if self.answers else None
+            if cached is None:
                 missing.append(text)
             else:
-                tokens, content = kept.split(" ")
-                yield text, int(tokens), np.frombuffer(base64.b64decode(content), "<f4")
-        if not missing:
-            return
-        self._afford(missing)
-        todo = batches(missing, self.access.texts, batch_tokens)
+                tokens, content = cached.split(" ")
+                vector = np.frombuffer(base64.b64decode(content), "<f4")
+                yield ApiVector(text, int(tokens), vector)
+        if missing:
+            self._check_budget(missing)
+            yield from self._request_vectors(missing, role, max_tokens)
+
+    def _request_vectors(
+        self, texts: Sequence[str], role: Role, max_tokens: int
+    ) -> Iterator[ApiVector]:
+        """Requests vectors in parallel; after an error, only requests under way are finished."""
+        batches = split_requests(texts, self.access.texts_per_request, max_tokens)
         pending: dict[Future[str], list[str]] = {}
-        fault: UserError | None = None
-        with ThreadPoolExecutor(self.access.at_once, thread_name_prefix="api") as pool:
+        error: UserError | None = None
+        with ThreadPoolExecutor(self.access.max_concurrency, thread_name_prefix="api") as pool:
             while True:
-                # No more than are on their way: what is queued would still be asked, and paid for,
-                # after a fault.
-                while fault is None and len(pending) < self.access.at_once:
-                    own = next(todo, None)
-                    if own is None:
+                # No queue in the pool: its requests would be sent, and paid for, after an error.
+                while error is None and len(pending) < self.access.max_concurrency:
+                    batch = next(batches, None)
+                    if batch is None:
                         break
-                    pending[pool.submit(self.client.ask, self._request(own, role))] = own
+                    pending[pool.submit(self.client.send, self._request(batch, role))] = batch
                 if not pending:
                     break
                 done, _ = wait(pending, return_when=FIRST_COMPLETED)
                 for future in done:
-                    own = pending.pop(future)
+                    batch = pending.pop(future)
                     try:
-                        answered = self._answered(future.result(), own, role)
-                    except UserError as failed:
-                        fault = fault or failed
+                        answers = self._read_answer(future.result(), batch, role)
+                    except UserError as failure:
+                        error = error or failure
                     else:
-                        yield from answered
-        if fault is not None:
-            raise fault
+                        yield from answers
+        if error is not None:
+            raise error
 
-    def _answered(
-        self, content: str, texts: list[str], role: Role
-    ) -> list[tuple[str, int, np.ndarray]]:
-        """What a request's answer holds, which is kept when this returns.
+    def _read_answer(self, content: str, texts: list[str], role: Role) -> list[ApiVector]:
+        """The vectors in an answer, which are in the cache when this returns.
 
         Raises:
-            UserError: when the request was refused, or the vectors are of another size.
+            UserError: when the request was refused, or the vectors have another size.
         """
         body = json.loads(content)
         where = f"{self.contract.base_url}/embeddings"
@@ -161,124 +166,136 @@ class RemoteEncoder:
             raise UserError(
                 where,
                 f"refuses {len(texts)} texts, {texts[0][:60]!r} first: "
-                f"{body['refused']} {body['told']}",
-                "Lower max_tokens, the texts of a request, or mend extra_body",
+                f"{body['refused']} {body['reason']}",
+                "Lower max_tokens or texts_per_request, or correct extra_body",
             )
-        vectors = vectors_of(body, len(texts))
+        vectors = parse_vectors(body, len(texts))
         if vectors.shape[1] != self.contract.dims[0]:
             raise UserError(
                 where,
                 f"gives vectors of {vectors.shape[1]} dims, and its contract says "
                 f"{self.contract.dims[0]}",
-                "Correct teacher.api.dims, or set asks_dims where the model can cut its vectors",
+                "Correct teacher.api.dims, or set send_dimensions if the model can cut its vectors",
             )
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        # What a request took is shared out among its texts by their estimates.
-        estimates = np.array([token_estimate(text) for text in texts])
-        told = (body.get("usage") or {}).get("prompt_tokens")
-        took = estimates if told is None else np.ceil(estimates * (told / estimates.sum()))
-        answered = [
-            (text, int(tokens), vector)
-            for text, tokens, vector in zip(texts, took, vectors, strict=True)
+        # A request's tokens are divided among its texts in proportion to their estimates.
+        tokens = np.array([estimate_text_tokens(text) for text in texts])
+        billed = (body.get("usage") or {}).get("prompt_tokens")
+        if billed is not None:
+            tokens = np.ceil(tokens * (billed / tokens.sum()))
+        answers = [
+            ApiVector(text, int(count), vector)
+            for text, count, vector in zip(texts, tokens, vectors, strict=True)
         ]
         if self.answers is not None:
-            self.answers.keep_all(
+            self.answers.put_all(
                 {
-                    self._key(text, role): f"{tokens} {base64.b64encode(vector.tobytes()).decode()}"
-                    for text, tokens, vector in answered
+                    self._cache_key(answer.text, role): f"{answer.tokens} "
+                    f"{base64.b64encode(answer.vector.tobytes()).decode()}"
+                    for answer in answers
                 }
             )
-        return answered
+        return answers
 
-    def _afford(self, texts: Sequence[str]) -> None:
-        each = Usage(sum(map(token_estimate, texts)))
-        own = self.access
-        enough = affordable(
-            self.spent, each, tokens=own.tokens, cost=own.cost, price_in=own.price_in, price_out=0.0
+    def _check_budget(self, texts: Sequence[str]) -> None:
+        usage = Usage(sum(map(estimate_text_tokens, texts)))
+        access = self.access
+        calls = affordable_calls(
+            self.spent,
+            usage,
+            tokens=access.tokens,
+            cost=access.cost,
+            price_in=access.price_in,
+            price_out=0.0,
         )
-        if enough < 1:
+        if calls < 1:
             raise UserError(
                 "scale.teacher_api.budget",
-                f"{len(texts):,} texts would take up to {each.tokens_in:,} tokens more, and "
+                f"{len(texts):,} texts would take up to {usage.tokens_in:,} tokens more, and "
                 f"{self.spent.tokens_in:,} are spent",
-                "Raise it, or take fewer texts; vectors that are there are kept",
+                "Raise it, or take fewer texts; the vectors so far are kept",
             )
 
     def _request(self, texts: Sequence[str], role: Role) -> Request:
-        body = {**self._fixed(role), "input": list(texts)}
-        return Request.of("embeddings", body)
+        body = {**self._fixed_fields(role), "input": list(texts)}
+        return Request.create("embeddings", body)
 
-    def _fixed(self, role: Role) -> dict[str, Any]:
-        """What all requests of a role have."""
-        own = self.contract
-        dims = {"dimensions": own.dims[0]} if own.asks_dims else {}
-        extra = own.extra_body.get(role, {})
-        return {"model": own.model, "encoding_format": "float", **dims, **extra}
+    def _fixed_fields(self, role: Role) -> dict[str, Any]:
+        """The fields that all requests of a role share."""
+        contract = self.contract
+        dims = {"dimensions": contract.dims[0]} if contract.send_dimensions else {}
+        extra = contract.extra_body.get(role, {})
+        return {"model": contract.model, "encoding_format": "float", **dims, **extra}
 
-    def _key(self, text: str, role: Role) -> str:
-        """What a text's vector is kept under. The address counts: another server of the same model
-        may compute it otherwise, and one space must not mix them."""
-        told = json.dumps([self._fixed(role), self.contract.base_url, text], sort_keys=True)
-        return hashlib.sha256(f"vector {told}".encode()).hexdigest()
+    def _cache_key(self, text: str, role: Role) -> str:
+        """The cache's key of a text's vector. It includes the address: another server of the same
+        model may give other vectors, and one space must not mix them."""
+        fields = json.dumps(
+            [self._fixed_fields(role), self.contract.base_url, text], sort_keys=True
+        )
+        return hashlib.sha256(f"vector {fields}".encode()).hexdigest()
 
     def _read(self, content: str, request: Request) -> object:
-        return vectors_of(json.loads(content), len(json.loads(request.body)["input"]))
+        """Checks an answer for the client, which repeats requests with broken answers."""
+        return parse_vectors(json.loads(content), len(json.loads(request.body)["input"]))
 
 
-def vectors_of(body: Mapping[str, Any], count: int) -> np.ndarray:
-    """The vectors of an answer in the order of its request: float32, (count, dims).
+def parse_vectors(body: Mapping[str, Any], count: int) -> np.ndarray:
+    """The vectors of an answer in the order of its request: float32 (count, dims).
 
     Raises:
-        ValueError, KeyError, TypeError: when there are fewer or more of them, an index comes twice
-            or a number is not finite.
+        ValueError, KeyError, TypeError: when the number of vectors is wrong, an index comes twice,
+            or a vector is not finite or all zeros.
     """
     rows = {}
     for item in body["data"]:
-        own = item["embedding"]
-        if isinstance(own, str):
-            own = np.frombuffer(base64.b64decode(own, validate=True), dtype="<f4")
-        rows[int(item["index"])] = np.asarray(own, dtype=np.float32)
+        vector = item["embedding"]
+        if isinstance(vector, str):
+            vector = np.frombuffer(base64.b64decode(vector, validate=True), dtype="<f4")
+        rows[int(item["index"])] = np.asarray(vector, dtype=np.float32)
     if sorted(rows) != list(range(count)) or len(body["data"]) != count:
         raise ValueError(f"{len(body['data'])} vectors for {count} texts")
-    vectors = np.stack([rows[i] for i in range(count)])  # ValueError where their sizes differ
+    vectors = np.stack([rows[i] for i in range(count)])  # ValueError when their sizes differ
     if vectors.ndim != 2 or not np.isfinite(vectors).all() or not vectors.any(axis=1).all():
-        raise ValueError("vectors that are not finite, or nought")
+        raise ValueError("vectors that are not finite, or all zeros")
     return vectors
 
 
-def batches(texts: Sequence[str], most: int, tokens: int) -> Iterator[list[str]]:
-    """Texts in order, so many at a time and of so many estimated tokens; one at least."""
+def split_requests(texts: Sequence[str], max_texts: int, max_tokens: int) -> Iterator[list[str]]:
+    """Splits texts, in order, into requests of so many texts and estimated tokens at most.
+
+    A text that alone has more tokens gets a request of its own.
+    """
     batch: list[str] = []
-    total = 0
+    batch_tokens = 0
     for text in texts:
-        own = token_estimate(text)
-        if batch and (len(batch) == most or total + own > tokens):
+        tokens = estimate_text_tokens(text)
+        if batch and (len(batch) == max_texts or batch_tokens + tokens > max_tokens):
             yield batch
-            batch, total = [], 0
+            batch, batch_tokens = [], 0
         batch.append(text)
-        total += own
+        batch_tokens += tokens
     if batch:
         yield batch
 
 
-def shortened(text: str, max_tokens: int) -> str:
-    """The text, or as much of its beginning as has so many tokens at most, nearly. A lone
-    surrogate becomes a question mark; an empty text, which APIs refuse, a space."""
-    encoded = text.encode("utf-8", "replace")[: BYTES_A_TOKEN * max_tokens]
+def truncate_text(text: str, max_tokens: int) -> str:
+    """The beginning of a text, with at most so many estimated tokens.
+
+    A lone surrogate becomes a question mark; an empty text, which APIs refuse, a space.
+    """
+    encoded = text.encode("utf-8", "replace")[: BYTES_PER_TOKEN * max_tokens]
     return encoded.decode("utf-8", "ignore") or " "
 
 
-def estimated(contract: Remote, texts: Sequence[tuple[str, Role, str | None]]) -> int:
-    """Tokens that distinct (text, role, prompt) take at most, nearly; a prompt of None is the
-    contract's own."""
-    sent = {
-        (
-            shortened(
-                (getattr(contract.prompts, role) if own is None else own) + text,
-                contract.max_tokens,
-            ),
-            role,
-        )
-        for text, role, own in texts
-    }
-    return sum(token_estimate(text) for text, _ in sent)
+def estimate_tokens(contract: ApiContract, texts: Sequence[tuple[str, Role, str | None]]) -> int:
+    """Estimated tokens of the distinct requests for (text, role, prompt); a prompt of None is the
+    contract's."""
+    sent = {(_sent_text(contract, text, role, prompt), role) for text, role, prompt in texts}
+    return sum(estimate_text_tokens(text) for text, _ in sent)
+
+
+def _sent_text(contract: ApiContract, text: str, role: Role, prompt: str | None) -> str:
+    """What is sent for a text: its prompt and itself, cut to the model's length."""
+    prompt = getattr(contract.prompts, role) if prompt is None else prompt
+    return truncate_text(prompt + text, contract.max_tokens)

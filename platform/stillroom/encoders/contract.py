@@ -1,4 +1,4 @@
-"""Everything that decides how a text becomes a vector, in one file beside the weights."""
+"""`contract.json`: everything that decides how a text becomes a vector, beside the weights."""
 
 import json
 from pathlib import Path
@@ -18,16 +18,16 @@ Pooling = Literal["mean", "weighted_mean", "last", "cls", "latent"]
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
-Combine = Literal["concatenate", "average"]
+CombineMethod = Literal["concatenate", "average"]
 
-# A text of more tokens than there is room for: its end is cut off, its beginning, or it is refused.
+# What happens to a text that is too long: its end is cut off, its beginning, or it is refused.
 Overlong = Literal["cut", "cut_left", "refuse"]
 
-FILE = "contract.json"
+CONTRACT_FILE = "contract.json"
 
 
 class Prompts(BaseModel):
-    """What is put before a text, letter for letter."""
+    """What is put before a text, exactly as written."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,23 +35,23 @@ class Prompts(BaseModel):
     passage: str = ""
 
 
-class Latents(BaseModel):
-    """The sizes of latent attention; as in its paper, but for what is said."""
+class LatentAttentionSizes(BaseModel):
+    """The sizes of latent attention; the defaults are its paper's (arXiv 2405.17428)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     count: PositiveInt = 512
     heads: PositiveInt = 8
-    head_dims: PositiveInt | None = None  # None: the states' own width
+    head_dims: PositiveInt | None = None  # None: the width of the states
 
 
-class Terms(BaseModel):
-    """What whoever takes vectors must know, whatever makes them.
+class BaseContract(BaseModel):
+    """What a user of the vectors must know, whatever makes them.
 
     Attributes:
-        max_tokens: the most ids of a text, prompt, special tokens and second copy counted.
+        max_tokens: the most ids of a text, including prompt, special tokens and second copy.
         dims: the sizes that a vector may be cut to (Matryoshka), the full one first.
-        space: the id of the vector space; equal ids may share one index.
+        space: the id of the vector space; encoders of the same space may share one index.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,11 +67,11 @@ class Terms(BaseModel):
             raise ValueError("dims must be distinct sizes, the largest first")
         return self
 
-    def size(self, dims: int | None) -> int:
-        """The size of vectors that are asked for; None is the full one.
+    def resolve_dims(self, dims: int | None) -> int:
+        """The size of the vectors that a caller wants; None is the full one.
 
         Raises:
-            UserError: when there is no such size.
+            UserError: when vectors cannot be cut to that size.
         """
         if dims is not None and dims not in self.dims:
             allowed = ", ".join(map(str, self.dims))
@@ -80,53 +80,53 @@ class Terms(BaseModel):
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
-        """The contract in a model's folder: of `Terms` any kind, else of this one.
+        """The contract in a model's folder, which must be of this class.
 
         Raises:
-            UserError: when there is none, it is not one, or it is of another kind.
+            UserError: when the file is missing or broken, or the contract is of another class.
         """
-        path = Path(folder) / FILE
+        path = Path(folder) / CONTRACT_FILE
         try:
             text = path.read_text(encoding="utf-8")
-            kind = _kind(json.loads(text))
-            found = kind.model_validate_json(text)
-        except FileNotFoundError as fault:
-            raise UserError(str(path), "does not exist", "Name an encoder's folder") from fault
-        except ValidationError as fault:
-            first = fault.errors()[0]
+            contract = _contract_class(json.loads(text)).model_validate_json(text)
+        except FileNotFoundError as error:
+            raise UserError(str(path), "does not exist", "Name an encoder's folder") from error
+        except ValidationError as error:
+            first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
             raise UserError(
                 f"{path}: {field}", first["msg"], "Restore the file that training wrote"
-            ) from fault
-        except ValueError as fault:
+            ) from error
+        except ValueError as error:
             raise UserError(
-                str(path), f"is no JSON: {fault}", "Restore the file that training wrote"
-            ) from fault
-        if not isinstance(found, cls):
-            raise no_weights(str(folder), found)
-        return found
+                str(path), f"is not JSON: {error}", "Restore the file that training wrote"
+            ) from error
+        if not isinstance(contract, cls):
+            raise no_weights_error(str(folder), contract)
+        return contract
 
     def write(self, folder: str | Path) -> None:
+        """Writes contract.json into the folder."""
         content = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False)
-        (Path(folder) / FILE).write_text(content + "\n", encoding="utf-8")
+        (Path(folder) / CONTRACT_FILE).write_text(content + "\n", encoding="utf-8")
 
 
-class Contract(Terms):
-    """How a model with weights encodes. Written once by training, read by everything else.
+class Contract(BaseContract):
+    """How a model with weights encodes. Training writes it once; everything else reads it.
 
     Attributes:
-        base: the model that training began with, as `locate` names it.
-        latents: there when pooling is latent.
-        echo: the text is given twice, and its second copy pooled.
+        base: the model that training started from, as `locate_model` names it.
+        latents: set exactly when pooling is latent.
+        append_eos: the ids of every text end in EOS, even when the text is cut.
+        echo: the text is given twice, and its second copy is pooled.
         pool_prompt: False leaves the prompt's tokens out of pooling.
-        append_eos: the ids of every text end in EOS, cut or not.
     """
 
     base: str
     architecture: Architecture
     attention: Attention
     pooling: Pooling
-    latents: Latents | None = None
+    latents: LatentAttentionSizes | None = None
     append_eos: bool
     echo: bool = False
     prompts: Prompts = Prompts()
@@ -140,60 +140,61 @@ class Contract(Terms):
         return self
 
 
-class Combined(Terms):
-    """Several encoders as one (Jasper and Stella, arXiv 2412.19048): each member's vector brought
-    to unit length, then all in a row or their mean, of unit length again.
+class EnsembleContract(BaseContract):
+    """Several encoders as one (Jasper and Stella, arXiv 2412.19048): the concatenation or the mean
+    of the members' unit vectors, of unit length again.
 
     Attributes:
-        members: folders inside this one, each an encoder under a contract of its own.
+        members: folders inside this one, each an encoder with its own contract.
     """
 
-    combine: Combine
+    combine: CombineMethod
     members: tuple[str, ...]
 
 
-class Remote(Terms):
-    """A model behind an embeddings API of OpenAI's schema. No key and no way to one: this file may
-    come from anywhere.
+class ApiContract(BaseContract):
+    """A model behind an embeddings API of OpenAI's schema.
+
+    Holds no key and no permission to use the API: this file may come from anywhere.
 
     Attributes:
-        asks_dims: requests name the dims, of models that cut their vectors.
+        send_dimensions: requests name the dims, for models that can cut their vectors.
         extra_body: role → more fields of a request.
     """
 
     base_url: str
     model: str
     prompts: Prompts = Prompts()
-    asks_dims: bool = False
+    send_dimensions: bool = False
     extra_body: dict[Role, dict[str, Any]] = Field(default_factory=dict)
 
 
-def _kind(content: Any) -> type[Terms]:
+def _contract_class(content: Any) -> type[BaseContract]:
     if isinstance(content, dict) and "members" in content:
-        return Combined
-    return Remote if isinstance(content, dict) and "base_url" in content else Contract
+        return EnsembleContract
+    return ApiContract if isinstance(content, dict) and "base_url" in content else Contract
 
 
-def no_weights(where: str, terms: Terms) -> UserError:
-    """Why something that has no weights of its own cannot be trained, exported and the like."""
-    what = "is an export already, a graph of one runtime"
-    if isinstance(terms, Remote):
-        what = f"is the API at {terms.base_url}, whose weights are not here"
-    elif isinstance(terms, Combined):
-        what = "is several models, which have no weights as one"
-    return UserError(where, f"{what}: it gives vectors and nothing else", "Name a model of its own")
+def no_weights_error(where: str, contract: BaseContract) -> UserError:
+    """The error for using something without weights as a trainable or exportable model."""
+    problem = "is an export, a graph of one runtime"
+    if isinstance(contract, ApiContract):
+        problem = f"is the API at {contract.base_url}, whose weights are not here"
+    elif isinstance(contract, EnsembleContract):
+        problem = "is several models, which have no weights as one"
+    return UserError(where, f"{problem}: it gives vectors and nothing else", "Name a single model")
 
 
-def cannot_share_index(one: Terms, other: Terms) -> str | None:
+def index_conflict(first: BaseContract, second: BaseContract) -> str | None:
     """Why vectors of two encoders may not lie in one index; None when they may.
 
-    They may at the sizes that both have: a student may share only a Matryoshka prefix of its
-    teacher's space.
+    They may share it at the sizes that both have: a student may have only a Matryoshka prefix of
+    its teacher's dims.
     """
-    if one.space != other.space:
-        return f"their spaces differ ({one.space} and {other.space})"
-    if one.normalise != other.normalise:
+    if first.space != second.space:
+        return f"their spaces differ ({first.space} and {second.space})"
+    if first.normalise != second.normalise:
         return "only one of them normalises its vectors"
-    if not set(one.dims) & set(other.dims):
-        return f"they share no vector size ({one.dims} and {other.dims})"
+    if not set(first.dims) & set(second.dims):
+        return f"they share no vector size ({first.dims} and {second.dims})"
     return None

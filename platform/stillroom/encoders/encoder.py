@@ -1,6 +1,10 @@
-"""The one forward that training, the stages and serving share."""
+"""The one forward that training, the stages and serving share.
 
-from collections.abc import Callable, Sequence
+Shapes: b texts padded to l tokens, d dims of a state, m labelled tokens, v words of the vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -8,25 +12,24 @@ import torch
 import torch.nn.functional as F
 
 from stillroom.encoders.contract import Attention, Contract
-from stillroom.encoders.interface import ByTokens, prefix
+from stillroom.encoders.interface import TokenEncoder
 from stillroom.encoders.layers import packing
-from stillroom.encoders.layers.backbone import attending
+from stillroom.encoders.layers.attention import use_attention
 from stillroom.encoders.layers.latent_attention import LatentAttention
 from stillroom.encoders.layers.onednn_linear import use_onednn
 from stillroom.encoders.layers.pooling import POOLINGS
-from stillroom.encoders.tokens.prompter import NO_TARGET, Batch, ClozeBatch, Prompter, Tokens, pad
+from stillroom.encoders.micro_batches import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, encode_in_batches
+from stillroom.encoders.tokens.batch import IGNORE_INDEX, Batch, LabelledBatch, Tokens, pad
+from stillroom.encoders.tokens.prompter import Prompter
 
-# Of one forward: more of them leave a CPU's caches, fewer leave a GPU idle.
-CPU_TOKENS, GPU_TOKENS = 2048, 8192
 
-
-class Encoder(ByTokens, torch.nn.Module):
-    """A backbone under a contract.
+class Encoder(TokenEncoder, torch.nn.Module):
+    """A transformer that encodes as its contract says.
 
     Args:
         projection: bias-free linear map of the pooled vector into another model's dims.
-        head: the language model's own, (vocabulary, hidden), to train on predicted tokens.
-        latent_attention: what the states go through before a latent pooling.
+        head: the language model's head, (vocabulary, hidden), to train on predicted tokens.
+        latent_attention: transforms the states before latent pooling.
     """
 
     def __init__(
@@ -50,56 +53,61 @@ class Encoder(ByTokens, torch.nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return next(self.backbone.parameters()).device
 
     @property
     def packed(self) -> bool:
+        """Whether `pack_attention` was called on the backbone."""
         return packing.is_packed(self.backbone)
 
     @property
-    def concurrent(self) -> bool:
-        """A decoder's configuration is changed for the time of a forward; see `attending`."""
+    def thread_safe(self) -> bool:
+        """False of a decoder, whose configuration changes during a forward; see `use_attention`."""
         return self.contract.architecture == "encoder"
 
     @property
     def pad_id(self) -> int:
+        """The token id of padding."""
         return int(self.tokenizer.pad_token_id)
 
     @property
     def parameters_total(self) -> int:
+        """Number of weights, the language model's head not counted."""
         head = 0 if self.head is None else self.head.weight.numel()
         return sum(p.numel() for p in self.parameters()) - head
 
     @property
     def _forward_tokens(self) -> int:
-        return CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS
+        return CPU_BATCH_TOKENS if self.device.type == "cpu" else GPU_BATCH_TOKENS
 
-    def forward(self, batch: Batch | ClozeBatch) -> torch.Tensor:
-        """Vectors of texts, or what their targets' prediction costs; one door for both, since
-        DeepSpeed gathers weights on the way through it.
+    def forward(self, batch: Batch | LabelledBatch) -> torch.Tensor:
+        """Vectors of texts, or the loss of predicting their labels.
+
+        One method for both, since DeepSpeed gathers weights only around `forward`.
 
         Returns:
-            Of a Batch, float32 (b, dims[0]), of unit length where the contract says so. Of a
-            ClozeBatch, each text's sum of negative log-likelihoods, float32 (b,).
+            Of a Batch, vectors, float32 (b, dims[0]), of unit length where the contract says so.
+            Of a LabelledBatch, `summed_nll`, float32 (b,).
         """
         batch = batch.to(self.device)
-        if isinstance(batch, ClozeBatch):
-            return self._unlikelihood(batch)
+        if isinstance(batch, LabelledBatch):
+            return self.summed_nll(batch)
         vectors = self.pooled(batch)
         if self.projection is not None:
             vectors = F.linear(vectors, self.projection.weight.float())
         return F.normalize(vectors, dim=-1) if self.contract.normalise else vectors
 
     def pooled(self, batch: Batch) -> torch.Tensor:
-        """What is projected and brought to unit length: float32, (b, the backbone's width)."""
+        """Pooled states, before projection and normalisation: float32 (b, d)."""
         states = self._states(batch.ids_bl, batch.mask_bl, self.contract.attention)
         if self.latent_attention is not None:
             with self._autocast():
                 states = self.latent_attention(states)
-        # CLS is a token of the prompt's side, and is pooled whatever becomes of the prompt.
-        first = self.contract.pooling == "cls" and not self.contract.echo
-        mask = batch.mask_bl if first else batch.pool_mask_bl
-        return POOLINGS[self.contract.pooling](states, mask)
+        # CLS stands before the prompt; it is pooled even where the prompt is not.
+        pools_cls = self.contract.pooling == "cls" and not self.contract.echo
+        mask_bl = batch.mask_bl if pools_cls else batch.pool_mask_bl
+        return POOLINGS[self.contract.pooling](states, mask_bl)
 
     def _states(
         self, ids_bl: torch.Tensor, mask_bl: torch.Tensor, attention: Attention
@@ -107,12 +115,12 @@ class Encoder(ByTokens, torch.nn.Module):
         if self.contract.architecture == "encoder":
             with self._autocast():
                 if packing.is_packed(self.backbone):
-                    return packing.states(self.backbone, ids_bl, mask_bl)
+                    return packing.packed_states(self.backbone, ids_bl, mask_bl)
                 return self.backbone(input_ids=ids_bl, attention_mask=mask_bl).last_hidden_state
-        # Nothing is generated, and all layers' keys are large: no cache.
-        with self._autocast(), attending(self.backbone, attention):
+        # No cache: nothing is generated, and all layers' keys take much memory.
+        with self._autocast(), use_attention(self.backbone, attention):
             if packing.is_packed(self.backbone):
-                return packing.states(self.backbone, ids_bl, mask_bl, use_cache=False)
+                return packing.packed_states(self.backbone, ids_bl, mask_bl, use_cache=False)
             return self.backbone(
                 input_ids=ids_bl, attention_mask=mask_bl, use_cache=False
             ).last_hidden_state
@@ -121,78 +129,49 @@ class Encoder(ByTokens, torch.nn.Module):
         precision = getattr(torch, self.contract.precision)
         return torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
 
-    def _unlikelihood(self, batch: ClozeBatch) -> torch.Tensor:
+    def summed_nll(self, batch: LabelledBatch) -> torch.Tensor:
+        """Each text's sum of negative log-likelihoods over its labels, float32 (b,)."""
         assert self.head is not None, "predicting tokens needs the language model's head"
         states = self._states(batch.ids_bl, batch.mask_bl, batch.attention)
-        predicted = batch.targets_bl != NO_TARGET
+        labelled = batch.labels_bl != IGNORE_INDEX
         with self._autocast():
-            logits_mv = self.head(states[predicted])  # m targets, v words
-        losses_m = F.cross_entropy(logits_mv.float(), batch.targets_bl[predicted], reduction="none")
-        of_text_m = predicted.nonzero()[:, 0]
-        return torch.zeros(len(predicted), device=losses_m.device).index_add(0, of_text_m, losses_m)
+            logits_mv = self.head(states[labelled])
+        losses_m = F.cross_entropy(logits_mv.float(), batch.labels_bl[labelled], reduction="none")
+        text_m = labelled.nonzero()[:, 0]
+        return torch.zeros(len(labelled), device=losses_m.device).index_add(0, text_m, losses_m)
+
+    def encode_batch(self, tokens: Sequence[Tokens]) -> np.ndarray:
+        """Vectors of texts that fit into one forward, in their order: float32 (b, dims[0])."""
+        with self._inference():
+            return self._forward_numpy(pad(tokens, self.pad_id))
 
     def encode_tokens(
         self, tokens: Sequence[Tokens], *, batch_tokens: int | None = None, dims: int | None = None
     ) -> np.ndarray:
-        """As `encode`, of ids that were made elsewhere."""
-        training = self.training
-        if training:  # it asks every module
-            self.eval()
-        with torch.inference_mode():
-            found = in_batches(
-                lambda batch: self(batch).cpu().numpy(),
+        """As `encode`, of texts that are token ids already."""
+        with self._inference():
+            return encode_in_batches(
+                self._forward_numpy,
                 tokens,
                 self.contract,
                 self.pad_id,
-                batch_tokens=batch_tokens or self._forward_tokens,
+                max_tokens=batch_tokens or self._forward_tokens,
                 dims=dims,
                 packed=self.packed,
             )
-        if training:
-            self.train()
-        return found
 
+    def _forward_numpy(self, batch: Batch) -> np.ndarray:
+        return np.asarray(self(batch).cpu())
 
-def in_batches(
-    forward: Callable[[Batch], np.ndarray],
-    tokens: Sequence[Tokens],
-    contract: Contract,
-    pad_id: int,
-    *,
-    batch_tokens: int,
-    dims: int | None,
-    packed: bool = False,
-) -> np.ndarray:
-    """Vectors of texts in their order, whatever makes a batch's: see `Encoder.encode`."""
-    size, full = contract.size(dims), contract.dims[0]
-    found = np.empty((len(tokens), full), dtype=np.float32)
-    for rows in micro_batches([len(one.ids) for one in tokens], batch_tokens, packed=packed):
-        found[rows] = forward(pad([tokens[row] for row in rows], pad_id))
-    return found if size == full else prefix(found, size, contract.normalise)
-
-
-def micro_batches(
-    lengths: Sequence[int], budget: int, at_least: int = 1, *, packed: bool = False
-) -> list[np.ndarray]:
-    """Rows of like length, together under a budget of tokens; longest first.
-
-    Args:
-        at_least: so many micro-batches, if there are as many rows.
-        packed: padding costs nothing, and is not counted.
-    """
-    order = np.argsort(lengths, kind="stable")[::-1].copy()  # torch takes no negative stride
-    before = np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64)[order])])
-    found: list[np.ndarray] = []
-    start = 0
-    while start < len(order):
-        size = budget // max(1, lengths[order[start]])
-        if packed:
-            size = int(np.searchsorted(before, before[start] + budget, side="right")) - 1 - start
-        size = max(1, size)
-        found.append(order[start : start + size])
-        start += size
-    while len(found) < min(at_least, len(order)):
-        place = max(range(len(found)), key=lambda i: len(found[i]))
-        half = len(found[place]) // 2
-        found[place : place + 1] = [found[place][:half], found[place][half:]]
-    return found
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """Within it the encoder is in evaluation mode and keeps no gradients."""
+        training = self.training
+        if training:  # `eval` visits every module
+            self.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            if training:
+                self.train()

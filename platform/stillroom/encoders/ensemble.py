@@ -6,29 +6,30 @@ from typing import Any
 
 import numpy as np
 
-from stillroom.encoders.contract import Combine, Combined, Overlong, Role
+from stillroom.encoders.contract import CombineMethod, EnsembleContract, Overlong, Role
 from stillroom.encoders.encoder import Encoder
-from stillroom.encoders.interface import ByTokens, prefix
-from stillroom.encoders.tokens.prompter import Prompter, Tokens
+from stillroom.encoders.interface import TokenEncoder, truncate_vectors
+from stillroom.encoders.tokens.batch import Tokens
+from stillroom.encoders.tokens.prompter import Prompter
 from stillroom.errors import UserError
 
 
 @dataclass(frozen=True)
-class JointTokens(Tokens):
-    """One text's ids of each member; `ids` are the most of them, which a forward's size goes by."""
+class EnsembleTokens(Tokens):
+    """One text's tokens for each member; `ids` are the longest of them, for sizing batches."""
 
-    each: tuple[Tokens, ...] = ()
+    by_member: tuple[Tokens, ...] = ()
 
 
-class JointPrompter:
-    """What `Prompter` is to one encoder. Each member has its own tokenizer and prompts."""
+class EnsemblePrompter:
+    """`Prompter` for an ensemble, whose members have their own tokenizers and prompts."""
 
     def __init__(self, members: Sequence[Prompter]):
         self.members = members
 
-    def copy(self) -> "JointPrompter":
+    def copy(self) -> "EnsemblePrompter":
         """As `Prompter.copy`."""
-        return JointPrompter([member.copy() for member in self.members])
+        return EnsemblePrompter([member.copy() for member in self.members])
 
     def __call__(
         self,
@@ -39,15 +40,17 @@ class JointPrompter:
         prompt: str | None = None,
         overlong: Overlong = "cut",
     ) -> list[Tokens]:
-        """Ids of texts in a role; a prompt that is given is given to all."""
-        told: dict[str, Any] = {"max_tokens": max_tokens, "prompt": prompt, "overlong": overlong}
-        each = [prompter(texts, role, **told) for prompter in self.members]
+        """As `Prompter.__call__`; all members get the same prompt, if one is given."""
+        by_member = [
+            prompter(texts, role, max_tokens=max_tokens, prompt=prompt, overlong=overlong)
+            for prompter in self.members
+        ]
         return [
-            JointTokens(max((one.ids for one in own), key=len), each=own)
-            for own in zip(*each, strict=True)
+            EnsembleTokens(max((tokens.ids for tokens in text), key=len), by_member=text)
+            for text in zip(*by_member, strict=True)
         ]
 
-    def of_ids(
+    def from_ids(
         self,
         texts: Sequence[Sequence[int]],
         role: Role,
@@ -55,80 +58,99 @@ class JointPrompter:
         prompt: str | None = None,
         overlong: Overlong = "cut",
     ) -> list[Tokens]:
-        """Raises UserError: ids are one tokenizer's."""
+        """Raises UserError: token ids belong to one tokenizer."""
         raise UserError(
             "input", "are token ids, and this model has several tokenizers", "Send the texts"
         )
 
 
-class CombinedEncoder(ByTokens):
-    """Members' vectors, each of unit length, in a row or as their mean, of unit length again."""
+class EnsembleEncoder(TokenEncoder):
+    """The concatenation or mean of its members' unit vectors, of unit length again."""
 
-    def __init__(self, contract: Combined, members: Sequence[Encoder]):
+    def __init__(self, contract: EnsembleContract, members: Sequence[Encoder]):
         self.contract, self.members = contract, list(members)
-        self.prompter = JointPrompter([member.prompter for member in self.members])
+        self.prompter = EnsemblePrompter([member.prompter for member in self.members])
 
     @property
     def packed(self) -> bool:
+        """Whether all members run without padding."""
         return all(member.packed for member in self.members)
 
     @property
-    def concurrent(self) -> bool:
-        return all(member.concurrent for member in self.members)
+    def thread_safe(self) -> bool:
+        """Whether all members are thread-safe."""
+        return all(member.thread_safe for member in self.members)
 
     @property
     def parameters_total(self) -> int:
+        """Number of weights of all members."""
         return sum(member.parameters_total for member in self.members)
 
-    def to(self, device: str) -> "CombinedEncoder":
+    def to(self, device: str) -> "EnsembleEncoder":
+        """Moves all members to a device."""
         for member in self.members:
             member.to(device)
         return self
 
+    def encode_batch(self, tokens: Sequence[Any]) -> np.ndarray:
+        """As `Encoder.encode_batch`, of tokens from this encoder's prompter."""
+        vectors = [
+            member.encode_batch([text.by_member[number] for text in tokens])
+            for number, member in enumerate(self.members)
+        ]
+        return truncate_vectors(self._combine(vectors), self.contract.dims[0], True)
+
     def encode_tokens(
         self, tokens: Sequence[Any], *, batch_tokens: int | None = None, dims: int | None = None
     ) -> np.ndarray:
-        """As `Encoder.encode_tokens`, of this encoder's own prompter's."""
-        size = self.contract.size(dims)
+        """As `Encoder.encode_tokens`, of tokens from this encoder's prompter."""
+        size = self.contract.resolve_dims(dims)
         if not tokens:
             return np.empty((0, size), dtype=np.float32)
         vectors = [
-            member.encode_tokens([one.each[place] for one in tokens], batch_tokens=batch_tokens)
-            for place, member in enumerate(self.members)
+            member.encode_tokens(
+                [text.by_member[number] for text in tokens], batch_tokens=batch_tokens
+            )
+            for number, member in enumerate(self.members)
         ]
-        found = COMBINE[self.contract.combine]([prefix(own, own.shape[1], True) for own in vectors])
-        return prefix(found, size, True)
+        return truncate_vectors(self._combine(vectors), size, True)
+
+    def _combine(self, vectors: Sequence[np.ndarray]) -> np.ndarray:
+        unit_vectors = [truncate_vectors(rows, rows.shape[1], True) for rows in vectors]
+        return np.asarray(COMBINE_METHODS[self.contract.combine](unit_vectors))
 
 
-COMBINE = {
+COMBINE_METHODS = {
     "concatenate": lambda vectors: np.concatenate(vectors, axis=1),
     "average": lambda vectors: np.mean(vectors, axis=0),
 }
 
 
-def combination(members: Sequence[Encoder], combine: Combine, *, space: str) -> Combined:
-    """The contract of members that lie in the folders members/0, members/1 and so on.
+def ensemble_contract(
+    members: Sequence[Encoder], method: CombineMethod, *, space: str
+) -> EnsembleContract:
+    """The contract of an ensemble whose members lie in the folders members/0, members/1 and so on.
 
     Raises:
-        UserError: when members to be averaged have vectors of different sizes.
+        UserError: when vectors of different sizes are to be averaged.
     """
     sizes = [member.contract.dims for member in members]
-    if combine == "concatenate":
-        # A prefix would be the first member's alone.
-        dims: tuple[int, ...] = (sum(own[0] for own in sizes),)
+    if method == "concatenate":
+        # Only one size: a prefix would leave out the later members.
+        dims: tuple[int, ...] = (sum(full for full, *_ in sizes),)
     else:
-        if len({own[0] for own in sizes}) > 1:
+        if len({full for full, *_ in sizes}) > 1:
             raise UserError(
                 "teacher.combine: average",
-                f"the members' vectors have {', '.join(str(own[0]) for own in sizes)} dims",
+                f"the members' vectors have {', '.join(str(full) for full, *_ in sizes)} dims",
                 "Set combine: concatenate, or name members of one size",
             )
-        dims = tuple(size for size in sizes[0] if all(size in own for own in sizes))
-    return Combined(
-        # What all of them read; each cuts a text by itself.
+        dims = tuple(size for size in sizes[0] if all(size in member for member in sizes))
+    return EnsembleContract(
+        # What all members read; each cuts a text by itself.
         max_tokens=min(member.contract.max_tokens for member in members),
         dims=dims,
         space=space,
-        combine=combine,
+        combine=method,
         members=tuple(f"members/{number}" for number in range(len(members))),
     )

@@ -1,18 +1,18 @@
-"""What all that turns texts into vectors has in common."""
+"""The interface that all encoders share, and what those have in common that tokenise first."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from stillroom.encoders.contract import Role, Terms
+from stillroom.encoders.contract import BaseContract, Role
 
 
 class Embedder(Protocol):
-    """An `Encoder`, several as one, or an API."""
+    """What turns texts into vectors: a single model, an ensemble, an export or an API."""
 
     @property
-    def contract(self) -> Terms: ...
+    def contract(self) -> BaseContract: ...
 
     @property
     def parameters_total(self) -> int: ...
@@ -30,25 +30,36 @@ class Embedder(Protocol):
     ) -> np.ndarray: ...
 
 
-class ByTokens:
-    """Encodes texts by way of their ids."""
+class TokenEncoder:
+    """Base of the encoders that turn texts into token ids first.
 
-    prompter: Any  # texts → what `encode_tokens` takes
+    Attributes:
+        prompter: texts → the tokens that `encode_tokens` takes.
+    """
+
+    prompter: Any
 
     @property
     def packed(self) -> bool:
-        """Whether its forwards have no padding, so that texts of any length share one for free."""
+        """Whether forwards run without padding, so that texts of any length share one for free."""
         return False
 
     @property
-    def concurrent(self) -> bool:
+    def thread_safe(self) -> bool:
         """Whether several threads may encode at once."""
         return False
+
+    def encode_batch(self, tokens: Sequence[Any]) -> np.ndarray:
+        """Vectors of texts in one forward, in their order: float32 (n, dims[0]).
+
+        For callers that have sorted and split the texts already, as serving has.
+        """
+        raise NotImplementedError
 
     def encode_tokens(
         self, tokens: Sequence[Any], *, batch_tokens: int | None = None, dims: int | None = None
     ) -> np.ndarray:
-        """As `encode`, of ids that were made elsewhere."""
+        """As `encode`, of texts that are token ids already."""
         raise NotImplementedError
 
     def encode(
@@ -60,13 +71,13 @@ class ByTokens:
         dims: int | None = None,
         prompt: str | None = None,
     ) -> np.ndarray:
-        """Vectors of texts, in their order: float32, (n, dims).
+        """Vectors of texts, in their order: float32 (n, dims).
 
         Args:
-            batch_tokens: the most tokens of one forward, padding counted where there is any; None:
-                what is fastest where it runs.
-            dims: one of the contract's sizes; a prefix is brought to unit length again.
-            prompt: in place of the contract's own.
+            batch_tokens: the most tokens of one forward, padding included; None: what is fastest
+                on the device.
+            dims: one of the contract's sizes; shorter vectors are of unit length again.
+            prompt: replaces the contract's prompt.
 
         Raises:
             UserError: when dims is not one of the contract's.
@@ -75,9 +86,9 @@ class ByTokens:
         return self.encode_tokens(tokens, batch_tokens=batch_tokens, dims=dims)
 
 
-def prefix(vectors: np.ndarray, dims: int, normalise: bool) -> np.ndarray:
-    """The first `dims` of each vector (Matryoshka, arXiv 2205.13147), of unit length again."""
-    cut = vectors[:, :dims]
+def truncate_vectors(vectors: np.ndarray, dims: int, normalise: bool) -> np.ndarray:
+    """The first `dims` of each vector (Matryoshka, arXiv 2205.13147), of unit length if wanted."""
+    truncated = vectors[:, :dims]
     if not normalise:
-        return cut
-    return cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
+        return truncated
+    return truncated / np.maximum(np.linalg.norm(truncated, axis=1, keepdims=True), 1e-12)

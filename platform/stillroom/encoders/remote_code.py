@@ -1,7 +1,7 @@
-"""Python that a model brings with it: what asks for it, and why it is refused.
+"""Python code that comes with a model: what asks for it, and why it is refused.
 
-Nothing in a model's folder can turn it on. Whoever loads the model says so each time, for that
-model: a recipe's section, or a command's option.
+Nothing in a model's folder can allow it. Only the user can, each time and for one model: in a
+recipe's section, or with a command's option.
 """
 
 import json
@@ -10,39 +10,43 @@ from typing import Any
 
 from stillroom.errors import UserError
 
-FILES = ("config.json", "tokenizer_config.json")
+CONFIG_FILES = ("config.json", "tokenizer_config.json")
 
 
-def asked_for(folder: Path) -> list[str]:
-    """The classes that a folder's files name as its own, each with its file."""
-    found = []
-    for file in FILES:
-        for kind, names in (_field(folder / file, "auto_map") or {}).items():
-            of_kind = names if isinstance(names, list) else [names]
-            found += [f"{file}: {kind} is {name}" for name in of_kind if name]
-    return found
+def custom_classes(folder: Path) -> list[str]:
+    """The classes that a folder's files name as the model's own, each with its file."""
+    classes = []
+    for file in CONFIG_FILES:
+        for kind, value in (_field(folder / file, "auto_map") or {}).items():
+            names = value if isinstance(value, list) else [value]
+            classes += [f"{file}: {kind} is {name}" for name in names if name]
+    return classes
 
 
-def refusal(folder: Path) -> UserError:
+def remote_code_error(folder: Path) -> UserError:
+    """The error for a model that needs code which the user has not allowed."""
     return UserError(
         str(folder),
-        f"can be loaded only by running code of its own ({'; '.join(asked_for(folder))})",
+        f"can be loaded only by running code of its own ({'; '.join(custom_classes(folder))})",
         "Read that code. If you trust it, set trust_remote_code: true in the recipe's teacher or "
         "student section, or give the command --trust-remote-code; else name another model",
     )
 
 
-def needs_code(folder: Path) -> bool:
-    """Whether its architecture or tokenizer is one that transformers does not have itself. In the
-    place of such a tokenizer transformers would take the architecture's usual one, in silence."""
-    asked = asked_for(folder)
-    if any("AutoConfig" in one for one in asked):
-        # Late: it takes a second.
+def needs_remote_code(folder: Path) -> bool:
+    """Whether transformers lacks the model's architecture or tokenizer.
+
+    In place of a tokenizer that it lacks, transformers would silently take the architecture's
+    usual one.
+    """
+    classes = custom_classes(folder)
+    if any("AutoConfig" in name for name in classes):
+        # Imported here: it takes a second.
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
         if _field(folder / "config.json", "model_type") not in CONFIG_MAPPING_NAMES:
             return True
-    if any("AutoTokenizer" in one for one in asked):
+    if any("AutoTokenizer" in name for name in classes):
         import transformers
 
         name = _field(folder / "tokenizer_config.json", "tokenizer_class")

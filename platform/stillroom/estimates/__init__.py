@@ -1,0 +1,1 @@
+"""Memory and FLOPs of training, by arithmetic, without torch."""

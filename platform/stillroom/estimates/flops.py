@@ -1,23 +1,22 @@
-"""FLOPs of training, and what a device could do of them: arithmetic, without torch.
+"""FLOPs of training, and the peak FLOP/s of devices: arithmetic, without torch.
 
-Of a text of l tokens, of weights in linear layers N (frozen) and A (trained), L layers whose
-queries have width a:
+For a text of l tokens, weights in linear layers N (frozen) and A (trained), L layers whose queries
+have width a:
   forward   2 l (N + A) + 4 L l² a
-  backward  2 l N + 4 l A + 8 L l² a    frozen weights pass the gradient on, and get none themselves
-MFU, the share of the device's peak that training makes use of, counts these alone: neither padding
-nor what is computed twice to save memory, by checkpoints or GradCache. Embeddings, norms, softmax
-and what a text costs once are left out, and the first block counts as any other, though its inputs
-may want no gradient.
+  backward  2 l N + 4 l A + 8 L l² a    frozen weights pass gradients on, but get none themselves
+MFU, the share of the device's peak that training uses, counts only these: neither padding nor what
+gradient checkpointing or GradCache compute twice. Embeddings, norms, softmax and costs per text are
+left out, and the first block counts like any other, though its inputs may need no gradient.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from stillroom.estimates.memory import Training, adapters
-from stillroom.estimates.model_shape import Shape
+from stillroom.estimates.memory import TrainingSetup, adapter_parameters
+from stillroom.estimates.model_shape import ModelShape
 
-# Dense bfloat16 FLOP/s of the vendor's data sheets, by a part of the device's name.
-PEAK = {
+# Dense bfloat16 FLOP/s from the vendor's data sheets, by a part of the device's name.
+PEAK_FLOPS = {
     "H200": 989e12,
     "H100PCIe": 756e12,
     "H100NVL": 835e12,
@@ -32,15 +31,18 @@ PEAK = {
 
 
 def peak_flops(device: str) -> float | None:
-    """FLOP/s of a device, by the name that its driver gives it or that `memory.GPUS` does; None of
-    one that is not known."""
+    """Peak FLOP/s of a device; None when it is not known.
+
+    Args:
+        device: its name by its driver, or in `memory.GPU_MEMORY_GIB`.
+    """
     name = device.replace(" ", "")
-    return next((most for part, most in PEAK.items() if part in name), None)
+    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
 
 
 @dataclass(frozen=True)
-class Flops:
-    """What texts cost a model, its language model's head apart.
+class FlopCounter:
+    """The FLOPs that texts cost a model, without a language-model head.
 
     Attributes:
         frozen, trained: N and A.
@@ -52,45 +54,54 @@ class Flops:
     attention: int
 
     @classmethod
-    def of(cls, shape: Shape, added: float | None) -> "Flops":
-        """Of an architecture whose adapters have so many weights; None trains all of its own."""
+    def of(cls, shape: ModelShape, added: float | None) -> "FlopCounter":
+        """Of an architecture.
+
+        Args:
+            added: weights of its adapters; None: every weight is trained.
+        """
         own = shape.layers * sum(linear.inputs * linear.outputs for linear in shape.linears)
         frozen, trained = (0, own) if added is None else (own, added)
         return cls(frozen, trained, shape.layers * shape.attention)
 
     @classmethod
-    def planned(cls, shape: Shape, run: Training) -> "Flops":
-        """As it will be trained, with its adapters and latent attention."""
-        alone = cls.of(shape, None if run.rank is None else adapters(shape, run))
-        if run.latents is None:
-            return alone
-        _, heads, size = run.latents
+    def planned(cls, shape: ModelShape, setup: TrainingSetup) -> "FlopCounter":
+        """Of an architecture with the adapters and latent attention of a training setup."""
+        backbone = cls.of(
+            shape, None if setup.lora_rank is None else adapter_parameters(shape, setup)
+        )
+        if setup.latents is None:
+            return backbone
+        _, heads, size = setup.latents
         h = shape.hidden
-        # Queries and their way back, and a gated MLP; keys and values are the latents' alone.
-        return replace(alone, trained=alone.trained + 2 * h * heads * (size or h) + 12 * h * h)
+        # Query and output projections, and a gated MLP; keys and values are of the latents only.
+        latent_attention = 2 * h * heads * (size or h) + 12 * h * h
+        return replace(backbone, trained=backbone.trained + latent_attention)
 
     def forward(self, lengths: Sequence[int]) -> float:
-        """Of texts with so many tokens each."""
+        """FLOPs of one forward over texts with so many tokens each."""
         tokens, squares = _sums(lengths)
         return 2 * tokens * (self.frozen + self.trained) + 4 * squares * self.attention
 
     def backward(self, lengths: Sequence[int]) -> float:
+        """FLOPs of one backward over texts with so many tokens each."""
         tokens, squares = _sums(lengths)
         linear = 2 * tokens * self.frozen + 4 * tokens * self.trained
         return linear + 8 * squares * self.attention
 
 
-def step(shape: Shape, run: Training) -> float:
-    """Of one worker's share of a step, forward and backward, its predicted tokens included."""
-    model, total = Flops.planned(shape, run), 0.0
-    for texts, tokens in run.embedded:
+def step_flops(shape: ModelShape, setup: TrainingSetup) -> float:
+    """FLOPs of one worker's share of a step, forward and backward, predicted tokens included."""
+    model, total = FlopCounter.planned(shape, setup), 0.0
+    for texts, tokens in setup.embedded:
         total += texts * (model.forward([tokens]) + model.backward([tokens]))
-    if run.predicted is not None:
-        texts, tokens, share = run.predicted
-        body = Flops.planned(shape, replace(run, latents=None))  # which pools, and predicts nothing
+    if setup.predicted is not None:
+        texts, tokens, share = setup.predicted
+        # Latent attention pools; it takes no part in prediction.
+        body = FlopCounter.planned(shape, replace(setup, latents=None))
         total += texts * (body.forward([tokens]) + body.backward([tokens]))
-        # The head: there, back to the states and, where every weight is trained, to its own.
-        passes = 3 if run.rank is None else 2
+        # The head: forward, backward to the states and, where it is trained, to its own weights.
+        passes = 3 if setup.lora_rank is None else 2
         total += texts * tokens * share * 2.0 * passes * shape.vocabulary * shape.hidden
     return total
 

@@ -1,4 +1,7 @@
-"""An architecture's sizes, read from a Hugging Face config.json: arithmetic, without torch."""
+"""An architecture's sizes, from a Hugging Face config.json: arithmetic, without torch.
+
+In formulas: c the config, h hidden size, f width of the MLP, a width of all heads' queries.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer of a block, by its path in there."""
+    """A linear layer of a block; `name` is its path in the block."""
 
     name: str
     inputs: int
@@ -16,11 +19,12 @@ class Linear:
 
     @property
     def weights(self) -> int:
+        """How many weights it has, bias included."""
         return self.inputs * self.outputs + self.bias * self.outputs
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """An architecture's sizes.
 
     Attributes:
@@ -30,7 +34,8 @@ class Shape:
         attention: width of all heads' queries together.
         mlp: width inside the MLP.
         gated: the MLP multiplies two projections.
-        decoder: its norms are RMSNorms in plain PyTorch, which keep what a LayerNorm need not.
+        decoder: its norms are RMSNorms in plain PyTorch, which keep more for the backward than
+            LayerNorms.
     """
 
     hidden: int
@@ -46,7 +51,7 @@ class Shape:
 
     @property
     def weights(self) -> int:
-        """How many there are, without a language model's head."""
+        """How many weights it has, without a language-model head."""
         inside = sum(linear.weights for linear in self.linears) + self.norms
         return self.layers * inside + self.outside
 
@@ -59,11 +64,11 @@ def _decoder(
     mlp_bias: bool = False,
     norms: int = 2,
     head_norms: bool = False,
-) -> Shape:
+) -> ModelShape:
     h, f, heads = c["hidden_size"], c["intermediate_size"], c["num_attention_heads"]
     size = c.get("head_dim") or h // heads
     a, kv = heads * size, (c.get("num_key_value_heads") or heads) * size
-    return Shape(
+    return ModelShape(
         hidden=h,
         layers=c["num_hidden_layers"],
         vocabulary=c["vocab_size"],
@@ -85,25 +90,25 @@ def _decoder(
     )
 
 
-def _llama(c: Mapping[str, Any]) -> Shape:
+def _llama(c: Mapping[str, Any]) -> ModelShape:
     bias = bool(c.get("attention_bias"))
     return _decoder(c, qkv_bias=bias, out_bias=bias, mlp_bias=bool(c.get("mlp_bias")))
 
 
-def _gemma3(c: Mapping[str, Any]) -> Shape:
+def _gemma3(c: Mapping[str, Any]) -> ModelShape:
     bias = bool(c.get("attention_bias"))
     return _decoder(c, qkv_bias=bias, out_bias=bias, norms=4, head_norms=True)
 
 
-def _qwen3(c: Mapping[str, Any]) -> Shape:
+def _qwen3(c: Mapping[str, Any]) -> ModelShape:
     bias = bool(c.get("attention_bias"))
     return _decoder(c, qkv_bias=bias, out_bias=bias, head_norms=True)
 
 
-def _encoder(c: Mapping[str, Any], names: Sequence[str], outside: int) -> Shape:
+def _encoder(c: Mapping[str, Any], names: Sequence[str], outside: int) -> ModelShape:
     h, f = c["hidden_size"], c["intermediate_size"]
     q, k, v, out, up, down = names
-    return Shape(
+    return ModelShape(
         hidden=h,
         layers=c["num_hidden_layers"],
         vocabulary=c["vocab_size"],
@@ -131,20 +136,20 @@ MPNET = (
 )  # fmt: skip
 
 
-def _bert(c: Mapping[str, Any]) -> Shape:
+def _bert(c: Mapping[str, Any]) -> ModelShape:
     return _encoder(c, BERT, c.get("type_vocab_size", 2) * c["hidden_size"])
 
 
-def _mpnet(c: Mapping[str, Any]) -> Shape:
+def _mpnet(c: Mapping[str, Any]) -> ModelShape:
     buckets = c.get("relative_attention_num_buckets", 32)
     return _encoder(c, MPNET, buckets * c["num_attention_heads"])
 
 
-def _modernbert(c: Mapping[str, Any]) -> Shape:
+def _modernbert(c: Mapping[str, Any]) -> ModelShape:
     h, f = c["hidden_size"], c["intermediate_size"]
     attention, mlp = bool(c.get("attention_bias")), bool(c.get("mlp_bias"))
     norm = h * (2 if c.get("norm_bias") else 1)
-    return Shape(
+    return ModelShape(
         hidden=h,
         layers=c["num_hidden_layers"],
         vocabulary=c["vocab_size"],
@@ -155,7 +160,7 @@ def _modernbert(c: Mapping[str, Any]) -> Shape:
             Linear("mlp.Wo", f, h, mlp),
         ),
         norms=2 * norm,
-        # Embeddings, their norm and the last one; but the first block begins without one.
+        # Embeddings and the last norm; the embeddings' norm makes up for one that block 0 lacks.
         outside=c["vocab_size"] * h + norm,
         attention=h,
         mlp=f,
@@ -164,7 +169,7 @@ def _modernbert(c: Mapping[str, Any]) -> Shape:
     )
 
 
-FAMILIES: dict[str, Callable[[Mapping[str, Any]], Shape]] = {
+FAMILIES: dict[str, Callable[[Mapping[str, Any]], ModelShape]] = {
     "llama": _llama,
     "mistral": _decoder,
     "qwen2": lambda c: _decoder(c, qkv_bias=True),
@@ -179,24 +184,24 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Shape]] = {
 }
 
 
-def shape_of(config: Mapping[str, Any]) -> Shape | None:
-    """Sizes from a Hugging Face config.json; None of an architecture that is not known here."""
+def model_shape(config: Mapping[str, Any]) -> ModelShape | None:
+    """Sizes from a Hugging Face config.json; None for an architecture that is not in `FAMILIES`."""
     family = FAMILIES.get(str(config.get("model_type")))
     return None if family is None else family(config)
 
 
-def resized(
+def resized_config(
     config: Mapping[str, Any],
     *,
     layers: int | None = None,
-    vocabulary: int | None = None,
+    vocabulary_size: int | None = None,
     size: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """The config.json of a student that is made of a base with this one.
 
     Args:
         layers: how many of the base's it keeps.
-        vocabulary: how many tokens.
+        vocabulary_size: how many tokens.
         size: of one that begins at random: layers, hidden, heads and, if not 4 × hidden,
             intermediate.
     """
@@ -208,6 +213,6 @@ def resized(
         changed |= dict(zip(names, own, strict=True))
     if layers is not None:
         changed["num_hidden_layers"] = layers
-    if vocabulary is not None:
-        changed["vocab_size"] = vocabulary
+    if vocabulary_size is not None:
+        changed["vocab_size"] = vocabulary_size
     return changed

@@ -1,4 +1,7 @@
-"""One encoder on evaluation sets, or two together: the entry that a report holds of it."""
+"""Evaluates one encoder, or a student and its teacher together, on evaluation sets.
+
+The result is an entry of a report: role, size, speed and scores.
+"""
 
 import time
 from collections.abc import Mapping
@@ -8,25 +11,25 @@ from typing import Any
 import numpy as np
 
 from stillroom.data.readers.records import EvaluationSet
-from stillroom.encoders.contract import Role, Terms, cannot_share_index
-from stillroom.encoders.interface import Embedder, prefix
+from stillroom.encoders.contract import BaseContract, Role, index_conflict
+from stillroom.encoders.interface import Embedder, truncate_vectors
 from stillroom.errors import UserError
-from stillroom.evaluation.metrics import rank, retrieval_scores
+from stillroom.evaluation.metrics import rank_passages, retrieval_scores
 from stillroom.mining.bm25 import Bm25
 
-DEPTH = 100  # how far down a ranking is looked at; Recall@100 needs no more
+RANKING_DEPTH = 100  # passages of a ranking that are kept; Recall@100 needs no more
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedSets:
     """Vectors of evaluation sets, by the set's name.
 
     Attributes:
         queries: of the judged queries, float32, (q, dims[0]).
         passages: float32, (p, dims[0]).
-        dims: the sizes that they were trained to be cut to, the full one first.
-        normalise: whether they, and what is cut off them, are of unit length.
-        texts_per_second: how many of the passages, on this machine.
+        dims: the sizes that the vectors were trained to be cut to, the full one first.
+        normalise: whether vectors, and their prefixes, are of unit length.
+        texts_per_second: passages encoded per second, on this machine.
     """
 
     queries: dict[str, np.ndarray]
@@ -36,16 +39,16 @@ class Encoded:
     texts_per_second: float
 
 
-def encode_sets(encoder: Embedder, role: str, sets: Mapping[str, EvaluationSet]) -> Encoded:
-    """Teachers are told a set's task where it has prompts; others go by their own."""
-    queries = _queries(encoder, role, sets)  # first, which warms up
+def encode_sets(encoder: Embedder, role: str, sets: Mapping[str, EvaluationSet]) -> EncodedSets:
+    """Vectors of the sets. A teacher uses a set's prompts where it has them, others their own."""
+    queries = _queries(encoder, role, sets)  # first: it warms up what the passages' speed measures
     passages, speed = _passages(encoder, role, sets)
-    return Encoded(queries, passages, encoder.contract.dims, encoder.contract.normalise, speed)
+    return EncodedSets(queries, passages, encoder.contract.dims, encoder.contract.normalise, speed)
 
 
 def encode_asymmetric(
     student: Embedder, teacher: Embedder, sets: Mapping[str, EvaluationSet]
-) -> Encoded:
+) -> EncodedSets:
     """The student's queries and the teacher's passages.
 
     Raises:
@@ -54,27 +57,33 @@ def encode_asymmetric(
     dims = shared_dims(student.contract, teacher.contract)
     queries = _queries(student, "student", sets)
     passages, speed = _passages(teacher, "teacher", sets)
-    return _of_two(queries, passages, dims, student.contract.normalise, speed)
+    return _combine(queries, passages, dims, student.contract.normalise, speed)
 
 
-def asymmetric(student: Encoded, teacher: Encoded, dims: tuple[int, ...]) -> Encoded:
-    """As `encode_asymmetric`, of what each has encoded; `dims` as `shared_dims` has them."""
-    return _of_two(
+def combine_asymmetric(
+    student: EncodedSets, teacher: EncodedSets, dims: tuple[int, ...]
+) -> EncodedSets:
+    """As `encode_asymmetric`, from sets that both have encoded.
+
+    Args:
+        dims: from `shared_dims`.
+    """
+    return _combine(
         student.queries, teacher.passages, dims, student.normalise, teacher.texts_per_second
     )
 
 
-def shared_dims(student: Terms, teacher: Terms) -> tuple[int, ...]:
-    """The sizes at which one's queries can be ranked among the other's passages, largest first.
+def shared_dims(student: BaseContract, teacher: BaseContract) -> tuple[int, ...]:
+    """The sizes at which the student's queries can search the teacher's passages, largest first.
 
     Raises:
-        UserError: when there are none.
+        UserError: when the two cannot share an index.
     """
-    if why := cannot_share_index(student, teacher):
+    if why := index_conflict(student, teacher):
         raise UserError(
             "passages by another model",
             f"cannot be ranked for these queries: {why}",
-            "Take a student of space: teacher, and the teacher that it was distilled from",
+            "Use a student trained with space: teacher, and the teacher that it was distilled from",
         )
     return tuple(size for size in student.dims if size in teacher.dims)
 
@@ -83,69 +92,79 @@ def _queries(
     encoder: Embedder, role: str, sets: Mapping[str, EvaluationSet]
 ) -> dict[str, np.ndarray]:
     return {
-        name: encoder.encode(kept.judged_queries(), "query", prompt=_told(kept, role, "query"))
-        for name, kept in sets.items()
+        name: encoder.encode(part.judged_queries(), "query", prompt=_prompt(part, role, "query"))
+        for name, part in sets.items()
     }
 
 
 def _passages(
     encoder: Embedder, role: str, sets: Mapping[str, EvaluationSet]
 ) -> tuple[dict[str, np.ndarray], float]:
-    """And how many a second."""
-    began = time.perf_counter()
-    found = {
+    """Vectors of each set's passages, and passages per second."""
+    started = time.perf_counter()
+    vectors = {
         name: encoder.encode(
-            list(kept.passages.values()), "passage", prompt=_told(kept, role, "passage")
+            list(part.passages.values()), "passage", prompt=_prompt(part, role, "passage")
         )
-        for name, kept in sets.items()
+        for name, part in sets.items()
     }
-    return found, sum(map(len, found.values())) / (time.perf_counter() - began)
+    return vectors, sum(map(len, vectors.values())) / (time.perf_counter() - started)
 
 
-def _told(kept: EvaluationSet, role: str, of: Role) -> str | None:
-    return kept.prompts.get(of) if role.startswith("teacher") else None
+def _prompt(evaluation_set: EvaluationSet, model_role: str, text_role: Role) -> str | None:
+    """The set's own prompt for a teacher; None for the encoder's."""
+    return evaluation_set.prompts.get(text_role) if model_role.startswith("teacher") else None
 
 
-def _of_two(
+def _combine(
     queries: dict[str, np.ndarray],
     passages: dict[str, np.ndarray],
     dims: tuple[int, ...],
     normalise: bool,
     texts_per_second: float,
-) -> Encoded:
+) -> EncodedSets:
     def cut(vectors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: prefix(v, dims[0], normalise) for name, v in vectors.items()}
+        return {name: truncate_vectors(v, dims[0], normalise) for name, v in vectors.items()}
 
-    return Encoded(cut(queries), cut(passages), dims, normalise, texts_per_second)
-
-
-def measure(encoder: Embedder, role: str, sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
-    """Quality on every set, and how many of their passages a second on this machine."""
-    return entry(role, encoder.parameters_total, encode_sets(encoder, role, sets), sets)
+    return EncodedSets(cut(queries), cut(passages), dims, normalise, texts_per_second)
 
 
-def entry(
-    role: str, parameters: int, encoded: Encoded, sets: Mapping[str, EvaluationSet]
+def evaluate_encoder(
+    encoder: Embedder, role: str, sets: Mapping[str, EvaluationSet]
 ) -> dict[str, Any]:
-    """As `measure`, of what is encoded already."""
+    """A report's entry for an encoder: its scores on every set, and its speed on this machine.
+
+    Args:
+        role: in the report: teacher, student, teacher_base, …
+    """
+    return report_entry(role, encoder.parameters_total, encode_sets(encoder, role, sets), sets)
+
+
+def report_entry(
+    role: str, parameters: int, encoded: EncodedSets, sets: Mapping[str, EvaluationSet]
+) -> dict[str, Any]:
+    """A report's entry for sets that are encoded already."""
     return {
         "role": role,
         "parameters": parameters,
         "dims": encoded.dims[0],
         "texts_per_second": encoded.texts_per_second,
         "scores": {
-            name: scored(rank(encoded.queries[name], encoded.passages[name], DEPTH), kept)
-            for name, kept in sets.items()
+            name: score_ranking(
+                rank_passages(encoded.queries[name], encoded.passages[name], RANKING_DEPTH), part
+            )
+            for name, part in sets.items()
         },
     }
 
 
-def measure_bm25(sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
-    """The same entry for BM25, which has no parameters and no vectors."""
+def evaluate_bm25(sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
+    """A report's entry for BM25, which has no parameters and no vectors."""
     scores = {}
-    for name, kept in sets.items():
-        found, _ = Bm25(list(kept.passages.values())).search(kept.judged_queries(), DEPTH)
-        scores[name] = scored(found, kept)
+    for name, part in sets.items():
+        index = Bm25(list(part.passages.values()))
+        ranking, _ = index.search(part.judged_queries(), RANKING_DEPTH)
+        scores[name] = score_ranking(ranking, part)
     return {
         "role": "bm25",
         "parameters": 0,
@@ -155,22 +174,29 @@ def measure_bm25(sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
     }
 
 
-def scored(found: Any, kept: EvaluationSet) -> dict[str, float]:
-    """Scores of a ranking: places of passages, (judged queries, depth), in the set's order."""
-    ids = list(kept.passages)
-    judged = [qid for qid in kept.queries if qid in kept.qrels]
+def score_ranking(ranking: np.ndarray, evaluation_set: EvaluationSet) -> dict[str, float]:
+    """nDCG@10, Recall@100 and MRR@10 of a ranking.
+
+    Args:
+        ranking: positions of passages in the set, (judged queries, depth), best first, -1 for none.
+    """
+    passage_ids = list(evaluation_set.passages)
+    judged = [query for query in evaluation_set.queries if query in evaluation_set.qrels]
     ranked = {
-        qid: [ids[place] for place in row if place >= 0]
-        for qid, row in zip(judged, found, strict=True)
+        query: [passage_ids[position] for position in row if position >= 0]
+        for query, row in zip(judged, ranking, strict=True)
     }
-    return retrieval_scores(ranked, kept.qrels)
+    return retrieval_scores(ranked, evaluation_set.qrels)
 
 
 def retention(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> dict[str, float | None]:
-    """Student / teacher of nDCG@10 for every set, and their mean; None where the teacher has 0."""
-    kept: dict[str, float | None] = {}
+    """The student's nDCG@10 over the teacher's for every set, and the `mean`.
+
+    None where the teacher has 0.
+    """
+    ratios: dict[str, float | None] = {}
     for name, scores in teacher["scores"].items():
-        of = scores["ndcg@10"]
-        kept[name] = student["scores"][name]["ndcg@10"] / of if of else None
-    known = [value for value in kept.values() if value is not None]
-    return {**kept, "mean": sum(known) / len(known) if known else None}
+        reference = scores["ndcg@10"]
+        ratios[name] = student["scores"][name]["ndcg@10"] / reference if reference else None
+    known = [ratio for ratio in ratios.values() if ratio is not None]
+    return {**ratios, "mean": sum(known) / len(known) if known else None}

@@ -1,44 +1,43 @@
-"""An exported encoder held against the original, on real texts."""
+"""Compares an exported encoder with the original, on real texts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from stillroom.data.readers.records import EvaluationSet
 from stillroom.encoders.contract import Role
-from stillroom.encoders.export.int8 import cosines
+from stillroom.encoders.export.int8 import row_cosines
 from stillroom.errors import UserError
-from stillroom.evaluation.evaluate import DEPTH, scored
+from stillroom.evaluation.encode_progress import EncodeTexts
+from stillroom.evaluation.evaluate import RANKING_DEPTH, score_ranking
 from stillroom.evaluation.gate import METRIC
-from stillroom.evaluation.metrics import rank
+from stillroom.evaluation.metrics import rank_passages
 
-Encode = Callable[[list[str], Role], np.ndarray]  # texts → float32, (n, dims)
-
-SHOWN = 60  # characters of a text in an error
+SHOWN_CHARACTERS = 60  # characters of a text in an error
 
 
-def roles(sets: Mapping[str, EvaluationSet]) -> list[tuple[str, Role]]:
-    """Every text of the sets, with what it is there."""
-    found: list[tuple[str, Role]] = []
-    for kept in sets.values():
-        found += [(text, "query") for text in kept.queries.values()]
-        found += [(text, "passage") for text in kept.passages.values()]
-    return found
+def texts_with_roles(sets: Mapping[str, EvaluationSet]) -> list[tuple[str, Role]]:
+    """Every text of the sets, with its role."""
+    texts: list[tuple[str, Role]] = []
+    for part in sets.values():
+        texts += [(text, "query") for text in part.queries.values()]
+        texts += [(text, "passage") for text in part.passages.values()]
+    return texts
 
 
-def fidelity(
-    original: Encode,
-    exported: Encode,
+def compare_encoders(
+    original: EncodeTexts,
+    exported: EncodeTexts,
     sets: Mapping[str, EvaluationSet],
     *,
     floor: float,
     name: str,
 ) -> dict[str, Any]:
-    """How like the vectors of all texts are, and what the difference does to nDCG@10.
+    """How similar the vectors of all texts are, and what the difference does to nDCG@10.
 
     Args:
-        floor: the least cosine that any text may have.
+        floor: the lowest cosine that any text may have.
         name: of the format, for the error.
 
     Returns:
@@ -46,47 +45,46 @@ def fidelity(
         of every set that judges queries.
 
     Raises:
-        UserError: when a text misses the floor.
+        UserError: when a text is below the floor.
     """
-    alike: list[float] = []
+    similarities: list[float] = []
     texts: list[str] = []
     quality = {}
-    for set_name, kept in sets.items():
-        vectors = {}
-        of_role: list[tuple[Role, Mapping[str, str]]] = [
-            ("query", kept.queries),
-            ("passage", kept.passages),
-        ]
-        for role, by_id in of_role:
-            own = list(by_id.values())
-            vectors[role] = (original(own, role), exported(own, role))
-            alike += cosines(*vectors[role]).tolist()
-            texts += own
-        if kept.qrels:
-            judged = [place for place, own_id in enumerate(kept.queries) if own_id in kept.qrels]
+    for set_name, part in sets.items():
+        queries, passages = list(part.queries.values()), list(part.passages.values())
+        query_vectors = original(queries, "query"), exported(queries, "query")
+        passage_vectors = original(passages, "passage"), exported(passages, "passage")
+        for vectors in (query_vectors, passage_vectors):
+            similarities += row_cosines(*vectors).tolist()
+        texts += queries + passages
+        if part.qrels:
+            judged = [row for row, query in enumerate(part.queries) if query in part.qrels]
             before, after = (
-                scored(rank(queries[judged], passages, DEPTH), kept)[METRIC]
-                for queries, passages in zip(vectors["query"], vectors["passage"], strict=True)
+                score_ranking(rank_passages(q[judged], p, RANKING_DEPTH), part)[METRIC]
+                for q, p in zip(query_vectors, passage_vectors, strict=True)
             )
             quality[set_name] = {"original": before, "exported": after, "change": after - before}
-    _hold(alike, texts, floor, name)
+    _require_floor(similarities, texts, floor, name)
     return {
-        "texts": len(alike),
-        "cosine": {"mean": float(np.mean(alike)), "min": float(np.min(alike))},
+        "texts": len(similarities),
+        "cosine": {"mean": float(np.mean(similarities)), "min": float(np.min(similarities))},
         METRIC: quality,
     }
 
 
-def _hold(alike: Sequence[float], texts: Sequence[str], floor: float, name: str) -> None:
-    worst = int(np.argmin(alike))
-    if alike[worst] >= floor:
+def _require_floor(
+    similarities: Sequence[float], texts: Sequence[str], floor: float, name: str
+) -> None:
+    worst = int(np.argmin(similarities))
+    if similarities[worst] >= floor:
         return
     text = texts[worst]
-    shown = text if len(text) <= SHOWN else text[:SHOWN] + "…"
-    below = sum(value < floor for value in alike)
+    shown = text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
+    below = sum(similarity < floor for similarity in similarities)
     raise UserError(
         f"--format {name}",
-        f"{below:,} of {len(alike):,} texts have a cosine under {floor} to the original's vectors: "
-        f"{alike[worst]:.5f} at worst ({shown!r}), {np.mean(alike):.5f} on average",
+        f"{below:,} of {len(similarities):,} texts have a cosine under {floor} to the original's "
+        f"vectors: {similarities[worst]:.5f} at worst ({shown!r}), {np.mean(similarities):.5f} on "
+        "average",
         "Export as onnx, which keeps float32, or give more texts of your own to calibrate with",
     )

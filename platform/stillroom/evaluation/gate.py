@@ -1,4 +1,4 @@
-"""Figures → verdict: whether a student may be released."""
+"""The release gate: whether a report's measurements allow the student to be released."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,50 +10,52 @@ SPEED = "texts_per_second"
 
 
 @dataclass(frozen=True)
-class Floors:
-    """What must hold; see the recipe's release section."""
+class GateFloors:
+    """The lowest allowed values; documented in the recipe's release section. None: not required."""
 
     mean_retention: float | None = None
-    set_retention: float | None = None
-    retention: Mapping[str, float] = field(default_factory=dict)
+    every_set_retention: float | None = None
+    retention_by_set: Mapping[str, float] = field(default_factory=dict)
     asymmetric_retention: float | None = None
-    ndcg: Mapping[str, float] = field(default_factory=dict)
-    vectors: Mapping[str, float] = field(default_factory=dict)
+    ndcg_by_set: Mapping[str, float] = field(default_factory=dict)
+    small_vectors: Mapping[str, float] = field(default_factory=dict)
     texts_per_second: float | None = None
     speedup: float | None = None
-    student_over_base: bool = False
-    student_over_bm25: bool = False
+    student_beats_base: bool = False
+    student_beats_bm25: bool = False
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateResult:
+    """Whether the gate passed, and a sentence for each failure."""
+
     passed: bool
     failures: tuple[str, ...]
 
 
-def judge(report: Mapping[str, Any], floors: Floors) -> Verdict:
-    """Holds a report against the floors. What was not measured is a failure too."""
+def apply_gate(report: Mapping[str, Any], floors: GateFloors) -> GateResult:
+    """Compares a report with the floors. A required value that was not measured is a failure."""
     failures = tuple(_failures(report, floors))
-    return Verdict(not failures, failures)
+    return GateResult(not failures, failures)
 
 
-def _failures(report: Mapping[str, Any], floors: Floors) -> Iterator[str]:
-    kept = report["retention"]
-    student, teacher = model_of(report, "student"), model_of(report, "teacher")
-    yield from _below("mean retention", kept["mean"], floors.mean_retention)
-    every = dict.fromkeys(report["sets"], floors.set_retention)
-    for name, floor in {**every, **floors.retention}.items():
-        yield from _below(f"retention on {name}", kept.get(name), floor)
-    both = model_of(report, "asymmetric") or {"retention": {"mean": None}}
+def _failures(report: Mapping[str, Any], floors: GateFloors) -> Iterator[str]:
+    retention = report["retention"]
+    student, teacher = model_with_role(report, "student"), model_with_role(report, "teacher")
+    yield from _below("mean retention", retention["mean"], floors.mean_retention)
+    set_floors = dict.fromkeys(report["sets"], floors.every_set_retention)
+    for name, floor in {**set_floors, **floors.retention_by_set}.items():
+        yield from _below(f"retention on {name}", retention.get(name), floor)
+    both = model_with_role(report, "asymmetric") or {"retention": {"mean": None}}
     yield from _below(
         "mean asymmetric retention", both["retention"]["mean"], floors.asymmetric_retention
     )
-    for name, floor in floors.ndcg.items():
+    for name, floor in floors.ndcg_by_set.items():
         measured = student["scores"].get(name, {}).get(METRIC)
         yield from _below(f"the student's nDCG@10 on {name}", measured, floor)
-    for precision, floor in floors.vectors.items():
+    for precision, floor in floors.small_vectors.items():
         what = f"the share of the student's nDCG@10 that {precision} vectors keep"
-        yield from _below(what, _share_kept(student, precision), floor)
+        yield from _below(what, _precision_retention(student, precision), floor)
     fast, slow = student.get(SPEED), teacher.get(SPEED)
     yield from _below("the student's texts per second", fast, floors.texts_per_second)
     yield from _below(
@@ -61,13 +63,13 @@ def _failures(report: Mapping[str, Any], floors: Floors) -> Iterator[str]:
         fast / slow if fast and slow else None,
         floors.speedup,
     )
-    for asked, role, other in (
-        (floors.student_over_base, "student_base", "its own base"),
-        (floors.student_over_bm25, "bm25", "BM25"),
+    for required, role, other in (
+        (floors.student_beats_base, "student_base", "its own base"),
+        (floors.student_beats_bm25, "bm25", "BM25"),
     ):
-        if not asked:
+        if not required:
             continue
-        rival = model_of(report, role)
+        rival = model_with_role(report, role)
         if rival is None:
             yield f"the student should beat {other}, which was not measured"
         elif mean_ndcg(student) <= mean_ndcg(rival):
@@ -86,8 +88,11 @@ def _below(what: str, measured: float | None, floor: float | None) -> Iterator[s
         yield f"{what} is {measured:.3f}, {floor - measured:.3f} below the floor of {floor:.3f}"
 
 
-def _share_kept(student: Mapping[str, Any], precision: str) -> float | None:
-    """The student's nDCG@10 at its full size over that of float32, in sums over the sets."""
+def _precision_retention(student: Mapping[str, Any], precision: str) -> float | None:
+    """nDCG@10 of the student's vectors at a precision over float32's, summed over the sets.
+
+    At the full size; None when not measured.
+    """
     sums: dict[str, float] = {}
     for entries in student.get("vectors", {}).values():
         for entry in entries:
@@ -98,11 +103,12 @@ def _share_kept(student: Mapping[str, Any], precision: str) -> float | None:
     return sums[precision] / whole if whole and precision in sums else None
 
 
-def model_of(report: Mapping[str, Any], role: str) -> Any:
-    """The report's entry of a role; None when there is none."""
+def model_with_role(report: Mapping[str, Any], role: str) -> Any:
+    """The report's entry with a role; None when there is none."""
     return next((m for m in report["models"].values() if m["role"] == role), None)
 
 
 def mean_ndcg(model: Mapping[str, Any]) -> float:
+    """The mean nDCG@10 over the sets of a report's entry."""
     scores = [scores[METRIC] for scores in model["scores"].values()]
     return sum(scores) / len(scores)

@@ -1,4 +1,4 @@
-"""Rankings by exact search, and what they are worth."""
+"""Rankings by exact search, and their retrieval scores."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,20 +8,20 @@ import pytrec_eval
 from stillroom.errors import UserError
 from stillroom.mining.exact import search
 
-# Ours → trec_eval's.
+# Our names → trec_eval's.
 METRICS = {"ndcg@10": "ndcg_cut_10", "recall@100": "recall_100", "mrr@10": "recip_rank"}
 
 
-def rank(queries_qd: np.ndarray, passages_pd: np.ndarray, depth: int) -> np.ndarray:
-    """Places of the best passages by inner product, best first: int64, (q, min(depth, p)).
+def rank_passages(queries_qd: np.ndarray, passages_pd: np.ndarray, depth: int) -> np.ndarray:
+    """Rows of the best passages by inner product, best first: int64, (q, min(depth, p)).
 
-    Equal scores are ordered by place.
+    Equal scores are ordered by row.
 
     Args:
         passages_pd: float32 or float16.
     """
-    everything = (np.arange(len(passages_pd)), passages_pd)
-    return search(queries_qd, [everything], min(depth, len(passages_pd)))[1]
+    block = (np.arange(len(passages_pd)), passages_pd)
+    return search(queries_qd, [block], min(depth, len(passages_pd)))[1]
 
 
 def retrieval_scores(
@@ -34,7 +34,7 @@ def retrieval_scores(
         qrels: query id → passage id → grade, relevant above 0.
 
     Raises:
-        UserError: when a query has no relevant passage, for then nothing can be said of it.
+        UserError: when a query has no relevant passage: its scores would be undefined.
     """
     for query, grades in qrels.items():
         if not any(grade > 0 for grade in grades.values()):
@@ -42,18 +42,18 @@ def retrieval_scores(
                 f"qrels: {query}", "has no relevant passage", "Give it one, or leave it out"
             )
     judged = {query: dict(grades) for query, grades in qrels.items()}
-    # trec_eval orders by score, so a place becomes a score that falls.
+    # trec_eval orders by score, so ranks become falling scores.
     run = {
-        query: {passage: float(-place) for place, passage in enumerate(ranked.get(query, ()))}
+        query: {passage: float(-rank) for rank, passage in enumerate(ranked.get(query, ()))}
         for query in judged
     }
-    top = {query: dict(list(places.items())[:10]) for query, places in run.items()}
-    deep = _evaluate(judged, run, {"ndcg_cut.10", "recall.100"})
-    first = _evaluate(judged, top, {"recip_rank"})
-    by_query = {query: {**deep.get(query, {}), **first.get(query, {})} for query in judged}
+    top_10 = {query: dict(list(scores.items())[:10]) for query, scores in run.items()}
+    whole = _evaluate(judged, run, {"ndcg_cut.10", "recall.100"})
+    cut = _evaluate(judged, top_10, {"recip_rank"})
+    by_query = {query: {**whole.get(query, {}), **cut.get(query, {})} for query in judged}
     return {
-        name: float(np.mean([scores.get(theirs, 0.0) for scores in by_query.values()]))
-        for name, theirs in METRICS.items()
+        name: float(np.mean([scores.get(trec_name, 0.0) for scores in by_query.values()]))
+        for name, trec_name in METRICS.items()
     }
 
 

@@ -1,9 +1,9 @@
-"""What is left of retrieval when passages are stored in fewer bytes: precisions × sizes.
+"""Retrieval quality when passages are stored in fewer bytes: every precision × every size.
 
-Only what is stored is made small. Queries stay float32, but for `binary`, which compares signs
-with signs. `binary+rescoring` finds the best RESCORED × k that way and orders them anew by the
-float32 query against their int8 codes, as Cohere and Hugging Face describe it: a search goes
-through the bits alone, and the codes may lie on disk.
+Only stored passages are made small. Queries stay float32, except for `binary`, which compares signs
+with signs. `binary+rescoring` finds the best RESCORE_FACTOR × k that way and orders them again by
+the float32 query against their int8 codes, as Cohere and Hugging Face describe it: a search reads
+only the bits of all passages, and the codes may be on disk.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,55 +12,58 @@ from typing import Any
 import numpy as np
 
 from stillroom.data.readers.records import EvaluationSet
-from stillroom.encoders.interface import prefix
+from stillroom.encoders.interface import truncate_vectors
 from stillroom.encoders.vectors.quantise import (
-    PRECISIONS,
-    RESCORED,
+    RESCORE_FACTOR,
+    VECTOR_PRECISIONS,
     Calibration,
-    Precision,
-    from_signs,
-    searched_bytes,
-    signs,
+    VectorPrecision,
+    pack_signs,
+    search_bytes,
+    unpack_signs,
 )
 from stillroom.errors import UserError
-from stillroom.evaluation.evaluate import DEPTH, Encoded, scored
-from stillroom.evaluation.metrics import rank
+from stillroom.evaluation.evaluate import RANKING_DEPTH, EncodedSets, score_ranking
+from stillroom.evaluation.metrics import rank_passages
 from stillroom.mining.exact import search
 
-BLOCK = 4096  # passages decoded at once
+DECODED_BLOCK = 4096  # passages decoded at once
 
 
-def rank_stored(
-    precision: Precision,
+def rank_quantised(
+    precision: VectorPrecision,
     queries_qd: np.ndarray,
     passages_pd: np.ndarray,
     depth: int,
     calibration: Calibration,
 ) -> np.ndarray:
-    """As `rank`, of passages as a precision stores them: exact for what their codes stand for."""
+    """`rank_passages` on passages as a precision stores them: exact for the decoded codes."""
     if precision == "float32":
-        return rank(queries_qd, passages_pd, depth)
+        return rank_passages(queries_qd, passages_pd, depth)
     if precision == "float16":
-        return rank(queries_qd, passages_pd.astype(np.float16), depth)
+        return rank_passages(queries_qd, passages_pd.astype(np.float16), depth)
     if precision == "int8":
         codes = calibration.encode(passages_pd)
         return _rank_decoded(queries_qd, codes, calibration.decode, depth)
 
-    def ones(bits: np.ndarray) -> np.ndarray:
-        return from_signs(bits, queries_qd.shape[1])
+    def decode(bits: np.ndarray) -> np.ndarray:
+        return unpack_signs(bits, queries_qd.shape[1])
 
     rescores = precision == "binary+rescoring"
-    found = _rank_decoded(
-        ones(signs(queries_qd)), signs(passages_pd), ones, RESCORED * depth if rescores else depth
+    by_signs = _rank_decoded(
+        decode(pack_signs(queries_qd)),
+        pack_signs(passages_pd),
+        decode,
+        RESCORE_FACTOR * depth if rescores else depth,
     )
     if not rescores:
-        return found
+        return by_signs
     codes = calibration.encode(passages_pd)
-    candidates = np.sort(found, axis=1)  # so that equals are still ordered by place
+    candidates = np.sort(by_signs, axis=1)  # so that equal scores are still ordered by row
     return np.stack(
         [
-            places[rank(query[None], calibration.decode(codes[places]), depth)[0]]
-            for query, places in zip(queries_qd, candidates, strict=True)
+            rows[rank_passages(query[None], calibration.decode(codes[rows]), depth)[0]]
+            for query, rows in zip(queries_qd, candidates, strict=True)
         ]
     )
 
@@ -71,29 +74,35 @@ def _rank_decoded(
     decode: Callable[[np.ndarray], np.ndarray],
     depth: int,
 ) -> np.ndarray:
-    """`rank` without all the decoded vectors in memory."""
+    """`rank_passages` that decodes block by block, to save memory."""
 
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, len(codes), BLOCK):
-            block = codes[start : start + BLOCK]
+        for start in range(0, len(codes), DECODED_BLOCK):
+            block = codes[start : start + DECODED_BLOCK]
             yield np.arange(start, start + len(block)), decode(block)
 
-    return search(queries_qd, blocks(), min(depth, len(codes)), together=BLOCK)[1]
+    return search(queries_qd, blocks(), min(depth, len(codes)), passages_per_product=DECODED_BLOCK)[
+        1
+    ]
 
 
-def sizes_to_measure(trained: Sequence[int], others: Sequence[int]) -> list[int]:
+def sizes_to_evaluate(trained: Sequence[int], others: Sequence[int]) -> list[int]:
     """The sizes that vectors were trained to be cut to, and others, the largest first.
 
     Raises:
-        UserError: when one is larger than the vectors.
+        UserError: when a size is larger than the vectors.
     """
     if wrong := [size for size in others if not 0 < size <= trained[0]]:
-        raise UserError("dims", f"vectors of {trained[0]} have no {wrong[0]}", "Name smaller ones")
+        raise UserError(
+            "dims",
+            f"{wrong[0]} is no size of vectors of {trained[0]} dims",
+            f"Use sizes from 1 to {trained[0]}",
+        )
     return sorted({*trained, *others}, reverse=True)
 
 
-def measure_small(
-    encoded: Encoded,
+def evaluate_precisions(
+    encoded: EncodedSets,
     sets: Mapping[str, EvaluationSet],
     sizes: Sequence[int] | None = None,
     calibrations: Mapping[int, Calibration] | None = None,
@@ -101,33 +110,33 @@ def measure_small(
     """Each set's scores at every precision and size.
 
     Args:
-        sizes: None for those that the vectors were trained to be cut to.
-        calibrations: by size; None has each set's own passages calibrate, as whoever indexes
-            them would.
+        sizes: None: those that the vectors were trained to be cut to.
+        calibrations: by size; None: each set's own passages calibrate, as when they are indexed.
 
     Returns:
-        set → entries of `precision`, `dims`, `trained` (whether for that size), `bytes` of a vector
-        (that a search goes through), `rescored_bytes` (that are read of candidates alone) and
-        the scores.
+        set → entries of `precision`, `dims`, `trained` (for that size), `bytes` per vector that a
+        search reads, `rescored_bytes` per vector that are read only for candidates, and the scores.
     """
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in sets}
-    for name, kept in sets.items():
+    entries: dict[str, list[dict[str, Any]]] = {name: [] for name in sets}
+    for name, part in sets.items():
         for dims in sizes or encoded.dims:
             queries_qd, passages_pd = (
-                prefix(vectors, dims, encoded.normalise)
+                truncate_vectors(vectors, dims, encoded.normalise)
                 for vectors in (encoded.queries[name], encoded.passages[name])
             )
-            own = calibrations[dims] if calibrations else Calibration.of(passages_pd)
-            for precision in PRECISIONS:
-                places = rank_stored(precision, queries_qd, passages_pd, DEPTH, own)
-                found[name].append(
+            calibration = calibrations[dims] if calibrations else Calibration.fit(passages_pd)
+            for precision in VECTOR_PRECISIONS:
+                ranking = rank_quantised(
+                    precision, queries_qd, passages_pd, RANKING_DEPTH, calibration
+                )
+                entries[name].append(
                     {
                         "precision": precision,
                         "dims": dims,
                         "trained": dims in encoded.dims,
-                        "bytes": searched_bytes(precision, dims),
+                        "bytes": search_bytes(precision, dims),
                         "rescored_bytes": dims if precision == "binary+rescoring" else 0,
-                        **scored(places, kept),
+                        **score_ranking(ranking, part),
                     }
                 )
-    return found
+    return entries

@@ -1,1 +1,1 @@
-"""Losses, objectives and the one training loop; pure torch but for `engine`."""
+"""Losses, objectives, batches and the training loop. Pure torch except for `engine`; no Ray."""

@@ -1,25 +1,40 @@
-"""TODO docstring: learning/batch_types.py."""
+"""What one worker takes in one step, and the names that objectives and the loop share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
-from stillroom.encoders.tokens.prompter import Cloze, Tokens
+from stillroom.encoders.tokens.batch import LabelledTokens, Tokens
 
 Tensor = torch.Tensor
 
-Figures = dict[str, float]
+Metrics = dict[str, float]  # name → value of one step
+
+
+class Batches(Protocol):
+    """step → this worker's batch, the same whenever it is asked for."""
+
+    def __call__(self, step: int) -> Any: ...
+
+    def ids(self, step: int) -> np.ndarray:
+        """The rows of training data in the batch."""
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairBatch:
     """One worker's share of a step: b queries and b × (1 + h) passages.
 
-    The first b passages are the queries' positives, in order; hard negatives follow, those of one
-    query together. Equal ids in `passage_ids`, and in `query_ids`, are equal texts. In a symmetric
-    batch queries and passages are of one kind. The teacher's vectors, float32 with unit rows, are
-    there when a student is trained; `teacher_drawn` are of other passages, every worker's the same.
+    Attributes:
+        passages: first the queries' b positives, in order; then the hard negatives, those of one
+            query together.
+        query_ids, passage_ids: equal ids are equal texts.
+        symmetric: queries and passages are of one kind.
+        teacher_queries, teacher_passages: the teacher's vectors, float32 with unit rows; None when
+            no student is trained.
+        teacher_sampled: the teacher's vectors of other passages, the same on every worker.
     """
 
     queries: Sequence[Tokens]
@@ -29,9 +44,11 @@ class Pairs:
     symmetric: bool = False
     teacher_queries: Tensor | None = None
     teacher_passages: Tensor | None = None
-    teacher_drawn: Tensor | None = None
+    teacher_sampled: Tensor | None = None
 
-    def to(self, device: torch.device) -> "Pairs":
+    def to(self, device: torch.device) -> "PairBatch":
+        """The same batch with its tensors on a device."""
+
         def moved(vectors: Tensor | None) -> Tensor | None:
             return None if vectors is None else vectors.to(device)
 
@@ -41,26 +58,28 @@ class Pairs:
             passage_ids=self.passage_ids.to(device),
             teacher_queries=moved(self.teacher_queries),
             teacher_passages=moved(self.teacher_passages),
-            teacher_drawn=moved(self.teacher_drawn),
+            teacher_sampled=moved(self.teacher_sampled),
         )
 
 
 @dataclass(frozen=True)
-class Texts:
-    """One worker's share of texts without labels; equal ids are equal texts.
+class TextBatch:
+    """One worker's share of texts without labels.
 
-    The teacher's vectors are there as in `Pairs`.
+    Attributes:
+        ids: equal ids are equal texts.
+        teacher_vectors, teacher_sampled: as in `PairBatch`.
     """
 
-    tokens: Sequence[Tokens]
+    texts: Sequence[Tokens]
     ids: Tensor
-    teacher: Tensor | None = None
-    teacher_drawn: Tensor | None = None
+    teacher_vectors: Tensor | None = None
+    teacher_sampled: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class PairsAndClozes:
-    """What one step of a joint objective takes."""
+class JointBatch:
+    """One worker's share of a joint step: pairs to embed, and texts whose tokens are predicted."""
 
-    pairs: Pairs
-    clozes: Sequence[Cloze]
+    pairs: PairBatch
+    generation: Sequence[LabelledTokens]

@@ -1,39 +1,56 @@
-"""The one training loop, for teacher and student alike."""
+"""The one training loop, for teacher and student alike.
+
+A caller gives the engine that updates the weights, the objective, the batches, and callbacks for
+everything that leaves the loop: metrics, checkpoints, evaluation.
+"""
 
 import math
+import resource
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
-from stillroom.estimates.flops import Flops
-from stillroom.learning.engine.base import Engine
-from stillroom.learning.forwards import Forwards
-from stillroom.learning.gather import world
-from stillroom.learning.objectives.contrastive import Objective
+from stillroom.estimates.flops import FlopCounter
+from stillroom.learning.batch_types import Batches, Metrics
+from stillroom.learning.engine.interface import Engine
+from stillroom.learning.gather import current_shard
+from stillroom.learning.micro_batch_runner import MicroBatchRunner
+from stillroom.learning.objectives.interface import Objective
 
-SCORE = "ndcg@10"  # the figure that `evaluate` gives a step
+SCORE_METRIC = "ndcg@10"  # the metric that `Callbacks.evaluate` adds to a step
 
 
 class NonFiniteLoss(Exception):
-    """Training ran into nan or inf."""
+    """The loss became nan or inf."""
 
-    def __init__(self, step: int, loss: float, ids: list[int], kept: int):
-        super().__init__(step, loss, ids, kept)
+    def __init__(self, step: int, loss: float, ids: list[int], last_checkpoint: int):
+        """
+        Args:
+            ids: the rows of training data in the step's batch.
+            last_checkpoint: the step of the newest checkpoint; 0 when there is none.
+        """
+        super().__init__(step, loss, ids, last_checkpoint)
 
     def __str__(self) -> str:
-        step, loss, ids, kept = self.args
-        good = f"the checkpoint of step {kept} is good" if kept else "there is no checkpoint yet"
+        step, loss, ids, last_checkpoint = self.args
+        state = (
+            f"the checkpoint of step {last_checkpoint} is good"
+            if last_checkpoint
+            else "there is no checkpoint yet"
+        )
         return (
             f"the loss is {loss} at step {step}, on rows {ids[:16]}"
-            f"{' …' if len(ids) > 16 else ''} of the training data; {good}. "
+            f"{' …' if len(ids) > 16 else ''} of the training data; {state}. "
             "Lower the learning rate, or look at those rows"
         )
 
 
-def schedule(step: int, *, steps: int, warmup: int, peak: float, shape: str = "linear") -> float:
+def scheduled_learning_rate(
+    step: int, *, steps: int, warmup: int, peak: float, shape: str = "linear"
+) -> float:
     """Learning rate of a step: up to `peak` over `warmup` steps, then down to 0 at `steps`.
 
     Args:
@@ -50,127 +67,221 @@ def schedule(step: int, *, steps: int, warmup: int, peak: float, shape: str = "l
     return peak * shapes[shape]
 
 
+@dataclass(frozen=True)
+class TrainOptions:
+    """The numbers of a training run.
+
+    Attributes:
+        learning_rate: step → learning rate.
+        pad_id: the token that fills short texts of a micro-batch.
+        micro_batch_tokens, gradcache: see `MicroBatchRunner`. They change memory and time, not the
+            result.
+        packed: forwards drop the padding of their batches.
+        checkpoint_every: steps between checkpoints; None: only when training is asked to stop.
+        evaluate_every: steps between evaluations; None: only after the last step.
+        flops: what texts cost the model.
+        device_flops: peak FLOP/s of one worker's device. The MFU is reported where this and `flops`
+            are known.
+    """
+
+    steps: int
+    learning_rate: Callable[[int], float]
+    seed: int
+    pad_id: int
+    micro_batch_tokens: int
+    gradcache: bool = False
+    packed: bool = False
+    checkpoint_every: int | None = None
+    evaluate_every: int | None = None
+    flops: FlopCounter | None = None
+    device_flops: float | None = None
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What the loop calls, each on every worker.
+
+    Attributes:
+        on_step: after each step, with its metrics.
+        save_checkpoint: with the number of steps done, after every `checkpoint_every` steps and
+            when training is asked to stop, but not after the last step.
+        evaluate: returns the score, the same on every worker; called after every `evaluate_every`
+            steps and after the last. None: no evaluation.
+        on_best_score: after a step whose score is the best so far, before its checkpoint.
+        stop_requested: asked in every step; if it is true on one worker, all stop.
+    """
+
+    on_step: Callable[[Metrics], None] = lambda metrics: None
+    save_checkpoint: Callable[[int], None] = lambda steps_done: None
+    evaluate: Callable[[], float] | None = None
+    on_best_score: Callable[[], None] = lambda: None
+    stop_requested: Callable[[], bool] = lambda: False
+
+
 def train(
     engine: Engine,
     objective: Objective,
-    batches: Any,
+    batches: Batches,
+    options: TrainOptions,
+    callbacks: Callbacks = Callbacks(),
     *,
-    steps: int,
-    learning_rate: Callable[[int], float],
-    seed: int,
-    pad_id: int,
-    micro_tokens: int,
-    gradcache: bool = False,
-    packed: bool = False,
-    start: int = 0,
-    report: Callable[[dict[str, float]], None],
-    checkpoint: Callable[[int], None],
-    checkpoint_every: int,
-    evaluate: Callable[[], float] | None = None,
-    evaluate_every: int | None = None,
-    improved: Callable[[], None] = lambda: None,
-    best: float = -math.inf,
-    flops: Flops | None = None,
-    peak: float | None = None,
-    told_to_stop: Callable[[], bool] = lambda: False,
+    start_step: int = 0,
+    best_score: float = -math.inf,
 ) -> list[float]:
-    """Runs steps `start` … `steps` - 1; returns their losses, averaged over the workers.
+    """Runs steps `start_step` … `options.steps` - 1; returns their losses, averaged over workers.
 
-    Told to stop, it makes a checkpoint after the step that it is in, and returns early.
+    When asked to stop, it saves a checkpoint after the current step and returns early.
 
     Args:
-        batches: step → this worker's batch; `batches.ids(step)` names its rows.
-        micro_tokens, gradcache: see `Forwards`. They change memory and time, not the result.
-        packed: forwards leave out the padding of the batches that they are given.
-        report: called on every worker after each step with that step's figures.
-        checkpoint: called on every worker with the number of steps done, after every
-            `checkpoint_every` steps and when it is told to stop, but not after the last.
-        evaluate: called on every worker after every `evaluate_every` steps and after the last;
-            the score, the same on each, is reported with the step.
-        improved: called on every worker when that score is the best, before a checkpoint.
-        best: the score to beat, of the steps before `start`.
-        flops, peak: what texts cost the model, and the FLOP/s of a worker's device: where both are
-            known, a step's figures hold its MFU.
-        told_to_stop: asked in every step on every worker; one that is told stops all.
+        start_step: the number of steps that an earlier run has done.
+        best_score: the best score of those steps, which a new best must beat.
 
     Raises:
         NonFiniteLoss: before the update that would have spoiled the weights.
     """
-    rank, workers = world()
     losses = []
-    for step in range(start, steps):
-        began = time.perf_counter()
+    for step in range(start_step, options.steps):
+        timer = _StepTimer()
         batch = batches(step)
-        waited = time.perf_counter() - began
-        forwards = Forwards(
-            engine,
-            pad_id=pad_id,
-            micro_tokens=micro_tokens,
-            cached=gradcache,
-            # Dropout depends on the step alone, so a resumed run draws what it would have drawn.
-            seed=hash((seed, step, rank)),
-        )
-        loss, figures = objective(forwards, batch)
-        value = torch.zeros(()) if loss is None else loss.detach().float().cpu()
-        predicted = forwards.backward(loss)
-        value = value + sum(part.cpu() for part in predicted.values())
-        cost = 0.0
-        if flops is not None:
-            cost = flops.forward(forwards.lengths) + flops.backward(forwards.lengths)
-        mean, tokens, padded, cost, told = _over_workers(
-            [float(value), forwards.tokens, forwards.padded, cost, told_to_stop()], engine.device
-        )
-        mean /= workers
-        if not math.isfinite(mean):
-            kept = step // checkpoint_every * checkpoint_every
-            raise NonFiniteLoss(step, mean, [int(i) for i in batches.ids(step)], kept)
-        rate = learning_rate(step)
-        norm = engine.step(rate)
-        losses.append(mean)
-        seconds = time.perf_counter() - began
-        done = step + 1
-        figures = {
-            "step": done,
-            "steps": steps,
-            "loss": mean,
-            "learning_rate": rate,
-            "gradient_norm": norm,
-            "seconds": seconds,
-            "waited_for_data": waited,
-            "tokens_per_second": tokens / seconds,
-            "padding": 0.0 if packed else 1 - tokens / padded,
-            "memory_gib": _memory_gib(engine.device),
-            **figures,
-            **{name: float(part) for name, part in predicted.items()},
+        timer.data_arrived()
+        runner = _runner(engine, options, step)
+        totals, metrics = _forward_and_backward(runner, objective, batch, options, callbacks)
+        if not math.isfinite(totals.mean_loss):
+            ids = [int(row) for row in batches.ids(step)]
+            raise NonFiniteLoss(step, totals.mean_loss, ids, _last_checkpoint(step, options))
+        learning_rate = options.learning_rate(step)
+        gradient_norm = engine.step(learning_rate)
+        losses.append(totals.mean_loss)
+        steps_done = step + 1
+        metrics = {
+            "step": steps_done,
+            "steps": options.steps,
+            "loss": totals.mean_loss,
+            "learning_rate": learning_rate,
+            "gradient_norm": gradient_norm,
+            **_speed_metrics(totals, timer, options),
+            "memory_gib": _peak_memory_gib(engine.device),
+            **metrics,
         }
-        if cost and peak is not None:
-            figures["mfu"] = cost / seconds / (workers * peak)
-        if evaluate is not None and (done == steps or done % (evaluate_every or steps) == 0):
-            figures[SCORE] = evaluate()
-        report(figures)
-        if figures.get(SCORE, -math.inf) > best:
-            best = figures[SCORE]
-            improved()
-        if done < steps and (told or done % checkpoint_every == 0):
-            checkpoint(done)
-        if told:
+        if callbacks.evaluate is not None and _evaluation_due(steps_done, options):
+            metrics[SCORE_METRIC] = callbacks.evaluate()
+        callbacks.on_step(metrics)
+        if metrics.get(SCORE_METRIC, -math.inf) > best_score:
+            best_score = metrics[SCORE_METRIC]
+            callbacks.on_best_score()
+        if _checkpoint_due(steps_done, totals.stop_requested, options):
+            callbacks.save_checkpoint(steps_done)
+        if totals.stop_requested:
             break
     return losses
 
 
-def _over_workers(values: list[float], device: torch.device) -> list[float]:
-    """Sums over the workers."""
-    if world()[1] == 1:
+@dataclass(frozen=True)
+class _StepTotals:
+    """What a step's workers bring together.
+
+    Attributes:
+        mean_loss: over the workers.
+        tokens, padded_tokens: of all workers, without and with padding.
+        flops: of all workers; 0 where the cost of a text is not known.
+        stop_requested: on one worker at least.
+    """
+
+    mean_loss: float
+    tokens: float
+    padded_tokens: float
+    flops: float
+    stop_requested: bool
+
+
+def _runner(engine: Engine, options: TrainOptions, step: int) -> MicroBatchRunner:
+    return MicroBatchRunner(
+        engine,
+        pad_id=options.pad_id,
+        micro_batch_tokens=options.micro_batch_tokens,
+        cached=options.gradcache,
+        # Dropout depends on the step alone, so a resumed run draws what it would have drawn.
+        seed=hash((options.seed, step, current_shard().rank)),
+    )
+
+
+def _forward_and_backward(
+    runner: MicroBatchRunner,
+    objective: Objective,
+    batch: object,
+    options: TrainOptions,
+    callbacks: Callbacks,
+) -> tuple[_StepTotals, Metrics]:
+    """Leaves the step's gradients with the engine; returns totals, and this worker's metrics."""
+    loss, metrics = objective(runner, batch)
+    local_loss = torch.zeros(()) if loss is None else loss.detach().float().cpu()
+    predicted = runner.backward(loss)
+    local_loss = local_loss + sum(part.cpu() for part in predicted.values())
+    flops = 0.0
+    if options.flops is not None:
+        flops = options.flops.forward(runner.lengths) + options.flops.backward(runner.lengths)
+    loss_sum, tokens, padded_tokens, flops, stops = _sum_over_workers(
+        [float(local_loss), runner.tokens, runner.padded_tokens, flops, callbacks.stop_requested()],
+        runner.device,
+    )
+    mean_loss = loss_sum / current_shard().world
+    totals = _StepTotals(mean_loss, tokens, padded_tokens, flops, stops > 0)
+    return totals, {**metrics, **{name: float(part) for name, part in predicted.items()}}
+
+
+def _sum_over_workers(values: list[float], device: torch.device) -> list[float]:
+    if current_shard().world == 1:
         return values
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
-    return total.tolist()
+    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(sums)
+    return sums.tolist()
 
 
-def _memory_gib(device: torch.device) -> float:
-    """This worker's peak so far."""
+class _StepTimer:
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.data_wait_s = 0.0
+
+    def data_arrived(self) -> None:
+        self.data_wait_s = time.perf_counter() - self.started
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+
+def _speed_metrics(totals: _StepTotals, timer: _StepTimer, options: TrainOptions) -> Metrics:
+    seconds = timer.seconds()
+    metrics = {
+        "step_seconds": seconds,
+        "data_wait_seconds": timer.data_wait_s,
+        "tokens_per_second": totals.tokens / seconds,
+        "padding": 0.0 if options.packed else 1 - totals.tokens / totals.padded_tokens,
+    }
+    if totals.flops and options.device_flops is not None:
+        peak = current_shard().world * options.device_flops
+        metrics["mfu"] = totals.flops / seconds / peak
+    return metrics
+
+
+def _evaluation_due(steps_done: int, options: TrainOptions) -> bool:
+    every = options.evaluate_every or options.steps
+    return steps_done == options.steps or steps_done % every == 0
+
+
+def _checkpoint_due(steps_done: int, stop_requested: bool, options: TrainOptions) -> bool:
+    if steps_done == options.steps:
+        return False
+    every = options.checkpoint_every
+    return stop_requested or (every is not None and steps_done % every == 0)
+
+
+def _last_checkpoint(step: int, options: TrainOptions) -> int:
+    every = options.checkpoint_every
+    return 0 if every is None else step // every * every
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    """The most memory that this worker has held so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux

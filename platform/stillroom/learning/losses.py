@@ -1,7 +1,7 @@
-"""Losses as pure functions of tensors.
+"""Losses as pure functions of tensors, under the names that the literature gives them.
 
-Shapes: b queries of this worker, n candidate passages of all workers, d dims. Of texts without
-labels: n of this worker, m of all.
+Shapes: of pairs, b queries of this worker and n candidate passages of all workers; of texts without
+labels, n of this worker and m of all; k vectors to rank; d dims.
 Everything is computed in float32, whatever the model ran in.
 """
 
@@ -12,18 +12,19 @@ import torch.nn.functional as F
 
 Tensor = torch.Tensor
 
-TRIPLES = 1 << 24  # the most that `order_hinge` compares at once
+MAX_TRIPLES = 1 << 24  # that `similarity_order` compares at once
 
 
 def info_nce(
     scores_bn: Tensor, positive_b: Tensor, *, temperature: float, ignore_bn: Tensor | None = None
 ) -> Tensor:
-    """Mean InfoNCE (van den Oord et al., 2018) over the queries.
+    """InfoNCE (van den Oord et al., 2018, arXiv 1807.03748), mean over the queries.
+
+    -log(exp(s_positive / τ) / Σ_candidates exp(s / τ)), with τ the temperature.
 
     Args:
         scores_bn: similarity of query and candidate, cosine for unit vectors.
         positive_b: the column of each query's positive.
-        temperature: what scores are divided by.
         ignore_bn: True where a candidate is no negative (a copy of the positive, say).
     """
     logits_bn = scores_bn.float() / temperature
@@ -40,7 +41,15 @@ def score_kl(
     teacher_temperature: float,
     ignore_bn: Tensor | None = None,
 ) -> Tensor:
-    """Mean KL(teacher ‖ student) of the two softmaxes over each query's candidates."""
+    """KL divergence of the softmaxes over each query's candidates, mean over the queries.
+
+    Σ_candidates p_teacher log(p_teacher / p_student); as DistillKLDivLoss of sentence-transformers
+    (Hinton et al., 2015, arXiv 1503.02531, without its factor of temperature²).
+
+    Args:
+        student_bn, teacher_bn: each model's scores of query and candidate.
+        ignore_bn: True where a candidate does not count.
+    """
     student_bn = student_bn.float() / student_temperature
     teacher_bn = teacher_bn.float() / teacher_temperature
     if ignore_bn is not None:
@@ -55,52 +64,92 @@ def score_kl(
     )
 
 
-def cosine_distance(student_nd: Tensor, teacher_nd: Tensor) -> Tensor:
-    """Mean of 1 − cos between a text's two vectors, in [0, 2]."""
+def ranking_kl(
+    student_nd: Tensor,
+    targets_kd: Tensor,
+    teacher_nk: Tensor,
+    *,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> Tensor:
+    """`score_kl` of how a text ranks the teacher's vectors, mean over the texts.
+
+    The student's scores are cosines of its own vectors with the teacher's: its queries are to find
+    the passages of an index that the teacher made.
+
+    Args:
+        targets_kd: the teacher's vectors that are ranked.
+        teacher_nk: the teacher's cosines of the texts with them.
+    """
+    return score_kl(
+        student_nd @ targets_kd.T,
+        teacher_nk,
+        student_temperature=student_temperature,
+        teacher_temperature=teacher_temperature,
+    )
+
+
+def cosine(student_nd: Tensor, teacher_nd: Tensor) -> Tensor:
+    """Cosine distance of a text's two vectors, 1 − cos, in [0, 2]; mean over the texts.
+
+    Jasper's first loss (arXiv 2412.19048). LEAF's squared L2 distance (arXiv 2509.12539) is twice
+    as much for unit vectors.
+    """
     return (1 - F.cosine_similarity(student_nd.float(), teacher_nd.float(), dim=-1)).mean()
 
 
-def squared_error(student_nm: Tensor, teacher_nm: Tensor) -> Tensor:
-    """Mean squared difference of two matrices of cosines (the similarity loss of Jasper,
-    arXiv 2412.19048)."""
+def pairwise_mse(student_nm: Tensor, teacher_nm: Tensor) -> Tensor:
+    """Mean squared error of the cosines among texts, (s − t)²; Jasper's similarity loss
+    (arXiv 2412.19048).
+
+    Args:
+        student_nm, teacher_nm: each model's cosines of the worker's texts with all texts.
+    """
     return F.mse_loss(student_nm.float(), teacher_nm.float())
 
 
 def margin_mse(
     student_bn: Tensor, teacher_bn: Tensor, positive_b: Tensor, *, ignore_bn: Tensor
 ) -> Tensor:
-    """MarginMSE (arXiv 2010.02666): mean squared difference of student's and teacher's margins,
-    by which the positive leads each other candidate; a mean over a query's, then over queries.
+    """MarginMSE (Hofstätter et al., 2020, arXiv 2010.02666).
+
+    ((s_positive − s_other) − (t_positive − t_other))², mean over a query's other candidates, then
+    over the queries.
 
     Args:
+        student_bn, teacher_bn: each model's scores of query and candidate.
+        positive_b: the column of each query's positive.
         ignore_bn: True where a candidate is a copy of the positive.
     """
     error_bn = student_bn.float() - teacher_bn.float()
     margins_bn = error_bn.gather(1, positive_b[:, None]) - error_bn
     others_bn = (~ignore_bn).scatter(1, positive_b[:, None], False)
-    of_query_b = (margins_bn.square() * others_bn).sum(1) / others_bn.sum(1).clamp(min=1)
-    return of_query_b.mean()
+    loss_b = (margins_bn.square() * others_bn).sum(1) / others_bn.sum(1).clamp(min=1)
+    return loss_b.mean()
 
 
-def order_hinge(
+def similarity_order(
     student_nm: Tensor, teacher_nm: Tensor, *, margin: float, ignore_nm: Tensor
 ) -> Tensor:
-    """How far the student has the order of two texts wrong, as seen from a third (the relative
-    similarity loss of Jasper, arXiv 2412.19048).
+    """Hinge on which of two texts is nearer to a third: the relative similarity loss of Jasper
+    (arXiv 2412.19048).
 
-    Of each text, the mean of max(0, s_k - s_j + margin) over all j and k that the teacher has in
-    this order, t_j > t_k; then the mean over texts. Takes n × m × m steps in the memory of n × m.
+    max(0, s_k − s_j + margin), mean over all j and k of a text that the teacher orders t_j > t_k,
+    then over the texts. Takes n × m × m steps in the memory of n × m.
 
     Args:
+        student_nm, teacher_nm: each model's cosines of the worker's texts with all texts.
         ignore_nm: True where the column is the row's own text.
     """
-    loss: Tensor = _OrderHinge.apply(student_nm.float(), teacher_nm.float(), margin, ignore_nm)
+    loss: Tensor = _SimilarityOrder.apply(student_nm.float(), teacher_nm.float(), margin, ignore_nm)
     return loss
 
 
-class _OrderHinge(torch.autograd.Function):
-    """Its gradient is a count of the pairs that a column is on the wrong side of: it is taken on
-    the way, so that no triples need be kept."""
+class _SimilarityOrder(torch.autograd.Function):
+    """The gradient counts the pairs that a column is on the wrong side of.
+
+    The forward takes it along, so that no triples need be kept.
+    """
 
     @staticmethod
     def forward(
@@ -109,17 +158,17 @@ class _OrderHinge(torch.autograd.Function):
         n, m = student_nm.shape
         total = student_nm.new_zeros(())
         gradient_nm = torch.empty_like(student_nm)
-        rows = max(1, TRIPLES // (m * m))
+        rows = max(1, MAX_TRIPLES // (m * m))
         for start in range(0, n, rows):
             part = slice(start, start + rows)
-            student, kept = student_nm[part], ~ignore_nm[part]
-            # nearer[r, j, k]: the teacher has j nearer to r than k.
+            student, counted = student_nm[part], ~ignore_nm[part]
+            # nearer[r, j, k]: by the teacher, j is nearer to r than k is.
             nearer = teacher_nm[part, :, None] > teacher_nm[part, None, :]
-            nearer &= kept[:, :, None] & kept[:, None, :]
+            nearer &= counted[:, :, None] & counted[:, None, :]
             weight = 1 / (n * nearer.sum((1, 2)).clamp(min=1).float())
-            late = student[:, None, :] - student[:, :, None] + margin
-            wrong = nearer & (late > 0)
-            total += ((late * wrong).sum((1, 2)) * weight).sum()
+            violation = student[:, None, :] - student[:, :, None] + margin
+            wrong = nearer & (violation > 0)
+            total += ((violation * wrong).sum((1, 2)) * weight).sum()
             gradient_nm[part] = (wrong.sum(1) - wrong.sum(2)) * weight[:, None]
         ctx.save_for_backward(gradient_nm)
         return total

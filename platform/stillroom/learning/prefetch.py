@@ -1,27 +1,33 @@
-"""TODO docstring: learning/prefetch.py."""
+"""Batches prepared in the background, while the step before them is computed."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from stillroom.learning.batch_types import Batches
 
-class Ahead:
-    """Batches made by a thread while the step before them is computed; the same, in any order.
 
-    Fast tokenizers let go of Python's lock, so that one core does it beside the others.
+class Prefetcher:
+    """The same batches as the ones given, made by a thread up to `depth` steps ahead.
+
+    Steps may be asked for in any order. Fast tokenizers release Python's lock, so that one core
+    does it beside the others.
+
+    Args:
+        steps: how many there are: no batch after the last one is made.
     """
 
-    def __init__(self, batches: Any, steps: int, depth: int = 2):
+    def __init__(self, batches: Batches, steps: int, depth: int = 2):
         self.batches, self.steps, self.depth = batches, steps, depth
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self.waiting: dict[int, Any] = {}
+        self.pending: dict[int, Future[Any]] = {}
 
     def ids(self, step: int) -> np.ndarray:
         return self.batches.ids(step)
 
     def __call__(self, step: int) -> Any:
         for ahead in range(step, min(step + self.depth + 1, self.steps)):
-            if ahead not in self.waiting:
-                self.waiting[ahead] = self.pool.submit(self.batches, ahead)
-        return self.waiting.pop(step).result()
+            if ahead not in self.pending:
+                self.pending[ahead] = self.pool.submit(self.batches, ahead)
+        return self.pending.pop(step).result()

@@ -1,11 +1,15 @@
-"""Where a student's projection into its teacher's space begins."""
+"""The start of a student's projection into its teacher's space: a ridge regression on a sample.
+
+Shapes: n texts, h dims of the student's pooled state, d dims of the teacher's vectors.
+"""
 
 from collections.abc import Sequence
 
 import torch
 
-from stillroom.encoders.encoder import Encoder, micro_batches
-from stillroom.encoders.tokens.prompter import Tokens, pad
+from stillroom.encoders.encoder import Encoder
+from stillroom.encoders.micro_batches import micro_batches
+from stillroom.encoders.tokens.batch import Tokens, pad
 
 Tensor = torch.Tensor
 
@@ -13,32 +17,32 @@ Tensor = torch.Tensor
 def fit_projection(
     encoder: Encoder, tokens: Sequence[Tokens], vectors_nd: Tensor, *, batch_tokens: int = 8192
 ) -> None:
-    """Sets the encoder's projection to the best start on a sample of texts, before any training.
+    """Fits the encoder's projection to a sample of texts, before any training.
 
     Args:
-        tokens: of n texts of both roles, cut as training will cut them; some thousands will do.
-        vectors_nd: the teacher's, of the same texts.
+        tokens: of n texts of both roles, cut as training will cut them; a few thousand suffice.
+        vectors_nd: the teacher's vectors of the same texts.
         batch_tokens: the most tokens of one forward, padding counted.
     """
-    assert encoder.projection is not None, "without a projection nothing can be fitted"
+    assert encoder.projection is not None, "the encoder has no projection to fit"
     width = encoder.projection.in_features
     states_nh = torch.empty(len(tokens), width, device=encoder.device)
     training = encoder.training
     encoder.eval()
     with torch.inference_mode():
-        for rows in micro_batches([len(one.ids) for one in tokens], batch_tokens):
+        for rows in micro_batches([len(text.ids) for text in tokens], batch_tokens):
             batch = pad([tokens[row] for row in rows], encoder.pad_id).to(encoder.device)
             states_nh[torch.from_numpy(rows)] = encoder.pooled(batch)
     encoder.train(training)
-    encoder.projection.weight.data.copy_(least_squares(states_nh, vectors_nd.to(encoder.device)))
+    encoder.projection.weight.data.copy_(ridge_regression(states_nh, vectors_nd.to(encoder.device)))
 
 
-def least_squares(states_nh: Tensor, vectors_nd: Tensor, *, ridge: float = 0.3) -> Tensor:
+def ridge_regression(states_nh: Tensor, vectors_nd: Tensor, *, ridge: float = 0.3) -> Tensor:
     """The linear map of a student's states that comes nearest to its teacher's vectors.
 
-    It minimises Σ |W x - t|² + λ |W|², where x is a state brought to unit length, so that every
-    text counts alike, and λ is `ridge` times the mean of Σ x²'s h coordinates. Shrinking the
-    directions that the sample shows little of is what makes it hold on other texts.
+    Minimises Σ |W x - t|² + λ |W|², where x is a state scaled to unit length, so that every text
+    counts alike, and λ is `ridge` times the mean over the h coordinates of Σ x². It shrinks the
+    directions that the sample shows little of; that is why it holds on other texts.
 
     Args:
         states_nh: pooled states, before any projection.

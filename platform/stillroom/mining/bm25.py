@@ -1,4 +1,4 @@
-"""The lexical baseline that every embedder must be held against."""
+"""BM25: the lexical baseline that embedders are compared with, and a miner of negatives."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -11,8 +11,11 @@ from stillroom.errors import UserError
 
 
 def _bm25s() -> Any:
-    """Where JAX is installed, bm25s computes with it as it is imported: on a GPU that would take
-    most of its memory, and fail in a process which may see none."""
+    """Imports bm25s with JAX on the CPU.
+
+    Where JAX is installed, bm25s uses it on import: on a GPU that would take most of its memory,
+    and fail in a process that sees no GPU.
+    """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import bm25s
 
@@ -23,7 +26,7 @@ class Bm25:
     """An index of Lucene's BM25 (k1 1.5, b .75, English stop words, Snowball stemmer).
 
     Raises:
-        UserError: when there is no word in it.
+        UserError: when the passages have no word.
     """
 
     def __init__(self, passages: Sequence[str]):
@@ -31,29 +34,33 @@ class Bm25:
         self.stemmer = Stemmer.Stemmer("english")
         words = self._words(passages)
         if not any(words):
-            raise UserError("passages", "hold no word that BM25 could index", "Leave BM25 out")
+            raise UserError("passages", "have no word that BM25 can index", "Leave BM25 out")
         self.index = _bm25s().BM25(method="lucene", k1=1.5, b=0.75)
         self.index.index(words, show_progress=False)
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Places of the best passages, int64 (q, k), best first and -1 where no word is shared,
-        and their scores, float32."""
-        places = np.full((len(queries), k), -1, dtype=np.int64)
+        """The best passages of each query.
+
+        Returns:
+            Passage rows, int64 (q, k), best first, -1 where no word is shared; their scores,
+            float32.
+        """
+        rows = np.full((len(queries), k), -1, dtype=np.int64)
         scores = np.zeros((len(queries), k), dtype=np.float32)
-        for row, found in enumerate(self.scores(queries)):
-            # Only what is as good as the k-th is sorted.
-            kth = np.partition(found, -k)[-k] if k < len(found) else 0.0
-            candidates = np.flatnonzero((found >= kth) & (found > 0))
-            best = candidates[np.argsort(-found[candidates], kind="stable")[:k]]
-            places[row, : len(best)] = best
-            scores[row, : len(best)] = found[best]
-        return places, scores
+        for query, score_p in enumerate(self.scores(queries)):
+            # Only passages as good as the k-th are sorted.
+            kth = np.partition(score_p, -k)[-k] if k < len(score_p) else 0.0
+            candidates = np.flatnonzero((score_p >= kth) & (score_p > 0))
+            best = candidates[np.argsort(-score_p[candidates], kind="stable")[:k]]
+            rows[query, : len(best)] = best
+            scores[query, : len(best)] = score_p[best]
+        return rows, scores
 
     def scores(self, queries: Sequence[str]) -> Iterator[np.ndarray]:
-        """Every passage's score, float32 (passages,), a query."""
+        """Every passage's score, float32 (passages,), query by query."""
         for words in self._words(queries):
-            nothing = np.zeros(self.passages, dtype=np.float32)
-            yield self.index.get_scores(words) if words else nothing
+            no_match = np.zeros(self.passages, dtype=np.float32)
+            yield self.index.get_scores(words) if words else no_match
 
     def _words(self, texts: Sequence[str]) -> list[list[str]]:
         return _bm25s().tokenize(

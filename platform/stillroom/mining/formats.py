@@ -1,80 +1,114 @@
-"""TODO docstring: mining/formats.py."""
+"""Mined negatives as rows of the files that other trainers read."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from stillroom.data.cleaning.text_keys import text_key
-from stillroom.mining.mined import Mined
+from stillroom.mining.mined import MinedNegatives
 
 
 @dataclass
-class Collected:
-    """Pairs and passages of files; equal texts are one passage row."""
+class PairTexts:
+    """Pairs and passages read from files; equal texts share one passage row.
+
+    Attributes:
+        positive: the passage row of each query's positive.
+        negatives: the passage rows that came as negatives with each query.
+        rows: text key → passage row.
+    """
 
     queries: list[str] = field(default_factory=list)
     positive: list[int] = field(default_factory=list)
     negatives: list[list[int]] = field(default_factory=list)
     passages: list[str] = field(default_factory=list)
-    rows: dict[str, int] = field(default_factory=dict)  # text key → row
+    rows: dict[str, int] = field(default_factory=dict)
 
-    def row(self, text: str) -> int:
+    def add_passage(self, text: str) -> int:
+        """The row of a passage, which is added where no equal text is there."""
         row = self.rows.setdefault(text_key(text), len(self.passages))
         if row == len(self.passages):
             self.passages.append(text)
         return row
 
 
-def _pairs(texts: Collected, mined: Mined) -> Iterator[tuple[int, str, int, float, Any]]:
-    """(number, query, positive's row, its score, [(negative's row, its score)]) of each pair."""
+class _Pair(NamedTuple):
+    """A query with its positive and negatives, as passage rows and scores."""
+
+    number: int
+    query: str
+    positive: int
+    positive_score: float
+    negatives: list[tuple[int, float]]
+
+
+def _pairs(texts: PairTexts, mined: MinedNegatives) -> Iterator[_Pair]:
     for number, query in enumerate(texts.queries):
-        there = mined.negatives[number] >= 0
-        rows = mined.negatives[number][there].tolist()
-        scores = mined.scores[number][there].tolist()
-        own = float(mined.positive_scores[number])
-        yield number, query, texts.positive[number], own, list(zip(rows, scores, strict=True))
+        exists = mined.negatives[number] >= 0
+        rows = mined.negatives[number][exists].tolist()
+        scores = mined.scores[number][exists].tolist()
+        yield _Pair(
+            number,
+            query,
+            texts.positive[number],
+            float(mined.positive_scores[number]),
+            list(zip(rows, scores, strict=True)),
+        )
 
 
-def sentence_transformers(texts: Collected, mined: Mined, scored: bool) -> Iterator[dict[str, Any]]:
-    """Triplets, one a negative; `label` is by how much the positive scores more, which is what
+def sentence_transformers(
+    texts: PairTexts, mined: MinedNegatives, with_scores: bool
+) -> Iterator[dict[str, Any]]:
+    """Triplets, one a negative; `label` is the positive's score less the negative's, which
     MarginMSELoss learns from."""
-    for _, query, positive, own, negatives in _pairs(texts, mined):
-        for row, score in negatives:
-            label = {"label": own - score} if scored else {}
+    for pair in _pairs(texts, mined):
+        for row, score in pair.negatives:
+            label = {"label": pair.positive_score - score} if with_scores else {}
             yield {
-                "anchor": query,
-                "positive": texts.passages[positive],
+                "anchor": pair.query,
+                "positive": texts.passages[pair.positive],
                 "negative": texts.passages[row],
                 **label,
             }
 
 
-def flagembedding(texts: Collected, mined: Mined, scored: bool) -> Iterator[dict[str, Any]]:
-    for _, query, positive, own, negatives in _pairs(texts, mined):
-        scores = {"pos_scores": [own], "neg_scores": [score for _, score in negatives]}
+def flagembedding(
+    texts: PairTexts, mined: MinedNegatives, with_scores: bool
+) -> Iterator[dict[str, Any]]:
+    """A row a query, with lists of texts and of scores."""
+    for pair in _pairs(texts, mined):
+        scores = {
+            "pos_scores": [pair.positive_score],
+            "neg_scores": [score for _, score in pair.negatives],
+        }
         yield {
-            "query": query,
-            "pos": [texts.passages[positive]],
-            "neg": [texts.passages[row] for row, _ in negatives],
-            **(scores if scored else {}),
+            "query": pair.query,
+            "pos": [texts.passages[pair.positive]],
+            "neg": [texts.passages[row] for row, _ in pair.negatives],
+            **(scores if with_scores else {}),
         }
 
 
-def tevatron(texts: Collected, mined: Mined, scored: bool) -> Iterator[dict[str, Any]]:
-    def passage(row: int, score: float) -> dict[str, Any]:
-        own = {"score": score} if scored else {}
-        return {"docid": str(row), "title": "", "text": texts.passages[row], **own}
+def tevatron(
+    texts: PairTexts, mined: MinedNegatives, with_scores: bool
+) -> Iterator[dict[str, Any]]:
+    """A row a query, with lists of documents."""
 
-    for number, query, positive, own, negatives in _pairs(texts, mined):
+    def document(row: int, score: float) -> dict[str, Any]:
+        extra = {"score": score} if with_scores else {}
+        return {"docid": str(row), "title": "", "text": texts.passages[row], **extra}
+
+    for pair in _pairs(texts, mined):
         yield {
-            "query_id": str(number),
-            "query": query,
-            "positive_passages": [passage(positive, own)],
-            "negative_passages": [passage(row, score) for row, score in negatives],
+            "query_id": str(pair.number),
+            "query": pair.query,
+            "positive_passages": [document(pair.positive, pair.positive_score)],
+            "negative_passages": [document(row, score) for row, score in pair.negatives],
         }
 
 
-FORMATS: dict[str, Callable[[Collected, Mined, bool], Iterator[dict[str, Any]]]] = {
+# name → (texts, mined, with scores) → rows
+FORMATS: dict[str, Callable[[PairTexts, MinedNegatives, bool], Iterator[dict[str, Any]]]] = {
     "sentence-transformers": sentence_transformers,
     "flagembedding": flagembedding,
     "tevatron": tevatron,

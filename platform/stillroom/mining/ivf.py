@@ -1,5 +1,7 @@
-"""Search in an inverted file (IVF, Sivic and Zisserman, 2003), by FAISS: only the lists whose
-centres are nearest to a query are read."""
+"""Approximate search with an inverted file (IVF; Sivic and Zisserman, 2003), by FAISS.
+
+Only the lists whose centres are nearest to a query are read.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,17 +9,18 @@ from typing import Any
 import faiss
 import numpy as np
 
-from stillroom.mining.exact import Block, Found
+from stillroom.mining.exact import Block, TopK
 
-SAMPLED = 64  # vectors a list from which its centre is learnt
+SAMPLES_PER_LIST = 64  # vectors per list that its centre is learnt from
 
 
 class InvertedFile:
     """Passages in lists around centres, as float16: 2 bytes a number in memory.
 
     Args:
-        blocks: gives the passages anew whenever it is called, (rows, vectors) at a time.
-        lists: None makes as many as four times the root of the passages' number.
+        blocks: each call gives the passages from the start, as blocks of (rows, vectors).
+        lists: None: four times the square root of the number of passages.
+        probes: lists that a query reads.
         device: "cuda" puts the index on this process's GPU where FAISS is built for one.
     """
 
@@ -31,8 +34,8 @@ class InvertedFile:
     ):
         rows = np.concatenate([rows for rows, _ in blocks()])
         lists = min(lists or round(4 * len(rows) ** 0.5), len(rows))
-        every = max(1, len(rows) // (SAMPLED * lists))
-        sample = np.concatenate([vectors[::every] for _, vectors in blocks()]).astype(np.float32)
+        stride = max(1, len(rows) // (SAMPLES_PER_LIST * lists))
+        sample = np.concatenate([vectors[::stride] for _, vectors in blocks()]).astype(np.float32)
         dims = sample.shape[1]
         self.index: Any = faiss.IndexIVFScalarQuantizer(
             faiss.IndexFlatIP(dims),
@@ -42,19 +45,19 @@ class InvertedFile:
             faiss.METRIC_INNER_PRODUCT,
         )
         self.index.train(sample)
-        for of_block, vectors in blocks():
-            self.index.add_with_ids(vectors.astype(np.float32), of_block)
+        for block_rows, vectors in blocks():
+            self.index.add_with_ids(vectors.astype(np.float32), block_rows)
         self.index.nprobe = min(probes, lists)
         if device == "cuda" and getattr(faiss, "get_num_gpus", int)():
             self.index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self.index)
 
-    def search(self, queries_qd: np.ndarray, k: int) -> Found:
-        """As `stillroom.mining.exact.search`, but for passages in lists that were not read."""
+    def search(self, queries_qd: np.ndarray, k: int) -> TopK:
+        """As `stillroom.mining.exact.search`, without passages in lists that are not read."""
         scores, rows = self.index.search(np.ascontiguousarray(queries_qd, dtype=np.float32), k)
         return np.where(rows >= 0, scores, -np.inf).astype(np.float32), rows.astype(np.int64)
 
 
-def recall(found: np.ndarray, exact: np.ndarray) -> float:
-    """The share of the rows in `exact` (q, k) that are in `found` (q, any)."""
-    there = (exact[:, :, None] == found[:, None, :]).any(2)
-    return float(there[exact >= 0].mean()) if (exact >= 0).any() else 1.0
+def recall_of_exact(approximate: np.ndarray, exact: np.ndarray) -> float:
+    """The share of the rows in `exact` (q, k) that are in `approximate` (q, any)."""
+    found = (exact[:, :, None] == approximate[:, None, :]).any(2)
+    return float(found[exact >= 0].mean()) if (exact >= 0).any() else 1.0

@@ -1,0 +1,1 @@
+"""Log lines with context, and the journal and timeline of a run."""

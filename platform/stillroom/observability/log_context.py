@@ -1,8 +1,8 @@
-"""What every line of a log says beside its message: the run, the stage and the worker.
+"""The fields that every log line carries beside its message: the run, the stage and the worker.
 
-Lines are text, or JSON where STILLROOM_LOGS is `json`: then with `time` (seconds since 1970),
-`level`, `logger`, `message` and, as far as they are known, `run`, `stage`, `rank` and `worker`, and
-lines of libraries are as well.
+Lines are text. With STILLROOM_LOGS=json they are JSON with `time` (seconds since 1970), `level`,
+`logger`, `message` and, where known, `run`, `stage`, `rank` and `worker`; then the lines of
+libraries are JSON too.
 """
 
 import json
@@ -13,46 +13,48 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-VARIABLE = "STILLROOM_LOGS"
+FORMAT_VARIABLE = "STILLROOM_LOGS"
 
-# A process works for one run, and in that at one stage.
-_told: dict[str, Any] = {}
-
-
-def as_json() -> bool:
-    return os.environ.get(VARIABLE) == "json"
+# One set for the process: it works for one run, and there on one stage.
+_fields: dict[str, Any] = {}
 
 
-def told() -> dict[str, Any]:
-    """What this process's lines say now."""
-    return dict(_told)
+def json_lines_enabled() -> bool:
+    """Whether log lines are JSON."""
+    return os.environ.get(FORMAT_VARIABLE) == "json"
+
+
+def current_fields() -> dict[str, Any]:
+    """A copy of the fields that this process's log lines carry now."""
+    return dict(_fields)
 
 
 @contextmanager
-def telling(**fields: Any) -> Iterator[None]:
-    """Lines say these, too, meanwhile."""
-    before = told()
-    _told.update(fields)
+def log_fields(**fields: Any) -> Iterator[None]:
+    """Adds fields to the log lines written inside the block."""
+    before = current_fields()
+    _fields.update(fields)
     try:
         yield
     finally:
-        _told.clear()
-        _told.update(before)
+        _fields.clear()
+        _fields.update(before)
 
 
-class Said(NamedTuple):
-    """What a driver tells its workers, so that their lines are like its own."""
+class LogContext(NamedTuple):
+    """Logging context that the driver passes to its workers."""
 
     fields: dict[str, Any]
     json_lines: bool
 
 
-def said() -> Said:
-    return Said(told(), as_json())
+def capture_context() -> LogContext:
+    """This process's logging context, for `configure_worker_logging` in its workers."""
+    return LogContext(current_fields(), json_lines_enabled())
 
 
-class JsonLines(logging.Formatter):
-    """A JSON document a line. `extra={"fields": …}` of a record go before all else."""
+class JsonFormatter(logging.Formatter):
+    """A JSON document per line. A record's `extra={"fields": …}` override the other fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -60,7 +62,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **_told,
+            **_fields,
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
@@ -68,8 +70,8 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def parsed(line: str) -> dict[str, Any] | None:
-    """The fields of a line that `JsonLines` wrote; None of any other."""
+def parse_json_line(line: str) -> dict[str, Any] | None:
+    """The fields of a line that `JsonFormatter` wrote; None for any other line."""
     if not line.startswith('{"time": '):
         return None
     try:
@@ -78,34 +80,34 @@ def parsed(line: str) -> dict[str, Any] | None:
         return None
 
 
-def begin(by: Said, **fields: Any) -> None:
-    """In a worker: its lines say what the driver's do and these fields, and go to its standard
-    output, which Ray keeps and brings to the driver.
+def configure_worker_logging(context: LogContext, **fields: Any) -> None:
+    """Sets up a worker's logging: the driver's fields and these, to standard output.
 
-    A line of text is the message alone, for Ray puts before it who says it; of all workers but the
-    first, the rank as well.
+    Ray keeps a worker's standard output and brings it to the driver, with the worker's name before
+    each line. A line of text is therefore the message alone; workers other than the first add their
+    rank.
     """
-    _told.clear()
-    _told.update(by.fields | fields)
+    _fields.clear()
+    _fields.update(context.fields | fields)
     rank = fields.get("rank", 0)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter(f"rank {rank}: %(message)s" if rank else "%(message)s"))
-    ours = logging.getLogger("stillroom")
-    ours.setLevel(logging.INFO)
-    ours.handlers[:] = [handler]  # alone, where the process worked for another stage before
-    ours.propagate = False
-    if by.json_lines:
-        handler.setFormatter(JsonLines())
+    package = logging.getLogger("stillroom")
+    package.setLevel(logging.INFO)
+    package.handlers[:] = [handler]  # in place of another stage's, for which this process worked
+    package.propagate = False
+    if context.json_lines:
+        handler.setFormatter(JsonFormatter())
         logging.getLogger().addHandler(handler)
         logging.captureWarnings(True)
-        take_over("ray")
+        redirect_library_logs("ray")
 
 
-def take_over(library: str) -> None:
-    """Where lines are JSON: has a library's go where ours do, in place of where it put them."""
+def redirect_library_logs(library: str) -> None:
+    """Sends a library's log lines through the root logger's JSON handler, and nowhere else."""
     log = logging.getLogger(library)
     log.handlers.clear()
     log.propagate = True
-    every = logging.getLogger()
-    ours = [one for one in every.handlers if isinstance(one.formatter, JsonLines)]
-    every.handlers[:] = ours[-1:]
+    root = logging.getLogger()
+    json_handlers = [h for h in root.handlers if isinstance(h.formatter, JsonFormatter)]
+    root.handlers[:] = json_handlers[-1:]

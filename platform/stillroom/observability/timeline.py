@@ -1,4 +1,4 @@
-"""What a run's journal says, as a table and a picture of where its time went."""
+"""Where a run's time went, from its journal: as data, a table and an SVG."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,15 +7,15 @@ from typing import Any
 
 import jinja2
 
-SILENT_S = 90  # without a sign of life, a run that has not said that it ends is dead
+DEAD_AFTER_S = 90  # a run that has not ended counts as killed so long after its last heartbeat
 
 PAGE = jinja2.Environment(
     loader=jinja2.PackageLoader("stillroom.observability", "."), autoescape=True, trim_blocks=True,
     lstrip_blocks=True, undefined=jinja2.StrictUndefined,
 )  # fmt: skip
 
-# Of the drawing, in SVG units.
-NAMES, BARS, FIGURES, LINE, TOP = 250, 620, 130, 26, 56
+# Of the drawing, in SVG units: widths of its columns, height of a line, and the first line.
+NAMES_WIDTH, BARS_WIDTH, DURATIONS_WIDTH, LINE_HEIGHT, TOP = 250, 620, 130, 26, 56
 
 
 @dataclass
@@ -24,15 +24,15 @@ class Span:
 
     Attributes:
         outcome: made, reused, failed, killed, or running.
-        began, ended: seconds since 1970; of what was reused, both None. What was killed ended with
-            the run's last sign of life.
-        trainings: (when, steps done before, workers) of each time that its training began.
-        memory_gib: the most that training's first worker held, else the driver.
+        started, ended: seconds since 1970; None when reused. A killed stage ended with the last
+            heartbeat of the run.
+        trainings: (time, steps done before, workers) of every start of its training.
+        memory_gib: peak of training's first worker, else of the driver.
     """
 
     ref: str
     outcome: str = "running"
-    began: float | None = None
+    started: float | None = None
     ended: float | None = None
     memory_gib: float | None = None
     error: str | None = None
@@ -40,26 +40,33 @@ class Span:
 
     @property
     def seconds(self) -> float:
-        return 0.0 if self.began is None or self.ended is None else self.ended - self.began
+        """Duration; 0 when reused."""
+        return 0.0 if self.started is None or self.ended is None else self.ended - self.started
 
     @property
     def restarts(self) -> int:
-        """How often its training began again within this run."""
+        """How often its training restarted within this run."""
         return max(0, len(self.trainings) - 1)
 
     @property
     def resumed_after(self) -> int | None:
-        """The steps that an earlier run had left it; None where it left none."""
+        """The steps of an earlier run that it resumed after; None when there were none."""
         return (self.trainings[0][1] or None) if self.trainings else None
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """A run. `outcome` is done, failed, stopped, killed or running."""
+    """A run and its stages.
+
+    Attributes:
+        outcome: done, failed, stopped, killed, or running.
+        started, ended: seconds since 1970.
+        about: fields that describe the run as a whole, such as its recipe.
+    """
 
     run: str
     outcome: str
-    began: float
+    started: float
     ended: float
     spans: list[Span]
     about: dict[str, Any]
@@ -67,17 +74,18 @@ class Timeline:
 
     @property
     def seconds(self) -> float:
-        return self.ended - self.began
+        return self.ended - self.started
 
-    def between(self) -> float:
-        """Seconds in which no stage was at work: the start of Ray, reading what exists."""
+    def seconds_between_stages(self) -> float:
+        """Seconds in which no stage ran: starting Ray, reading what exists."""
         return max(0.0, self.seconds - sum(span.seconds for span in self.spans))
 
     def as_json(self) -> dict[str, Any]:
+        """What `stillroom runs --json` prints of the run."""
         return {
             "run": self.run,
             "outcome": self.outcome,
-            "began": _iso(self.began),
+            "began": _iso(self.started),
             "ended": _iso(self.ended),
             "seconds": round(self.seconds, 3),
             "error": self.error,
@@ -86,7 +94,7 @@ class Timeline:
                 {
                     "ref": span.ref,
                     "outcome": span.outcome,
-                    "began": _iso(span.began),
+                    "began": _iso(span.started),
                     "ended": _iso(span.ended),
                     "seconds": round(span.seconds, 3),
                     "share": round(span.seconds / self.seconds, 4) if self.seconds else 0.0,
@@ -98,33 +106,34 @@ class Timeline:
                 }
                 for span in self.spans
             ],
-            "between": round(self.between(), 3),
+            "between": round(self.seconds_between_stages(), 3),
         }
 
 
-def timeline(
-    run: str, events: Sequence[Mapping[str, Any]], alive: float | None, now: float
+def build_timeline(
+    run: str, events: Sequence[Mapping[str, Any]], heartbeat: float | None, now: float
 ) -> Timeline:
-    """What a run's events tell, in the order of their times.
+    """A run's timeline from its events.
 
     Args:
-        alive: its last sign of life; now: both in seconds since 1970.
+        events: in the order of their times.
+        heartbeat: time of the last one; `now`: both in seconds since 1970.
     """
     spans: dict[str, Span] = {}
     about: dict[str, Any] = {}
     outcome, error = "running", None
-    began = last = events[0]["at"]
+    started = last = events[0]["at"]
     for event in events:
         at, ref = event["at"], event.get("ref", "")
         last = max(last, at)
         match event["event"]:
             case "run begins":
                 about = {k: v for k, v in event.items() if k not in ("at", "event", "began")}
-                began = event["began"]
+                started = event["began"]
             case "reused":
                 spans[ref] = Span(ref, "reused")
             case "stage begins":
-                spans[ref] = Span(ref, began=at)
+                spans[ref] = Span(ref, started=at)
             case "training begins" if ref in spans:
                 spans[ref].trainings.append((at, event["after"], event["workers"]))
             case "stage ends":
@@ -136,53 +145,57 @@ def timeline(
             case "run ends":
                 outcome, error = event["outcome"], event["error"]
     if outcome == "running":
-        last = max(last, alive or last)
-        if now - last > SILENT_S:
+        last = max(last, heartbeat or last)
+        if now - last > DEAD_AFTER_S:
             outcome = "killed"
         else:
             last = now
     for span in spans.values():
         if span.outcome == "running":
             span.outcome, span.ended = ("running" if outcome == "running" else "killed"), last
-    return Timeline(run, outcome, began, last, list(spans.values()), about, error)
+    return Timeline(run, outcome, started, last, list(spans.values()), about, error)
 
 
-def bar(span: Span, of: Timeline, width: int) -> str:
-    """A span's place in its run, in so many characters."""
-    if span.began is None or span.ended is None or not of.seconds:
+def text_bar(span: Span, timeline: Timeline, width: int) -> str:
+    """A bar that shows when in the run a stage ran, in so many characters."""
+    if span.started is None or span.ended is None or not timeline.seconds:
         return ""
-    start = int((span.began - of.began) / of.seconds * width)
-    end = max(start + 1, round((span.ended - of.began) / of.seconds * width))
+    start = int((span.started - timeline.started) / timeline.seconds * width)
+    end = max(start + 1, round((span.ended - timeline.started) / timeline.seconds * width))
     return (" " * start + "█" * (end - start))[:width]
 
 
-def table(of: Timeline, width: int = 30) -> list[list[str]]:
-    """Rows of text, the header first: a stage each, in order."""
-    rows = [["stage", "began", "took", "of all", "what became of it", "memory", "when"]]
-    for span in of.spans:
-        if span.began is None:
+def table_rows(timeline: Timeline, width: int = 30) -> list[list[str]]:
+    """Rows of text, the header first, then one per stage, in order.
+
+    Args:
+        width: of the bars, in characters.
+    """
+    rows = [["stage", "started", "took", "share", "outcome", "memory", "when"]]
+    for span in timeline.spans:
+        if span.started is None:
             rows.append([span.ref, "", "", "", span.outcome, "", ""])
             continue
         memory = "" if span.memory_gib is None else f"{span.memory_gib:.1f} GiB"
         rows.append(
             [
                 span.ref,
-                clock(span.began),
-                lasting(span.seconds),
-                f"{span.seconds / of.seconds:.0%}" if of.seconds else "",
-                became(span),
+                format_clock(span.started),
+                format_duration(span.seconds),
+                f"{span.seconds / timeline.seconds:.0%}" if timeline.seconds else "",
+                describe_outcome(span),
                 memory,
-                bar(span, of, width),
+                text_bar(span, timeline, width),
             ]
         )
     return rows
 
 
-def became(span: Span) -> str:
-    """`made, after step 40 of an earlier run, begun again twice`, and the like."""
+def describe_outcome(span: Span) -> str:
+    """Such as `made; resumed after step 40; restarted once, after step 60`."""
     parts = [span.outcome]
     if span.resumed_after is not None:
-        parts.append(f"taken up after step {span.resumed_after}")
+        parts.append(f"resumed after step {span.resumed_after}")
     if span.restarts:
         times = {1: "once", 2: "twice"}.get(span.restarts, f"{span.restarts} times")
         afters = ", ".join(str(after) for _, after, _ in span.trainings[1:])
@@ -190,8 +203,8 @@ def became(span: Span) -> str:
     return "; ".join(parts)
 
 
-def lasting(seconds: float) -> str:
-    """0.4 s · 12 s · 3 min 05 s · 2 h 07 min."""
+def format_duration(seconds: float) -> str:
+    """Such as 0.4 s · 12 s · 3 min 05 s · 2 h 07 min."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -202,40 +215,49 @@ def lasting(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def clock(at: float) -> str:
+def format_clock(at: float) -> str:
     """The time of day, in UTC."""
     return f"{datetime.fromtimestamp(at, UTC):%H:%M:%S}"
 
 
-def svg(of: Timeline) -> str:
-    """The run as a drawing that needs nothing else: a bar a stage, from its begin to its end."""
+def render_svg(timeline: Timeline) -> str:
+    """The run as a self-contained SVG, with a bar per stage from its start to its end."""
 
     def x(at: float) -> float:
-        return round(NAMES + (at - of.began) / (of.seconds or 1.0) * BARS, 1)
+        share = (at - timeline.started) / (timeline.seconds or 1.0)
+        return round(NAMES_WIDTH + share * BARS_WIDTH, 1)
 
     rows = [
         {
-            "y": TOP + number * LINE,
+            "y": TOP + number * LINE_HEIGHT,
             "ref": span.ref,
             "outcome": span.outcome,
-            "x": None if span.began is None else x(span.began),
+            "x": None if span.started is None else x(span.started),
             "width": 0.0
-            if span.began is None or span.ended is None
-            else max(1.5, round(x(span.ended) - x(span.began), 1)),
-            "figure": "" if span.began is None else lasting(span.seconds),
-            "about": became(span) + (f": {span.error}" if span.error else ""),
+            if span.started is None or span.ended is None
+            else max(1.5, round(x(span.ended) - x(span.started), 1)),
+            "duration": "" if span.started is None else format_duration(span.seconds),
+            "tooltip": describe_outcome(span) + (f": {span.error}" if span.error else ""),
             "marks": [x(at) for at, _, _ in span.trainings[1:]],
         }
-        for number, span in enumerate(of.spans)
+        for number, span in enumerate(timeline.spans)
     ]
     ticks = [
-        {"x": x(of.began + share * of.seconds), "text": lasting(share * of.seconds)}
-        for share in (0, 0.25, 0.5, 0.75, 1)
+        {"x": x(timeline.started + seconds), "text": format_duration(seconds)}
+        for seconds in (share * timeline.seconds for share in (0, 0.25, 0.5, 0.75, 1))
     ]
     return PAGE.get_template("timeline.svg").render(
-        of=of, rows=rows, ticks=ticks, began=_iso(of.began), took=lasting(of.seconds), top=TOP,
-        width=NAMES + BARS + FIGURES, height=TOP + LINE * len(rows) + 16, line=LINE, names=NAMES,
-    )  # fmt: skip
+        timeline=timeline,
+        rows=rows,
+        ticks=ticks,
+        began=_iso(timeline.started),
+        took=format_duration(timeline.seconds),
+        top=TOP,
+        width=NAMES_WIDTH + BARS_WIDTH + DURATIONS_WIDTH,
+        height=TOP + LINE_HEIGHT * len(rows) + 16,
+        line=LINE_HEIGHT,
+        names=NAMES_WIDTH,
+    )
 
 
 def _iso(at: float | None) -> str | None:

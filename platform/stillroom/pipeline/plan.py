@@ -1,294 +1,206 @@
-"""Recipe → steps: names, versions, inputs and keys as data. No torch, no Ray."""
+"""A recipe's steps, with names, inputs and keys. No torch, no Ray."""
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from stillroom.config.base import Section
-from stillroom.config.corpus import Docstrings, Documents
-from stillroom.config.phases import mines
+from stillroom.config.phases import needs_mined_negatives
 from stillroom.config.recipe import Recipe
-from stillroom.config.student import OnPairs, Student
+from stillroom.config.student import PairDistillation, Student
 from stillroom.config.teacher import Teacher
-from stillroom.data.readers.docstrings import environment_fingerprint
-from stillroom.data.readers.locations import DATA, DOCUMENTS, content_hash, fingerprint
-from stillroom.encoders.model_names import fingerprint as model_fingerprint
-from stillroom.encoders.model_names import of_artifact
-from stillroom.errors import UserError
-from stillroom.storage.artifacts import Store, key_of
-
-# A stage's version is raised when its code gives other results for the same inputs.
-VERSIONS = {
-    "synthetic": 1,
-    "corpus": 5,
-    "teacher": 2,
-    "vectors": 3,
-    "negatives": 3,
-    "student": 3,
-    "report": 5,
-    "release": 4,
-}
+from stillroom.encoders.model_names import model_fingerprint, resolve_artifact_name
+from stillroom.pipeline.sources import corpus_sources, teacher_sources
+from stillroom.pipeline.step import Step, by_stage
+from stillroom.storage.artifacts import Store
 
 
-@dataclass(frozen=True)
-class Step:
-    """One artifact to be made.
-
-    Attributes:
-        stage: the function in `stillroom.stages` that makes it.
-        name: of the artifact; a recipe's name, and a phase's number where there are several.
-        args: what the recipe says about it, as the function's keyword arguments.
-        inputs: role → the step whose artifact is read, keyword arguments as well.
-        sources: what is read from outside, name → fingerprint.
-    """
-
-    stage: str
-    name: str
-    args: dict[str, Any]
-    inputs: dict[str, "Step"] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def made_by(self) -> dict[str, Any]:
-        """Everything that the key hashes."""
-        return {
-            "stage": self.stage,
-            "version": VERSIONS[self.stage],
-            "section": _as_json(self.args),
-            "inputs": {role: step.key for role, step in self.inputs.items()},
-            "sources": self.sources,
-        }
-
-    @cached_property
-    def key(self) -> str:
-        return key_of(self.made_by)
-
-    @property
-    def ref(self) -> str:
-        return f"{self.stage}/{self.name}-{self.key}"
-
-
-def pipeline(r: Recipe, *, gate: bool = True) -> list[Step]:
+def pipeline(recipe: Recipe, *, gate: bool = True) -> list[Step]:
     """The recipe's steps, each after those that it reads.
 
-    A phase that asks for mined negatives has them mined by the phase before it. Without the
-    gate a release is made whatever was measured, under a key of its own.
+    Args:
+        gate: without it a release is made whatever was measured, under a key of its own.
 
     Raises:
         UserError: when a file or model that the recipe names is missing.
     """
-    seeded = {"seed": r.seed}
-    written = _of(*synthetic(r))
-    corpus = Step("corpus", r.name, {"section": r.corpus, **seeded}, written, _corpus_sources(r))
-    *earlier, teacher = _teachers(r, corpus)
-    students = list(_students(r, corpus, teacher))
-    student = students[-1]
-    mined = [step for step in students if step.stage == "negatives"]
-    report = Step(
-        "report",
-        r.name,
-        {"section": r.report, **_trusted(teacher=r.teacher, student=r.student)},
-        _of(corpus, teacher, *mined[-1:], student),
-    )
-    release = Step(
-        "release",
-        r.name,
-        {"section": r.release, "gate": gate, **_trusted(teacher=r.teacher, student=r.student)},
-        _of(corpus, teacher, student, report),
-    )
-    steps = [*written.values(), corpus, *earlier, teacher, *students, report, release]
+    synthetic = synthetic_steps(recipe)
+    corpus = corpus_step(recipe, *synthetic)
+    *teacher_phases, teacher = teacher_steps(recipe, corpus)
+    *student_phases, student = student_steps(recipe, corpus, teacher)
+    negatives = [step for step in student_phases if step.stage == "negatives"][-1:]
+    report = report_step(recipe, corpus, teacher, student, *negatives)
+    release = release_step(recipe, corpus, teacher, student, report, gate=gate)
+    steps = [
+        *synthetic, corpus, *teacher_phases, teacher, *student_phases, student, report, release
+    ]  # fmt: skip
     return list({step.ref: step for step in steps}.values())  # phases may share a miner
 
 
-def synthetic(r: Recipe) -> list[Step]:
-    """The step that has a language model write, where the recipe asks for it.
+def synthetic_steps(recipe: Recipe) -> list[Step]:
+    """The step in which a language model writes training data; none where the recipe has none.
 
     Raises:
         UserError: when a file or model that it reads is missing.
     """
-    own = r.corpus.synthetic
-    if own is None:
+    synthetic = recipe.corpus.synthetic
+    if synthetic is None:
         return []
-    read: dict[str, str] = {}
-    # What the section says of other parts of the corpus does not reach what is written.
-    drawn_from: tuple[str, ...] = ()
-    if own.passages is not None:
-        drawn_from = own.passages.sources or tuple(r.corpus.sources)
-        read = _corpus_sources(r)
-        name = own.passages.retriever
-        if name.startswith(("teacher/", "student/")):
-            read["retriever"] = Store(r.root).find(name).key
-        elif name != "bm25":
-            read["retriever"] = model_fingerprint(name)
-    sources = {name: r.corpus.sources[name] for name in drawn_from}
-    others: dict[str, Any] = {"max_pairs": None, "held_out": None, "evaluation": {}}
-    section = r.corpus.model_copy(update={"sources": sources, **others})
-    return [Step("synthetic", r.name, {"section": section, "seed": r.seed}, {}, read)]
+    sources: dict[str, str] = {}
+    names: tuple[str, ...] = ()  # of the corpus's sources that it reads
+    if synthetic.passages is not None:
+        names = synthetic.passages.sources or tuple(recipe.corpus.sources)
+        sources = corpus_sources(recipe)
+        retriever = synthetic.passages.retriever
+        if retriever.startswith(("teacher/", "student/")):
+            sources["retriever"] = Store(recipe.root).find(retriever).key
+        elif retriever != "bm25":
+            sources["retriever"] = model_fingerprint(retriever)
+    # The section's other fields do not influence what is written, and so do not belong to its key.
+    unrelated: dict[str, Any] = {"max_pairs": None, "held_out": None, "evaluation": {}}
+    section = recipe.corpus.model_copy(
+        update={"sources": {name: recipe.corpus.sources[name] for name in names}, **unrelated}
+    )
+    return [Step("synthetic", recipe.name, _seeded(recipe, section), {}, sources)]
 
 
-def _teachers(r: Recipe, corpus: Step) -> Iterator[Step]:
-    """A step a phase, with the mining between them; or the base as it is."""
-    args = {"section": r.teacher.model_copy(update={"phases": ()}), "seed": r.seed}
-    source = _teacher_sources(r)
-    if not r.teacher.phases:
-        yield Step("teacher", r.name, {**args, "phase": None}, {}, source)
-        return
-    inputs = _of(corpus)
-    for number, phase in enumerate(r.teacher.phases, start=1):
-        if mines(phase):
-            mining = _mining(r, f"{r.name}-phase{number - 1}", corpus, inputs.get("teacher"))
-            yield from mining
-            inputs = {**inputs, "negatives": mining[-1]}
-        last = number == len(r.teacher.phases)
-        name = r.name if last else f"{r.name}-phase{number}"
-        teacher = Step("teacher", name, {**args, "phase": phase}, inputs, source)
-        yield teacher
-        inputs = _of(corpus, teacher)
+def corpus_step(recipe: Recipe, *synthetic: Step) -> Step:
+    """Reads, cleans, decontaminates and splits the data."""
+    args = _seeded(recipe, recipe.corpus)
+    return Step("corpus", recipe.name, args, by_stage(*synthetic), corpus_sources(recipe))
 
 
-def _students(r: Recipe, corpus: Step, teacher: Step) -> Iterator[Step]:
-    """A step a phase, after the vectors and the mining that it needs."""
-    args = {"section": r.student.model_copy(update={"phases": ()}), "seed": r.seed}
-    before: dict[str, Step] = {}
-    for number, phase in enumerate(r.student.phases, start=1):
-        inputs = {**_of(corpus, teacher), **before}
-        told = {**args, "phase": phase}
-        if phase.online:
-            told |= _trusted(teacher=r.teacher)
-        else:
-            vectors = Step("vectors", r.name, _vectors_args(r), _of(corpus, teacher))
-            yield vectors
-            inputs |= _of(vectors)
-        if isinstance(phase, OnPairs) and phase.hard_negatives:
-            *mining, negatives = _mining(r, r.name, corpus, teacher)
-            yield from [*mining, negatives]
-            inputs |= _of(negatives)
-        name = r.name if number == len(r.student.phases) else f"{r.name}-phase{number}"
-        source = {"base": model_fingerprint(r.student.base)}
-        student = Step("student", name, told, inputs, source)
-        yield student
-        before = _of(student)
+def teacher_steps(recipe: Recipe, corpus: Step) -> Iterator[Step]:
+    """A step per phase of the teacher, or one for the base as it is; the teacher comes last.
 
-
-def _mining(r: Recipe, name: str, corpus: Step, teacher: Step | None) -> list[Step]:
-    """The negatives, last, after the vectors of each of their miners.
-
-    The teacher's vectors are its input `vectors`; those of the miner in place i are `vectors_i`.
+    Where a phase asks for mined negatives, the phase before it mines them.
     """
-    section = r.negatives
-    found: list[Step] = []
-    inputs = _of(corpus)
-    for place, miner in enumerate(section.miners):
+    phases = recipe.teacher.phases
+    if not phases:
+        yield _untrained_teacher(recipe, recipe.name)
+        return
+    inputs = by_stage(corpus)
+    for number, phase in enumerate(phases, start=1):
+        if needs_mined_negatives(phase):
+            name = f"{recipe.name}-phase{number - 1}"
+            *mining, negatives = _mining_steps(recipe, name, corpus, inputs.get("teacher"))
+            yield from [*mining, negatives]
+            inputs = {**inputs, **by_stage(negatives)}
+        teacher = Step(
+            "teacher",
+            _phase_name(recipe, number, len(phases)),
+            {**_seeded(recipe, _without_phases(recipe.teacher)), "phase": phase},
+            inputs,
+            teacher_sources(recipe),
+        )
+        yield teacher
+        inputs = by_stage(corpus, teacher)
+
+
+def student_steps(recipe: Recipe, corpus: Step, teacher: Step) -> Iterator[Step]:
+    """A step per phase of the student, after the vectors and negatives that it needs; the student
+    comes last."""
+    phases = recipe.student.phases
+    phase_before: dict[str, Step] = {}
+    for number, phase in enumerate(phases, start=1):
+        args = {**_seeded(recipe, _without_phases(recipe.student)), "phase": phase}
+        inputs = {**by_stage(corpus, teacher), **phase_before}
+        if phase.online_teacher:
+            args |= _trusted(teacher=recipe.teacher)
+        else:
+            vectors = _teacher_vectors(recipe, recipe.name, corpus, teacher)
+            yield vectors
+            inputs |= by_stage(vectors)
+        if isinstance(phase, PairDistillation) and phase.hard_negatives:
+            *mining, negatives = _mining_steps(recipe, recipe.name, corpus, teacher)
+            yield from [*mining, negatives]
+            inputs |= by_stage(negatives)
+        name = _phase_name(recipe, number, len(phases))
+        sources = {"base": model_fingerprint(recipe.student.base)}
+        student = Step("student", name, args, inputs, sources)
+        yield student
+        phase_before = by_stage(student)
+
+
+def report_step(
+    recipe: Recipe, corpus: Step, teacher: Step, student: Step, *negatives: Step
+) -> Step:
+    """Measures teacher, student and baselines."""
+    args = {"section": recipe.report, **_trusted(teacher=recipe.teacher, student=recipe.student)}
+    return Step("report", recipe.name, args, by_stage(corpus, teacher, *negatives, student))
+
+
+def release_step(
+    recipe: Recipe, corpus: Step, teacher: Step, student: Step, report: Step, *, gate: bool
+) -> Step:
+    """Packs what serving loads, if the gate passes."""
+    args = {
+        "section": recipe.release,
+        "gate": gate,
+        **_trusted(teacher=recipe.teacher, student=recipe.student),
+    }
+    return Step("release", recipe.name, args, by_stage(corpus, teacher, student, report))
+
+
+def _mining_steps(recipe: Recipe, name: str, corpus: Step, teacher: Step | None) -> list[Step]:
+    """The vectors of each miner, then the negatives, last.
+
+    The teacher's vectors are the input `vectors`; those of miner number i are `vectors_i`.
+    """
+    steps: list[Step] = []
+    inputs = by_stage(corpus)
+    for number, miner in enumerate(recipe.negatives.miners):
         if miner == "bm25":
             continue
-        role = f"vectors_{place}"
+        role = f"vectors_{number}"
         if miner == "teacher":
-            assert teacher is not None, "the config lets no first phase be mined by its teacher"
+            assert teacher is not None, "the config allows no first phase with this miner"
             role = "vectors"
-            vectors = Step("vectors", name, _vectors_args(r), _of(corpus, teacher))
+            vectors = _teacher_vectors(recipe, name, corpus, teacher)
         elif miner == "base":
-            args = {"section": r.teacher.model_copy(update={"phases": ()}), "seed": r.seed}
-            base = Step(
-                "teacher", f"{r.name}-base", {**args, "phase": None}, {}, _teacher_sources(r)
-            )
-            vectors = Step("vectors", f"{r.name}-base", _vectors_args(r), _of(corpus, base))
-            found.append(base)
+            base = _untrained_teacher(recipe, f"{recipe.name}-base")
+            vectors = _teacher_vectors(recipe, f"{recipe.name}-base", corpus, base)
+            steps.append(base)
         else:
             vectors = Step(
                 "vectors",
-                f"{r.name}-miner{place}",
-                {"section": r.vectors, "model": miner},
-                _of(corpus),
-                {"model": model_fingerprint(of_artifact(miner, Store(r.root)))},
+                f"{recipe.name}-miner{number}",
+                {"section": recipe.vectors, "model": miner},
+                by_stage(corpus),
+                {"model": model_fingerprint(resolve_artifact_name(miner, Store(recipe.root)))},
             )
-        found.append(vectors)
+        steps.append(vectors)
         inputs[role] = vectors
-    rescored = {} if section.rescore is None else {"rescore": model_fingerprint(section.rescore)}
-    args = {"section": section, "seed": r.seed}
-    return [*found, Step("negatives", name, args, inputs, rescored)]
+    sources = {}
+    if recipe.negatives.cross_encoder is not None:
+        sources["cross_encoder"] = model_fingerprint(recipe.negatives.cross_encoder)
+    return [*steps, Step("negatives", name, _seeded(recipe, recipe.negatives), inputs, sources)]
 
 
-def _of(*steps: Step) -> dict[str, Step]:
-    return {step.stage: step for step in steps}
+def _untrained_teacher(recipe: Recipe, name: str) -> Step:
+    args = {**_seeded(recipe, _without_phases(recipe.teacher)), "phase": None}
+    return Step("teacher", name, args, {}, teacher_sources(recipe))
 
 
-def _as_json(args: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's section itself, and what else the stage is told beside its fields."""
-    plain = {k: v.model_dump(mode="json") if isinstance(v, Section) else v for k, v in args.items()}
-    return {**plain.pop("section"), **plain}
+def _teacher_vectors(recipe: Recipe, name: str, corpus: Step, teacher: Step) -> Step:
+    args = {"section": recipe.vectors, **_trusted(teacher=recipe.teacher)}
+    return Step("vectors", name, args, by_stage(corpus, teacher))
 
 
-def _teacher_sources(r: Recipe) -> dict[str, str]:
-    """What the teacher is made of. Of an API nothing is read, and its section says what counts."""
-    if r.teacher.base is not None:
-        return {"base": model_fingerprint(r.teacher.base)}
-    store = Store(r.root)
-    return {
-        f"members.{number}": model_fingerprint(of_artifact(member.base, store))
-        for number, member in enumerate(r.teacher.members or ())
-    }
+def _phase_name(recipe: Recipe, number: int, count: int) -> str:
+    """The last phase has the recipe's own name."""
+    return recipe.name if number == count else f"{recipe.name}-phase{number}"
 
 
-def _vectors_args(r: Recipe) -> dict[str, Any]:
-    return {"section": r.vectors, **_trusted(teacher=r.teacher)}
+def _seeded(recipe: Recipe, section: Section) -> dict[str, Any]:
+    return {"section": section, "seed": recipe.seed}
+
+
+def _without_phases(section: Teacher | Student) -> Section:
+    """A phase's step depends on that phase alone, and on the steps before it."""
+    return section.model_copy(update={"phases": ()})
 
 
 def _trusted(**sections: Teacher | Student) -> dict[str, Any]:
-    """Which models may run code of their own: the recipe says so, and no artifact."""
-    names = [role for role, section in sections.items() if section.trust_remote_code]
-    return {"trusted": names} if names else {}
-
-
-def _corpus_sources(r: Recipe) -> dict[str, str]:
-    # Their order counts, since the first keeps what several have, and a key's JSON has none.
-    found = {"the list of sources": ", ".join(r.corpus.sources)}
-    for name, source in r.corpus.sources.items():
-        if isinstance(source, Docstrings):
-            try:
-                found[f"sources.{name}"] = environment_fingerprint(source.packages)
-            except UserError as fault:
-                where = f"corpus.sources.{name}.{fault.where}"
-                raise UserError(where, fault.problem, fault.fix) from None
-        kinds = DOCUMENTS if isinstance(source, Documents) else DATA
-        for place in source.places():
-            found[place] = fingerprint(place, kinds)
-        if isinstance(source, Documents):
-            found[f"sources.{name}.tokenizer"] = model_fingerprint(source.tokenizer)
-    for name, folder in r.corpus.evaluation.items():
-        found[f"evaluation.{name}"] = content_hash(Path(folder))
-    return found
-
-
-def why(step: Step, store: Store) -> str:
-    """Why a step has no artifact yet, against the newest of its name."""
-    try:
-        newest = store.find(f"{step.stage}/{step.name}")
-    except UserError:
-        return "not made yet"
-    changes = list(_changes(newest.manifest.get("made_by", {}), step.made_by, step.stage))
-    return "; ".join(changes) or "the newest was removed or is incomplete"
-
-
-def _changes(old: dict[str, Any], new: dict[str, Any], stage: str) -> Iterator[str]:
-    if old.get("version") != new["version"]:
-        yield f"stage {stage} is now version {new['version']}"
-    for role in sorted({*old.get("inputs", {}), *new["inputs"]}):
-        if old.get("inputs", {}).get(role) != new["inputs"].get(role):
-            yield f"{role} changed"
-    for name in sorted({*old.get("sources", {}), *new["sources"]}):
-        if old.get("sources", {}).get(name) != new["sources"].get(name):
-            yield f"the content of {name} changed"
-    was = _flat(old.get("section", {}), stage)
-    now = _flat(new["section"], stage)
-    for name in sorted({*was, *now}):
-        if was.get(name) != now.get(name):
-            yield f"{name}: {was.get(name, 'unset')} → {now.get(name, 'unset')}"
-
-
-def _flat(value: Any, name: str) -> dict[str, str]:
-    if isinstance(value, dict) and value:
-        return {k: v for part in value for k, v in _flat(value[part], f"{name}.{part}").items()}
-    return {name: json.dumps(value, ensure_ascii=False)}
+    """Which models may run code that comes with them: the recipe says so, and never an artifact."""
+    roles = [role for role, section in sections.items() if section.trust_remote_code]
+    return {"trusted": roles} if roles else {}

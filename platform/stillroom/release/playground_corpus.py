@@ -1,4 +1,4 @@
-"""A few passages that a release carries to be looked at: texts, both encoders' vectors, maps."""
+"""Passages that a release contains for the playground: texts, both encoders' vectors, and maps."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save
 
-TEXTS, VECTORS = "texts.json", "vectors.safetensors"
+TEXTS_FILE, VECTORS_FILE = "texts.json", "vectors.safetensors"
 
 
 @dataclass(frozen=True)
-class Plane:
-    """The plane in which vectors spread the most: their first two principal components.
+class PcaPlane:
+    """The plane in which vectors vary most: their first two principal components.
 
     Attributes:
         mean: float32, (d,).
@@ -26,32 +26,41 @@ class Plane:
     axes: np.ndarray
 
     @staticmethod
-    def of(vectors_nd: np.ndarray) -> Plane:
-        """Of at least one vector. The larger half of each axis points up, whatever the machine."""
-        vectors = vectors_nd.astype(np.float32)
-        mean = vectors.mean(axis=0)
-        found = np.linalg.svd(vectors - mean, full_matrices=False)[2][:2]
-        axes = np.zeros((2, vectors.shape[1]), dtype=np.float32)
-        signs = np.sign(np.take_along_axis(found, np.abs(found).argmax(axis=1)[:, None], axis=1))
-        axes[: len(found)] = found * signs
-        return Plane(mean, axes)
+    def fit(vectors_nd: np.ndarray) -> PcaPlane:
+        """The plane of n ≥ 1 vectors.
 
-    def place(self, vectors_nd: np.ndarray) -> np.ndarray:
-        """Where vectors fall, float32, (n, 2)."""
+        The largest number of each axis is positive, so that every machine gives the same signs.
+        """
+        vectors_nd = vectors_nd.astype(np.float32)
+        mean_d = vectors_nd.mean(axis=0)
+        components = np.linalg.svd(vectors_nd - mean_d, full_matrices=False)[2][:2]
+        largest = np.abs(components).argmax(axis=1)[:, None]
+        axes = np.zeros((2, vectors_nd.shape[1]), dtype=np.float32)
+        axes[: len(components)] = components * np.sign(
+            np.take_along_axis(components, largest, axis=1)
+        )
+        return PcaPlane(mean_d, axes)
+
+    def project(self, vectors_nd: np.ndarray) -> np.ndarray:
+        """The points of vectors in the plane, float32, (n, 2)."""
         return (vectors_nd.astype(np.float32) - self.mean) @ self.axes.T
 
-    def turned(self, own_n2: np.ndarray, towards_n2: np.ndarray) -> Plane:
-        """The same plane, turned or mirrored so that `own` come as near to `towards` as they can.
+    def aligned_to(self, points_n2: np.ndarray, target_n2: np.ndarray) -> PcaPlane:
+        """The same plane, rotated or mirrored so that its points come closest to the target's.
 
-        The orthogonal Procrustes problem (Schönemann, 1966), for a principal component's
-        direction means nothing, and two maps side by side should look the same where they are.
+        Solves the orthogonal Procrustes problem (Schönemann, 1966). The direction of a principal
+        component is arbitrary, and two maps side by side should look alike where they are.
+
+        Args:
+            points_n2: points in this plane.
+            target_n2: the same passages' points in the other plane.
         """
-        left, _, right = np.linalg.svd(towards_n2.T @ own_n2)
-        return Plane(self.mean, (left @ right @ self.axes).astype(np.float32))
+        left, _, right = np.linalg.svd(target_n2.T @ points_n2)
+        return PcaPlane(self.mean, (left @ right @ self.axes).astype(np.float32))
 
 
 @dataclass(frozen=True)
-class Example:
+class ExampleQuery:
     """A query to try, and the rows of the passages that were judged to answer it."""
 
     query: str
@@ -59,61 +68,67 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What one encoder makes of the passages: float16 vectors, (n, d), and the plane they are
-    drawn in."""
+class EncoderView:
+    """The passages as one encoder sees them.
+
+    Attributes:
+        vectors: float16, (n, d).
+        plane: for the map of the passages.
+    """
 
     vectors: np.ndarray
-    plane: Plane
+    plane: PcaPlane
 
 
 @dataclass(frozen=True)
-class Showcase:
-    """Passages of one corpus, as they are shown.
+class PlaygroundCorpus:
+    """Passages of one corpus, for search and for a map.
 
     Attributes:
-        texts: of the passages; long ones are cut, though their vectors are of all.
-        total: passages that the corpus has.
-        examples: queries that were asked of it.
-        clusters: each passage's, by the teacher's vectors, uint8, (n,).
-        encoders: "teacher" and "student" → its vectors.
+        texts: of the passages; long ones are cut, but their vectors are of the whole text.
+        total: passages in the whole corpus.
+        examples: queries to try.
+        clusters: of each passage, by the teacher's vectors, uint8, (n,).
+        encoders: "teacher" and "student" → its view.
     """
 
     texts: Sequence[str]
     total: int
-    examples: Sequence[Example]
+    examples: Sequence[ExampleQuery]
     clusters: np.ndarray
-    encoders: Mapping[str, Shown]
+    encoders: Mapping[str, EncoderView]
 
     def write(self, folder: Path) -> None:
+        """Write two files into a new folder."""
         folder.mkdir(parents=True)
-        told = {
+        content = {
             "total": self.total,
             "examples": [asdict(example) for example in self.examples],
             "texts": list(self.texts),
         }
-        (folder / TEXTS).write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
+        (folder / TEXTS_FILE).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         arrays = {"clusters": self.clusters}
-        for name, shown in self.encoders.items():
-            arrays[f"{name}.vectors"] = shown.vectors
-            arrays[f"{name}.mean"], arrays[f"{name}.axes"] = shown.plane.mean, shown.plane.axes
-        whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        (folder / VECTORS).write_bytes(save(whole))
+        for name, view in self.encoders.items():
+            arrays[f"{name}.vectors"] = view.vectors
+            arrays[f"{name}.mean"], arrays[f"{name}.axes"] = view.plane.mean, view.plane.axes
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        (folder / VECTORS_FILE).write_bytes(save(contiguous))
 
     @staticmethod
-    def read(folder: Path) -> Showcase:
-        told = json.loads((folder / TEXTS).read_text(encoding="utf-8"))
-        arrays = load_file(folder / VECTORS)
+    def read(folder: Path) -> PlaygroundCorpus:
+        """Read what `write` wrote."""
+        content = json.loads((folder / TEXTS_FILE).read_text(encoding="utf-8"))
+        arrays = load_file(folder / VECTORS_FILE)
         names = [key.removesuffix(".vectors") for key in arrays if key.endswith(".vectors")]
-        return Showcase(
-            told["texts"],
-            told["total"],
-            [Example(**example) for example in told["examples"]],
+        return PlaygroundCorpus(
+            content["texts"],
+            content["total"],
+            [ExampleQuery(**example) for example in content["examples"]],
             arrays["clusters"],
             {
-                name: Shown(
+                name: EncoderView(
                     arrays[f"{name}.vectors"],
-                    Plane(arrays[f"{name}.mean"], arrays[f"{name}.axes"]),
+                    PcaPlane(arrays[f"{name}.mean"], arrays[f"{name}.axes"]),
                 )
                 for name in sorted(names, reverse=True)  # the teacher first
             },

@@ -1,117 +1,163 @@
-"""The release that is served, as its folder describes itself: no torch, no Ray."""
+"""Reads a release, which describes itself in release.json: no torch, no Ray."""
 
 import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from stillroom.encoders.contract import Remote, Terms
-from stillroom.encoders.safe_read import inside
+from stillroom.encoders.contract import ApiContract, BaseContract
+from stillroom.encoders.safe_read import path_inside
 from stillroom.errors import UserError
-from stillroom.storage.artifacts import MANIFEST, verify
+from stillroom.storage.manifest import MANIFEST, verify
 
 Target = Literal["teacher", "student"]
 
 TARGETS: tuple[Target, ...] = ("teacher", "student")
-
 
 ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # no slash: a path with an = is a path
 
 
 @dataclass(frozen=True)
 class Release:
-    """A release's identity and contracts; small enough to travel to every replica."""
+    """A release's identity and contracts; small enough to be sent to every replica.
+
+    Attributes:
+        ref: exact reference, which a replica on another machine opens.
+        contracts: of the encoders that can be served.
+        folders: of each encoder, inside the release's folder.
+        exports: of each encoder: format → folder, inside the release's folder.
+        created: Unix seconds.
+        api_urls: of encoders that are models behind an API, and are not served here.
+        corpora: names of the corpora for the playground.
+    """
 
     name: str
-    ref: str  # exact: what a replica on another machine opens
+    ref: str
     root: str
-    contracts: dict[Target, Terms]
-    folders: dict[Target, str]  # inside the release's folder
-    exports: dict[Target, dict[str, str]]  # of each encoder: format → folder, likewise
-    created: int  # Unix seconds
-    elsewhere: dict[Target, str]  # served by others: at which address
-    corpora: tuple[str, ...] = ()  # carried for the playground
+    contracts: dict[Target, BaseContract]
+    folders: dict[Target, str]
+    exports: dict[Target, dict[str, str]]
+    created: int
+    api_urls: dict[Target, str]
+    corpora: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, ref: str, root: str) -> "Release":
         """Read a release from a folder, or from `root` by reference (`release/quickstart`).
 
-        With `NAME=` before it, the release is served under that name, not its own: that is how
-        two of one recipe stand side by side.
+        With `NAME=` before it, the release is served under that name instead of its own. So two
+        releases of one recipe can be served side by side.
 
-        Raises UserError when it is missing, altered, not a release, or failed its gate.
+        Raises:
+            UserError: when it is missing, altered, not a release, or failed its gate.
         """
         alias, equals, rest = ref.partition("=")
         if equals and ALIAS.fullmatch(alias):
             return replace(cls.open(rest, root), name=alias)
-        folder = _folder(ref, root)
+        folder = _find_folder(ref, root)
         if (folder / MANIFEST).is_file():  # a copy from a remote root has been verified
             verify(folder, json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
         path = folder / "release.json"
+        content = _ReleaseFile.read(path)
+        content.check(folder, path)
+        contracts = {t: BaseContract.read(folder / sub) for t, sub in content.folders.items()}
+        return cls(
+            name=content.name,
+            # A folder is opened by its path, wherever it is; only the store knows references.
+            ref=ref if _is_folder(ref) or not content.ref else content.ref,
+            root=root,
+            contracts={t: c for t, c in contracts.items() if not isinstance(c, ApiContract)},
+            folders=content.folders,
+            exports={
+                target: {
+                    format: path
+                    for format, path in content.exports.items()
+                    if path.startswith(f"{sub}/")
+                }
+                for target, sub in content.folders.items()
+            },
+            created=int(path.stat().st_mtime),
+            api_urls={t: c.base_url for t, c in contracts.items() if isinstance(c, ApiContract)},
+            corpora=content.corpora,
+        )
+
+    def encoder_folder(self, target: Target) -> Path:
+        """The encoder's folder on this machine; downloads a remote root's release if needed."""
+        return _find_folder(self.ref, self.root) / self.folders[target]
+
+    def export_folder(self, target: Target, format: str) -> Path:
+        """The folder of the encoder's export on this machine; see `encoder_folder`."""
+        return _find_folder(self.ref, self.root) / self.exports[target][format]
+
+    def corpus_folder(self, name: str) -> Path:
+        """The folder of one of `corpora` on this machine; see `encoder_folder`."""
+        return _find_folder(self.ref, self.root) / "playground" / name
+
+    def encoder_name(self, target: Target) -> str:
+        """NAME/teacher or NAME/student, as clients and the router name the encoder."""
+        return f"{self.name}/{target}"
+
+    def contract(self, encoder_name: str) -> BaseContract:
+        """The contract of NAME/teacher or NAME/student."""
+        return next(c for t, c in self.contracts.items() if self.encoder_name(t) == encoder_name)
+
+
+@dataclass(frozen=True)
+class _ReleaseFile:
+    """What release.json contains.
+
+    Attributes:
+        exports: format → folder.
+        failures: of the gate; None: it passed, or was overridden.
+    """
+
+    name: str
+    ref: str | None
+    folders: dict[Target, str]
+    exports: dict[str, str]
+    corpora: tuple[str, ...]
+    failures: list[Any] | None
+
+    @classmethod
+    def read(cls, path: Path) -> "_ReleaseFile":
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            name, gate, models = told["name"], told["gate"], told["models"]
+            content = json.loads(path.read_text(encoding="utf-8"))
+            gate, models = content["gate"], content["models"]
             passed = gate["passed"] or gate.get("overridden", False)
-            exact = told.get("ref")
-            folders = {target: models[target] for target in TARGETS if target in models}
-            exports = {name: export["folder"] for name, export in told.get("exports", {}).items()}
-            corpora = tuple(f"playground/{corpus}" for corpus in told.get("playground", ()))
+            exports = content.get("exports", {})
+            return cls(
+                name=content["name"],
+                ref=content.get("ref"),
+                folders={target: models[target] for target in TARGETS if target in models},
+                exports={format: export["folder"] for format, export in exports.items()},
+                corpora=tuple(content.get("playground", ())),
+                failures=None if passed else list(gate.get("failures", [])),
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 str(path), f"not a release ({error!r})", "Name the artifact of a release stage"
             ) from error
-        for named in (*folders.values(), *exports.values(), *corpora):
-            inside(folder, named, path)
-        if not passed:
-            failures = "; ".join(map(str, gate.get("failures", []))) or "no reason given"
+
+    def check(self, folder: Path, path: Path) -> None:
+        """Raise UserError for a path outside the release's folder, or a failed gate."""
+        corpora = [f"playground/{corpus}" for corpus in self.corpora]
+        for inner in (*self.folders.values(), *self.exports.values(), *corpora):
+            path_inside(folder, inner, path)
+        if self.failures is not None:
+            failures = "; ".join(map(str, self.failures)) or "no reason given"
             raise UserError(
                 str(path),
                 f"the release failed its gate: {failures}",
-                "Train on, or release it again with the gate overridden",
+                "Train longer, or release it again with the gate overridden",
             )
-        every = {target: Terms.read(folder / sub) for target, sub in folders.items()}
-        return cls(
-            name=name,
-            # A folder is opened by its path wherever it is; only the store knows the others.
-            ref=ref if _is_folder(ref) or not exact else exact,
-            root=root,
-            contracts={t: terms for t, terms in every.items() if not isinstance(terms, Remote)},
-            folders=folders,
-            exports={
-                target: {n: path for n, path in exports.items() if path.startswith(f"{sub}/")}
-                for target, sub in folders.items()
-            },
-            created=int(path.stat().st_mtime),
-            elsewhere={t: of.base_url for t, of in every.items() if isinstance(of, Remote)},
-            corpora=tuple(told.get("playground", ())),
-        )
-
-    def encoder_folder(self, target: Target) -> Path:
-        """Where `target` lies on this machine; a remote root's release is fetched if need be."""
-        return _folder(self.ref, self.root) / self.folders[target]
-
-    def export_folder(self, target: Target, format: str) -> Path:
-        """The same of an export of `target`."""
-        return _folder(self.ref, self.root) / self.exports[target][format]
-
-    def corpus_folder(self, name: str) -> Path:
-        """Where one of `corpora` lies on this machine, as `encoder_folder`."""
-        return _folder(self.ref, self.root) / "playground" / name
-
-    def model(self, target: Target) -> str:
-        return f"{self.name}/{target}"
-
-    def contract(self, model: str) -> Terms:
-        """Of NAME/teacher or NAME/student."""
-        return next(c for target, c in self.contracts.items() if self.model(target) == model)
 
 
 def _is_folder(ref: str) -> bool:
     return (Path(ref) / "release.json").is_file()
 
 
-def _folder(ref: str, root: str) -> Path:
+def _find_folder(ref: str, root: str) -> Path:
     if _is_folder(ref):
         return Path(ref).resolve()
     from stillroom.storage.artifacts import Store

@@ -1,25 +1,26 @@
-"""What decontamination found, as one HTML page that needs nothing else."""
+"""The HTML page of a contamination report."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from stillroom.data.cleaning.decontaminate import KINDS
-from stillroom.reports.render import PAGE
+from stillroom.data.cleaning.contamination_index import MATCH_KINDS
+from stillroom.reports.page import render_page
 
-MEANINGS = {
+# Kind of match → its explanation on the page.
+MATCH_EXPLANATIONS = {
     "copy": "the same letters and digits in the same order",
-    "edited": "a text about as long that shares most of its words in runs of four, or a short "
-    "text in which one word differs",
-    "contains": "a longer text that holds the tested one, or most of it",
-    "part": "a piece of the tested text",
+    "edited": "a text of about the same length that shares most of its words in runs of four, or a "
+    "short text in which one word differs",
+    "contains": "a longer text that contains the test text, or most of it",
+    "part": "a piece of the test text",
     "overlap": "less than that, but many words in a row",
-    "meaning": "vectors that point the same way",
+    "meaning": "a paraphrase: the vectors point in nearly the same direction",
 }
 
 
-def render(contamination: Mapping[str, Any], name: str) -> str:
-    """The page of a contamination.json; what matches best comes first."""
+def render_contamination(contamination: Mapping[str, Any], name: str) -> str:
+    """The page of a contamination.json; the best matches come first."""
     table: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     totals: Counter[str] = Counter()
     for row in contamination["counts"]:
@@ -28,15 +29,16 @@ def render(contamination: Mapping[str, Any], name: str) -> str:
     by_set = defaultdict(list)
     for hit in sorted(contamination["hits"], key=lambda hit: -hit["score"]):
         by_set[hit["set"]].append(hit)
-    seen = {row["kind"] for row in contamination["counts"]}
-    return PAGE.get_template("contamination.html").render(
+    kinds = {row["kind"] for row in contamination["counts"]}
+    return render_page(
+        "contamination.html",
         name=name,
         action=contamination["action"],
         found=contamination["found"],
         total=sum(contamination["checked"].values()),
         counts=contamination["counts"],
-        kinds=[kind for kind in KINDS if kind in seen],
-        meanings=MEANINGS,
+        kinds=[kind for kind in MATCH_KINDS if kind in kinds],
+        explanations=MATCH_EXPLANATIONS,
         table=table,
         totals=totals,
         by_set=by_set,

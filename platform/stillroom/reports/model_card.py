@@ -1,4 +1,4 @@
-"""The model card of an encoder's folder: README.md, as model hubs show it."""
+"""The model card of an encoder's folder: README.md with the metadata that model hubs read."""
 
 import json
 import re
@@ -10,11 +10,11 @@ import jinja2
 import yaml
 
 from stillroom.encoders.contract import Contract
-from stillroom.encoders.export.runtimes import EXPORT
+from stillroom.encoders.export.runtimes import EXPORT_FILE
 from stillroom.encoders.files import sentence_transformers
-from stillroom.encoders.model_names import HUB_ID, locate
+from stillroom.encoders.model_names import HUB_ID, locate_model
 from stillroom.errors import UserError
-from stillroom.reports.render import table
+from stillroom.reports.tables import score_table
 from stillroom.storage.artifacts import Artifact, Store
 
 README = "README.md"
@@ -24,32 +24,32 @@ CARDS = jinja2.Environment(
     undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
 )  # fmt: skip
 
-CARDS.filters["shown"] = lambda prompt: f"`{json.dumps(prompt, ensure_ascii=False)}`"
+CARDS.filters["as_code"] = lambda prompt: f"`{json.dumps(prompt, ensure_ascii=False)}`"
 
 
-def write_card(
+def write_model_card(
     folder: Path,
     name: str,
-    made: Artifact | None,
+    artifact: Artifact | None,
     store: Store,
     *,
     report: Mapping[str, Any] | None = None,
     release: str | None = None,
 ) -> None:
-    """Writes README.md beside an encoder, exported or not.
+    """Writes README.md into the folder of an encoder or of an export.
 
     Args:
-        made: the artifact that it is or was exported from; None is a model from elsewhere.
-        report: what was measured; None is the newest report of `made`.
-        release: the reference of the release that it is in.
+        artifact: the encoder's, or that which was exported; None for a model from elsewhere.
+        report: the content of report.json; None: of the artifact's newest report.
+        release: the reference of the release that the folder is in.
     """
     contract = Contract.read(folder)
-    exported = _json(folder / EXPORT)
-    role = made.stage if made else None
-    line = list(_lineage(made, store)) if made else []
-    report = report or _report_of(made, store)
-    of_st = (folder / sentence_transformers.MODULES).exists()
-    tags = ["sentence-transformers"] if of_st else []
+    exported = _read_json(folder / EXPORT_FILE)
+    role = artifact.stage if artifact else None
+    lineage = list(_lineage(artifact, store)) if artifact else []
+    report = report or _newest_report(artifact, store)
+    sentence_transformers_folder = (folder / sentence_transformers.MODULES_FILE).exists()
+    tags = ["sentence-transformers"] if sentence_transformers_folder else []
     tags += ["sentence-similarity", "feature-extraction", "stillroom"]
     tags += ["distillation"] if role == "student" else []
     tags += [exported["format"]] if exported and exported["format"] not in tags else []
@@ -59,78 +59,78 @@ def write_card(
         contract=contract,
         exported=exported,
         license=_license(contract.base),
-        base_model=contract.base if _on_hub(contract.base) else None,
-        opens_in_sentence_transformers=of_st,
+        base_model=contract.base if _is_hub_id(contract.base) else None,
+        sentence_transformers_folder=sentence_transformers_folder,
         tags=tags,
         release=release,
         model=f"{release.partition('/')[2].rpartition('-')[0]}/{role}" if release else None,
         report=report,
-        table=table(report) if report else [],
-        recipe=[(one.ref, _yaml(one)) for one in line if one.stage in ("teacher", "student")],
-        data=_data(line),
+        scores=score_table(report) if report else [],
+        recipe=[(a.ref, _section_yaml(a)) for a in lineage if a.stage in ("teacher", "student")],
+        data=_data_card(lineage),
     )
     (folder / README).write_text(text, encoding="utf-8")
 
 
 def artifact_of(model: str, store: Store) -> Artifact | None:
-    """The artifact that a model's name stands for, if it is one's."""
+    """The artifact that a model's name refers to; None for other names."""
     if model.split("/")[0] in ("teacher", "student") and not Path(model).exists():
         return store.find(model)
     return None
 
 
-def _lineage(made: Artifact, store: Store) -> Iterator[Artifact]:
-    """What an artifact was made from, each after its own, and the artifact last."""
-    known = {(one.stage, one.key): one for one in store.published()}
+def _lineage(artifact: Artifact, store: Store) -> Iterator[Artifact]:
+    """What an artifact was made from, inputs before what is made of them; the artifact is last."""
+    by_key = {artifact.key: artifact for artifact in store.list_artifacts()}
     seen: set[str] = set()
 
-    def walk(one: Artifact) -> Iterator[Artifact]:
-        seen.add(one.ref)
-        for key in one.manifest["made_by"]["inputs"].values():
-            for before in (a for (_, its), a in known.items() if its == key):
-                if before.ref not in seen:
-                    yield from walk(before)
-        yield one
+    def walk(current: Artifact) -> Iterator[Artifact]:
+        seen.add(current.ref)
+        for key in current.manifest["made_by"]["inputs"].values():
+            if key in by_key and by_key[key].ref not in seen:
+                yield from walk(by_key[key])
+        yield current
 
-    return walk(made)
+    return walk(artifact)
 
 
-def _report_of(made: Artifact | None, store: Store) -> Mapping[str, Any] | None:
-    if made is None:
+def _newest_report(artifact: Artifact | None, store: Store) -> Mapping[str, Any] | None:
+    if artifact is None:
         return None
-    for found in store.published("report"):
-        if found.manifest["made_by"]["inputs"].get(made.stage) == made.key:
-            return _json(store.open(found.stage, found.name, found.key).path / "report.json")
+    for report in store.list_artifacts("report"):
+        if report.manifest["made_by"]["inputs"].get(artifact.stage) == artifact.key:
+            folder = store.open(report.stage, report.name, report.key).path
+            return _read_json(folder / "report.json")
     return None
 
 
-def _data(line: list[Artifact]) -> str | None:
-    """The data card of the corpus, its headings under ours."""
-    for corpus in line:
+def _data_card(lineage: list[Artifact]) -> str | None:
+    """The data card of the corpus, its headings one level down."""
+    for corpus in lineage:
         if corpus.stage == "corpus" and (corpus.path / "card.md").exists():
             text = (corpus.path / "card.md").read_text(encoding="utf-8")
             return re.sub(r"^#", "##", text.removeprefix("# Data card").strip(), flags=re.M)
     return None
 
 
-def _on_hub(base: str) -> bool:
+def _is_hub_id(base: str) -> bool:
     return bool(HUB_ID.fullmatch(base)) and not Path(base).exists()
 
 
 def _license(base: str) -> str | None:
-    """What the base's own card states."""
+    """The license in the base's own model card."""
     try:
-        card = (locate(base) / README).read_text(encoding="utf-8")
-        stated = yaml.safe_load(card.split("---")[1])["license"]
+        card = (locate_model(base) / README).read_text(encoding="utf-8")
+        license = yaml.safe_load(card.split("---")[1])["license"]
     except (UserError, OSError, IndexError, KeyError, TypeError, yaml.YAMLError):
         return None
-    return str(stated)
+    return str(license)
 
 
-def _yaml(artifact: Artifact) -> str:
+def _section_yaml(artifact: Artifact) -> str:
     section = artifact.manifest["made_by"]["section"]
     return yaml.safe_dump(section, sort_keys=False, allow_unicode=True).strip()
 
 
-def _json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

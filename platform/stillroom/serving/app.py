@@ -1,114 +1,91 @@
-"""Arguments to application: `build` for Serve's YAML files, `serve_release` for one machine.
+"""`build` makes a Ray Serve application of a YAML's `args`: a router, and replicas of each encoder.
 
 No `from __future__ import annotations` here: Ray Serve reads the type of `build`'s argument.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
 
-from stillroom.encoders.contract import Terms
+from stillroom.encoders.contract import BaseContract
 from stillroom.errors import UserError
 from stillroom.release.reader import Release, Target
-from stillroom.serving.config import ModelOptions, ServeArgs
-from stillroom.serving.http.auth import Keys
-from stillroom.serving.playground.service import playground
-from stillroom.serving.replica.engines import check_engine
-from stillroom.serving.replica.in_process import Local
-from stillroom.serving.replica.replica import BATCH_TOKENS, Replica
-from stillroom.serving.router import Router
-from stillroom.serving.routing.catalogue import Model
-from stillroom.serving.routing.dispatch import Watched
-from stillroom.serving.routing.policies import (
-    Policy,
-    To,
-    auto_policy,
-    check_policy,
-    parse_policy,
-    stand_ins,
-)
+from stillroom.serving.config import EncoderOptions, ServeArgs
+from stillroom.serving.http.api_keys import ApiKeys
+from stillroom.serving.http.server import HttpSettings
+from stillroom.serving.playground.service import build_playground
+from stillroom.serving.replica.engine_choice import check_engine
+from stillroom.serving.replica.in_process import InProcessReplica
+from stillroom.serving.replica.replica import DEFAULT_BATCH_TOKENS, Replica
+from stillroom.serving.router import Router, ServedEncoder
+from stillroom.serving.routing.policies import Policy, auto_policy, check_policy, find_fallbacks
+from stillroom.serving.routing.request_router import ObservedRequestRouter
+from stillroom.serving.routing.rules import SingleEncoder, parse_policy
+from stillroom.serving.routing.served_model import ServedModel
 from stillroom.serving.routing.shadow import Shadow
 from stillroom.serving.telemetry import tracing
+from stillroom.storage.root import default_root
 
-HEALTH_PERIOD_S = 2  # within which Serve sees that a replica is dead, and starts another
+HEALTH_PERIOD_S = 2  # within which Serve notices a dead replica, and starts another
+
+# Requests that a router takes beyond what all replicas take and queue: so the router answers 429,
+# with Retry-After, and not Serve's proxy.
+SPARE_REQUESTS = 100
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The Serve application for `args` (see ServeArgs): a router before each encoder's replicas.
+    """The Serve application for `args` (see ServeArgs).
 
-    Raises UserError for faulty args, a release that is missing or failed its gate, a policy that
-    would mix spaces, and keys that cannot be read.
+    Raises:
+        UserError: for faulty args, a release that is missing or failed its gate, a policy that
+            would mix spaces, and keys that cannot be read.
     """
     checked = ServeArgs.read(args)
-    tracing.check()
-    root = checked.root or os.environ.get("STILLROOM_ROOT", "runs")
+    tracing.check_exporter()
     if not checked.releases:
         raise UserError("serve args: releases", "is empty", "Name at least one release")
-    releases = _open_all(checked, root)
+    releases = _open_releases(checked, checked.root or default_root())
+    encoders = _served_encoders(checked, releases)
     options = checked.encoders()
-    encoders = {
-        release.model(target): (release, target)
-        for release in releases.values()
-        for target in release.contracts
-    }
-    contracts = {name: release.contracts[target] for name, (release, target) in encoders.items()}
-    batch_tokens = {
-        name: checked.max_batch_tokens or BATCH_TOKENS["gpu" if options[target].num_gpus else "cpu"]
-        for name, (_, target) in encoders.items()
-    }
-    # By itself a router only waits: its share of a core is small, and a laptop's two are the
-    # encoders'.
-    handles, local, routers = {}, {}, ModelOptions(replicas=checked.routers, num_cpus=0)
-    for name, (release, target) in encoders.items():
-        option = options[target]
-        arguments = _arguments(release, target, option, batch_tokens[name], checked)
-        if option.in_router:
-            local[name] = Local(arguments, option.max_ongoing + option.max_queued)
-            routers = option
-        else:
-            handles[name] = _replicas(name, option, arguments, checked)
-    shadows = {
-        release.model("student"): _shadow(release, handles[release.model("teacher")], checked)
-        for release in releases.values()
-        if checked.shadow is not None and len(release.contracts) == 2
-    }
-    # Above what all replicas take and queue, so that the router is who says 429.
-    concurrent = 100 + sum(_capacity(options[target]) for _, target in encoders.values())
-    keys = Keys.read(os.environ, checked.keys_file)
+    concurrent = SPARE_REQUESTS + sum(
+        options[target].capacity for release in releases.values() for target in release.contracts
+    )
+    http = HttpSettings(
+        keys=ApiKeys.read(os.environ, checked.keys_file),
+        no_auth=checked.no_auth,
+        limits=checked.limits,
+        cors_origins=checked.cors_origins,
+        access_log=checked.access_log,
+        max_concurrent=concurrent,
+        max_batch_tokens=min(encoder.batch_tokens for encoder in encoders.values()),
+    )
     return (
         cast(Any, Router)
         .options(
-            **_scaled(routers),
+            **_scaling(_router_options(checked)),
             max_ongoing_requests=concurrent,
             graceful_shutdown_timeout_s=checked.timeout_s,
         )
         .bind(
-            _models(checked, releases, contracts),
-            handles,
-            local,
-            {name: release for name, (release, _) in encoders.items()},
-            batch_tokens,
-            shadows,
+            _served_models(checked, releases),
+            encoders,
             checked.shadow,
-            playground(releases, keys.configured) if checked.playground else None,
-            keys=keys,
-            no_auth=checked.no_auth,
-            limits=checked.limits,
-            timeout_s=checked.timeout_s,
-            cors_origins=checked.cors_origins,
-            access_log=checked.access_log,
-            max_concurrent=concurrent,
+            build_playground(releases, http.keys.configured) if checked.playground else None,
+            http,
+            checked.timeout_s,
         )
     )
 
 
-def _open_all(args: ServeArgs, root: str) -> dict[str, Release]:
-    """Name → release, with the contracts of those encoders only that are to be served."""
+def _open_releases(args: ServeArgs, root: str) -> dict[str, Release]:
+    """Name → release, with the contracts of the encoders that are to be served only."""
     releases: dict[str, Release] = {}
-    served = [target for target, option in args.encoders().items() if _most(option)]
+    served = [target for target, options in args.encoders().items() if options.max_replicas]
     for ref in args.releases:
         release = Release.open(ref, root)
         if release.name in releases:
@@ -120,105 +97,162 @@ def _open_all(args: ServeArgs, root: str) -> dict[str, Release]:
         contracts = {t: release.contracts[t] for t in served if t in release.contracts}
         if not contracts:
             raise UserError(
-                "serve args", f"nothing of {release.name!r} is served", "Give an encoder replicas"
+                "serve args",
+                f"no encoder of {release.name!r} is served",
+                "Give an encoder replicas",
             )
         releases[release.name] = replace(release, contracts=contracts)
-    if strangers := set(args.policies) - set(releases):
+    if unknown := set(args.policies) - set(releases):
         raise UserError(
-            f"serve args: policies.{min(strangers)}",
-            "is the name of no release that is served",
+            f"serve args: policies.{min(unknown)}",
+            "is not the name of a release that is served",
             f"Use one of {', '.join(releases)}",
         )
     return releases
 
 
-def _models(
-    args: ServeArgs, releases: dict[str, Release], contracts: dict[str, Terms]
-) -> list[Model]:
-    """Every name that clients may ask for: each release's own, and its encoders'."""
-    models = []
-    sleepers = frozenset(
-        release.model(target)
-        for release in releases.values()
-        for target, option in args.encoders().items()
-        if option.autoscale and option.autoscale.min == 0
-    )
-    for name, release in releases.items():
-        where = f"policies.{name}" if name in args.policies else "policy"
-        asked = args.policies.get(name, args.policy)
-        if asked == "auto":
-            asked = auto_policy(release.contracts.get("teacher"), release.contracts.get("student"))
-        rule = parse_policy(f"serve args: {where}", asked, name)
-        check_policy(f"serve args: {where}", rule, contracts)
-        policy = Policy(rule, args.target_latency_s, sleepers, stand_ins(rule, contracts))
-        models.append(Model(name, release, policy))
+def _router_options(args: ServeArgs) -> EncoderOptions:
+    """How routers run: as the encoder in them does; alone, a router only waits.
+
+    Its share of a core is small, and a laptop's two cores are the encoders'.
+    """
+    in_router = [options for options in args.encoders().values() if options.in_router]
+    return in_router[0] if in_router else EncoderOptions(replicas=args.routers, num_cpus=0)
+
+
+def _served_encoders(args: ServeArgs, releases: Mapping[str, Release]) -> dict[str, ServedEncoder]:
+    """NAME/teacher and NAME/student of every release, those that are served."""
+    encoders = {}
+    for release in releases.values():
         for target in release.contracts:
-            model = release.model(target)
-            # Who asks for one encoder gets it or none: nothing stands in.
-            alone = Policy(To(model=model), args.target_latency_s, sleepers)
-            models.append(Model(model, release, alone))
+            encoders[release.encoder_name(target)] = _served_encoder(args, release, target)
+        if args.shadow is not None and len(release.contracts) == 2:
+            teacher = encoders[release.encoder_name("teacher")].replicas
+            assert teacher is not None  # args with a shadow and the teacher in_router are refused
+            student = release.encoder_name("student")
+            encoders[student] = replace(
+                encoders[student], shadow=_shadow_deployment(release, teacher, args)
+            )
+    return encoders
+
+
+def _served_encoder(args: ServeArgs, release: Release, target: Target) -> ServedEncoder:
+    name, options = release.encoder_name(target), args.encoders()[target]
+    gpu = options.num_gpus > 0
+    check_engine(f"serve args: {target}.engine", options.engine, release, target, gpu)
+    batch_tokens = args.max_batch_tokens or DEFAULT_BATCH_TOKENS["gpu" if gpu else "cpu"]
+    arguments = (
+        release,
+        target,
+        options.engine,
+        batch_tokens,
+        args.batch_wait_ms,
+        args.trust_remote_code,
+    )
+    if options.in_router:
+        in_process = InProcessReplica(
+            arguments, options.max_ongoing_requests + options.max_queued_requests
+        )
+        return ServedEncoder(release, batch_tokens, in_process=in_process)
+    replicas = _replica_deployment(name, options, arguments, args)
+    return ServedEncoder(release, batch_tokens, replicas)
+
+
+def _served_models(args: ServeArgs, releases: Mapping[str, Release]) -> list[ServedModel]:
+    """Every name that clients may ask for: each release's own, and its encoders'."""
+    contracts = {
+        release.encoder_name(target): contract
+        for release in releases.values()
+        for target, contract in release.contracts.items()
+    }
+    scaled_to_zero = frozenset(
+        release.encoder_name(target)
+        for release in releases.values()
+        for target, options in args.encoders().items()
+        if options.autoscale and options.autoscale.min_replicas == 0
+    )
+    models = []
+    for release in releases.values():
+        policy = _release_policy(args, release, contracts, scaled_to_zero)
+        models.append(ServedModel(release.name, release, policy))
+        for target in release.contracts:
+            encoder = release.encoder_name(target)
+            # A request for one encoder is never answered by another: no fallbacks.
+            policy = Policy(SingleEncoder(model=encoder), args.target_latency_s, scaled_to_zero)
+            models.append(ServedModel(encoder, release, policy))
     return models
 
 
-def _arguments(
-    release: Release, target: Target, option: ModelOptions, batch_tokens: int, args: ServeArgs
-) -> tuple[Any, ...]:
-    """Replica's."""
-    where = f"serve args: {target}.engine"
-    check_engine(where, option.engine, release, target, option.num_gpus > 0)
-    return release, target, option.engine, batch_tokens, args.max_wait_ms, args.trust_remote_code
+def _release_policy(
+    args: ServeArgs,
+    release: Release,
+    contracts: Mapping[str, BaseContract],
+    scaled_to_zero: frozenset[str],
+) -> Policy:
+    """Who answers to a release's bare name. Raises UserError if that would mix spaces."""
+    name = release.name
+    where = f"serve args: policies.{name}" if name in args.policies else "serve args: policy"
+    value = args.policies.get(name, args.policy)
+    if value == "auto":
+        value = auto_policy(release.contracts.get("teacher"), release.contracts.get("student"))
+    rule = parse_policy(where, value, name)
+    check_policy(where, rule, contracts)
+    return Policy(rule, args.target_latency_s, scaled_to_zero, find_fallbacks(rule, contracts))
 
 
-def _replicas(
-    name: str, option: ModelOptions, arguments: tuple[Any, ...], args: ServeArgs
-) -> Application:
-    return cast(
-        Application,
+def _replica_deployment(
+    name: str, options: EncoderOptions, arguments: tuple[Any, ...], args: ServeArgs
+) -> DeploymentHandle:
+    """An encoder's deployment; the router gets a handle in its place."""
+    deployment = (
         cast(Any, Replica)
         .options(
             name=name.replace("/", "-"),
-            **_scaled(option),
-            max_ongoing_requests=option.max_ongoing,
-            max_queued_requests=option.max_queued,
+            **_scaling(options),
+            max_ongoing_requests=options.max_ongoing_requests,
+            max_queued_requests=options.max_queued_requests,
             request_router_config=RequestRouterConfig(
-                request_router_class=Watched, request_router_kwargs={"model": name}
+                request_router_class=ObservedRequestRouter, request_router_kwargs={"model": name}
             ),
             health_check_period_s=HEALTH_PERIOD_S,
             graceful_shutdown_timeout_s=args.timeout_s,
         )
-        .bind(*arguments),
+        .bind(*arguments)
     )
+    return cast(DeploymentHandle, deployment)
 
 
-def _scaled(option: ModelOptions) -> dict[str, Any]:
-    """How many replicas, and what each needs, in Serve's words."""
-    scale = option.autoscale
+def _scaling(options: EncoderOptions) -> dict[str, Any]:
+    """How many replicas, and what each needs, as Serve's deployment options."""
+    autoscale = options.autoscale
     return {
-        "num_replicas": None if scale else option.replicas,
-        "autoscaling_config": scale
+        "num_replicas": None if autoscale else options.replicas,
+        "autoscaling_config": autoscale
         and AutoscalingConfig(
-            min_replicas=scale.min,
-            max_replicas=scale.max,
-            target_ongoing_requests=scale.target_ongoing,
-            upscale_delay_s=scale.up_delay_s,
-            downscale_delay_s=scale.down_delay_s,
-            look_back_period_s=scale.look_back_s,
-            metrics_interval_s=scale.look_back_s / 4,
+            min_replicas=autoscale.min_replicas,
+            max_replicas=autoscale.max_replicas,
+            target_ongoing_requests=autoscale.target_ongoing_requests,
+            upscale_delay_s=autoscale.upscale_delay_s,
+            downscale_delay_s=autoscale.downscale_delay_s,
+            look_back_period_s=autoscale.look_back_period_s,
+            metrics_interval_s=autoscale.look_back_period_s / 4,
         ),
         "ray_actor_options": {
-            "num_cpus": option.num_cpus,
-            "num_gpus": option.num_gpus,
-            "resources": option.resources,
-            "label_selector": option.node_labels,
+            "num_cpus": options.num_cpus,
+            "num_gpus": options.num_gpus,
+            "resources": options.resources,
+            "label_selector": options.node_labels,
         },
     }
 
 
-def _shadow(release: Release, teacher: Application, args: ServeArgs) -> Application:
+def _shadow_deployment(
+    release: Release, teacher: DeploymentHandle, args: ServeArgs
+) -> DeploymentHandle:
+    """The deployment that compares a release's student with its teacher."""
     assert args.shadow is not None
     folder = args.shadow.folder
-    return cast(
-        Application,
+    deployment = (
         cast(Any, Shadow)
         .options(
             name=f"{release.name}-shadow",
@@ -231,14 +265,7 @@ def _shadow(release: Release, teacher: Application, args: ServeArgs) -> Applicat
             release.contracts["teacher"],
             release.contracts["student"],
             None if folder is None else f"{folder}/{release.name}.jsonl",
-            args.shadow.keep,
-        ),
+            args.shadow.max_texts,
+        )
     )
-
-
-def _most(option: ModelOptions) -> int:
-    return option.autoscale.max if option.autoscale else option.replicas
-
-
-def _capacity(option: ModelOptions) -> int:
-    return _most(option) * option.max_ongoing + option.max_queued
+    return cast(DeploymentHandle, deployment)

@@ -1,4 +1,4 @@
-"""What `serve deploy`'s YAML files may say of an application."""
+"""The keys of an application's `args` in the YAML files of `serve deploy`."""
 
 import json
 from typing import Any, get_args
@@ -16,47 +16,73 @@ from pydantic import (
 
 from stillroom.errors import UserError
 from stillroom.release.reader import Target
-from stillroom.serving.http.limits import Limits
-from stillroom.serving.http.openai import did_you_mean
-from stillroom.serving.replica.engines import Engine
-from stillroom.serving.routing.policies import parse_policy
+from stillroom.serving.errors import unknown_field_message
+from stillroom.serving.replica.engine_choice import Engine
+from stillroom.serving.routing.rules import parse_policy
 from stillroom.serving.routing.shadow import ShadowOptions
 
 
 class Section(BaseModel):
+    """A mapping in the YAML: unknown keys and wrong types are errors."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Autoscale(Section):
-    """Replicas that follow the requests, as Ray Serve counts them."""
+class AutoscaleOptions(Section):
+    """How many replicas run, by the number of requests as Ray Serve counts them."""
 
-    min: NonNegativeInt = 1  # 0: none while no one asks; the first to ask is told to come back
-    max: PositiveInt
-    target_ongoing: PositiveFloat = 16  # requests for each replica, waiting ones too
-    up_delay_s: NonNegativeFloat = 5  # how long there must be more
-    down_delay_s: NonNegativeFloat = 120  # … or fewer
-    look_back_s: PositiveFloat = 10  # the requests are averaged over so long
+    min_replicas: NonNegativeInt = 1  # 0: none while idle; the first caller is asked to retry
+    max_replicas: PositiveInt
+    target_ongoing_requests: PositiveFloat = 16  # requests for each replica, with those that wait
+    upscale_delay_s: NonNegativeFloat = 5  # how long there must be more before a replica is added
+    downscale_delay_s: NonNegativeFloat = 120  # … or fewer before one is removed
+    look_back_period_s: PositiveFloat = 10  # requests are averaged over this time
 
     @model_validator(mode="after")
-    def _min_is_below_max(self) -> "Autoscale":
-        if self.min > self.max:
-            raise ValueError(f"min ({self.min}) is over max ({self.max})")
+    def _min_is_at_most_max(self) -> "AutoscaleOptions":
+        low, high = self.min_replicas, self.max_replicas
+        if low > high:
+            raise ValueError(f"min_replicas ({low}) is over max_replicas ({high})")
         return self
 
 
-class ModelOptions(Section):
-    """How one of a release's encoders is run."""
+class EncoderOptions(Section):
+    """How one of a release's encoders runs."""
 
     replicas: NonNegativeInt = 1  # 0: not served
-    autoscale: Autoscale | None = None  # in place of `replicas`
-    engine: Engine = "auto"  # what runs it: on a CPU the release's fastest export, else torch
-    in_router: bool = False  # each router has a replica within it, and `replicas` says how many
-    num_cpus: NonNegativeFloat = 1  # a replica; also the threads of a forward
-    num_gpus: NonNegativeFloat = 0  # a replica, or a part of one; over 0, it encodes on the GPU
-    resources: dict[str, PositiveFloat] = {}  # of a replica: a node's own, as `ray start` names
-    node_labels: dict[str, str] = {}  # a replica's node must have them
-    max_ongoing: PositiveInt = 64  # requests in one replica, which it batches
-    max_queued: PositiveInt = 64  # requests that wait for a replica; more get 429
+    autoscale: AutoscaleOptions | None = None  # in place of `replicas`
+    engine: Engine = "auto"  # on a CPU the release's fastest float export, else torch
+    in_router: bool = False  # in each router's process; then `replicas` is the number of routers
+    num_cpus: NonNegativeFloat = 1  # of a replica; also the threads of a forward
+    num_gpus: NonNegativeFloat = 0  # of a replica, or a fraction; over 0: encode on the GPU
+    resources: dict[str, PositiveFloat] = {}  # custom resources, as `ray start` names them
+    node_labels: dict[str, str] = {}  # that a replica's node must have
+    max_ongoing_requests: PositiveInt = 64  # requests in one replica, which batches them
+    max_queued_requests: PositiveInt = 64  # requests that wait for a replica; more get HTTP 429
+
+    @property
+    def max_replicas(self) -> int:
+        """The most replicas that may run; 0: not served."""
+        return self.autoscale.max_replicas if self.autoscale else self.replicas
+
+    @property
+    def min_replicas(self) -> int:
+        """The fewest replicas that run."""
+        return self.autoscale.min_replicas if self.autoscale else self.replicas
+
+    @property
+    def capacity(self) -> int:
+        """Requests that all replicas can take and queue."""
+        return self.max_replicas * self.max_ongoing_requests + self.max_queued_requests
+
+
+class RequestLimits(Section):
+    """The most that one request may hold. All but `tokens` are checked before a replica sees it."""
+
+    body_bytes: PositiveInt = 16 * 2**20  # as sent, and unpacked
+    texts: PositiveInt = 2048  # OpenAI's own limit
+    characters: PositiveInt = 4 * 2**20  # of all texts together
+    tokens: PositiveInt = 300_000  # of all texts together, each cut to what its model takes
 
 
 class ServeArgs(Section):
@@ -65,60 +91,62 @@ class ServeArgs(Section):
     releases: tuple[str, ...]  # release/quickstart, or a folder; NAME=… gives another name
     root: str | None = None  # where artifacts live; default STILLROOM_ROOT, else runs/
     policy: str | dict[str, Any] = "auto"  # who answers to a release's bare name: see policies
-    policies: dict[str, str | dict[str, Any]] = {}  # … of single names, in place of `policy`
-    target_latency_s: PositiveFloat = 10  # who would wait longer gets 429
-    routers: PositiveInt = 1  # processes that take requests, where no encoder is in them
-    # Tokens in one forward, and padding; None: what is best, see replica.BATCH_TOKENS.
+    policies: dict[str, str | dict[str, Any]] = {}  # … of single releases, in place of `policy`
+    target_latency_s: PositiveFloat = 10  # requests expected to wait longer get HTTP 429
+    routers: PositiveInt = 1  # processes that take requests, where no encoder is in_router
+    # Tokens in one forward, padding included; None: see replica.DEFAULT_BATCH_TOKENS.
     max_batch_tokens: PositiveInt | None = None
-    max_wait_ms: NonNegativeFloat = 2  # how long an idle replica waits to fill a forward
-    timeout_s: PositiveFloat = 60  # a request unanswered by then gets 503
-    limits: Limits = Limits()  # of one request
-    keys_file: str | None = None  # API keys, beside those in STILLROOM_API_KEYS
+    batch_wait_ms: NonNegativeFloat = 2  # how long an idle replica waits to fill a forward
+    timeout_s: PositiveFloat = 60  # a request without an answer by then gets HTTP 503
+    limits: RequestLimits = RequestLimits()
+    keys_file: str | None = None  # API keys, in addition to those in STILLROOM_API_KEYS
     no_auth: bool = False  # without keys: let other machines call, too
-    trust_remote_code: bool = False  # runs the Python that the models bring with them
-    shadow: ShadowOptions | None = None  # compares the student's answers with the teacher's
+    trust_remote_code: bool = False  # run the Python code that models bring with them
+    shadow: ShadowOptions | None = None  # compare the student's answers with the teacher's
     cors_origins: tuple[str, ...] = ()  # whose pages may read answers in a browser
     access_log: str | None = "-"  # a file on the router's machine, "-" its standard output
     playground: bool = True  # GET / : a page to try a release on
-    teacher: ModelOptions = ModelOptions()
-    student: ModelOptions = ModelOptions()
+    teacher: EncoderOptions = EncoderOptions()
+    student: EncoderOptions = EncoderOptions()
 
     @classmethod
     def read(cls, args: dict[str, Any]) -> "ServeArgs":
-        """Check a YAML's args. Raises one UserError that names every fault."""
+        """Check a YAML's args. Raises one UserError that names every faulty key."""
         try:
             # Through JSON: strict validation of Python values refuses YAML's lists for tuples.
-            read = cls.model_validate_json(json.dumps(args))
+            checked = cls.model_validate_json(json.dumps(args))
         except (ValidationError, TypeError) as error:
-            raise UserError("serve args", _faults(error), "Mend the application's args") from error
-        for where, policy in read.given_policies().items():
+            raise UserError(
+                "serve args", _describe_errors(error), "Correct the application's args"
+            ) from error
+        for where, policy in checked.explicit_policies().items():
             parse_policy(f"serve args: {where}", policy, "release")
-        for name, option in read.encoders().items():
-            if option.in_router and (fault := read.against_in_router(option)):
+        for name, options in checked.encoders().items():
+            if options.in_router and (conflict := checked.in_router_conflict(options)):
                 where = f"serve args: {name}.in_router"
-                raise UserError(where, fault, f"Change that, or leave out {name}.in_router")
-        return read
+                raise UserError(where, conflict, f"Change that, or remove {name}.in_router")
+        return checked
 
-    def encoders(self) -> dict[Target, ModelOptions]:
+    def encoders(self) -> dict[Target, EncoderOptions]:
+        """The options of both encoders."""
         return {"teacher": self.teacher, "student": self.student}
 
-    def against_in_router(self, option: ModelOptions) -> str | None:
-        """What the args say that a router with this encoder in it cannot be."""
-        faults = {
-            "the other encoder is in it, too": self.teacher.in_router and self.student.in_router,
-            "it is for one release, and there are several": len(self.releases) > 1,
-            "its `replicas` say how many routers there are, and `routers` does": self.routers > 1,
-            "without a router (replicas or autoscale.min of 0) no one is heard": not (
-                option.autoscale.min if option.autoscale else option.replicas
-            ),
-            "shadow asks the teacher, and a router is not asked": bool(
-                self.teacher.in_router and self.shadow
-            ),
-        }
-        return next((fault for fault, there in faults.items() if there), None)
+    def in_router_conflict(self, options: EncoderOptions) -> str | None:
+        """Why an encoder with these options cannot run in the router; None if it can."""
+        if self.teacher.in_router and self.student.in_router:
+            return "the other encoder is in the router too"
+        if len(self.releases) > 1:
+            return "it works for one release, and there are several"
+        if self.routers > 1:
+            return "its `replicas` set the number of routers, and so does `routers`"
+        if options.min_replicas == 0:
+            return "no router would run (replicas or autoscale.min_replicas is 0)"
+        if self.teacher.in_router and self.shadow:
+            return "shadow needs teacher replicas of its own"
+        return None
 
-    def given_policies(self) -> dict[str, str | dict[str, Any]]:
-        """Place in the config → policy, of all that are not `auto`."""
+    def explicit_policies(self) -> dict[str, str | dict[str, Any]]:
+        """Key in the YAML → policy, of all that are not `auto`."""
         named = {f"policies.{name}": policy for name, policy in self.policies.items()}
         return {
             where: policy
@@ -127,29 +155,29 @@ class ServeArgs(Section):
         }
 
 
-def _faults(error: ValidationError | TypeError) -> str:
+def _describe_errors(error: ValidationError | TypeError) -> str:
     if isinstance(error, TypeError):
         return str(error)
-    faults = []
-    for fault in error.errors(include_url=False):
-        *section, key = map(str, fault["loc"])
-        where = ".".join([*section, key])
-        if fault["type"] == "extra_forbidden":
-            fields = _section(section).model_fields
-            faults.append(".".join([*section, did_you_mean(key, fields)]))
+    messages = []
+    for item in error.errors(include_url=False):
+        *sections, key = map(str, item["loc"])
+        where = ".".join([*sections, key])
+        if item["type"] == "extra_forbidden":
+            fields = _section_class(sections).model_fields
+            messages.append(".".join([*sections, unknown_field_message(key, fields)]))
         else:
-            faults.append(f"{where}: {fault['msg']}")
-    return "; ".join(faults)
+            messages.append(f"{where}: {item['msg']}")
+    return "; ".join(messages)
 
 
-def _section(path: list[str]) -> type[BaseModel]:
-    """The class of the args that a path of keys leads to."""
-    found: type[BaseModel] = ServeArgs
+def _section_class(path: list[str]) -> type[BaseModel]:
+    """The class of the section that a path of keys leads to."""
+    section: type[BaseModel] = ServeArgs
     for key in path:
-        annotation = found.model_fields[key].annotation
-        found = next(
+        annotation = section.model_fields[key].annotation
+        section = next(
             kind
             for kind in (annotation, *get_args(annotation))
             if isinstance(kind, type) and issubclass(kind, BaseModel)
         )
-    return found
+    return section

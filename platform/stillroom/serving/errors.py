@@ -1,52 +1,60 @@
-"""Answers other than 200; each protocol says them in words of its own."""
+"""Why a request is not served, by kind. `http.errors` turns kinds into statuses and bodies."""
 
-from typing import Any
+from collections.abc import Iterable
+from difflib import get_close_matches
+from enum import StrEnum
+
+from stillroom.errors import UserError
+
+RESTART_RETRY_S = 5  # how long clients are asked to wait while a replica starts
 
 
-class ApiError(Exception):
+class ErrorKind(StrEnum):
+    """What the caller can do about an error, independent of any protocol."""
+
+    INVALID = "invalid"  # change the request: it is malformed, or the model refuses its input
+    UNAUTHORIZED = "unauthorized"  # send a valid key
+    NOT_FOUND = "not_found"  # choose another model, release or corpus
+    TOO_LARGE = "too_large"  # split the request: it is over a limit of the operator's
+    UNSUPPORTED_ENCODING = "unsupported_encoding"  # send the body plain or as gzip
+    UNSUPPORTED_OUTPUT = "unsupported_output"  # ask for another output: this one is not offered
+    OVERLOADED = "overloaded"  # try again later: a queue is full, or a rate is used up
+    UNAVAILABLE = "unavailable"  # try again later: nothing runs that could answer
+    INTERNAL = "internal"  # report it: a bug of ours
+
+
+class ServingError(Exception):
     """A request that is not served.
 
     Args:
-        status: HTTP status.
+        kind: decides the HTTP status and the type of the error's body.
         message: what went wrong and what to do, for the person who called.
         param: the request's field at fault.
-        code: a stable word for programs, such as `model_not_found`.
+        code: a stable word for programs, such as `unknown_parameter`; None: the kind's usual one.
         retry_after_s: seconds after which the same request may pass.
     """
 
     def __init__(
         self,
-        status: int,
+        kind: ErrorKind,
         message: str,
         param: str | None = None,
         code: str | None = None,
         retry_after_s: int | None = None,
     ):
-        super().__init__(status, message, param, code, retry_after_s)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        # Every argument goes to the base class: unpickling replays them.
+        super().__init__(kind, message, param, code, retry_after_s)
+        self.kind, self.message, self.param, self.code = kind, message, param, code
         self.retry_after_s = retry_after_s
 
-    def headers(self) -> dict[str, str]:
-        headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
-        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+
+class TooManyTokens(UserError):
+    """A replica's refusal of a request with more tokens than the operator allows."""
 
 
-def openai_body(error: ApiError) -> dict[str, Any]:
-    """As OpenAI's clients read it; they choose their exception by the status."""
-    kinds = {401: "authentication_error", 429: "rate_limit_error"}
-    default = "invalid_request_error" if error.status < 500 else "server_error"
-    return {
-        "error": {
-            "message": error.message,
-            "type": kinds.get(error.status, default),
-            "param": error.param,
-            "code": error.code,
-        }
-    }
-
-
-def tei_body(status: int, message: str) -> dict[str, str]:
-    """As clients of text-embeddings-inference read it."""
-    kinds = {413: "Validation", 422: "Tokenizer", 424: "Backend", 429: "Overloaded"}
-    default = "Validation" if status < 500 else "Unhealthy"
-    return {"error": message, "error_type": kinds.get(status, default)}
+def unknown_field_message(key: str, allowed: Iterable[str]) -> str:
+    """Says that `key` is unknown, and which of the allowed fields may have been meant."""
+    fields = list(allowed)
+    nearest = get_close_matches(key, fields, n=1)
+    hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Allowed: {', '.join(fields)}"
+    return f"unknown field {key!r}. {hint}"

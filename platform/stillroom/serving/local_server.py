@@ -1,4 +1,4 @@
-"""TODO docstring: serving/local_server.py."""
+"""`stillroom serve`: a release on this machine, or on a running cluster, until it is stopped."""
 
 import contextlib
 import json
@@ -6,19 +6,23 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Iterator
 
 import ray
 from ray import serve
 
-from stillroom.cluster.join import join
+from stillroom.cluster.join import join_cluster
+from stillroom.cluster.library_messages import ignore_library_messages
 from stillroom.errors import UserError
 from stillroom.release.reader import Release
 from stillroom.serving.app import build
-from stillroom.serving.http.auth import ENVIRONMENT, Keys, is_loopback
+from stillroom.serving.http.api_keys import KEYS_VARIABLE, ApiKeys
+from stillroom.serving.http.auth import is_loopback
+from stillroom.storage.root import default_root
 
 APPLICATION = "stillroom"
 
-DRAIN_S = 60  # for what is ongoing when a server is stopped
+DRAIN_S = 60  # for ongoing requests when the server is stopped
 
 
 def serve_release(
@@ -32,33 +36,23 @@ def serve_release(
     no_auth: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
-    """Serve a release until SIGINT or SIGTERM, on the cluster of RAY_ADDRESS or on a Ray of this
-    machine, which it then starts.
+    """Serve a release until SIGINT or SIGTERM, on the cluster of RAY_ADDRESS or on this machine.
 
-    The machine's CPUs, and its GPUs if any, are shared out evenly among the release's encoders.
-    Raises UserError as `build` does, when the port is taken, and when other machines could call
-    without a key.
+    The CPUs, and the GPUs if any, are divided evenly among the release's encoders.
+
+    Raises:
+        UserError: as `build` does, when the port is taken, and when other machines could call
+            without a key.
     """
-    root = root or os.environ.get("STILLROOM_ROOT", "runs")
-    name, encoders = (opened := Release.open(release, root)).name, list(opened.contracts)
-    if not (is_loopback(host) or no_auth or Keys.read(os.environ, keys_file).configured):
-        raise UserError(
-            "--host",
-            f"{host} lets other machines call, and no API key is configured",
-            f"Set {ENVIRONMENT} or a keys file, or say that you want no authentication",
-        )
-    _check_free(host, port)
-    ours = not ray.is_initialized()
-    if ours:
-        if address := os.environ.get("RAY_ADDRESS"):
-            join(address, log_to_driver=False)
-        else:  # what else runs here may be somebody else's
-            ray.init(address="local", include_dashboard=False, log_to_driver=False)
-    shared = bool(serve.status().applications)
-    try:
-        per_encoder = _share(ray.cluster_resources(), len(encoders))
-        # With one router there is no need of a process more, and of a message to it and back.
-        inside = "student" if "student" in encoders else encoders[0]
+    root = root or default_root()
+    opened = Release.open(release, root)
+    encoders = list(opened.contracts)
+    _check_access(host, no_auth, keys_file)
+    _check_port_is_free(host, port)
+    # An encoder in the router saves a process, and a message to it and back.
+    in_router = "student" if "student" in encoders else encoders[0]
+    with _ray_and_serve():
+        resources = _share_per_encoder(ray.cluster_resources(), len(encoders))
         app = build(
             {
                 "releases": [release],
@@ -67,42 +61,66 @@ def serve_release(
                 "keys_file": keys_file,
                 "no_auth": no_auth,
                 "trust_remote_code": trust_remote_code,
-                **{one: {**per_encoder, "in_router": one == inside} for one in encoders},
+                **{name: {**resources, "in_router": name == in_router} for name in encoders},
             }
         )
         serve.start(http_options={"host": host, "port": port})
         serve.run(app, name=APPLICATION, route_prefix="/")
         url = f"http://{host}:{port}"
-        print(f"Ready: {name} at {url} (Ctrl-C ends it). Try it there, or:", flush=True)
-        print(_example(url, name), flush=True)
+        print(f"Ready: {opened.name} at {url} (Ctrl-C ends it). Try it there, or:", flush=True)
+        print(_example_command(url, opened.name), flush=True)
         _wait_for_signal()
-        with contextlib.suppress(TimeoutError):  # what takes longer has its answer: 503
+        with contextlib.suppress(TimeoutError):  # later requests have their answer: 503
             serve.get_app_handle(APPLICATION).drain.remote().result(timeout_s=DRAIN_S)
+
+
+@contextlib.contextmanager
+def _ray_and_serve() -> Iterator[None]:
+    """Connect to the Ray of RAY_ADDRESS, or start one here; end afterwards what was started."""
+    owns_ray = not ray.is_initialized()
+    if owns_ray:
+        if address := os.environ.get("RAY_ADDRESS"):
+            join_cluster(address, log_to_driver=False)
+        else:  # never one that happens to run here: it may be somebody else's
+            ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    ignore_library_messages()
+    serve_is_shared = bool(serve.status().applications)
+    try:
+        yield
     finally:
-        # Before the proxy ends, which has answers to pass on.
+        # The application goes before the proxy, which has answers to pass on.
         if APPLICATION in serve.status().applications:
             serve.delete(APPLICATION)
-        if not shared:
+        if not serve_is_shared:
             serve.shutdown()
-        if ours:
+        if owns_ray:
             ray.shutdown()
 
 
-def _share(resources: dict[str, float], encoders: int) -> dict[str, float]:
-    """CPUs and GPUs for each encoder; whole numbers above one, as Ray wants them."""
+def _check_access(host: str, no_auth: bool, keys_file: str | None) -> None:
+    if not (is_loopback(host) or no_auth or ApiKeys.read(os.environ, keys_file).configured):
+        raise UserError(
+            "--host",
+            f"{host} lets other machines call, and no API key is configured",
+            f"Set {KEYS_VARIABLE} or a keys file, or say that you want no authentication",
+        )
 
-    def each(total: float) -> float:
+
+def _share_per_encoder(resources: dict[str, float], encoders: int) -> dict[str, float]:
+    """CPUs and GPUs for each encoder; above 1 whole numbers, as Ray requires."""
+
+    def share(total: float) -> float:
         part = total / encoders
         return float(int(part)) if part > 1 else part
 
     return {
-        "num_cpus": each(resources.get("CPU", 1.0)),
-        "num_gpus": min(1.0, each(resources.get("GPU", 0.0))),
+        "num_cpus": share(resources.get("CPU", 1.0)),
+        "num_gpus": min(1.0, share(resources.get("GPU", 0.0))),
     }
 
 
-def _check_free(host: str, port: int) -> None:
-    # Serve's proxy retries a taken port in the background, where no one sees it.
+def _check_port_is_free(host: str, port: int) -> None:
+    # Serve's proxy retries a taken port in the background and reports nothing.
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -113,18 +131,18 @@ def _check_free(host: str, port: int) -> None:
             ) from error
 
 
-def _example(url: str, name: str) -> str:
+def _example_command(url: str, name: str) -> str:
     body = json.dumps({"model": name, "input": "how do I sort a list?", "input_type": "query"})
     return f"  curl {url}/v1/embeddings -H 'Content-Type: application/json' -d '{body}'"
 
 
 def _wait_for_signal() -> None:
-    """Until SIGINT or SIGTERM; the next one ends the process as ever."""
+    """Return at SIGINT or SIGTERM; a second one ends the process as usual."""
     stop = threading.Event()
-    before = {
+    handlers_before = {
         number: signal.signal(number, lambda *_: stop.set())
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     stop.wait()
-    for number, handler in before.items():
+    for number, handler in handlers_before.items():
         signal.signal(number, handler)

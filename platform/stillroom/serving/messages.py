@@ -1,63 +1,69 @@
-"""The one internal request: every HTTP schema becomes it, and every replica takes it."""
+"""What travels between HTTP, the service and the replicas: a request, a job, its result.
 
-from collections.abc import Mapping, Sequence
+Also the small types that more than one layer needs: an encoder's load, and a token.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from stillroom.encoders.contract import Overlong, Role
-from stillroom.errors import UserError
-
-RESTART_AFTER_S = 5  # what a client is told to wait for a replica to start
 
 
 @dataclass(frozen=True)
-class Load:
-    """How busy an encoder is, as one router knows it."""
-
-    ready: int = 1  # replicas that run
-    lost: bool = False  # there were some, and now there are none
-    ongoing: int = 0  # requests that they have, or that wait for them
-    wait_s: float = 0.0  # until all of those are done, by the pace of late
-
-
-class TooLarge(UserError):
-    """A request over one of the operator's limits: another one may pass."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """One request's texts, or the token ids of each (without special tokens).
+class EmbedRequest:
+    """What a client asks for; every HTTP schema becomes this.
 
     Attributes:
-        overlong: what becomes of a text of more tokens than the model takes.
-        max_tokens: of all texts together, as they are encoded; more are refused (TooLarge).
-        trace: W3C's headers of the trace that it belongs to, where there is one.
+        model: a name that GET /v1/models lists.
+        token_ids: of each text, without special tokens; None where texts were sent.
+        dimensions: size of the vectors; None: the model's largest.
+        overlong: what happens to a text with more tokens than the model takes.
     """
 
+    model: str
     texts: list[str]
-    token_ids: list[list[int]] | None  # in place of texts
+    token_ids: list[list[int]] | None
     role: Role
-    dims: int  # size of the vectors to return
+    dimensions: int | None = None
     instruction: str | None = None
     overlong: Overlong = "cut"
+
+    def __len__(self) -> int:
+        """The number of vectors to return."""
+        return len(self.texts if self.token_ids is None else self.token_ids)
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """A request for a replica, after the router has decided what to send.
+
+    Attributes:
+        dims: size of the vectors to return.
+        max_tokens: of all texts together, as encoded; the replica refuses more (TooManyTokens).
+        trace: W3C headers of the trace that the job belongs to, where there is one.
+    """
+
+    request: EmbedRequest
+    dims: int
     max_tokens: int | None = None
     trace: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """float32 vectors [n, dims] in the order of the inputs, and the tokens they cost.
+class EncodeResult:
+    """float32 vectors [n, dims] in the order of the inputs, who made them, and what they cost.
 
     Attributes:
-        tokenise_s, wait_s, encode_s: where the request's time went in the replica, in seconds; of
-            a request in several forwards, their sum, and the rest is wait.
-        padded_tokens: this request's share of its forwards' (texts × longest text); less
-            `tokens`, it is what padding cost.
+        tokenise_s, wait_s, encode_s: where the request's time went in the replica, in seconds. For
+            a request in several forwards, their sum; the rest is wait.
+        padded_tokens: this request's share of its forwards' (texts × longest text). The difference
+            from `tokens` is the cost of padding.
         batch_texts: texts in a forward that had some of this request's, on average.
-        space, release: of the encoder that made them. While an update rolls, that may be another
-            than the router knows under the encoder's name.
+        space, release: of the encoder that made them. During a rolling update, these may differ
+            from what the router knows under the encoder's name.
+        model: the encoder, as the router names it.
     """
 
     vectors: np.ndarray
@@ -69,48 +75,32 @@ class Encoded:
     batch_texts: float | None = None
     space: str = ""
     release: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What a client asks for, before it is decided who encodes it."""
+class EncoderLoad:
+    """How busy an encoder is, as one router knows it.
 
-    model: str
-    texts: list[str]
-    token_ids: list[list[int]] | None  # in place of texts
-    role: Role
-    dimensions: int | None = None  # None: the model's largest
-    instruction: str | None = None
-    overlong: Overlong = "cut"
+    Attributes:
+        ready: running replicas.
+        lost: there were replicas, and now there are none.
+        ongoing: requests that the replicas have, or that wait for them.
+        wait_s: until all of those are done, at the recent pace.
+    """
 
-    def __len__(self) -> int:
-        return len(self.texts if self.token_ids is None else self.token_ids)
-
-    def work(self, dims: int, max_tokens: int, trace: Mapping[str, str] | None = None) -> Work:
-        return Work(
-            self.texts,
-            self.token_ids,
-            self.role,
-            dims,
-            self.instruction,
-            self.overlong,
-            max_tokens,
-            trace,
-        )
+    ready: int = 1
+    lost: bool = False
+    ongoing: int = 0
+    wait_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token of a text, and where it lies in it, in characters; nowhere for a special one."""
+    """A token of a text, and its place in it in characters; None for a special token."""
 
     id: int
     text: str
     special: bool
     start: int | None
     stop: int | None
-
-
-def id_lists(inputs: Sequence[Any]) -> list[list[int]]:
-    """The token ids of each text, where those of one text may come without a list around them."""
-    several = [one for one in inputs if isinstance(one, list)]
-    return several or [[one for one in inputs if isinstance(one, int)]]

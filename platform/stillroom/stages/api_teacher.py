@@ -1,22 +1,23 @@
-"""A recipe's teacher behind an API: how it is asked, and what that will cost."""
+"""A teacher behind an embeddings API: its contract, and how it is called."""
 
 from pathlib import Path
 
 from stillroom.config.scale import TeacherApi
-from stillroom.config.teacher import Api
-from stillroom.encoders.api_encoder import Access, RemoteEncoder
-from stillroom.encoders.contract import FILE, Prompts, Remote, Terms
-from stillroom.openai_client.client import key_in
+from stillroom.config.teacher import EmbeddingsApi
+from stillroom.encoders.api_encoder import ApiAccess, ApiEncoder
+from stillroom.encoders.contract import CONTRACT_FILE, ApiContract, BaseContract, Prompts
+from stillroom.openai_client.api_key import read_api_key
 from stillroom.storage.artifacts import Store
 
 
-def contract_of(api: Api) -> Remote:
+def api_contract(api: EmbeddingsApi) -> ApiContract:
+    """The contract of the teacher that a recipe's `teacher.api` names."""
     base_url = api.base_url.rstrip("/")
-    return Remote(
+    return ApiContract(
         base_url=base_url,
         model=api.model,
         prompts=Prompts(**api.prompts.model_dump()),
-        asks_dims=api.asks_dims,
+        send_dimensions=api.send_dimensions,
         extra_body={"query": api.extra_body.query, "passage": api.extra_body.passage},
         max_tokens=api.max_tokens,
         dims=(api.dims,),
@@ -24,22 +25,25 @@ def contract_of(api: Api) -> Remote:
     )
 
 
-def is_remote(folder: Path) -> bool:
-    return (folder / FILE).exists() and isinstance(Terms.read(folder), Remote)
+def is_api(folder: Path) -> bool:
+    """Whether an encoder's folder stands for an API, and has no weights."""
+    return (folder / CONTRACT_FILE).exists() and isinstance(BaseContract.read(folder), ApiContract)
 
 
-def remote_of(folder: Path, scale: TeacherApi, store: Store) -> RemoteEncoder | None:
-    """The API that an encoder's folder stands for, with its vectors kept under the root; None of
-    a folder with weights.
+def api_encoder(folder: Path, scale: TeacherApi, store: Store) -> ApiEncoder | None:
+    """The API that an encoder's folder stands for; None for a folder with weights.
+
+    Its answers are cached under the root, so that each text is paid for once.
 
     Raises:
         UserError: when its key is not in the environment.
     """
-    if not is_remote(folder):
+    if not is_api(folder):
         return None
-    told = scale.model_dump(exclude={"key_variable", "budget"})
+    limits = scale.model_dump(exclude={"api_key_env", "budget"})
     budget = scale.budget.model_dump(exclude={"price_out"})
-    key = key_in(scale.key_variable, "scale.teacher_api.key_variable")
-    return RemoteEncoder(
-        Remote.read(folder), Access(key=key, cache=store.work / ".answers.sqlite", **told, **budget)
+    key = read_api_key(scale.api_key_env, "scale.teacher_api.api_key_env")
+    return ApiEncoder(
+        ApiContract.read(folder),
+        ApiAccess(key=key, cache=store.local_folder / ".answers.sqlite", **limits, **budget),
     )

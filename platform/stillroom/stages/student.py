@@ -1,11 +1,10 @@
-"""A small encoder, distilled from the teacher's vectors and the negatives it mined."""
+"""The stage `student`: one phase of distillation into a small encoder."""
 
 import functools
 import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,26 +12,34 @@ import torch
 from stillroom.config.scale import Scale, TeacherApi
 from stillroom.config.student import Student as Section
 from stillroom.config.student import StudentPhase
-from stillroom.data.cleaning.sampling import evenly
-from stillroom.encoders.contract import Role, Terms
+from stillroom.data.cleaning.sampling import evenly_spaced
+from stillroom.encoders.contract import BaseContract, Role
 from stillroom.encoders.encoder import Encoder
-from stillroom.encoders.files.create import create
-from stillroom.encoders.files.load import load
+from stillroom.encoders.files.create import create_encoder
+from stillroom.encoders.files.load import load_encoder
+from stillroom.encoders.files.options import ContractOptions, Resize
 from stillroom.encoders.layers.backbone import set_dropout
-from stillroom.encoders.tokens.prompter import Tokens
+from stillroom.encoders.tokens.batch import Tokens
 from stillroom.errors import UserError
-from stillroom.learning.batches import Rows
+from stillroom.learning.batch_types import Metrics
+from stillroom.learning.batches import VectorRows
 from stillroom.learning.objectives.distillation import Distillation
 from stillroom.learning.projection import fit_projection
-from stillroom.stages.api_teacher import remote_of
-from stillroom.stages.corpus.artifact import CorpusFiles, evaluation_sets
-from stillroom.stages.training_batches import taught_batches
-from stillroom.stages.vectors.teacher_vectors import Taught, Teaching, fresh, stored
+from stillroom.stages.api_teacher import api_encoder
+from stillroom.stages.corpus.artifact import CorpusData, read_evaluation_sets
+from stillroom.stages.training_batches import distillation_batches
+from stillroom.stages.vectors.teacher_vectors import (
+    OpenVectors,
+    TeacherVectors,
+    VectorSource,
+    online_vectors,
+    stored_vectors,
+)
 from stillroom.storage.artifacts import Artifact, Draft, Store
 from stillroom.training.driver import fit
-from stillroom.training.task import Task
+from stillroom.training.task import TrainingTask
 
-FITTED_ON = 1024  # queries, and as many passages
+FIT_TEXTS = 1024  # of each role, to fit the projection on
 
 
 def student(
@@ -48,142 +55,170 @@ def student(
     negatives: Artifact | None = None,
     student: Artifact | None = None,
     trusted: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Writes an encoder folder, in the teacher's space or in one of its own.
+) -> Metrics:
+    """Distils one phase; writes an encoder folder.
 
     Args:
-        vectors: the teacher's; None where it embeds each batch anew.
-        negatives: where the phase asks for hard ones.
-        student: the phase before, whose weights this one goes on with.
-        trusted: holds "teacher" when that may run code that it brings with it.
+        vectors: the teacher's; None where the teacher encodes each batch anew.
+        negatives: for a phase that asks for hard negatives.
+        student: of the phase before, whose weights this one starts from.
+        trusted: holds "teacher" when that may run code that comes with it.
+
+    Returns:
+        The metrics of the step whose weights are kept.
     """
-    terms = Terms.read(teacher.path)
+    contract = BaseContract.read(teacher.path)
     if vectors is None:
         access = (teacher, scale.teacher_api, out.store, "teacher" in trusted)
-        taught = Taught(corpus, functools.partial(_afresh, *access))
+        open_vectors: OpenVectors = functools.partial(_open_online, *access)
     else:
-        taught = Taught(corpus, functools.partial(_from_disk, teacher, vectors))
+        open_vectors = functools.partial(_open_stored, teacher, vectors)
+    teacher_vectors = TeacherVectors(corpus, open_vectors)
     prepare = None
     if student is None:
-        space = terms.space if section.space == "teacher" else out.path.name
-        begin = functools.partial(start, section, seed, space, terms, taught)
+        space = contract.space if section.space == "teacher" else out.path.name
+        make_encoder = functools.partial(
+            initial_encoder, section, seed, space, contract, teacher_vectors
+        )
         if section.space == "teacher":
-            prepare = functools.partial(fit_start, taught, phase)
+            prepare = functools.partial(fit_projection_start, teacher_vectors, phase)
     else:
-        begin = functools.partial(go_on, section, student, out.path.name)
-    task = Task(
-        encoder=begin,
-        prepare=prepare,
-        batches=functools.partial(taught_batches, taught, negatives, phase, seed),
-        objective=Distillation(**phase.losses.model_dump(), dims=section.dims),
-        settings=phase,
+        make_encoder = functools.partial(load_next_phase, section, student, out.path.name)
+    task = TrainingTask(
+        make_encoder=make_encoder,
+        make_batches=functools.partial(
+            distillation_batches, teacher_vectors, negatives, phase, seed
+        ),
+        objective=Distillation(**phase.losses.model_dump(), dims=section.matryoshka),
+        phase=phase,
         seed=seed,
-        sets=functools.partial(evaluation_sets, corpus),
+        evaluation_sets=functools.partial(read_evaluation_sets, corpus),
         evaluate_every=phase.evaluate_every,
+        prepare=prepare,
     )
     return fit(task, scale.student, scale.tracking, out)
 
 
-def _from_disk(
-    teacher: Artifact, vectors: Artifact, files: CorpusFiles, device: torch.device
-) -> tuple[Teaching, Teaching]:
-    return stored(files, teacher, vectors)
+def _open_stored(
+    teacher: Artifact, vectors: Artifact, corpus: CorpusData, device: torch.device
+) -> tuple[VectorSource, VectorSource]:
+    return stored_vectors(corpus, teacher, vectors)
 
 
-def _afresh(
+def _open_online(
     teacher: Artifact,
     api: TeacherApi,
     store: Store,
     trust_remote_code: bool,
-    files: CorpusFiles,
+    corpus: CorpusData,
     device: torch.device,
-) -> tuple[Teaching, Teaching]:
-    encoder = remote_of(teacher.path, api, store) or load(
+) -> tuple[VectorSource, VectorSource]:
+    encoder = api_encoder(teacher.path, api, store) or load_encoder(
         teacher.path, device=str(device), trust_remote_code=trust_remote_code
     )
-    return fresh(files, encoder)
+    return online_vectors(corpus, encoder)
 
 
-def start(section: Section, seed: int, space: str, teacher: Terms, taught: Taught) -> Encoder:
-    """The encoder that the first phase begins with.
+def initial_encoder(
+    section: Section,
+    seed: int,
+    space: str,
+    teacher: BaseContract,
+    teacher_vectors: TeacherVectors,
+) -> Encoder:
+    """The encoder that the first phase trains.
 
     Raises:
-        UserError: when its vectors would be no prefix of the teacher's, in whose space they are.
+        UserError: when it shares the teacher's space, and its vectors would be no prefix of the
+            teacher's.
     """
     size = section.output_dims
     if section.space == "teacher":
         if size is not None and size not in teacher.dims:
             raise UserError(
                 "student.output_dims",
-                f"{size} is no size of the teacher's vectors, in whose space the student writes",
-                f"Use {', '.join(str(one) for one in teacher.dims)}",
+                f"{size} is not a size of the teacher's vectors, whose space the student shares",
+                f"Use {', '.join(map(str, teacher.dims))}",
             )
         size = size or teacher.dims[0]
-    encoder = bare(section, taught.files, seed=seed, space=space, projection_dims=size)
+    encoder = untrained_student(
+        section, teacher_vectors.corpus_data, seed=seed, space=space, projection_dims=size
+    )
     full = encoder.contract.dims[0]
-    for prefix in section.dims or ():
-        if prefix > full:
+    for size in section.matryoshka or ():
+        if size > full:
             raise UserError(
-                "student.dims", f"{prefix} is more than the vectors' {full}", f"At most {full}"
+                "student.matryoshka",
+                f"{size} is more than the vectors' {full}",
+                f"Use at most {full}",
             )
     set_dropout(encoder.backbone, section.dropout)
-    sizes = tuple(sorted({*(section.dims or ()), full}, reverse=True))
+    sizes = tuple(sorted({*(section.matryoshka or ()), full}, reverse=True))
     encoder.contract = encoder.contract.model_copy(update={"dims": sizes})
     return encoder
 
 
-def bare(
+def untrained_student(
     section: Section,
-    files: CorpusFiles,
+    corpus: CorpusData,
     *,
     seed: int,
     space: str,
     projection_dims: int | None = None,
 ) -> Encoder:
-    """What the section makes of its base, without anything of the teacher's."""
-    return create(
+    """The base as the section changes it: nothing in it is from the teacher."""
+    return create_encoder(
         section.base,
-        pooling=section.pooling,
-        prompts=None if section.prompts is None else section.prompts.model_dump(),
-        max_tokens=section.max_tokens,
-        precision=section.precision,
         space=space,
-        layers=section.layers,
-        size=None if section.size is None else section.size.model_dump(exclude_none=True),
-        vocabulary=section.vocabulary,
-        texts=itertools.chain(files.passages, files.queries),
+        options=ContractOptions.from_fields(section),
+        resize=Resize(
+            layers=section.layers,
+            size=None if section.size is None else section.size.model_dump(exclude_none=True),
+            vocabulary_size=section.vocabulary_size,
+            texts=itertools.chain(corpus.passages, corpus.queries),
+        ),
         projection_dims=projection_dims,
         seed=seed,
         trust_remote_code=section.trust_remote_code,
     )
 
 
-def go_on(section: Section, before: os.PathLike[str], name: str) -> Encoder:
-    """The encoder that a later phase begins with; of a space of its own, that has a new name."""
-    encoder = load(Path(before), trainable=True, trust_remote_code=section.trust_remote_code)
+def load_next_phase(section: Section, folder: os.PathLike[str], space: str) -> Encoder:
+    """The encoder that a later phase trains.
+
+    Args:
+        folder: of the encoder from the phase before.
+        space: id of the vectors' space, where the student has a space of its own.
+    """
+    encoder = load_encoder(
+        Path(folder), trainable=True, trust_remote_code=section.trust_remote_code
+    )
     set_dropout(encoder.backbone, section.dropout)
     if section.space == "own":
-        encoder.contract = encoder.contract.model_copy(update={"space": name})
+        encoder.contract = encoder.contract.model_copy(update={"space": space})
     return encoder
 
 
-def fit_start(taught: Taught, phase: StudentPhase, encoder: Encoder) -> None:
-    """Begins the projection into the teacher's space where it comes nearest to the teacher's
-    vectors of some texts of both roles, cut as they will be in training."""
-    queries, passages = taught.rows(encoder.device)
-    parts: list[tuple[Role, list[str], Rows, int]] = [
-        ("query", taught.files.queries, queries, phase.query_tokens),
-        ("passage", taught.files.passages, passages, phase.passage_tokens),
+def fit_projection_start(
+    teacher_vectors: TeacherVectors, phase: StudentPhase, encoder: Encoder
+) -> None:
+    """Fits the initial projection to the teacher's vectors of some queries and passages, which are
+    truncated as in training."""
+    queries, passages = teacher_vectors.rows(encoder.device)
+    corpus = teacher_vectors.corpus_data
+    roles: list[tuple[Role, list[str], VectorRows, int]] = [
+        ("query", corpus.queries, queries, phase.query_tokens),
+        ("passage", corpus.passages, passages, phase.passage_tokens),
     ]
     tokens: list[Tokens] = []
     vectors = []
-    for role, texts, rows_of, most in parts:
-        rows = evenly(len(texts), FITTED_ON)
+    for role, texts, role_vectors, max_tokens in roles:
+        rows = evenly_spaced(len(texts), FIT_TEXTS)
         if len(rows):
-            tokens += encoder.prompter([texts[row] for row in rows], role, max_tokens=most)
-            vectors.append(rows_of[rows].astype(np.float32))
-    size = encoder.contract.dims[0]
+            tokens += encoder.prompter([texts[row] for row in rows], role, max_tokens=max_tokens)
+            vectors.append(role_vectors[rows].astype(np.float32))
+    dims = encoder.contract.dims[0]
     vectors_nd = torch.nn.functional.normalize(
-        torch.from_numpy(np.concatenate(vectors))[:, :size], dim=-1
+        torch.from_numpy(np.concatenate(vectors))[:, :dims], dim=-1
     )
     fit_projection(encoder, tokens, vectors_nd)

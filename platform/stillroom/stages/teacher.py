@@ -1,4 +1,4 @@
-"""Base → teacher: one phase of training, or the base as it is."""
+"""The stage `teacher`: one phase of training, or the base as it is."""
 
 import functools
 import os
@@ -6,121 +6,135 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stillroom.config.phases import Contrastive, Joint, Mntp, Phase, Simcse
+from stillroom.config.phases import (
+    ContrastivePhase,
+    JointPhase,
+    MntpPhase,
+    SimcsePhase,
+    TeacherPhase,
+)
 from stillroom.config.scale import Scale
 from stillroom.config.teacher import Teacher as Section
 from stillroom.encoders.contract import Contract
 from stillroom.encoders.encoder import Encoder
-from stillroom.encoders.ensemble import CombinedEncoder
-from stillroom.encoders.files.create import combine, create
-from stillroom.encoders.files.load import load
-from stillroom.encoders.files.save import save
+from stillroom.encoders.ensemble import EnsembleEncoder
+from stillroom.encoders.files.create import combine_encoders, create_encoder
+from stillroom.encoders.files.load import load_encoder
+from stillroom.encoders.files.options import ContractOptions
+from stillroom.encoders.files.save import save_encoder
 from stillroom.encoders.layers.backbone import set_dropout
-from stillroom.encoders.model_names import of_artifact
+from stillroom.encoders.layers.lora import LoraOptions
+from stillroom.encoders.model_names import resolve_artifact_name
+from stillroom.learning.batch_types import Metrics
 from stillroom.learning.objectives import contrastive as objectives
 from stillroom.learning.objectives import token_prediction
+from stillroom.learning.objectives.interface import Objective
 from stillroom.stages import training_batches as batches
-from stillroom.stages.api_teacher import contract_of
-from stillroom.stages.corpus.artifact import evaluation_sets
+from stillroom.stages.api_teacher import api_contract
+from stillroom.stages.corpus.artifact import read_evaluation_sets
 from stillroom.storage.artifacts import Artifact, Draft
 from stillroom.training.driver import fit
-from stillroom.training.task import Task
+from stillroom.training.task import TrainingTask
 
 
 def teacher(
     *,
     section: Section,
-    phase: Phase | None,
+    phase: TeacherPhase | None,
     seed: int,
     scale: Scale,
     out: Draft,
     corpus: Artifact | None = None,
     teacher: Artifact | None = None,
     negatives: Artifact | None = None,
-) -> dict[str, Any]:
-    """Writes an encoder folder that has a vector space of its own.
+) -> Metrics:
+    """Trains one phase; writes an encoder folder with a vector space of its own.
 
     Args:
         phase: how to train; None takes the base as it is.
-        teacher: the phase before, whose weights this one goes on with.
+        teacher: of the phase before, whose weights this one starts from.
+
+    Returns:
+        The metrics of the step whose weights are kept; {} where nothing is trained.
     """
-    begin = functools.partial(start, section, phase, seed, out.path.name, teacher)
+    make_encoder = functools.partial(initial_encoder, section, phase, seed, out.path.name, teacher)
     if section.api is not None:
-        contract_of(section.api).write(out.path)
+        api_contract(section.api).write(out.path)
         return {}
     if phase is None:
-        save(begin() if section.members is None else _together(section, out), out.path)
+        untrained = make_encoder() if section.members is None else _combined_members(section, out)
+        save_encoder(untrained, out.path)
         return {}
     assert corpus is not None
-    objective, data = parts(phase, corpus, negatives, seed)
-    task = Task(
-        begin,
-        data,
-        objective,
-        phase,
-        seed,
-        merges=phase.merge_before,
-        sets=functools.partial(evaluation_sets, corpus),
-        evaluate_every=phase.evaluate_every if isinstance(phase, Contrastive) else None,
+    objective, make_batches = objective_and_batches(phase, corpus, negatives, seed)
+    task = TrainingTask(
+        make_encoder=make_encoder,
+        make_batches=make_batches,
+        objective=objective,
+        phase=phase,
+        seed=seed,
+        saves_merged=phase.merge_adapter_first,
+        evaluation_sets=functools.partial(read_evaluation_sets, corpus),
+        evaluate_every=phase.evaluate_every if isinstance(phase, ContrastivePhase) else None,
     )
     return fit(task, scale.teacher, scale.tracking, out)
 
 
-def parts(
-    phase: Phase, corpus: Artifact, negatives: Artifact | None, seed: int
-) -> tuple[objectives.Objective, Callable[..., Any]]:
-    """What a phase minimises, and its batches as a function of (encoder, place)."""
+def objective_and_batches(
+    phase: TeacherPhase, corpus: Artifact, negatives: Artifact | None, seed: int
+) -> tuple[Objective, Callable[..., Any]]:
+    """What a phase minimises, and its batches as a function of (encoder, worker shard)."""
     match phase:
-        case Mntp():
+        case MntpPhase():
             return token_prediction.Mntp(), functools.partial(
                 batches.masked_batches, corpus, phase, seed
             )
-        case Simcse():
+        case SimcsePhase():
             return (
                 objectives.Simcse(phase.temperature),
                 functools.partial(batches.text_batches, corpus, phase, seed),
             )
-        case Joint():
+        case JointPhase():
             return (
                 token_prediction.Joint(
                     _contrastive(phase), phase.generation_weight, phase.generation_loss
                 ),
                 functools.partial(batches.joint_batches, corpus, negatives, phase, seed),
             )
-        case Contrastive():
+        case ContrastivePhase():
             return (
                 _contrastive(phase),
                 functools.partial(batches.pair_batches, corpus, negatives, phase, seed),
             )
 
 
-def _contrastive(phase: Contrastive) -> objectives.Contrastive:
+def _contrastive(phase: ContrastivePhase) -> objectives.Contrastive:
     return objectives.Contrastive(
         temperature=phase.temperature,
-        in_batch=phase.in_batch,
-        query_query=phase.query_query,
-        passage_passage=phase.passage_passage,
+        in_batch_negatives=phase.in_batch_negatives,
+        query_to_query=phase.query_to_query,
+        passage_to_passage=phase.passage_to_passage,
         false_negative_margin=phase.false_negative_margin,
-        dims=phase.dims,
+        dims=phase.matryoshka,
     )
 
 
-def start(
+def initial_encoder(
     section: Section,
-    phase: Phase | None,
+    phase: TeacherPhase | None,
     seed: int,
     space: str,
     teacher: os.PathLike[str] | None,
 ) -> Encoder:
-    """The encoder that a phase begins with."""
+    """The encoder that a phase trains."""
     before = None if teacher is None else Path(teacher)
-    lora = section.lora.model_dump() if section.lora and phase is not None else None
-    head = isinstance(phase, Mntp | Joint)
-    if before is not None and phase is not None and phase.merge_before:
-        encoder = create(
+    lora = LoraOptions(**section.lora.model_dump()) if section.lora and phase is not None else None
+    head = isinstance(phase, MntpPhase | JointPhase)
+    if before is not None and phase is not None and phase.merge_adapter_first:
+        encoder = create_encoder(
             str(before),
-            precision=section.precision,
             space=space,
+            options=ContractOptions(precision=section.precision),
             lora=lora,
             head=head,
             seed=seed,
@@ -129,52 +143,39 @@ def start(
         base = Contract.read(before).base
         encoder.contract = encoder.contract.model_copy(update={"base": base})
     elif before is not None:
-        encoder = load(
+        encoder = load_encoder(
             before, trainable=True, head=head, trust_remote_code=section.trust_remote_code
         )
         encoder.contract = encoder.contract.model_copy(update={"space": space})
     else:
-        assert section.base is not None, "what has no base has no phases"
-        encoder = create(
+        assert section.base is not None, "only a teacher with a base has phases"
+        encoder = create_encoder(
             section.base,
-            attention=section.attention,
-            pooling=section.pooling,
-            latents=section.latents.model_dump(),
-            echo=section.echo,
-            append_eos=section.append_eos,
-            prompts=None if section.prompts is None else section.prompts.model_dump(),
-            pool_prompt=section.pool_prompt,
-            max_tokens=section.max_tokens,
-            precision=section.precision,
             space=space,
+            options=ContractOptions.from_fields(section),
             lora=lora,
             head=head,
             seed=seed,
             trust_remote_code=section.trust_remote_code,
         )
-    if isinstance(phase, Simcse):
+    if isinstance(phase, SimcsePhase):
         set_dropout(encoder.backbone, phase.dropout)
-    if isinstance(phase, Contrastive) and phase.dims:
-        sizes = sorted({*phase.dims, encoder.contract.dims[0]}, reverse=True)
+    if isinstance(phase, ContrastivePhase) and phase.matryoshka:
+        sizes = sorted({*phase.matryoshka, encoder.contract.dims[0]}, reverse=True)
         encoder.contract = encoder.contract.model_copy(update={"dims": tuple(sizes)})
     return encoder
 
 
-def _together(section: Section, out: Draft) -> CombinedEncoder:
-    """The members as one. All of their weights go into the artifact, which is whole anywhere."""
+def _combined_members(section: Section, out: Draft) -> EnsembleEncoder:
+    """The members as one encoder. All their weights go into the artifact."""
     assert section.members is not None
     members = [
-        create(
-            of_artifact(member.base, out.store),
-            attention=member.attention,
-            pooling=member.pooling,
-            append_eos=member.append_eos,
-            prompts=None if member.prompts is None else member.prompts.model_dump(),
-            max_tokens=member.max_tokens,
-            precision=section.precision,
+        create_encoder(
+            resolve_artifact_name(member.base, out.store),
             space=f"{out.path.name}/members/{number}",
+            options=ContractOptions.from_fields(member, precision=section.precision),
             trust_remote_code=section.trust_remote_code,
         )
         for number, member in enumerate(section.members)
     ]
-    return combine(members, section.combine, space=out.path.name)
+    return combine_encoders(members, section.combine, space=out.path.name)

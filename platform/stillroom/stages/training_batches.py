@@ -1,198 +1,208 @@
-"""Artifacts → a phase's batches. Each worker reads its own from storage."""
+"""A phase's batches, from artifacts. Each worker reads its own from storage."""
 
 import dataclasses
 from typing import Any
 
 import numpy as np
 
-from stillroom.config.phases import Joint, Mntp, Optimisation, PairTraining, Simcse
-from stillroom.config.student import OnPairs, StudentPhase
+from stillroom.config.phases import JointPhase, MntpPhase, PairPhase, SimcsePhase, TrainingPhase
+from stillroom.config.student import PairDistillation, StudentPhase
 from stillroom.encoders.encoder import Encoder
-from stillroom.encoders.safe_read import array
+from stillroom.encoders.safe_read import read_array
 from stillroom.errors import UserError
 from stillroom.learning.batches import (
+    DistillationTextBatches,
     GenerationBatches,
     JointBatches,
     MaskedBatches,
     PairBatches,
     PairData,
-    TaughtTextBatches,
     TextBatches,
 )
-from stillroom.learning.order import Order
-from stillroom.stages.corpus.artifact import CorpusFiles
-from stillroom.stages.vectors.teacher_vectors import Taught
+from stillroom.learning.order import BatchOrder, WorkerShard
+from stillroom.stages.corpus.artifact import CorpusData
+from stillroom.stages.vectors.teacher_vectors import TeacherVectors
 from stillroom.storage.artifacts import Artifact
 
-Place = dict[str, int]  # rank and world
-
-NO_SOURCE = -1
+NO_SOURCE = -1  # rows of it are in no batch
 
 
 def pair_batches(
-    corpus: Artifact,
+    artifact: Artifact,
     negatives: Artifact | None,
-    settings: PairTraining,
+    phase: PairPhase,
     seed: int,
     encoder: Encoder,
-    place: Place,
+    shard: WorkerShard,
 ) -> PairBatches:
-    """Pairs, with hard negatives where they are asked for."""
-    files = CorpusFiles.read(corpus)
+    """Pairs, with hard negatives where the phase asks for them."""
+    corpus = CorpusData.read(artifact)
     data = dataclasses.replace(
-        _pairs(files), negatives=_negatives(files, negatives, settings.hard_negatives)
+        _pairs(corpus), negatives=_negatives(corpus, negatives, phase.hard_negatives)
     )
-    return _pair_batches(files, data, settings, seed, encoder, place)
+    return _pair_batches(corpus, data, phase, seed, encoder, shard)
 
 
-def taught_batches(
-    taught: Taught,
+def distillation_batches(
+    teacher_vectors: TeacherVectors,
     negatives: Artifact | None,
-    settings: StudentPhase,
+    phase: StudentPhase,
     seed: int,
     encoder: Encoder,
-    place: Place,
-) -> PairBatches | TaughtTextBatches:
-    """A student's pairs or texts, which is not told its task, as its teacher is."""
-    files = taught.files
-    queries, passages = taught.rows(encoder.device)
+    shard: WorkerShard,
+) -> PairBatches | DistillationTextBatches:
+    """A student's pairs or texts, with the teacher's vectors of them.
+
+    The sources' prompts are the teacher's; a student has its own.
+    """
+    corpus = teacher_vectors.corpus_data
+    queries, passages = teacher_vectors.rows(encoder.device)
     data = dataclasses.replace(
-        _pairs(files),
-        prompts=[None] * len(files.sources),
+        _pairs(corpus),
+        prompts=[None] * len(corpus.source_names),
         teacher_queries=queries,
         teacher_passages=passages,
     )
-    # Rows of no source are in no batch.
-    of_passage, of_query = files.passage_source.copy(), files.source.copy()
-    of_passage[[*passages.skipped]] = of_query[[*queries.skipped]] = NO_SOURCE
-    data = dataclasses.replace(data, drawable=np.flatnonzero(of_passage != NO_SOURCE))
-    if isinstance(settings, OnPairs):
-        mined = _negatives(files, negatives, settings.hard_negatives)
+    passage_source, query_source = corpus.passage_sources.copy(), corpus.pair_sources.copy()
+    passage_source[[*passages.skipped]] = query_source[[*queries.skipped]] = NO_SOURCE
+    data = dataclasses.replace(data, sampleable_rows=np.flatnonzero(passage_source != NO_SOURCE))
+    if isinstance(phase, PairDistillation):
+        mined = _negatives(corpus, negatives, phase.hard_negatives)
         if mined is not None:
             mined = np.where(np.isin(mined, passages.skipped), -1, mined)
-        of_pair = np.where(of_passage[files.positive] == NO_SOURCE, NO_SOURCE, of_query)
-        data = dataclasses.replace(data, negatives=mined, source=of_pair)
-        batches = _pair_batches(files, data, settings, seed, encoder, place)
-        return dataclasses.replace(batches, drawn=settings.across_passages)
-    source = np.concatenate([of_passage, of_query])
-    return TaughtTextBatches(
+        pair_source = np.where(
+            passage_source[corpus.positive_rows] == NO_SOURCE, NO_SOURCE, query_source
+        )
+        data = dataclasses.replace(data, negatives=mined, source=pair_source)
+        batches = _pair_batches(corpus, data, phase, seed, encoder, shard)
+        return dataclasses.replace(batches, sampled_passages=phase.ranking_kl_passages)
+    source = np.concatenate([passage_source, query_source])
+    return DistillationTextBatches(
         data,
-        _order(source, settings, seed, files, [*files.passages, *files.queries]),
+        _order(source, phase, seed, corpus, [*corpus.passages, *corpus.queries]),
         encoder.prompter,
-        query_tokens=settings.query_tokens,
-        passage_tokens=settings.passage_tokens,
-        drawn=settings.across_passages,
-        **place,
+        query_tokens=phase.query_tokens,
+        passage_tokens=phase.passage_tokens,
+        sampled_passages=phase.ranking_kl_passages,
+        shard=shard,
     )
 
 
-def _pairs(files: CorpusFiles) -> PairData:
+def _pairs(corpus: CorpusData) -> PairData:
     return PairData(
-        queries=files.queries,
-        passages=files.passages,
-        positive=files.positive,
-        source=files.source,
-        prompts=files.prompts,
-        symmetric=files.symmetric,
+        queries=corpus.queries,
+        passages=corpus.passages,
+        positive=corpus.positive_rows,
+        source=corpus.pair_sources,
+        prompts=corpus.source_prompts,
+        symmetric=corpus.source_symmetric,
     )
 
 
 def _pair_batches(
-    files: CorpusFiles,
+    corpus: CorpusData,
     data: PairData,
-    settings: PairTraining,
+    phase: PairPhase,
     seed: int,
     encoder: Encoder,
-    place: Place,
+    shard: WorkerShard,
 ) -> PairBatches:
     return PairBatches(
         data,
-        _order(data.source, settings, seed, files, files.queries),
+        _order(data.source, phase, seed, corpus, corpus.queries),
         encoder.prompter,
-        hard_negatives=settings.hard_negatives,
-        query_tokens=settings.query_tokens,
-        passage_tokens=settings.passage_tokens,
-        **place,
+        hard_negatives=phase.hard_negatives,
+        query_tokens=phase.query_tokens,
+        passage_tokens=phase.passage_tokens,
+        shard=shard,
     )
 
 
 def text_batches(
-    corpus: Artifact, settings: Simcse | Mntp, seed: int, encoder: Encoder, place: Place
+    artifact: Artifact,
+    phase: SimcsePhase | MntpPhase,
+    seed: int,
+    encoder: Encoder,
+    shard: WorkerShard,
 ) -> TextBatches:
     """The corpus's passages, without labels."""
-    files = CorpusFiles.read(corpus)
-    order = _order(files.passage_source, settings, seed, files, files.passages)
-    return TextBatches(files.passages, order, encoder.prompter, settings.tokens, **place)
+    corpus = CorpusData.read(artifact)
+    order = _order(corpus.passage_sources, phase, seed, corpus, corpus.passages)
+    return TextBatches(corpus.passages, order, encoder.prompter, phase.max_tokens, shard=shard)
 
 
 def masked_batches(
-    corpus: Artifact, settings: Mntp, seed: int, encoder: Encoder, place: Place
+    artifact: Artifact, phase: MntpPhase, seed: int, encoder: Encoder, shard: WorkerShard
 ) -> MaskedBatches:
-    texts = text_batches(corpus, settings, seed, encoder, place)
-    return MaskedBatches(texts, _mask_id(settings, encoder.tokenizer), settings.mask_share)
+    """The corpus's passages with masked tokens, for MNTP."""
+    texts = text_batches(artifact, phase, seed, encoder, shard)
+    return MaskedBatches(texts, _mask_id(phase, encoder.tokenizer), phase.mask_probability)
 
 
 def joint_batches(
-    corpus: Artifact,
+    artifact: Artifact,
     negatives: Artifact | None,
-    settings: Joint,
+    phase: JointPhase,
     seed: int,
     encoder: Encoder,
-    place: Place,
+    shard: WorkerShard,
 ) -> JointBatches:
-    pairs = pair_batches(corpus, negatives, settings, seed, encoder, place)
-    if settings.generate == "pairs":
+    """Pairs for the contrastive loss, and texts to generate beside them."""
+    pairs = pair_batches(artifact, negatives, phase, seed, encoder, shard)
+    if phase.generation_data == "pairs":
         data = pairs.data
-        told = [(q, data.passages[i]) for q, i in zip(data.queries, data.positive, strict=True)]
+        examples = [(q, data.passages[i]) for q, i in zip(data.queries, data.positive, strict=True)]
     else:
-        told = CorpusFiles.read(corpus).conversations
-    everything = np.zeros(len(told), dtype=int)
+        examples = CorpusData.read(artifact).conversations
+    one_source = np.zeros(len(examples), dtype=int)
     return JointBatches(
         pairs,
         GenerationBatches(
-            told,
-            # Another stream than the pairs': both are permuted by their seed.
-            Order(everything, seed=seed + 1, global_batch=settings.generation_batch),
+            examples,
+            # Another seed than the pairs': their orders would be the same permutations.
+            BatchOrder(one_source, seed=seed + 1, global_batch=phase.generation_batch),
             encoder.prompter,
-            settings.generation_tokens,
-            **place,
+            phase.generation_tokens,
+            shard=shard,
         ),
     )
 
 
 def _order(
-    source: np.ndarray, settings: Optimisation, seed: int, files: CorpusFiles, texts: list[str]
-) -> Order:
-    return Order(
+    source: np.ndarray, phase: TrainingPhase, seed: int, corpus: CorpusData, texts: list[str]
+) -> BatchOrder:
+    return BatchOrder(
         source,
         seed=seed,
-        global_batch=settings.global_batch,
-        weights=None if settings.mix is None else [settings.mix.get(n, 0.0) for n in files.sources],
-        temperature=settings.mix_temperature,
-        one_source=settings.one_source_a_batch,
-        lengths=np.array([len(text) for text in texts]) if settings.by_length else None,
+        global_batch=phase.global_batch,
+        weights=None if phase.mix is None else [phase.mix.get(n, 0.0) for n in corpus.source_names],
+        temperature=phase.mix_temperature,
+        one_source=phase.one_source_per_batch,
+        lengths=np.array([len(text) for text in texts]) if phase.group_by_length else None,
     )
 
 
-def _negatives(files: CorpusFiles, mined: Artifact | None, count: int) -> np.ndarray | None:
-    """Passage rows of each pair's hard negatives, (pairs, most of a pair), -1 for none."""
+def _negatives(corpus: CorpusData, mined: Artifact | None, count: int) -> np.ndarray | None:
+    """Passage rows of each pair's hard negatives: (pairs, most per pair), -1 for none."""
     if mined is not None:
-        return array(mined.path / "negatives.npy")
+        return read_array(mined.path / "negatives.npy")
     if not count:
         return None
-    most = max(count, *(len(given) for given in files.negatives))
-    rows = np.full((len(files.queries), most), -1, dtype=np.int64)
-    for row, given in zip(rows, files.negatives, strict=True):
+    width = max(count, *(len(given) for given in corpus.negative_rows))
+    rows = np.full((len(corpus.queries), width), -1, dtype=np.int64)
+    for row, given in zip(rows, corpus.negative_rows, strict=True):
         row[: len(given)] = given
     return rows
 
 
-def _mask_id(settings: Mntp, tokenizer: Any) -> int:
-    if settings.mask == "blank":
+def _mask_id(phase: MntpPhase, tokenizer: Any) -> int:
+    if phase.mask_token == "blank":
         return int(tokenizer("_", add_special_tokens=False)["input_ids"][-1])
-    found = tokenizer.mask_token_id if settings.mask == "mask" else tokenizer.eos_token_id
-    if found is None:
+    token_id = tokenizer.mask_token_id if phase.mask_token == "mask" else tokenizer.eos_token_id
+    if token_id is None:
         raise UserError(
-            f"mask: {settings.mask}", "the tokenizer has no such token", "Use mask: blank"
+            f"mask_token: {phase.mask_token}",
+            "the tokenizer has no such token",
+            "Use mask_token: blank",
         )
-    return int(found)
+    return int(token_id)

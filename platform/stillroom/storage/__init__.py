@@ -1,0 +1,1 @@
+"""Artifacts, on local disk or object storage, and files that are whole or absent."""

@@ -1,5 +1,6 @@
 """Files that are whole or absent, whenever the process dies."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +9,11 @@ from typing import IO, Any
 
 
 @contextmanager
-def written(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file to write into. It takes its name, from another if need be, when the block is done; of
-    one that is not, nothing stays."""
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Opens a file to write into, which appears under its name when the block ends.
+
+    It replaces a file of that name. If the block raises, nothing stays.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -21,3 +24,9 @@ def written(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def atomic_write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file that is whole or absent."""
+    with atomic_write(path) as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Object storage by URI: whatever `pyarrow.fs` opens. What fails is tried again, ever later."""
+"""Object storage by URI: any file system that `pyarrow.fs` opens, with retries that back off."""
 
 import hashlib
 import logging
@@ -12,15 +12,15 @@ from urllib.parse import urlsplit
 import tenacity
 from pyarrow import fs
 
-from stillroom.errors import UserError
+from stillroom.errors import UserError, one_line
 
-ATTEMPTS = 6  # of a request: with the waits between them, some 20 seconds
+ATTEMPTS = 6  # of a request: about 20 seconds with the waits between them
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 
-BLOCK = 1 << 20  # bytes read at once
+BLOCK = 1 << 20  # bytes of one read
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -28,122 +28,129 @@ log = logging.getLogger(__name__)
 def open_uri(uri: str, where: str) -> tuple[Any, str]:
     """The file system of a URI such as `s3://bucket/prefix`, and the path in it.
 
-    Amazon's endpoint is replaced by AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, where one is set.
+    AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, where set, replaces Amazon's endpoint.
+
+    Args:
+        where: what the error names.
 
     Raises:
-        UserError: at `where`, when it cannot be reached or there is no such bucket.
+        UserError: when it cannot be reached or there is no such bucket.
     """
     parts = urlsplit(uri)
     try:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         if parts.scheme == "s3" and endpoint and "endpoint_override" not in parts.query:
-            place = urlsplit(endpoint)
+            url = urlsplit(endpoint)
             opened = fs.S3FileSystem(
-                endpoint_override=place.netloc, scheme=place.scheme, allow_bucket_creation=False
+                endpoint_override=url.netloc, scheme=url.scheme, allow_bucket_creation=False
             )
             path = f"{parts.netloc}{parts.path}"
         else:
             opened, path = fs.FileSystem.from_uri(uri)
         if opened.get_file_info(path.split("/")[0]).type == fs.FileType.NotFound:
             raise ValueError("there is no such bucket")
-    except (OSError, ValueError) as fault:
-        raise unreachable(where, fault) from fault
+    except (OSError, ValueError) as error:
+        raise unreachable_error(where, error) from error
     return opened, path.rstrip("/")
 
 
-def unreachable(where: str, fault: BaseException) -> UserError:
-    reason = " ".join(str(fault).split())
+def unreachable_error(where: str, error: BaseException) -> UserError:
+    """For storage that `error` kept from being opened."""
     return UserError(
         where,
-        f"cannot be opened: {reason}",
+        f"cannot be opened: {one_line(error)}",
         "Correct the name, the credentials or the endpoint",
     )
 
 
-def patiently(call: Callable[[], Made], attempts: int | None = None) -> Made:
-    """What the call returns; while storage fails it, it is made again.
+def with_retries(call: Callable[[], Result], attempts: int | None = None) -> Result:
+    """Calls until storage answers, with growing waits between attempts; returns the result.
 
     Raises:
-        OSError: of the last attempt.
+        OSError: the error of the last attempt; at once, when a file is missing or access denied.
     """
     return tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_passes),
+        retry=tenacity.retry_if_exception(_is_transient),
         stop=tenacity.stop_after_attempt(attempts or ATTEMPTS),
         wait=tenacity.wait_exponential_jitter(
             initial=FIRST_WAIT_S, max=LONGEST_WAIT_S, jitter=FIRST_WAIT_S
         ),
-        before_sleep=_say_again,
+        before_sleep=_log_retry,
         reraise=True,
     )(call)
 
 
-def put(local: Path, to: Any, path: str) -> dict[str, Any]:
-    """Copies a file to storage and reads it back.
+def upload(local: Path, filesystem: Any, path: str) -> dict[str, Any]:
+    """Copies a file to storage, and reads it back to verify it.
+
+    Args:
+        path: of the copy, in the file system of pyarrow.
 
     Returns:
-        Its size in bytes and its SHA-256.
+        Its manifest entry: `bytes` and `sha256`.
 
     Raises:
-        OSError: when storage refuses it, or does not give back what it was given.
+        OSError: when storage refuses it, or returns other content.
     """
     entry = {"bytes": local.stat().st_size, "sha256": sha256(local)}
 
     def attempt() -> None:
-        to.create_dir(path.rpartition("/")[0], recursive=True)
-        # pyarrow's own copy of a file says nothing where an upload fails at its end.
-        with local.open("rb") as source, to.open_output_stream(path) as stream:
+        filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        # pyarrow's own copy of a file reports nothing when an upload fails at its end.
+        with local.open("rb") as source, filesystem.open_output_stream(path) as stream:
             shutil.copyfileobj(source, stream, BLOCK)
-        if digest(to, path) != entry["sha256"]:
-            raise OSError(f"{path} is not what was written there")
+        if remote_sha256(filesystem, path) != entry["sha256"]:
+            raise OSError(f"{path} differs from what was written")
 
-    patiently(attempt)
+    with_retries(attempt)
     return entry
 
 
-def write_whole(content: bytes, to: Any, path: str) -> None:
-    """A small file that is whole or absent, whenever the process dies.
+def write_bytes_atomically(content: bytes, filesystem: Any, path: str) -> None:
+    """Writes a small file that is whole or absent, whenever the process dies.
 
     Raises:
         OSError: when storage refuses it.
     """
-    # An object appears when all of it is there; a file does when it is opened.
-    moves = isinstance(to, fs.LocalFileSystem)
+    # An object appears when it is complete; a file appears when it is opened.
+    needs_move = isinstance(filesystem, fs.LocalFileSystem)
 
     def attempt() -> None:
-        to.create_dir(path.rpartition("/")[0], recursive=True)
-        place = f"{path}.partial" if moves else path
-        with to.open_output_stream(place) as stream:
+        filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        written_path = f"{path}.partial" if needs_move else path
+        with filesystem.open_output_stream(written_path) as stream:
             stream.write(content)
-        if moves:
-            to.move(place, path)
+        if needs_move:
+            filesystem.move(written_path, path)
 
-    patiently(attempt)
+    with_retries(attempt)
 
 
-def digest(of: Any, path: str) -> str:
+def remote_sha256(filesystem: Any, path: str) -> str:
     """SHA-256 of a file in storage.
 
     Raises:
-        OSError: when it is not there.
+        OSError: when it does not exist.
     """
-    found = hashlib.sha256()
-    with of.open_input_stream(path) as stream:
+    digest = hashlib.sha256()
+    with filesystem.open_input_stream(path) as stream:
         while block := stream.read(BLOCK):
-            found.update(block)
-    return found.hexdigest()
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sha256(path: Path) -> str:
+    """SHA-256 of a local file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _passes(fault: BaseException) -> bool:
-    """Whether it may be gone at the next attempt."""
-    return isinstance(fault, OSError) and not isinstance(fault, FileNotFoundError | PermissionError)
+def _is_transient(error: BaseException) -> bool:
+    """Whether another attempt may succeed."""
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError)
 
 
-def _say_again(state: tenacity.RetryCallState) -> None:
+def _log_retry(state: tenacity.RetryCallState) -> None:
     assert state.outcome is not None and state.next_action is not None
-    reason = " ".join(str(state.outcome.exception()).split())
-    log.warning("storage: %s; again in %.1f s", reason[:200], state.next_action.sleep)
+    reason = one_line(state.outcome.exception())
+    log.warning("storage: %s; retrying in %.1f s", reason[:200], state.next_action.sleep)

@@ -1,8 +1,8 @@
-"""A run's checkpoints under the root: whole or not there, whoever dies in between.
+"""A run's checkpoints under the artifact root: complete or absent, whichever process dies.
 
-A checkpoint is a folder `STEP-TRY/`, into which each worker puts its files and, when all of them
-are there, a list of these with sizes and digests, `RANK-of-WORLD.json`. With the last worker's
-list it is whole. TRY tells a run's workers from those of a try before it, who may still write.
+A checkpoint is a folder `STEP-ATTEMPT/`. Each worker puts its files into it, and then
+`RANK-of-WORLD.json`, a list of these files with sizes and digests. The checkpoint is complete with
+the last worker's list. ATTEMPT keeps apart the workers of an earlier attempt, who may still write.
 """
 
 import functools
@@ -20,25 +20,31 @@ from typing import Any
 import filelock
 from pyarrow import fs
 
-from stillroom.errors import UserError
+from stillroom.errors import UserError, one_line
 from stillroom.storage.artifacts import Store, cache_folder
-from stillroom.storage.object_store import patiently, put, sha256, unreachable, write_whole
+from stillroom.storage.object_store import (
+    sha256,
+    unreachable_error,
+    upload,
+    with_retries,
+    write_bytes_atomically,
+)
 
-FOLDER = re.compile(r"(\d{9})-[0-9a-f]+")
+FOLDER_NAME = re.compile(r"(\d{9})-[0-9a-f]+")
 
-ABSENT = fs.FileType.NotFound
+FILE_LIST = re.compile(r"\d+-of-(\d+)\.json")
 
-LIST = re.compile(r"\d+-of-(\d+)\.json")
+NOT_FOUND = fs.FileType.NotFound
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Those of one run.
+    """The checkpoints of one run.
 
     Args:
-        path: under the root.
+        path: their folder, under the store's root.
     """
 
     store: Store
@@ -46,94 +52,97 @@ class Checkpoints:
 
     @property
     def base(self) -> str:
+        """Their folder, for the store's file system."""
         return f"{self.store.base}/{self.path}"
 
-    def newest(self, holding: str = "") -> str | None:
-        """The name of the last that is whole, every file as its lists say; None where none is.
+    def newest(self, with_file: str = "") -> str | None:
+        """The name of the newest checkpoint that is complete and undamaged.
 
         Args:
-            holding: a file that it has, or there is none.
+            with_file: a file that it must hold. Returns None where it does not.
 
         Raises:
             UserError: when the storage cannot be read.
         """
         try:
-            for name in reversed(self.whole()):
-                path = f"{self.base}/{name}/{holding}".rstrip("/")
-                if patiently(functools.partial(self.store.fs.get_file_info, path)).type == ABSENT:
+            for name in reversed(self.complete()):
+                path = f"{self.base}/{name}/{with_file}".rstrip("/")
+                info = with_retries(functools.partial(self.store.fs.get_file_info, path))
+                if info.type == NOT_FOUND:
                     return None
-                if _intact(self.opened(name)):
+                if _intact(self.fetch(name)):
                     return name
-                log.warning("the checkpoint %s/%s is damaged, and left out", self.path, name)
-                self.closed(name)
-        except OSError as fault:
-            raise unreachable(f"root: {self.store.root}", fault) from fault
+                log.warning("the checkpoint %s/%s is damaged, and is ignored", self.path, name)
+                self.drop_copy(name)
+        except OSError as error:
+            raise unreachable_error(f"root: {self.store.root}", error) from error
         return None
 
-    def opened(self, name: str) -> Path:
-        """The folder of a checkpoint on this machine, into which an object store's is copied.
+    def fetch(self, name: str) -> Path:
+        """A checkpoint's folder on this machine; copied here first from an object store.
 
         Raises:
             UserError: when the storage cannot be read.
         """
         if self.store.local:
             return Path(self.base) / name
-        there = self._copy(name)
-        there.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{there}.lock"):  # the workers of a machine share it
-            if not there.is_dir():
-                partial = there.with_name(f"{name}.partial")
-                shutil.rmtree(partial, ignore_errors=True)  # of one that died over it
+        copy = self._copy(name)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{copy}.lock"):  # the workers of a machine share the copy
+            if not copy.is_dir():
+                partial = copy.with_name(f"{name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)  # left by a process that died
                 partial.mkdir(parents=True)
-                places = f"{self.base}/{name}", str(partial), self.store.fs, fs.LocalFileSystem()
+                source, local = f"{self.base}/{name}", fs.LocalFileSystem()
                 try:
-                    patiently(lambda: fs.copy_files(*places))
-                except OSError as fault:
-                    raise unreachable(f"root: {self.store.root}", fault) from fault
-                partial.rename(there)
-        return there
+                    with_retries(lambda: fs.copy_files(source, str(partial), self.store.fs, local))
+                except OSError as error:
+                    raise unreachable_error(f"root: {self.store.root}", error) from error
+                partial.rename(copy)
+        return copy
 
-    def closed(self, name: str) -> None:
-        """Deletes what `opened` copied to this machine."""
+    def drop_copy(self, name: str) -> None:
+        """Deletes the copy that `fetch` made on this machine."""
         if not self.store.local:
             shutil.rmtree(self._copy(name), ignore_errors=True)
 
     def _copy(self, name: str) -> Path:
         return cache_folder() / "checkpoints" / self.path / name
 
-    def whole(self) -> list[str]:
-        """Names of those that have every worker's list, in the order of their steps."""
-        files: dict[str, list[str]] = {}
-        for info in self._infos(recursive=True):
+    def complete(self) -> list[str]:
+        """Names of the checkpoints that have every worker's list, in the order of their steps."""
+        worlds: dict[str, list[str]] = {}  # folder → the world of each list in it
+        for info in self._list(recursive=True):
             folder, _, file = info.path.removeprefix(f"{self.base}/").partition("/")
-            if FOLDER.fullmatch(folder) and (told := LIST.fullmatch(file)):
-                files.setdefault(folder, []).append(told[1])
+            if FOLDER_NAME.fullmatch(folder) and (match := FILE_LIST.fullmatch(file)):
+                worlds.setdefault(folder, []).append(match[1])
         return sorted(
             folder
-            for folder, worlds in files.items()
-            if any(worlds.count(world) == int(world) for world in worlds)
+            for folder, counts in worlds.items()
+            if any(counts.count(world) == int(world) for world in counts)
         )
 
     def prune(self, keep: int) -> None:
-        """Deletes what is older than the last `keep` whole ones, whole or not."""
-        if not (kept := self.whole()[-keep:]):
+        """Deletes every checkpoint, complete or not, older than the newest `keep` complete ones."""
+        if not (kept := self.complete()[-keep:]):
             return
-        for info in self._infos(recursive=False):
-            told = FOLDER.fullmatch(info.base_name)
-            if told and told[1] < kept[0][:9] and info.type == fs.FileType.Directory:
-                self.store.forget(f"{self.path}/{info.base_name}")
+        oldest_step = kept[0][:9]
+        for info in self._list(recursive=False):
+            match = FOLDER_NAME.fullmatch(info.base_name)
+            if match and match[1] < oldest_step and info.type == fs.FileType.Directory:
+                self.store.delete_folder(f"{self.path}/{info.base_name}")
 
-    def _infos(self, *, recursive: bool) -> list[Any]:
+    def _list(self, *, recursive: bool) -> list[Any]:
         selector = fs.FileSelector(self.base, allow_not_found=True, recursive=recursive)
-        found: list[Any] = patiently(lambda: self.store.fs.get_file_info(selector))
-        return found
+        infos: list[Any] = with_retries(lambda: self.store.fs.get_file_info(selector))
+        return infos
 
 
 def _intact(folder: Path) -> bool:
-    """Whether every file is what its list says."""
+    """Whether every file has the digest in its list."""
     try:
         for path in folder.iterdir():
-            if LIST.fullmatch(path.name):
+            if FILE_LIST.fullmatch(path.name):
                 for file, entry in json.loads(path.read_bytes())["files"].items():
                     if sha256(folder / file) != entry["sha256"]:
                         return False
@@ -142,24 +151,26 @@ def _intact(folder: Path) -> bool:
     return True
 
 
-class Saver:
-    """One worker's part in them. It writes its files here, and goes on while a thread brings them
-    to the root.
+class CheckpointSaver:
+    """Saves one worker's part of each checkpoint: to this machine first, and from there to the
+    root by a thread, while training continues.
 
     Args:
-        attempt: hex digits, the same on every worker and in no other try.
+        attempt: hex digits, the same on every worker, and different in every attempt.
+        keep: how many complete checkpoints stay.
     """
 
-    def __init__(self, to: Checkpoints, attempt: str, rank: int, world: int, keep: int):
-        self.to, self.attempt, self.rank, self.world, self.keep = to, attempt, rank, world, keep
+    def __init__(self, checkpoints: Checkpoints, attempt: str, rank: int, world: int, keep: int):
+        self.checkpoints, self.attempt, self.keep = checkpoints, attempt, keep
+        self.rank, self.world = rank, world
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self.waiting: Future[None] | None = None
+        self.pending: Future[None] | None = None
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Called on every worker; waits for the checkpoint before, if that is still on its way.
+        """Saves a checkpoint; called on every worker. Waits for the upload of the one before.
 
         Args:
-            write: puts this worker's files into a folder.
+            write: writes this worker's files into a folder.
 
         Raises:
             UserError: when the one before could not be stored.
@@ -167,41 +178,42 @@ class Saver:
         self.wait()
         folder = Path(tempfile.mkdtemp(prefix=f"stillroom-{step}-"))
         write(folder)
-        self.waiting = self.pool.submit(self._store, folder, step)
+        self.pending = self.pool.submit(self._upload, folder, step)
 
     def wait(self) -> None:
-        """Returns when this worker's part of the last one is stored.
+        """Waits until this worker's part of the last checkpoint is stored.
 
         Raises:
-            UserError: when it could not be; it names where on this machine its files are.
+            UserError: when it could not be stored; it names the files' folder on this machine.
         """
-        if self.waiting is not None:
-            self.waiting.result()
-            self.waiting = None
+        if self.pending is not None:
+            self.pending.result()
+            self.pending = None
 
-    def _store(self, folder: Path, step: int) -> None:
-        where = f"{self.to.base}/{step:09d}-{self.attempt}"
-        storage = self.to.store.fs
+    def _upload(self, folder: Path, step: int) -> None:
+        target = f"{self.checkpoints.base}/{step:09d}-{self.attempt}"
+        storage = self.checkpoints.store.fs
         try:
             files = {
-                path.relative_to(folder).as_posix(): put(
-                    path, storage, f"{where}/{path.relative_to(folder).as_posix()}"
+                path.relative_to(folder).as_posix(): upload(
+                    path, storage, f"{target}/{path.relative_to(folder).as_posix()}"
                 )
                 for path in sorted(folder.rglob("*"))
                 if path.is_file()
             }
             content = json.dumps({"step": step, "files": files}).encode()
-            write_whole(content, storage, f"{where}/{self.rank}-of-{self.world}.json")
-        except OSError as fault:
+            write_bytes_atomically(content, storage, f"{target}/{self.rank}-of-{self.world}.json")
+        except OSError as error:
             raise UserError(
-                f"{self.to.store.root}/{self.to.path}",
+                f"{self.checkpoints.store.root}/{self.checkpoints.path}",
                 f"the checkpoint of step {step} cannot be written: "
-                f"{' '.join(str(fault).split())}. Worker {self.rank}'s part of it lies in {folder}",
-                "Mend the storage, and run the same command: it goes on from the checkpoint before",
-            ) from fault
+                f"{one_line(error)}. Worker {self.rank}'s part of it lies in {folder}",
+                "Repair the storage, and run the same command: it resumes from the checkpoint "
+                "before",
+            ) from error
         shutil.rmtree(folder)
         if self.rank == 0:
             try:
-                self.to.prune(self.keep)
-            except OSError as fault:  # the next one prunes what this one could not
-                log.warning("old checkpoints stay: %s", " ".join(str(fault).split()))
+                self.checkpoints.prune(self.keep)
+            except OSError as error:  # the next save prunes again
+                log.warning("old checkpoints could not be deleted: %s", one_line(error))

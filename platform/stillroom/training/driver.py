@@ -1,4 +1,4 @@
-"""Ray Train around the one loop: teacher and student differ by a `Task`."""
+"""Ray Train around the training loop: teacher and student differ by a `TrainingTask`."""
 
 import functools
 import logging
@@ -6,82 +6,84 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import ray
 import ray.train
 from ray.train import ControllerError
 from ray.train.torch import TorchTrainer
 
-from stillroom.cluster.capacity import require
-from stillroom.config.scale import Elastic, Tracking, Workers
-from stillroom.encoders.contract import FILE as CONTRACT
+from stillroom.cluster.capacity import require_capacity
+from stillroom.config.scale import ElasticWorkers, Tracking, TrainingWorkers
+from stillroom.encoders.contract import CONTRACT_FILE
 from stillroom.errors import UserError
-from stillroom.observability.log_context import said
+from stillroom.learning.batch_types import Metrics
+from stillroom.observability.log_context import capture_context
 from stillroom.storage.artifacts import Draft
-from stillroom.training.checkpoints import LIST, Checkpoints
-from stillroom.training.graceful_stop import STOPPED, Stopping, stopping
-from stillroom.training.metric_sinks import check
-from stillroom.training.task import Task
-from stillroom.training.worker import _environment, _history, _kept, _shared, _work
-from stillroom.training.worker_group import GivesUp, GroupConfig
+from stillroom.training.checkpoints import FILE_LIST, Checkpoints
+from stillroom.training.graceful_stop import STOPPED_EXIT_CODE, stop_on_sigterm
+from stillroom.training.history import kept_step, read_history
+from stillroom.training.metric_sinks import check_packages
+from stillroom.training.task import TrainingTask
+from stillroom.training.worker import WorkerSetup, train_worker
+from stillroom.training.worker_group import StopOnUserError, WorkerGroupConfig
 
 log = logging.getLogger(__name__)
 
+RESIZE_POLL_S = 60.0  # Ray Train's default; of no effect for a fixed number of workers
 
-def fit(task: Task, scale: Workers, tracking: Tracking, out: Draft) -> dict[str, float]:
-    """Trains under Ray Train and leaves the encoder, and metrics.jsonl, in the draft.
 
-    A worker that dies is replaced, and the run goes on from the newest checkpoint; a run whose
-    driver died goes on from there when the same step is run again, on any number of workers. Who
-    is told to stop, or that a node is taken away, makes a checkpoint first.
+def fit(task: TrainingTask, scale: TrainingWorkers, tracking: Tracking, out: Draft) -> Metrics:
+    """Trains under Ray Train; leaves the encoder and metrics.jsonl in the draft.
+
+    A worker that dies is replaced, and the run resumes from the newest checkpoint. A run whose
+    driver died resumes from there when the same command runs again, on any number of workers. On
+    SIGTERM, or when a node is about to be taken away, a checkpoint is saved first.
 
     Returns:
-        The figures of the step whose weights are kept.
+        The metrics of the step whose weights are kept.
 
     Raises:
-        UserError: when the figures cannot be tracked as asked, checkpoints cannot be stored, or no
-            cluster node will ever have what the workers ask for.
-        SystemExit: when it was told to stop, and can be gone on from.
+        UserError: when a tracking package is missing, checkpoints cannot be stored, or the cluster
+            can never hold the workers.
+        SystemExit: when the run was told to stop; it can be resumed.
     """
-    check(tracking)
-    require(out.stage, scale, scale.fewest)
+    check_packages(tracking)
+    require_capacity(out.stage, scale, scale.min_workers)
     name = f"{out.stage}-{out.path.name}"
-    logs = out.store.place(f".logs/{name}")
     if tracking.tensorboard:
-        log.info("%s: to watch it, run `tensorboard --logdir %s`", name, out.store.place(".logs"))
-    checkpoints = Checkpoints(out.store, out.running)
-    # The checkpoint that holds the trained encoder.
-    done = checkpoints.newest(holding=CONTRACT)
-    while done is None:
-        with stopping() as stop:
-            by = (said(), out.store.place(""))
-            work = functools.partial(_work, task, scale, tracking, checkpoints, logs, *by)
-            _train(work, _shared(task.settings), scale, stop)
-        done = checkpoints.newest(holding=CONTRACT)
-        if stop.told and done is None:
-            log.info("%s: stopped; the same command goes on from there", name)
-            sys.exit(STOPPED)
-    folder = checkpoints.opened(done)
-    lists = [path.name for path in folder.iterdir() if LIST.fullmatch(path.name)]
-    shutil.copytree(
-        folder, out.path, dirs_exist_ok=True, ignore=lambda place, names: set(lists) & set(names)
+        log.info("%s: to watch it, run `tensorboard --logdir %s`", name, out.store.resolve(".logs"))
+    checkpoints = Checkpoints(out.store, out.checkpoint_folder)
+    setup = WorkerSetup(
+        task, scale, tracking, checkpoints, out.store.resolve(f".logs/{name}"), capture_context()
     )
-    checkpoints.closed(done)
-    return _kept(_history(out.path))
+    # The last checkpoint of a run holds the trained encoder.
+    finished = checkpoints.newest(with_file=CONTRACT_FILE)
+    while finished is None:
+        with stop_on_sigterm() as stop:
+            work = functools.partial(train_worker, setup, stop.request)
+            _run_workers(work, task.shared_batch_sizes, scale)
+        finished = checkpoints.newest(with_file=CONTRACT_FILE)
+        if stop.requested and finished is None:
+            log.info("%s: stopped; run the same command to resume", name)
+            sys.exit(STOPPED_EXIT_CODE)
+    _copy_encoder(checkpoints, finished, out.path)
+    return kept_step(read_history(out.path))
 
 
-def _train(
-    work: Callable[[Any], None], batches: tuple[int, ...], scale: Workers, told: Stopping
+def _run_workers(
+    work: Callable[[], None], batch_sizes: tuple[int, ...], scale: TrainingWorkers
 ) -> None:
-    """Workers train until they are done or stop."""
-    elastic = scale.workers if isinstance(scale.workers, Elastic) else None
+    """Runs `work` on every worker until all are done, or stop."""
+    elastic = scale.workers if isinstance(scale.workers, ElasticWorkers) else None
     with tempfile.TemporaryDirectory() as scratch:
         trainer = TorchTrainer(
-            functools.partial(work, told.request),
+            work,
             scaling_config=ray.train.ScalingConfig(
-                num_workers=scale.most if elastic is None else (elastic.min, elastic.max),
-                elastic_resize_monitor_interval_s=60.0 if elastic is None else elastic.look_every_s,
+                num_workers=(elastic.min, elastic.max) if elastic else scale.max_workers,
+                elastic_resize_monitor_interval_s=elastic.poll_interval_s
+                if elastic
+                else RESIZE_POLL_S,
                 use_gpu=scale.gpus > 0,
                 resources_per_worker={
                     "CPU": scale.cpus,
@@ -90,18 +92,49 @@ def _train(
                 label_selector=scale.node_labels or None,
             ),
             run_config=ray.train.RunConfig(
-                # Ray's own account of a run goes nowhere: it writes it in place, and what a killed
-                # process leaves of it, it could not read.
+                # Ray's own state of a run is thrown away: Ray writes it in place, and cannot read
+                # what a killed process leaves of it.
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
-                worker_runtime_env={"env_vars": _environment(scale)},
-                callbacks=[GivesUp()],
+                worker_runtime_env={"env_vars": _worker_environment(scale)},
+                callbacks=[StopOnUserError()],
             ),
-            torch_config=GroupConfig(backend="nccl" if scale.gpus else "gloo", batches=batches),
+            torch_config=WorkerGroupConfig(
+                backend="nccl" if scale.gpus else "gloo", batch_sizes=batch_sizes
+            ),
         )
         try:
             trainer.fit()
-        except ControllerError as fault:
-            if isinstance(fault.controller_failure, UserError):
-                raise fault.controller_failure from fault
+        except ControllerError as error:
+            if isinstance(error.controller_failure, UserError):
+                raise error.controller_failure from error
             raise
+
+
+def _worker_environment(scale: TrainingWorkers) -> dict[str, str]:
+    """Environment variables of the workers' processes."""
+    threads = max(1, int(scale.cpus))
+    variables = {
+        "OMP_NUM_THREADS": str(threads),
+        "RAYON_NUM_THREADS": str(threads),  # of tokenizers
+        "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
+        "PYTHONWARNINGS": "ignore::FutureWarning",  # libraries' warnings about one another
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would print every line of ours twice
+    }
+    if not scale.gpus:
+        # Without it DeepSpeed looks for the machine's GPUs, which these workers were not given.
+        variables["DS_ACCELERATOR"] = "cpu"
+        # A step allocates tensors of the same sizes as the last one did. By default malloc returns
+        # large blocks to the system, and page faults then take a tenth of a student's step.
+        variables |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+    return variables
+
+
+def _copy_encoder(checkpoints: Checkpoints, name: str, target: Path) -> None:
+    """Copies the encoder out of the run's last checkpoint."""
+
+    def file_lists(folder: str, names: list[str]) -> set[str]:
+        return {name for name in names if FILE_LIST.fullmatch(name)}
+
+    shutil.copytree(checkpoints.fetch(name), target, dirs_exist_ok=True, ignore=file_lists)
+    checkpoints.drop_copy(name)

@@ -1,4 +1,7 @@
-"""nDCG@10 while training: of the weights of the moment, by all workers together."""
+"""nDCG@10 of the present weights while training, by all workers together.
+
+Shapes: q queries, p passages, n texts, d dims.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,24 +10,26 @@ import torch
 import torch.distributed as dist
 
 from stillroom.data.readers.records import EvaluationSet
-from stillroom.encoders.encoder import Encoder, micro_batches
-from stillroom.encoders.tokens.prompter import Tokens, pad
-from stillroom.evaluation.evaluate import DEPTH, scored
-from stillroom.evaluation.metrics import rank
-from stillroom.learning.engine.base import Engine
-from stillroom.learning.gather import world
+from stillroom.encoders.encoder import Encoder
+from stillroom.encoders.micro_batches import micro_batches
+from stillroom.encoders.tokens.batch import Tokens, pad
+from stillroom.evaluation.evaluate import RANKING_DEPTH, score_ranking
+from stillroom.evaluation.metrics import rank_passages
+from stillroom.learning.engine.interface import Engine
+from stillroom.learning.gather import current_shard
+from stillroom.learning.loop import SCORE_METRIC
 
-BLOCK = 65536  # vectors that meet at once
+REDUCE_BLOCK = 65536  # vectors that are summed over the workers at once
 
 
-class Evaluation:
+class Evaluator:
     """The mean nDCG@10 over evaluation sets; made and called on every worker.
 
-    The workers share the texts out, and take part in every forward alike: under ZeRO-3 each one
-    is a meeting of all.
+    The workers share the texts, and run equally many forwards: under ZeRO-3 each forward is a
+    collective.
 
     Args:
-        micro_tokens: the most tokens of one forward, padding counted.
+        micro_batch_tokens: at most in one forward, padding included.
     """
 
     def __init__(
@@ -33,19 +38,19 @@ class Evaluation:
         engine: Engine,
         sets: Mapping[str, EvaluationSet],
         *,
-        micro_tokens: int,
+        micro_batch_tokens: int,
     ):
-        self.encoder, self.engine, self.micro_tokens = encoder, engine, micro_tokens
+        self.encoder, self.engine, self.micro_batch_tokens = encoder, engine, micro_batch_tokens
         self.sets = list(sets.values())
         self.queries = [
-            encoder.prompter(kept.judged_queries(), "query", prompt=kept.prompts.get("query"))
-            for kept in self.sets
+            encoder.prompter(dataset.judged_queries(), "query", prompt=dataset.prompts.get("query"))
+            for dataset in self.sets
         ]
         self.passages = [
             encoder.prompter(
-                list(kept.passages.values()), "passage", prompt=kept.prompts.get("passage")
+                list(dataset.passages.values()), "passage", prompt=dataset.prompts.get("passage")
             )
-            for kept in self.sets
+            for dataset in self.sets
         ]
 
     def __call__(self) -> float:
@@ -53,34 +58,38 @@ class Evaluation:
         self.encoder.eval()
         scores = []
         with torch.no_grad():
-            for kept, queries, passages in zip(self.sets, self.queries, self.passages, strict=True):
-                queries_qd, passages_pd = self._vectors(queries), self._vectors(passages)
-                if world()[0] == 0:
-                    found = scored(rank(queries_qd, passages_pd, DEPTH), kept)
-                    scores.append(found["ndcg@10"])
+            for dataset, queries, passages in zip(
+                self.sets, self.queries, self.passages, strict=True
+            ):
+                queries_qd, passages_pd = self._encode(queries), self._encode(passages)
+                if current_shard().rank == 0:
+                    ranking = rank_passages(queries_qd, passages_pd, RANKING_DEPTH)
+                    scores.append(score_ranking(ranking, dataset)[SCORE_METRIC])
         self.encoder.train(training)
-        # One worker's word counts: rounding must not let two of them disagree on what is best.
+        # One worker's value counts: rounding must not make two of them disagree on what is best.
         mean = torch.tensor(np.mean(scores or 0.0), device=self.engine.device)
-        if world()[1] > 1:
+        if current_shard().world > 1:
             dist.broadcast(mean, src=0)
         return float(mean)
 
-    def _vectors(self, tokens: Sequence[Tokens]) -> np.ndarray:
-        """Vectors of texts, in their order: float32, (n, d), whole on the first worker."""
-        place, workers = world()
-        chunks = micro_batches([len(one.ids) for one in tokens], self.micro_tokens, workers)
-        found = torch.zeros(len(tokens), self.encoder.contract.dims[0])
-        for start in range(0, len(chunks), workers):
-            mine = start + place
-            # A worker for whom nothing is left comes along with a repetition.
-            rows = chunks[min(mine, len(chunks) - 1)]
+    def _encode(self, tokens: Sequence[Tokens]) -> np.ndarray:
+        """Vectors of texts in their order, float32 (n, d); complete on the first worker only."""
+        shard = current_shard()
+        batches = micro_batches(
+            [len(text.ids) for text in tokens], self.micro_batch_tokens, shard.world
+        )
+        vectors_nd = torch.zeros(len(tokens), self.encoder.contract.dims[0])
+        for start in range(0, len(batches), shard.world):
+            number = start + shard.rank
+            # A worker without a batch of its own repeats the last one.
+            rows = batches[min(number, len(batches) - 1)]
             batch = pad([tokens[row] for row in rows], self.encoder.pad_id)
-            vectors = self.engine.forward(batch)
-            if mine < len(chunks):
-                found[torch.from_numpy(rows)] = vectors.cpu()
-        if workers > 1:
-            for block in found.split(BLOCK):
-                moved = block.to(self.engine.device)
-                dist.reduce(moved, dst=0)
-                block.copy_(moved)
-        return found.numpy()
+            batch_vectors = self.engine.forward(batch)
+            if number < len(batches):
+                vectors_nd[torch.from_numpy(rows)] = batch_vectors.cpu()
+        if shard.world > 1:
+            for block in vectors_nd.split(REDUCE_BLOCK):
+                on_device = block.to(self.engine.device)
+                dist.reduce(on_device, dst=0)
+                block.copy_(on_device)
+        return vectors_nd.numpy()

@@ -1,5 +1,8 @@
-"""What asks a run to stop while it can still make a checkpoint: SIGTERM to the driver, as `ray job
-stop` sends it; SIGTERM to a worker; and a node that is taken away, of which Ray has notice."""
+"""Stops a run so that it can still save a checkpoint.
+
+A run is asked to stop by SIGTERM to the driver, as `ray job stop` sends it, by SIGTERM to a worker,
+or by Ray's notice that a node will be taken away.
+"""
 
 import logging
 import signal
@@ -15,114 +18,123 @@ import ray.train
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-LOOKS_S = 0.5  # seconds between a worker's looks
+POLL_INTERVAL_S = 0.5
 
-HEARD_S = 30.0  # who has not looked for so long is not there
+WORKER_TIMEOUT_S = 30.0  # without a poll for so long, no worker is there
 
-STOPPED = 128 + signal.SIGTERM  # exit code
+STOPPED_EXIT_CODE = 128 + signal.SIGTERM
 
 log = logging.getLogger(__name__)
 
-_terminated = threading.Event()  # this process, by SIGTERM
+_terminated = threading.Event()  # this process got SIGTERM
 
 
-class _Request:
-    """An actor beside the driver, which is asked by workers whether to stop."""
+class _StopRequest:
+    """An actor beside the driver, which workers poll."""
 
     def __init__(self) -> None:
-        self.made, self.done, self.looked = False, False, -HEARD_S
+        self.requested, self.done, self.polled_at = False, False, -WORKER_TIMEOUT_S
 
-    def make(self) -> bool:
-        """Whether a worker will hear of it."""
-        self.made = True
-        return time.monotonic() - self.looked < HEARD_S
+    def request_stop(self) -> bool:
+        """Returns whether workers poll, and so will learn of it."""
+        self.requested = True
+        return time.monotonic() - self.polled_at < WORKER_TIMEOUT_S
 
-    def look(self) -> bool:
-        self.looked = time.monotonic()
-        return self.made
+    def poll(self) -> bool:
+        """Whether the run should stop."""
+        self.polled_at = time.monotonic()
+        return self.requested
 
-    def finish(self) -> None:
+    def mark_done(self) -> None:
         self.done = True
 
-    def finished(self) -> bool:
+    def is_done(self) -> bool:
         return self.done
 
 
-class Stopping:
-    """The driver's part: whether it was told to stop, and the actor that tells the workers."""
+class StopHandler:
+    """The driver's side: a handler of SIGTERM.
+
+    Attributes:
+        request: the actor that workers poll.
+        requested: whether the driver was told to stop.
+    """
 
     def __init__(self) -> None:
-        here = ray.get_runtime_context().get_node_id()
+        this_node = ray.get_runtime_context().get_node_id()
         self.request: Any = (
-            ray.remote(num_cpus=0)(_Request)
-            .options(scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False))
+            ray.remote(num_cpus=0)(_StopRequest)
+            .options(scheduling_strategy=NodeAffinitySchedulingStrategy(this_node, soft=False))
             .remote()
         )
-        self.told = False
+        self.requested = False
 
     def __call__(self, number: int, frame: Any) -> None:
-        """The signal's handler. At the second signal, or where nobody trains, it ends at once."""
-        if self.told or not self._heard():
-            sys.exit(STOPPED)
-        self.told = True
-        log.info("told to stop: makes a checkpoint first")
+        """Handles the signal. The second one, or one while no worker polls, ends the driver."""
+        if self.requested or not self._reaches_workers():
+            sys.exit(STOPPED_EXIT_CODE)
+        self.requested = True
+        log.info("told to stop: saves a checkpoint first")
 
-    def _heard(self) -> bool:
+    def _reaches_workers(self) -> bool:
         try:
-            return bool(ray.get(self.request.make.remote(), timeout=10))
+            return bool(ray.get(self.request.request_stop.remote(), timeout=10))
         except RayError:  # the cluster is gone
             return False
 
 
 @contextmanager
-def stopping() -> Iterator[Stopping]:
-    """Takes SIGTERM as a request while workers train."""
-    found = Stopping()
-    listens = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, found) if listens else None
+def stop_on_sigterm() -> Iterator[StopHandler]:
+    """While workers train: SIGTERM asks them to stop."""
+    handler = StopHandler()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, handler) if in_main_thread else None
     try:
-        yield found
+        yield handler
     finally:
-        if listens:
+        if in_main_thread:
             signal.signal(signal.SIGTERM, before)
-        ray.kill(found.request)
+        ray.kill(handler.request)
 
 
-class Notices:
-    """A worker's part: a thread that looks out for what asks it to stop.
+class StopWatcher:
+    """A worker's side: a thread that watches for requests to stop. Call it to learn of one.
 
-    Called, it says whether anything did. To ask Ray about nodes is a meeting of all workers, which
-    is held beside the training, whose steps meet to agree anyway. Meetings are counted: there must
-    be no other of Ray Train's from here on.
+    Asking Ray about its nodes is a collective of all workers. It runs beside the training, whose
+    steps agree on stopping anyway. Ray Train counts collectives: no other one of Ray Train's may
+    follow once this exists.
+
+    Args:
+        request: the driver's actor.
     """
 
     def __init__(self, request: Any):
         self.request = request
-        self.found = False
-        threading.Thread(target=self._look, name="notices", daemon=True).start()
+        self.stop = False
+        threading.Thread(target=self._watch, name="stop-watcher", daemon=True).start()
 
     def __call__(self) -> bool:
-        return self.found or _terminated.is_set()
+        return self.stop or _terminated.is_set()
 
-    def done(self) -> None:
-        """Tells those who wait outside that the others are done."""
-        ray.get(self.request.finish.remote())
+    def mark_done(self) -> None:
+        """Ends `wait_until_done` on the workers outside the process group."""
+        ray.get(self.request.mark_done.remote())
 
-    def wait(self) -> None:
-        """Until the others are done."""
-        while not ray.get(self.request.finished.remote()):
-            time.sleep(LOOKS_S)
+    def wait_until_done(self) -> None:
+        """Waits until the workers of the process group are done."""
+        while not ray.get(self.request.is_done.remote()):
+            time.sleep(POLL_INTERVAL_S)
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         try:
-            while not self.found:
-                told = ray.get(self.request.look.remote())
-                self.found = bool(told or ray.train.get_preemption_info())
-                time.sleep(LOOKS_S)
-        except Exception as fault:  # the run ends, or its driver has gone
-            log.debug("no more notices: %s", fault)
+            while not self.stop:
+                requested = ray.get(self.request.poll.remote())
+                self.stop = bool(requested or ray.train.get_preemption_info())
+                time.sleep(POLL_INTERVAL_S)
+        except Exception as error:  # the run ends, or its driver is gone
+            log.debug("no longer watches for requests to stop: %s", error)
 
 
-def listen() -> None:
-    """Makes SIGTERM a notice to this process; called in its main thread."""
+def watch_sigterm() -> None:
+    """Makes SIGTERM a request to stop this worker. Call it in the main thread."""
     signal.signal(signal.SIGTERM, lambda number, frame: _terminated.set())

@@ -1,4 +1,4 @@
-"""Training's figures as curves: TensorBoard, Ray's metrics, and MLflow or W&B where asked for."""
+"""Where a run's metrics go: TensorBoard, Ray's metrics, and on request MLflow or W&B."""
 
 import importlib.util
 import logging
@@ -6,7 +6,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Protocol
@@ -18,43 +18,46 @@ from tensorboardX.record_writer import directory_check
 
 from stillroom.cluster.gauges import Gauges
 from stillroom.config.scale import Tracking
-from stillroom.errors import UserError
-from stillroom.learning.loop import SCORE
+from stillroom.errors import UserError, one_line
+from stillroom.learning.batch_types import Metrics
+from stillroom.learning.loop import SCORE_METRIC
 
 log = logging.getLogger(__name__)
 
-FLUSH_S = 10  # seconds after which a curve that is looked at shows what there is
+FLUSH_INTERVAL_S = 10  # after which TensorBoard shows a step
 
-EXPERIMENT = "stillroom"  # MLflow's word for what holds runs
-
-Figures = Mapping[str, float]
+MLFLOW_EXPERIMENT = "stillroom"
 
 
-def progress(figures: Figures, seconds_left: float) -> str:
-    """A step's figures in one line of a job's log."""
-    step, steps = int(figures["step"]), int(figures["steps"])
+def progress_line(metrics: Metrics, seconds_left: float) -> str:
+    """A step's metrics as one line of a job's log."""
+    step, steps = int(metrics["step"]), int(metrics["steps"])
     parts = [
         f"step {step}/{steps}",
-        f"loss {figures['loss']:.4f}",
-        f"norm {figures['gradient_norm']:.3g}",
-        f"lr {figures['learning_rate']:.2e}",
-        f"{figures['tokens_per_second']:,.0f} tokens/s",
-        f"padding {figures['padding']:.0%}",
-        f"{figures['memory_gib']:.1f} GiB",
+        f"loss {metrics['loss']:.4f}",
+        f"norm {metrics['gradient_norm']:.3g}",
+        f"lr {metrics['learning_rate']:.2e}",
+        f"{metrics['tokens_per_second']:,.0f} tokens/s",
+        f"padding {metrics['padding']:.0%}",
+        f"{metrics['memory_gib']:.1f} GiB",
     ]
-    if "mfu" in figures:
-        parts.append(f"MFU {figures['mfu']:.1%}")
-    if SCORE in figures:
-        parts.append(f"{SCORE} {figures[SCORE]:.4f}")
+    if "mfu" in metrics:
+        parts.append(f"MFU {metrics['mfu']:.1%}")
+    if SCORE_METRIC in metrics:
+        parts.append(f"{SCORE_METRIC} {metrics[SCORE_METRIC]:.4f}")
     if step < steps:
         parts.append(f"ETA {timedelta(seconds=math.ceil(seconds_left))}")
     return "  ".join(parts)
 
 
-def check(tracking: Tracking) -> None:
-    """Raises UserError where a package that the recipe wants is not installed."""
-    for package, wanted in (("mlflow", tracking.mlflow), ("wandb", tracking.wandb)):
-        if wanted is not None and importlib.util.find_spec(package) is None:
+def check_packages(tracking: Tracking) -> None:
+    """Checks that the packages of the recipe's trackers are installed.
+
+    Raises:
+        UserError: when one is missing.
+    """
+    for package, target in (("mlflow", tracking.mlflow), ("wandb", tracking.wandb)):
+        if target is not None and importlib.util.find_spec(package) is None:
             raise UserError(
                 f"scale.tracking.{package}",
                 f"the package {package} is not installed",
@@ -63,63 +66,63 @@ def check(tracking: Tracking) -> None:
 
 
 class Sink(Protocol):
-    """Takes the figures of steps, in order, each step once."""
+    """Takes the metrics of every step, in order, once."""
 
-    def write(self, step: int, figures: Figures) -> None: ...
+    def write(self, step: int, metrics: Metrics) -> None: ...
 
     def flush(self) -> None: ...
 
     def close(self, *, failed: bool) -> None: ...
 
 
-def sinks(tracking: Tracking, name: str, logs: str, done: int) -> list[Sink]:
-    """Where the recipe wants figures to go, ready to be written to.
+def open_sinks(tracking: Tracking, name: str, logs: str, start_step: int) -> list[Sink]:
+    """The sinks that the recipe asks for.
 
     Args:
-        name: of the run; one that goes on after a crash continues the curves of that name.
-        logs: the folder, or `s3://` or `gs://` URI, of TensorBoard's files.
-        done: steps whose figures were written before.
+        name: of the run. A resumed run continues the curves of that name.
+        logs: a folder, or an `s3://` or `gs://` URI, for TensorBoard's files.
+        start_step: steps that an earlier process wrote.
 
     Raises:
         UserError: when MLflow or Weights & Biases refuses the run.
     """
-    found: list[Sink] = []
+    sinks: list[Sink] = []
     if tracking.tensorboard:
         try:
-            found.append(TensorBoard(logs, done))
-        except Exception as fault:  # of boto3, of Google's client, of the file system
-            _say(f"TensorBoard's files cannot be written to {logs}", fault)
+            sinks.append(TensorBoard(logs, start_step))
+        except Exception as error:  # from boto3, Google's client or the file system
+            _warn(f"TensorBoard's files cannot be written to {logs}", error)
     servers = (("mlflow", tracking.mlflow, Mlflow), ("wandb", tracking.wandb, Wandb))
-    for field, wanted, kind in servers:
-        if wanted is not None:
+    for field, target, sink_class in servers:
+        if target is not None:
             try:
-                found.append(kind(wanted, name, logs))
-            except Exception as fault:  # each has errors of its own
+                sinks.append(sink_class(target, name, logs))
+            except Exception as error:  # each package has errors of its own
                 raise UserError(
-                    f"scale.tracking.{field}={wanted}",
-                    f"cannot be written to: {' '.join(str(fault).split())[:300].rstrip('.')}",
+                    f"scale.tracking.{field}={target}",
+                    f"cannot be written to: {one_line(error, 300).rstrip('.')}",
                     "Correct it, log in or start its server, or set it to null",
-                ) from fault
-    return found
+                ) from error
+    return sinks
 
 
 class Tracker:
-    """Every step's figures into every sink. A sink that fails later is left out, not the run."""
+    """Writes every step's metrics to every sink. A sink that fails is dropped."""
 
     def __init__(self, sinks: Sequence[Sink]):
         self.sinks = list(sinks)
 
-    def __call__(self, figures: Figures) -> None:
-        # "@" is no letter of a metric's name in MLflow or TensorBoard.
+    def __call__(self, metrics: Metrics) -> None:
+        # MLflow and TensorBoard allow no "@" in a metric's name.
         curves = {
             name.replace("@", "_at_"): value
-            for name, value in figures.items()
+            for name, value in metrics.items()
             if name not in ("step", "steps")
         }
-        self._all("write", int(figures["step"]), curves)
+        self._all("write", int(metrics["step"]), curves)
 
     def flush(self) -> None:
-        """Called before a checkpoint: a run that goes on from it rewrites no earlier step."""
+        """Called before a checkpoint: a run resumed from it writes no earlier step again."""
         self._all("flush")
 
     def __enter__(self) -> "Tracker":
@@ -127,43 +130,47 @@ class Tracker:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
-        fault: BaseException | None,
-        trace: TracebackType | None,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
-        self._all("close", failed=fault is not None)
+        self._all("close", failed=error is not None)
 
-    def _all(self, method: str, *args: Any, **named: Any) -> None:
+    def _all(self, method: str, *args: Any, **kwargs: Any) -> None:
         for sink in list(self.sinks):
             try:
-                getattr(sink, method)(*args, **named)
-            except Exception as fault:  # an hour's training is worth more than its curve
+                getattr(sink, method)(*args, **kwargs)
+            except Exception as error:  # an hour's training is worth more than its curve
                 self.sinks.remove(sink)
-                _say(f"no more figures for {type(sink).__name__}", fault)
+                _warn(f"no more metrics for {type(sink).__name__}", error)
 
 
 class TensorBoard:
     """Event files, readable while they grow.
 
-    tensorboardX's `SummaryWriter` writes from a thread behind a queue of ten: where that thread
-    dies of a full disk or a lost connection, the next step would wait for it for ever.
+    Not tensorboardX's `SummaryWriter`: it writes in a thread, behind a queue of ten. When a full
+    disk or a lost connection ends that thread, the next step waits for ever.
     """
 
-    def __init__(self, logs: str, done: int):
+    def __init__(self, logs: str, start_step: int):
         if "://" in logs and not re.fullmatch(r"(s3|gs)://[^?]+", logs):
-            raise ValueError("it writes to folders, s3:// and gs:// alone")
+            raise ValueError("it can only write to folders, s3:// and gs://")
         directory_check(logs)
         self.events = EventsWriter(f"{logs.rstrip('/')}/events")
-        # Whatever a crashed try drew beyond its checkpoint is hidden, and drawn again.
-        again = SessionLog(status=SessionLog.START)
-        self.events.write_event(Event(wall_time=time.time(), step=done + 1, session_log=again))
+        # Hides the steps that a crashed process wrote after its last checkpoint: they come again.
+        restart = SessionLog(status=SessionLog.START)
+        self.events.write_event(
+            Event(wall_time=time.time(), step=start_step + 1, session_log=restart)
+        )
         self.flush()
 
-    def write(self, step: int, figures: Figures) -> None:
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
+    def write(self, step: int, metrics: Metrics) -> None:
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
         now = time.time()
         self.events.write_event(Event(wall_time=now, step=step, summary=Summary(value=values)))
-        if now > self.flushed + FLUSH_S:  # of an object store, it uploads everything again
+        if (
+            now > self.flushed + FLUSH_INTERVAL_S
+        ):  # in an object store, every flush uploads the whole file
             self.flush()
 
     def flush(self) -> None:
@@ -175,16 +182,18 @@ class TensorBoard:
 
 
 class RayGauges:
-    """Ray's metrics, which a cluster's Prometheus reads and its dashboard's Grafana draws:
-    `ray_stillroom_training_loss{run="…"}` and so on; how much of the run is done, and after which
-    step it was taken up, 0 where it was not interrupted."""
+    """Ray's metrics: `ray_stillroom_training_loss{run="…"}` and so on.
 
-    def __init__(self, name: str, steps: int, done: int):
+    Beside a step's metrics: `progress`, from 0 to 1, and `resumed_after`, the step after which
+    the run was resumed, 0 where it was not interrupted.
+    """
+
+    def __init__(self, name: str, steps: int, start_step: int):
         self.steps, self.gauges = steps, Gauges("stillroom_training", {"run": name})
-        self.gauges.set("resumed_after", done)
+        self.gauges.set("resumed_after", start_step)
 
-    def write(self, step: int, figures: Figures) -> None:
-        for name, value in {"step": step, "done": step / self.steps, **figures}.items():
+    def write(self, step: int, metrics: Metrics) -> None:
+        for name, value in {"step": step, "progress": step / self.steps, **metrics}.items():
             self.gauges.set(name, value)
 
     def flush(self) -> None: ...
@@ -194,36 +203,38 @@ class RayGauges:
 
 
 class Mlflow:
-    """A run of the experiment `stillroom`, at a server, a `file:` or an `sqlite:` URI."""
+    """A run of the experiment `stillroom`, at a server or in a `file:` or `sqlite:` URI."""
 
     def __init__(self, uri: str, name: str, logs: str):
-        # Newer versions refuse a folder unless told that it is meant, as a `file:` URI tells us.
+        # Newer versions refuse a folder without this. A `file:` URI asks for one.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow import MlflowClient
 
         self.client = MlflowClient(tracking_uri=uri)
-        known = self.client.get_experiment_by_name(EXPERIMENT)
-        experiment = known.experiment_id if known else self.client.create_experiment(EXPERIMENT)
+        known = self.client.get_experiment_by_name(MLFLOW_EXPERIMENT)
+        experiment = (
+            known.experiment_id if known else self.client.create_experiment(MLFLOW_EXPERIMENT)
+        )
         unfinished = self.client.search_runs(
             [experiment],
             f"attributes.run_name = '{name}' and attributes.status != 'FINISHED'",
             max_results=1,
         )
-        self.drawn = 0  # steps; a point once written cannot be taken back
+        self.last_step = 0  # already written: MLflow cannot overwrite a point
         if unfinished:
             self.run = unfinished[0].info.run_id
             self.client.update_run(self.run, status="RUNNING")
             history = self.client.get_metric_history(self.run, "loss")
-            self.drawn = max((point.step for point in history), default=0)
+            self.last_step = max((point.step for point in history), default=0)
         else:
             self.run = self.client.create_run(experiment, run_name=name).info.run_id
 
-    def write(self, step: int, figures: Figures) -> None:
+    def write(self, step: int, metrics: Metrics) -> None:
         from mlflow.entities import Metric
 
-        if step > self.drawn:
+        if step > self.last_step:
             now = int(time.time() * 1000)
-            points = [Metric(name, float(value), now, step) for name, value in figures.items()]
+            points = [Metric(name, float(value), now, step) for name, value in metrics.items()]
             self.client.log_batch(self.run, metrics=points)
 
     def flush(self) -> None: ...
@@ -233,7 +244,7 @@ class Mlflow:
 
 
 class Wandb:
-    """A run of a project, online or, with WANDB_MODE=offline, in files to be synced later."""
+    """A run of a project: online, or with WANDB_MODE=offline in files to be synced later."""
 
     def __init__(self, project: str, name: str, logs: str):
         import wandb
@@ -250,9 +261,9 @@ class Wandb:
             settings=wandb.Settings(console="off", silent=True),
         )
 
-    def write(self, step: int, figures: Figures) -> None:
-        if step >= self.run.step:  # it takes no step back
-            self.run.log(dict(figures), step=step)
+    def write(self, step: int, metrics: Metrics) -> None:
+        if step >= self.run.step:  # W&B accepts steps in ascending order only
+            self.run.log(dict(metrics), step=step)
 
     def flush(self) -> None: ...
 
@@ -260,7 +271,6 @@ class Wandb:
         self.run.finish(exit_code=int(failed))
 
 
-def _say(what: str, fault: BaseException) -> None:
-    """A line in the job's log."""
-    why = " ".join(str(fault).split())[:200]
-    log.warning("%s: %s; every figure is in metrics.jsonl", what, why)
+def _warn(what: str, error: BaseException) -> None:
+    why = one_line(error, 200)
+    log.warning("%s: %s. All metrics are in metrics.jsonl", what, why)

@@ -1,38 +1,44 @@
-"""TODO docstring: training/task.py."""
+"""What a stage asks the training harness to do."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stillroom.config.phases import Optimisation
+from stillroom.config.phases import JointPhase, TrainingPhase
 from stillroom.data.readers.records import EvaluationSet
 from stillroom.encoders.encoder import Encoder
-from stillroom.learning.objectives.contrastive import Objective
-
-METRICS = "metrics.jsonl"  # one line a step
-
-BEST = "best.safetensors"  # in a checkpoint: the weights of the best score so far
+from stillroom.learning.objectives.interface import Objective
+from stillroom.learning.order import WorkerShard
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is trained, on what, towards what. Travels to the workers by pickle.
+class TrainingTask:
+    """An encoder, its batches and its objective. Travels to the workers by pickle.
 
     Attributes:
-        encoder, batches: functions, so that each worker reads its own copy from storage; the
-            latter is given the encoder, and the worker's rank and world.
-        merges: the result is saved whole, for its adapter lies on weights that no base holds.
-        evaluate_every: steps after which nDCG@10 on `sets` is measured, and after the last; the
-            best weights are then kept. None: never, and the last are.
-        prepare: called with the encoder, where it will be trained, before the first step of all.
+        make_encoder, make_batches: functions, so that each worker reads its own copy from storage.
+        phase: the recipe's numbers: steps, batch size, learning rate.
+        saves_merged: whether adapters are merged into the saved weights, since they were trained
+            on weights that no base model has.
+        evaluation_sets: loads the sets that `evaluate_every` measures.
+        evaluate_every: steps between measurements of nDCG@10, with one after the last step; the
+            best weights are kept. None: no measurement, and the last weights are kept.
+        prepare: called with the encoder on its device, before the first step of a new run.
     """
 
-    encoder: Callable[[], Encoder]
-    batches: Callable[[Encoder, dict[str, int]], Any]
+    make_encoder: Callable[[], Encoder]
+    make_batches: Callable[[Encoder, WorkerShard], Any]
     objective: Objective
-    settings: Optimisation
+    phase: TrainingPhase
     seed: int
-    merges: bool = False
-    sets: Callable[[], Mapping[str, EvaluationSet]] = dict
+    saves_merged: bool = False
+    evaluation_sets: Callable[[], Mapping[str, EvaluationSet]] = dict
     evaluate_every: int | None = None
     prepare: Callable[[Encoder], None] | None = None
+
+    @property
+    def shared_batch_sizes(self) -> tuple[int, ...]:
+        """Sizes of the batches that the workers divide among them."""
+        if isinstance(self.phase, JointPhase):
+            return (self.phase.global_batch, self.phase.generation_batch)
+        return (self.phase.global_batch,)

@@ -1,15 +1,11 @@
-"""TODO docstring: training/worker.py."""
+"""What each worker of a training run does."""
 
 import functools
-import json
 import logging
-import math
-import shutil
 import tempfile
-import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,275 +13,223 @@ import ray
 import ray.train
 import torch
 from ray.train.collective import barrier, broadcast_from_rank_zero
-from safetensors.torch import load_file, save_file
 
-from stillroom.config.phases import Joint, Optimisation
-from stillroom.config.scale import Tracking, Workers
+from stillroom.config.phases import TrainingPhase
+from stillroom.config.scale import Tracking, TrainingWorkers
 from stillroom.encoders.encoder import Encoder
-from stillroom.encoders.files.save import merged, save
 from stillroom.encoders.layers import backbone
-from stillroom.encoders.layers.packing import pack_attention, packing_pays
-from stillroom.estimates.flops import Flops, peak_flops
-from stillroom.estimates.model_shape import shape_of
-from stillroom.learning.engine.base import Engine
+from stillroom.encoders.layers.packing import pack_attention, packing_is_faster
+from stillroom.estimates.flops import FlopCounter, peak_flops
+from stillroom.estimates.model_shape import model_shape
 from stillroom.learning.engine.deepspeed_engine import DeepSpeedEngine
+from stillroom.learning.engine.interface import Engine
 from stillroom.learning.engine.torch_engine import TorchEngine
-from stillroom.learning.gather import world
-from stillroom.learning.loop import SCORE, schedule, train
-from stillroom.learning.prefetch import Ahead
-from stillroom.observability.log_context import Said, begin, told
-from stillroom.observability.run_journal import note
-from stillroom.storage.artifacts import Store
-from stillroom.training.checkpoints import Checkpoints, Saver
-from stillroom.training.evaluation import Evaluation
-from stillroom.training.graceful_stop import Notices
-from stillroom.training.metric_sinks import RayGauges, Sink, Tracker, progress, sinks
-from stillroom.training.task import BEST, METRICS, Task
-from stillroom.training.worker_group import taking
+from stillroom.learning.gather import current_shard
+from stillroom.learning.loop import Callbacks, TrainOptions, scheduled_learning_rate, train
+from stillroom.learning.prefetch import Prefetcher
+from stillroom.observability.log_context import LogContext, configure_worker_logging, current_fields
+from stillroom.observability.run_journal import record_event
+from stillroom.training.checkpoints import Checkpoints, CheckpointSaver
+from stillroom.training.evaluation import Evaluator
+from stillroom.training.graceful_stop import StopWatcher
+from stillroom.training.metric_sinks import RayGauges, Sink, Tracker, open_sinks
+from stillroom.training.run_output import RunOutput
+from stillroom.training.task import TrainingTask
+from stillroom.training.worker_group import usable_workers
 
 log = logging.getLogger(__name__)
 
 
-def _shared(settings: Optimisation) -> tuple[int, ...]:
-    """Sizes of the batches that workers share."""
-    also = (settings.generation_batch,) if isinstance(settings, Joint) else ()
-    return (settings.global_batch, *also)
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What the driver passes to its workers, by pickle.
+
+    Attributes:
+        logs: the folder, or URI, of TensorBoard's files; its last part is the run's name.
+    """
+
+    task: TrainingTask
+    scale: TrainingWorkers
+    tracking: Tracking
+    checkpoints: Checkpoints
+    logs: str
+    log_context: LogContext
 
 
-def _environment(scale: Workers) -> dict[str, str]:
-    threads = max(1, int(scale.cpus))
-    found = {
-        "OMP_NUM_THREADS": str(threads),
-        "RAYON_NUM_THREADS": str(threads),  # the tokenizers'
-        "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
-        "PYTHONWARNINGS": "ignore::FutureWarning",  # what libraries tell one another
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would print every line of ours twice
-    }
-    if not scale.gpus:
-        # Without it DeepSpeed looks for the machine's GPUs, which these workers were not given.
-        found["DS_ACCELERATOR"] = "cpu"
-        # A step's tensors lie where the last one's did. By default malloc gives large ones back,
-        # and each page that it asks for anew is a fault: a tenth of a student's step.
-        found |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-    return found
+def train_worker(setup: WorkerSetup, stop_request: Any) -> None:
+    """Trains as one of the workers, from the newest checkpoint if there is one.
 
-
-def _work(
-    task: Task,
-    scale: Workers,
-    tracking: Tracking,
-    checkpoints: Checkpoints,
-    logs: str,
-    by: Said,
-    root: str,
-    request: Any,
-) -> None:
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats our figures
+    Args:
+        stop_request: the actor that tells the workers to stop.
+    """
+    task, scale, checkpoints = setup.task, setup.scale, setup.checkpoints
     context = ray.train.get_context()
-    begin(by, rank=context.get_world_rank())
-    # One worker chooses: what a try before left may become whole while others still look.
-    first = context.get_world_rank() == 0
-    mine = (checkpoints.newest(), uuid.uuid4().hex[:8]) if first else None
-    newest, attempt = broadcast_from_rank_zero(mine)
-    if context.get_world_rank() >= taking(context.get_world_size(), _shared(task.settings)):
+    configure_worker_logging(setup.log_context, rank=context.get_world_rank())
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats our figures
+    newest, attempt = _choose_checkpoint(checkpoints)
+    if context.get_world_rank() >= usable_workers(
+        context.get_world_size(), task.shared_batch_sizes
+    ):
         barrier()
-        Notices(request).wait()
+        StopWatcher(stop_request).wait_until_done()
         return
-    rank, workers = world()
-    torch.manual_seed(task.seed)
-    encoder = task.encoder().to(ray.train.torch.get_device())
-    if scale.gradient_checkpointing:
-        backbone.checkpoint_activations(encoder.backbone)
-    if packs(encoder, scale):
-        pack_attention(encoder.backbone)
-    encoder.train()
-    if task.prepare is not None and newest is None:
-        task.prepare(encoder)
-    settings = task.settings
-    batches = task.batches(encoder, {"rank": rank, "world": workers})
-    flops = _flops(encoder)  # before ZeRO-3 takes the weights apart
-    engine = _engine(encoder, settings, scale)
+    shard = current_shard()
+    encoder = _encoder_to_train(task, scale, prepare=newest is None)
+    batches = Prefetcher(task.make_batches(encoder, shard), task.phase.steps)
+    flops = _flops(encoder)  # before ZeRO-3 partitions the weights
+    engine = _engine(encoder, task.phase, scale)
     evaluate = None
     if task.evaluate_every is not None:
-        evaluate = Evaluation(encoder, engine, task.sets(), micro_tokens=scale.micro_tokens)
-    saver = Saver(checkpoints, attempt, rank, workers, keep=scale.keep_checkpoints)
+        evaluate = Evaluator(
+            encoder, engine, task.evaluation_sets(), micro_batch_tokens=scale.micro_batch_tokens
+        )
+    saver = CheckpointSaver(
+        checkpoints, attempt, shard.rank, shard.world, keep=scale.keep_checkpoints
+    )
     with tempfile.TemporaryDirectory() as scratch:
-        run = _Run(task, encoder, engine, rank, saver, Path(scratch))
+        output = RunOutput(task, encoder, engine, shard.rank, saver, Path(scratch))
         if newest is not None:
-            run.load(checkpoints.opened(newest))
+            output.resume(checkpoints.fetch(newest))
         barrier()
-        notices = Notices(request)
+        stop_watcher = StopWatcher(stop_request)
         if newest is not None:
-            checkpoints.closed(newest)
-            others = f", on {workers} workers" if workers > 1 else ""
-            _say(rank, f"goes on after step {run.start}{others}")
-        shown: list[Sink] = []
-        if rank == 0:
-            ref = told().get("stage")
-            note(Store(root), "training begins", ref=ref, after=run.start, workers=workers)
-            name = Path(logs).name
-            gauges = RayGauges(name, settings.steps, run.start)
-            shown = [gauges, *sinks(tracking, name, logs, run.start)]
-        with Tracker(shown) as tracker:
-            run.tracker = tracker
+            checkpoints.drop_copy(newest)
+        with Tracker(_sinks(setup, output)) as output.tracker:
             train(
                 engine,
                 task.objective,
-                Ahead(batches, settings.steps),
-                steps=settings.steps,
-                learning_rate=functools.partial(
-                    schedule,
-                    steps=settings.steps,
-                    warmup=round(settings.warmup * settings.steps),
-                    peak=settings.learning_rate,
-                    shape=settings.schedule,
-                ),
-                seed=task.seed,
-                pad_id=encoder.pad_id,
-                micro_tokens=scale.micro_tokens,
-                gradcache=scale.gradcache,
-                packed=encoder.packed,
-                start=run.start,
-                report=run.report,
-                checkpoint=run.checkpoint,
-                checkpoint_every=scale.checkpoint_every,
-                evaluate=evaluate,
-                evaluate_every=task.evaluate_every,
-                improved=run.improved,
-                best=_kept(run.history).get(SCORE, -math.inf),
-                flops=flops,
-                peak=scale.peak_flops or _peak_flops(engine.device),
-                told_to_stop=notices,
+                batches,
+                _options(task, scale, encoder, flops, engine.device),
+                _callbacks(output, evaluate, stop_watcher),
+                start_step=output.start_step,
+                best_score=output.best_score,
             )
-            if len(run.history) == settings.steps:
-                run.finish()
-            else:
-                _say(rank, f"stops after step {len(run.history)}, and can be gone on from")
+            if len(output.history) == task.phase.steps:
+                output.save_encoder()
+            elif shard.rank == 0:
+                log.info("stops after step %d; the run can be resumed", len(output.history))
             saver.wait()
-    if rank == 0:
-        notices.done()
+    if shard.rank == 0:
+        stop_watcher.mark_done()
 
 
-@dataclass
-class _Run:
-    """One worker's part in what a run leaves: figures, checkpoints, the encoder."""
+def _choose_checkpoint(checkpoints: Checkpoints) -> tuple[str | None, str]:
+    """The checkpoint to resume from, if any, and a name for this attempt; equal on all workers.
 
-    task: Task
-    encoder: Encoder
-    engine: Engine
-    rank: int
-    saver: Saver
-    scratch: Path
-    tracker: Tracker = field(default_factory=lambda: Tracker([]))
-    history: list[dict[str, float]] = field(default_factory=list)  # a step each
-    start: int = 0
-    began: float = field(default_factory=time.monotonic)
-
-    @property
-    def best(self) -> Path:
-        """The first worker's copy of the best weights so far, where there is evaluation."""
-        return self.scratch / BEST
-
-    def load(self, folder: Path) -> None:
-        self.start = self.engine.load(folder)
-        self.history = _history(folder)[: self.start]
-        if self.rank == 0 and (folder / BEST).exists():
-            shutil.copy2(folder / BEST, self.best)
-
-    def report(self, figures: dict[str, float]) -> None:
-        self.history.append(figures)
-        self.tracker(figures)
-        step, steps = int(figures["step"]), int(figures["steps"])
-        if step in (1, steps) or step % math.ceil(steps / 20) == 0 or SCORE in figures:
-            each = (time.monotonic() - self.began) / (step - self.start)
-            _say(self.rank, progress(figures, each * (steps - step)))
-
-    def improved(self) -> None:
-        weights = self.engine.trained()
-        if self.rank == 0:
-            save_file({n: tensor.contiguous() for n, tensor in weights.items()}, self.best)
-
-    def checkpoint(self, done: int) -> None:
-        def write(folder: Path) -> None:
-            self.engine.save(folder, done)
-            if self.best.exists():
-                shutil.copy2(self.best, folder)
-
-        self._hand_in(done, write)
-
-    def finish(self) -> None:
-        """The last checkpoint is the encoder itself."""
-        kept = _kept(self.history)
-        evaluated = SCORE in kept
-        weights = {} if evaluated else self.engine.trained()
-
-        def write(folder: Path) -> None:
-            if self.rank != 0:
-                return
-            own = weights
-            if evaluated:
-                own = load_file(self.best)
-                _say(0, f"keeps the weights of step {kept['step']}: {SCORE} {kept[SCORE]:.4f}")
-            if self.task.merges:
-                save(merged(self.task.encoder(), own), folder)
-            else:
-                save(self.encoder, folder, state_dict=own)
-
-        self._hand_in(len(self.history), write)
-
-    def _hand_in(self, done: int, write: Callable[[Path], None]) -> None:
-        def all_of_it(folder: Path) -> None:
-            write(folder)
-            if self.rank == 0:
-                lines = "".join(json.dumps(figures) + "\n" for figures in self.history)
-                (folder / METRICS).write_text(lines)
-                self.tracker.flush()
-
-        self.saver.save(done, all_of_it)
+    One worker chooses: an earlier attempt's checkpoint may become complete while others look.
+    """
+    choice = None
+    if ray.train.get_context().get_world_rank() == 0:
+        choice = (checkpoints.newest(), uuid.uuid4().hex[:8])
+    newest, attempt = broadcast_from_rank_zero(choice)
+    return newest, attempt
 
 
-def _history(folder: Path) -> list[dict[str, float]]:
-    with (folder / METRICS).open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+def _encoder_to_train(task: TrainingTask, scale: TrainingWorkers, *, prepare: bool) -> Encoder:
+    """The encoder on this worker's device, in training mode.
+
+    Args:
+        prepare: whether `task.prepare` is called: only a new run needs it.
+    """
+    torch.manual_seed(task.seed)
+    encoder = task.make_encoder().to(ray.train.torch.get_device())
+    if scale.gradient_checkpointing:
+        backbone.checkpoint_activations(encoder.backbone)
+    if trains_packed(encoder, scale):
+        pack_attention(encoder.backbone)
+    encoder.train()
+    if prepare and task.prepare is not None:
+        task.prepare(encoder)
+    return encoder
 
 
-def _kept(history: list[dict[str, float]]) -> dict[str, float]:
-    """The step whose weights are kept: the first of the best scores, else the last; {} of none."""
-    scored = [figures for figures in history if SCORE in figures]
-    return max(scored, key=lambda figures: figures[SCORE]) if scored else (history or [{}])[-1]
-
-
-def packs(encoder: Encoder, scale: Workers) -> bool:
+def trains_packed(encoder: Encoder, scale: TrainingWorkers) -> bool:
     """Whether an encoder is trained without padding."""
-    return packing_pays(encoder.backbone) if scale.packed is None else scale.packed
+    return packing_is_faster(encoder.backbone) if scale.packed is None else scale.packed
 
 
-def _engine(encoder: Encoder, settings: Optimisation, scale: Workers) -> Engine:
+def _flops(encoder: Encoder) -> FlopCounter | None:
+    """What texts cost the backbone; None of an architecture whose sizes are not known."""
+    shape = model_shape(encoder.backbone.config.to_dict())
+    trained = [(n, p) for n, p in encoder.backbone.named_parameters() if p.requires_grad]
+    adapters = sum(p.numel() for name, p in trained if ".lora_" in name)
+    return None if shape is None else FlopCounter.of(shape, adapters or None)
+
+
+def _engine(encoder: Encoder, phase: TrainingPhase, scale: TrainingWorkers) -> Engine:
     if scale.engine == "torch":
-        return TorchEngine(encoder, weight_decay=settings.weight_decay, clip=settings.clip)
+        return TorchEngine(
+            encoder, weight_decay=phase.weight_decay, max_grad_norm=phase.max_grad_norm
+        )
     return DeepSpeedEngine(
         encoder,
-        weight_decay=settings.weight_decay,
-        clip=settings.clip,
+        weight_decay=phase.weight_decay,
+        max_grad_norm=phase.max_grad_norm,
         zero_stage=scale.zero_stage,
-        batch_per_worker=settings.global_batch // world()[1],
+        batch_per_worker=phase.global_batch // current_shard().world,
         offload=scale.offload,
     )
 
 
-def _flops(encoder: Encoder) -> Flops | None:
-    """What texts cost the backbone; None of an architecture whose sizes are not known."""
-    shape = shape_of(encoder.backbone.config.to_dict())
-    trained = [(n, p) for n, p in encoder.backbone.named_parameters() if p.requires_grad]
-    adapters = sum(p.numel() for name, p in trained if ".lora_" in name)
-    return None if shape is None else Flops.of(shape, adapters or None)
+def _options(
+    task: TrainingTask,
+    scale: TrainingWorkers,
+    encoder: Encoder,
+    flops: FlopCounter | None,
+    device: torch.device,
+) -> TrainOptions:
+    phase = task.phase
+    device_flops = scale.peak_flops
+    if device_flops is None and device.type == "cuda":
+        device_flops = peak_flops(torch.cuda.get_device_name(device))
+    return TrainOptions(
+        steps=phase.steps,
+        learning_rate=functools.partial(
+            scheduled_learning_rate,
+            steps=phase.steps,
+            warmup=round(phase.warmup_ratio * phase.steps),
+            peak=phase.learning_rate,
+            shape=phase.schedule,
+        ),
+        seed=task.seed,
+        pad_id=encoder.pad_id,
+        micro_batch_tokens=scale.micro_batch_tokens,
+        gradcache=scale.gradcache,
+        packed=encoder.packed,
+        checkpoint_every=scale.checkpoint_every,
+        evaluate_every=task.evaluate_every,
+        flops=flops,
+        device_flops=device_flops,
+    )
 
 
-def _peak_flops(device: torch.device) -> float | None:
-    return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+def _callbacks(
+    output: RunOutput, evaluate: Callable[[], float] | None, stop_watcher: StopWatcher
+) -> Callbacks:
+    return Callbacks(
+        on_step=output.report_step,
+        save_checkpoint=output.save_checkpoint,
+        evaluate=evaluate,
+        on_best_score=output.keep_best,
+        stop_requested=stop_watcher,
+    )
 
 
-def _say(rank: int, line: str) -> None:
-    """A line in the job's log, of all workers once."""
-    if rank == 0:
-        log.info(line)
+def _sinks(setup: WorkerSetup, output: RunOutput) -> list[Sink]:
+    """Where metrics go: on the first worker, which also records that training starts."""
+    if output.rank != 0:
+        return []
+    start_step, workers = output.start_step, current_shard().world
+    if start_step:
+        others = f", on {workers} workers" if workers > 1 else ""
+        log.info("resumes after step %d%s", start_step, others)
+    record_event(
+        setup.checkpoints.store,
+        "training begins",
+        ref=current_fields().get("stage"),
+        after=start_step,
+        workers=workers,
+    )
+    name = Path(setup.logs).name
+    gauges = RayGauges(name, setup.task.phase.steps, start_step)
+    return [gauges, *open_sinks(setup.tracking, name, setup.logs, start_step)]

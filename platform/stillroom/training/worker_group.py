@@ -1,46 +1,48 @@
-"""The process group of a run's workers, of whatever number there is, and when it gives up."""
+"""The process group of a run's workers, and when a run ends at an error."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ray.train.torch import TorchConfig
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
+from stillroom.cluster.ray_private import controller_callbacks
 from stillroom.errors import UserError
-from stillroom.training.graceful_stop import listen
+from stillroom.training.graceful_stop import watch_sigterm
+
+WorkerGroupCallback, ControllerCallback = controller_callbacks()
 
 
-def taking(workers: int, batches: Sequence[int]) -> int:
-    """How many of the workers can share batches of these sizes evenly."""
-    return max(n for n in range(1, workers + 1) if not any(size % n for size in batches))
+def usable_workers(workers: int, batch_sizes: Sequence[int]) -> int:
+    """The most workers, of those there are, that divide batches of all these sizes evenly."""
+    return max(n for n in range(1, workers + 1) if not any(size % n for size in batch_sizes))
 
 
 @dataclass
-class GroupConfig(TorchConfig):
-    """Ray's own, but that SIGTERM is a notice to its workers, and that those wait outside who get
-    no even share.
+class WorkerGroupConfig(TorchConfig):
+    """Ray's `TorchConfig`, with SIGTERM as a request to stop, and with only as many workers in the
+    process group as divide the batches evenly. The others wait.
 
     Args:
-        batches: sizes of what the workers share.
+        batch_sizes: of the batches that the workers divide among them.
     """
 
-    batches: tuple[int, ...] = ()
+    batch_sizes: tuple[int, ...] = ()
 
     @property
     def backend_cls(self) -> Any:
-        return _Group
+        return _WorkerGroupBackend
 
 
-class _Group(TorchConfig().backend_cls):  # type: ignore[misc]
+class _WorkerGroupBackend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        inside = taking(len(worker_group), backend_config.batches)
-        super().on_start(_First(worker_group, inside), backend_config)
-        worker_group.execute(listen)  # in the main thread, which alone may ask for signals
+        count = usable_workers(len(worker_group), backend_config.batch_sizes)
+        super().on_start(_FirstWorkers(worker_group, count), backend_config)
+        worker_group.execute(watch_sigterm)  # in the main thread: others cannot handle signals
 
 
-class _First:
-    """The first workers of a group, as a group."""
+class _FirstWorkers:
+    """The first `count` workers of a group, as a group."""
 
     def __init__(self, group: Any, count: int):
         self.group, self.count = group, count
@@ -48,32 +50,32 @@ class _First:
     def __len__(self) -> int:
         return self.count
 
-    def execute_single_async(self, rank: int, function: Callable[..., Any], **named: Any) -> Any:
-        return self.group.execute_single_async(rank, function, **named)
+    def execute_single_async(self, rank: int, function: Callable[..., Any], **kwargs: Any) -> Any:
+        return self.group.execute_single_async(rank, function, **kwargs)
 
-    def execute_single(self, rank: int, function: Callable[..., Any], **named: Any) -> Any:
-        return self.group.execute_single(rank, function, **named)
+    def execute_single(self, rank: int, function: Callable[..., Any], **kwargs: Any) -> Any:
+        return self.group.execute_single(rank, function, **kwargs)
 
-    def execute(self, function: Callable[..., Any], **named: Any) -> list[Any]:
-        return [self.execute_single(rank, function, **named) for rank in range(self.count)]
+    def execute(self, function: Callable[..., Any], **kwargs: Any) -> list[Any]:
+        return [self.execute_single(rank, function, **kwargs) for rank in range(self.count)]
 
 
-class GivesUp(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
-    """Ends a run at what its user has to mend: Ray would have the workers fail of it again."""
+class StopOnUserError(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc, valid-type]
+    """Ends a run at an error that its user has to correct; Ray would restart the workers."""
 
-    fault: UserError | None = None
+    error: UserError | None = None
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        faults = map(_users, worker_group_status.errors.values())
-        self.fault = next((fault for fault in faults if fault is not None), None)
+        errors = map(_user_error_behind, worker_group_status.errors.values())
+        self.error = next((error for error in errors if error is not None), None)
 
     def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
-        if self.fault is not None:
-            raise self.fault
+        if self.error is not None:
+            raise self.error
 
 
-def _users(error: BaseException | None) -> UserError | None:
-    """What lies behind a worker's error, if that is its user's."""
+def _user_error_behind(error: BaseException | None) -> UserError | None:
+    """The `UserError` that caused a worker's error, if one did."""
     while error is not None and not isinstance(error, UserError):
         error = getattr(error, "cause", None) or error.__cause__
     return error

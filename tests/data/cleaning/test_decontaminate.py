@@ -10,15 +10,17 @@ import pytest
 from typer.testing import CliRunner
 
 from stillroom.cli.app import app
-from stillroom.data.cleaning import decontaminate as module
-from stillroom.data.cleaning.contamination import Contamination
-from stillroom.data.cleaning.decontaminate import KINDS, Judged, decontaminate
-from stillroom.data.cleaning.overlap_index import GRAM, Index, Seen
-from stillroom.data.cleaning.word_hashes import spelled, words_of
+from stillroom.data.cleaning import contamination_index
+from stillroom.data.cleaning import decontaminate as decontaminate_module
+from stillroom.data.cleaning.contamination_index import MATCH_KINDS, ContaminationIndex
+from stillroom.data.cleaning.contamination_report import ContaminationReport
+from stillroom.data.cleaning.decontaminate import decontaminate
+from stillroom.data.cleaning.overlap_index import GRAM_WORDS, GramCounts, OverlapIndex
+from stillroom.data.cleaning.word_hashes import hash_words, split_words
 from stillroom.data.readers.beir import write_beir
 from stillroom.data.readers.docstrings import docstring_pairs
 from stillroom.data.readers.records import EvaluationSet, Pair
-from stillroom.reports.contamination import MEANINGS, render
+from stillroom.reports.contamination import MATCH_EXPLANATIONS, render_contamination
 from support.text_edits import EDITS, edit
 
 LONG = (
@@ -42,8 +44,8 @@ def evaluation(pairs):
 
 def kinds(texts, tested):
     """The kind of each text's match with the one that is tested, if any."""
-    judged = Judged.of({"set": evaluation([Pair(tested, "answer")])})
-    hits = decontaminate([Pair("", text) for text in texts], judged)[1]
+    index = ContaminationIndex.build({"set": evaluation([Pair(tested, "answer")])})
+    hits = decontaminate([Pair("", text) for text in texts], index)[1]
     found = {hit.pair: hit.kind for hit in hits}
     return [found.get(i) for i in range(len(texts))]
 
@@ -98,7 +100,7 @@ def test_a_text_matches_as_the_rules_say(tested, text, kind):
 
 
 def test_judged_queries_and_answers_are_not_trained_on_and_what_is_only_searched_is_no_negative():
-    kept = EvaluationSet(
+    evaluation_set = EvaluationSet(
         {"p1": "answer", "p2": OTHER, "p3": LONG, "p4": "irrelevant"},
         {"q1": "asked", "q2": "not judged", "q3": "also asked"},
         {"q1": {"p1": 1, "p4": 0}, "q3": {"p3": 2}},
@@ -111,8 +113,8 @@ def test_judged_queries_and_answers_are_not_trained_on_and_what_is_only_searched
         Pair("not judged", "irrelevant"),
         Pair("answer", "e"),
     ]
-    judged = Judged.of({"set": kept})
-    clean, hits = decontaminate(pairs, judged)
+    index = ContaminationIndex.build({"set": evaluation_set})
+    clean, hits = decontaminate(pairs, index)
     assert [(hit.pair, hit.what, hit.kind, hit.role, hit.id) for hit in hits] == [
         (0, "query", "copy", "query", "q1"),
         (1, "passage", "copy", "answer", "p1"),
@@ -121,68 +123,71 @@ def test_judged_queries_and_answers_are_not_trained_on_and_what_is_only_searched
     ]
     assert clean == [Pair("d", OTHER, ("free", "asked")), pairs[4]]
     # Only reporting leaves the pairs, and still no tested passage among the negatives.
-    reported, same = decontaminate(pairs, judged, drop=False)
+    reported, same = decontaminate(pairs, index, drop=False)
     assert (reported, same) == ([*pairs[:3], *clean, pairs[5]], hits)
     # Of a set that counts as a whole, every passage is an answer.
-    whole = Judged.of({"set": kept}, whole={"set"})
+    whole = ContaminationIndex.build({"set": evaluation_set}, whole={"set"})
     assert [hit.pair for hit in decontaminate(pairs, whole)[1]] == [0, 1, 2, 3, 4, 5]
-    assert decontaminate(pairs, Judged.of({})) == (pairs, [])
-    assert decontaminate([], judged) == ([], [])
+    assert decontaminate(pairs, ContaminationIndex.build({})) == (pairs, [])
+    assert decontaminate([], index) == ([], [])
 
 
-def test_a_phrase_that_many_texts_have_gives_nothing_away():
+def test_a_common_phrase_is_no_contamination():
     own = [f"This is about item{i}a, item{i}b, item{i}c and of course item{i}d." for i in range(60)]
     training = [Pair(f"query {i}", f"{text} {LONG}") for i, text in enumerate(own[:5])]
     few = evaluation([Pair(f"asked {i}", f"{text} {LONG}") for i, text in enumerate(own[5:10])])
     many = evaluation([Pair(f"asked {i}", f"{text} {LONG}") for i, text in enumerate(own[5:])])
-    assert len(decontaminate(training, Judged.of({"set": few}))[1]) == 5
-    assert decontaminate(training, Judged.of({"set": many}))[1] == []
+    assert len(decontaminate(training, ContaminationIndex.build({"set": few}))[1]) == 5
+    assert decontaminate(training, ContaminationIndex.build({"set": many}))[1] == []
     # But a text of nothing else is still a copy.
-    assert len(decontaminate([Pair("a", own[7] + LONG)], Judged.of({"set": many}))[1]) == 1
-
-
-@pytest.fixture(scope="module")
-def documented():
-    """Pairs of a package, and of others."""
-    return (
-        list(docstring_pairs(["networkx"], min_passage=100)),
-        list(docstring_pairs(["peft", "fsspec"], min_passage=100)),
+    assert (
+        len(decontaminate([Pair("a", own[7] + LONG)], ContaminationIndex.build({"set": many}))[1])
+        == 1
     )
 
 
 @pytest.fixture(scope="module")
-def judged(documented):
-    return Judged.of({"set": evaluation(documented[0])})
+def docstrings():
+    """Pairs of a package, and of others."""
+    return (
+        list(docstring_pairs(["networkx"], min_passage_characters=100)),
+        list(docstring_pairs(["peft", "fsspec"], min_passage_characters=100)),
+    )
+
+
+@pytest.fixture(scope="module")
+def index(docstrings):
+    return ContaminationIndex.build({"set": evaluation(docstrings[0])})
 
 
 # --- fast and slow --------------------------------------------------------------------------
 
 
-def test_the_index_finds_what_comparing_all_with_all_does(documented):
-    tested = [pair.passage for pair in documented[0][:80]]
+def test_the_index_finds_what_comparing_all_with_all_does(docstrings):
+    tested = [pair.passage for pair in docstrings[0][:80]]
     random = Random(5)
-    others = [pair.passage for pair in documented[1]]
+    others = [pair.passage for pair in docstrings[1]]
     asked = [edit(kind, text, random, others) for kind in EDITS for text in tested[:8]] + others[
         :20
     ]
-    known, words = words_of(tested), words_of(asked)
+    known, words = hash_words(tested), hash_words(asked)
     # Nothing was seen before, and so no phrase is common.
-    found = Index.of(known, Seen(1)).search(words, in_a_row=13)
-    shares = zip(found.of_text, found.of_row, found.in_a_row, strict=True)
+    found = OverlapIndex.build(known, GramCounts(1)).search(words, run_words=13)
+    shares = zip(found.text_share, found.row_share, found.shares_run, strict=True)
     fast = dict(zip(zip(found.text, found.row, strict=True), shares, strict=True))
-    assert len(fast) > 80 and set(found.weight) == {1.0}
-    lists = [spelled(text) for text in asked], [spelled(text) for text in tested]
-    grams = [[_grams(text, GRAM) for text in texts] for texts in lists]
+    assert len(fast) > 80 and set(found.word_weight) == {1.0}
+    lists = [split_words(text) for text in asked], [split_words(text) for text in tested]
+    grams = [[_grams(text, GRAM_WORDS) for text in texts] for texts in lists]
     rows = [[set(_grams(text, 13)) for text in texts] for texts in lists]
     for i, row in itertools.product(range(len(asked)), range(len(tested))):
-        of_text = _slow_share(grams[0][i], grams[1][row])
-        of_row = _slow_share(grams[1][row], grams[0][i])
-        in_a_row = not rows[0][i].isdisjoint(rows[1][row])
+        text_share = _slow_share(grams[0][i], grams[1][row])
+        row_share = _slow_share(grams[1][row], grams[0][i])
+        shares_run = not rows[0][i].isdisjoint(rows[1][row])
         if (i, row) in fast:
-            np.testing.assert_allclose(fast[i, row], (of_text, of_row, in_a_row))
+            np.testing.assert_allclose(fast[i, row], (text_share, row_share, shares_run))
         else:
             shorter = min(words.counts[i], known.counts[row])
-            assert not in_a_row and (max(of_text, of_row) < 0.6 or shorter < 13)
+            assert not shares_run and (max(text_share, row_share) < 0.6 or shorter < 13)
 
 
 def _grams(words, length):
@@ -193,32 +198,33 @@ def _slow_share(grams, others):
     known, covered = set(others), set()
     for i, gram in enumerate(grams):
         if gram in known:
-            covered.update(range(i, i + GRAM))
-    return len(covered) / max(1, len(grams) + GRAM - 1)
+            covered.update(range(i, i + GRAM_WORDS))
+    return len(covered) / max(1, len(grams) + GRAM_WORDS - 1)
 
 
-def test_chunks_processes_and_order_change_nothing(documented, monkeypatch):
-    tested, others = documented
+def test_chunks_processes_and_order_change_nothing(docstrings, monkeypatch):
+    tested, others = docstrings
     random = Random(1)
     planted = [Pair("a", edit("all four", pair.passage, random, ["b c"])) for pair in tested[:20]]
     pairs = [*others[:30], *planted, *others[30:40]]
-    judged = Judged.of({"set": evaluation(tested[:40])})
-    clean, hits = decontaminate(pairs, judged)
+    index = ContaminationIndex.build({"set": evaluation(tested[:40])})
+    clean, hits = decontaminate(pairs, index)
     assert len(hits) >= 19
-    monkeypatch.setattr(module, "CHUNK", 7)
-    assert decontaminate(pairs, pickle.loads(pickle.dumps(judged))) == (clean, hits)
-    backwards = decontaminate(pairs[::-1], judged)[0]
+    monkeypatch.setattr(contamination_index, "CHUNK_TEXTS", 7)
+    monkeypatch.setattr(decontaminate_module, "CHUNK_PAIRS", 7)
+    assert decontaminate(pairs, pickle.loads(pickle.dumps(index))) == (clean, hits)
+    backwards = decontaminate(pairs[::-1], index)[0]
     assert backwards == clean[::-1]
-    held = judged.held([pair.passage for pair in pairs])
-    assert held.tolist() == [judged.holds(pair.passage) for pair in pairs]
+    held = index.contains_many([pair.passage for pair in pairs])
+    assert held.tolist() == [index.contains(pair.passage) for pair in pairs]
     assert {i for i, one in enumerate(held) if one} <= {hit.pair for hit in hits}
 
 
-def test_what_is_judged_is_smaller_than_its_texts_but_for_the_tables(documented, judged):
-    texts = documented[0]
-    tables = judged.index.seen.counters.nbytes + judged.index.there.nbytes
+def test_the_index_is_small_compared_with_its_texts(docstrings, index):
+    texts = docstrings[0]
+    tables = index.overlap_index.gram_counts.counters.nbytes + index.overlap_index.prefixes.nbytes
     size = sum(len(pair.query) + len(pair.passage) for pair in texts)
-    assert len(pickle.dumps(judged)) - tables < 2.5 * size
+    assert len(pickle.dumps(index)) - tables < 2.5 * size
     assert tables < 2.5 * size
 
 
@@ -226,25 +232,25 @@ def test_what_is_judged_is_smaller_than_its_texts_but_for_the_tables(documented,
 
 
 @pytest.mark.parametrize("kind", EDITS)
-def test_planted_contamination_is_found(documented, judged, kind):
-    tested, others = documented
+def test_planted_contamination_is_found(docstrings, index, kind):
+    tested, others = docstrings
     texts = [text for pair in tested for text in (pair.query, pair.passage)]
     texts = Random(3).sample([text for text in texts if len(text.split()) >= 16], 250)
     random, more = Random(7), [pair.passage for pair in others]
     planted = [Pair("", edit(kind, text, random, more)) for text in texts]
-    recall = len(decontaminate(planted, judged)[1]) / len(texts)
+    recall = len(decontaminate(planted, index)[1]) / len(texts)
     print(f"{kind}: {recall:.4f}")
     assert recall >= (0.99 if kind in ("copied", "respelled") else 0.95)
 
 
-def test_clean_texts_of_the_same_domain_are_left_alone(documented, judged):
-    others = documented[1]
-    hits = decontaminate(others, judged)[1]
+def test_clean_texts_of_the_same_domain_are_left_alone(docstrings, index):
+    others = docstrings[1]
+    hits = decontaminate(others, index)[1]
     print([(hit.kind, hit.score, hit.text) for hit in hits])
     assert len(hits) <= 0.01 * len(others)
 
 
-def test_by_meaning_the_nearest_vector_decides():
+def test_matches_by_meaning_equal_brute_force():
     random = np.random.default_rng(0)
 
     def units(count):
@@ -253,14 +259,16 @@ def test_by_meaning_the_nearest_vector_decides():
 
     tested = evaluation([Pair(f"query {i}", f"passage {i}") for i in range(50)])
     rows = {"query": units(50), "passage": units(50)}
-    judged = Judged.of({"set": tested}, embed=lambda texts, role: rows[role][: len(texts)])
+    index = ContaminationIndex.build(
+        {"set": tested}, embed=lambda texts, role: rows[role][: len(texts)]
+    )
     noise = units(50)
-    near = rows["passage"] * 0.97 + noise * 0.2
-    near /= np.linalg.norm(near, axis=1, keepdims=True)
-    asked = {"query": noise, "passage": near}
+    paraphrases = rows["passage"] * 0.97 + noise * 0.2
+    paraphrases /= np.linalg.norm(paraphrases, axis=1, keepdims=True)
+    asked = {"query": noise, "passage": paraphrases}
     pairs = [Pair(f"other question {i}", f"in other words {i}") for i in range(50)]
     _, hits = decontaminate(
-        pairs, judged, embed=lambda texts, role: asked[role][: len(texts)], similarity=0.9
+        pairs, index, embed=lambda texts, role: asked[role][: len(texts)], similarity=0.9
     )
     assert {hit.kind for hit in hits} == {"meaning"}
     every = np.concatenate([rows["query"], rows["passage"]])
@@ -270,7 +278,7 @@ def test_by_meaning_the_nearest_vector_decides():
     for hit in hits:
         assert hit.score == pytest.approx(best[hit.pair], abs=1e-4)
         assert hit.id == f"p{hit.pair}"
-    assert decontaminate(pairs, judged) == (pairs, [])
+    assert decontaminate(pairs, index) == (pairs, [])
 
 
 # --- shown ----------------------------------------------------------------------------------
@@ -278,10 +286,10 @@ def test_by_meaning_the_nearest_vector_decides():
 
 def test_every_hit_is_counted_and_of_each_set_the_first_are_listed_with_both_texts():
     sets = {"one": evaluation([Pair("<b>asked</b>", LONG)]), "two": evaluation([Pair("x", OTHER)])}
-    judged = Judged.of(sets)
-    found = Contamination(sets, listed=2)
+    index = ContaminationIndex.build(sets)
+    found = ContaminationReport(sets, max_listed=2)
     for chunk in ([Pair("b asked b", "p"), Pair("a", OTHER)], [Pair("c", LONG)] * 3):
-        found.add("own", len(chunk), decontaminate(chunk, judged)[1])
+        found.add("own", len(chunk), decontaminate(chunk, index)[1])
     found.add("other", 1, [])
     content = json.loads(json.dumps(found.as_json()))
     assert (content["found"], content["checked"]) == (5, {"own": 5, "other": 1})
@@ -293,7 +301,7 @@ def test_every_hit_is_counted_and_of_each_set_the_first_are_listed_with_both_tex
     assert listed == [("one", 0, "q0"), ("two", 1, "p0"), ("one", 2, "p0")]
     assert content["hits"][0]["text"] == "b asked b"
     assert content["hits"][0]["evaluation_text"] == "<b>asked</b>"
-    page = render(content, "own")
+    page = render_contamination(content, "own")
     for shown in (
         "5 of 6 pairs",
         "The first 2 of 4",
@@ -302,10 +310,10 @@ def test_every_hit_is_counted_and_of_each_set_the_first_are_listed_with_both_tex
         OTHER,
     ):
         assert shown in page
-    assert tuple(MEANINGS) == KINDS
+    assert tuple(MATCH_EXPLANATIONS) == MATCH_KINDS
 
 
-def test_the_command_cleans_files_of_people_s_own(tmp_path):
+def test_the_command_decontaminates_files(tmp_path):
     write_beir(evaluation([Pair("asked", LONG)]), tmp_path / "set")
     file = tmp_path / "pairs.jsonl"
     rows = [

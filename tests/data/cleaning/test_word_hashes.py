@@ -4,7 +4,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stillroom.data.cleaning import word_hashes as module
-from stillroom.data.cleaning.word_hashes import spelled, words_of
+from stillroom.data.cleaning.word_hashes import hash_words, split_words
 
 SCRIPTS = st.text(
     st.one_of(
@@ -20,9 +20,9 @@ SCRIPTS = st.text(
 @settings(max_examples=150, deadline=None)
 @given(texts=st.lists(SCRIPTS, max_size=8))
 @example(texts=["c++ c+++d #x c#", "", "don’t", "a\uffffb"])
-def test_hashes_stand_for_the_words_that_are_spelled_out(texts):
-    found = words_of(texts)
-    listed = [spelled(text) for text in texts]
+def test_hashes_correspond_to_the_split_words(texts):
+    found = hash_words(texts)
+    listed = [split_words(text) for text in texts]
     assert found.counts.tolist() == [len(words) for words in listed]
     of_word = {}
     for i, words in enumerate(listed):
@@ -37,20 +37,20 @@ def test_hashes_stand_for_the_words_that_are_spelled_out(texts):
     assert len({"".join(words) for words in listed}) == len(keys)
 
 
-def test_texts_are_hashed_alike_in_whatever_company(monkeypatch):
+def test_the_hashes_of_a_text_do_not_depend_on_the_other_texts(monkeypatch):
     texts = ["one two three", "四五 six", "", "7 + eight’s", "one  TWO\nthree!"] * 3
-    together = words_of(texts)
-    monkeypatch.setattr(module, "CHUNK", 12)
-    apart = words_of(texts)
+    together = hash_words(texts)
+    monkeypatch.setattr(module, "CHUNK_CHARACTERS", 12)
+    apart = hash_words(texts)
     for whole, part in zip(vars(together).values(), vars(apart).values(), strict=True):
         assert whole.tolist() == part.tolist()
 
 
-def test_what_does_not_matter_is_gone_and_what_does_is_kept():
+def test_case_and_punctuation_are_ignored_and_other_differences_kept():
     same = ["The data-base, isn't IT?", "ｔｈｅ data base isn’t it", "THE DATA BASE ISNT IT\n"]
-    assert len({tuple(spelled(text)) for text in same}) == 1
-    assert len(set(words_of([*same, "the database isnt it"]).keys.tolist())) == 1
+    assert len({tuple(split_words(text)) for text in same}) == 1
+    assert len(set(hash_words([*same, "the database isnt it"]).keys.tolist())) == 1
     other = ["C", "C++", "C#", "€5", "5", "५", "naive", "naïve"]
-    assert len(set(words_of(other).keys.tolist())) == len(other)
-    assert spelled("北京大学 is") == ["北", "京", "大", "学", "is"]
-    assert spelled(unicodedata.normalize("NFD", "naïve")) == ["naïve"]
+    assert len(set(hash_words(other).keys.tolist())) == len(other)
+    assert split_words("北京大学 is") == ["北", "京", "大", "学", "is"]
+    assert split_words(unicodedata.normalize("NFD", "naïve")) == ["naïve"]

@@ -60,7 +60,7 @@ def installed(tmp_path, monkeypatch):
     return info
 
 
-def test_summaries_ask_and_the_rest_answers(installed):
+def test_the_summary_is_the_query_and_the_rest_is_the_passage(installed):
     queries = [pair.query for pair in docstring_pairs(["tiny_dist"])]
     assert queries == [
         "Tools for the tiny thing that nobody needs.",
@@ -90,10 +90,10 @@ def test_the_same_environment_gives_the_same_pairs(installed):
     assert all(len(pair.passage) >= 200 for pair in first)
 
 
-def test_several_processes_find_what_one_finds_in_the_same_order(monkeypatch):
-    monkeypatch.setattr(docstrings, "FEW_FILES", sys.maxsize)
+def test_several_processes_give_the_same_pairs_in_the_same_order(monkeypatch):
+    monkeypatch.setattr(docstrings, "PARALLEL_FROM_FILES", sys.maxsize)
     alone = list(docstring_pairs(["numpy"]))
-    monkeypatch.setattr(docstrings, "FEW_FILES", 0)
+    monkeypatch.setattr(docstrings, "PARALLEL_FROM_FILES", 0)
     assert list(docstring_pairs(["numpy"])) == alone
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.data.readers.documents import halved, paragraphs, read_document
+from stillroom.data.readers.documents import halve_to_fit, read_document, split_paragraphs
 from stillroom.encoders.tokens.count import token_counter
 from stillroom.errors import UserError
 from support.tiny_models import byte_pair_tokenizer, word_piece_tokenizer
@@ -28,37 +28,40 @@ def words(text):
 
 @pytest.fixture
 def read(tmp_path):
-    def read(text, name="a.md", count=words, **more):
+    def read(text, name="a.md", count_tokens=words, **options):
         (tmp_path / name).write_text(text)
-        return list(read_document(str(tmp_path / name), count=count, **more))
+        return list(read_document(str(tmp_path / name), count_tokens=count_tokens, **options))
 
     return read
 
 
 def test_passages_are_whole_paragraphs_and_a_heading_stays_with_what_follows(read):
-    assert read(TEXT, most=16) == [
+    assert read(TEXT, max_tokens=16) == [
         "# Distilling\n\nWater boils. What boils first is poured away, what comes then is kept.",
         "The still's head is cooled.\nIt must not crack.",
         "## Bottling\n\nBottles are boiled, dried, and filled to the neck.",
     ]
-    assert read(TEXT, most=1000) == ["\n\n".join(paragraphs(TEXT.splitlines()))]
+    assert read(TEXT, max_tokens=1000) == ["\n\n".join(split_paragraphs(TEXT.splitlines()))]
 
 
-def test_a_passage_begins_with_the_end_of_the_one_before(read):
+def test_passages_overlap_by_whole_paragraphs(read):
     text = "\n\n".join(f"{letter} one two" for letter in "abcdef")
-    assert read(text, most=9, overlap=3) == [
+    assert read(text, max_tokens=9, overlap_tokens=3) == [
         "a one two\n\nb one two\n\nc one two",
         "c one two\n\nd one two\n\ne one two",
         "e one two\n\nf one two",
     ]
-    assert len(read(text, most=9, overlap=2)) == 2, "half a paragraph is no overlap"
+    assert len(read(text, max_tokens=9, overlap_tokens=2)) == 2, "half a paragraph is no overlap"
 
 
 def test_a_long_paragraph_is_cut_where_a_sentence_ends_and_else_between_words(read):
     sentences = "One two three four. Five six seven eight. Nine ten."
-    assert read(sentences, most=8) == ["One two three four.", "Five six seven eight. Nine ten."]
-    assert read("one two three", most=2) == ["one", "two three"]
-    assert list(halved("一二三四五六七八", len, 4)) == ["一二三四", "五六七八"]
+    assert read(sentences, max_tokens=8) == [
+        "One two three four.",
+        "Five six seven eight. Nine ten.",
+    ]
+    assert read("one two three", max_tokens=2) == ["one", "two three"]
+    assert list(halve_to_fit("一二三四五六七八", len, 4)) == ["一二三四", "五六七八"]
 
 
 TOKENIZERS = {"byte pairs": byte_pair_tokenizer, "word pieces": word_piece_tokenizer}
@@ -85,13 +88,15 @@ def count(request, tmp_path_factory):
     most=st.integers(16, 40),
     share=st.sampled_from([0, 0.25, 0.5]),
 )
-def test_no_passage_is_too_long_and_every_letter_is_in_one(
+def test_no_passage_is_too_long_and_no_character_is_lost(
     count, tmp_path_factory, text, most, share
 ):
     file = tmp_path_factory.mktemp("document") / "a.md"
     file.write_bytes(text.encode(errors="replace"))
     letters = "".join(file.read_bytes().decode().replace("\ufeff", "").split())
-    read = read_document(str(file), count=count, most=most, overlap=int(share * most))
+    read = read_document(
+        str(file), count_tokens=count, max_tokens=most, overlap_tokens=int(share * most)
+    )
     if not letters:
         with pytest.raises(UserError, match="is empty"):
             list(read)

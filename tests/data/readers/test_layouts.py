@@ -6,8 +6,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stillroom.data.readers.files import kind_of, read_labelled, read_pairs, read_passages
-from stillroom.data.readers.records import LeftOut, Pair
+from stillroom.data.readers.files import (
+    detect_file_kind,
+    read_labelled_pairs,
+    read_pairs,
+    read_passages,
+)
+from stillroom.data.readers.records import Pair, SkippedRows
 from stillroom.errors import UserError
 
 
@@ -73,42 +78,42 @@ def test_a_layout_is_recognised_and_named_alike_and_gives_a_pair_a_positive(tmp_
     else:
         write(file, [row, row])
     pairs = [Pair("q", passage, negatives) for passage, negatives in expected] * 2
-    assert kind_of(str(file)) == (layout, "pairs")
+    assert detect_file_kind(str(file)) == (layout, "pairs")
     assert list(read_pairs(file)) == list(read_pairs(file, layout=layout)) == pairs
 
 
 def test_sentence_transformers_columns_go_by_position_when_the_layout_is_named(tmp_path):
     file = tmp_path / "a.csv"
     file.write_text("Frage,Antwort,falsch\nq,one,no\n")
-    with pytest.raises(UserError, match=r"a\.csv:2: is no pair in a layout that we know"):
+    with pytest.raises(UserError, match=r"a\.csv:2: is not a pair in a known layout"):
         list(read_pairs(file))
     assert list(read_pairs(file, layout="sentence-transformers")) == [Pair("q", "one", ("no",))]
 
 
-def test_what_is_graded_needs_the_least_score_of_a_pair(tmp_path):
+def test_scored_pairs_need_a_min_score(tmp_path):
     rows = [{"sentence1": f"a{s}", "sentence2": "b", "score": s} for s in (0.2, 0.8, 1.0)]
     file = write(tmp_path / "a.jsonl", rows)
     with pytest.raises(UserError, match="Set min_score"):
         list(read_pairs(file))
-    left_out = LeftOut()
-    found = list(read_pairs(file, min_score=0.8, left_out=left_out))
+    skipped = SkippedRows()
+    found = list(read_pairs(file, min_score=0.8, skipped=skipped))
     assert found == [Pair("a0.8", "b"), Pair("a1.0", "b")]
-    assert left_out.counts == {"below_min_score": 1}
+    assert skipped.counts == {"below_min_score": 1}
 
 
-def test_a_teacher_s_scores_choose_positives_only_where_they_are_asked_to(tmp_path):
+def test_a_teacher_s_scores_filter_positives_only_with_a_min_score(tmp_path):
     file = write(tmp_path / "a.jsonl", [KNOWN["flag"][1]])
     assert [pair.passage for pair in read_pairs(file)] == ["one", "two"]
     assert [pair.passage for pair in read_pairs(file, min_score=0.5)] == ["one"]
 
 
 @pytest.mark.parametrize("case", ["flag", "gritlm", "medi"])
-def test_of_rows_that_name_their_task_those_of_one_can_be_had(tmp_path, case):
+def test_rows_can_be_filtered_by_their_instruction(tmp_path, case):
     file = write(tmp_path / "a.jsonl", [KNOWN[case][1]])
-    assert {found.instruction for _, found in read_labelled(file)} == {"Find it"}
-    left_out = LeftOut()
-    assert not list(read_pairs(file, instruction="Another", left_out=left_out))
-    assert left_out.counts == {"other_instruction": len(KNOWN[case][2])}
+    assert {found.instruction for _, found in read_labelled_pairs(file)} == {"Find it"}
+    skipped = SkippedRows()
+    assert not list(read_pairs(file, instruction="Another", skipped=skipped))
+    assert skipped.counts == {"other_instruction": len(KNOWN[case][2])}
     assert len(list(read_pairs(file, instruction="Find it"))) == len(KNOWN[case][2])
 
 
@@ -116,22 +121,22 @@ def test_of_rows_that_name_their_task_those_of_one_can_be_had(tmp_path, case):
     ("row", "problem"),
     [
         ({"query": "q", "pos": []}, "'pos' is empty"),
-        ({"query": "q", "pos": "one"}, "'pos' is no JSON list"),
+        ({"query": "q", "pos": "one"}, "'pos' is not a JSON list"),
         ({"query": "q", "pos": ["one", 2]}, "'pos' is of type int"),
         ({"query": "q", "pos": ["a"], "pos_scores": [1, 2]}, "1 texts in 'pos' and 2 in"),
-        ({"query": "q", "pos": ["a"], "pos_scores": ["high"]}, "'high', which is no number"),
+        ({"query": "q", "pos": ["a"], "pos_scores": ["high"]}, "'high', which is not a number"),
         ({"query": ["i", "q"], "pos": [["", " "]]}, "'pos' is empty"),
-        ({"query": ["i", "q", "x"], "pos": [["", "a"]]}, "'query' is no pair of instruction"),
-        ({"query": ["i", "q"], "pos": 3}, "'pos' is no pair of instruction"),
-        ({"query": ["i", "q"], "pos": [3]}, "'pos' is no pair of instruction"),
+        ({"query": ["i", "q", "x"], "pos": [["", "a"]]}, "'query' is not a pair of instruction"),
+        ({"query": ["i", "q"], "pos": 3}, "'pos' is not a pair of instruction"),
+        ({"query": ["i", "q"], "pos": [3]}, "'pos' is not a pair of instruction"),
         ({"query": "q", "positive_passages": []}, "'positive_passages' is empty"),
-        ({"query": "q", "positive_passages": ["text"]}, "holds what is no object"),
+        ({"query": "q", "positive_passages": ["text"]}, "has items that are not objects"),
         ({"query": "q", "positive_passages": [{"docid": "1", "text": ""}]}, "an empty passage"),
         ({"query_text": "q", "positive_document_ids": ["1"]}, "names its passages by id"),
         ({"anchor": "a", "positive": ""}, "'positive' is empty"),
-        ({"sentence1": "a", "sentence2": "b", "score": "?"}, "'?', which is no number"),
+        ({"sentence1": "a", "sentence2": "b", "score": "?"}, "'?', which is not a number"),
         ({"query": "half \ud83d", "positive": "p"}, "half of a surrogate pair"),
-        ({"a": "b"}, "is no pair in a layout that we know; it has a"),
+        ({"a": "b"}, "is not a pair in a known layout; it has a"),
     ],
 )
 def test_a_row_that_is_not_of_its_layout_is_named_with_what_is_wrong(tmp_path, row, problem):
@@ -141,35 +146,35 @@ def test_a_row_that_is_not_of_its_layout_is_named_with_what_is_wrong(tmp_path, r
     assert problem in caught.value.problem
 
 
-def test_wrong_rows_are_left_out_counted_and_listed_where_that_is_asked_for(tmp_path):
+def test_bad_rows_can_be_skipped_and_are_then_counted_and_listed(tmp_path):
     good = json.dumps({"query": "q", "positive": "p"}).encode()
     wrong = [b"{", b"[]", b'{"query": 1, "positive": "p"}', b"\xff", b'{"query": "q"}']
     file = tmp_path / "a.jsonl"
     file.write_bytes(b"\n".join([*wrong, good, *wrong, good]))
-    left_out = LeftOut(skip=True)
-    assert list(read_pairs(file, left_out=left_out)) == [Pair("q", "p")] * 2
-    assert left_out.counts == {"wrong": 10}
-    assert [one["where"].rpartition(":")[2] for one in left_out.wrong] == [
+    skipped = SkippedRows(skip_bad_rows=True)
+    assert list(read_pairs(file, skipped=skipped)) == [Pair("q", "p")] * 2
+    assert skipped.counts == {"wrong": 10}
+    assert [one["where"].rpartition(":")[2] for one in skipped.bad_rows] == [
         "1", "2", "3", "4", "5", "7", "8", "9", "10", "11",
     ]  # fmt: skip
-    assert left_out.wrong[1]["problem"] == "is no JSON object"
+    assert skipped.bad_rows[1]["problem"] == "is not a JSON object"
 
 
-def test_however_many_are_wrong_the_list_of_them_stays_short(tmp_path):
+def test_the_list_of_bad_rows_is_bounded(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("{\n" * 500 + '{"query": "q", "positive": "p"}\n')
-    one, total = LeftOut(skip=True), LeftOut()
-    assert len(list(read_pairs(file, left_out=one))) == 1
+    one, total = SkippedRows(skip_bad_rows=True), SkippedRows()
+    assert len(list(read_pairs(file, skipped=one))) == 1
     total.add(one)
     total.add(one)
-    assert (total.counts["wrong"], len(total.wrong), len(one.wrong)) == (1000, 100, 100)
+    assert (total.counts["wrong"], len(total.bad_rows), len(one.bad_rows)) == (1000, 100, 100)
 
 
 @pytest.mark.parametrize("content", ["{\n{\n", '{"a": "b"}\n', '{"query": "", "positive": "p"}\n'])
-def test_a_file_without_one_right_row_is_an_error_even_then(tmp_path, content):
+def test_a_file_with_only_bad_rows_is_an_error_even_when_they_are_skipped(tmp_path, content):
     (tmp_path / "a.jsonl").write_text(content)
-    with pytest.raises(UserError, match=r"a\.jsonl: has no right row; the first, .*a\.jsonl:1"):
-        list(read_pairs(tmp_path / "a.jsonl", left_out=LeftOut(skip=True)))
+    with pytest.raises(UserError, match=r"a\.jsonl: has no valid row; the first, .*a\.jsonl:1"):
+        list(read_pairs(tmp_path / "a.jsonl", skipped=SkippedRows(skip_bad_rows=True)))
 
 
 def test_ms_marco_s_triples_and_collection_are_known_by_having_no_header(tmp_path):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stillroom.data.readers.files import read_pairs
-from stillroom.data.readers.locations import DOCUMENTS, find_files, fingerprint
+from stillroom.data.readers.locations import DOCUMENT_EXTENSIONS, find_files, fingerprint
 from stillroom.data.readers.records import Pair
 from stillroom.errors import UserError
 
@@ -68,7 +68,7 @@ def test_files_are_found_in_order_by_folder_and_by_glob(folder, place, expected)
 
 def test_documents_are_other_kinds_of_files(folder):
     root, _ = folder
-    assert find_files(root, DOCUMENTS) == [f"{root}/in/e.md"]
+    assert find_files(root, DOCUMENT_EXTENSIONS) == [f"{root}/in/e.md"]
 
 
 def test_globs_may_be_relative(folder, tmp_path, monkeypatch):
@@ -81,16 +81,16 @@ def test_globs_may_be_relative(folder, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("place", "problem"),
-    [("/none.jsonl", "does not exist"), ("/*.none", "holds no file")],
+    [("/none.jsonl", "does not exist"), ("/*.none", "has no file")],
 )
-def test_a_place_with_nothing_is_named(folder, place, problem):
+def test_a_location_without_files_is_an_error(folder, place, problem):
     root, _ = folder
     with pytest.raises(UserError, match=problem) as caught:
         find_files(root + place)
     assert caught.value.where == root + place
 
 
-def test_a_bucket_that_is_not_there_is_named(bucket):
+def test_a_missing_bucket_is_an_error(bucket):
     with pytest.raises(UserError, match="no-such-bucket/x.jsonl: cannot be opened"):
         find_files("s3://no-such-bucket/x.jsonl")
 
@@ -108,18 +108,18 @@ def test_a_fingerprint_changes_with_the_files_and_only_then(folder):
 
 
 @pytest.mark.parametrize("packing", ["", ".gz"])
-def test_pairs_are_read_from_where_they_lie_and_a_wrong_line_is_named(folder, packing):
+def test_pairs_are_read_from_any_location_and_errors_name_the_line(folder, packing):
     root, put = folder
     lines = [json.dumps({"query": f"q{i}", "positive": "p"}) for i in range(3)]
     content = "\n".join([*lines, "{"]).encode()
     put(f"pairs.jsonl{packing}", gzip.compress(content) if packing else content)
     read = read_pairs(f"{root}/pairs.jsonl{packing}")
     assert [next(read) for _ in range(3)] == [Pair(f"q{i}", "p") for i in range(3)]
-    with pytest.raises(UserError, match=f"{root}/pairs.jsonl{packing}:4: is no JSON"):
+    with pytest.raises(UserError, match=f"{root}/pairs.jsonl{packing}:4: is not JSON"):
         next(read)
 
 
-def test_parquet_is_read_from_where_it_lies(folder):
+def test_parquet_is_read_from_any_location(folder):
     root, put = folder
     out = io.BytesIO()
     pq.write_table(pa.table({"query": ["q"] * 600, "positive": ["p"] * 600}), out)
@@ -145,15 +145,17 @@ def test_a_data_set_is_read_row_by_row_through_datasets(tmp_path, monkeypatch):
     assert fingerprint("hub:set") != before
 
 
-def test_offline_the_hub_is_said_to_be_out_of_reach():
+def test_offline_the_hub_is_reported_unreachable():
     with pytest.raises(UserError, match="hub:org/none: cannot be read: Couldn't reach"):
         list(read_pairs("hub:org/none"))
-    with pytest.raises(UserError, match="hub:org/none@v1: is no data set that the hub gives"):
+    with pytest.raises(
+        UserError, match="hub:org/none@v1: is not a data set that can be had from the hub"
+    ):
         fingerprint("hub:org/none@v1")
     assert fingerprint(f"hub:org/none@{'a' * 40}:en") == "a" * 40
 
 
-def test_without_datasets_it_is_said_how_to_install_it(monkeypatch):
+def test_without_the_package_datasets_the_error_says_how_to_install_it(monkeypatch):
     class Absent(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path=None, target=None):
             if name == "datasets":
@@ -166,6 +168,6 @@ def test_without_datasets_it_is_said_how_to_install_it(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["hub:", "hub::en", "hub:a:b:c:d"])
-def test_a_name_that_names_no_data_set_is_refused(name):
+def test_an_invalid_hub_location_is_refused(name):
     with pytest.raises(UserError, match="names no data set"):
         find_files(name)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from stillroom.data.readers.qrels import read_collection, read_id_triples, read_judged
-from stillroom.data.readers.records import LeftOut, Pair
+from stillroom.data.readers.qrels import read_collection, read_id_triples, read_judged_pairs
+from stillroom.data.readers.records import Pair, SkippedRows
 from stillroom.errors import UserError
 
 COLLECTION = "1\tone\n2\ttwo\n3\t\n4\tfour\n"
@@ -37,8 +37,10 @@ def judged(tmp_path):
 
 @pytest.mark.parametrize("collection", [COLLECTION, JSONL], ids=["tsv", "jsonl"])
 @pytest.mark.parametrize("form", QRELS)
-def test_every_answer_makes_a_pair_and_what_is_graded_0_its_negatives(judged, form, collection):
-    assert list(read_judged(**judged(qrels=QRELS[form], collection=collection))) == PAIRS
+def test_every_relevant_passage_makes_a_pair_with_passages_graded_0_as_negatives(
+    judged, form, collection
+):
+    assert list(read_judged_pairs(**judged(qrels=QRELS[form], collection=collection))) == PAIRS
 
 
 def test_triples_of_ids_become_triples_of_texts(judged):
@@ -48,19 +50,19 @@ def test_triples_of_ids_become_triples_of_texts(judged):
     ]
 
 
-def test_a_collection_s_empty_texts_are_no_answers(judged):
-    left_out = LeftOut()
+def test_empty_texts_of_a_collection_are_skipped(judged):
+    skipped = SkippedRows()
     places = judged(qrels="a 0 3 1\na 0 1 1\n")
-    assert list(read_judged(**places, left_out=left_out)) == [Pair("what is one", "one")]
-    assert list(read_collection(places["collection"], left_out)) == ["one", "two", "four"]
-    assert left_out.counts == {"empty": 2}
+    assert list(read_judged_pairs(**places, skipped=skipped)) == [Pair("what is one", "one")]
+    assert list(read_collection(places["collection"], skipped)) == ["one", "two", "four"]
+    assert skipped.counts == {"empty": 2}
 
 
 @pytest.mark.parametrize(
     ("contents", "where", "problem"),
     [
-        ({"qrels": "a 0 1 1\nc 0 1 1\n"}, "qrels.tsv:2", "judges the query 'c', which is not"),
-        ({"qrels": "a 0 1 1\na 0 9 1\n"}, "qrels.tsv:2", "judges the passage '9', which is not"),
+        ({"qrels": "a 0 1 1\nc 0 1 1\n"}, "qrels.tsv:2", "the query 'c', which does not exist"),
+        ({"qrels": "a 0 1 1\na 0 9 1\n"}, "qrels.tsv:2", "the passage '9', which does not exist"),
         ({"qrels": "a 0 1 1\na 0 1 yes\n"}, "qrels.tsv:2", "has the grade 'yes'"),
         ({"qrels": "a 0 1 1\na 1\n"}, "qrels.tsv:2", "has 2 fields"),
         ({"collection": "1\tone\n1\tother\n"}, "collection.tsv:2", "repeats the id '1'"),
@@ -70,14 +72,12 @@ def test_a_collection_s_empty_texts_are_no_answers(judged):
         ({"queries": "a\twhat is one\nb\t \n"}, "queries.tsv:2", "'text' is empty"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_together_is_named_or_left_out(
-    judged, tmp_path, contents, where, problem
-):
+def test_inconsistent_files_are_an_error_or_skipped(judged, tmp_path, contents, where, problem):
     places = judged(**{"qrels": "a 0 1 1\n", **contents})
     with pytest.raises(UserError) as caught:
-        list(read_judged(**places))
+        list(read_judged_pairs(**places))
     assert caught.value.where == f"{tmp_path}/{where}"
     assert problem in caught.value.problem
-    left_out = LeftOut(skip=True)
-    assert list(read_judged(**places, left_out=left_out)) == [Pair("what is one", "one")]
-    assert [one["where"] for one in left_out.wrong] == [f"{tmp_path}/{where}"]
+    skipped = SkippedRows(skip_bad_rows=True)
+    assert list(read_judged_pairs(**places, skipped=skipped)) == [Pair("what is one", "one")]
+    assert [one["where"] for one in skipped.bad_rows] == [f"{tmp_path}/{where}"]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from stillroom.data.cleaning.text_keys import text_key
 from stillroom.data.readers import rows as module
 from stillroom.data.readers.files import read_pairs
-from stillroom.data.readers.records import LeftOut
+from stillroom.data.readers.records import SkippedRows
 from stillroom.data.readers.rows import read_rows
 from stillroom.errors import UserError
 
@@ -46,7 +46,7 @@ def packed(path, content: bytes):
     ("form", "packing"),
     [(form, packing) for form in FORMS for packing in ("", ".gz", ".zst")] + [(".parquet", "")],
 )
-def test_odd_letters_pass_through_every_form_and_packing_unchanged(tmp_path, form, packing):
+def test_unusual_characters_survive_every_format_and_compression(tmp_path, form, packing):
     rows = [{"query": ODD, "positive": 'two\nlines, "quoted"'}, {"query": "é", "positive": "ö"}]
     if form == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
@@ -88,16 +88,16 @@ def test_a_line_of_64_mib_is_read(tmp_path, form):
     assert found["positive"] == text
 
 
-def test_a_longer_line_is_named_and_can_be_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "LONGEST_LINE", 1 << 20)
+def test_a_longer_line_is_an_error_or_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_LINE_BYTES", 1 << 20)
     file = tmp_path / "a.jsonl"
     row = '{"query": "q", "positive": "p"}\n'
     file.write_text(row + "x" * (3 << 20) + "\n" + row)
     with pytest.raises(UserError, match=r"a\.jsonl:2: is longer than 1 MiB"):
         fields(file)
-    left_out = LeftOut(skip=True)
-    assert len(list(read_pairs(file, left_out=left_out))) == 2
-    assert left_out.counts == {"wrong": 1}
+    skipped = SkippedRows(skip_bad_rows=True)
+    assert len(list(read_pairs(file, skipped=skipped))) == 2
+    assert skipped.counts == {"wrong": 1}
 
 
 @settings(max_examples=20, deadline=None)
@@ -113,20 +113,20 @@ def test_json_lists_and_objects_one_after_another_are_read_as_json_reads_them(
     each = [json.dumps(value, indent=indent, ensure_ascii=indent is None) for value in values]
     file.write_text(f"[{', '.join(each)}]" if one_list else "\n".join(each))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BLOCK", 7)  # so that values lie across blocks
+        patch.setattr(module, "JSON_BLOCK_BYTES", 7)  # so that values lie across blocks
         assert fields(file) == values
 
 
 @pytest.mark.parametrize(
     ("name", "content", "where", "problem"),
     [
-        ("a.json", '[{"a": "b"},\n {"a": nonsense}, {"a": 1}]', "a.json:2", "is no JSON"),
-        ("a.json", '[{"a": "b"},\n{"a": "cut o', "a.json:2", "is no JSON"),
-        ("a.json", '[{"a": "b"},\n\n 3]', "a.json:3", "is no JSON object"),
-        ("a.jsonl", '{"a": 1}\n' + "[" * 100_000, "a.jsonl:2", "is no JSON"),
-        ("a.csv", 'a,b\n"one\ntwo",3\n"x"y,3\n', "a.csv:4", "is no row"),
-        ("a.csv", 'a,b\n\n"one\ntwo",3\n1,2,3\n', "a.csv:5", "has not the 2 fields"),
-        ("a.tsv", "a\tb\n1\t2\n1\n", "a.tsv:3", "has not the 2 fields"),
+        ("a.json", '[{"a": "b"},\n {"a": nonsense}, {"a": 1}]', "a.json:2", "is not JSON"),
+        ("a.json", '[{"a": "b"},\n{"a": "cut o', "a.json:2", "is not JSON"),
+        ("a.json", '[{"a": "b"},\n\n 3]', "a.json:3", "is not a JSON object"),
+        ("a.jsonl", '{"a": 1}\n' + "[" * 100_000, "a.jsonl:2", "is not JSON"),
+        ("a.csv", 'a,b\n"one\ntwo",3\n"x"y,3\n', "a.csv:4", "is not a valid row"),
+        ("a.csv", 'a,b\n\n"one\ntwo",3\n1,2,3\n', "a.csv:5", "but the header has 2"),
+        ("a.tsv", "a\tb\n1\t2\n1\n", "a.tsv:3", "but the header has 2"),
         ("a.jsonl", '{"a": 1}\n\udcff\n', "a.jsonl:2", "is not UTF-8"),
         ("a.jsonl.gz", b"not packed", "a.jsonl.gz", "cannot be read"),
         (
@@ -138,7 +138,7 @@ def test_json_lists_and_objects_one_after_another_are_read_as_json_reads_them(
         ("a.jsonl.zst", b"not packed", "a.jsonl.zst", "cannot be read"),
     ],
 )
-def test_what_cannot_be_read_is_named_with_its_line(tmp_path, name, content, where, problem):
+def test_unreadable_rows_are_an_error_with_their_line(tmp_path, name, content, where, problem):
     if isinstance(content, str):
         content = content.encode("utf-8", "surrogateescape")
     (tmp_path / name).write_bytes(content)
@@ -159,7 +159,7 @@ def test_a_tsv_that_is_not_quoted_keeps_its_quotation_marks(tmp_path):
 
 READ = """
 import resource, sys
-from stillroom.text.formats import read_pairs
+from stillroom.data.readers.files import read_pairs
 for file in sys.argv[1:]:
     count = sum(1 for _ in read_pairs(file))
 print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)

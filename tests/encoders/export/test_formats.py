@@ -11,31 +11,31 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from stillroom.config.recipe import ExportFormat
 from stillroom.data.readers.records import EvaluationSet
 from stillroom.encoders.export import int8
-from stillroom.encoders.export.formats import FORMATS, export, whole
-from stillroom.encoders.export.runtimes import ONNX, Exported, is_exported
-from stillroom.encoders.files.create import create
-from stillroom.encoders.files.load import load
-from stillroom.encoders.files.save import save
+from stillroom.encoders.export.formats import FORMATS, atomic_folder, export_encoder
+from stillroom.encoders.export.runtimes import ONNX_FILE, ExportedEncoder, is_exported
+from stillroom.encoders.files.load import load_encoder
+from stillroom.encoders.files.save import save_encoder
+from stillroom.encoders.layers.lora import LoraOptions
 from stillroom.errors import UserError
-from stillroom.evaluation.fidelity import fidelity, roles
+from stillroom.evaluation.fidelity import compare_encoders, texts_with_roles
+from support.make_encoder import make_encoder
 
 TEXTS = ["one", "another text, and a longer one", "third " * 30]
 BOTH = [(text, role) for text in TEXTS for role in ("query", "passage")]
-LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
+LORA = LoraOptions(rank=4, alpha=8)
 
 
 @pytest.fixture(scope="module")
 def student(encoder):
-    made = create(
-        str(encoder), space="s", pooling="mean", projection_dims=96, precision="float32",
-        prompts={"query": "find: ", "passage": ""},
-    ).eval()  # fmt: skip
-    made.contract = made.contract.model_copy(update={"dims": (96, 32)})
-    # As in trained encoders, where a few channels are many times the others: eight bits for all
-    # of them alike are then too few.
+    model = make_encoder(
+        encoder, precision="float32", prompts={"query": "find: ", "passage": ""}, projection_dims=96
+    ).eval()
+    model.contract = model.contract.model_copy(update={"dims": (96, 32)})
+    # As in trained encoders, a few channels are many times larger than the others, so that one
+    # scale of eight bits for all of them is too coarse.
     with torch.no_grad():
-        made.backbone.encoder.layer[0].intermediate.dense.weight[0] *= 300
-    return made
+        model.backbone.encoder.layer[0].intermediate.dense.weight[0] *= 300
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +47,14 @@ def sets():
 @pytest.fixture(scope="module")
 def onnx(student, sets, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "onnx"
-    export(student, "onnx", folder, roles(sets))
+    export_encoder(student, "onnx", folder, texts_with_roles(sets))
     return folder
 
 
+@pytest.mark.promise("vectors")
 def test_onnx_gives_the_encoder_s_vectors_for_any_texts_roles_and_sizes(student, onnx):
     assert is_exported(onnx)
-    theirs = Exported(onnx, threads=1)
+    theirs = ExportedEncoder(onnx, threads=1)
     assert theirs.contract == student.contract
     assert theirs.parameters_total == student.parameters_total
     for texts in (TEXTS, TEXTS[:1], ["word " * 90] * 2):
@@ -67,40 +68,47 @@ def test_onnx_gives_the_encoder_s_vectors_for_any_texts_roles_and_sizes(student,
         theirs.encode(TEXTS, "query", dims=33)
 
 
+@pytest.mark.promise("vectors")
 def test_a_decoder_s_merged_adapter_is_exported_bidirectional(decoder, tmp_path):
-    trained = create(
-        str(decoder), space="s", attention="bidirectional", pooling="last", append_eos=True,
-        precision="float32", lora=LORA,
-    )  # fmt: skip
+    trained = make_encoder(
+        decoder,
+        attention="bidirectional",
+        pooling="last",
+        append_eos=True,
+        precision="float32",
+        lora=LORA,
+    )
     for name, weight in trained.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
-    save(trained, tmp_path / "adapter")
-    merged = load(tmp_path / "adapter")
-    export(merged, "onnx", tmp_path / "onnx", BOTH)
+    save_encoder(trained, tmp_path / "adapter")
+    merged = load_encoder(tmp_path / "adapter")
+    export_encoder(merged, "onnx", tmp_path / "onnx", BOTH)
     np.testing.assert_allclose(
-        Exported(tmp_path / "onnx").encode(TEXTS, "query"), merged.encode(TEXTS, "query"), atol=1e-5
+        ExportedEncoder(tmp_path / "onnx").encode(TEXTS, "query"),
+        merged.encode(TEXTS, "query"),
+        atol=1e-5,
     )
 
 
-@pytest.mark.parametrize("quantise", [int8.dynamic, int8.static])
+@pytest.mark.parametrize("quantise", [int8.quantise_dynamic, int8.quantise_static])
 def test_int8_leaves_as_few_nodes_in_float_as_its_floor_allows(
     student, onnx, sets, tmp_path, monkeypatch, quantise
 ):
     folder = tmp_path / "int8"
     shutil.copytree(onnx, folder)
-    sample = int8.Sample.of(student, roles(sets), 64)
-    everything = quantise(onnx / ONNX, folder / ONNX, sample)
-    lowest = sample.cosines(Exported(folder).forward).min()
-    assert everything["float"] == [] and int8.TARGET < lowest < 0.99999
+    sample = int8.CalibrationSample.draw(student, texts_with_roles(sets), 64)
+    everything = quantise(onnx / ONNX_FILE, folder / ONNX_FILE, sample)
+    lowest = sample.cosines(ExportedEncoder(folder).forward).min()
+    assert everything["float"] == [] and int8.MIN_COSINE < lowest < 0.99999
     # A floor so high that something has to stay in float.
-    monkeypatch.setattr(int8, "TARGET", lowest + 0.3 * (1 - lowest))
-    told = quantise(onnx / ONNX, folder / ONNX, sample)
-    assert 0 < len(told["float"]) < told["quantised"]
-    assert sample.cosines(Exported(folder).forward).min() >= int8.TARGET
+    monkeypatch.setattr(int8, "MIN_COSINE", lowest + 0.3 * (1 - lowest))
+    details = quantise(onnx / ONNX_FILE, folder / ONNX_FILE, sample)
+    assert 0 < len(details["float"]) < details["quantised"]
+    assert sample.cosines(ExportedEncoder(folder).forward).min() >= int8.MIN_COSINE
     assert {path.name for path in folder.iterdir()} == {path.name for path in onnx.iterdir()}
-    if quantise is int8.static:  # the other's ranges are its batch's
-        theirs = Exported(folder)
+    if quantise is int8.quantise_static:  # the dynamic ranges depend on the batch
+        theirs = ExportedEncoder(folder)
         beside = theirs.encode(TEXTS, "query")[:1]
         np.testing.assert_allclose(theirs.encode(TEXTS[:1], "query"), beside, atol=1e-5)
 
@@ -112,13 +120,13 @@ def test_a_text_that_misses_the_floor_is_named(student, sets):
         return vectors
 
     with pytest.raises(UserError, match=r"1 of 25 texts .* -1\.00000 at worst \('number 7 of 49'"):
-        fidelity(student.encode, wrong, sets, floor=0.99, name="onnx-int8")
+        compare_encoders(student.encode, wrong, sets, floor=0.99, name="onnx-int8")
 
 
 def test_a_sample_has_texts_of_all_lengths(student):
     texts = [("x " * n, "passage") for n in range(1, 50)]
-    sample = int8.Sample.of(student, texts, 5)
-    lengths = [len(one.ids) for one in sample.tokens]
+    sample = int8.CalibrationSample.draw(student, texts, 5)
+    lengths = [len(text.ids) for text in sample.tokens]
     assert len(lengths) == 5 and lengths == sorted(lengths)
     assert lengths[0] == 3 and lengths[-1] == 51
 
@@ -126,7 +134,7 @@ def test_a_sample_has_texts_of_all_lengths(student):
 def test_a_sentence_transformers_folder_holds_prompts_projection_and_smaller_sizes(
     student, tmp_path
 ):
-    export(student, "sentence-transformers", tmp_path / "out", BOTH)
+    export_encoder(student, "sentence-transformers", tmp_path / "out", BOTH)
     reopened = FORMATS["sentence-transformers"].reopen(tmp_path / "out")
     for role in ("query", "passage"):
         np.testing.assert_allclose(reopened(TEXTS, role), student.encode(TEXTS, role), atol=1e-5)
@@ -144,15 +152,18 @@ def test_a_sentence_transformers_folder_holds_prompts_projection_and_smaller_siz
 def test_a_lora_teacher_opens_in_plain_transformers_with_peft_and_in_sentence_transformers(
     decoder, tmp_path, attention
 ):
-    teacher = create(
-        str(decoder), space="s", attention=attention, pooling="mean", precision="float32",
-        prompts={"query": "find: ", "passage": ""}, lora=LORA,
-    ).eval()  # fmt: skip
+    teacher = make_encoder(
+        decoder,
+        attention=attention,
+        precision="float32",
+        prompts={"query": "find: ", "passage": ""},
+        lora=LORA,
+    ).eval()
     for name, weight in teacher.named_parameters():
         if "lora_B" in name:  # which begins at zero
             torch.nn.init.normal_(weight, std=0.1)
     expected = teacher.encode(TEXTS, "query")
-    save(teacher, tmp_path / "teacher")
+    save_encoder(teacher, tmp_path / "teacher")
 
     adapter = PeftConfig.from_pretrained(str(tmp_path / "teacher" / "adapter"))
     config = AutoConfig.from_pretrained(adapter.base_model_name_or_path)
@@ -170,19 +181,21 @@ def test_a_lora_teacher_opens_in_plain_transformers_with_peft_and_in_sentence_tr
     other = teacher.encode(TEXTS, "passage")
     assert abs(other - expected).max() > 0.01, "the prompt is seen"
 
-    export(load(tmp_path / "teacher"), "sentence-transformers", tmp_path / "merged", BOTH)
+    export_encoder(
+        load_encoder(tmp_path / "teacher"), "sentence-transformers", tmp_path / "merged", BOTH
+    )
     theirs = SentenceTransformer(str(tmp_path / "merged"))
     np.testing.assert_allclose(theirs.encode_query(TEXTS), expected, atol=1e-5)
 
 
-def test_what_sentence_transformers_cannot_say_is_refused(decoder, tmp_path):
-    model = create(str(decoder), space="s", pooling="last", append_eos=True, precision="float32")
-    with pytest.raises(UserError, match="EOS"):
-        export(model, "sentence-transformers", tmp_path / "out", BOTH)
+def test_what_sentence_transformers_cannot_express_is_refused(decoder, tmp_path):
+    model = make_encoder(decoder, pooling="last", append_eos=True, precision="float32")
+    with pytest.raises(UserError, match="append_eos"):
+        export_encoder(model, "sentence-transformers", tmp_path / "out", BOTH)
 
 
-def test_what_fails_leaves_nothing_behind(tmp_path):
-    with pytest.raises(UserError), whole(tmp_path / "out") as partial:
+def test_a_failed_export_leaves_nothing_behind(tmp_path):
+    with pytest.raises(UserError), atomic_folder(tmp_path / "out") as partial:
         partial.mkdir()
         raise UserError("a format", "misses its floor", "Take another")
     assert list(tmp_path.iterdir()) == []

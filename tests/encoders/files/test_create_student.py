@@ -1,4 +1,4 @@
-"""What a student may be made of: any BERT-like base, some of its layers, fewer tokens, or no more
+"""A student may be made of any BERT-like base, some of its layers, fewer tokens, or no more
 than its architecture."""
 
 from pathlib import Path
@@ -28,13 +28,13 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from stillroom.encoders.files.create import create
-from stillroom.encoders.files.load import load
-from stillroom.encoders.files.save import save
-from stillroom.encoders.layers.backbone import load_backbone
-from stillroom.encoders.tokens.prompter import pad
+from stillroom.encoders.files.load import load_encoder
+from stillroom.encoders.files.pretrained import load_backbone
+from stillroom.encoders.files.save import save_encoder
+from stillroom.encoders.tokens.batch import pad
 from stillroom.errors import UserError
 from stillroom.learning.engine.torch_engine import TorchEngine
+from support.make_encoder import make_encoder
 from support.tiny_models import (
     VOCABULARY,
     roberta_tokenizer,
@@ -108,7 +108,7 @@ def folder_of(tmp_path_factory):
             torch.manual_seed(0)
             model, tokenizer = BASES[name]
             model = model()
-            for p in model.parameters():  # norms and biases begin at 1 and 0, and would prove less
+            for p in model.parameters():  # norms and biases start at 1 and 0, and would prove less
                 p.data += 0.05 * torch.randn_like(p)
             model.save_pretrained(folders[name])
             tokenizer().save_pretrained(folders[name])
@@ -117,14 +117,13 @@ def folder_of(tmp_path_factory):
     return folder
 
 
-def made_of(folder, **changes):
-    options = {"space": "s", "pooling": "mean", "precision": "float32", "max_tokens": 64}
-    return create(folder, **{**options, **changes}).eval()
+def student_of(folder, **changes):
+    return make_encoder(folder, **{"precision": "float32", "max_tokens": 64, **changes}).eval()
 
 
 def take_a_step(encoder):
     """As training would, on the texts' vectors."""
-    engine = TorchEngine(encoder, weight_decay=0.01, clip=1.0)
+    engine = TorchEngine(encoder, weight_decay=0.01, max_grad_norm=1.0)
     vectors = encoder(pad(encoder.prompter(TEXTS, "passage"), encoder.pad_id))
     loss = 1 - vectors[:, 0].mean()
     engine.backward(loss, last=True)
@@ -136,8 +135,8 @@ def take_a_step(encoder):
 
 @pytest.mark.parametrize("name", BASES)
 def test_a_student_of_some_layers_is_the_base_without_the_others(folder_of, name):
-    whole = made_of(folder_of(name))
-    [blocks] = [
+    whole = student_of(folder_of(name))
+    [layers] = [
         module
         for module in whole.backbone.modules()
         if isinstance(module, torch.nn.ModuleList) and len(module) == 4
@@ -147,30 +146,30 @@ def test_a_student_of_some_layers_is_the_base_without_the_others(folder_of, name
         return (inputs[0], *output[1:]) if isinstance(output, tuple) else inputs[0]
 
     for number in (1, 3):
-        blocks[number].register_forward_hook(skip)
-    cut = made_of(folder_of(name), layers=[0, 2])
+        layers[number].register_forward_hook(skip)
+    cut = student_of(folder_of(name), layers=[0, 2])
     vectors = cut.encode(TEXTS, "passage")
     np.testing.assert_allclose(vectors, whole.encode(TEXTS, "passage"), atol=1e-6)
-    assert abs(vectors - made_of(folder_of(name)).encode(TEXTS, "passage")).max() > 1e-3
+    assert abs(vectors - student_of(folder_of(name)).encode(TEXTS, "passage")).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", BASES)
 @pytest.mark.parametrize(
-    "made",
+    "changes",
     [
-        {"layers": [0, 2], "vocabulary": 700, "texts": MANY},
+        {"layers": [0, 2], "vocabulary_size": 700, "texts": MANY},
         {"size": {"layers": 3, "hidden": 24, "heads": 3}, "projection_dims": 40},
     ],
     ids=["cut", "random"],
 )
-def test_a_trained_student_of_any_base_opens_as_it_was_saved(folder_of, tmp_path, name, made):
-    student = made_of(folder_of(name), **made)
+def test_a_trained_student_of_any_base_opens_as_it_was_saved(folder_of, tmp_path, name, changes):
+    student = student_of(folder_of(name), **changes)
     before = student.encode(TEXTS, "passage")
     take_a_step(student.train())
     vectors = student.encode(TEXTS, "passage")
     assert abs(vectors - before).max() > 1e-3
-    save(student, tmp_path)
-    again = load(tmp_path)
+    save_encoder(student, tmp_path)
+    again = load_encoder(tmp_path)
     assert again.parameters_total == student.parameters_total
     np.testing.assert_allclose(again.encode(TEXTS, "passage"), vectors, atol=1e-6)
     theirs = SentenceTransformer(str(tmp_path)).encode(TEXTS)
@@ -179,14 +178,14 @@ def test_a_trained_student_of_any_base_opens_as_it_was_saved(folder_of, tmp_path
 
 def test_layers_that_differ_by_their_place_are_refused(folder_of):
     with pytest.raises(UserError, match="ModernBertModel differ by their place.* layer 0.* first"):
-        made_of(folder_of("modernbert"), layers=[2, 3])
+        student_of(folder_of("modernbert"), layers=[2, 3])
 
 
 def test_a_base_that_shares_its_layers_is_refused_by_name(tmp_path):
     AlbertModel(AlbertConfig(**SIZES, embedding_size=16)).save_pretrained(tmp_path)
     word_piece_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="AlbertModel does not keep its 4 layers in one list"):
-        made_of(str(tmp_path), layers=[0, 2])
+        student_of(str(tmp_path), layers=[0, 2])
 
 
 # --- random weights -------------------------------------------------------------------------
@@ -196,11 +195,11 @@ def test_a_base_that_shares_its_layers_is_refused_by_name(tmp_path):
 def test_a_student_of_a_size_has_it_and_its_seed_s_weights(folder_of, name):
     size = {"layers": 5, "hidden": 24, "heads": 3, "intermediate": 40}
     first, same, other = (
-        made_of(folder_of(name), size=size, seed=seed, max_tokens=80) for seed in (1, 1, 2)
+        student_of(folder_of(name), size=size, seed=seed, max_tokens=80) for seed in (1, 1, 2)
     )
     config = first.backbone.config
-    found = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
-    assert found == (5, 24, 3)
+    sizes = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
+    assert sizes == (5, 24, 3)
     assert first.contract.dims == (24,)
     [long] = first.prompter(["one two " * 80], "passage")
     assert len(long.ids) == 80
@@ -213,19 +212,19 @@ def test_a_student_of_a_size_has_it_and_its_seed_s_weights(folder_of, name):
 def test_a_student_of_a_size_needs_no_weights_of_its_base(folder_of, tmp_path):
     BertConfig(**SIZES).save_pretrained(tmp_path)
     word_piece_tokenizer().save_pretrained(tmp_path)
-    made_of(str(tmp_path), size={"layers": 1, "hidden": 16, "heads": 2})
+    student_of(str(tmp_path), size={"layers": 1, "hidden": 16, "heads": 2})
     with pytest.raises(UserError, match="student.size.*hidden"):
-        made_of(str(tmp_path), size={"layers": 1, "hidden": 16, "heads": 3})
+        student_of(str(tmp_path), size={"layers": 1, "hidden": 16, "heads": 3})
 
 
 def test_a_decoder_gives_no_architecture_to_a_student(decoder):
     with pytest.raises(UserError, match="llama is a decoder"):
-        made_of(str(decoder), size={"layers": 1, "hidden": 16, "heads": 2})
+        student_of(str(decoder), size={"layers": 1, "hidden": 16, "heads": 2})
 
 
 def test_a_modernbert_of_more_layers_goes_on_with_its_pattern(folder_of):
     size = {"layers": 5, "hidden": 24, "heads": 3}
-    kinds = made_of(folder_of("modernbert"), size=size).backbone.config.layer_types
+    kinds = student_of(folder_of("modernbert"), size=size).backbone.config.layer_types
     base = load_backbone(Path(folder_of("modernbert"))).config.layer_types
     assert kinds[:4] == base
     assert kinds[4] == base[2]

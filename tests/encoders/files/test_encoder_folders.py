@@ -9,14 +9,18 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
 from stillroom.encoders.contract import Contract
-from stillroom.encoders.files.create import create
-from stillroom.encoders.files.load import load
-from stillroom.encoders.files.save import save
-from stillroom.encoders.layers.backbone import attention_of, load_backbone
-from stillroom.encoders.model_names import fingerprint, locate
-from stillroom.encoders.tokens.prompter import pad
+from stillroom.encoders.files.create import create_encoder
+from stillroom.encoders.files.load import load_encoder
+from stillroom.encoders.files.options import ContractOptions
+from stillroom.encoders.files.pretrained import load_backbone
+from stillroom.encoders.files.save import save_encoder
+from stillroom.encoders.layers.attention import detect_attention
+from stillroom.encoders.layers.lora import LoraOptions
+from stillroom.encoders.model_names import locate_model, model_fingerprint
+from stillroom.encoders.tokens.batch import pad
 from stillroom.errors import UserError
-from stillroom.preflight.recipe import _model
+from stillroom.preflight.models import BaseModel, check_model
+from support.make_encoder import make_encoder
 
 TEXTS = [
     "a short text",
@@ -25,11 +29,11 @@ TEXTS = [
     "",
     "naïve café: ünïcödé, 漢字 and 🙂",
 ]
-LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
+LORA = LoraOptions(rank=4, alpha=8)
 
 
 def shake(encoder, scale=0.2):
-    """As training would: adapters begin at zero and would prove nothing."""
+    """Changes weights as training would: adapters start at zero and would prove nothing."""
     torch.manual_seed(1)
     for p in encoder.parameters():
         if p.requires_grad:
@@ -45,20 +49,25 @@ def minilm():
 # --- attention ------------------------------------------------------------------------------
 
 
-def test_the_attention_of_a_base_is_found_out(encoder, decoder):
-    assert attention_of(load_backbone(encoder)) == "bidirectional"
-    assert attention_of(load_backbone(decoder)) == "causal"
+def test_the_attention_of_a_base_is_detected(encoder, decoder):
+    assert detect_attention(load_backbone(encoder)) == "bidirectional"
+    assert detect_attention(load_backbone(decoder)) == "causal"
 
 
 @pytest.mark.parametrize("echo", [False, True])
 def test_only_an_echo_s_first_token_has_seen_the_text_s_last_under_causal_attention(decoder, echo):
-    model = create(
-        str(decoder), space="s", attention="causal", pooling="cls", echo=echo, pool_prompt=False,
-        prompts={"query": "find: "}, precision="float32",
-    ).eval()  # fmt: skip
+    model = make_encoder(
+        decoder,
+        attention="causal",
+        pooling="cls",
+        echo=echo,
+        pool_prompt=False,
+        prompts={"query": "find: "},
+        precision="float32",
+    ).eval()
     vectors = []
     for last in (8, 9):
-        [tokens] = model.prompter.of_ids([[5, 6, 7, last]], "query")
+        [tokens] = model.prompter.from_ids([[5, 6, 7, last]], "query")
         batch = pad([tokens], model.pad_id)
         states = model.backbone(input_ids=batch.ids_bl).last_hidden_state[0]
         vectors.append(states[tokens.pool_from])
@@ -69,12 +78,12 @@ def test_only_an_echo_s_first_token_has_seen_the_text_s_last_under_causal_attent
 
 
 def test_an_echoing_encoder_is_saved_as_such_and_not_for_sentence_transformers(decoder, tmp_path):
-    model = create(str(decoder), space="s", pooling="mean", echo=True, precision="float32")
-    save(model, tmp_path)
-    assert load(tmp_path).contract.echo
+    model = make_encoder(decoder, echo=True, precision="float32")
+    save_encoder(model, tmp_path)
+    assert load_encoder(tmp_path).contract.echo
     assert not (tmp_path / "modules.json").exists()
     np.testing.assert_allclose(
-        load(tmp_path).encode(TEXTS, "query"), model.encode(TEXTS, "query"), atol=1e-5
+        load_encoder(tmp_path).encode(TEXTS, "query"), model.encode(TEXTS, "query"), atol=1e-5
     )
 
 
@@ -82,11 +91,11 @@ def test_an_echoing_encoder_is_saved_as_such_and_not_for_sentence_transformers(d
 
 
 @pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "last", "cls"])
+@pytest.mark.promise("vectors")
 def test_a_vector_does_not_depend_on_its_neighbours_or_their_order(decoder, pooling):
-    model = create(
-        str(decoder), space="s", attention="bidirectional", pooling=pooling, append_eos=True,
-        precision="float32",
-    )  # fmt: skip
+    model = make_encoder(
+        decoder, attention="bidirectional", pooling=pooling, append_eos=True, precision="float32"
+    )
     alone = np.concatenate([model.encode([text], "query") for text in TEXTS])
     together = model.encode(TEXTS, "query")
     backwards = model.encode(TEXTS[::-1], "query", batch_tokens=40)[::-1]
@@ -95,23 +104,23 @@ def test_a_vector_does_not_depend_on_its_neighbours_or_their_order(decoder, pool
     np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("device, most", [("cpu", 2048), ("meta", 8192)])
-def test_a_forward_has_as_many_tokens_as_its_device_is_fastest_with(decoder, device, most):
-    model = create(str(decoder), space="s", pooling="mean").to(device)
-    given = []
+@pytest.mark.parametrize("device, max_tokens", [("cpu", 2048), ("meta", 8192)])
+def test_a_forward_has_as_many_tokens_as_its_device_is_fastest_with(decoder, device, max_tokens):
+    model = make_encoder(decoder).to(device)
+    batch_tokens = []
 
     def vectors(batch):
-        given.append(batch.ids_bl.numel())
+        batch_tokens.append(batch.ids_bl.numel())
         return torch.zeros(len(batch.ids_bl), model.contract.dims[0])
 
     model.forward = vectors
     model.encode(["a text of some words"] * 4000, "query")
-    assert len(given) > 1
-    assert 0.9 * most < max(given) <= most
+    assert len(batch_tokens) > 1
+    assert 0.9 * max_tokens < max(batch_tokens) <= max_tokens
 
 
 def test_dims_that_the_contract_does_not_have_are_refused(decoder):
-    model = create(str(decoder), space="s", pooling="mean")
+    model = make_encoder(decoder)
     model.contract = model.contract.model_copy(update={"dims": (64, 32)})
     short = model.encode(TEXTS, "query", dims=32)
     whole = model.encode(TEXTS, "query")[:, :32]
@@ -127,20 +136,22 @@ def test_dims_that_the_contract_does_not_have_are_refused(decoder):
 
 def test_an_adapter_is_saved_alone_and_loads_as_it_was_trained(decoder, tmp_path):
     model = shake(
-        create(
-            str(decoder), space="s", attention="bidirectional", pooling="mean", lora=LORA,
-            precision="float32", prompts={"query": "find: "},
+        make_encoder(
+            decoder,
+            attention="bidirectional",
+            precision="float32",
+            prompts={"query": "find: "},
+            lora=LORA,
         )
-    )  # fmt: skip
-    save(model, tmp_path)
+    )
+    save_encoder(model, tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))
-    untouched = create(
-        str(decoder), space="s", attention="bidirectional", pooling="mean",
-        precision="float32", prompts={"query": "find: "},
-    )  # fmt: skip
+    untouched = make_encoder(
+        decoder, attention="bidirectional", precision="float32", prompts={"query": "find: "}
+    )
     assert abs(untouched.encode(TEXTS, "query") - model.encode(TEXTS, "query")).max() > 0.01
     for trainable in (False, True):
-        again = load(tmp_path, trainable=trainable)
+        again = load_encoder(tmp_path, trainable=trainable)
         assert again.contract == model.contract
         np.testing.assert_allclose(
             again.encode(TEXTS, "query"), model.encode(TEXTS, "query"), atol=1e-5
@@ -154,28 +165,31 @@ def test_an_adapter_is_saved_alone_and_loads_as_it_was_trained(decoder, tmp_path
 
 def test_bfloat16_keeps_a_merged_adapter_s_vectors_close_to_the_trained_ones(decoder, tmp_path):
     model = shake(
-        create(
-            str(decoder), space="s", attention="bidirectional", pooling="mean", lora=LORA,
-            precision="bfloat16",
-        ),
+        make_encoder(decoder, attention="bidirectional", precision="bfloat16", lora=LORA),
         scale=0.05,
-    )  # fmt: skip
+    )
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
-    save(model, tmp_path)
-    cosines = (model.encode(TEXTS, "query") * load(tmp_path).encode(TEXTS, "query")).sum(1)
+    save_encoder(model, tmp_path)
+    cosines = (model.encode(TEXTS, "query") * load_encoder(tmp_path).encode(TEXTS, "query")).sum(1)
     assert cosines.min() > 0.999
 
 
 @pytest.mark.parametrize("projection", [None, 96])
-def test_a_whole_encoder_opens_here_and_in_sentence_transformers(encoder, tmp_path, projection):
-    model = create(
-        str(encoder), space="s", pooling="mean", layers=[1], projection_dims=projection,
-        precision="float32", prompts={"query": "find: ", "passage": ""}, max_tokens=32,
-    )  # fmt: skip
+def test_an_encoder_without_adapter_opens_here_and_in_sentence_transformers(
+    encoder, tmp_path, projection
+):
+    model = make_encoder(
+        encoder,
+        precision="float32",
+        prompts={"query": "find: ", "passage": ""},
+        max_tokens=32,
+        layers=[1],
+        projection_dims=projection,
+    )
     shake(model, 0.02)
-    save(model, tmp_path)
-    again = load(tmp_path)
+    save_encoder(model, tmp_path)
+    again = load_encoder(tmp_path)
     theirs = SentenceTransformer(str(tmp_path))
     assert again.contract.dims == (projection or 64,)
     for role, encode in (("query", theirs.encode_query), ("passage", theirs.encode_document)):
@@ -185,86 +199,88 @@ def test_a_whole_encoder_opens_here_and_in_sentence_transformers(encoder, tmp_pa
 
 
 def test_saved_weights_are_safetensors_and_nothing_is_pickled(encoder, tmp_path):
-    save(create(str(encoder), space="s", pooling="cls"), tmp_path)
+    save_encoder(make_encoder(encoder, pooling="cls"), tmp_path)
     assert not [f for f in tmp_path.rglob("*") if f.suffix in (".bin", ".pt", ".pkl", ".pth")]
 
 
 def test_a_sentence_transformers_folder_gives_that_library_s_vectors(minilm):
-    ours = load(minilm)
-    theirs = SentenceTransformer(str(locate(minilm)))
+    ours = load_encoder(minilm)
+    theirs = SentenceTransformer(str(locate_model(minilm)))
     assert (ours.contract.pooling, ours.contract.max_tokens) == ("mean", 256)
     np.testing.assert_allclose(ours.encode(TEXTS, "query"), theirs.encode(TEXTS), atol=1e-6)
 
 
 def test_a_continued_phase_goes_on_with_the_adapter_of_the_one_before(decoder, tmp_path):
-    model = shake(create(str(decoder), space="s", pooling="mean", lora=LORA, precision="float32"))
-    save(model, tmp_path / "one")
-    second = load(tmp_path / "one", trainable=True)
-    save(second, tmp_path / "two")
+    model = shake(make_encoder(decoder, precision="float32", lora=LORA))
+    save_encoder(model, tmp_path / "one")
+    second = load_encoder(tmp_path / "one", trainable=True)
+    save_encoder(second, tmp_path / "two")
     np.testing.assert_allclose(
-        load(tmp_path / "two").encode(TEXTS, "query"), model.encode(TEXTS, "query"), atol=1e-5
+        load_encoder(tmp_path / "two").encode(TEXTS, "query"),
+        model.encode(TEXTS, "query"),
+        atol=1e-5,
     )
 
 
 def test_an_encoder_of_ours_is_a_base_with_its_own_contract(encoder, tmp_path):
-    save(create(str(encoder), space="s", pooling="cls", max_tokens=17), tmp_path)
-    derived = create(str(tmp_path), space="t")
+    save_encoder(make_encoder(encoder, pooling="cls", max_tokens=17), tmp_path)
+    derived = create_encoder(str(tmp_path), space="t")
     assert (derived.contract.pooling, derived.contract.max_tokens) == ("cls", 17)
     assert derived.contract.space == "t"
 
 
-def test_cutting_keeps_the_layers_that_were_named(tmp_path):
+def test_layers_are_kept_by_their_numbers(tmp_path):
     from support.tiny_models import tiny_encoder
 
     folder = tiny_encoder(tmp_path, layers=4)
     whole = AutoModel.from_pretrained(folder)
-    kept = create(str(folder), space="s", pooling="mean", layers=[0, 3]).backbone
-    assert len(kept.encoder.layer) == kept.config.num_hidden_layers == 2
+    student = make_encoder(folder, layers=[0, 3]).backbone
+    assert len(student.encoder.layer) == student.config.num_hidden_layers == 2
     for i, number in enumerate((0, 3)):
-        ours, theirs = kept.encoder.layer[i], whole.encoder.layer[number]
+        ours, theirs = student.encoder.layer[i], whole.encoder.layer[number]
         assert torch.equal(ours.attention.self.query.weight, theirs.attention.self.query.weight)
 
 
-# --- what users can cause -------------------------------------------------------------------
+# --- errors of users -------------------------------------------------------------------
 
 
 def test_a_plain_model_needs_a_pooling(encoder):
     with pytest.raises(UserError, match="Set pooling"):
-        load(encoder)
+        load_encoder(encoder)
 
 
-def test_a_layer_that_is_not_there_is_named(encoder):
+def test_a_missing_layer_is_named(encoder):
     with pytest.raises(UserError, match="there is no layer 2"):
-        create(str(encoder), space="s", pooling="mean", layers=[0, 2])
+        make_encoder(encoder, layers=[0, 2])
 
 
 def test_more_tokens_than_the_model_reads_are_refused(encoder):
     with pytest.raises(UserError, match="At most 256"):
-        create(str(encoder), space="s", pooling="mean", max_tokens=257)
+        make_encoder(encoder, max_tokens=257)
 
 
 def test_a_module_of_another_kind_is_refused(encoder, tmp_path):
-    save(create(str(encoder), space="s", pooling="mean"), tmp_path)
+    save_encoder(make_encoder(encoder), tmp_path)
     (tmp_path / "contract.json").unlink()
     modules = json.loads((tmp_path / "modules.json").read_text())
     modules.append({"path": "3_CNN", "type": "sentence_transformers.models.CNN"})
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(UserError, match="CNN"):
-        load(tmp_path)
+        load_encoder(tmp_path)
 
 
 def test_missing_weights_are_an_error_and_not_random(encoder, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    save(create(str(encoder), space="s", pooling="mean"), tmp_path)
+    save_encoder(make_encoder(encoder), tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     del weights["encoder.layer.1.attention.self.query.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"encoder\.layer\.1\.attention\.self\.query\.weight"):
-        load(tmp_path)
+        load_encoder(tmp_path)
 
 
-OWN = """
+CUSTOM_CODE = """
 import pathlib
 from transformers import BertConfig, BertModel
 pathlib.Path(RAN).touch()
@@ -273,17 +289,19 @@ class OwnConfig(BertConfig):
 class OwnModel(BertModel):
     config_class = OwnConfig
     def forward(self, *args, **kwargs):
-        found = super().forward(*args, **kwargs)
-        found.last_hidden_state = found.last_hidden_state.flip(-1)
-        return found
+        output = super().forward(*args, **kwargs)
+        output.last_hidden_state = output.last_hidden_state.flip(-1)
+        return output
 """
 
 
 @pytest.fixture
-def of_own_code(encoder, tmp_path):
+def custom_code_model(encoder, tmp_path):
     """A model that cannot be loaded without the code in its folder."""
-    save(create(str(encoder), space="s", pooling="mean", precision="float32"), tmp_path / "own")
-    (tmp_path / "own" / "own.py").write_text(OWN.replace("RAN", repr(str(tmp_path / "ran"))))
+    save_encoder(make_encoder(encoder, precision="float32"), tmp_path / "own")
+    (tmp_path / "own" / "own.py").write_text(
+        CUSTOM_CODE.replace("RAN", repr(str(tmp_path / "ran")))
+    )
     names = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
     config = json.loads((tmp_path / "own" / "config.json").read_text())
     config |= {"model_type": "own", "auto_map": {**names, "AutoModelForMaskedLM": "own.OwnModel"}}
@@ -291,62 +309,65 @@ def of_own_code(encoder, tmp_path):
     return tmp_path / "own"
 
 
-def test_code_that_a_model_brings_is_refused_by_name_and_not_run(of_own_code, tmp_path):
-    kept = tmp_path / "adapted"
-    for look in (
-        lambda: load(of_own_code),
-        lambda: create(str(of_own_code), space="s", lora=LORA),
-        lambda: _model("teacher.base", str(of_own_code), None, False),
+def test_code_that_comes_with_a_model_is_refused_by_name_and_not_run(custom_code_model, tmp_path):
+    folder = tmp_path / "adapted"
+    for attempt in (
+        lambda: load_encoder(custom_code_model),
+        lambda: create_encoder(str(custom_code_model), space="s", lora=LORA),
+        lambda: check_model(BaseModel("teacher.base", str(custom_code_model), None, trusted=False)),
     ):
         with pytest.raises(UserError, match=r"config.json: AutoModel is own.OwnModel.*--trust"):
-            look()
+            attempt()
     assert not (tmp_path / "ran").exists()
-    # Nor does a folder of ours that was made with it turn it on.
-    model = create(str(of_own_code), space="s", lora=LORA, trust_remote_code=True)
-    save(model, kept)
+    # A folder of ours that was made with that code does not allow it either.
+    model = create_encoder(str(custom_code_model), space="s", lora=LORA, trust_remote_code=True)
+    save_encoder(model, folder)
     with pytest.raises(UserError, match="own.OwnModel"):
-        load(kept)
+        load_encoder(folder)
     assert (tmp_path / "ran").exists()
     np.testing.assert_allclose(
-        load(kept, trust_remote_code=True).encode(TEXTS, "query"),
+        load_encoder(folder, trust_remote_code=True).encode(TEXTS, "query"),
         model.eval().encode(TEXTS, "query"),
         atol=1e-5,
     )
 
 
-def test_code_that_is_trusted_makes_the_vectors_and_goes_with_the_model(
-    of_own_code, encoder, tmp_path
-):
-    plain = create(str(encoder), space="s", pooling="mean", precision="float32")
+def test_trusted_code_encodes_and_is_saved_with_the_model(custom_code_model, encoder, tmp_path):
+    plain = make_encoder(encoder, precision="float32")
     expected = plain.encode(TEXTS, "query")[:, ::-1]
-    model = create(str(of_own_code), space="s", precision="float32", trust_remote_code=True)
+    model = create_encoder(
+        str(custom_code_model),
+        space="s",
+        options=ContractOptions(precision="float32"),
+        trust_remote_code=True,
+    )
     assert model.contract.architecture == "encoder"
-    save(model, tmp_path / "again")
-    again = load(tmp_path / "again", trust_remote_code=True)
-    for one in (model, again, load(of_own_code, trust_remote_code=True)):
-        np.testing.assert_allclose(one.encode(TEXTS, "query"), expected, atol=1e-5)
+    save_encoder(model, tmp_path / "again")
+    again = load_encoder(tmp_path / "again", trust_remote_code=True)
+    for candidate in (model, again, load_encoder(custom_code_model, trust_remote_code=True)):
+        np.testing.assert_allclose(candidate.encode(TEXTS, "query"), expected, atol=1e-5)
     with pytest.raises(UserError, match="own.OwnModel"):
-        load(tmp_path / "again")
+        load_encoder(tmp_path / "again")
 
 
-def test_a_tokenizer_of_own_code_is_refused_by_name(encoder, tmp_path):
-    save(create(str(encoder), space="s", pooling="mean"), tmp_path)
+def test_a_tokenizer_with_custom_code_is_refused_by_name(encoder, tmp_path):
+    save_encoder(make_encoder(encoder), tmp_path)
     path = tmp_path / "tokenizer_config.json"
-    own = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.T", None]}}
-    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    custom = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.T", None]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | custom))
     with pytest.raises(UserError, match=r"tokenizer_config.json: AutoTokenizer is own.T"):
-        load(tmp_path)
+        load_encoder(tmp_path)
 
 
 @pytest.mark.parametrize("trusted", [False, True])
-def test_a_module_of_own_code_is_refused_whoever_is_trusted(encoder, tmp_path, trusted):
-    save(create(str(encoder), space="s", pooling="mean"), tmp_path)
+def test_a_module_with_custom_code_is_refused_trusted_or_not(encoder, tmp_path, trusted):
+    save_encoder(make_encoder(encoder), tmp_path)
     (tmp_path / "contract.json").unlink()
     modules = (tmp_path / "modules.json").read_text()
     modules = modules.replace("sentence_transformers.models.Transformer", "custom_st.Transformer")
     (tmp_path / "modules.json").write_text(modules)
     with pytest.raises(UserError, match="asks to run code of its own: custom_st.Transformer"):
-        load(tmp_path, trust_remote_code=trusted)
+        load_encoder(tmp_path, trust_remote_code=trusted)
 
 
 @pytest.mark.parametrize(
@@ -358,11 +379,11 @@ def test_a_module_of_own_code_is_refused_whoever_is_trusted(encoder, tmp_path, t
         ("nobody/no-such-model", "neither a folder here nor a model that the hub gives"),
     ],
 )
-def test_a_model_that_is_not_there_is_named(name, message):
+def test_a_missing_model_is_named(name, message):
     with pytest.raises(UserError, match=message):
-        locate(name)
+        locate_model(name)
     with pytest.raises(UserError):
-        fingerprint(name)
+        model_fingerprint(name)
 
 
 def test_a_contract_with_a_wrong_field_is_named(tmp_path):
@@ -372,8 +393,8 @@ def test_a_contract_with_a_wrong_field_is_named(tmp_path):
 
 
 def test_a_fingerprint_changes_with_the_weights(encoder, tmp_path):
-    save(create(str(encoder), space="s", pooling="mean"), tmp_path)
-    before = fingerprint(str(tmp_path))
-    assert fingerprint(str(tmp_path)) == before
-    save(shake(load(tmp_path, trainable=True)), tmp_path)
-    assert fingerprint(str(tmp_path)) != before
+    save_encoder(make_encoder(encoder), tmp_path)
+    before = model_fingerprint(str(tmp_path))
+    assert model_fingerprint(str(tmp_path)) == before
+    save_encoder(shake(load_encoder(tmp_path, trainable=True)), tmp_path)
+    assert model_fingerprint(str(tmp_path)) != before

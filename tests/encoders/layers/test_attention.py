@@ -1,4 +1,4 @@
-"""Every architecture that we claim attends as it was asked to, whatever the padding."""
+"""Every supported architecture attends as the contract says, whatever the padding."""
 
 import numpy as np
 import pytest
@@ -28,10 +28,10 @@ from transformers import (
     Qwen3Model,
 )
 
-from stillroom.encoders.files.create import create
-from stillroom.encoders.layers.backbone import load_backbone
-from stillroom.encoders.tokens.prompter import pad
+from stillroom.encoders.files.pretrained import load_backbone
+from stillroom.encoders.tokens.batch import pad
 from stillroom.errors import UserError
+from support.make_encoder import make_encoder
 from support.tiny_models import VOCABULARY, byte_pair_tokenizer, word_piece_tokenizer
 
 WINDOW = 4  # tokens; every text below is longer
@@ -93,13 +93,12 @@ def folder_of(tmp_path_factory):
 
 
 def encoder_of(folder, attention, pooling="mean"):
-    return create(
-        str(folder), space="s", attention=attention, pooling=pooling, precision="float32"
-    ).eval()
+    return make_encoder(folder, attention=attention, pooling=pooling, precision="float32").eval()
 
 
 @pytest.mark.parametrize("padding", [None, "left", "right"])
 @pytest.mark.parametrize(("name", "attention"), KINDS)
+@pytest.mark.promise("attention")
 def test_the_first_state_knows_the_last_token_if_and_only_if_bidirectional(
     folder_of, name, attention, padding
 ):
@@ -116,19 +115,21 @@ def test_the_first_state_knows_the_last_token_if_and_only_if_bidirectional(
 
 
 @pytest.mark.parametrize(("name", "attention"), KINDS)
+@pytest.mark.promise("vectors")
 def test_a_vector_is_the_same_alone_and_beside_others_padded_on_either_side(
     folder_of, name, attention
 ):
     model = encoder_of(folder_of(name), attention)
     alone = np.concatenate([model.encode([text], "passage") for text in TEXTS])
     np.testing.assert_allclose(model.encode(TEXTS, "passage"), alone, atol=2e-6)
-    # BERT alone counts its learned positions from the row's beginning, padding or not, which is
-    # why `pad` pads on the right where it is not told otherwise.
+    # Only BERT counts positions from the start of the row, padding included: hence `pad` pads on
+    # the right by default.
     if name != "bert":
         left = model(pad(model.prompter(TEXTS, "passage"), model.pad_id, side="left"))
         np.testing.assert_allclose(left.detach(), alone, atol=2e-6)
 
 
+@pytest.mark.promise("attention")
 def test_a_bidirectional_mistral_sees_beyond_the_window_in_its_first_layer(folder_of):
     ids = torch.arange(5, 25)[None]
     other = torch.cat([ids[:, :-1], ids[:, :1]], 1)
@@ -157,8 +158,8 @@ def test_a_decoder_that_cannot_look_ahead_is_refused_by_name(tmp_path):
     assert encoder_of(tmp_path, "causal").contract.attention == "causal"
 
 
-def test_a_model_whose_attention_hangs_on_padding_is_refused_by_name(tmp_path):
-    # Without padding transformers hands no mask to the kernel, which then heeds this flag alone.
+def test_a_model_whose_attention_depends_on_padding_is_refused_by_name(tmp_path):
+    # Without padding transformers passes no mask to the kernel, which then uses only this flag.
     BertModel(BertConfig(**SIZES, is_causal=True)).save_pretrained(tmp_path)
     word_piece_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="BertModel: attends in one way with padding"):

@@ -1,20 +1,22 @@
-"""Activations computed again give the gradients of activations kept."""
+"""Activation checkpointing gives the same gradients as keeping all activations."""
 
 import pytest
 import torch
 from transformers import AutoTokenizer, MPNetConfig, MPNetModel
 
-from stillroom.encoders.files.create import create
-from stillroom.encoders.layers.backbone import checkpoint_activations, load_backbone
-from stillroom.encoders.tokens.prompter import pad, pad_clozes
+from stillroom.encoders.files.pretrained import load_backbone
+from stillroom.encoders.layers.backbone import checkpoint_activations
+from stillroom.encoders.layers.lora import LoraOptions
+from stillroom.encoders.tokens.batch import pad, pad_labelled
 from stillroom.errors import UserError
+from support.make_encoder import make_encoder
 
-LORA = {"rank": 4, "alpha": 8, "dropout": 0.1, "targets": "all-linear"}
+LORA = LoraOptions(rank=4, alpha=8, dropout=0.1)
 TEXTS = ["a short text", "another text, which has quite a few more words than the first one"]
 
 
-def trained(folder, *, checkpointed, **changes):
-    model = create(str(folder), space="s", precision="float32", **changes).train()
+def encoder_and_calls(folder, *, checkpointed, **changes):
+    model = make_encoder(folder, precision="float32", **changes).train()
     if checkpointed:
         checkpoint_activations(model.backbone)
     calls = []
@@ -32,46 +34,48 @@ def gradients(model):
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_checkpointing_computes_layers_twice_and_gives_the_same_gradients(request, kind, lora):
     folder = request.getfixturevalue(kind)
-    found = []
+    both = []
     for checkpointed in (False, True):
-        model, calls = trained(folder, checkpointed=checkpointed, pooling="mean", lora=lora)
+        model, calls = encoder_and_calls(folder, checkpointed=checkpointed, lora=lora)
         batch = pad(model.prompter(TEXTS, "query"), model.pad_id)
         torch.manual_seed(0)  # of dropout
         model(batch)[:, :7].sum().backward()
         assert len(calls) == 1 + checkpointed
-        found.append(gradients(model))
-    assert found[0].keys() == found[1].keys()
-    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-7)
+        both.append(gradients(model))
+    assert both[0].keys() == both[1].keys()
+    torch.testing.assert_close(both[1], both[0], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
 @pytest.mark.parametrize("padded", [False, True])
-def test_what_is_computed_again_attends_as_it_did_at_first(decoder, lora, padded):
+def test_recomputed_layers_attend_as_at_first(decoder, lora, padded):
     """Both attentions run before either's backward, as in a joint step."""
-    found = []
+    both = []
     for checkpointed in (False, True):
-        model, _ = trained(
-            decoder, checkpointed=checkpointed, attention="bidirectional", pooling="mean",
+        model, _ = encoder_and_calls(
+            decoder, checkpointed=checkpointed, attention="bidirectional",
             lora=lora, head=True,
         )  # fmt: skip
         texts = TEXTS if padded else TEXTS[:1]
         pairs = [(text, " an answer") for text in texts]
         batch = pad(model.prompter(texts, "query"), model.pad_id)
-        clozes = pad_clozes(model.prompter.to_generate(pairs, max_tokens=64), model.pad_id)
-        assert batch.mask_bl.all() == clozes.mask_bl.all() == (not padded)
+        labelled = pad_labelled(
+            model.prompter.label_completions(pairs, max_tokens=64), model.pad_id
+        )
+        assert batch.mask_bl.all() == labelled.mask_bl.all() == (not padded)
         torch.manual_seed(0)
-        (model(clozes).sum() + model(batch)[:, :7].sum()).backward()
-        found.append(gradients(model))
-    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+        (model(labelled).sum() + model(batch)[:, :7].sum()).backward()
+        both.append(gradients(model))
+    torch.testing.assert_close(both[1], both[0], rtol=1e-5, atol=1e-6)
 
 
-def test_vectors_can_be_made_in_the_midst_of_training(decoder):
-    model, _ = trained(decoder, checkpointed=True, pooling="mean", lora=LORA)
+def test_vectors_can_be_encoded_during_training(decoder):
+    model, _ = encoder_and_calls(decoder, checkpointed=True, lora=LORA)
     assert model.encode(TEXTS, "query").shape == (2, 64)
     assert model.training
 
 
-def test_an_architecture_that_cannot_is_named(encoder, tmp_path):
+def test_an_architecture_without_checkpointing_is_named(encoder, tmp_path):
     MPNetModel(MPNetConfig(vocab_size=1000, hidden_size=32, num_hidden_layers=1,
         num_attention_heads=2, intermediate_size=32)).save_pretrained(tmp_path)  # fmt: skip
     AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path)

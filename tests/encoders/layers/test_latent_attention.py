@@ -7,22 +7,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stillroom.encoders.contract import Latents
-from stillroom.encoders.files.create import create
-from stillroom.encoders.files.load import load
-from stillroom.encoders.files.save import save
+from stillroom.encoders.contract import LatentAttentionSizes
+from stillroom.encoders.files.create import create_encoder
+from stillroom.encoders.files.load import load_encoder
+from stillroom.encoders.files.options import ContractOptions
+from stillroom.encoders.files.save import save_encoder
 from stillroom.encoders.layers.latent_attention import LatentAttention
-from stillroom.encoders.tokens.prompter import pad
+from stillroom.encoders.layers.lora import LoraOptions
+from stillroom.encoders.tokens.batch import pad
 from stillroom.errors import UserError
+from support.make_encoder import make_encoder
 
 TEXTS = ["a short text", "another text, which has quite a few more words than the first one", "x"]
-LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
+LORA = LoraOptions(rank=4, alpha=8)
 SIZES = {"count": 7, "heads": 3, "head_dims": 5}
 
 
 def pooled_by_latents(folder, **changes):
     fields = {"attention": "bidirectional", "precision": "float32", "latents": SIZES, **changes}
-    return create(str(folder), space="s", pooling="latent", **fields)
+    return make_encoder(folder, pooling="latent", **fields)
 
 
 def norm(x, layer):
@@ -34,30 +37,30 @@ def slow(module, states_ld):
     """One text's states, token by token and head by head."""
     attend, feed = module.cross_attend_blocks
     heads, e = SIZES["heads"], SIZES["head_dims"]
-    found = []
+    transformed = []
     for state in states_ld:
         query = attend.to_q.weight @ norm(state, attend.norm)
         answer = []
         for head in range(heads):
-            own = slice(head * e, (head + 1) * e)
+            dims = slice(head * e, (head + 1) * e)
             scores, values = [], []
             for latent in module.latents:
                 key, value = (attend.to_kv.weight @ norm(latent, attend.norm_context)).chunk(2)
-                scores.append(query[own] @ key[own] / math.sqrt(e))
-                values.append(value[own])
+                scores.append(query[dims] @ key[dims] / math.sqrt(e))
+                values.append(value[dims])
             shares = torch.stack(scores).softmax(0)
             answer.append(sum(share * value for share, value in zip(shares, values, strict=True)))
         state = state + attend.to_out.weight @ torch.cat(answer)
         wide, _, narrow = feed.net
         value, gate = (wide.weight @ norm(state, feed.norm) + wide.bias).chunk(2)
         gelu = gate * 0.5 * (1 + torch.erf(gate / math.sqrt(2)))
-        found.append(state + narrow.weight @ (value * gelu) + narrow.bias)
-    return torch.stack(found)
+        transformed.append(state + narrow.weight @ (value * gelu) + narrow.bias)
+    return torch.stack(transformed)
 
 
 def test_latent_attention_is_what_a_loop_over_tokens_and_heads_computes():
     torch.manual_seed(0)
-    module = LatentAttention(16, Latents(**SIZES))
+    module = LatentAttention(16, LatentAttentionSizes(**SIZES))
     for p in module.parameters():  # norms begin as the identity, and would prove nothing
         p.data += 0.1 * torch.randn_like(p)
     states = torch.randn(2, 4, 16)
@@ -92,12 +95,12 @@ def test_latents_are_trained_saved_and_loaded_as_they_were(decoder, tmp_path, lo
         assert p.grad is not None and p.grad.abs().sum() > 0, name
         p.data -= p.grad
     assert any(p.requires_grad for p in model.backbone.parameters())
-    save(model, tmp_path)
+    save_encoder(model, tmp_path)
     assert "cross_attend_blocks.0.to_kv.weight" in load_file(tmp_path / "pooling.safetensors")
     for trainable in (False, True):
-        again = load(tmp_path, trainable=trainable)
+        again = load_encoder(tmp_path, trainable=trainable)
         assert again.contract == model.contract
-        assert again.contract.latents == Latents(**SIZES)
+        assert again.contract.latents == LatentAttentionSizes(**SIZES)
         np.testing.assert_allclose(
             again.encode(TEXTS, "query"), model.encode(TEXTS, "query"), atol=1e-5
         )
@@ -107,11 +110,16 @@ def test_latents_are_trained_saved_and_loaded_as_they_were(decoder, tmp_path, lo
 
 def test_a_further_phase_keeps_the_latents_and_another_pooling_drops_them(decoder, tmp_path):
     first = pooled_by_latents(decoder)
-    save(first, tmp_path)
-    second = create(str(tmp_path), space="t", lora=LORA, latents={"count": 9}, precision="float32")
+    save_encoder(first, tmp_path)
+    second = create_encoder(
+        str(tmp_path),
+        space="t",
+        options=ContractOptions(latents={"count": 9}, precision="float32"),
+        lora=LORA,
+    )
     assert second.contract.latents == first.contract.latents
     assert torch.equal(second.latent_attention.latents, first.latent_attention.latents)
-    other = create(str(tmp_path), space="t", pooling="mean")
+    other = make_encoder(tmp_path, space="t")
     assert (other.contract.latents, other.latent_attention) == (None, None)
 
 
@@ -125,15 +133,15 @@ def test_the_first_latents_are_a_function_of_the_seed(decoder):
 def test_served_in_bfloat16_latents_take_half_the_memory_and_keep_the_vectors(decoder, tmp_path):
     model = pooled_by_latents(decoder, precision="bfloat16", lora=LORA)
     assert {p.dtype for p in model.latent_attention.parameters()} == {torch.float32}
-    save(model, tmp_path)
-    served = load(tmp_path)
+    save_encoder(model, tmp_path)
+    served = load_encoder(tmp_path)
     assert {p.dtype for p in served.latent_attention.parameters()} == {torch.bfloat16}
     cosines = (model.encode(TEXTS, "query") * served.encode(TEXTS, "query")).sum(1)
     assert cosines.min() > 0.999
 
 
 def test_latents_that_are_not_there_are_an_error_and_not_random(decoder, tmp_path):
-    save(pooled_by_latents(decoder), tmp_path)
+    save_encoder(pooled_by_latents(decoder), tmp_path)
     (tmp_path / "pooling.safetensors").unlink()
     with pytest.raises(UserError, match="pooling.safetensors: does not exist"):
-        load(tmp_path)
+        load_encoder(tmp_path)

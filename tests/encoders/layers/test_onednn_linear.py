@@ -1,20 +1,21 @@
-"""oneDNN's linear layers give what torch's own do, forwards and backwards."""
+"""oneDNN's linear layers compute what torch's do, forward and backward."""
 
 import pytest
 import torch
 
-from stillroom.encoders.files.create import create
-from stillroom.encoders.layers import onednn_linear as cpu_linear
-from stillroom.encoders.layers.onednn_linear import CpuLinear, use_onednn
+from stillroom.encoders.layers import onednn_linear
+from stillroom.encoders.layers.lora import LoraOptions
+from stillroom.encoders.layers.onednn_linear import OneDnnLinear, use_onednn
+from support.make_encoder import make_encoder
 
 
 def layers(bias=True):
-    """torch's own, and oneDNN's with the same weights."""
+    """torch's layer, and oneDNN's with the same weights."""
     torch.manual_seed(0)
     plain = torch.nn.Linear(24, 40, bias=bias)
     fast = torch.nn.Linear(24, 40, bias=bias)
     fast.load_state_dict(plain.state_dict())
-    fast.__class__ = CpuLinear
+    fast.__class__ = OneDnnLinear
     return plain, fast
 
 
@@ -31,9 +32,9 @@ INPUTS = {
     "one row again and again": lambda: rows(1, 24).expand(8, 24),
 }
 GRADIENTS = {
-    "of all alike": lambda found: found.sum(),
-    "of a part": lambda found: found[..., 5:9].square().sum(),
-    "through a transposition": lambda found: (found.transpose(0, 1) * 2).tanh().sum(),
+    "of all alike": lambda values: values.sum(),
+    "of a part": lambda values: values[..., 5:9].square().sum(),
+    "through a transposition": lambda values: (values.transpose(0, 1) * 2).tanh().sum(),
 }
 
 
@@ -41,26 +42,28 @@ GRADIENTS = {
 @pytest.mark.parametrize("loss", GRADIENTS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_values_and_gradients_are_torch_s(name, loss, bias):
-    found = []
+    results = []
     for layer in layers(bias):
         given = INPUTS[name]().requires_grad_()
         values = layer(given)
         GRADIENTS[loss](values).backward()
-        found.append([values, given.grad, *(one.grad for one in layer.parameters())])
-    for plain, fast in zip(*found, strict=True):
+        results.append([values, given.grad, *(tensor.grad for tensor in layer.parameters())])
+    for plain, fast in zip(*results, strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
     with torch.inference_mode():
         torch.testing.assert_close(layer(given), values, rtol=0, atol=0)
 
 
-def test_what_is_frozen_gets_no_gradient_and_keeps_no_input():
+def test_frozen_weights_get_no_gradient_and_save_no_input():
     _, fast = layers()
     fast.requires_grad_(False)
-    kept = []
+    saved = []
     given = rows(7, 24).requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor) or tensor, lambda x: x
+    ):
         fast(given).sum().backward()
-    assert [one.shape for one in kept] == [fast.weight.shape]
+    assert [tensor.shape for tensor in saved] == [fast.weight.shape]
     assert fast.weight.grad is None and given.grad is not None
 
 
@@ -74,19 +77,16 @@ def test_autocast_and_other_precisions_are_torch_s():
 
 @pytest.mark.parametrize("faster", [True, False])
 def test_an_encoder_s_layers_are_onednn_s_where_that_is_faster(decoder, monkeypatch, faster):
-    monkeypatch.setattr(cpu_linear, "FASTER", faster)
-    lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
-    model = create(
-        str(decoder), space="s", attention="bidirectional", pooling="mean", precision="float32",
-        lora=lora,
-    )  # fmt: skip
-    kinds = {type(one) for one in model.modules() if isinstance(one, torch.nn.Linear)}
-    assert kinds == {CpuLinear if faster else torch.nn.Linear}
+    monkeypatch.setattr(onednn_linear, "ONEDNN_IS_FASTER", faster)
+    lora = LoraOptions(rank=4, alpha=8)
+    model = make_encoder(decoder, attention="bidirectional", precision="float32", lora=lora)
+    kinds = {type(tensor) for tensor in model.modules() if isinstance(tensor, torch.nn.Linear)}
+    assert kinds == {OneDnnLinear if faster else torch.nn.Linear}
 
 
 def test_a_module_keeps_its_weights_and_the_names_of_them():
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
-    before = {name: one.clone() for name, one in module.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     use_onednn(module)
     assert before.keys() == module.state_dict().keys()
-    assert all(torch.equal(before[name], one) for name, one in module.state_dict().items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())

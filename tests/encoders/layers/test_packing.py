@@ -31,15 +31,17 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from stillroom.encoders.encoder import micro_batches
-from stillroom.encoders.files.create import create
-from stillroom.encoders.files.load import load
-from stillroom.encoders.files.save import save
+from stillroom.encoders.files.load import load_encoder
+from stillroom.encoders.files.pretrained import load_backbone
+from stillroom.encoders.files.save import save_encoder
 from stillroom.encoders.layers import packing
-from stillroom.encoders.layers.backbone import checkpoint_activations, load_backbone, set_dropout
+from stillroom.encoders.layers.backbone import checkpoint_activations, set_dropout
+from stillroom.encoders.layers.lora import LoraOptions
 from stillroom.encoders.layers.packing import pack_attention
-from stillroom.encoders.tokens.prompter import pad, pad_clozes
+from stillroom.encoders.micro_batches import micro_batches
+from stillroom.encoders.tokens.batch import pad, pad_labelled
 from stillroom.errors import UserError
+from support.make_encoder import make_encoder
 from support.tiny_models import (
     VOCABULARY,
     byte_pair_tokenizer,
@@ -49,7 +51,7 @@ from support.tiny_models import (
 )
 
 TEXTS = ["a short text", "another text, which has quite a few more words than the first one", "x"]
-LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
+LORA = LoraOptions(rank=4, alpha=8)
 SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -90,38 +92,39 @@ def folder_of(tmp_path_factory):
     return folder
 
 
-def made(folder, attention, *, packed, **changes):
-    fields = {"pooling": "mean", "precision": "float32", "head": True, **changes}
-    model = create(str(folder), space="s", attention=attention, **fields).train()
+def encoder_of(folder, attention, *, packed, **changes):
+    fields = {"precision": "float32", "head": True, **changes}
+    model = make_encoder(folder, attention=attention, **fields).train()
     if packed:
         pack_attention(model.backbone)
     return model
 
 
 def results(model, side="right", texts=TEXTS):
-    """Vectors, costs of generation, and every gradient of both."""
+    """Vectors, losses of predicted tokens, and every gradient of both."""
     batch = pad(model.prompter(texts, "query"), model.pad_id, side=side)
     pairs = [(text, " and an answer") for text in texts]
-    clozes = pad_clozes(model.prompter.to_generate(pairs, max_tokens=64), model.pad_id)
-    vectors, costs = model(batch), model(clozes)
-    (vectors[:, :5].sum() + costs.sum()).backward()
+    labelled = pad_labelled(model.prompter.label_completions(pairs, max_tokens=64), model.pad_id)
+    vectors, losses = model(batch), model(labelled)
+    (vectors[:, :5].sum() + losses.sum()).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return vectors, costs, gradients
+    return vectors, losses, gradients
 
 
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.promise("attention")
 def test_packed_equals_padded(folder_of, name, attention, side):
-    padded = results(made(folder_of(name), attention, packed=False))
-    packed = results(made(folder_of(name), attention, packed=True), side)
+    padded = results(encoder_of(folder_of(name), attention, packed=False))
+    packed = results(encoder_of(folder_of(name), attention, packed=True), side)
     torch.testing.assert_close(packed, padded, rtol=1e-4, atol=2e-5)
 
 
-def test_rows_of_any_length_are_of_few_lengths_and_what_fills_them_changes_nothing(folder_of):
-    """For each length oneDNN makes kernels that it keeps."""
-    padded = made(folder_of("llama"), "bidirectional", packed=False)
-    packed = made(folder_of("llama"), "bidirectional", packed=True)
+def test_rows_are_filled_up_to_few_lengths_without_changing_results(folder_of):
+    """oneDNN compiles and keeps kernels for each length."""
+    padded = encoder_of(folder_of("llama"), "bidirectional", packed=False)
+    packed = encoder_of(folder_of("llama"), "bidirectional", packed=True)
     rows, tokens = [], []
     packed.backbone.register_forward_pre_hook(
         lambda _, args, named: rows.append(named["input_ids"].shape[1]), with_kwargs=True
@@ -135,15 +138,15 @@ def test_rows_of_any_length_are_of_few_lengths_and_what_fills_them_changes_nothi
     between = {row for row in rows if 128 < row <= 256}
     assert len(between) <= 32 < len({n for n in tokens if 128 < n <= 256})
     many = [*TEXTS * 7, "x"]
-    found = results(packed, texts=many)
-    assert rows[-2] > sum(len(one.ids) for one in packed.prompter(many, "query"))
-    torch.testing.assert_close(found, results(padded, texts=many), rtol=1e-4, atol=2e-5)
+    packed_results = results(packed, texts=many)
+    assert rows[-2] > sum(len(text.ids) for text in packed.prompter(many, "query"))
+    torch.testing.assert_close(packed_results, results(padded, texts=many), rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_packed_equals_padded_in_bfloat16_to_its_rounding(folder_of, name):
     padded, packed = (
-        made(folder_of(name), "bidirectional", packed=packed, lora=LORA, precision="bfloat16")
+        encoder_of(folder_of(name), "bidirectional", packed=packed, lora=LORA, precision="bfloat16")
         for packed in (False, True)
     )
     cosines = (padded.encode(TEXTS, "query") * packed.encode(TEXTS, "query")).sum(1)
@@ -157,34 +160,36 @@ def test_on_a_cpu_packed_attention_is_float32_though_the_forward_is_bfloat16():
     def attended(rows):
         starts = torch.tensor([0, 50, 90], dtype=torch.int32)
         layer = SimpleNamespace(is_causal=False, num_key_value_groups=1)
-        return packing.attend(layer, *rows, None, lengths=[50, 40], starts=starts, scaling=0.3)[0]
+        return packing.packed_attention(
+            layer, *rows, None, lengths=[50, 40], starts=starts, scaling=0.3
+        )[0]
 
     with torch.autocast("cpu", torch.bfloat16):
-        found = attended(rows)
-    assert torch.equal(found, attended([row.float() for row in rows]).bfloat16())
+        output = attended(rows)
+    assert torch.equal(output, attended([row.float() for row in rows]).bfloat16())
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_packed_rows_are_computed_again_as_they_were_at_first(folder_of, lora):
-    plain = made(folder_of("llama"), "bidirectional", packed=True, lora=lora)
-    checkpointed = made(folder_of("llama"), "bidirectional", packed=True, lora=lora)
+def test_packed_layers_are_recomputed_as_at_first(folder_of, lora):
+    plain = encoder_of(folder_of("llama"), "bidirectional", packed=True, lora=lora)
+    checkpointed = encoder_of(folder_of("llama"), "bidirectional", packed=True, lora=lora)
     checkpoint_activations(checkpointed.backbone)
     torch.testing.assert_close(results(checkpointed), results(plain), rtol=1e-5, atol=1e-6)
 
 
 def test_a_packed_backbone_is_given_no_padding(folder_of):
-    model = made(folder_of("llama"), "bidirectional", packed=True)
+    model = encoder_of(folder_of("llama"), "bidirectional", packed=True)
     shapes = []
     model.backbone.layers[0].register_forward_pre_hook(
         lambda _, inputs: shapes.append(inputs[0].shape)
     )
     tokens = model.prompter(TEXTS, "query")
     model(pad(tokens, model.pad_id))
-    assert shapes == [(1, sum(len(one.ids) for one in tokens), 32)]
+    assert shapes == [(1, sum(len(text.ids) for text in tokens), 32)]
 
 
 def test_dropout_reaches_packed_attention(folder_of):
-    model = made(folder_of("llama"), "bidirectional", packed=True)
+    model = encoder_of(folder_of("llama"), "bidirectional", packed=True)
     batch = pad(model.prompter(TEXTS, "query"), model.pad_id)
     assert torch.equal(model(batch), model(batch))
     for layer in model.backbone.layers:
@@ -193,11 +198,11 @@ def test_dropout_reaches_packed_attention(folder_of):
 
 
 def test_an_encoder_that_was_trained_packed_is_saved_like_any_other(folder_of, tmp_path):
-    model = made(folder_of("mistral"), "bidirectional", packed=True)
-    save(model, tmp_path)
+    model = encoder_of(folder_of("mistral"), "bidirectional", packed=True)
+    save_encoder(model, tmp_path)
     assert packing.PACKED not in json.loads((tmp_path / "config.json").read_text()).values()
     np.testing.assert_allclose(
-        load(tmp_path).encode(TEXTS, "query"), model.encode(TEXTS, "query"), atol=2e-6
+        load_encoder(tmp_path).encode(TEXTS, "query"), model.encode(TEXTS, "query"), atol=2e-6
     )
 
 
@@ -208,11 +213,11 @@ def test_the_kernel_of_a_gpu_takes_what_it_is_given(causal, window):
         sizes = {"query": (4, torch.float32), "key": (2, torch.float32), "value": (2, torch.half)}
         row = [torch.empty(1, h, 9, 8, dtype=t, device="cuda") for h, t in sizes.values()]
         starts = torch.empty(3, dtype=torch.int32, device="cuda")
-        found, _ = packing.attend(
+        output, _ = packing.packed_attention(
             torch.nn.Module(), *row, None, lengths=[4, 5], starts=starts, is_causal=causal,
             scaling=0.3, sliding_window=window,
         )  # fmt: skip
-    assert (found.shape, found.dtype) == ((1, 9, 4, 8), torch.half)
+    assert (output.shape, output.dtype) == ((1, 9, 4, 8), torch.half)
 
 
 ENCODER = {**{name: SIZES[name] for name in list(SIZES)[:5]}, "max_position_embeddings": 66}
@@ -237,33 +242,34 @@ STUDENTS = {
 
 @pytest.mark.parametrize("name", STUDENTS)
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.promise("vectors")
 def test_a_packed_encoder_gives_a_padded_one_s_vectors_and_gradients(name, pooling, tmp_path):
     torch.manual_seed(0)
     model, tokenizer = STUDENTS[name]
     model().save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
-    found = []
+    both = []
     for packed in (False, True):
-        student = made(tmp_path, None, packed=packed, head=False, pooling=pooling)
+        student = encoder_of(tmp_path, None, packed=packed, head=False, pooling=pooling)
         set_dropout(student.backbone, 0.0)
         vectors = student(pad(student.prompter(TEXTS, "passage"), student.pad_id))
         vectors[:, :5].sum().backward()
         gradients = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
-        found.append((vectors, gradients))
-    torch.testing.assert_close(*found, rtol=1e-4, atol=2e-5)
+        both.append((vectors, gradients))
+    torch.testing.assert_close(*both, rtol=1e-4, atol=2e-5)
 
 
 def test_forwards_without_padding_take_as_many_tokens_as_they_may():
     lengths = [3, 50, 7, 20, 20, 61, 9]
     budget = 60
 
-    def in_each(packed):
+    def lengths_of_batches(packed):
         rows = micro_batches(lengths, budget, packed=packed)
         assert sorted(np.concatenate(rows)) == [*range(len(lengths))]
-        return [sorted(lengths[row] for row in own) for own in rows]
+        return [sorted(lengths[row] for row in batch) for batch in rows]
 
-    assert in_each(packed=True) == [[61], [50], [3, 7, 9, 20, 20]]
-    assert in_each(packed=False) == [[61], [50], [9, 20, 20], [3, 7]]
+    assert lengths_of_batches(packed=True) == [[61], [50], [3, 7, 9, 20, 20]]
+    assert lengths_of_batches(packed=False) == [[61], [50], [9, 20, 20], [3, 7]]
 
 
 def test_an_architecture_that_is_not_known_to_pack_is_refused_by_name(tmp_path):
@@ -272,7 +278,7 @@ def test_an_architecture_that_is_not_known_to_pack_is_refused_by_name(tmp_path):
         pack_attention(load_backbone(tmp_path))
 
 
-def test_a_gpu_with_a_torch_that_cannot_pack_is_told_so(monkeypatch):
+def test_a_torch_too_old_to_pack_on_a_gpu_is_refused(monkeypatch):
     class OnGpu:
         def parameters(self):
             yield SimpleNamespace(device=torch.device("cuda"))

@@ -8,18 +8,19 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from stillroom.encoders.files.create import create
-from stillroom.encoders.files.load import load
-from stillroom.encoders.files.save import save
-from stillroom.encoders.model_names import fingerprint
+from stillroom.encoders.files.load import load_encoder
+from stillroom.encoders.files.save import save_encoder
+from stillroom.encoders.layers.lora import LoraOptions
+from stillroom.encoders.model_names import model_fingerprint
 from stillroom.errors import UserError
-from stillroom.preflight.recipe import _model
+from stillroom.preflight.models import BaseModel, check_model
+from support.make_encoder import make_encoder
 
 TEXTS = ["a short text", "another text, which has quite a few more words than the first"]
 
 
 def adapter(base, folder, kind, **settings):
-    """What somebody trained with PEFT and no tool of ours."""
+    """An adapter trained with PEFT alone."""
     torch.manual_seed(1)
     names = ["q_proj", "v_proj", "lm_head"] if kind is AutoModelForCausalLM else "all-linear"
     config = {"r": 4, "target_modules": names} | settings
@@ -31,7 +32,7 @@ def adapter(base, folder, kind, **settings):
     return folder
 
 
-def theirs(base, folder, kind):
+def vectors_of_peft(base, folder, kind):
     """Mean-pooled unit vectors of the model that PEFT itself merges, causal as it was trained."""
     model = PeftModel.from_pretrained(kind.from_pretrained(base), str(folder)).merge_and_unload()
     model = getattr(model, "model", model).eval()
@@ -60,44 +61,46 @@ def test_an_adapter_s_vectors_are_those_of_peft_s_own_merged_model(
     decoder, tmp_path, kind, settings
 ):
     folder = adapter(decoder, tmp_path / "adapter", kind, **settings)
-    ours = create(str(folder), space="s", pooling="mean", precision="float32")
-    expected = theirs(decoder, folder, kind)
+    ours = make_encoder(folder, precision="float32")
+    expected = vectors_of_peft(decoder, folder, kind)
     np.testing.assert_allclose(ours.encode(TEXTS, "query"), expected, atol=1e-5)
-    bare = create(str(decoder), space="s", pooling="mean", precision="float32")
-    assert abs(bare.encode(TEXTS, "query") - expected).max() > 0.01
-    save(ours, tmp_path / "whole")
-    np.testing.assert_allclose(load(tmp_path / "whole").encode(TEXTS, "query"), expected, atol=1e-5)
+    without = make_encoder(decoder, precision="float32")
+    assert abs(without.encode(TEXTS, "query") - expected).max() > 0.01
+    save_encoder(ours, tmp_path / "whole")
+    np.testing.assert_allclose(
+        load_encoder(tmp_path / "whole").encode(TEXTS, "query"), expected, atol=1e-5
+    )
 
 
 def test_training_begins_with_the_adapter_merged_and_is_saved_upon_it(decoder, tmp_path):
     folder = adapter(decoder, tmp_path / "adapter", AutoModel)
-    lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
-    model = create(
-        str(folder), space="s", pooling="mean", lora=lora, head=True, precision="float32"
-    )
-    expected = theirs(decoder, folder, AutoModel)
+    lora = LoraOptions(rank=2, alpha=4)
+    model = make_encoder(folder, precision="float32", lora=lora, head=True)
+    expected = vectors_of_peft(decoder, folder, AutoModel)
     np.testing.assert_allclose(model.encode(TEXTS, "query"), expected, atol=1e-5)
     for p in model.backbone.parameters():
         if p.requires_grad:
             p.data += 0.2
-    save(model, tmp_path / "ours")
+    save_encoder(model, tmp_path / "ours")
     np.testing.assert_allclose(
-        load(tmp_path / "ours").encode(TEXTS, "query"), model.encode(TEXTS, "query"), atol=1e-5
+        load_encoder(tmp_path / "ours").encode(TEXTS, "query"),
+        model.encode(TEXTS, "query"),
+        atol=1e-5,
     )
 
 
 def test_an_adapter_on_a_base_that_knows_its_pooling_needs_none(encoder, tmp_path):
     base = tmp_path / "base"
-    save(create(str(encoder), space="s", pooling="cls", prompts={"query": "find: "}), base)
+    save_encoder(make_encoder(encoder, pooling="cls", prompts={"query": "find: "}), base)
     (base / "contract.json").unlink()  # now it is a sentence-transformers folder
-    before = fingerprint(str(base))
+    before = model_fingerprint(str(base))
     folder = adapter(base, tmp_path / "adapter", AutoModel)
-    found = load(folder)
-    assert (found.contract.pooling, found.contract.prompts.query) == ("cls", "find: ")
-    own = fingerprint(str(folder))
-    assert own.endswith(before)
+    loaded = load_encoder(folder)
+    assert (loaded.contract.pooling, loaded.contract.prompts.query) == ("cls", "find: ")
+    fingerprint = model_fingerprint(str(folder))
+    assert fingerprint.endswith(before)
     weights = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
-    assert _model("teacher.base", str(folder), "cls", False) == weights
+    assert check_model(BaseModel("teacher.base", str(folder), "cls", trusted=False)) == weights
 
 
 @pytest.mark.parametrize(
@@ -116,12 +119,12 @@ def test_an_adapter_that_cannot_be_used_says_why(decoder, tmp_path, change, mess
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=message):
-        create(str(folder), space="s", pooling="mean")
+        make_encoder(folder)
 
 
 def test_pickled_weights_of_an_adapter_are_refused(decoder, tmp_path):
     folder = adapter(decoder, tmp_path / "adapter", AutoModel)
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    for look in (load, fingerprint):
+    for read in (load_encoder, model_fingerprint):
         with pytest.raises(UserError, match="pickled weights .* are never loaded"):
-            look(str(folder))
+            read(str(folder))

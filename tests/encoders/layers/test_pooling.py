@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from stillroom.encoders.files.create import create
+from stillroom.encoders.layers.lora import LoraOptions
 from stillroom.encoders.layers.pooling import POOLINGS
-from stillroom.encoders.tokens.prompter import NO_TARGET, ClozeBatch, pad
+from stillroom.encoders.tokens.batch import IGNORE_INDEX, LabelledBatch, pad
+from support.make_encoder import make_encoder
 
 STATES = torch.tensor([[[1.0], [2.0], [3.0], [4.0]]])
 
@@ -51,11 +52,10 @@ def test_states_in_bfloat16_are_pooled_in_float32(name):
 
 
 def test_an_encoder_that_computes_in_bfloat16_pools_and_predicts_in_float32(decoder):
-    lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
-    model = create(
-        str(decoder), space="s", pooling="mean", precision="bfloat16", head=True,
-        projection_dims=48, lora=lora,
-    ).eval()  # fmt: skip
+    lora = LoraOptions(rank=4, alpha=8)
+    model = make_encoder(
+        decoder, precision="bfloat16", head=True, projection_dims=48, lora=lora
+    ).eval()
     states, logits = [], []
     model.backbone.register_forward_hook(lambda _, __, out: states.append(out[0]))
     model.head.register_forward_hook(lambda _, __, out: logits.append(out))
@@ -67,11 +67,11 @@ def test_an_encoder_that_computes_in_bfloat16_pools_and_predicts_in_float32(deco
     exact = torch.nn.functional.normalize(exact @ model.projection.weight.T.double(), dim=-1)
     torch.testing.assert_close(vectors, exact.float(), rtol=1e-4, atol=1e-5)
 
-    targets = torch.where(batch.mask_bl == 1, batch.ids_bl, NO_TARGET)
-    costs = model(ClozeBatch(batch.ids_bl, batch.mask_bl, targets, "causal"))
+    targets = torch.where(batch.mask_bl == 1, batch.ids_bl, IGNORE_INDEX)
+    costs = model(LabelledBatch(batch.ids_bl, batch.mask_bl, targets, "causal"))
     assert (logits[0].dtype, costs.dtype) == (torch.bfloat16, torch.float32)
-    wanted = targets[targets != NO_TARGET]
+    wanted = targets[targets != IGNORE_INDEX]
     slow = -logits[0].double().log_softmax(-1)[torch.arange(len(wanted)), wanted]
-    rows = (targets != NO_TARGET).nonzero()[:, 0]
+    rows = (targets != IGNORE_INDEX).nonzero()[:, 0]
     sums = torch.stack([slow[rows == row].sum() for row in range(2)])
     torch.testing.assert_close(costs, sums.float(), rtol=1e-5, atol=0)

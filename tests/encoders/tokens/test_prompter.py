@@ -2,15 +2,8 @@ import pytest
 import torch
 
 from stillroom.encoders.contract import Contract
-from stillroom.encoders.tokens.prompter import (
-    NO_TARGET,
-    Cloze,
-    Prompter,
-    Tokens,
-    instructed,
-    pad,
-    pad_clozes,
-)
+from stillroom.encoders.tokens.batch import IGNORE_INDEX, LabelledTokens, Tokens, pad, pad_labelled
+from stillroom.encoders.tokens.prompter import Prompter, instruct_prompt
 from stillroom.errors import UserError
 from support.tiny_models import byte_pair_tokenizer, word_piece_tokenizer
 
@@ -57,7 +50,7 @@ def test_an_encoder_s_text_keeps_cls_and_sep_cut_or_not(text):
     assert tokens.ids == tokenizer(text, truncation=True, max_length=24)["input_ids"]
 
 
-def test_each_role_has_its_own_prompt_letter_for_letter():
+def test_each_role_has_its_own_prompt_exactly_as_written():
     tokenizer = byte_pair_tokenizer()
     prompts = {"query": "Instruct: find\nQuery: ", "passage": "Passage: "}
     prompter = Prompter(tokenizer, contract(prompts=prompts, max_tokens=99))
@@ -66,15 +59,15 @@ def test_each_role_has_its_own_prompt_letter_for_letter():
         assert tokenizer.decode(tokens.ids) == f"<s>{prompt}a text</s>"
 
 
-def test_a_task_s_instruction_takes_the_place_of_the_query_s_prompt():
+def test_a_task_s_instruction_replaces_the_query_s_prompt():
     tokenizer = byte_pair_tokenizer()
     prompter = Prompter(tokenizer, contract(prompts={"query": "find: "}, max_tokens=99))
-    prompt = instructed("Find a duplicate")
+    prompt = instruct_prompt("Find a duplicate")
     [tokens] = prompter(["a text"], "query", prompt=prompt)
     assert tokenizer.decode(tokens.ids) == "<s>Instruct: Find a duplicate\nQuery: a text</s>"
     text = tokenizer("a text", add_special_tokens=False)["input_ids"]
-    [of_ids] = prompter.of_ids([text], "query", prompt=prompt)
-    assert tokenizer.decode(of_ids.ids) == tokenizer.decode(tokens.ids)
+    [from_ids] = prompter.from_ids([text], "query", prompt=prompt)
+    assert tokenizer.decode(from_ids.ids) == tokenizer.decode(tokens.ids)
 
 
 @pytest.mark.parametrize("given_ids", [False, True])
@@ -86,7 +79,7 @@ def test_the_prompt_s_tokens_can_be_left_out_of_pooling(given_ids):
         prompter = Prompter(tokenizer, contract(**fields, pool_prompt=pool_prompt))
         if given_ids:
             text = tokenizer("text", add_special_tokens=False)["input_ids"]
-            [tokens] = prompter.of_ids([text], "query")
+            [tokens] = prompter.from_ids([text], "query")
         else:
             [tokens] = prompter(["text"], "query")
         batch = pad([tokens], tokenizer.pad_token_id)
@@ -101,18 +94,21 @@ def test_padding_hides_nothing_and_adds_nothing(side):
     tokens = [Tokens([5, 6, 7], 1), Tokens([8], 0)]
     batch = pad(tokens, 2, side=side)
     assert batch.ids_bl.tolist() == [[5, 6, 7], [2, 2, 8] if side == "left" else [8, 2, 2]]
-    for row, one in enumerate(tokens):
-        assert batch.ids_bl[row][batch.mask_bl[row].bool()].tolist() == one.ids
+    for row, text in enumerate(tokens):
+        assert batch.ids_bl[row][batch.mask_bl[row].bool()].tolist() == text.ids
         assert (
-            batch.ids_bl[row][batch.pool_mask_bl[row].bool()].tolist() == one.ids[one.pool_from :]
+            batch.ids_bl[row][batch.pool_mask_bl[row].bool()].tolist() == text.ids[text.pool_from :]
         )
 
 
-def test_a_padded_cloze_predicts_at_its_own_places_alone():
-    clozes = [Cloze([5], [8], "causal"), Cloze([5, 6, 7], [6, NO_TARGET, 9], "causal")]
-    batch = pad_clozes(clozes, 2)
+def test_padded_labels_are_ignored():
+    labelled = [
+        LabelledTokens([5], [8], "causal"),
+        LabelledTokens([5, 6, 7], [6, IGNORE_INDEX, 9], "causal"),
+    ]
+    batch = pad_labelled(labelled, 2)
     assert batch.ids_bl.tolist() == [[5, 2, 2], [5, 6, 7]]
-    assert batch.targets_bl.tolist() == [[8, NO_TARGET, NO_TARGET], [6, NO_TARGET, 9]]
+    assert batch.labels_bl.tolist() == [[8, IGNORE_INDEX, IGNORE_INDEX], [6, IGNORE_INDEX, 9]]
 
 
 @pytest.mark.parametrize("given_ids", [False, True])
@@ -120,7 +116,7 @@ def test_a_padded_cloze_predicts_at_its_own_places_alone():
 def test_a_prompt_that_leaves_no_room_for_a_text_is_refused(echo, given_ids):
     prompter = Prompter(byte_pair_tokenizer(), contract(echo=echo, prompts={"query": LONG}))
     with pytest.raises(UserError, match="prompt and text together may have 22"):
-        prompter.of_ids([[5]], "query") if given_ids else prompter(["cut off"], "query")
+        prompter.from_ids([[5]], "query") if given_ids else prompter(["cut off"], "query")
 
 
 def test_an_empty_text_behind_a_prompt_is_still_pooled():
@@ -141,7 +137,7 @@ def test_an_echo_is_the_same_text_again_cut_or_not_and_alone_is_pooled(prompt, t
     tokenizer = byte_pair_tokenizer()
     prompter = Prompter(tokenizer, contract(echo=True, prompts={"query": prompt}))
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    [tokens] = prompter.of_ids([ids], "query") if given_ids else prompter([text], "query")
+    [tokens] = prompter.from_ids([ids], "query") if given_ids else prompter([text], "query")
     assert len(tokens.ids) <= 24
     assert tokens.ids[-1] == tokenizer.eos_token_id
     second = tokens.ids[tokens.pool_from : -1]
@@ -161,31 +157,35 @@ def test_an_empty_text_echoes_as_its_eos():
     assert tokens.ids[tokens.pool_from :] == [tokenizer.eos_token_id]
 
 
-# --- to generate ----------------------------------------------------------------------------
+# --- completions ----------------------------------------------------------------------------
 
 
 def test_only_a_completion_and_its_eos_are_predicted_each_by_the_token_before_it():
     tokenizer = byte_pair_tokenizer()
     prompter = Prompter(tokenizer, contract())
-    [cloze] = prompter.to_generate([("a question", " and its answer")], max_tokens=99)
-    assert tokenizer.decode(cloze.ids) == "<s>a question and its answer</s>"
-    predicted = [i for i, target in enumerate(cloze.targets) if target != NO_TARGET]
-    assert tokenizer.decode([cloze.targets[i] for i in predicted]) == " and its answer</s>"
-    assert [cloze.targets[i] for i in predicted] == [cloze.ids[i + 1] for i in predicted]
-    assert cloze.attention == "causal"
+    [text] = prompter.label_completions([("a question", " and its answer")], max_tokens=99)
+    assert tokenizer.decode(text.ids) == "<s>a question and its answer</s>"
+    predicted = [i for i, label in enumerate(text.labels) if label != IGNORE_INDEX]
+    assert tokenizer.decode([text.labels[i] for i in predicted]) == " and its answer</s>"
+    assert [text.labels[i] for i in predicted] == [text.ids[i + 1] for i in predicted]
+    assert text.attention == "causal"
 
 
 @pytest.mark.parametrize("prompt", ["", "short", LONG])
 @pytest.mark.parametrize("completion", ["", "short", LONG])
-def test_half_of_the_room_is_left_to_a_completion_and_what_is_cut_has_no_eos(prompt, completion):
+def test_a_completion_has_half_of_the_room_and_a_cut_one_has_no_eos(prompt, completion):
     tokenizer = byte_pair_tokenizer()
-    [cloze] = Prompter(tokenizer, contract()).to_generate([(prompt, completion)], max_tokens=20)
-    assert len(cloze.ids) == len(cloze.targets) <= 20
-    targets = [target for target in cloze.targets if target != NO_TARGET]
+    [text] = Prompter(tokenizer, contract()).label_completions(
+        [(prompt, completion)], max_tokens=20
+    )
+    assert len(text.ids) == len(text.labels) <= 20
+    labels = [label for label in text.labels if label != IGNORE_INDEX]
     whole = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    assert targets == whole[: len(targets)]
-    assert len(targets) >= min(len(whole), 9)
-    before = cloze.ids[: len(cloze.ids) - len(targets)]
-    asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert labels == whole[: len(labels)]
+    assert len(labels) >= min(len(whole), 9)
+    before = text.ids[: len(text.ids) - len(labels)]
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     assert before[0] == tokenizer.bos_token_id
-    assert before[1:] == asked[len(asked) - len(before) + 1 :]  # its end is what it asks
+    assert (
+        before[1:] == prompt_ids[len(prompt_ids) - len(before) + 1 :]
+    )  # the end of the prompt is kept

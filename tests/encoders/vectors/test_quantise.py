@@ -1,4 +1,4 @@
-"""What codes stand for is as near as their bytes allow."""
+"""Decoded vectors are as close to the originals as their bytes allow."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from stillroom.encoders.vectors.quantise import (
     Calibration,
-    from_signs,
+    pack_signs,
     read_calibrations,
-    signs,
+    unpack_signs,
     write_calibrations,
 )
 from stillroom.errors import UserError
@@ -21,10 +21,10 @@ def normal(rows, dims, seed=0):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 40), st.integers(0, 99))
-def test_int8_is_off_by_half_a_step_in_its_range_and_ends_there(rows, dims, seed):
+def test_int8_is_off_by_half_a_step_at_most_and_clips_at_its_range(rows, dims, seed):
     seen = normal(rows, dims, seed)
-    seen[:, 0] = 0.25  # a dimension that never moves
-    calibration = Calibration.of(seen)
+    seen[:, 0] = 0.25  # a constant dimension
+    calibration = Calibration.fit(seen)
     again = calibration.decode(calibration.encode(seen))
     assert (np.abs(again - seen) <= 0.5001 * calibration.step + 1e-6).all()
     beyond = calibration.decode(calibration.encode(seen * 3))
@@ -33,16 +33,16 @@ def test_int8_is_off_by_half_a_step_in_its_range_and_ends_there(rows, dims, seed
 
 
 @pytest.mark.parametrize("dims", [1, 8, 13, 384])
-def test_signs_come_back_and_take_a_bit_each(dims):
+def test_signs_round_trip_and_take_one_bit_each(dims):
     vectors = normal(7, dims)
     vectors[0] = 0  # nothing is above 0
-    bits = signs(vectors)
+    bits = pack_signs(vectors)
     assert bits.nbytes == 7 * -(-dims // 8)
-    np.testing.assert_array_equal(from_signs(bits, dims), np.where(vectors > 0, 1, -1))
+    np.testing.assert_array_equal(unpack_signs(bits, dims), np.where(vectors > 0, 1, -1))
 
 
 def test_calibrations_of_all_sizes_are_read_as_written(tmp_path):
-    written = {dims: Calibration.of(normal(9, dims)) for dims in (32, 8)}
+    written = {dims: Calibration.fit(normal(9, dims)) for dims in (32, 8)}
     write_calibrations(tmp_path, written)
     read = read_calibrations(tmp_path)
     assert set(read) == {32, 8}

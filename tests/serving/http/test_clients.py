@@ -1,4 +1,4 @@
-"""The clients that people have, against a real socket."""
+"""OpenAI's and text-embeddings-inference's clients against a real socket."""
 
 import asyncio
 import base64
@@ -13,13 +13,13 @@ import pytest
 from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError
 
-from stillroom.encoders.files.load import load
-from stillroom.serving.http.limits import Limits
-from stillroom.serving.messages import TooLarge
-from support.in_process_router import near
+from stillroom.encoders.files.load import load_encoder
+from stillroom.serving.config import RequestLimits
+from stillroom.serving.errors import TooManyTokens
+from support.in_process_router import in_process_router
 from support.tiny_releases import make_release
 
-LIMITS = Limits(body_bytes=20_000, texts=8, characters=4_000, tokens=200)
+LIMITS = RequestLimits(body_bytes=20_000, texts=8, characters=4_000, tokens=200)
 
 
 @pytest.fixture(scope="module")
@@ -29,32 +29,32 @@ def release(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(release):
-    with near(release, limits=LIMITS) as found:
-        yield found
+    with in_process_router(release, limits=LIMITS) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
 def student(release):
-    return load(release / "student")
+    return load_encoder(release / "student")
 
 
 @pytest.fixture(scope="module")
 def teacher(release):
-    return load(release / "teacher")
+    return load_encoder(release / "teacher")
 
 
 @pytest.fixture
 def hub(url, monkeypatch):
-    # What is on this machine is no hub.
+    # Offline mode would refuse the client's requests to this machine, too.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     return lambda route: huggingface_hub.InferenceClient(model=url + route, token="none")
 
 
-def ask(url, path="/embed", **body):
+def post(url, path="/embed", **body):
     return httpx.post(url + path, json=body)
 
 
-# OpenAI's
+# OpenAI's client
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def ask(url, path="/embed", **body):
         ({"input": "z" * 20_000}, openai.APIStatusError, 413, "request_too_large"),
     ],
 )
-def test_the_openai_client_raises_what_it_would_at_openai(url, body, raised, status, code):
+def test_the_openai_client_raises_the_same_errors_as_at_openai(url, body, raised, status, code):
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     with pytest.raises(raised) as caught:
         client.embeddings.create(**{"model": "tiny/student"} | body)
@@ -79,7 +79,7 @@ def test_the_openai_client_raises_what_it_would_at_openai(url, body, raised, sta
         assert "dimensions must be one of 64" in caught.value.message
 
 
-def test_the_asynchronous_client_gets_each_text_s_vector_in_its_place(url, student):
+def test_the_asynchronous_client_gets_vectors_in_the_order_of_the_texts(url, student):
     texts = ["a", "a much longer text than the others", "naïve 漢字", "a"]
 
     async def main():
@@ -90,11 +90,11 @@ def test_the_asynchronous_client_gets_each_text_s_vector_in_its_place(url, stude
 
     answer = asyncio.run(main())
     assert [item.index for item in answer.data] == [0, 1, 2, 3]
-    found = np.array([item.embedding for item in answer.data])
-    np.testing.assert_allclose(found, student.encode(texts, "passage"), atol=2e-6)
+    vectors = np.array([item.embedding for item in answer.data])
+    np.testing.assert_allclose(vectors, student.encode(texts, "passage"), atol=2e-6)
 
 
-def test_an_instruction_stands_before_queries_as_the_model_was_taught(url, teacher):
+def test_an_instruction_is_put_before_queries_in_the_trained_form(url, teacher):
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
     answer = client.embeddings.create(
         model="tiny/teacher",
@@ -109,76 +109,78 @@ def test_an_instruction_stands_before_queries_as_the_model_was_taught(url, teach
     )
 
 
-def test_null_is_what_a_field_is_without_it(url):
-    bodies = [{}, dict.fromkeys(("dimensions", "user", "encoding_format", "input_type"))]
-    asked = [{"model": "tiny", "input": "x", **body} for body in bodies]
-    first, second = (ask(url, "/v1/embeddings", **body).json() for body in asked)
-    assert first == second
+def test_a_null_field_means_the_same_as_an_absent_field(url):
+    nulls = dict.fromkeys(("dimensions", "user", "encoding_format", "input_type"))
+    absent = post(url, "/v1/embeddings", model="tiny", input="x")
+    null = post(url, "/v1/embeddings", model="tiny", input="x", **nulls)
+    assert absent.status_code == 200 and absent.json() == null.json()
 
 
-def test_one_model_is_found_by_its_name_and_a_lost_one_is_404(url):
+def test_a_model_is_retrieved_by_name_and_an_unknown_one_is_404(url):
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
-    found = client.models.retrieve("tiny/teacher")
-    assert (found.id, found.dims, found.max_tokens) == ("tiny/teacher", [64], 64)
+    model = client.models.retrieve("tiny/teacher")
+    assert (model.id, model.dims, model.max_tokens) == ("tiny/teacher", [64], 64)
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("tiny/nobody")
 
 
-# text-embeddings-inference's
+# text-embeddings-inference's clients
 
 
-def test_the_hub_s_client_gets_the_vectors_of_the_first_release(hub, student, teacher):
+def test_the_hub_client_gets_the_vectors_of_the_first_release(hub, student, teacher):
     texts = ["one text", "another"]
-    found = hub("").feature_extraction(texts)
-    np.testing.assert_allclose(found, teacher.encode(texts, "passage"), atol=2e-6)
-    found = hub("/embed").feature_extraction("one text", prompt_name="query", normalize=False)
-    np.testing.assert_allclose(found, student.encode(["one text"], "query"), atol=2e-6)
-    found = hub("?model=tiny/teacher").feature_extraction("one text", prompt_name="query")
-    np.testing.assert_allclose(found, teacher.encode(["one text"], "query"), atol=2e-6)
+    vectors = hub("").feature_extraction(texts)
+    np.testing.assert_allclose(vectors, teacher.encode(texts, "passage"), atol=2e-6)
+    vectors = hub("/embed").feature_extraction("one text", prompt_name="query", normalize=False)
+    np.testing.assert_allclose(vectors, student.encode(["one text"], "query"), atol=2e-6)
+    vectors = hub("?model=tiny/teacher").feature_extraction("one text", prompt_name="query")
+    np.testing.assert_allclose(vectors, teacher.encode(["one text"], "query"), atol=2e-6)
 
 
-def test_similarities_are_cosines(hub, teacher):
+def test_similarity_returns_cosines(hub, teacher):
     texts = ["a source", "a sentence", "a source"]
-    found = hub("/similarity").sentence_similarity(texts[0], texts[1:])
+    similarities = hub("/similarity").sentence_similarity(texts[0], texts[1:])
     rows = teacher.encode(texts, "passage")
-    np.testing.assert_allclose(found, rows[1:] @ rows[0], atol=1e-5)
+    np.testing.assert_allclose(similarities, rows[1:] @ rows[0], atol=1e-5)
 
 
-def test_a_long_text_loses_the_end_that_is_asked_for_or_is_refused(hub, student, url):
+def test_a_long_text_is_truncated_on_the_requested_side_or_refused(hub, student, url):
     long = " ".join(f"word{number}" for number in range(100))
     ids = student.tokenizer(long, add_special_tokens=False)["input_ids"]
     room = student.contract.max_tokens - 2  # CLS and SEP
-    for direction, kept in (("right", ids[:room]), ("left", ids[-room:])):
-        found = hub("?model=tiny/student").feature_extraction(
+    for direction, kept_ids in (("right", ids[:room]), ("left", ids[-room:])):
+        vectors = hub("?model=tiny/student").feature_extraction(
             long, truncate=True, truncation_direction=direction
         )
-        expected = student.encode_tokens(student.prompter.of_ids([kept], "passage"))
-        np.testing.assert_allclose(found, expected, atol=2e-6)
-    refused = ask(url, "/embed?model=tiny/student", inputs=long, truncate=False)
+        expected = student.encode_tokens(student.prompter.from_ids([kept_ids], "passage"))
+        np.testing.assert_allclose(vectors, expected, atol=2e-6)
+    refused = post(url, "/embed?model=tiny/student", inputs=long, truncate=False)
     assert (refused.status_code, refused.json()["error_type"]) == (422, "Tokenizer")
     assert f"takes {len(ids)} tokens, and {room} is the most" in refused.json()["error"]
-    short = ask(url, "/embed?model=tiny/student", inputs="a short text", truncate=False)
+    short = post(url, "/embed?model=tiny/student", inputs="a short text", truncate=False)
     assert short.status_code == 200
 
 
-def test_tokens_tell_where_they_lie_and_decode_to_the_text(url):
+def test_tokens_have_offsets_and_decode_to_the_text(url):
     text = "some naïve text"
     teacher = "/tokenize?model=tiny/teacher"
-    [tokens] = ask(url, teacher, inputs=text, prompt_name="query").json()
+    [tokens] = post(url, teacher, inputs=text, prompt_name="query").json()
     prompted = "Instruct: find\nQuery: " + text
     inner = [token for token in tokens if not token["special"]]
     assert [prompted[token["start"] : token["stop"]] for token in inner] == [
         token["text"] for token in inner
     ]
-    assert ask(url, "/decode", ids=[token["id"] for token in tokens]).json() == [prompted]
-    assert ask(url, "/tokenize", inputs=[text], add_special_tokens=False).json()[0][0]["start"] == 0
+    assert post(url, "/decode", ids=[token["id"] for token in tokens]).json() == [prompted]
+    assert (
+        post(url, "/tokenize", inputs=[text], add_special_tokens=False).json()[0][0]["start"] == 0
+    )
 
 
-def test_info_says_what_clients_look_for(url):
-    told = httpx.get(f"{url}/info", params={"model": "tiny/student"}).json()
-    assert told["model_id"] == "tiny/student"
-    assert (told["max_input_length"], told["max_client_batch_size"]) == (32, 8)
-    assert told["model_type"] == {"embedding": {"pooling": "mean"}}
+def test_info_has_the_fields_that_clients_read(url):
+    info = httpx.get(f"{url}/info", params={"model": "tiny/student"}).json()
+    assert info["model_id"] == "tiny/student"
+    assert (info["max_input_length"], info["max_client_batch_size"]) == (32, 8)
+    assert info["model_type"] == {"embedding": {"pooling": "mean"}}
 
 
 @pytest.mark.parametrize(
@@ -198,34 +200,36 @@ def test_info_says_what_clients_look_for(url):
         ("/decode", {"ids": [10**6]}, 422, "Tokenizer"),
     ],
 )
-def test_its_clients_are_refused_in_its_words(url, path, body, status, kind):
-    answer = ask(url, path, **body)
+def test_refusals_have_the_error_types_of_text_embeddings_inference(url, path, body, status, kind):
+    answer = post(url, path, **body)
     assert (answer.status_code, answer.json()["error_type"]) == (status, kind)
     assert answer.json()["error"]
 
 
-def test_an_overloaded_model_is_429_too_much_413_and_a_fault_of_ours_tells_nothing(release):
-    large = TooLarge("input", "has 9 tokens and may have 8", "Send several requests")
-    faults = {
+def test_overload_is_429_too_many_tokens_413_and_an_internal_error_reveals_nothing(release):
+    large = TooManyTokens("input", "has 9 tokens and may have 8", "Send several requests")
+    errors = {
         "full": BackPressureError(3, 2),
-        "large": RayTaskError("encode", "", large).as_instanceof_cause(),  # as a replica's arrives
+        "large": RayTaskError(
+            "encode", "", large
+        ).as_instanceof_cause(),  # as a replica's error arrives
         "broken": RuntimeError("a secret"),
     }
 
-    def hold(work):
-        raise faults[work.texts[0]]
+    def fail(job):
+        raise errors[job.request.texts[0]]
 
-    with near(release, hold=hold) as url:
+    with in_process_router(release, before_encode=fail) as url:
         for text, status, kind in (
             ("full", 429, "Overloaded"),
             ("large", 413, "Validation"),
             ("broken", 500, "Unhealthy"),
         ):
-            theirs = ask(url, inputs=text)
-            assert (theirs.status_code, theirs.json()["error_type"]) == (status, kind)
-            ours = ask(url, "/v1/embeddings", model="tiny", input=text)
-            assert (ours.status_code, "secret" in ours.text) == (status, False)
-            assert ours.headers.get("retry-after") == ("1" if status == 429 else None)
+            tei = post(url, inputs=text)
+            assert (tei.status_code, tei.json()["error_type"]) == (status, kind)
+            openai_answer = post(url, "/v1/embeddings", model="tiny", input=text)
+            assert (openai_answer.status_code, "secret" in openai_answer.text) == (status, False)
+            assert openai_answer.headers.get("retry-after") == ("1" if status == 429 else None)
 
 
 # Bodies
@@ -244,7 +248,7 @@ def test_an_overloaded_model_is_429_too_much_413_and_a_fault_of_ours_tells_nothi
     ],
     ids=["small", "bomb", "tight bomb", "cut off", "plain", "brotli", "twice"],
 )
-def test_a_packed_body_is_unpacked_no_further_than_the_limit(url, content, headers, status):
+def test_a_gzip_body_is_unpacked_no_further_than_the_limit(url, content, headers, status):
     headers = {"content-encoding": "gzip", **headers}
     answer = httpx.post(f"{url}/v1/embeddings", content=content, headers=headers)
     assert answer.status_code == status, answer.text
@@ -261,13 +265,13 @@ def test_a_packed_body_is_unpacked_no_further_than_the_limit(url, content, heade
     ],
     ids=["nested", "utf-8", "surrogate", "empty"],
 )
-def test_what_is_no_json_is_refused_not_stumbled_over(url, path, content):
+def test_a_body_that_is_not_json_is_refused(url, path, content):
     answer = httpx.post(url + path, content=content)
     assert answer.status_code == (400 if path.startswith("/v1") else 422)
     assert "JSON" in answer.text
 
 
-def test_a_body_of_no_told_length_is_read_no_further_than_the_limit(url):
+def test_a_body_without_content_length_is_read_no_further_than_the_limit(url):
     sent = []
 
     def endless():
@@ -279,11 +283,11 @@ def test_a_body_of_no_told_length_is_read_no_further_than_the_limit(url):
     assert answer.status_code == 413
 
 
-def test_base64_is_of_the_floats(url):
+def test_base64_holds_the_same_floats(url):
     bodies = [
-        ask(url, "/v1/embeddings", model="tiny", input="x", encoding_format=encoding).json()
+        post(url, "/v1/embeddings", model="tiny", input="x", encoding_format=encoding).json()
         for encoding in ("float", "base64")
     ]
     floats, packed = (body["data"][0]["embedding"] for body in bodies)
-    found = np.frombuffer(base64.b64decode(packed), "<f4")
-    np.testing.assert_array_equal(np.float32(floats), found)
+    unpacked = np.frombuffer(base64.b64decode(packed), "<f4")
+    np.testing.assert_array_equal(np.float32(floats), unpacked)

@@ -4,8 +4,10 @@ import json
 import numpy as np
 import pytest
 
-from stillroom.serving.errors import ApiError, openai_body
+from stillroom.serving.errors import ServingError
+from stillroom.serving.http.errors import error_response
 from stillroom.serving.http.openai import embeddings_body, parse
+from stillroom.serving.messages import EncodeResult
 
 
 def body(**fields) -> bytes:
@@ -21,13 +23,14 @@ def body(**fields) -> bytes:
         ([[5, 6], [7]], [[5, 6], [7]]),
     ],
 )
-def test_every_shape_of_input_becomes_one_entry_a_vector(given, inputs):
-    asked = parse(body(input=given))
-    assert (asked.token_ids() or asked.texts()) == inputs
+def test_every_form_of_input_becomes_one_entry_per_vector(given, inputs):
+    request = parse(body(input=given)).to_request()
+    assert (request.token_ids or request.texts) == inputs
+    assert len(request) == len(inputs)
 
 
 @pytest.mark.parametrize(
-    ("fields", "param", "code", "said"),
+    ("fields", "param", "code", "message"),
     [
         ({"input": ""}, "input", "invalid_value", "empty"),
         ({"input": []}, "input", "invalid_value", "empty"),
@@ -47,12 +50,13 @@ def test_every_shape_of_input_becomes_one_entry_a_vector(given, inputs):
         ({"zzz": 8}, "zzz", "unknown_parameter", "Allowed: input, model"),
     ],
 )
-def test_a_faulty_field_is_refused_by_name(fields, param, code, said):
-    with pytest.raises(ApiError) as raised:
+def test_an_invalid_field_is_refused_by_name(fields, param, code, message):
+    with pytest.raises(ServingError) as raised:
         parse(body(**fields))
-    error = openai_body(raised.value)["error"]
-    assert (raised.value.status, error["param"], error["code"]) == (400, param, code)
-    assert said in error["message"]
+    answer = error_response("openai", raised.value)
+    error = json.loads(answer.body)["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, param, code)
+    assert message in error["message"]
     assert error["type"] == "invalid_request_error"
 
 
@@ -66,16 +70,18 @@ def test_a_faulty_field_is_refused_by_name(fields, param, code, said):
         (b'{"model": "m", "input": "\xff"}', "invalid_json"),
     ],
 )
-def test_a_body_that_is_no_request_is_refused(raw, code):
-    with pytest.raises(ApiError) as raised:
+def test_a_body_that_is_not_a_request_is_refused(raw, code):
+    with pytest.raises(ServingError) as raised:
         parse(raw)
-    assert (raised.value.status, raised.value.code) == (400, code)
+    answer = error_response("openai", raised.value)
+    assert (answer.status_code, json.loads(answer.body)["error"]["code"]) == (400, code)
 
 
 def test_base64_is_little_endian_float32_and_floats_lose_nothing():
     vectors = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
-    plain = json.loads(embeddings_body(vectors, 7, model="m", encoding="float"))
-    packed = json.loads(embeddings_body(vectors, 7, model="m", encoding="base64"))
+    result = EncodeResult(vectors, 7, model="m")
+    plain = json.loads(embeddings_body(result, "float"))
+    packed = json.loads(embeddings_body(result, "base64"))
     assert [d["index"] for d in plain["data"]] == [0, 1, 2]
     assert plain["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
     for row, a, b in zip(vectors, plain["data"], packed["data"], strict=True):

@@ -14,7 +14,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from stillroom.serving.http.openapi import ROUTES
-from support.in_process_router import near
+from support.in_process_router import in_process_router
 from support.tiny_releases import make_release
 
 CHECKS = [
@@ -29,8 +29,8 @@ CHECKS = [
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     folder = make_release(tmp_path_factory.mktemp("release") / "shared", shared_space=True)
-    with near(folder) as found:
-        yield found
+    with in_process_router(folder) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +57,12 @@ def test_every_route_is_described_and_every_example_is_answered(url, document):
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
-def test_no_request_breaks_the_server_or_its_promises(url, document, mode):
+def test_generated_requests_are_answered_as_the_document_says(url, document, mode):
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
-    for found in schema.get_all_operations():
-        operation = found.ok()
+    for result in schema.get_all_operations():
+        operation = result.ok()
         if mode is GenerationMode.NEGATIVE and not operation.body:
-            continue  # nothing in it can be wrong
+            continue  # nothing in it can be invalid
 
         @hypothesis.settings(
             max_examples=6 if operation.body else 1,

@@ -6,10 +6,10 @@ import pickle
 import pytest
 
 from stillroom.config.corpus import Corpus
-from stillroom.config.load import validated
-from stillroom.data.readers.records import LeftOut, Pair
+from stillroom.config.validation import validate
+from stillroom.data.readers.records import Pair, SkippedRows
 from stillroom.errors import UserError
-from stillroom.pipeline.plan import _corpus_sources
+from stillroom.pipeline.sources import corpus_sources
 from stillroom.stages.corpus import sources
 from support.tiny_models import byte_pair_tokenizer
 
@@ -40,7 +40,7 @@ FORMATS = {
         [Pair("q1", "p1"), Pair("q2", "p2"), Pair("q", "p", ("n",)), Pair("q", "r", ("n",))],
         None,
     ),
-    "flag-embedding": ({"pairs": ["flag.jsonl"], "instruction": "other"}, [], []),
+    "flag-embedding": ({"pairs": ["flag.jsonl"], "only_instruction": "other"}, [], []),
     "sentence-transformers": (
         {"pairs": ["scored.tsv"], "passages": ["more.txt"], "min_score": 3},
         [Pair("a", "b")],
@@ -76,7 +76,7 @@ def source(tmp_path, monkeypatch):
 
     def source(format, **fields):
         content = {"sources": {"own": {"format": format, **fields}}, "evaluation": {"e": "beir"}}
-        return validated(Corpus, content, "recipe").sources["own"]
+        return validate(Corpus, content, "recipe").sources["own"]
 
     return source
 
@@ -85,22 +85,24 @@ def source(tmp_path, monkeypatch):
 def test_a_source_of_every_format_is_the_same_whole_and_in_pickled_parts(source, format):
     fields, pairs, passages = FORMATS[format]
     own = source(format, **fields)
-    for read, expected in ((sources.pairs, pairs), (sources.passages, passages)):
+    for read, expected in ((sources.iter_pairs, pairs), (sources.iter_passages, passages)):
         whole = list(read(own))
-        apart = pickle.loads(pickle.dumps(sources.parts(own)))
+        apart = pickle.loads(pickle.dumps(sources.split_source(own)))
         assert [one for part in apart for one in read(part)] == whole
         assert expected is None or whole == expected
-    assert own.has("passages")
-    assert own.has("pairs") == (format != "documents")
+    assert own.provides("passages")
+    assert own.provides("pairs") == (format != "documents")
 
 
 def test_conversations_are_read_beside_pairs(source):
     own = source("files", **FORMATS["files"][0])
-    assert [one.completion for one in sources.conversations(own)] == ["v"]
+    assert [one.completion for one in sources.iter_conversations(own)] == ["v"]
 
 
 def test_files_are_parts_in_the_order_of_the_recipe(source):
-    parts = sources.parts(source("files", pairs=["flag.jsonl", "pairs"], passages=["more.txt"]))
+    parts = sources.split_source(
+        source("files", pairs=["flag.jsonl", "pairs"], passages=["more.txt"])
+    )
     assert [(part.kind, part.file) for part in parts] == [
         ("pairs", "flag.jsonl"),
         ("pairs", "pairs/1.jsonl"),
@@ -109,29 +111,29 @@ def test_files_are_parts_in_the_order_of_the_recipe(source):
     ]
 
 
-def test_wrong_rows_fail_unless_the_source_says_skip_and_are_then_counted(source):
-    left_out = LeftOut()
-    with pytest.raises(UserError, match=r"wrong\.jsonl:2: is no JSON"):
-        list(sources.pairs(source("files", pairs=["wrong.jsonl"]), left_out))
+def test_bad_rows_fail_unless_the_source_skips_them_and_are_then_counted(source):
+    skipped = SkippedRows()
+    with pytest.raises(UserError, match=r"wrong\.jsonl:2: is not JSON"):
+        list(sources.iter_pairs(source("files", pairs=["wrong.jsonl"]), skipped))
     skipping = source("files", pairs=["wrong.jsonl"], on_error="skip")
-    for part in sources.parts(skipping):
-        assert list(sources.pairs(part, left_out)) == [Pair("q", "p")]
-    assert left_out.counts == {"wrong": 2}
-    assert [one["where"] for one in left_out.wrong] == ["wrong.jsonl:2", "wrong.jsonl:3"]
+    for part in sources.split_source(skipping):
+        assert list(sources.iter_pairs(part, skipped)) == [Pair("q", "p")]
+    assert skipped.counts == {"wrong": 2}
+    assert [one["where"] for one in skipped.bad_rows] == ["wrong.jsonl:2", "wrong.jsonl:3"]
 
 
 @pytest.mark.parametrize(
     ("format", "fields", "problem"),
     [
-        ("msmarco", {"collection": "c", "queries": "q"}, "names qrels and triples, or neither"),
+        ("msmarco", {"collection": "c", "queries": "q"}, "needs either qrels or triples"),
         ("documents", {"passages": ["docs"], "tokenizer": "t", "overlap_tokens": 200}, "half of"),
         ("documents", {"passages": ["docs"]}, "own.tokenizer: is missing"),
-        ("files", {"pairs": ["a"], "on_error": "ignore"}, "own.on_error: 'ignore' is refused"),
+        ("files", {"pairs": ["a"], "on_error": "ignore"}, "own.on_error: 'ignore' is not valid"),
         ("flag-embedding", {"pair": ["a"]}, "own.pair: is not a field of a recipe. Did you mean"),
         ("parquet", {"pairs": ["a"]}, "'docstrings', 'files', 'sentence-transformers'"),
     ],
 )
-def test_a_wrong_source_is_refused_by_field(source, format, fields, problem):
+def test_an_invalid_source_is_refused_with_its_field(source, format, fields, problem):
     with pytest.raises(UserError) as caught:
         source(format, **fields)
     assert problem in str(caught.value)
@@ -144,13 +146,13 @@ def test_a_corpus_is_made_anew_when_any_of_its_files_changes(source, tmp_path, f
             sources={"own": source(format, **FORMATS[format][0])}, evaluation={}
         )
 
-    before = _corpus_sources(Recipe)
+    before = corpus_sources(Recipe)
     seen = set()
     for name in CONTENTS:
         (tmp_path / name).write_text(json.dumps({"text": "other"}))
-        if _corpus_sources(Recipe) != before:
+        if corpus_sources(Recipe) != before:
             seen.add(name)
-            before = _corpus_sources(Recipe)
+            before = corpus_sources(Recipe)
     read = {
         "files": {"pairs/1.jsonl", "pairs/2.csv", "flag.jsonl", "chats.jsonl", "more.txt",
                   "qrels.txt", "triples.txt"},

@@ -6,33 +6,33 @@ import re
 
 import numpy as np
 import pytest
-import ray
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from stillroom.config.corpus import Corpus
 from stillroom.config.scale import Scale
-from stillroom.data.cleaning.decontaminate import Judged, decontaminate
-from stillroom.data.cleaning.sampling import lots
-from stillroom.data.cleaning.text_keys import hashes, near_key, normalise, text_key
+from stillroom.data.cleaning.contamination_index import ContaminationIndex
+from stillroom.data.cleaning.decontaminate import decontaminate
+from stillroom.data.cleaning.sampling import random_ranks
+from stillroom.data.cleaning.text_keys import beginning_key, hash_texts, normalise, text_key
 from stillroom.data.readers.beir import write_beir
 from stillroom.data.readers.records import EvaluationSet, Pair
 from stillroom.encoders.contract import Prompts
 from stillroom.errors import UserError
 from stillroom.stages.corpus import stage
-from stillroom.stages.corpus.artifact import CorpusFiles, evaluation_sets
-from stillroom.stages.corpus.shards import Sizes
+from stillroom.stages.corpus.artifact import CorpusData, read_evaluation_sets
+from stillroom.stages.corpus.shards import ChunkSizes
 from stillroom.stages.corpus.stage import corpus
 from stillroom.storage.artifacts import Store
 
 
-def long(own):
-    """Words enough for two texts with them to be taken for copies, and nobody else's."""
+def long_text(own):
+    """So many words that two texts with them count as copies; different for each argument."""
     words = "so many words that two which begin with them are taken for copies of one another"
     return " ".join(f"{word}{own}{half}" for half in "ab" for word in words.split())
 
 
-LONG = long("tested")
+LONG = long_text("tested")
 TESTED = EvaluationSet(
     {"p1": "the tested answer", "p2": "searched, but no answer", "p3": f"a tested {LONG} answer"},
     {"q": "the tested query"},
@@ -43,7 +43,7 @@ TESTED = EvaluationSet(
 def pair(name, number, **more):
     return {
         "query": f"{name} query {number}",
-        "positive": f"{name} {number}, {long(f'{name}{number}')} {name}",
+        "positive": f"{name} {number}, {long_text(f'{name}{number}')} {name}",
         **more,
     }
 
@@ -52,18 +52,20 @@ def pairs(name, count):
     return [pair(name, number) for number in range(count)]
 
 
-class Made:
-    """What came of the sources."""
+class CorpusResult:
+    """A corpus artifact, read back."""
 
     def __init__(self, artifact, summary):
         self.artifact, self.summary = artifact, summary
-        self.files = CorpusFiles.read(artifact)
+        self.files = CorpusData.read(artifact)
         self.sources = json.loads((artifact.path / "sources.json").read_text())
 
     def pairs(self, source):
         """(query, positive) of the pairs under a source's number."""
-        rows = zip(self.files.queries, self.files.positive, self.files.source, strict=True)
-        number = self.files.sources.index(source)
+        rows = zip(
+            self.files.queries, self.files.positive_rows, self.files.pair_sources, strict=True
+        )
+        number = self.files.source_names.index(source)
         return [(query, self.files.passages[row]) for query, row, of in rows if of == number]
 
     def rows(self):
@@ -72,16 +74,20 @@ class Made:
         pairs = [
             (int(of), Pair(query, files.passages[row], tuple(files.passages[i] for i in negatives)))
             for query, row, negatives, of in zip(
-                files.queries, files.positive, files.negatives, files.source, strict=True
+                files.queries,
+                files.positive_rows,
+                files.negative_rows,
+                files.pair_sources,
+                strict=True,
             )
         ]
-        return pairs, list(zip(files.passages, files.passage_source.tolist(), strict=True))
+        return pairs, list(zip(files.passages, files.passage_sources.tolist(), strict=True))
 
 
 @pytest.fixture
 def make(tmp_path):
-    """Runs the stage. Sources are name → fields of the recipe, with rows in place of files: as
-    many rows in each as `cut` says."""
+    """Runs the stage. Sources are name → fields of the recipe, with rows in place of files, which
+    then have `cut` rows each."""
     write_beir(TESTED, tmp_path / "tested")
 
     def make(sources, cut=1000, **section):
@@ -98,26 +104,26 @@ def make(tmp_path):
         content = {"sources": named, "evaluation": {"tested": str(tmp_path / "tested")}, **section}
         read = Corpus.model_validate_json(json.dumps(content))
         store = Store(str(tmp_path / "runs"))
-        with store.draft("corpus", "two", f"k{len(store.published())}") as draft:
+        with store.draft("corpus", "two", f"k{len(store.list_artifacts())}") as draft:
             summary = corpus(section=read, seed=3, scale=Scale(), out=draft)
-            return Made(draft.publish({}), summary)
+            return CorpusResult(draft.publish({}), summary)
 
     return make
 
 
 def test_every_pair_keeps_its_source_and_every_source_its_prompts(make):
     prompts = {"query": "Instruct: Find it\nQuery: ", "passage": ""}
-    made = make(
+    result = make(
         {
             "own": {"pairs": pairs("own", 5)},
             "other": {"pairs": pairs("other", 3), "prompts": prompts, "symmetric": True},
         }
     )
-    assert made.files.sources == ["own", "other"]
-    assert made.files.prompts == [None, Prompts(**prompts)]
-    assert [source["symmetric"] for source in made.sources] == [False, True]
+    assert result.files.source_names == ["own", "other"]
+    assert result.files.source_prompts == [None, Prompts(**prompts)]
+    assert [source["symmetric"] for source in result.sources] == [False, True]
     for name, count in (("own", 5), ("other", 3)):
-        assert made.pairs(name) == [(row["query"], row["positive"]) for row in pairs(name, count)]
+        assert result.pairs(name) == [(row["query"], row["positive"]) for row in pairs(name, count)]
 
 
 def test_a_held_out_set_keeps_the_prompts_of_its_source(make):
@@ -126,13 +132,13 @@ def test_a_held_out_set_keeps_the_prompts_of_its_source(make):
     sources["told"]["prompts"] = prompts
     for source, expected in (("plain", {}), ("told", prompts)):
         held_out = {"queries": 1, "passages": 2, "source": source}
-        sets = evaluation_sets(make(sources, held_out=held_out).artifact)
+        sets = read_evaluation_sets(make(sources, held_out=held_out).artifact)
         assert sets["held-out"].prompts == expected
 
 
 def test_a_positive_is_of_its_pair_s_source_and_other_passages_of_the_first_that_has_them(make):
     answer = pair("other", 1)["positive"]
-    made = make(
+    result = make(
         {
             "own": {
                 "pairs": [pair("own", 1, negatives=["a negative of both", answer])],
@@ -144,8 +150,8 @@ def test_a_positive_is_of_its_pair_s_source_and_other_passages_of_the_first_that
             },
         }
     )
-    files = made.files
-    found = dict(zip(files.passages, files.passage_source.tolist(), strict=True))
+    files = result.files
+    found = dict(zip(files.passages, files.passage_sources.tolist(), strict=True))
     assert len(found) == len(files.passages), "a text stands in two rows"
     assert found == {
         pair("own", 1)["positive"]: 0,
@@ -154,25 +160,28 @@ def test_a_positive_is_of_its_pair_s_source_and_other_passages_of_the_first_that
         "in both": 0,
         "in the other": 1,
     }
-    assert files.negatives[0] == [*files.negatives[1], files.positive[1]]
+    assert files.negative_rows[0] == [*files.negative_rows[1], files.positive_rows[1]]
 
 
+@pytest.mark.promise("mining")
 def test_a_pair_is_never_its_own_negative_and_has_none_twice(make):
     own = pair("own", 1)
     own["negatives"] = ["one", own["positive"], "two", "One"]
     files = make({"own": {"pairs": [own]}}).files
-    assert [[files.passages[row] for row in rows] for rows in files.negatives] == [["one", "two"]]
+    assert [[files.passages[row] for row in rows] for rows in files.negative_rows] == [
+        ["one", "two"]
+    ]
 
 
 def test_a_pair_that_two_sources_have_counts_once_in_the_first(make):
     first = {"query": "Asked twice", "positive": "answered twice"}
     again = {"query": "asked TWICE", "positive": "Answered  twice"}
-    made = make(
+    result = make(
         {"own": {"pairs": [pair("own", 1), first]}, "other": {"pairs": [again, *pairs("o", 2)]}}
     )
-    assert ("Asked twice", "answered twice") in made.pairs("own")
-    assert [query for query, _ in made.pairs("other")] == ["o query 0", "o query 1"]
-    counts = made.summary["sources"]
+    assert ("Asked twice", "answered twice") in result.pairs("own")
+    assert [query for query, _ in result.pairs("other")] == ["o query 0", "o query 1"]
+    counts = result.summary["sources"]
     assert counts["own"]["pairs"]["repeated_passages"] == 0
     assert counts["other"]["pairs"]["repeated_passages"] == 1
 
@@ -184,25 +193,25 @@ def test_near_copies_of_held_out_passages_are_trained_on_in_no_source(make):
         row["query"], row["positive"] = f"asked otherwise {number}", row["positive"] + ", revised"
     texts = [{"text": row["positive"] + " again"} for row in like]
     carrier = pair("carrier", 1, negatives=[text["text"] for text in texts])
-    made = make(
+    result = make(
         {
             "other": {"pairs": [*like, carrier], "passages": texts},
             "own": {"pairs": pairs("own", 12)},
         },
         held_out=held_out,
     )
-    tested = evaluation_sets(made.artifact)["held-out"]
+    tested = read_evaluation_sets(result.artifact)["held-out"]
     assert len(tested.passages) == 5 and all(q.startswith("own") for q in tested.queries.values())
-    beginnings = {near_key(text) for text in tested.passages.values()}
-    assert not beginnings & {near_key(text) for text in made.files.passages}
+    beginnings = {beginning_key(text) for text in tested.passages.values()}
+    assert not beginnings & {beginning_key(text) for text in result.files.passages}
     # The other seven are trained on: in both sources, and as passages.
-    assert (len(made.pairs("other")), len(made.pairs("own"))) == (7 + 1, 7)
-    assert sum(text.endswith("again") for text in made.files.passages) == 7
-    counts = made.summary["sources"]
+    assert (len(result.pairs("other")), len(result.pairs("own"))) == (7 + 1, 7)
+    assert sum(text.endswith("again") for text in result.files.passages) == 7
+    counts = result.summary["sources"]
     assert (counts["other"]["pairs"]["held_out"], counts["own"]["pairs"]["held_out"]) == (5, 5)
 
 
-def test_what_an_evaluation_set_asks_or_answers_is_taken_out_of_every_source(make):
+def test_contaminated_rows_are_dropped_from_every_source(make):
     leaks = [
         {"query": "The tested query", "positive": "a way out"},
         {"query": "another", "positive": "The tested answer"},
@@ -214,7 +223,7 @@ def test_what_an_evaluation_set_asks_or_answers_is_taken_out_of_every_source(mak
         {"prompt": "go on", "completion": "the tested answer"},
         {"prompt": "fine", "completion": "so"},
     ]
-    made = make(
+    result = make(
         {
             "own": {"pairs": [*pairs("own", 2), leaks[0]]},
             "other": {
@@ -224,10 +233,12 @@ def test_what_an_evaluation_set_asks_or_answers_is_taken_out_of_every_source(mak
             },
         }
     )
-    assert len(made.pairs("own")) == len(made.pairs("other")) == 2
-    assert made.files.conversations == [("fine", "so")]
-    assert "free" in made.files.passages and "searched, but no answer" not in made.files.passages
-    counts = made.summary["sources"]
+    assert len(result.pairs("own")) == len(result.pairs("other")) == 2
+    assert result.files.conversations == [("fine", "so")]
+    assert (
+        "free" in result.files.passages and "searched, but no answer" not in result.files.passages
+    )
+    counts = result.summary["sources"]
     assert (counts["own"]["pairs"]["contaminated"], counts["other"]["pairs"]["contaminated"]) == (
         1,
         2,
@@ -238,15 +249,15 @@ def test_what_an_evaluation_set_asks_or_answers_is_taken_out_of_every_source(mak
 
 def test_conversations_of_all_sources_are_kept_once_and_without_any_there_is_no_file(make):
     one, two = {"prompt": "a", "completion": "b"}, {"text": ["c", "d"]}
-    made = make(
+    result = make(
         {
             "own": {"pairs": pairs("own", 2), "conversations": [one, one]},
             "other": {"conversations": [{"prompt": "a ", "completion": "B"}, two]},
         }
     )
-    assert made.files.conversations == [("a", "b"), ("User:\nc\n\nAssistant:\n", "d")]
-    assert made.summary["sources"]["own"]["conversations"]["repeated"] == 1
-    assert made.summary["sources"]["other"]["conversations"]["repeated"] == 1
+    assert result.files.conversations == [("a", "b"), ("User:\nc\n\nAssistant:\n", "d")]
+    assert result.summary["sources"]["own"]["conversations"]["repeated"] == 1
+    assert result.summary["sources"]["other"]["conversations"]["repeated"] == 1
     without = make({"own": {"pairs": pairs("own", 2)}})
     assert without.files.conversations == []
     assert not (without.artifact.path / "conversations.parquet").exists()
@@ -254,15 +265,15 @@ def test_conversations_of_all_sources_are_kept_once_and_without_any_there_is_no_
 
 def test_at_most_max_pairs_of_each_source_are_trained_on(make):
     sources = {"own": {"pairs": pairs("own", 30)}, "other": {"pairs": pairs("other", 4)}}
-    made = make(sources, max_pairs=10, held_out={"queries": 2, "passages": 3})
-    assert (len(made.pairs("own")), len(made.pairs("other"))) == (10, 4)
-    assert [query for query, _ in made.pairs("own")] != [f"own query {i}" for i in range(10)]
-    assert made.summary["sources"]["own"]["pairs"]["beyond_max_pairs"] == 30 - 3 - 10
+    result = make(sources, max_pairs=10, held_out={"queries": 2, "passages": 3})
+    assert (len(result.pairs("own")), len(result.pairs("other"))) == (10, 4)
+    assert [query for query, _ in result.pairs("own")] != [f"own query {i}" for i in range(10)]
+    assert result.summary["sources"]["own"]["pairs"]["beyond_max_pairs"] == 30 - 3 - 10
 
 
 def test_counts_add_up_and_are_those_of_the_tables(make):
     both = {"query": "both", "positive": "of both"}
-    made = make(
+    result = make(
         {
             "own": {
                 "pairs": [*pairs("own", 20), both, {"query": "x", "positive": "X"}],
@@ -274,24 +285,24 @@ def test_counts_add_up_and_are_those_of_the_tables(make):
         max_pairs=6,
         held_out={"queries": 1, "passages": 4},
     )
-    for kinds in made.summary["sources"].values():
+    for kinds in result.summary["sources"].values():
         for counts in kinds.values():
             assert counts["read"] == sum(n for reason, n in counts.items() if reason != "read")
-    of_passages = [of["passages"] for of in made.summary["sources"].values()]
+    of_passages = [of["passages"] for of in result.summary["sources"].values()]
     assert [(of["kept"], of["repeated"], of["tested"]) for of in of_passages] == [
         (1, 1, 1),
         (0, 1, 0),
     ]
-    files = made.files
+    files = result.files
     tables = {
         "pairs": len(files.queries),
         "passages": len(files.passages),
         "conversations": len(files.conversations),
     }
-    assert {kind: made.summary[kind] for kind in tables} == tables
+    assert {kind: result.summary[kind] for kind in tables} == tables
     for kind, count in tables.items():
-        assert sum(source["counts"][kind] for source in made.sources) == count > 0
-    assert json.loads((made.artifact.path / "counts.json").read_text()) == made.summary
+        assert sum(source["counts"][kind] for source in result.sources) == count > 0
+    assert json.loads((result.artifact.path / "counts.json").read_text()) == result.summary
 
 
 def test_the_same_sources_make_the_same_files(make):
@@ -314,7 +325,7 @@ def test_the_same_sources_make_the_same_files(make):
         ),
     ],
 )
-def test_a_source_of_which_nothing_is_left_is_named(make, other, problem):
+def test_a_source_with_nothing_left_is_an_error(make, other, problem):
     with pytest.raises(UserError) as caught:
         make({"own": {"pairs": pairs("own", 3)}, "other": other})
     assert (caught.value.where, caught.value.problem) == ("corpus.sources.other", problem)
@@ -340,22 +351,24 @@ def slow(sources, seed, held_out, most):
     lot = {}
     for of, pair in left:
         if of == 0:
-            beginning = near_key(pair.passage)
-            lot.setdefault(beginning, (lots(hashes([beginning]), seed)[0], pair))
+            beginning = beginning_key(pair.passage)
+            lot.setdefault(beginning, (random_ranks(hash_texts([beginning]), seed)[0], pair))
     drawn = dict(sorted(lot.items(), key=lambda item: item[1][0])[:held_out])
     tested = [pair for _, pair in drawn.values()]
-    left = [(of, pair) for of, pair in left if of or near_key(pair.passage) not in drawn]
+    left = [(of, pair) for of, pair in left if of or beginning_key(pair.passage) not in drawn]
     kept_set = EvaluationSet(
         {str(i): pair.passage for i, pair in enumerate(tested)},
         {"0": tested[0].query},
         {"0": {"0": 1}},
     )
-    judged = Judged.of({"tested": TESTED, "held-out": kept_set}, whole={"held-out"})
+    judged = ContaminationIndex.build({"tested": TESTED, "held-out": kept_set}, whole={"held-out"})
     clean = [(of, pair) for of, pair in left if decontaminate([pair], judged)[0]]
     kept = []
     for source in range(len(sources)):
         own = [(of, pair) for of, pair in clean if of == source]
-        order = np.argsort([lots(hashes([normalise(pair.query)]), seed)[0] for _, pair in own])
+        order = np.argsort(
+            [random_ranks(hash_texts([normalise(pair.query)]), seed)[0] for _, pair in own]
+        )
         kept += [own[i] for i in sorted(order[:most])]
     rows = {}
     for of, pair in kept:
@@ -366,14 +379,14 @@ def slow(sources, seed, held_out, most):
         for text in pair.negatives:
             if text_key(text) == text_key(pair.passage) or text_key(text) in negatives:
                 continue
-            if (text_key(pair.query), text_key(text)) not in asked and not judged.holds(text):
+            if (text_key(pair.query), text_key(text)) not in asked and not judged.contains(text):
                 rows.setdefault(text_key(text), (text, of))
                 negatives[text_key(text)] = rows[text_key(text)][0]
         pairs.append((of, dataclasses.replace(pair, negatives=tuple(negatives.values()))))
     for number, fields in enumerate(sources.values()):
         for row in fields.get("passages", ()):
             text = row["text"].strip()  # as passages are read, for they may have a title
-            if not judged.holds(text):
+            if not judged.contains(text):
                 rows.setdefault(text_key(text), (text, number))
     return pairs, list(rows.values())
 
@@ -405,23 +418,16 @@ distinct = [
     st.integers(1, 9),
     st.integers(1, 9),
 )
-def test_however_it_is_cut_the_corpus_is_that_of_the_slow_way(
+def test_the_corpus_equals_that_of_a_slow_implementation_for_any_chunk_size(
     make, monkeypatch, own, other, passages, cut, rows, records
 ):
-    monkeypatch.setattr(stage, "SIZES", Sizes(rows=rows, records=records))
+    monkeypatch.setattr(stage, "SIZES", ChunkSizes(rows=rows, records=records))
     sources = {"own": {"pairs": own + distinct}, "other": {"pairs": [*other, pair("x", 1)]}}
     sources["other"]["pairs"][-1]["negatives"] = []
     if passages:
         sources["other"]["passages"] = [*passages, {"text": "of the end"}]
-    made = make(sources, cut=cut, max_pairs=7, held_out={"queries": 1, "passages": 2})
-    assert made.rows() == slow(sources, 3, held_out=2, most=7)
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False)
-    yield
-    ray.shutdown()
+    result = make(sources, cut=cut, max_pairs=7, held_out={"queries": 1, "passages": 2})
+    assert result.rows() == slow(sources, 3, held_out=2, most=7)
 
 
 MANY = {
@@ -434,17 +440,17 @@ MANY = {
 }
 
 
-def test_with_ray_the_files_are_those_of_one_process(cluster, make, monkeypatch):
+def test_parallel_and_serial_runs_write_the_same_files(ray_cluster, make, monkeypatch):
     options = {"cut": 16, "max_pairs": 30, "held_out": {"queries": 1, "passages": 4}}
-    monkeypatch.setattr(stage, "SIZES", Sizes(rows=20, records=60))
+    monkeypatch.setattr(stage, "SIZES", ChunkSizes(rows=20, records=60))
     alone = make(MANY, **options).artifact.manifest["files"]
-    monkeypatch.setattr(stage, "SIZES", Sizes(rows=20, records=60, small=0))
+    monkeypatch.setattr(stage, "SIZES", ChunkSizes(rows=20, records=60, serial_bytes=0))
     assert make(MANY, **options).artifact.manifest["files"] == alone
 
 
 @pytest.mark.parametrize("small", [1 << 20, 0], ids=["one process", "Ray"])
-def test_of_a_source_with_a_wrong_line_nothing_is_made(cluster, make, tmp_path, monkeypatch, small):
-    monkeypatch.setattr(stage, "SIZES", Sizes(rows=2, small=small))
+def test_a_bad_line_leaves_no_artifact(ray_cluster, make, tmp_path, monkeypatch, small):
+    monkeypatch.setattr(stage, "SIZES", ChunkSizes(rows=2, serial_bytes=small))
     wrong = [*pairs("own", 9), {"query": "q"}]
     with pytest.raises(UserError) as caught:
         make({"own": {"pairs": wrong}, "other": {"pairs": pairs("other", 9)}}, cut=4)
@@ -454,18 +460,19 @@ def test_of_a_source_with_a_wrong_line_nothing_is_made(cluster, make, tmp_path, 
     ]
 
 
-def test_a_negative_that_answers_the_query_elsewhere_is_none_and_counted(make):
+@pytest.mark.promise("mining")
+def test_a_negative_that_is_a_positive_of_the_same_query_is_dropped_and_counted(make):
     rows = [
         {"query": "Which?", "positive": "this", "negatives": ["that", "neither"]},
         {"query": "which?", "positive": "That"},  # dropped, but an answer all the same
         {"query": "who?", "positive": "she", "negatives": ["this", "That"]},
     ]
-    made = make({"own": {"pairs": rows[:1]}, "other": {"pairs": rows[1:]}})
+    result = make({"own": {"pairs": rows[:1]}, "other": {"pairs": rows[1:]}})
     given_negatives = [
-        [made.files.passages[i] for i in negatives] for negatives in made.files.negatives
+        [result.files.passages[i] for i in negatives] for negatives in result.files.negative_rows
     ]
     assert given_negatives == [["neither"], ["this", "That"]]
-    counts = {name: of["negatives"] for name, of in made.summary["sources"].items()}
+    counts = {name: of["negatives"] for name, of in result.summary["sources"].items()}
     assert (counts["own"]["conflicts"], counts["other"]["conflicts"]) == (1, 0)
 
 
@@ -473,7 +480,7 @@ def words(number, count=60):
     return " ".join(f"{(number * 7919 + i * i) % 997}" for i in range(count))
 
 
-def test_near_copies_are_dropped_within_and_across_sources_where_that_is_asked(make):
+def test_near_copies_are_dropped_within_and_across_sources_if_configured(make):
     own = [{"query": f"own {i}", "positive": words(i)} for i in range(12)]
     copies = [
         {"query": f"copy {i}", "positive": words(i).replace(" ", "\n", 3) + " more"}
@@ -484,11 +491,11 @@ def test_near_copies_are_dropped_within_and_across_sources_where_that_is_asked(m
         "own": {"pairs": [*own, copies[0]], "passages": texts},
         "other": {"pairs": [*copies[1:], pair("other", 1)]},
     }
-    made = make(sources, near_duplicates={"similarity": 0.8})
-    assert [query for query, _ in made.pairs("own")] == [row["query"] for row in own]
-    assert [query for query, _ in made.pairs("other")] == ["other query 1"]
-    assert made.files.passages[-1] == words(40) + " again"
-    counts = made.summary["sources"]
+    result = make(sources, near_duplicates={"min_jaccard": 0.8})
+    assert [query for query, _ in result.pairs("own")] == [row["query"] for row in own]
+    assert [query for query, _ in result.pairs("other")] == ["other query 1"]
+    assert result.files.passages[-1] == words(40) + " again"
+    counts = result.summary["sources"]
     assert counts["own"]["pairs"]["near_copies"] == 1
     assert counts["other"]["pairs"]["near_copies"] == 4
     assert counts["own"]["passages"]["near_copies"] == 2
@@ -497,25 +504,25 @@ def test_near_copies_are_dropped_within_and_across_sources_where_that_is_asked(m
 
 def test_sources_may_have_a_max_pairs_each(make):
     sources = {name: {"pairs": pairs(name, 9)} for name in ("own", "other", "third")}
-    made = make(sources, max_pairs={"own": 2, "third": 30})
-    assert [len(made.pairs(name)) for name in sources] == [2, 9, 9]
+    result = make(sources, max_pairs={"own": 2, "third": 30})
+    assert [len(result.pairs(name)) for name in sources] == [2, 9, 9]
 
 
-def test_who_is_held_out_or_sampled_does_not_depend_on_what_else_there_is(make):
+def test_held_out_and_sampled_pairs_do_not_depend_on_other_pairs(make):
     options = {"max_pairs": 6, "held_out": {"queries": 1, "passages": 4}}
     alone = make({"own": {"pairs": pairs("own", 20)}}, **options)
     turned = make(
         {"own": {"pairs": pairs("own", 20)[::-1]}, "other": {"pairs": pairs("other", 9)}}, **options
     )
     assert alone.pairs("own") == turned.pairs("own")[::-1]
-    tested = [evaluation_sets(made.artifact)["held-out"] for made in (alone, turned)]
+    tested = [read_evaluation_sets(result.artifact)["held-out"] for result in (alone, turned)]
     assert tested[0] == tested[1]
 
 
 def test_the_data_card_says_what_was_dropped_and_why(make):
     sources = {"own": {"pairs": [*pairs("own", 8), pair("own", 1)], "license": "CC-BY-4.0"}}
-    made = make(sources, max_pairs=5, held_out={"queries": 1, "passages": 2})
-    told = (made.artifact.path / "card.md").read_text()
+    result = make(sources, max_pairs=5, held_out={"queries": 1, "passages": 2})
+    told = (result.artifact.path / "card.md").read_text()
     assert "| own | files | CC-BY-4.0 | 5 of 9 |" in told
     steps = [line.split(" | ")[:3] for line in re.findall(r"^\| (.* \| .*) \|$", told, re.M)]
     assert [step for step in steps if step[0] in ("read", "repeated_passages", "held_out")] == [

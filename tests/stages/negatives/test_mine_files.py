@@ -13,13 +13,15 @@ from stillroom.config.recipe import Negatives
 from stillroom.config.scale import Scale
 from stillroom.data.readers.beir import write_beir
 from stillroom.data.readers.records import EvaluationSet
-from stillroom.encoders.files.create import create
-from stillroom.encoders.files.save import save
+from stillroom.encoders.files.create import create_encoder
+from stillroom.encoders.files.options import ContractOptions
+from stillroom.encoders.files.save import save_encoder
 from stillroom.errors import UserError
 from stillroom.mining.cross_encoder import CrossEncoder
 from stillroom.mining.formats import FORMATS
-from stillroom.mining.mined import Mined
-from stillroom.stages.negatives.files import collect, mine_files
+from stillroom.mining.mined import MinedNegatives
+from stillroom.stages.negatives.files import mine_files, read_texts
+from support import shared_ray
 from support.tiny_models import tiny_cross_encoder
 
 ROWS = [{"query": f"what is number {i}", "positive": f"number {i} is a number"} for i in range(8)]
@@ -61,21 +63,22 @@ def mine(folder, models=("bm25",), **changes):
         ({"out": Path("nowhere/mined.jsonl")}, "its folder does not exist"),
         ({"models": ["nowhere"]}, "nowhere: there is no such folder"),
         ({"models": ["teacher/none"]}, "teacher/none: is not under"),
-        ({"section": Negatives(rescore="nowhere")}, "nowhere: there is no such folder"),
+        ({"section": Negatives(cross_encoder="nowhere")}, "nowhere: there is no such folder"),
         ({"pairs": [Path("none.jsonl")]}, "none.jsonl: does not exist"),
         ({"evaluation": [Path("none")]}, "does not exist"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_starts(files, changes, expected):
+def test_bad_input_is_reported_before_anything_starts(files, changes, expected):
+    shared_ray.stop()
     with pytest.raises(UserError, match=expected):
         mine(files, **changes)
     assert not ray.is_initialized()
     assert not (files / "mined.jsonl").exists()
 
 
-def test_a_file_that_is_there_is_not_overwritten(files):
+def test_an_existing_file_is_not_overwritten(files):
     (files / "mined.jsonl").write_text("mine")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         mine(files)
     assert (files / "mined.jsonl").read_text() == "mine"
 
@@ -86,20 +89,19 @@ def test_a_rule_that_cannot_hold_is_refused(files):
         CliRunner().invoke(app, [*words, "--sample-from", "2"], catch_exceptions=False)
 
 
-@pytest.fixture
-def cluster():
-    ray.init("local", num_cpus=1, include_dashboard=False, configure_logging=False)
-    yield
-    ray.shutdown()
-
-
-def test_the_command_mines_with_a_model_and_a_cross_encoder_decides(cluster, files, encoder):
-    save(create(str(encoder), space="s", pooling="mean", precision="float32"), files / "model")
+def test_the_command_mines_with_a_model_and_a_cross_encoder_decides(ray_cluster, files, encoder):
+    save_encoder(
+        create_encoder(
+            str(encoder), space="s", options=ContractOptions(pooling="mean", precision="float32")
+        ),
+        files / "model",
+    )
     reader = tiny_cross_encoder(files / "reader")
     named = {
         "pairs": files / "pairs.jsonl", "passages": files / "passages.jsonl",
         "evaluation": files / "set", "out": files / "mined.jsonl", "format": "flagembedding",
-        "rescore": reader, "max-share": 1.0, "per-query": 3, "sample-from": 3, "strategy": "top",
+        "cross-encoder": reader, "max-share-of-positive": 1.0, "per-query": 3, "sample-from": 3,
+        "strategy": "top",
     }  # fmt: skip
     options = [word for name, value in named.items() for word in (f"--{name}", str(value))]
     done = CliRunner().invoke(
@@ -133,8 +135,8 @@ def test_the_command_mines_with_a_model_and_a_cross_encoder_decides(cluster, fil
 
 
 def test_the_formats_are_those_of_their_trainers(files):
-    texts = collect([files / "pairs.jsonl"], [])
-    mined = Mined(
+    texts = read_texts([files / "pairs.jsonl"], [])
+    mined = MinedNegatives(
         negatives=np.array([[1, 2], [3, -1], *([[-1, -1]] * 7)]),
         scores=np.array([[0.5, 0.25], [0.125, np.nan], *([[np.nan] * 2] * 7)], dtype=np.float32),
         positive_scores=np.ones(9, dtype=np.float32),

@@ -10,19 +10,19 @@ import ray
 
 from stillroom.config.corpus import Corpus
 from stillroom.config.recipe import Ivf, Negatives
-from stillroom.config.scale import Scale, Searchers
+from stillroom.config.scale import Scale, SearchActors
 from stillroom.data.readers.beir import write_beir
 from stillroom.data.readers.records import EvaluationSet
-from stillroom.encoders.vectors.stored import shard_path, write_whole
+from stillroom.encoders.vectors.stored import shard_path, write_array
 from stillroom.errors import UserError
 from stillroom.mining.bm25 import Bm25
-from stillroom.mining.exact import dot, search
-from stillroom.mining.known import texts_of
-from stillroom.mining.select import BARRED, CLOSE, KNOWN, select
-from stillroom.stages.corpus.artifact import CorpusFiles
+from stillroom.mining.exact import row_dots, search
+from stillroom.mining.known_texts import find_known_texts
+from stillroom.mining.select import EVALUATION, KNOWN, NEAR_POSITIVE, select_negatives
+from stillroom.stages.corpus.artifact import CorpusData
 from stillroom.stages.corpus.stage import corpus
-from stillroom.stages.negatives.mine import mine, rule_of
-from stillroom.stages.negatives.miners import Dense, Pool, _Lexical
+from stillroom.stages.negatives.mine import MiningTexts, mine, selection_rule
+from stillroom.stages.negatives.miners import Bm25Actor, DenseMiner, SharedActors
 from stillroom.stages.negatives.stage import negatives
 from stillroom.storage.artifacts import Store
 
@@ -38,18 +38,14 @@ TESTED = EvaluationSet(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 @dataclasses.dataclass
 class Made:
     store: Any
     corpus: Any
-    files: CorpusFiles
+    files: CorpusData
 
     def vectors(self, queries, passages, key, shard=7):
         """An artifact of given vectors."""
@@ -58,20 +54,20 @@ class Made:
                 folder = draft.path / name
                 folder.mkdir()
                 order = np.random.default_rng(1).permutation(len(given))
-                write_whole(folder / "order.npy", order)
+                write_array(folder / "order.npy", order)
                 for i in range(-(-len(given) // shard)):
                     rows = order[i * shard : (i + 1) * shard]
-                    write_whole(shard_path(folder, i), given[rows].astype(np.float16))
+                    write_array(shard_path(folder, i), given[rows].astype(np.float16))
             return draft.publish({})
 
     def mine(self, key, scale=None, searched=True, **fields):
         """(negatives, scores, counts)"""
         vectors = {name: fields.pop(name) for name in list(fields) if name.startswith("vectors")}
-        section = Negatives(searched=searched, **fields)
+        section = Negatives(include_evaluation_passages=searched, **fields)
         with self.store.draft("negatives", "own", key) as draft:
             negatives(
                 section=section, seed=5, corpus=self.corpus, out=draft, **vectors,
-                scale=Scale(negatives=scale or Searchers()),
+                scale=Scale(negatives=scale or SearchActors()),
             )  # fmt: skip
             made = draft.publish({})
         counts = json.loads((made.path / "counts.json").read_text())
@@ -108,7 +104,7 @@ def made(tmp_path_factory):
         section = Corpus.model_validate_json(json.dumps(content))
         corpus(section=section, seed=0, scale=Scale(), out=draft)
         artifact = draft.publish({})
-    return Made(store, artifact, CorpusFiles.read(artifact))
+    return Made(store, artifact, CorpusData.read(artifact))
 
 
 def unit(rng, count):
@@ -122,8 +118,8 @@ def dense(made):
     nearer still."""
     rng = np.random.default_rng(2)
     passages = unit(rng, len(made.files.passages))
-    queries = passages[made.files.positive] + 0.3 * unit(rng, len(made.files.queries))
-    passages[made.files.positive[1]] = passages[made.files.positive[0]]
+    queries = passages[made.files.positive_rows] + 0.3 * unit(rng, len(made.files.queries))
+    passages[made.files.positive_rows[1]] = passages[made.files.positive_rows[0]]
     own = made.files.passages.index(made.files.queries[5].upper())
     passages[own] = queries[5] = unit(rng, 1)[0]
     return queries.astype(np.float16), passages
@@ -136,20 +132,28 @@ def row_of(made, text):
 def selected(made, queries, passages, searched=True, **fields):
     """What the stage selects, in this process."""
     files, section = made.files, Negatives(**fields)
-    texts = texts_of(
-        files.queries, files.passages, files.positive, files.negatives, [TESTED], searched=searched
+    texts = find_known_texts(
+        files.queries,
+        files.passages,
+        files.positive_rows,
+        files.negative_rows,
+        [TESTED],
+        include_evaluation_passages=searched,
     )
     asked = queries.astype(np.float32)
     found = search(asked, [(np.arange(len(passages)), passages)], len(passages))
-    own = dot(asked, passages[files.positive])
-    return select(*found, positive_score_q=own, texts=texts, rule=rule_of(section), seed=0)
+    own = row_dots(asked, passages[files.positive_rows])
+    return select_negatives(
+        *found, positive_score_q=own, texts=texts, rule=selection_rule(section), seed=0
+    )
 
 
-def test_the_best_below_the_share_are_mined_whatever_the_actors_and_their_memory(made, dense):
+@pytest.mark.promise("mining")
+def test_the_best_candidates_below_the_share_are_mined_with_any_actors_and_memory(made, dense):
     queries, passages = dense
     vectors = made.vectors(queries, passages, "a")
     fields = {"strategy": "top", "per_query": 3, "sample_from": 3}
-    scale = Searchers(actors=2, memory_gib=4e-5)
+    scale = SearchActors(actors=2, memory_gib=4e-5)
     rows, scores, counts = made.mine("a0", scale, vectors=vectors, **fields)
     here = selected(made, queries, passages, **fields)
     np.testing.assert_array_equal(rows, here.negatives)
@@ -157,43 +161,46 @@ def test_the_best_below_the_share_are_mined_whatever_the_actors_and_their_memory
     np.testing.assert_array_equal(scores[mined], here.scores[mined])
     every = queries.astype(np.float64) @ passages.astype(np.float64).T
     copies = {0: {0, 1}, 1: {0, 1}}
-    for q, own in enumerate(made.files.positive):
+    for q, own in enumerate(made.files.positive_rows):
         limit = every[q, own] - abs(every[q, own]) * 0.05
-        known = {made.files.positive[i] for i in copies.get(q, {q})}
+        known = {made.files.positive_rows[i] for i in copies.get(q, {q})}
         if q == 5:  # its own text is a passage
             known.add(row_of(made, made.files.queries[5].upper()))
-        given = [row for row in made.files.negatives[q] if row not in known]
+        given = [row for row in made.files.negative_rows[q] if row not in known]
         allowed = [
             row
             for row in np.argsort(-every[q], kind="stable")
             if every[q, row] <= limit and row not in known and row not in given
         ]
         # Copies of one another are not both negatives of the same query.
-        first, second = (made.files.positive[i] for i in (0, 1))
+        first, second = (made.files.positive_rows[i] for i in (0, 1))
         if first in allowed and second in allowed:
             allowed.remove(max(first, second, key=allowed.index))
         assert rows[q].tolist() == [*given, *allowed][:3]
         np.testing.assert_allclose(scores[q], every[q, rows[q]], atol=1e-3)
     assert counts["rejected"][KNOWN] >= 3
-    assert counts["rejected"][CLOSE] > 0
+    assert counts["rejected"][NEAR_POSITIVE] > 0
     assert sum(counts["scores"]["negatives"]) == counts["kept"] == (rows >= 0).sum()
     assert sum(counts["scores"]["positives"]) == len(queries)
 
 
-def test_finished_blocks_are_not_mined_again_and_the_rest_is_whatever_the_memory(
-    made, dense, tmp_path
-):
+def test_finished_blocks_are_kept_and_the_rest_is_mined_with_any_memory(made, dense, tmp_path):
     folder = made.vectors(*dense, "blocks").path
     files, section = made.files, Negatives()
-    texts = texts_of(
-        files.queries, files.passages, files.positive, files.negatives, [TESTED], searched=True
+    texts = find_known_texts(
+        files.queries,
+        files.passages,
+        files.positive_rows,
+        files.negative_rows,
+        [TESTED],
+        include_evaluation_passages=True,
     )
 
     def mined(memory_gib, blocks=None):
         return mine(
-            queries=files.queries, passages=files.passages, texts=texts,
-            miners={"teacher": folder}, section=section, rescore=None, seed=5,
-            scale=Searchers(memory_gib=memory_gib), blocks=blocks,
+            MiningTexts(files.queries, files.passages, texts), {"teacher": folder}, section,
+            cross_encoder=None, seed=5, scale=SearchActors(memory_gib=memory_gib),
+            blocks_folder=blocks,
         )  # fmt: skip
 
     expected = mined(1.0)
@@ -216,42 +223,43 @@ def test_finished_blocks_are_not_mined_again_and_the_rest_is_whatever_the_memory
     )
 
 
-def test_a_searcher_that_is_killed_is_asked_again(made, dense):
+def test_a_killed_search_actor_is_restarted_and_asked_again(made, dense):
     folder = made.vectors(*dense, "killed").path
-    pool = Pool(Searchers(actors=2), reserves=True, among=1)
-    searchers = Dense(folder, 8, pool)
-    scores, rows = searchers.ask(0, 24, 8)()
+    pool = SharedActors(SearchActors(actors=2), reserves_cpus=True, share_count=1)
+    searchers = DenseMiner(folder, 8, pool)
+    scores, rows = searchers.start_search(0, 24, 8)()
     ray.kill(searchers.actors[1], no_restart=False)
-    again = searchers.ask(0, 24, 8)()
+    again = searchers.start_search(0, 24, 8)()
     np.testing.assert_array_equal(again[1], rows)
     np.testing.assert_array_equal(again[0], scores)
 
 
+@pytest.mark.promise("mining")
 def test_passages_of_evaluation_sets_are_never_negatives(made, dense):
     queries, passages = dense[0].copy(), dense[1]
     searched = row_of(made, TESTED.passages["p1"])
-    queries[6] = passages[made.files.positive[6]] + 0.9 * passages[searched]
+    queries[6] = passages[made.files.positive_rows[6]] + 0.9 * passages[searched]
     fields = {"max_share_of_positive": None, "sample_from": 40, "per_query": 40}
     found = selected(made, queries, passages, searched=False, **fields)
     assert searched not in found.negatives
-    assert found.rejected[BARRED] == len(queries) - 1  # its own query's positive aside
+    assert found.rejected[EVALUATION] == len(queries) - 1  # its own query's positive aside
     found = selected(made, queries, passages, searched=True, **fields)
     assert searched in found.negatives[6]
-    assert found.rejected[BARRED] == 0
+    assert found.rejected[EVALUATION] == 0
 
 
 def test_a_false_negative_is_refused_by_its_score(made, dense):
     queries, passages = dense[0], dense[1].copy()
     planted = row_of(made, "more of snow 3")
     # An unjudged answer: as near to the query as the positive, to within a few per cent.
-    passages[planted] = passages[made.files.positive[8]] + 0.01 * passages[0]
+    passages[planted] = passages[made.files.positive_rows[8]] + 0.01 * passages[0]
     fields = {"strategy": "top", "sample_from": 4}
     assert planted not in selected(made, queries, passages, **fields).negatives[8]
     fields["max_share_of_positive"] = None
     assert planted in selected(made, queries, passages, **fields).negatives[8]
 
 
-def test_miners_united_find_what_each_finds_and_the_model_scores_it(made, dense):
+def test_candidates_of_several_miners_are_scored_by_the_model(made, dense):
     queries, passages = dense
     vectors = made.vectors(queries, passages, "d")
     wide = {"sample_from": 40, "per_query": 40, "max_share_of_positive": None}
@@ -262,22 +270,22 @@ def test_miners_united_find_what_each_finds_and_the_model_scores_it(made, dense)
         np.testing.assert_allclose(scores[q, : len(mined)], exact[q, mined], atol=1e-3)
 
 
-def test_bm25_alone_scores_what_it_finds(made):
-    files, index = made.files, _Lexical(made.files.passages, 1)
+def test_bm25_alone_scores_its_own_candidates(made):
+    files, index = made.files, Bm25Actor(made.files.passages, 1)
     scores, rows = index.search(files.queries, 9)
     np.testing.assert_array_equal(index.scores(files.queries, rows), scores)
     every = np.stack(list(Bm25(files.passages).scores(files.queries)))
     np.testing.assert_array_equal(-np.sort(-every, axis=1)[:, :9], np.maximum(scores, 0))
 
 
-def test_approximate_search_is_refused_below_the_recall_that_is_asked_for(made, dense):
+def test_approximate_search_below_its_recall_floor_is_refused(made, dense):
     vectors = made.vectors(*dense, "e")
-    ivf = {"above": 10, "part": 20, "lists": 8, "min_recall": 0.99}
+    ivf = {"min_passages": 10, "passages_per_index": 20, "nlist": 8, "min_recall": 0.99}
     fields = {"vectors": vectors, "strategy": "top", "sample_from": 4}
     with pytest.raises(UserError, match=r"ivf.min_recall: approximate search finds 0\.\d+ of"):
-        made.mine("e0", **fields, ivf=Ivf(**ivf, probes=1))
+        made.mine("e0", **fields, ivf=Ivf(**ivf, nprobe=1))
     # Every list is read: what is found is what exact search finds, scored in the same way.
-    rows, scores, counts = made.mine("e1", **fields, ivf=Ivf(**ivf, probes=8))
+    rows, scores, counts = made.mine("e1", **fields, ivf=Ivf(**ivf, nprobe=8))
     expected = selected(made, *dense, strategy="top", sample_from=4)
     assert counts["recall"] == {"teacher": 1.0}
     np.testing.assert_array_equal(rows, expected.negatives)

@@ -9,45 +9,38 @@ from pathlib import Path
 from zlib import crc32
 
 import pytest
-import ray
 from typer.testing import CliRunner
 
 from stillroom.cli.app import app
 from stillroom.config.load import read_recipe
 from stillroom.config.scale import Scale
 from stillroom.data.readers.files import read_pairs
-from stillroom.data.synthetic.prompts import BEST_GRADE, TASKS_A_CALL
-from stillroom.encoders.files.create import create
-from stillroom.encoders.files.save import save
+from stillroom.data.synthetic.prompts import MAX_GRADE, TASKS_PER_BRAINSTORM
+from stillroom.encoders.files.create import create_encoder
+from stillroom.encoders.files.options import ContractOptions
+from stillroom.encoders.files.save import save_encoder
 from stillroom.errors import UserError
-from stillroom.observability.run_journal import Journal
-from stillroom.pipeline.plan import pipeline, synthetic
+from stillroom.observability.run_journal import RunJournal
+from stillroom.pipeline.plan import pipeline, synthetic_steps
 from stillroom.pipeline.run import produce
-from stillroom.stages.corpus.artifact import CorpusFiles
+from stillroom.stages.corpus.artifact import CorpusData
 from stillroom.stages.corpus.stage import corpus
-from stillroom.stages.synthetic.from_passages import Nearest
-from stillroom.stages.synthetic.stage import estimate
+from stillroom.stages.synthetic.estimate import estimate_usage
+from stillroom.stages.synthetic.retriever import VectorRetriever
 from stillroom.storage.artifacts import Store
 from support.openai_endpoint import Endpoint, Reply, chat, echoed
 
 
 def unkept(root):
     """A journal that is never begun."""
-    return Journal(Store(root), "test", {})
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    context = ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False)
-    yield context.address_info["address"]
-    ray.shutdown()
+    return RunJournal(Store(root), "test", {})
 
 
 def asked_for(body):
     """What a prompt wants: tasks, example, query or grade."""
     prompt = body["messages"][0]["content"]
     kinds = {
-        "tasks": f"Name {TASKS_A_CALL} tasks",
+        "tasks": f"Name {TASKS_PER_BRAINSTORM} tasks",
         "example": "Make up one example",
         "query": "a text from a collection",
         "grade": "How well does the text serve",
@@ -67,7 +60,7 @@ def write_well(route, body):
         topic, number = re.search(r"(\w+), text (\d+)", prompt).groups()
         answer = {"task": f"Find what explains {topic}", "query": f"{topic} {number}?"}
     elif kind == "tasks":
-        answer = [f"Find {body['seed']} of {i}" for i in range(TASKS_A_CALL)]
+        answer = [f"Find {body['seed']} of {i}" for i in range(TASKS_PER_BRAINSTORM)]
     else:
         own = f"{body['seed']} {crc32(prompt.encode())}"
         answer = {"query": f"q {own}", "positive": f"p {own}", "hard_negative": f"n {own}"}
@@ -84,7 +77,7 @@ PASSAGES = [
 
 
 def grade(prompt):
-    return 0 if ASIDE in prompt else BEST_GRADE
+    return 0 if ASIDE in prompt else MAX_GRADE
 
 
 def likelihood(word, prompt):
@@ -108,7 +101,7 @@ def recipe(tmp_path):
     qrels = "query-id\tcorpus-id\tscore\nq\tp\t1\n"
     (tmp_path / "set" / "qrels" / "test.tsv").write_text(qrels)
 
-    def recipe(url, at_once=4, **fields):
+    def recipe(url, max_concurrency=4, **fields):
         files = {"pairs": ["pairs.jsonl"], "passages": ["passages.txt"]}
         named = {kind: [str(tmp_path / path) for path in paths] for kind, paths in files.items()}
         content = {
@@ -124,7 +117,9 @@ def recipe(tmp_path):
                 "base": "none",
                 "phases": [{"data": "pairs", "steps": 1, "global_batch": 1, "learning_rate": 1e-3}],
             },
-            "scale": {"synthetic": {"base_url": url, "at_once": at_once, "attempts": 2}},
+            "scale": {
+                "synthetic": {"base_url": url, "max_concurrency": max_concurrency, "attempts": 2}
+            },
         }
         (tmp_path / "told.yaml").write_text(json.dumps(content))
         return tmp_path / "told.yaml"
@@ -135,7 +130,7 @@ def recipe(tmp_path):
 def made(file):
     """The artifact, its pairs, and what the stage says of it."""
     read = read_recipe(file)
-    [step] = synthetic(read)
+    [step] = synthetic_steps(read)
     artifact = produce(step, {}, Store(read.root), read.scale, unkept(read.root)).artifact
     summary = artifact.manifest["made_by"]["summary"]
     assert json.loads((artifact.path / "counts.json").read_text()) == summary
@@ -143,14 +138,14 @@ def made(file):
 
 
 def estimated(file):
-    [step] = synthetic(read_recipe(file))
-    return {part["part"]: part["calls"] for part in estimate(**step.args)}
+    [step] = synthetic_steps(read_recipe(file))
+    return {part["part"]: part["calls"] for part in estimate_usage(**step.args)}
 
 
 TASKS = {"examples": {"short-long": 70, "similarity": 5}}
 
 
-def test_tasks_are_thought_up_and_examples_written_and_what_is_no_use_counted(cluster, recipe):
+def test_examples_of_invented_tasks_are_written_and_rejected_answers_counted(ray_cluster, recipe):
     def write(route, body):
         kind, _ = asked_for(body)
         if kind == "example" and body["seed"] % 5 == 0:
@@ -160,7 +155,7 @@ def test_tasks_are_thought_up_and_examples_written_and_what_is_no_use_counted(cl
         return write_well(route, body)
 
     with Endpoint(write) as server:
-        file = recipe(server.url, tasks=TASKS, query="To do: {task}\n{query}")
+        file = recipe(server.url, tasks=TASKS, query_template="To do: {task}\n{query}")
         artifact, pairs, summary = made(file)
         bodies = [json.loads(body) for _, body in server.calls]
         seeds = [body["seed"] for body in bodies if asked_for(body)[0] == "example"]
@@ -169,7 +164,7 @@ def test_tasks_are_thought_up_and_examples_written_and_what_is_no_use_counted(cl
             "short-long": 70,
             "similarity": 5,
         }
-        assert len(bodies) == 77 and {*server.times().values()} == {1}
+        assert len(bodies) == 77 and {*server.request_counts().values()} == {1}
         good = [seed for seed in seeds if seed % 5 > 1]
         rejected = {"no JSON": 0, "cut at the limit of tokens": 0}
         for reasons in summary["rejected"].values():
@@ -182,12 +177,12 @@ def test_tasks_are_thought_up_and_examples_written_and_what_is_no_use_counted(cl
         assert "Find texts that say the same" in tasks and max(map(tasks.count, tasks)) <= 5
         assert summary["tokens"]["tokens_in"] == sum(100 if s % 5 > 1 else 10 for s in seeds) + 200
         # Another artifact of the same requests costs nothing.
-        again, same, summary = made(recipe(server.url, tasks=TASKS, query="{query}"))
+        again, same, summary = made(recipe(server.url, tasks=TASKS, query_template="{query}"))
         assert again.ref != artifact.ref and [p.passage for p in same] == [p.passage for p in pairs]
         assert summary["calls"] == {"made": 0, "kept_from_before": 77} and len(server.calls) == 77
 
 
-def test_the_positive_is_the_best_that_is_found_and_not_always_the_seed(cluster, recipe):
+def test_the_positive_is_the_best_neighbour_and_not_always_the_passage_itself(ray_cluster, recipe):
     wanted = {"count": 9, "neighbours": 4}
     with Endpoint(write_well) as server:
         file = recipe(server.url, passages=wanted)
@@ -210,7 +205,7 @@ def test_the_positive_is_the_best_that_is_found_and_not_always_the_seed(cluster,
     assert calls["grade"] == 27 <= expected["grades"] and calls["completions"] == 28
 
 
-def test_without_likelihoods_grades_alone_decide_and_the_artifact_says_so(cluster, recipe):
+def test_without_likelihoods_grades_alone_decide_and_the_artifact_says_so(ray_cluster, recipe):
     def write(route, body):
         if route == "completions":
             raise Reply(404)
@@ -222,9 +217,9 @@ def test_without_likelihoods_grades_alone_decide_and_the_artifact_says_so(cluste
     wanted = {"count": 9, "neighbours": 4, "negative": "sampled"}
     with Endpoint(write) as server:
         _, pairs, summary = made(recipe(server.url, passages=wanted))
-        with pytest.raises(UserError, match="likelihood: the endpoint's /completions") as fault:
+        with pytest.raises(UserError, match="likelihood: the endpoint's /completions") as error:
             made(recipe(server.url, passages={**wanted, "likelihood": "required"}))
-    assert "404" in str(fault.value)
+    assert "404" in str(error.value)
     assert not summary["passages"]["likelihood_offered"]
     assert summary["passages"]["ranked_by_likelihood_too"] == 0
     # BM25's order decides among those graded alike: the seed's number is in the query.
@@ -233,24 +228,28 @@ def test_without_likelihoods_grades_alone_decide_and_the_artifact_says_so(cluste
     assert not any("text 13" in text for pair in pairs for text in (pair.passage, *pair.negatives))
 
 
-def test_a_model_finds_what_brute_force_finds(encoder, tmp_path):
-    model = create(str(encoder), pooling="mean", space="own", prompts={"query": "find: "})
-    save(model, tmp_path / "model")
+def test_the_vector_retriever_equals_brute_force(encoder, tmp_path):
+    model = create_encoder(
+        str(encoder),
+        space="own",
+        options=ContractOptions(pooling="mean", prompts={"query": "find: "}),
+    )
+    save_encoder(model, tmp_path / "model")
     queries = ["otters", "a full account of granite"]
     similar = model.encode(queries, "query") @ model.encode(PASSAGES, "passage").T
-    found = Nearest(PASSAGES, tmp_path / "model").find(queries, 4)
+    found = VectorRetriever(PASSAGES, tmp_path / "model").find(queries, 4)
     assert found.tolist() == (-similar).argsort(1)[:, :4].tolist()
 
 
-def test_a_budget_ends_it_cleanly_and_a_larger_one_goes_on(cluster, recipe):
+def test_a_budget_stops_generation_and_a_larger_one_continues_it(ray_cluster, recipe):
     tasks = {"examples": {"similarity": 40}}
     with Endpoint(write_well) as server:
         small, larger = (
-            made(recipe(server.url, tasks=tasks, answer_tokens=100, budget=budget))
+            made(recipe(server.url, tasks=tasks, max_answer_tokens=100, budget=budget))
             for budget in ({"tokens": 2000}, {"cost": 0.2, "price_in": 50.0, "price_out": 100.0})
         )
         # Nothing was paid for twice, though two artifacts were made.
-        assert {*server.times().values()} == {1}
+        assert {*server.request_counts().values()} == {1}
         sizes = [len(pairs) for _, pairs, _ in (small, larger)]
         assert 0 < sizes[0] < sizes[1] == len(server.calls) < 40
     assert small[1] == larger[1][: sizes[0]]
@@ -264,7 +263,7 @@ def test_a_budget_ends_it_cleanly_and_a_larger_one_goes_on(cluster, recipe):
         assert server.calls == []
 
 
-def test_what_a_failing_endpoint_answered_is_kept(cluster, recipe):
+def test_answers_of_an_endpoint_that_fails_later_are_kept(ray_cluster, recipe):
     tasks = {"examples": {"similarity": 12}}
     lock, answered = threading.Lock(), []
 
@@ -289,20 +288,20 @@ ALONE = """
 import sys
 import ray
 from typer.testing import CliRunner
-from stillroom.artifacts import Store
-from stillroom.plan import synthetic as steps
-from stillroom.config.reading import read_recipe
-from stillroom.stages.synthetic import synthetic
+from stillroom.config.load import read_recipe
+from stillroom.pipeline.plan import synthetic_steps
+from stillroom.stages.synthetic.stage import synthetic
+from stillroom.storage.artifacts import Store
 
 ray.init(sys.argv[1], configure_logging=False)
 read = read_recipe(sys.argv[2])
-[step] = steps(read)
+[step] = synthetic_steps(read)
 with Store(read.root).draft(step.stage, step.name, step.key) as draft:
     synthetic(**step.args, scale=read.scale, out=draft)
 """
 
 
-def test_a_run_that_is_killed_never_pays_twice(cluster, recipe):
+def test_a_killed_run_never_pays_twice(ray_cluster, recipe):
     tasks, free = {"examples": {"similarity": 9}}, threading.Event()
     sixth = threading.Event()
     lock, answered = threading.Lock(), []
@@ -318,23 +317,23 @@ def test_a_run_that_is_killed_never_pays_twice(cluster, recipe):
         return write_well(route, body)
 
     with Endpoint(write) as server:
-        file = recipe(server.url, tasks=tasks, at_once=1)
-        process = subprocess.Popen([sys.executable, "-c", ALONE, cluster, str(file)])
+        file = recipe(server.url, tasks=tasks, max_concurrency=1)
+        process = subprocess.Popen([sys.executable, "-c", ALONE, ray_cluster, str(file)])
         try:
             assert sixth.wait(timeout=120)
         finally:
             process.kill()
             process.wait()
             free.set()
-        assert not Store(read_recipe(file).root).published("synthetic")
+        assert not Store(read_recipe(file).root).list_artifacts("synthetic")
         _, pairs, summary = made(file)
-        times = [count for _, count in server.times().items()]
+        times = [count for _, count in server.request_counts().items()]
     assert len(pairs) == 9 and summary["calls"] == {"made": 4, "kept_from_before": 5}
     # The one that was never answered came twice; none that was.
     assert sorted(times) == [1] * 8 + [2]
 
 
-def test_the_command_makes_what_the_corpus_has_as_one_more_source(cluster, recipe, tmp_path):
+def test_generated_pairs_become_one_more_source_of_the_corpus(ray_cluster, recipe, tmp_path):
     prompts = {"query": "Instruct: find\nQuery: ", "passage": ""}
     with Endpoint(write_well) as server:
         file = recipe(server.url, tasks={"examples": {"similarity": 4}}, prompts=prompts)
@@ -346,11 +345,11 @@ def test_the_command_makes_what_the_corpus_has_as_one_more_source(cluster, recip
     section = read_recipe(file).corpus
     with Store(str(tmp_path / "corpora")).draft("corpus", "told", "0") as draft:
         corpus(section=section, seed=1, synthetic=artifact, scale=Scale(), out=draft)
-        files = CorpusFiles.read(draft.publish({}))
-    assert files.sources == ["own", "synthetic"]
-    assert [prompt and prompt.query for prompt in files.prompts] == [None, prompts["query"]]
+        files = CorpusData.read(draft.publish({}))
+    assert files.source_names == ["own", "synthetic"]
+    assert [prompt and prompt.query for prompt in files.source_prompts] == [None, prompts["query"]]
     assert files.queries == ["a question", *(pair.query for pair in pairs)]
-    assert [files.passages[rows[0]] for rows in files.negatives[1:]] == [
+    assert [files.passages[rows[0]] for rows in files.negative_rows[1:]] == [
         pair.negatives[0] for pair in pairs
     ]
 
@@ -358,7 +357,7 @@ def test_the_command_makes_what_the_corpus_has_as_one_more_source(cluster, recip
 # --- without a cluster ----------------------------------------------------------------------
 
 
-def test_a_dry_run_prints_what_it_takes_at_most_and_asks_nobody(recipe):
+def test_a_dry_run_estimates_usage_without_requests(recipe):
     with Endpoint(write_well) as server:
         budget = {"price_in": 1.0, "price_out": 4.0}
         wanted = {"count": 5, "neighbours": 3}
@@ -378,18 +377,18 @@ def test_a_dry_run_prints_what_it_takes_at_most_and_asks_nobody(recipe):
     assert not Path(read_recipe(file).root).exists()
 
 
-def test_where_the_model_is_served_is_no_part_of_the_key_and_what_is_asked_is(recipe):
+def test_the_key_depends_on_the_requests_and_not_on_the_endpoint(recipe):
     def key(url="http://a/v1", **fields):
-        [step] = synthetic(read_recipe(recipe(url, **{"tasks": TASKS, **fields})))
+        [step] = synthetic_steps(read_recipe(recipe(url, **{"tasks": TASKS, **fields})))
         return step.key
 
-    assert key() == key("http://elsewhere/v1", at_once=64)
+    assert key() == key("http://elsewhere/v1", max_concurrency=64)
     assert key() == key(tasks=TASKS)
     changed = [{"model": "other"}, {"budget": {"tokens": 9}}, {"temperature": 0.0}]
     assert len({key(), *(key(**fields) for fields in changed)}) == 4
 
 
-def test_the_corpus_is_planned_after_what_it_reads(recipe, decoder, encoder):
+def test_generated_pairs_are_planned_before_the_corpus(recipe, decoder, encoder):
     read = read_recipe(
         recipe("http://a/v1", tasks=TASKS), [f"teacher.base={decoder}", f"student.base={encoder}"]
     )
@@ -404,22 +403,22 @@ def test_the_corpus_is_planned_after_what_it_reads(recipe, decoder, encoder):
         ({}, "makes nothing: set tasks or passages"),
         ({"tasks": {"examples": {"translation": 3}}}, "need two languages"),
         ({"tasks": TASKS, "budget": {"cost": 1.0}}, "cost needs price_in"),
-        ({"tasks": TASKS, "query": "{task}"}, "must hold {query}"),
+        ({"tasks": TASKS, "query_template": "{task}"}, "must hold {query}"),
         ({"passages": {"count": 1, "sources": ["other"]}}, "names 'other', which is no source"),
     ],
 )
-def test_a_section_that_cannot_work_is_refused(recipe, fields, problem):
+def test_an_impossible_section_is_refused(recipe, fields, problem):
     with pytest.raises(UserError, match=re.escape(problem)):
         read_recipe(recipe("http://a/v1", **fields))
 
 
-def test_an_endpoint_and_its_key_are_asked_for_by_name(recipe, cluster, monkeypatch):
+def test_a_missing_endpoint_or_key_is_an_error_with_its_name(recipe, ray_cluster, monkeypatch):
     with pytest.raises(UserError, match="set scale.synthetic.base_url"):
         read_recipe(recipe(None, tasks=TASKS))
     monkeypatch.delenv("WRITER_KEY", raising=False)
     read = read_recipe(
-        recipe("http://a/v1", tasks=TASKS), ["scale.synthetic.key_variable=WRITER_KEY"]
+        recipe("http://a/v1", tasks=TASKS), ["scale.synthetic.api_key_env=WRITER_KEY"]
     )
-    [step] = synthetic(read)
+    [step] = synthetic_steps(read)
     with pytest.raises(UserError, match="the environment has no WRITER_KEY"):
         produce(step, {}, Store(read.root), read.scale, unkept(read.root))

@@ -10,39 +10,39 @@ import time
 import numpy as np
 import psutil
 import pytest
-import ray
 import torch
 
 from stillroom.config.corpus import Corpus
 from stillroom.config.recipe import Vectors
-from stillroom.config.scale import Embedders, Scale
+from stillroom.config.scale import EmbeddingActors, Scale
 from stillroom.config.student import Student
 from stillroom.data.readers.beir import write_beir
 from stillroom.data.readers.records import EvaluationSet
-from stillroom.encoders.files.create import create
-from stillroom.encoders.files.load import load
-from stillroom.encoders.files.save import save
-from stillroom.encoders.vectors.stored import DIGESTS, OfTexts, StoredVectors, digest, shard_path
+from stillroom.encoders.files.create import create_encoder
+from stillroom.encoders.files.load import load_encoder
+from stillroom.encoders.files.options import ContractOptions
+from stillroom.encoders.files.save import save_encoder
+from stillroom.encoders.vectors.stored import (
+    DIGESTS_FILE,
+    StoredVectors,
+    VerifiedVectors,
+    shard_path,
+    text_digest,
+)
 from stillroom.errors import UserError
-from stillroom.stages.corpus.artifact import CorpusFiles
+from stillroom.learning.order import WorkerShard
+from stillroom.stages.corpus.artifact import CorpusData
 from stillroom.stages.corpus.stage import corpus
-from stillroom.stages.training_batches import taught_batches
-from stillroom.stages.vectors.embed import Part, embed, isolated
+from stillroom.stages.training_batches import distillation_batches
+from stillroom.stages.vectors.embed import TextsToEmbed, embed, encode_isolating_failures
 from stillroom.stages.vectors.stage import vectors
-from stillroom.stages.vectors.teacher_vectors import Taught, stored
+from stillroom.stages.vectors.teacher_vectors import TeacherVectors, stored_vectors
 from stillroom.storage.artifacts import Store
 
 PROMPTS = {"query": "Instruct: Find it\nQuery: ", "passage": "Found: "}
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    ray.init("local", num_cpus=1, include_dashboard=False, configure_logging=False)
-    yield
-    ray.shutdown()
-
-
-def test_a_text_is_embedded_with_the_prompt_of_its_source(cluster, decoder, tmp_path):
+def test_a_text_is_embedded_with_the_prompt_of_its_source(ray_cluster, decoder, tmp_path):
     named = {}
     for name in ("own", "other"):
         file = tmp_path / f"{name}.jsonl"
@@ -59,26 +59,30 @@ def test_a_text_is_embedded_with_the_prompt_of_its_source(cluster, decoder, tmp_
         texts = draft.publish({})
     with store.draft("teacher", "two", "k") as draft:
         own = {"query": "Query: ", "passage": ""}
-        encoder = create(
-            str(decoder), space="two", pooling="mean", prompts=own, precision="float32"
+        encoder = create_encoder(
+            str(decoder),
+            space="two",
+            options=ContractOptions(pooling="mean", prompts=own, precision="float32"),
         )
-        save(encoder, draft.path)
+        save_encoder(encoder, draft.path)
         teacher = draft.publish({})
     with store.draft("vectors", "two", "k") as draft:
-        scale = Scale(vectors=Embedders())
-        vectors(section=Vectors(shard=4), corpus=texts, teacher=teacher, scale=scale, out=draft)
+        scale = Scale(vectors=EmbeddingActors())
+        vectors(
+            section=Vectors(shard_size=4), corpus=texts, teacher=teacher, scale=scale, out=draft
+        )
         made = draft.publish({})
         queries, passages = (StoredVectors(made.path / one) for one in ("queries", "passages"))
     with store.draft("vectors", "two-miner0", "k") as draft:
         # Another model, by an artifact's reference: it was told no task, and has its own prompts.
         vectors(section=Vectors(), corpus=texts, model="teacher/two", scale=Scale(), out=draft)
         others = StoredVectors(draft.publish({}).path / "queries")
-    files, encoder = CorpusFiles.read(texts), load(teacher.path)
+    files, encoder = CorpusData.read(texts), load_encoder(teacher.path)
     expected = [encoder.encode([text], "query")[0] for text in files.queries]
     np.testing.assert_allclose(others[np.arange(len(expected))], expected, atol=1e-3)
     for role, found, of, source in (
-        ("query", queries, files.queries, files.source),
-        ("passage", passages, files.passages, files.passage_source),
+        ("query", queries, files.queries, files.pair_sources),
+        ("passage", passages, files.passages, files.passage_sources),
     ):
         # One text after the other: the slow way.
         expected = [
@@ -88,7 +92,7 @@ def test_a_text_is_embedded_with_the_prompt_of_its_source(cluster, decoder, tmp_
         np.testing.assert_allclose(found[np.arange(len(of))], expected, atol=1e-3)
 
 
-def test_more_shards_than_a_process_may_have_files_are_read_all_the_same(tmp_path):
+def test_more_shards_than_a_process_may_open_files_are_read(tmp_path):
     expected = np.random.default_rng(0).normal(size=(600, 4)).astype(np.float16)
     np.save(tmp_path / "order.npy", np.arange(600))
     for number, shard in enumerate(np.split(expected, 300)):
@@ -105,19 +109,22 @@ def test_more_shards_than_a_process_may_have_files_are_read_all_the_same(tmp_pat
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_a_text_that_changed_is_told_though_the_rows_beside_it_were_right(tmp_path):
+def test_a_changed_text_is_refused_even_when_other_rows_are_right(tmp_path):
     texts = ["one", "two", "three"]
     np.save(tmp_path / "order.npy", np.arange(3))
     np.save(shard_path(tmp_path, 0), np.eye(3, dtype=np.float16))
-    np.save(tmp_path / DIGESTS, np.array([digest(None, text) for text in texts], dtype=np.uint64))
-    found = OfTexts(StoredVectors(tmp_path), ["one", "two", "another"], [None] * 3)
+    np.save(
+        tmp_path / DIGESTS_FILE,
+        np.array([text_digest(None, text) for text in texts], dtype=np.uint64),
+    )
+    found = VerifiedVectors(StoredVectors(tmp_path), ["one", "two", "another"], [None] * 3)
     for _ in range(2):
         np.testing.assert_array_equal(found[np.array([1, 0])], [[0, 1, 0], [1, 0, 0]])
         with pytest.raises(UserError, match="row 2: holds the vector of another text"):
             found[np.array([0, 2])]
 
 
-def test_what_fails_an_encoder_is_found_by_halving_and_costs_nobody_else_a_vector():
+def test_a_text_that_fails_its_encoder_is_found_and_all_others_get_vectors():
     asked = []
 
     def encode(rows):
@@ -130,7 +137,7 @@ def test_what_fails_an_encoder_is_found_by_halving_and_costs_nobody_else_a_vecto
             found[:] = np.inf
         return found
 
-    found, failed = isolated(encode, 64, 4)
+    found, failed = encode_isolating_failures(encode, 64, 4)
     assert failed == {
         5: "its vector is not finite",
         11: "ValueError: a text that nobody can read",
@@ -141,12 +148,12 @@ def test_what_fails_an_encoder_is_found_by_halving_and_costs_nobody_else_a_vecto
     assert len(asked) < 64
 
 
-def test_where_every_text_fails_it_is_not_the_texts():
+def test_when_every_text_fails_the_encoder_s_error_is_raised():
     def encode(rows):
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     with pytest.raises(RuntimeError, match="device-side assert"):
-        isolated(encode, 8, 4)
+        encode_isolating_failures(encode, 8, 4)
 
 
 @pytest.fixture
@@ -166,10 +173,13 @@ def poisoned(decoder, tmp_path):
         corpus(section=section, seed=0, scale=Scale(), out=draft)
         texts = draft.publish({})
     with store.draft("teacher", "zoo", "k") as draft:
-        encoder = create(
-            str(decoder), space="zoo", pooling="mean", prompts={"query": "", "passage": ""},
-            precision="float32",
-        )  # fmt: skip
+        encoder = create_encoder(
+            str(decoder),
+            space="zoo",
+            options=ContractOptions(
+                pooling="mean", prompts={"query": "", "passage": ""}, precision="float32"
+            ),
+        )
         ids = [
             encoder.tokenizer(text)["input_ids"] for text in ("a quagga", "it is about number a")
         ]
@@ -177,24 +187,24 @@ def poisoned(decoder, tmp_path):
         assert own, "a token that no other text has"
         with torch.no_grad():
             encoder.backbone.get_input_embeddings().weight[own[0]] = float("nan")
-        save(encoder, draft.path)
+        save_encoder(encoder, draft.path)
         teacher = draft.publish({})
     return store, texts, teacher
 
 
-def test_a_poisoned_text_is_named_or_left_out_of_all_that_follows(
-    cluster, poisoned, encoder, tmp_path
+def test_a_text_that_cannot_be_encoded_is_named_or_skipped_in_all_later_stages(
+    ray_cluster, poisoned, encoder, tmp_path
 ):
     store, texts, teacher = poisoned
-    files = CorpusFiles.read(texts)
-    given = {"section": Vectors(shard=5), "corpus": texts, "teacher": teacher}
+    files = CorpusData.read(texts)
+    given = {"section": Vectors(shard_size=5), "corpus": texts, "teacher": teacher}
     query, passage = files.queries.index("a quagga"), files.passages.index("a quagga")
     with (
         pytest.raises(UserError, match=f"queries, row {query} of source zoo: cannot .* 'a quagga'"),
         store.draft("vectors", "zoo", "k") as draft,
     ):
         vectors(**given, scale=Scale(), out=draft)
-    scale = Scale(vectors=Embedders(on_error="skip"))
+    scale = Scale(vectors=EmbeddingActors(on_error="skip"))
     with store.draft("vectors", "zoo", "k") as draft:
         summary = vectors(**given, scale=scale, out=draft)
         by_teacher = draft.publish({"summary": summary})
@@ -203,11 +213,15 @@ def test_a_poisoned_text_is_named_or_left_out_of_all_that_follows(
         "queries": {f"row {query}": "'a quagga': its vector is not finite"},
         "passages": {f"row {passage}": "'a quagga': its vector is not finite"},
     }
-    taught = Taught(texts, lambda files, device: stored(files, teacher, by_teacher))
-    student = create(str(encoder), space="s", pooling="mean", precision="float32")
+    teacher_vectors = TeacherVectors(
+        texts, lambda files, device: stored_vectors(files, teacher, by_teacher)
+    )
+    student = create_encoder(
+        str(encoder), space="s", options=ContractOptions(pooling="mean", precision="float32")
+    )
     numbers = {"global_batch": 5, "steps": 1, "learning_rate": 1.0, "query_tokens": 16}
     for data, gone in (
-        ("pairs", {query, [*files.positive].index(passage)}),
+        ("pairs", {query, [*files.positive_rows].index(passage)}),
         ("texts", {passage, len(files.passages) + query}),
     ):
         phase = {"data": data, "passage_tokens": 16, **numbers}
@@ -215,17 +229,22 @@ def test_a_poisoned_text_is_named_or_left_out_of_all_that_follows(
             phase["hard_negatives"] = 0
         section = {"base": str(encoder), "space": "teacher", "phases": [phase]}
         [settings] = Student.model_validate_json(json.dumps(section)).phases
-        batches = taught_batches(taught, None, settings, 0, student, {"rank": 0, "world": 1})
+        batches = distillation_batches(teacher_vectors, None, settings, 0, student, WorkerShard())
         drawn = {int(row) for step in range(12) for row in batches.ids(step)}
         count = len(files.queries) if data == "pairs" else len(files.passages) + len(files.queries)
         assert drawn == {*range(count)} - gone
 
 
-def test_an_actor_that_is_killed_costs_no_shard_that_was_made(cluster, decoder, tmp_path):
+def test_a_killed_actor_costs_no_finished_shard(ray_cluster, decoder, tmp_path):
     teacher = tmp_path / "teacher"
-    save(create(str(decoder), space="s", pooling="mean", precision="float32"), teacher)
+    save_encoder(
+        create_encoder(
+            str(decoder), space="s", options=ContractOptions(pooling="mean", precision="float32")
+        ),
+        teacher,
+    )
     texts = [f"a text of number {i}" for i in range(160)]
-    parts = [Part("killed", "query", texts, [None] * len(texts))]
+    parts = [TextsToEmbed("killed", "query", texts, [None] * len(texts))]
     folder, shards = tmp_path / "killed", 80
     made_before = {}
 
@@ -242,9 +261,9 @@ def test_an_actor_that_is_killed_costs_no_shard_that_was_made(cluster, decoder, 
 
     killer = threading.Thread(target=kill)
     killer.start()
-    embed(parts, teacher, tmp_path, 2, Embedders())
+    embed(parts, teacher, tmp_path, 2, EmbeddingActors())
     killer.join()
     assert 5 <= len(made_before) < shards
     assert all(file.stat().st_ino == number for file, number in made_before.items())
     found = StoredVectors(folder)[np.arange(len(texts))]
-    np.testing.assert_allclose(found, load(teacher).encode(texts, "query"), atol=1e-3)
+    np.testing.assert_allclose(found, load_encoder(teacher).encode(texts, "query"), atol=1e-3)

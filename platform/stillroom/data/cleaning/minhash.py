@@ -1,10 +1,10 @@
 """Near-copies among millions of texts: MinHash signatures, cut into bands (LSH).
 
-Two texts are as similar as the share of three-word sequences that they have in common (Jaccard).
-A signature's place agrees for two texts as often as they are similar (Broder, 1997); texts that
-agree in a whole band of places are compared, and that by the last bit of every place (b-bit
-minwise hashing, arXiv 0910.3349), which travels with the band. The usual implementations take a
-text at a time in Python; here a batch's words are one array.
+The similarity of two texts is the share of three-word shingles that they have in common
+(Jaccard). The probability that a permutation gives two texts the same minimum equals that
+similarity (Broder, 1997). Texts that agree in all rows of a band are compared by the last bit of
+every minimum (b-bit minwise hashing, arXiv 0910.3349), which is stored with the band. The usual
+implementations loop over texts in Python; here the words of a batch are one array.
 """
 
 import itertools
@@ -14,122 +14,135 @@ from hashlib import blake2b
 
 import numpy as np
 
-from stillroom.data.cleaning.text_keys import folded, mix
+from stillroom.data.cleaning.splitmix import splitmix64
+from stillroom.data.cleaning.text_keys import equals_previous, fold_case
 
-PLACES = 128  # of a signature
+PERMUTATIONS = 128  # numbers in a signature
 
-IN_A_ROW = 3  # words
+SHINGLE_WORDS = 3
 
-BATCH = 2048  # texts whose words fit into a processor's cache
+BATCH_TEXTS = 2048  # their words fit into a processor's cache
 
-BEFORE = 8  # texts of a band that one is compared with, beside its first
+COMPARED_NEIGHBOURS = 8  # texts of a band that a text is compared with, besides the first
 
-RECALL = 0.9  # of pairs that are just similar enough, and of more of those that are more so
+MIN_RECALL = 0.9  # of pairs exactly at the asked similarity; higher above it
 
-# Scripts without spaces between words: every character counts as one.
-ALONE = re.compile(
+# Scripts without spaces between words: every character counts as a word.
+UNSPACED_CHARACTERS = re.compile(
     "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])"
 )
 
+# Random permutations of uint32: x → x * factor + term.
 _rng = np.random.default_rng(0)
 
-_FACTORS = _rng.integers(1 << 32, size=PLACES, dtype=np.uint32) | np.uint32(1)
+_FACTORS = _rng.integers(1 << 32, size=PERMUTATIONS, dtype=np.uint32) | np.uint32(1)
 
-_TERMS = _rng.integers(1 << 32, size=PLACES, dtype=np.uint32)
+_TERMS = _rng.integers(1 << 32, size=PERMUTATIONS, dtype=np.uint32)
 
-_ONES = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
+# The number of set bits in each byte.
+_BIT_COUNTS = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
 
-def signatures(texts: Sequence[str]) -> np.ndarray:
+def minhash_signatures(texts: Sequence[str]) -> np.ndarray:
     """MinHash signatures, uint32, (texts, PLACES)."""
-    found = np.empty((len(texts), PLACES), dtype=np.uint32)
-    known = _Words()
-    for begin in range(0, len(texts), BATCH):
-        words = [_words(text) for text in texts[begin : begin + BATCH]]
-        shingles, starts = _shingles(words, known)
-        for place in range(PLACES):
-            permuted = shingles * _FACTORS[place] + _TERMS[place]
-            found[begin : begin + len(words), place] = np.minimum.reduceat(permuted, starts)
-    return found
+    signatures = np.empty((len(texts), PERMUTATIONS), dtype=np.uint32)
+    word_hashes = _WordHashCache()
+    for start in range(0, len(texts), BATCH_TEXTS):
+        words = [_split(text) for text in texts[start : start + BATCH_TEXTS]]
+        shingles, text_starts = _shingles(words, word_hashes)
+        for i in range(PERMUTATIONS):
+            permuted = shingles * _FACTORS[i] + _TERMS[i]
+            minima = np.minimum.reduceat(permuted, text_starts)
+            signatures[start : start + len(words), i] = minima
+    return signatures
 
 
-def bands(signatures: np.ndarray, similarity: float) -> np.ndarray:
-    """What near-copies have in common, uint64, (texts, bands); bands have other keys each."""
-    rows = rows_of_a_band(similarity)
-    words = signatures.astype(np.uint64).reshape(len(signatures), -1, rows)
-    keys = np.arange(words.shape[1], dtype=np.uint64)[None].repeat(len(signatures), 0)
+def band_keys(signatures: np.ndarray, similarity: float) -> np.ndarray:
+    """A key of each band of a signature, uint64, (texts, bands); different bands never share keys.
+
+    Near-copies agree in at least one band, with a probability of MIN_RECALL or more.
+    """
+    rows = rows_per_band(similarity)
+    banded = signatures.astype(np.uint64).reshape(len(signatures), -1, rows)
+    keys = np.arange(banded.shape[1], dtype=np.uint64)[None].repeat(len(signatures), 0)
     for row in range(rows):
-        keys = mix(keys) ^ words[:, :, row]
-    return mix(keys)
+        keys = splitmix64(keys) ^ banded[:, :, row]
+    return splitmix64(keys)
 
 
-def sketches(signatures: np.ndarray) -> np.ndarray:
-    """The last bit of every place, uint64, (texts, 2)."""
+def bit_sketches(signatures: np.ndarray) -> np.ndarray:
+    """The last bit of every number of a signature, packed: uint64, (texts, 2)."""
     return np.packbits((signatures & 1).astype(np.uint8), axis=1).view(np.uint64)
 
 
-def rows_of_a_band(similarity: float) -> int:
-    """The most places a band, and so the fewest needless comparisons, that RECALL allows."""
+def rows_per_band(similarity: float) -> int:
+    """The most rows that still give MIN_RECALL: more rows mean fewer needless comparisons."""
     choices = [2**i for i in range(6)]
     return max(
         rows
         for rows in choices
-        if rows == 1 or 1 - (1 - similarity**rows) ** (PLACES // rows) >= RECALL
+        if rows == 1 or 1 - (1 - similarity**rows) ** (PERMUTATIONS // rows) >= MIN_RECALL
     )
 
 
-def copies(
-    keys: np.ndarray, rows: np.ndarray, sketch: np.ndarray, similarity: float
+def near_duplicates(
+    keys: np.ndarray, rows: np.ndarray, sketches: np.ndarray, similarity: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Near-copies among texts that share a band.
+    """Pairs of near-copies among texts that share a band.
 
     Args:
-        keys, rows, sketch: of each text in each band, sorted by key and row; (n,), (n,), (n, 2).
+        keys, rows, sketches: the band key, row and bit sketch of each text in each band, sorted
+            by key and row; (n,), (n,), (n, 2).
+        similarity: the least Jaccard similarity, as estimated from the sketches.
 
     Returns:
-        Rows of the later and of the earlier text of each pair found, once each, by the later.
+        The row of the later and of the earlier text of each pair, each pair once, sorted by the
+        later.
     """
-    places = np.arange(len(keys))
-    opens = np.ones(len(keys), dtype=bool)
-    opens[1:] = keys[1:] != keys[:-1]
-    first = np.maximum.accumulate(np.where(opens, places, 0))
+    indices = np.arange(len(keys))
+    first = np.maximum.accumulate(np.where(equals_previous(keys), 0, indices))
     pairs = []
-    for back in [*range(1, BEFORE + 1), None]:
-        # The first of its band, and those right before it: a thousand copies are no million pairs.
-        other = first if back is None else places - back
-        later = np.flatnonzero((other >= first) & (other < places))
+    for back in [*range(1, COMPARED_NEIGHBOURS + 1), None]:
+        # Only the first of the band and the ones just before: a thousand copies must not become a
+        # million pairs.
+        other = first if back is None else indices - back
+        later = np.flatnonzero((other >= first) & (other < indices))
         earlier = other[later]
-        differ = _ONES[(sketch[later] ^ sketch[earlier]).view(np.uint8)].sum(1, dtype=np.int64)
-        # Bits of different places agree half the time.
-        alike = 1 - 2 * differ / PLACES >= similarity
-        pairs.append(np.stack([rows[later[alike]], rows[earlier[alike]]], axis=1))
-    found = np.unique(np.concatenate(pairs), axis=0)
-    return found[:, 0], found[:, 1]
+        differing_bits = _BIT_COUNTS[(sketches[later] ^ sketches[earlier]).view(np.uint8)]
+        # Last bits of unequal minima agree half the time.
+        estimate = 1 - 2 * differing_bits.sum(1, dtype=np.int64) / PERMUTATIONS
+        similar = estimate >= similarity
+        pairs.append(np.stack([rows[later[similar]], rows[earlier[similar]]], axis=1))
+    distinct = np.unique(np.concatenate(pairs), axis=0)
+    return distinct[:, 0], distinct[:, 1]
 
 
-class _Words(dict[str, int]):
+class _WordHashCache(dict[str, int]):
+    """Word → 64-bit hash, computed on first use."""
+
     def __missing__(self, word: str) -> int:
         digest = blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        number = self[word] = int.from_bytes(digest, "little")
-        return number
+        word_hash = self[word] = int.from_bytes(digest, "little")
+        return word_hash
 
 
-def _words(text: str) -> list[str]:
-    text = folded(text)
-    return (text if text.isascii() else ALONE.sub(r" \1 ", text)).split() or [""]
+def _split(text: str) -> list[str]:
+    text = fold_case(text)
+    return (text if text.isascii() else UNSPACED_CHARACTERS.sub(r" \1 ", text)).split() or [""]
 
 
-def _shingles(words: list[list[str]], known: _Words) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences of words as uint32, as many as words, and where each text's begin."""
-    counts = np.array([len(of_text) for of_text in words])
-    gap = IN_A_ROW - 1  # after each text, so that no sequence runs into the next
+def _shingles(words: list[list[str]], word_hashes: _WordHashCache) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of the shingles of all texts, uint32, one a word; and where each text's begin."""
+    counts = np.array([len(text_words) for text_words in words])
+    gap = SHINGLE_WORDS - 1  # zeros after each text, so that no shingle runs into the next
     ends = np.cumsum(counts + gap)
     starts = ends - counts - gap
     hashed = np.zeros(ends[-1] + gap, dtype=np.uint64)
-    within = np.arange(counts.sum()) + np.repeat(gap * np.arange(len(counts)), counts)
-    flat = map(known.__getitem__, itertools.chain.from_iterable(words))
-    hashed[within] = np.fromiter(flat, dtype=np.uint64, count=len(within))
-    found = hashed[within]
-    for next_word in range(1, IN_A_ROW):
-        found = mix(found) + hashed[within + next_word]
-    return (mix(found) >> np.uint64(32)).astype(np.uint32), starts - gap * np.arange(len(counts))
+    indices = np.arange(counts.sum()) + np.repeat(gap * np.arange(len(counts)), counts)
+    flat = map(word_hashes.__getitem__, itertools.chain.from_iterable(words))
+    hashed[indices] = np.fromiter(flat, dtype=np.uint64, count=len(indices))
+    shingles = hashed[indices]
+    for next_word in range(1, SHINGLE_WORDS):
+        shingles = splitmix64(shingles) + hashed[indices + next_word]
+    shingles = (splitmix64(shingles) >> np.uint64(32)).astype(np.uint32)
+    return shingles, starts - gap * np.arange(len(counts))

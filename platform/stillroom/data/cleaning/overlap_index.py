@@ -1,51 +1,59 @@
-"""Which of many known texts a text shares words with, and how much of either."""
+"""An index of texts by word n-grams: which of them a text shares words with, and how much."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from stillroom.data.cleaning.word_hashes import Words, find, mix, offsets
+from stillroom.data.cleaning.splitmix import mix_bits
+from stillroom.data.cleaning.text_keys import equals_previous
+from stillroom.data.cleaning.word_hashes import (
+    WordHashes,
+    concatenated_ranges,
+    find_sorted,
+)
 
-GRAM = 4  # words in a row; what texts share is made of such
+GRAM_WORDS = 4  # words of the n-grams that shared text is made of
 
-WINDOW = 4  # of that many neighbours in a long text the rarest is indexed
+WINDOW_GRAMS = 4  # of so many neighbouring grams of a long text, the rarest is indexed
 
-SHORT = 40  # words; of a text that short every gram is indexed
+SHORT_TEXT_WORDS = 40  # of texts up to this length every gram is indexed
 
-COMMON = 10  # texts; a gram that more of them have is a phrase of the trade, or boilerplate
+COMMON_TEXTS = 10  # a gram that more texts have is a stock phrase or boilerplate
 
-ENOUGH = 8  # rarer grams of a text, beside which its common ones are not indexed
+ENOUGH_RARE_GRAMS = 8  # a text with as many rarer grams has its common ones left out
 
-POSTINGS = 32  # texts of one gram at most
+MAX_POSTINGS = 32  # texts listed for one gram
 
-AT_LEAST = 2  # indexed grams in common before two texts are compared
+MIN_SHARED_GRAMS = 2  # indexed grams in common before two texts are compared
 
-RARE = 0.9  # what words in a row count on average, to be a match by themselves
+MIN_RUN_WEIGHT = 0.9  # mean weight of the words in a shared run that counts as a match
 
-VERIFIED = 1 << 19  # words compared at a time
+WORDS_PER_BATCH = 1 << 19  # compared at a time
 
 
-class Seen:
-    """How many texts have a gram, from a sketch: never too few, and 255 stands for more.
+class GramCounts:
+    """How many texts have a gram, as a sketch: never too low, and 255 means 255 or more.
+
+    Args:
+        grams: how many grams to expect, about; the words of all texts together.
 
     Attributes:
-        counters: uint8, a power of two of them; a gram counts under the first bits of its hash.
+        counters: uint8, (a power of two,); a gram is counted under the top bits of its hash.
     """
 
     def __init__(self, grams: int):
-        """For about so many grams, words of all texts together."""
         self.counters = np.zeros(1 << min(27, max(16, grams.bit_length())), dtype=np.uint8)
 
-    def add(self, words: Words) -> None:
-        """Counts some texts."""
-        grams, places = words.grams(GRAM)
-        cells = np.sort(self._cells(grams) * len(words) + words.text_of(places))
-        first = np.ones(len(cells), dtype=bool)
-        first[1:] = cells[1:] != cells[:-1]
-        cells, more = np.unique(cells[first] // max(1, len(words)), return_counts=True)
-        self.counters[cells] = np.minimum(255, self.counters[cells] + more)
+    def add(self, words: WordHashes) -> None:
+        """Counts each gram once for every text that has it."""
+        grams, first_words = words.grams(GRAM_WORDS)
+        cells = np.sort(self._cells(grams) * len(words) + words.text_of(first_words))
+        distinct = cells[~equals_previous(cells)]
+        cells, texts = np.unique(distinct // max(1, len(words)), return_counts=True)
+        self.counters[cells] = np.minimum(255, self.counters[cells] + texts)
 
-    def __call__(self, grams: np.ndarray) -> np.ndarray:
+    def lookup(self, grams: np.ndarray) -> np.ndarray:
+        """The count of each gram, uint8, (grams,)."""
         return self.counters[self._cells(grams)]
 
     def _cells(self, grams: np.ndarray) -> np.ndarray:
@@ -54,177 +62,214 @@ class Seen:
 
 @dataclass(frozen=True)
 class Overlaps:
-    """Pairs of a text and a known one; all arrays are (found,).
+    """Pairs of a searched text and an indexed one that share words; arrays of shape (pairs,).
 
-    A word counts less where it lies in a phrase that many texts have: COMMON / (texts that do).
+    Words in common phrases count less: COMMON_TEXTS / (texts that have the phrase).
 
     Attributes:
-        text, row: the text's place among those asked, and the known one's.
-        of_text, of_row: the share of its words that lie in runs which the other has too.
-        weight: what a word of the text counts on average; 1 where no phrase in it is common.
-        in_a_row: whether as many words in a row as were asked for are the same in both, and
-            hardly a common phrase among them.
+        text: index of the searched text.
+        row: index of the indexed text.
+        text_share: the share of the searched text's words in runs that the indexed text has too.
+        row_share: the share of the indexed text's words in runs that the searched text has too.
+        word_weight: the mean weight of the searched text's words; 1 if it has no common phrase.
+        shares_run: whether both have a run of words in common, as long as was asked for and of
+            hardly any common phrase.
     """
 
     text: np.ndarray
     row: np.ndarray
-    of_text: np.ndarray
-    of_row: np.ndarray
-    weight: np.ndarray
-    in_a_row: np.ndarray
+    text_share: np.ndarray
+    row_share: np.ndarray
+    word_weight: np.ndarray
+    shares_run: np.ndarray
 
 
 @dataclass(frozen=True)
-class Index:
-    """Known texts by their rarest grams.
+class OverlapIndex:
+    """Texts by their rarest grams.
 
-    Every run of GRAM + WINDOW - 1 words of a known text holds an indexed gram of it (winnowing,
-    Schleimer et al., 2003, with rarity in place of a random order), common phrases apart.
+    Every run of GRAM_WORDS + WINDOW_GRAMS - 1 words of an indexed text holds one of its indexed
+    grams, common phrases aside: winnowing (Schleimer et al., 2003), by rarity instead of by a
+    random order.
 
     Attributes:
-        words: the known texts.
-        seen: how common a gram is in all that is searched.
-        grams, rows: indexed grams, ascending, uint64, and the text that each is of.
-        there: whether any gram begins with these bits; most are told off by that alone.
+        words: the indexed texts.
+        gram_counts: how common a gram is in the whole collection.
+        grams: indexed grams, ascending, uint64, (postings,).
+        rows: the text of each gram, int32, (postings,).
+        prefixes: whether any indexed gram begins with these bits, bool, (a power of two,); a
+            filter that rejects most grams of a search.
     """
 
-    words: Words
-    seen: Seen
+    words: WordHashes
+    gram_counts: GramCounts
     grams: np.ndarray
     rows: np.ndarray
-    there: np.ndarray
+    prefixes: np.ndarray
 
     @staticmethod
-    def of(words: Words, seen: Seen) -> "Index":
-        grams, places = words.grams(GRAM)
-        rows = words.text_of(places)
-        chosen = _rarest(grams, rows, words.counts, seen(grams))
+    def build(words: WordHashes, gram_counts: GramCounts) -> "OverlapIndex":
+        """Indexes texts.
+
+        Args:
+            gram_counts: of the collection that the texts are from.
+        """
+        grams, first_words = words.grams(GRAM_WORDS)
+        rows = words.text_of(first_words)
+        chosen = _rarest_grams(grams, rows, words.counts, gram_counts.lookup(grams))
         grams, rows = grams[chosen], rows[chosen]
         order = np.lexsort((rows, grams))
         grams, rows = grams[order], rows[order]
-        again = np.zeros(len(grams), dtype=bool)  # a gram twice in one text
-        again[1:] = (grams[1:] == grams[:-1]) & (rows[1:] == rows[:-1])
-        grams, rows = grams[~again], rows[~again]
-        nth = np.arange(len(grams)) - np.searchsorted(grams, grams)
-        grams, rows = grams[nth < POSTINGS], rows[nth < POSTINGS]
+        twice_in_a_text = equals_previous(grams) & equals_previous(rows)
+        grams, rows = grams[~twice_in_a_text], rows[~twice_in_a_text]
+        posting = np.arange(len(grams)) - np.searchsorted(grams, grams)
+        grams, rows = grams[posting < MAX_POSTINGS], rows[posting < MAX_POSTINGS]
         bits = min(27, max(10, int(8 * len(grams)).bit_length()))
-        there = np.zeros(1 << bits, dtype=bool)
-        there[grams >> np.uint64(64 - bits)] = True
-        return Index(words, seen, grams, rows.astype(np.int32), there)
+        prefixes = np.zeros(1 << bits, dtype=bool)
+        prefixes[grams >> np.uint64(64 - bits)] = True
+        return OverlapIndex(words, gram_counts, grams, rows.astype(np.int32), prefixes)
 
-    def search(self, asked: Words, *, in_a_row: int) -> Overlaps:
-        """Every known text that shares at least AT_LEAST indexed grams with one asked."""
-        text, row = self._candidates(asked)
-        parts = np.cumsum(asked.counts[text] + self.words.counts[row]) // VERIFIED
-        found = [
-            self._compare(asked.take(text[part]), self.words.take(row[part]), in_a_row)
-            for part in np.split(np.arange(len(text)), np.flatnonzero(np.diff(parts)) + 1)
+    def search(self, texts: WordHashes, *, run_words: int) -> Overlaps:
+        """Every pair of a text and an indexed one with MIN_SHARED_GRAMS indexed grams in common.
+
+        Args:
+            run_words: length of the runs that `Overlaps.shares_run` is about.
+        """
+        text, row = self._candidates(texts)
+        batch = np.cumsum(texts.counts[text] + self.words.counts[row]) // WORDS_PER_BATCH
+        compared = [
+            self._compare(texts.take(text[pairs]), self.words.take(row[pairs]), run_words)
+            for pairs in np.split(np.arange(len(text)), np.flatnonzero(np.diff(batch)) + 1)
         ]
-        return Overlaps(text, row, *(np.concatenate(each) for each in zip(*found, strict=True)))
-
-    def _candidates(self, asked: Words) -> tuple[np.ndarray, np.ndarray]:
-        grams, places = asked.grams(GRAM)
-        shift = np.uint64(65 - len(self.there).bit_length())
-        maybe = np.flatnonzero(self.there[grams >> shift])
-        grams, text = grams[maybe], asked.text_of(places[maybe])
-        low = np.searchsorted(self.grams, grams)
-        counts = np.searchsorted(self.grams, grams, side="right") - low
-        text, starts = np.repeat(text, counts), offsets(counts)
-        entries = np.arange(starts[-1]) + np.repeat(low - starts[:-1], counts)
-        both = text * len(self.words) + self.rows[entries]
-        both, shared = np.unique(both, return_counts=True)
-        return np.divmod(both[shared >= AT_LEAST], max(1, len(self.words)))
-
-    def _compare(self, ones: Words, others: Words, in_a_row: int) -> tuple[np.ndarray, ...]:
-        """All but the first two of `Overlaps`, couple by couple."""
-        covered, of_other = _shared(ones, others)
-        weights, other_weights = self._weights(ones), self._weights(others)
-        total, shared = _sums(ones, weights), _sums(ones, weights * covered)
-        other_total, of_row = _sums(others, other_weights), _sums(others, other_weights * of_other)
-        # As many words in a row are in both only where as many are covered in a row.
-        maybe = np.flatnonzero(_longest(ones, covered) >= in_a_row)
-        row = np.zeros(len(ones), dtype=bool)
-        row[maybe] = self._in_a_row(ones.take(maybe), others.take(maybe), in_a_row)
-        return (
-            shared / np.maximum(1e-9, total),
-            of_row / np.maximum(1e-9, other_total),
-            total / np.maximum(1, ones.counts),
-            row,
+        return Overlaps(
+            text, row, *(np.concatenate(arrays) for arrays in zip(*compared, strict=True))
         )
 
-    def _in_a_row(self, ones: Words, others: Words, length: int) -> np.ndarray:
-        keys, places = _keys(ones, length)
-        places = places[find(np.sort(_keys(others, length)[0]), keys) >= 0]
-        weights = np.concatenate([[0.0], np.cumsum(self._weights(ones))])
-        places = places[weights[places + length] - weights[places] >= RARE * length]
-        return np.bincount(ones.text_of(places), minlength=len(ones)) > 0
+    def _candidates(self, texts: WordHashes) -> tuple[np.ndarray, np.ndarray]:
+        """Texts and rows of the pairs to compare, sorted by both."""
+        grams, first_words = texts.grams(GRAM_WORDS)
+        shift = np.uint64(65 - len(self.prefixes).bit_length())
+        possible = np.flatnonzero(self.prefixes[grams >> shift])
+        grams, text = grams[possible], texts.text_of(first_words[possible])
+        start = np.searchsorted(self.grams, grams)
+        counts = np.searchsorted(self.grams, grams, side="right") - start
+        rows = self.rows[concatenated_ranges(start, counts)]
+        pairs, shared = np.unique(
+            np.repeat(text, counts) * len(self.words) + rows, return_counts=True
+        )
+        return np.divmod(pairs[shared >= MIN_SHARED_GRAMS], max(1, len(self.words)))
 
-    def _weights(self, words: Words) -> np.ndarray:
-        """What each word counts, by the commonest gram that it lies in."""
-        grams, places = words.grams(GRAM)
-        seen = np.zeros(len(words.hashes), dtype=np.uint8)
-        counts = self.seen(grams)
-        for word in range(GRAM):
-            seen[places + word] = np.maximum(seen[places + word], counts)
-        return COMMON / np.maximum(COMMON, seen)
+    def _compare(
+        self, texts: WordHashes, rows: WordHashes, run_words: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The last four fields of `Overlaps` for pairs: text i with row i."""
+        in_row, in_text = _shared_words(texts, rows)
+        text_weights, row_weights = self._word_weights(texts), self._word_weights(rows)
+        text_total = _sums_by_text(texts, text_weights)
+        row_total = _sums_by_text(rows, row_weights)
+        return (
+            _sums_by_text(texts, text_weights * in_row) / np.maximum(1e-9, text_total),
+            _sums_by_text(rows, row_weights * in_text) / np.maximum(1e-9, row_total),
+            text_total / np.maximum(1, texts.counts),
+            self._share_runs(texts, rows, in_row, run_words),
+        )
+
+    def _share_runs(
+        self, texts: WordHashes, rows: WordHashes, in_row: np.ndarray, run_words: int
+    ) -> np.ndarray:
+        """Whether the pairs have `run_words` words in a row in common, bool, (pairs,).
+
+        Args:
+            in_row: whether each word of the texts is in a gram of its row, bool, (words,).
+        """
+        shares_run = np.zeros(len(texts), dtype=bool)
+        # A cheap filter first: a shared run is at least as many shared words in a row.
+        possible = np.flatnonzero(_longest_runs(texts, in_row) >= run_words)
+        texts, rows = texts.take(possible), rows.take(possible)
+        keys, first_words = _pair_grams(texts, run_words)
+        row_keys, _ = _pair_grams(rows, run_words)
+        first_words = first_words[find_sorted(np.sort(row_keys), keys) >= 0]
+        weights = np.concatenate([[0.0], np.cumsum(self._word_weights(texts))])
+        run_weights = weights[first_words + run_words] - weights[first_words]
+        first_words = first_words[run_weights >= MIN_RUN_WEIGHT * run_words]
+        shares_run[possible] = np.bincount(texts.text_of(first_words), minlength=len(texts)) > 0
+        return shares_run
+
+    def _word_weights(self, words: WordHashes) -> np.ndarray:
+        """The weight of each word, by the commonest gram that it is in: float, (words,)."""
+        grams, first_words = words.grams(GRAM_WORDS)
+        counts = self.gram_counts.lookup(grams)
+        highest = np.zeros(len(words.hashes), dtype=np.uint8)
+        for word in range(GRAM_WORDS):
+            highest[first_words + word] = np.maximum(highest[first_words + word], counts)
+        return COMMON_TEXTS / np.maximum(COMMON_TEXTS, highest)
 
 
-def _rarest(
-    grams: np.ndarray, rows: np.ndarray, counts: np.ndarray, seen: np.ndarray
+def _rarest_grams(
+    grams: np.ndarray, rows: np.ndarray, text_words: np.ndarray, gram_counts: np.ndarray
 ) -> np.ndarray:
-    """Places of the grams to index: all of a short text, the rarest of each window of others."""
-    # Among those seen as often, by hash, which is the same in every text.
-    rank = (seen.astype(np.uint64) << np.uint64(56)) | (mix(grams) >> np.uint64(8))
-    chosen = (counts <= SHORT)[rows]
-    begins = np.arange(max(0, len(grams) - WINDOW + 1))
-    begins = begins[rows[begins] == rows[begins + WINDOW - 1]]
-    best = np.argmin(np.stack([rank[begins + i] for i in range(WINDOW)]), axis=0)
-    chosen[begins + best] = True
-    common = seen > COMMON
-    rarer = np.bincount(rows[chosen & ~common], minlength=len(counts))
-    return np.flatnonzero(chosen & ~(common & (rarer >= ENOUGH)[rows]))
+    """Indices of the grams to index: all of a short text, the rarest of each window of others.
+
+    Args:
+        grams, rows, gram_counts: each gram, its text, and how many texts have it; (grams,).
+        text_words: the length of each text in words, (texts,).
+    """
+    # Equally rare grams are ordered by hash, which is the same in every text.
+    rank = (gram_counts.astype(np.uint64) << np.uint64(56)) | (mix_bits(grams) >> np.uint64(8))
+    chosen = (text_words <= SHORT_TEXT_WORDS)[rows]
+    windows = np.arange(max(0, len(grams) - WINDOW_GRAMS + 1))
+    windows = windows[rows[windows] == rows[windows + WINDOW_GRAMS - 1]]
+    rarest = np.argmin(np.stack([rank[windows + i] for i in range(WINDOW_GRAMS)]), axis=0)
+    chosen[windows + rarest] = True
+    common = gram_counts > COMMON_TEXTS
+    rare_in_text = np.bincount(rows[chosen & ~common], minlength=len(text_words))
+    return np.flatnonzero(chosen & ~(common & (rare_in_text >= ENOUGH_RARE_GRAMS)[rows]))
 
 
-def _shared(ones: Words, others: Words) -> tuple[np.ndarray, np.ndarray]:
-    """Which words of both lie in grams that the other of the couple has too."""
-    (keys, places), (other_keys, other_places) = _keys(ones, GRAM), _keys(others, GRAM)
+def _shared_words(texts: WordHashes, rows: WordHashes) -> tuple[np.ndarray, np.ndarray]:
+    """Which words of the texts are in grams of their rows, and which of the rows in their texts'.
+
+    Bool, (words of the texts,) and (words of the rows,); text i is paired with row i.
+    """
+    text_keys, text_words = _pair_grams(texts, GRAM_WORDS)
+    row_keys, row_words = _pair_grams(rows, GRAM_WORDS)
     return (
-        _cover(ones, places[find(np.sort(other_keys), keys) >= 0]),
-        _cover(others, other_places[find(np.sort(keys), other_keys) >= 0]),
+        _covered_words(texts, text_words[find_sorted(np.sort(row_keys), text_keys) >= 0]),
+        _covered_words(rows, row_words[find_sorted(np.sort(text_keys), row_keys) >= 0]),
     )
 
 
-def _keys(words: Words, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Grams, made different from couple to couple, and their places."""
-    grams, places = words.grams(length)
-    # The couple comes first, so that what is looked up together stands together.
-    couple = words.text_of(places).astype(np.uint64)
-    return (couple << np.uint64(40)) | (grams >> np.uint64(24)), places
+def _pair_grams(words: WordHashes, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keys of grams that differ between pairs, uint64, (grams,); and each gram's first word."""
+    grams, first_words = words.grams(length)
+    # The pair is in the top bits, so that lookups of one pair are close together in memory.
+    pair = words.text_of(first_words).astype(np.uint64)
+    return (pair << np.uint64(40)) | (grams >> np.uint64(24)), first_words
 
 
-def _cover(words: Words, places: np.ndarray) -> np.ndarray:
-    """Which words lie in the grams at these places, bool, (words,)."""
+def _covered_words(words: WordHashes, first_words: np.ndarray) -> np.ndarray:
+    """Which words are in the grams that begin at these words, bool, (words,)."""
     covered = np.zeros(len(words.hashes), dtype=bool)
-    for word in range(GRAM):
-        covered[places + word] = True
+    for word in range(GRAM_WORDS):
+        covered[first_words + word] = True
     return covered
 
 
-def _sums(words: Words, of_words: np.ndarray) -> np.ndarray:
-    """The sum over each text's words."""
-    sums = np.concatenate([[0.0], np.cumsum(of_words)])
+def _sums_by_text(words: WordHashes, word_values: np.ndarray) -> np.ndarray:
+    """The sum of each text's word values, (texts,)."""
+    sums = np.concatenate([[0.0], np.cumsum(word_values)])
     return sums[words.starts[1:]] - sums[words.starts[:-1]]
 
 
-def _longest(words: Words, covered: np.ndarray) -> np.ndarray:
-    """The longest run of covered words in each text."""
+def _longest_runs(words: WordHashes, covered: np.ndarray) -> np.ndarray:
+    """The length of the longest run of covered words in each text, int64, (texts,)."""
     ends = np.flatnonzero(covered & np.append(~covered[1:], True))
-    begins = np.flatnonzero(covered & np.append(True, ~covered[:-1]))
-    # A run does not go beyond its text.
-    cut = words.starts[1:-1]
-    cut = cut[(cut > 0) & (cut < len(covered))]
-    cut = cut[covered[cut] & covered[cut - 1]]
-    begins, ends = np.union1d(begins, cut), np.union1d(ends, cut - 1)
+    starts = np.flatnonzero(covered & np.append(True, ~covered[:-1]))
+    # A run ends where its text ends.
+    borders = words.starts[1:-1]
+    borders = borders[(borders > 0) & (borders < len(covered))]
+    borders = borders[covered[borders] & covered[borders - 1]]
+    starts, ends = np.union1d(starts, borders), np.union1d(ends, borders - 1)
     longest = np.zeros(len(words), dtype=np.int64)
-    np.maximum.at(longest, words.text_of(begins), ends - begins + 1)
+    np.maximum.at(longest, words.text_of(starts), ends - starts + 1)
     return longest

@@ -1,4 +1,4 @@
-"""When two texts are the same, and when they are nearly so."""
+"""Keys of texts: equal for texts that count as the same, or that begin alike."""
 
 import hashlib
 import unicodedata
@@ -6,37 +6,35 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from stillroom.data.cleaning import word_hashes as words
-
-NEAR = 120  # texts that share so many first characters count as copies of one another
+BEGINNING_CHARACTERS = 120  # texts that share so many first characters count as near-copies
 
 
 def normalise(text: str) -> str:
-    """What is left when spelling of characters, case and white space do not matter."""
-    return " ".join(folded(text).split())
+    """The text without differences of Unicode spelling, case and white space."""
+    return " ".join(fold_case(text).split())
 
 
-def folded(text: str) -> str:
-    """Without differences of spelling and case."""
-    # Of ASCII both are the same, but lower is much the faster.
+def fold_case(text: str) -> str:
+    """The text without differences of Unicode spelling (NFKC) and case."""
+    # For ASCII both branches give the same, and lower() is much faster.
     return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
 
 
 def text_key(text: str) -> str:
-    """Equal for texts that are the same when normalised."""
+    """SHA-256 of the normalised text."""
     return hashlib.sha256(normalise(text).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def near_key(text: str) -> str:
+def beginning_key(text: str) -> str:
     """Equal for texts that begin alike: boilerplate, forks and versions of one another."""
-    return normalise(text)[:NEAR]
+    return normalise(text)[:BEGINNING_CHARACTERS]
 
 
-def hashes(normalised: Iterable[str]) -> np.ndarray:
-    """64 bits of each normalised text, uint64, (texts,).
+def hash_texts(normalised: Iterable[str]) -> np.ndarray:
+    """A 64-bit hash of each normalised text, uint64, (texts,).
 
-    Among ten million texts some two have the same by accident with a chance of 3 in a million;
-    what is lost then is one pair.
+    The chance that any two of ten million texts collide is 3 in a million; the cost of a
+    collision is one lost pair.
     """
     digests = (
         hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -45,14 +43,11 @@ def hashes(normalised: Iterable[str]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
-def mix(numbers: np.ndarray, salt: int = 0) -> np.ndarray:
-    """A permutation of the 64-bit numbers in which neighbours lie far apart (splitmix64)."""
-    numbers = numbers.astype(np.uint64) + np.uint64((salt + 1) * 0x9E3779B97F4A7C15 % 2**64)
-    return words.mix(numbers)
+def equals_previous(keys: np.ndarray) -> np.ndarray:
+    """Whether each key equals the one before it, bool, (keys,).
 
-
-def repeated(keys: np.ndarray) -> np.ndarray:
-    """Whether the key before it is the same, bool, (keys,); of sorted keys, all but the first."""
-    again = np.zeros(len(keys), dtype=bool)
-    again[1:] = keys[1:] == keys[:-1]
-    return again
+    In sorted keys this marks every occurrence of a key but its first.
+    """
+    repeated = np.zeros(len(keys), dtype=bool)
+    repeated[1:] = keys[1:] == keys[:-1]
+    return repeated

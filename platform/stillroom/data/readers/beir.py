@@ -5,30 +5,34 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from stillroom.data.readers.layouts import Fields, text_of, titled_text
+from stillroom.data.readers.fields import Fields, text_field, titled_text_field
 from stillroom.data.readers.records import EvaluationSet
 from stillroom.data.readers.rows import read_rows
 from stillroom.errors import UserError
 
 
 def read_beir(folder: Path) -> EvaluationSet:
-    """A set in BEIR layout: corpus.jsonl, queries.jsonl, qrels/test.tsv, and perhaps prompts.json
-    with a prompt for `query`, `passage` or both.
+    """Reads an evaluation set in BEIR layout.
+
+    It may have a prompts.json too, with a prompt for `query`, `passage` or both. Queries without
+    a relevant passage are left out of the qrels.
 
     Raises:
-        UserError: when a file is missing or wrong, ids repeat, the qrels name what is not
-            there, or no query has a relevant passage.
+        UserError: when a file is missing or wrong, ids repeat, the qrels name an unknown id, or no
+            query has a relevant passage.
     """
-    passages = _by_id(folder / "corpus.jsonl", lambda row, where: titled_text(row, "text", where))
-    queries = _by_id(folder / "queries.jsonl", lambda row, where: text_of(row, "text", where))
+    passages = _by_id(
+        folder / "corpus.jsonl", lambda row, where: titled_text_field(row, "text", where)
+    )
+    queries = _by_id(folder / "queries.jsonl", lambda row, where: text_field(row, "text", where))
     file = folder / "qrels" / "test.tsv"
     qrels: dict[str, dict[str, int]] = {}
     for where, row in read_rows(str(file)):
-        query, passage = text_of(row, "query-id", where), text_of(row, "corpus-id", where)
-        for kind, given, known in (("query", query, queries), ("passage", passage, passages)):
-            if given not in known:
+        query, passage = text_field(row, "query-id", where), text_field(row, "corpus-id", where)
+        for kind, text_id, texts in (("query", query, queries), ("passage", passage, passages)):
+            if text_id not in texts:
                 raise UserError(
-                    where, f"judges the {kind} {given!r}, which is not there", "Remove the line"
+                    where, f"judges the {kind} {text_id!r}, which does not exist", "Remove the line"
                 )
         try:
             grade = int(row.get("score", ""))
@@ -46,61 +50,61 @@ def read_beir(folder: Path) -> EvaluationSet:
 
 
 def _by_id(path: Path, text: Callable[[Fields, str], str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for where, row in read_rows(str(path)):
-        own_id = text_of({"_id": str(row["_id"])} if "_id" in row else {}, "_id", where)
-        if own_id in found:
-            raise UserError(where, f"repeats the id {own_id!r}", "Give every text its own")
-        found[own_id] = text(row, where)
-    return found
+        text_id = text_field({"_id": str(row["_id"])} if "_id" in row else {}, "_id", where)
+        if text_id in texts:
+            raise UserError(where, f"repeats the id {text_id!r}", "Give every text its own id")
+        texts[text_id] = text(row, where)
+    return texts
 
 
 def _prompts(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as fault:
-        raise UserError(str(path), f"is no JSON: {fault}", "Mend or remove it") from fault
-    texts = isinstance(found, dict) and all(isinstance(text, str) for text in found.values())
-    if not texts or not set(found) <= {"query", "passage"}:
+        prompts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(str(path), f"is not JSON: {error}", "Correct or remove it") from error
+    is_texts = isinstance(prompts, dict) and all(isinstance(p, str) for p in prompts.values())
+    if not is_texts or not set(prompts) <= {"query", "passage"}:
         raise UserError(
-            str(path), "holds no prompts", 'Write {"query": "…", "passage": "…"}, or one of them'
+            str(path), "has no prompts", 'Write {"query": "…", "passage": "…"}, or one of them'
         )
-    return dict(found)
+    return dict(prompts)
 
 
-def write_beir(kept: EvaluationSet, folder: Path) -> None:
-    """The same layout."""
+def write_beir(evaluation_set: EvaluationSet, folder: Path) -> None:
+    """Writes an evaluation set in BEIR layout, as `read_beir` reads it."""
     (folder / "qrels").mkdir(parents=True, exist_ok=True)
-    for name, texts in (("corpus", kept.passages), ("queries", kept.queries)):
+    for name, texts in (("corpus", evaluation_set.passages), ("queries", evaluation_set.queries)):
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-            for own_id, text in texts.items():
-                file.write(json.dumps({"_id": own_id, "text": text}, ensure_ascii=False) + "\n")
+            for text_id, text in texts.items():
+                file.write(json.dumps({"_id": text_id, "text": text}, ensure_ascii=False) + "\n")
     with (folder / "qrels" / "test.tsv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, delimiter="\t", lineterminator="\n")
         rows.writerow(["query-id", "corpus-id", "score"])
-        for query, grades in kept.qrels.items():
+        for query, grades in evaluation_set.qrels.items():
             rows.writerows([query, passage, grade] for passage, grade in grades.items())
-    if kept.prompts:
-        text = json.dumps(kept.prompts, ensure_ascii=False)
+    if evaluation_set.prompts:
+        text = json.dumps(evaluation_set.prompts, ensure_ascii=False)
         (folder / "prompts.json").write_text(text + "\n", encoding="utf-8")
 
 
-def read_sets(folder: Path) -> dict[str, EvaluationSet]:
-    """The set in `folder`, or every set among its sub-folders, by name.
+def read_beir_sets(folder: Path) -> dict[str, EvaluationSet]:
+    """Reads the evaluation set in a folder, or all those in its sub-folders, by name.
 
     Raises:
-        UserError: when there is none.
+        UserError: when there is none, or one is wrong.
     """
     if (folder / "qrels").is_dir():
         return {folder.resolve().name: read_beir(folder)}
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
-    found = {part.name: read_beir(part) for part in inside if (part / "qrels").is_dir()}
-    if not found:
+    sets = {part.name: read_beir(part) for part in inside if (part / "qrels").is_dir()}
+    if not sets:
         raise UserError(
             str(folder),
             "holds no evaluation set",
             "Give a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv, or one of such",
         )
-    return found
+    return sets

@@ -1,4 +1,4 @@
-"""The documentation inside a Python environment, as pairs: summary → the rest of a docstring."""
+"""Docstrings of a Python environment as pairs: summary line → the rest of the docstring."""
 
 import ast
 import functools
@@ -15,90 +15,93 @@ from pathlib import Path
 from stillroom.data.readers.records import Pair
 from stillroom.errors import UserError
 
-OWN = "stillroom"  # installed in another version it would make another corpus
+OWN_PACKAGE = "stillroom"  # left out: every version of it would give another corpus
 
-FEW_FILES = 500  # are parsed before other processes have started
+PARALLEL_FROM_FILES = 500  # fewer are parsed before other processes have started
 
-LARGEST_FILE = 1 << 20  # bytes; beyond it a file is generated
+MAX_FILE_BYTES = 1 << 20  # larger files are generated code
 
 SUMMARY_WORDS = range(4, 41)
 
-LONGEST_PASSAGE = 1500  # characters; more than any encoder here reads
+MAX_PASSAGE_CHARACTERS = 1500  # more than any encoder here reads
 
-TESTS = re.compile(r"(^|/)(tests?|testing|_tests?)/|(^|/)(test_[^/]*|conftest)\.py$")
+TEST_PATH = re.compile(r"(^|/)(tests?|testing|_tests?)/|(^|/)(test_[^/]*|conftest)\.py$")
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def docstring_pairs(
-    packages: Sequence[str] | None = None, *, min_passage: int = 200
+    packages: Sequence[str] | None = None, *, min_passage_characters: int = 200
 ) -> Iterator[Pair]:
     """Pairs from the source files of installed distributions, always in the same order.
 
-    Nothing is imported: files are parsed. The summary, and the name of what is documented, are
-    taken out of the passage, which must not give the answer away.
+    Files are parsed, not imported. The summary and the name of what is documented are removed
+    from the passage, or matching would be trivial.
 
     Args:
         packages: names of distributions; None takes all.
-        min_passage: characters, fewer of which are no passage.
+        min_passage_characters: skips shorter passages.
 
     Raises:
         UserError: when a named distribution is not installed.
     """
-    files = [file for _, named in _distributions(packages) for file in _sources(named)]
-    if len(files) < FEW_FILES:
+    distributions = [distribution for _, distribution in _distributions(packages)]
+    files = [file for distribution in distributions for file in _source_files(distribution)]
+    if len(files) < PARALLEL_FROM_FILES:
         for file in files:
-            yield from _pairs_of(file, min_passage)
+            yield from _parse_file(file, min_passage_characters)
         return
     # Spawned, not forked: the caller may hold threads and locks.
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        parse = functools.partial(_pairs_of, min_passage=min_passage)
+        parse = functools.partial(_parse_file, min_passage_characters=min_passage_characters)
         for pairs in pool.map(parse, files, chunksize=64):
             yield from pairs
 
 
 def environment_fingerprint(packages: Sequence[str] | None = None) -> str:
     """A hash of the distributions' names and versions."""
-    found = [f"{name} {distribution.version}" for name, distribution in _distributions(packages)]
-    return hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]
+    versions = [f"{name} {distribution.version}" for name, distribution in _distributions(packages)]
+    return hashlib.sha256("\n".join(versions).encode()).hexdigest()[:16]
 
 
 def _distributions(
     packages: Sequence[str] | None,
 ) -> list[tuple[str, importlib.metadata.Distribution]]:
-    """By normalised name, in its order; the first on the path wins, as it does on import."""
-    found: dict[str, importlib.metadata.Distribution] = {}
+    """(normalised name, distribution), sorted; the first on the path wins, as on import."""
+    installed: dict[str, importlib.metadata.Distribution] = {}
     for distribution in importlib.metadata.distributions():
         if distribution.metadata["Name"]:
-            found.setdefault(_normal(distribution.metadata["Name"]), distribution)
-    found.pop(OWN, None)
+            installed.setdefault(_normalise_name(distribution.metadata["Name"]), distribution)
+    installed.pop(OWN_PACKAGE, None)
     if packages is None:
-        return sorted(found.items())
+        return sorted(installed.items())
     for name in packages:
-        if _normal(name) not in found:
+        if _normalise_name(name) not in installed:
             raise UserError(f"packages: {name}", "is not installed", f"Run: pip install {name}")
-    return sorted((name, found[name]) for name in {_normal(package) for package in packages})
+    return sorted(
+        (name, installed[name]) for name in {_normalise_name(package) for package in packages}
+    )
 
 
-def _normal(name: str) -> str:
+def _normalise_name(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _sources(distribution: importlib.metadata.Distribution) -> list[Path]:
+def _source_files(distribution: importlib.metadata.Distribution) -> list[Path]:
     names = {
         file.as_posix()
         for file in distribution.files or ()
-        if file.suffix == ".py" and not TESTS.search(file.as_posix())
+        if file.suffix == ".py" and not TEST_PATH.search(file.as_posix())
     }
     return [Path(str(distribution.locate_file(name))) for name in sorted(names)]
 
 
-def _pairs_of(file: Path, min_passage: int) -> list[Pair]:
+def _parse_file(file: Path, min_passage_characters: int) -> list[Pair]:
     try:
-        if file.stat().st_size > LARGEST_FILE:
+        if file.stat().st_size > MAX_FILE_BYTES:
             return []
         source = file.read_bytes()
-    except OSError:  # listed by the distribution, but not there
+    except OSError:  # listed by the distribution, but absent
         return []
     if b'"""' not in source and b"'''" not in source:
         return []
@@ -111,24 +114,24 @@ def _pairs_of(file: Path, min_passage: int) -> list[Pair]:
     pairs = []
     for node, name in _documented(tree, ""):
         docstring = ast.get_docstring(node, clean=False)
-        if docstring and len(docstring) >= min_passage:
+        if docstring and len(docstring) >= min_passage_characters:
             pair = _pair(inspect.cleandoc(docstring), name)
-            if pair is not None and len(pair.passage) >= min_passage:
+            if pair is not None and len(pair.passage) >= min_passage_characters:
                 pairs.append(pair)
     return pairs
 
 
-def _documented(node: ast.AST, within: str) -> Iterator[tuple[Documented, str]]:
-    """Modules, classes and functions with their qualified names, in the file's order."""
+def _documented(node: ast.AST, parent: str) -> Iterator[tuple[Documented, str]]:
+    """Modules, classes and functions with their qualified names, in the order of the file."""
     if isinstance(node, ast.Module):
         yield node, ""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            name = f"{within}.{child.name}".lstrip(".")
+            name = f"{parent}.{child.name}".lstrip(".")
             yield child, name
             yield from _documented(child, name)
         elif isinstance(child, ast.If | ast.Try):  # definitions that depend on a version
-            yield from _documented(child, within)
+            yield from _documented(child, parent)
 
 
 def _pair(docstring: str, name: str) -> Pair | None:
@@ -137,8 +140,8 @@ def _pair(docstring: str, name: str) -> Pair | None:
     if len(query.split()) not in SUMMARY_WORDS:
         return None
     passage = _without_name(rest.replace(first, ""), name).strip()
-    if len(passage) > LONGEST_PASSAGE:
-        passage = passage[:LONGEST_PASSAGE].rsplit(None, 1)[0]
+    if len(passage) > MAX_PASSAGE_CHARACTERS:
+        passage = passage[:MAX_PASSAGE_CHARACTERS].rsplit(None, 1)[0]
     return Pair(query, passage)
 
 

@@ -1,79 +1,89 @@
-"""Plain text and Markdown → passages of a few tokens, cut where paragraphs end."""
+"""Plain text and Markdown → passages of limited tokens, cut between paragraphs."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from stillroom.data.readers.locations import form_of
-from stillroom.data.readers.records import LeftOut
+from stillroom.data.readers.locations import file_format
+from stillroom.data.readers.records import SkippedRows
 from stillroom.data.readers.rows import read_lines
 from stillroom.errors import UserError
 
-Count = Callable[[str], int]  # tokens of a text, without special ones
+CountTokens = Callable[[str], int]  # tokens of a text, without special tokens
 
-FEWEST = 1 / 16  # tokens a letter; a longer text is cut before anybody counts its tokens
+# A text with fewer tokens a character is cut before its tokens are counted, which takes long.
+MIN_TOKENS_PER_CHARACTER = 1 / 16
 
-NEAR = 4096  # letters from the middle of a text, in which a good place to cut it is looked for
+CUT_SEARCH_CHARACTERS = 4096  # distance from the middle of a text in which it may be cut
 
-JOIN = "\n\n"
+PARAGRAPH_BREAK = "\n\n"
 
 HEADING = re.compile(r"#{1,6}\s")
 
-ENDS = (re.compile(r"(?<=[.!?])\s+|(?<=[。！？])"), re.compile(r"\s+"))  # of sentences, of words
+# Ends of sentences, then ends of words.
+CUT_POINTS = (re.compile(r"(?<=[.!?])\s+|(?<=[。！？])"), re.compile(r"\s+"))
 
 
 def read_document(
-    file: str, *, count: Count, most: int, overlap: int = 0, left_out: LeftOut | None = None
+    file: str,
+    *,
+    count_tokens: CountTokens,
+    max_tokens: int,
+    overlap_tokens: int = 0,
+    skipped: SkippedRows | None = None,
 ) -> Iterator[str]:
-    """Passages of at most `most` tokens, in the document's order.
+    """Passages of a document, in its order.
 
-    A passage is as many whole paragraphs as go into it. One that is too long by itself is halved,
-    where a sentence ends if it can be, else between words, else between letters, until its parts
-    go in. A Markdown heading stays with what follows it.
+    A passage is as many whole paragraphs as fit. A paragraph that is too long by itself is cut in
+    half until its parts fit: after a sentence if possible, else between words, else between
+    characters. A Markdown heading stays with what follows it.
 
     Args:
-        count: tokens of a text.
-        most: tokens of a passage.
-        overlap: tokens; a passage begins with as many of the one before's last paragraphs, or
-            parts of one, as go into them.
-        left_out: counts lines that are no text; whether they are left out, its `skip` says.
+        count_tokens: counts the tokens of a text.
+        max_tokens: of a passage.
+        overlap_tokens: a passage repeats the last paragraphs (or parts of one) of the passage
+            before it, as many as fit into so many tokens.
+        skipped: counts bad lines, and decides whether they are skipped.
 
     Raises:
-        UserError: at a line that is no text, or when the document is empty.
+        UserError: at a bad line unless they are skipped, or when the document is empty.
     """
-    refuse = (left_out or LeftOut()).refuse
-    headings = form_of(file).kind != ".txt"
+    on_bad_row = (skipped or SkippedRows()).on_bad_row
+    has_headings = file_format(file).extension != ".txt"
     pieces = (
         piece
-        for paragraph in paragraphs(line for _, line in read_lines(file, refuse))
-        for piece in halved(paragraph, count, most)
+        for paragraph in split_paragraphs(line for _, line in read_lines(file, on_bad_row))
+        for piece in halve_to_fit(paragraph, count_tokens, max_tokens)
     )
     empty = True
-    for passage in packed(pieces, count, most, overlap, headings=headings):
+    for passage in pack_passages(
+        pieces, count_tokens, max_tokens, overlap_tokens, has_headings=has_headings
+    ):
         empty = False
         yield passage
     if empty:
         raise UserError(file, "is empty", "Give a document with text")
 
 
-def paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """What stands between empty lines."""
-    held: list[str] = []
+def split_paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    """Paragraphs: lines between blank lines."""
+    paragraph: list[str] = []
     for line in lines:
         if line.strip():
-            held.append(line.rstrip())
-        elif held:
-            yield "\n".join(held)
-            held = []
-    if held:
-        yield "\n".join(held)
+            paragraph.append(line.rstrip())
+        elif paragraph:
+            yield "\n".join(paragraph)
+            paragraph = []
+    if paragraph:
+        yield "\n".join(paragraph)
 
 
-def halved(text: str, count: Count, most: int) -> Iterator[str]:
-    """The text, or parts of it that have at most `most` tokens."""
+def halve_to_fit(text: str, count_tokens: CountTokens, max_tokens: int) -> Iterator[str]:
+    """The text, or parts of it in order, each of at most `max_tokens` tokens."""
     waiting = [text]
     while waiting:
         text = waiting.pop()
-        if len(text) < 2 or (len(text) * FEWEST <= most and count(text) <= most):
+        may_fit = len(text) * MIN_TOKENS_PER_CHARACTER <= max_tokens
+        if len(text) < 2 or (may_fit and count_tokens(text) <= max_tokens):
             yield text
             continue
         middle = _middle(text)
@@ -82,51 +92,69 @@ def halved(text: str, count: Count, most: int) -> Iterator[str]:
 
 
 def _middle(text: str) -> int:
-    """Where the text is best cut in two: the end of a sentence, or a word, that is near half."""
+    """Where to cut the text in two: the end of a sentence, or else of a word, near the middle."""
     half = max(1, len(text) // 2)
-    near = min(NEAR, half // 2)
-    for end in ENDS:
-        found = [match.end() for match in end.finditer(text, half - near, half + near)]
-        if found:
-            return min(found, key=lambda at: abs(at - half))
+    distance = min(CUT_SEARCH_CHARACTERS, half // 2)
+    for cut_point in CUT_POINTS:
+        ends = [match.end() for match in cut_point.finditer(text, half - distance, half + distance)]
+        if ends:
+            return min(ends, key=lambda end: abs(end - half))
     return half
 
 
-def packed(
-    pieces: Iterator[str], count: Count, most: int, overlap: int, *, headings: bool = False
+def pack_passages(
+    pieces: Iterator[str],
+    count_tokens: CountTokens,
+    max_tokens: int,
+    overlap_tokens: int,
+    *,
+    has_headings: bool = False,
 ) -> Iterator[str]:
-    """Pieces of at most `most` tokens, joined to passages of at most as many."""
-    between = count(f"a{JOIN}a") - 2 * count("a")
-    held: list[tuple[str, int]] = []  # pieces and their tokens
-    new = 0  # of those held, the last, that no passage has yet
+    """Joins pieces of at most `max_tokens` tokens to passages of at most as many.
+
+    Args:
+        overlap_tokens: see `read_document`.
+        has_headings: whether Markdown headings stay with what follows them.
+    """
+    separator_tokens = count_tokens(f"a{PARAGRAPH_BREAK}a") - 2 * count_tokens("a")
+    held: list[tuple[str, int]] = []  # pieces of the next passage and their tokens
+    new = 0  # how many of the last held pieces are in no passage yet
     for piece in pieces:
-        size = count(piece)
-        while held and _tokens(held, between) + between + size > most:
-            begun = held[len(held) - new :]
-            if new < len(held) and all(headings and HEADING.match(text) for text, _ in begun):
-                held.pop(0)  # it is only the overlap that leaves no room
+        size = count_tokens(piece)
+        while held and _total_tokens(held, separator_tokens) + separator_tokens + size > max_tokens:
+            unpacked = held[len(held) - new :]
+            if new < len(held) and all(
+                has_headings and HEADING.match(text) for text, _ in unpacked
+            ):
+                held.pop(0)  # only the overlap leaves no room
                 continue
-            last = len(held)
-            while headings and len(held) - last + 1 < new and HEADING.match(held[last - 1][0]):
-                last -= 1
-            # Tokens of a whole are not quite the sum of its parts', so they are counted again.
-            yield from halved(JOIN.join(text for text, _ in held[:last]), count, most)
-            moved = held[last:]
-            held = [*_tail(held[:last], between, overlap), *moved]
+            end = len(held)
+            while has_headings and len(held) - end + 1 < new and HEADING.match(held[end - 1][0]):
+                end -= 1
+            # A whole has not quite as many tokens as its parts together: count again.
+            passage = PARAGRAPH_BREAK.join(text for text, _ in held[:end])
+            yield from halve_to_fit(passage, count_tokens, max_tokens)
+            moved = held[end:]
+            held = [*_overlap(held[:end], separator_tokens, overlap_tokens), *moved]
             new = len(moved)
         held.append((piece, size))
         new += 1
     if new:
-        yield from halved(JOIN.join(text for text, _ in held), count, most)
+        passage = PARAGRAPH_BREAK.join(text for text, _ in held)
+        yield from halve_to_fit(passage, count_tokens, max_tokens)
 
 
-def _tokens(pieces: list[tuple[str, int]], between: int) -> int:
-    return sum(size for _, size in pieces) + between * (len(pieces) - 1)
+def _total_tokens(pieces: list[tuple[str, int]], separator_tokens: int) -> int:
+    return sum(size for _, size in pieces) + separator_tokens * (len(pieces) - 1)
 
 
-def _tail(pieces: list[tuple[str, int]], between: int, overlap: int) -> list[tuple[str, int]]:
-    """The last pieces, as many as have together at most `overlap` tokens; never all of them."""
-    for first in range(1, len(pieces) if overlap else 1):  # some letters are no token at all
-        if _tokens(pieces[first:], between) <= overlap:
+def _overlap(
+    pieces: list[tuple[str, int]], separator_tokens: int, max_tokens: int
+) -> list[tuple[str, int]]:
+    """The last pieces that have at most `max_tokens` tokens together; never all of them."""
+    if not max_tokens:
+        return []  # checked first: some characters are no token at all
+    for first in range(1, len(pieces)):
+        if _total_tokens(pieces[first:], separator_tokens) <= max_tokens:
             return pieces[first:]
     return []

@@ -1,75 +1,62 @@
-"""Files → records. Every error names the file and the line; nothing is held but a row."""
+"""Files → pairs, passages and conversations, one row in memory at a time.
+
+Every error names the file and the line.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from stillroom.data.readers.beir import read_beir, write_beir
-from stillroom.data.readers.layouts import (
-    LAYOUTS,
-    NAMED,
-    Fields,
-    Labelled,
-    conversation_of,
-    layout_of,
-    passage_of,
+from stillroom.data.readers.conversations import parse_conversation
+from stillroom.data.readers.fields import Fields, titled_text_field
+from stillroom.data.readers.layouts import LAYOUTS, PAIR_FIELDS, LabelledPair, detect_layout
+from stillroom.data.readers.locations import DOCUMENT_EXTENSIONS, file_format
+from stillroom.data.readers.records import (
+    Conversation,
+    OnBadRow,
+    Pair,
+    SkippedRows,
+    raise_bad_row,
 )
-from stillroom.data.readers.locations import DOCUMENTS, form_of
-from stillroom.data.readers.records import Conversation, EvaluationSet, LeftOut, Pair, Refuse, fail
-from stillroom.data.readers.rows import Row, read_lines, read_rows
+from stillroom.data.readers.rows import Row, no_rows_error, read_lines, read_rows
 from stillroom.errors import UserError
-
-__all__ = [
-    "Conversation",
-    "EvaluationSet",
-    "LeftOut",
-    "Pair",
-    "kind_of",
-    "read_beir",
-    "read_conversations",
-    "read_labelled",
-    "read_pairs",
-    "read_passages",
-    "write_beir",
-]
 
 Record = TypeVar("Record")
 
 # Columns of MS MARCO's files, which have no header.
-TRIPLE = ("query", "positive", "negative")
+TRIPLE_COLUMNS = ("query", "positive", "negative")
 
-PASSAGE = ("pid", "text")
+PASSAGE_COLUMNS = ("pid", "text")
 
 # A first line with one of these is a header.
-HEADERS = {"query", "positive", "passage", "text", "contents", "pos", "positive_passages", "prompt"}
+HEADER_NAMES = {name for pair in PAIR_FIELDS for name in pair} | {
+    *("query", "positive", "passage", "text", "contents", "pos", "positive_passages", "prompt"),
+}
 
-HEADERS |= {name for pair in NAMED for name in pair}
 
+def detect_file_kind(file: str) -> tuple[str, str]:
+    """The layout of a file and what its rows are, by its name and its first row.
 
-def kind_of(file: str) -> tuple[str, str]:
-    """The layout of a file, and what its rows are: pairs, passages, conversations, judgements or
-    documents; as its name and its first row tell.
+    Rows are `pairs`, `passages`, `conversations`, `judgements` or `documents`.
 
     Raises:
-        UserError: when they tell nothing.
+        UserError: when the first row is in no known layout.
     """
-    if form_of(file).kind in DOCUMENTS:
+    if file_format(file).extension in DOCUMENT_EXTENSIONS:
         return "text", "documents"
-    if _columns(file, TRIPLE):
+    if _headerless_columns(file, TRIPLE_COLUMNS):
         return "msmarco", "pairs"
-    if _columns(file, PASSAGE):
+    if _headerless_columns(file, PASSAGE_COLUMNS):
         return "msmarco", "passages"
-    where, row = next(read_rows(file, refuse=LeftOut(skip=True).refuse))
+    where, row = next(read_rows(file, on_bad_row=SkippedRows(skip_bad_rows=True).on_bad_row))
     if {"query-id", "corpus-id"} <= row.keys():
         return "beir", "judgements"
     if "messages" in row or "completion" in row or isinstance(row.get("text"), list):
         return "turns" if "completion" not in row else "completion", "conversations"
-    if (
-        not {"query", "anchor", "positive"} & row.keys()
-        and {"text", "contents", "passage"} & row.keys()
-    ):
+    has_query = bool({"query", "anchor", "positive"} & row.keys())
+    if not has_query and {"text", "contents", "passage"} & row.keys():
         return "beir" if "_id" in row else "text", "passages"
-    return layout_of(row, where).name, "pairs"
+    return detect_layout(row, where).name, "pairs"
 
 
 def read_pairs(
@@ -78,123 +65,132 @@ def read_pairs(
     layout: str | None = None,
     min_score: float | None = None,
     instruction: str | None = None,
-    left_out: LeftOut | None = None,
+    skipped: SkippedRows | None = None,
 ) -> Iterator[Pair]:
     """Pairs of a file in a layout of `layouts.LAYOUTS`, or of text triples without a header.
 
-    A query with several positives makes as many pairs.
+    A query with several positives gives as many pairs.
 
     Args:
-        layout: its name; None: as the first row's fields tell.
-        min_score: pairs that score less are left out.
-        instruction: pairs whose row has another are left out.
-        left_out: counts what is left out; whether a wrong row is, its `skip` says.
+        layout: name of the layout; None detects it from the first row.
+        min_score: skips pairs with lower scores.
+        instruction: skips pairs whose row names another task.
+        skipped: counts skipped rows, and decides whether bad rows are skipped.
 
     Raises:
-        UserError: at the first row that is none, or when there is no row.
+        UserError: at the first bad row unless they are skipped, or when there is no row.
     """
-    rest = left_out or LeftOut()
-    for where, found in read_labelled(file, layout=layout, refuse=rest.refuse):
-        if found.graded and min_score is None:
+    skipped = skipped or SkippedRows()
+    for where, labelled in read_labelled_pairs(file, layout=layout, on_bad_row=skipped.on_bad_row):
+        if labelled.graded and min_score is None:
             raise UserError(
                 where,
                 "has a score, and nothing says which scores are of pairs to train on",
                 "Set min_score on the source",
             )
-        if min_score is not None and found.score is not None and found.score < min_score:
-            rest.drop("below_min_score")
-        elif instruction is not None and found.instruction != instruction:
-            rest.drop("other_instruction")
+        if min_score is not None and labelled.score is not None and labelled.score < min_score:
+            skipped.count("below_min_score")
+        elif instruction is not None and labelled.instruction != instruction:
+            skipped.count("other_instruction")
         else:
-            yield found.pair
+            yield labelled.pair
 
 
-def read_labelled(
-    file: Path | str, *, layout: str | None = None, refuse: Refuse = fail
-) -> Iterator[tuple[str, Labelled]]:
-    """(where, pair as its layout has it) of every pair."""
+def read_labelled_pairs(
+    file: Path | str, *, layout: str | None = None, on_bad_row: OnBadRow = raise_bad_row
+) -> Iterator[tuple[str, LabelledPair]]:
+    """(where, pair with its score and instruction) of every pair; see `read_pairs`."""
     file = str(file)
     known = None if layout is None else LAYOUTS[layout]
 
-    def pairs_of(row: Fields, where: str) -> list[tuple[str, Labelled]]:
+    def parse(row: Fields, where: str) -> list[tuple[str, LabelledPair]]:
         nonlocal known
-        known = known or layout_of(row, where)
-        return [(where, found) for found in known.pairs(row, where)]
+        known = known or detect_layout(row, where)
+        return [(where, labelled) for labelled in known.parse(row, where)]
 
-    columns = _columns(file, TRIPLE) if layout is None else None
-    for found in _records(read_rows(file, columns=columns, refuse=refuse), file, pairs_of, refuse):
-        yield from found
+    columns = _headerless_columns(file, TRIPLE_COLUMNS) if layout is None else None
+    rows = read_rows(file, columns=columns, on_bad_row=on_bad_row)
+    for pairs in _parse_rows(rows, file, parse, on_bad_row):
+        yield from pairs
 
 
-def read_passages(file: Path | str, *, left_out: LeftOut | None = None) -> Iterator[str]:
-    """Passages of a file with `text` (or `passage`, `contents`) and perhaps `title`; of a .tsv of
-    ids and texts without a header; or the lines of a .txt.
+def read_passages(file: Path | str, *, skipped: SkippedRows | None = None) -> Iterator[str]:
+    """Passages of a file; empty ones of a collection are skipped.
 
-    A collection's empty texts are left out.
+    The file has rows with `text` (or `passage`, `contents`) and perhaps `title`; or is a .tsv of
+    ids and texts without a header; or a .txt with a passage a line.
+
+    Args:
+        skipped: counts skipped rows, and decides whether bad rows are skipped.
 
     Raises:
-        UserError: at the first row that is none, or when there is no row.
+        UserError: at the first bad row unless they are skipped, or when there is no row.
     """
-    file, rest = str(file), left_out or LeftOut()
-    refuse = rest.refuse
-    if form_of(file).kind == ".txt":
+    file, skipped = str(file), skipped or SkippedRows()
+    on_bad_row = skipped.on_bad_row
+    if file_format(file).extension == ".txt":
         rows: Iterator[Row] = (
-            (where, {"text": line}) for where, line in read_lines(file, refuse) if line.strip()
+            (where, {"text": line}) for where, line in read_lines(file, on_bad_row) if line.strip()
         )
     else:
-        rows = read_rows(file, columns=_columns(file, PASSAGE), refuse=refuse)
-    for text in _records(rows, file, passage_of, refuse):
+        columns = _headerless_columns(file, PASSAGE_COLUMNS)
+        rows = read_rows(file, columns=columns, on_bad_row=on_bad_row)
+    for text in _parse_rows(rows, file, _parse_passage, on_bad_row):
         if text:
             yield text
         else:
-            rest.drop("empty")
+            skipped.count("empty")
 
 
 def read_conversations(
-    file: Path | str, *, left_out: LeftOut | None = None
+    file: Path | str, *, skipped: SkippedRows | None = None
 ) -> Iterator[Conversation]:
-    """Conversations of a file; `layouts.conversation_of` says in which forms.
+    """Conversations of a file, in the forms of `conversations.parse_conversation`.
+
+    Args:
+        skipped: counts skipped rows, and decides whether bad rows are skipped.
 
     Raises:
-        UserError: at the first row that is none, or when there is no row.
+        UserError: at the first bad row unless they are skipped, or when there is no row.
     """
-    file, refuse = str(file), (left_out or LeftOut()).refuse
-    yield from _records(read_rows(file, refuse=refuse), file, conversation_of, refuse)
+    file, on_bad_row = str(file), (skipped or SkippedRows()).on_bad_row
+    rows = read_rows(file, on_bad_row=on_bad_row)
+    yield from _parse_rows(rows, file, parse_conversation, on_bad_row)
 
 
-def _records(
-    rows: Iterator[Row], file: str, record: Callable[[Fields, str], Record], refuse: Refuse
+def _parse_passage(row: Fields, where: str) -> str:
+    field = next((name for name in ("text", "contents") if name in row), "passage")
+    return titled_text_field(row, field, where)
+
+
+def _parse_rows(
+    rows: Iterator[Row], file: str, parse: Callable[[Fields, str], Record], on_bad_row: OnBadRow
 ) -> Iterator[Record]:
-    """What the rows are, without those that are nothing.
+    """The parsed rows, without the bad ones.
 
     Raises:
-        UserError: when there is no row, or every one of them was refused: it is the file then, or
-            what it is taken for, that is wrong.
+        UserError: when no row is left.
     """
-    first: UserError | None = None
-    none = True
+    first_error: UserError | None = None
+    any_row = False
     for where, row in rows:
         try:
-            found = record(row, where)
-        except UserError as fault:
-            refuse(fault)
-            first = first or fault
+            record = parse(row, where)
+        except UserError as error:
+            on_bad_row(error)
+            first_error = first_error or error
             continue
-        none = False
-        yield found
-    if none and first is not None:
-        raise UserError(
-            file, f"has no right row; the first, {first.where}, {first.problem}", first.fix
-        )
-    if none:
-        raise UserError(file, "is empty", "Give at least one row")
+        any_row = True
+        yield record
+    if not any_row:
+        raise no_rows_error(file, first_error)
 
 
-def _columns(file: str, columns: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The columns, where a .tsv has as many and its first line is text, not their names."""
-    if form_of(file).kind != ".tsv":
+def _headerless_columns(file: str, columns: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The columns, if the file is a .tsv of as many whose first line is text, not a header."""
+    if file_format(file).extension != ".tsv":
         return None
-    _, first = next(read_lines(file), ("", ""))
-    cells = first.split("\t")
-    named = HEADERS & set(cells) or all(len(cell.split()) < 3 for cell in cells)
-    return None if named or len(cells) != len(columns) else columns
+    _, first_line = next(read_lines(file), ("", ""))
+    cells = first_line.split("\t")
+    is_header = HEADER_NAMES & set(cells) or all(len(cell.split()) < 3 for cell in cells)
+    return None if is_header or len(cells) != len(columns) else columns

@@ -1,8 +1,8 @@
-"""Places → files: paths, globs, folders, object storage and the hub; opened, and fingerprinted.
+"""Locations of data → files; opens and fingerprints them.
 
-A place is a path, a folder, a glob (`*`, `?`, `[…]`, `**`), any of these under `s3://` or `gs://`,
-or `hub:NAME[@REVISION][:CONFIG[:SPLIT]]`, a data set of the Hugging Face hub. AWS_ENDPOINT_URL
-names another server that speaks S3.
+A location is a path, a folder, a glob (`*`, `?`, `[…]`, `**`), any of these under `s3://` or
+`gs://`, or `hub:NAME[@REVISION][:CONFIG[:SPLIT]]`, a data set of the Hugging Face hub.
+AWS_ENDPOINT_URL names another server that speaks S3.
 """
 
 import contextlib
@@ -20,220 +20,246 @@ from pyarrow import fs
 from stillroom.errors import UserError
 from stillroom.storage.object_store import open_uri
 
-HUB = "hub:"
+HUB_PREFIX = "hub:"
 
-HUGE = 1 << 40
+UNKNOWN_SIZE = 1 << 40  # bytes; of data sets of the hub
 
-DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+DATA_EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
-DOCUMENTS = (".md", ".markdown", ".txt")
+DOCUMENT_EXTENSIONS = (".md", ".markdown", ".txt")
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}  # none of .parquet, which compresses by itself
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}  # not around .parquet, which compresses itself
 
-BUFFER = 1 << 20  # bytes
+BUFFER_BYTES = 1 << 20  # bytes
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
 
 
-class Form(NamedTuple):
-    """A file's kind, such as `.jsonl`, and the codec around it."""
+class FileFormat(NamedTuple):
+    """What a file's name says about its content.
 
-    kind: str
+    Attributes:
+        extension: such as `.jsonl`, in lower case, without that of the compression.
+        compression: pyarrow's name of the codec; None without one.
+    """
+
+    extension: str
     compression: str | None
 
 
-class HubName(NamedTuple):
+class HubDataset(NamedTuple):
+    """A data set of the Hugging Face hub."""
+
     name: str
     revision: str | None
     config: str | None
     split: str
 
 
-def form_of(file: str) -> Form:
-    name = "" if file.startswith(HUB) else file.lower()
+def file_format(file: str) -> FileFormat:
+    """The format of a file, by its name; a data set of the hub has none."""
+    name = "" if file.startswith(HUB_PREFIX) else file.lower()
     for ending, codec in COMPRESSIONS.items():
         if name.endswith(ending):
-            return Form(os.path.splitext(name.removesuffix(ending))[1], codec)
-    return Form(os.path.splitext(name)[1], None)
+            return FileFormat(os.path.splitext(name.removesuffix(ending))[1], codec)
+    return FileFormat(os.path.splitext(name)[1], None)
 
 
-def hub_name(place: str) -> HubName:
-    """The parts of `hub:NAME[@REVISION][:CONFIG[:SPLIT]]`; the split is train where none is said.
+def parse_hub_location(location: str) -> HubDataset:
+    """Parses `hub:NAME[@REVISION][:CONFIG[:SPLIT]]`; the default split is train.
 
     Raises:
         UserError: when it is not of that form.
     """
-    name, *more = place.removeprefix(HUB).split(":")
+    name, *rest = location.removeprefix(HUB_PREFIX).split(":")
     name, _, revision = name.partition("@")
-    if not name or len(more) > 2:
+    if not name or len(rest) > 2:
         raise UserError(
-            place, "names no data set", "Write hub:NAME, or hub:NAME@REVISION:CONFIG:SPLIT"
+            location, "names no data set", "Write hub:NAME, or hub:NAME@REVISION:CONFIG:SPLIT"
         )
-    config, split = (*more, "", "")[:2]
-    return HubName(name, revision or None, config or None, split or "train")
+    config, split = (*rest, "", "")[:2]
+    return HubDataset(name, revision or None, config or None, split or "train")
 
 
-def find_files(place: str, kinds: tuple[str, ...] = DATA) -> list[str]:
-    """The files at a place, sorted; of a folder those of `kinds`, hidden ones left out.
+def find_files(location: str, extensions: tuple[str, ...] = DATA_EXTENSIONS) -> list[str]:
+    """The files at a location, sorted.
+
+    Args:
+        location: a single file is returned whatever its extension.
+        extensions: of files in a folder; hidden ones are left out.
 
     Raises:
-        UserError: when there is none, or it cannot be reached.
+        UserError: when there is no file, or the location cannot be reached.
     """
-    if place.startswith(HUB):
-        hub_name(place)
-        return [place]
-    opened, path, scheme = _opened(place)
+    if location.startswith(HUB_PREFIX):
+        parse_hub_location(location)
+        return [location]
+    file_system, path, scheme = _resolve(location)
     try:
-        found = opened.get_file_info(path)
-        if found.type == fs.FileType.File:
-            return [place]
+        info = file_system.get_file_info(path)
+        if info.type == fs.FileType.File:
+            return [location]
         files = None
-        if found.type == fs.FileType.Directory:
-            every = _within(opened, path, recursive=True)
-            files = [f for f in every if form_of(f).kind in kinds and not _hidden(f, path)]
+        if info.type == fs.FileType.Directory:
+            files = [
+                file
+                for file in _list_files(file_system, path, recursive=True)
+                if file_format(file).extension in extensions and not _is_hidden(file, path)
+            ]
         elif _is_glob(path):
-            # From the last folder that stands before the first wildcard.
-            base = re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
-            deep = "/" in path[len(base) :].lstrip("/")
-            top = base or ("/" if path.startswith("/") else ".")
-            every = [f.removeprefix("./") for f in _within(opened, top, recursive=deep)]
-            files = [f for f in every if _matches(f.split("/"), path.split("/"))]
-    except OSError as fault:
-        raise UserError(place, f"cannot be listed: {fault}", "Look at its permissions") from fault
+            files = _glob(file_system, path)
+    except OSError as error:
+        raise UserError(location, f"cannot be listed: {error}", "Check its permissions") from error
     if files is None:
-        raise UserError(place, "does not exist", "Correct the path")
+        raise UserError(location, "does not exist", "Correct the path")
     if not files:
-        raise UserError(place, "holds no file to read", f"Use {', '.join(kinds)}")
+        raise UserError(location, "has no file to read", f"Use {', '.join(extensions)}")
     return sorted(scheme + file for file in files)
 
 
 @contextlib.contextmanager
-def opened_for_reading(file: str) -> Iterator[BinaryIO]:
-    """A file's bytes as a stream, unpacked.
+def open_stream(file: str) -> Iterator[BinaryIO]:
+    """Opens a file as a stream of decompressed bytes.
 
     Raises:
         UserError: when it does not exist or cannot be read.
     """
-    opened, path, _ = _opened(file)
-    with _told(file):
-        codec = form_of(file).compression
-        with opened.open_input_stream(path, compression=codec, buffer_size=BUFFER) as raw:
-            yield io.BufferedReader(raw, BUFFER)  # type: ignore[type-var]
+    file_system, path, _ = _resolve(file)
+    with _read_errors(file):
+        codec = file_format(file).compression
+        with file_system.open_input_stream(
+            path, compression=codec, buffer_size=BUFFER_BYTES
+        ) as raw:
+            yield io.BufferedReader(raw, BUFFER_BYTES)  # type: ignore[type-var]
 
 
 @contextlib.contextmanager
-def opened_for_seeking(file: str) -> Iterator[Any]:
-    """A file as Parquet's reader wants it.
+def open_seekable(file: str) -> Iterator[Any]:
+    """Opens a file for random access, as Parquet's reader needs it.
 
     Raises:
-        UserError: as above.
+        UserError: when it does not exist or cannot be read.
     """
-    opened, path, _ = _opened(file)
-    with _told(file), opened.open_input_file(path) as raw:
+    file_system, path, _ = _resolve(file)
+    with _read_errors(file), file_system.open_input_file(path) as raw:
         yield raw
 
 
-def size(place: str) -> int:
-    """Bytes of a file, packed as it is; of a data set of the hub, more than can be told: HUGE."""
-    if place.startswith(HUB):
-        return HUGE
-    opened, path, _ = _opened(place)
-    return max(0, opened.get_file_info(path).size or 0)
+def size_bytes(location: str) -> int:
+    """The size of a file as it is stored; UNKNOWN_SIZE for a data set of the hub."""
+    if location.startswith(HUB_PREFIX):
+        return UNKNOWN_SIZE
+    file_system, path, _ = _resolve(location)
+    return max(0, file_system.get_file_info(path).size or 0)
 
 
-def fingerprint(place: str, kinds: tuple[str, ...] = DATA) -> str:
-    """What changes when the files at a place do.
+def fingerprint(location: str, extensions: tuple[str, ...] = DATA_EXTENSIONS) -> str:
+    """A hash that changes when the files at a location change.
 
-    Of local files their contents count, in object storage names, sizes and times of writing, and
-    of the hub's data sets the commit.
+    It covers the contents of local files; names, sizes and times of writing in object storage;
+    and the commit of the hub's data sets.
 
     Raises:
-        UserError: when there is nothing at the place.
+        UserError: when there is nothing at the location.
     """
-    if place.startswith(HUB):
-        return _commit(place)
-    if "://" in place:
-        return _listing_hash(find_files(place, kinds))
-    path = Path(place).expanduser()
+    if location.startswith(HUB_PREFIX):
+        return _hub_commit(location)
+    if "://" in location:
+        return _listing_hash(find_files(location, extensions))
+    path = Path(location).expanduser()
     if path.is_file():
         return content_hash(path)
-    sums = hashlib.sha256()
-    for file in find_files(place, kinds):
-        sums.update(f"{file}\0{content_hash(Path(file))}\0".encode())
-    return sums.hexdigest()
+    digest = hashlib.sha256()
+    for file in find_files(location, extensions):
+        digest.update(f"{file}\0{content_hash(Path(file))}\0".encode())
+    return digest.hexdigest()
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of a local file, or of all of a folder's file names and contents."""
+    """SHA-256 of a local file, or of the names and contents of all files in a folder.
+
+    Raises:
+        UserError: when it does not exist.
+    """
     if not path.exists():
         raise UserError(str(path), "does not exist", "Correct the path in the recipe's corpus")
-    sums = hashlib.sha256()
+    digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     for file in files:
-        sums.update(file.relative_to(path).as_posix().encode())
+        digest.update(file.relative_to(path).as_posix().encode())
         with file.open("rb") as opened:
-            while block := opened.read(BUFFER):
-                sums.update(block)
-    return sums.hexdigest()
+            while block := opened.read(BUFFER_BYTES):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _listing_hash(files: list[str]) -> str:
-    sums = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in files:
-        opened, path, _ = _opened(file)
-        info = opened.get_file_info(path)
-        sums.update(f"{file}\0{info.size}\0{info.mtime_ns}\0".encode())
-    return sums.hexdigest()
+        file_system, path, _ = _resolve(file)
+        info = file_system.get_file_info(path)
+        digest.update(f"{file}\0{info.size}\0{info.mtime_ns}\0".encode())
+    return digest.hexdigest()
 
 
-def _commit(place: str) -> str:
-    wanted = hub_name(place)
-    if wanted.revision and COMMIT.fullmatch(wanted.revision):
-        return wanted.revision
-    if Path(wanted.name).is_dir():  # which is what `datasets` would read
-        return content_hash(Path(wanted.name))
+def _hub_commit(location: str) -> str:
+    dataset = parse_hub_location(location)
+    if dataset.revision and COMMIT_HASH.fullmatch(dataset.revision):
+        return dataset.revision
+    if Path(dataset.name).is_dir():  # `datasets` prefers a local folder of that name
+        return content_hash(Path(dataset.name))
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return str(HfApi().dataset_info(wanted.name, revision=wanted.revision).sha)
-    except (HfHubHTTPError, HFValidationError, OSError) as fault:
+        return str(HfApi().dataset_info(dataset.name, revision=dataset.revision).sha)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(
-            place,
-            "is no data set that the hub gives",
-            f"Correct the name, unset HF_HUB_OFFLINE, or pin a commit: hub:{wanted.name}@COMMIT",
-        ) from fault
+            location,
+            "is not a data set that can be had from the hub",
+            f"Correct the name, unset HF_HUB_OFFLINE, or pin a commit: hub:{dataset.name}@COMMIT",
+        ) from error
 
 
-def _opened(place: str) -> tuple[Any, str, str]:
-    """(file system, path in it, what stands before a path to make a place of it)."""
-    if "://" not in place:
-        return fs.LocalFileSystem(), os.path.expanduser(place), ""
-    scheme = place.partition("://")[0] + "://"
-    # A wildcard such as `?` is no query of the URI.
-    bucket = re.split(r"[*?\[]", place, maxsplit=1)[0]
-    opened, start = open_uri(bucket, place)
-    rest = place[len(bucket) :]
+def _resolve(location: str) -> tuple[Any, str, str]:
+    """(file system, path in it, prefix that turns such a path into a location)."""
+    if "://" not in location:
+        return fs.LocalFileSystem(), os.path.expanduser(location), ""
+    scheme = location.partition("://")[0] + "://"
+    # Split first: the wildcard `?` would be taken for the query of a URI.
+    bucket = re.split(r"[*?\[]", location, maxsplit=1)[0]
+    file_system, start = open_uri(bucket, location)
+    rest = location[len(bucket) :]
     slash = "/" if rest and bucket.endswith("/") else ""
-    return opened, start + slash + rest, scheme
+    return file_system, start + slash + rest, scheme
 
 
-def _within(opened: Any, folder: str, *, recursive: bool) -> list[str]:
+def _list_files(file_system: Any, folder: str, *, recursive: bool) -> list[str]:
     selector = fs.FileSelector(folder, recursive=recursive, allow_not_found=True)
-    return [f.path for f in opened.get_file_info(selector) if f.type == fs.FileType.File]
+    infos = file_system.get_file_info(selector)
+    return [info.path for info in infos if info.type == fs.FileType.File]
 
 
-def _hidden(file: str, folder: str) -> bool:
-    """Whether a part of the path below the folder begins as what programs keep for themselves."""
+def _glob(file_system: Any, pattern: str) -> list[str]:
+    # From the last folder before the first wildcard.
+    base = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
+    recursive = "/" in pattern[len(base) :].lstrip("/")
+    top = base or ("/" if pattern.startswith("/") else ".")
+    files = [file.removeprefix("./") for file in _list_files(file_system, top, recursive=recursive)]
+    return [file for file in files if _matches(file.split("/"), pattern.split("/"))]
+
+
+def _is_hidden(file: str, folder: str) -> bool:
+    """Whether a part of the path below the folder begins with a dot or an underscore."""
     return any(part.startswith((".", "_")) for part in file[len(folder) :].split("/") if part)
 
 
 def _is_glob(path: str) -> bool:
-    return any(letter in path for letter in "*?[")
+    return any(character in path for character in "*?[")
 
 
 def _matches(file: list[str], glob: list[str]) -> bool:
-    """Whether a path's parts are of a glob's, whose wildcards stay within one, but for `**`."""
+    """Whether the parts of a path match those of a glob; only `**` spans several parts."""
     if not glob:
         return not file
     if glob[0] == "**":
@@ -242,10 +268,11 @@ def _matches(file: list[str], glob: list[str]) -> bool:
 
 
 @contextlib.contextmanager
-def _told(file: str) -> Iterator[None]:
+def _read_errors(file: str) -> Iterator[None]:
+    """Turns errors of reading a file into UserErrors."""
     try:
         yield
     except FileNotFoundError:
         raise UserError(file, "does not exist", "Correct the path") from None
-    except (OSError, EOFError) as fault:
-        raise UserError(file, f"cannot be read: {fault}", "Look at the file") from fault
+    except (OSError, EOFError) as error:
+        raise UserError(file, f"cannot be read: {error}", "Check the file") from error

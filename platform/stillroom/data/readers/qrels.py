@@ -1,6 +1,6 @@
-"""Queries, a collection, and who answers whom → pairs: BEIR folders and MS MARCO's files.
+"""Queries, a collection and relevance judgements → pairs: BEIR folders and MS MARCO's files.
 
-The collection's texts wait in a database on disk, so that memory does not grow with it.
+The texts of the collection are kept in a database on disk, so memory does not grow with it.
 """
 
 import contextlib
@@ -10,144 +10,148 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from stillroom.data.readers.layouts import Fields, id_field, text_of, titled_text
-from stillroom.data.readers.locations import form_of
-from stillroom.data.readers.records import LeftOut, Pair, Refuse
+from stillroom.data.readers.fields import Fields, find_id_field, text_field, titled_text_field
+from stillroom.data.readers.locations import file_format
+from stillroom.data.readers.records import OnBadRow, Pair, SkippedRows
 from stillroom.data.readers.rows import read_lines, read_rows
 from stillroom.errors import UserError
 
 Judgement = tuple[str, str, str, float]  # where, query id, passage id, grade
 
 
-def read_judged(
-    *, collection: str, queries: str, qrels: str, left_out: LeftOut | None = None
+def read_judged_pairs(
+    *, collection: str, queries: str, qrels: str, skipped: SkippedRows | None = None
 ) -> Iterator[Pair]:
-    """A pair for every passage that answers a query.
+    """A pair for every relevant passage of a query.
 
     Args:
         collection: a file of ids and texts, and perhaps titles: JSONL, or a .tsv without header.
-        queries: the same of queries.
-        qrels: lines of query, passage and grade, or TREC's four fields, the second of them unused.
-            A query's lines that follow each other give each of its pairs those passages as
-            negatives that are graded 0 or less.
-        left_out: counts what is left out; whether a wrong row is, its `skip` says.
+        queries: such a file of queries.
+        qrels: lines of query, passage and grade, or TREC's four fields, of which the second is
+            unused. Passages with a grade of 0 or less become negatives of the query's pairs, if
+            its lines follow each other.
+        skipped: counts skipped rows, and decides whether bad rows are skipped.
 
     Raises:
-        UserError: at a wrong row, or when ids repeat or are not there.
+        UserError: at a bad row unless they are skipped; also when ids repeat or are missing.
     """
-    left_out = left_out or LeftOut()
-    refuse = left_out.refuse
-    with _Texts(collection, refuse) as passages, _Texts(queries, refuse) as asked:
-        by_query = itertools.groupby(_judgements(qrels, refuse), key=lambda judged: judged[1])
-        for _, group in by_query:
-            told: dict[str, str] = {}
-            grades: dict[str, float] = {}
+    skipped = skipped or SkippedRows()
+    on_bad_row = skipped.on_bad_row
+    with (
+        _TextStore(collection, on_bad_row) as passage_texts,
+        _TextStore(queries, on_bad_row) as query_texts,
+    ):
+        judgements = _read_judgements(qrels, on_bad_row)
+        for _, of_query in itertools.groupby(judgements, key=lambda judgement: judgement[1]):
             query = ""
-            for where, query_id, passage_id, grade in group:
+            graded: dict[str, tuple[float, str]] = {}  # passage id → grade, text
+            for where, query_id, passage_id, grade in of_query:
                 try:
-                    query = asked.text(query_id, "query", where)
-                    told[passage_id] = passages.text(passage_id, "passage", where)
-                    grades[passage_id] = grade
-                except UserError as fault:
-                    refuse(fault)
-            wrong = tuple(told[own] for own, grade in grades.items() if grade <= 0 and told[own])
-            for own in (own for own, grade in grades.items() if grade > 0):
-                if query and told[own]:
-                    yield Pair(query, told[own], wrong)
+                    query = query_texts.get(query_id, "query", where)
+                    graded[passage_id] = grade, passage_texts.get(passage_id, "passage", where)
+                except UserError as error:
+                    on_bad_row(error)
+            negatives = tuple(text for grade, text in graded.values() if grade <= 0 and text)
+            for passage in (text for grade, text in graded.values() if grade > 0):
+                if query and passage:
+                    yield Pair(query, passage, negatives)
                 else:
-                    left_out.drop("empty")
+                    skipped.count("empty")
 
 
 def read_id_triples(
-    *, collection: str, queries: str, triples: str, left_out: LeftOut | None = None
+    *, collection: str, queries: str, triples: str, skipped: SkippedRows | None = None
 ) -> Iterator[Pair]:
-    """A pair with a negative for every line of query, passage and negative, by id.
+    """A pair with a negative for every line of three ids: query, passage and negative.
 
-    Raises:
-        UserError: as above.
+    Args and errors are those of `read_judged_pairs`.
     """
-    left_out = left_out or LeftOut()
-    refuse = left_out.refuse
-    with _Texts(collection, refuse) as passages, _Texts(queries, refuse) as asked:
-        for where, line in read_lines(triples, refuse):
+    skipped = skipped or SkippedRows()
+    on_bad_row = skipped.on_bad_row
+    with (
+        _TextStore(collection, on_bad_row) as passage_texts,
+        _TextStore(queries, on_bad_row) as query_texts,
+    ):
+        for where, line in read_lines(triples, on_bad_row):
             try:
                 query, positive, negative = _fields(line, where, (3,), "query, passage, negative")
                 pair = Pair(
-                    asked.text(query, "query", where),
-                    passages.text(positive, "passage", where),
-                    (passages.text(negative, "passage", where),),
+                    query_texts.get(query, "query", where),
+                    passage_texts.get(positive, "passage", where),
+                    (passage_texts.get(negative, "passage", where),),
                 )
-            except UserError as fault:
-                refuse(fault)
+            except UserError as error:
+                on_bad_row(error)
                 continue
             if pair.query and pair.passage and pair.negatives[0]:
                 yield pair
             else:
-                left_out.drop("empty")
+                skipped.count("empty")
 
 
-def read_collection(collection: str, left_out: LeftOut | None = None) -> Iterator[str]:
-    """The texts of a collection, without those that are empty."""
-    left_out = left_out or LeftOut()
-    for _, _, text in _texts(collection, left_out.refuse):
+def read_collection(collection: str, skipped: SkippedRows | None = None) -> Iterator[str]:
+    """The texts of a collection; empty ones are skipped."""
+    skipped = skipped or SkippedRows()
+    for _, _, text in _read_texts(collection, skipped.on_bad_row):
         if text:
             yield text
         else:
-            left_out.drop("empty")
+            skipped.count("empty")
 
 
-class _Texts:
-    """Texts by id, in a temporary database that is gone when it is closed."""
+class _TextStore:
+    """Texts by id, in a temporary database that is deleted on exit."""
 
-    def __init__(self, file: str, refuse: Refuse):
-        self.file, self.refuse = file, refuse
+    def __init__(self, file: str, on_bad_row: OnBadRow):
+        self.file, self.on_bad_row = file, on_bad_row
         self.exit = contextlib.ExitStack()
 
-    def __enter__(self) -> "_Texts":
+    def __enter__(self) -> "_TextStore":
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stillroom-"))
             self.data = sqlite3.connect(Path(folder) / "texts.sqlite")
             stack.callback(self.data.close)
-            # Nobody else reads it, and it need not outlive us.
+            # Fast and unsafe: nobody else reads it, and it need not survive a crash.
             self.data.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;")
             self.data.execute("CREATE TABLE texts (id TEXT PRIMARY KEY, text TEXT) WITHOUT ROWID")
-            for where, own_id, text in _texts(self.file, self.refuse):
+            for where, text_id, text in _read_texts(self.file, self.on_bad_row):
                 try:
-                    self.data.execute("INSERT INTO texts VALUES (?, ?)", (own_id, text))
+                    self.data.execute("INSERT INTO texts VALUES (?, ?)", (text_id, text))
                 except sqlite3.IntegrityError:
-                    problem = f"repeats the id {own_id!r}"
-                    self.refuse(UserError(where, problem, "Give every text its own"))
+                    problem = f"repeats the id {text_id!r}"
+                    self.on_bad_row(UserError(where, problem, "Give every text its own id"))
             self.exit = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.exit.close()
 
-    def text(self, own_id: str, kind: str, where: str) -> str:
-        found = self.data.execute("SELECT text FROM texts WHERE id = ?", (own_id,)).fetchone()
-        if found is None:
-            problem = f"judges the {kind} {own_id!r}, which is not there"
+    def get(self, text_id: str, kind: str, where: str) -> str:
+        """The text of an id that a judgement names; `kind` and `where` are for its error."""
+        row = self.data.execute("SELECT text FROM texts WHERE id = ?", (text_id,)).fetchone()
+        if row is None:
+            problem = f"judges the {kind} {text_id!r}, which does not exist"
             raise UserError(where, problem, "Remove the line")
-        return str(found[0])
+        return str(row[0])
 
 
-def _texts(file: str, refuse: Refuse) -> Iterator[tuple[str, str, str]]:
+def _read_texts(file: str, on_bad_row: OnBadRow) -> Iterator[tuple[str, str, str]]:
     """(where, id, text with its title)."""
-    columns = ("id", "text") if form_of(file).kind == ".tsv" else None
-    for where, row in read_rows(file, columns=columns, refuse=refuse):
+    columns = ("id", "text") if file_format(file).extension == ".tsv" else None
+    for where, row in read_rows(file, columns=columns, on_bad_row=on_bad_row):
         try:
-            yield where, _id(row, where), titled_text(row, "text", where)
-        except UserError as fault:
-            refuse(fault)
+            yield where, _id(row, where), titled_text_field(row, "text", where)
+        except UserError as error:
+            on_bad_row(error)
 
 
 def _id(row: Fields, where: str) -> str:
-    field = id_field(row) or "_id"
-    return text_of({field: str(row[field])} if field in row else {}, field, where)
+    field = find_id_field(row) or "_id"
+    return text_field({field: str(row[field])} if field in row else {}, field, where)
 
 
-def _judgements(qrels: str, refuse: Refuse) -> Iterator[Judgement]:
-    for number, (where, line) in enumerate(read_lines(qrels, refuse)):
+def _read_judgements(qrels: str, on_bad_row: OnBadRow) -> Iterator[Judgement]:
+    for number, (where, line) in enumerate(read_lines(qrels, on_bad_row)):
         if not line.strip() or (number == 0 and line.startswith("query-id")):
             continue
         try:
@@ -157,8 +161,8 @@ def _judgements(qrels: str, refuse: Refuse) -> Iterator[Judgement]:
             except ValueError:
                 problem = f"has the grade {grade!r}"
                 raise UserError(where, problem, "Give a number") from None
-        except UserError as fault:
-            refuse(fault)
+        except UserError as error:
+            on_bad_row(error)
 
 
 def _fields(line: str, where: str, sizes: tuple[int, ...], expected: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is read: pairs, conversations, evaluation sets; and what was left out."""
+"""What readers give: pairs, conversations, evaluation sets; and what they skip."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -7,7 +7,8 @@ from typing import NoReturn
 
 from stillroom.errors import UserError
 
-Refuse = Callable[[UserError], None]  # is told of a wrong row: raises, or takes note of it
+# Called with what is wrong with a row. Raises it, or returns and the row is skipped.
+OnBadRow = Callable[[UserError], None]
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a model is to write, and after what.
+    """A prompt and the completion that a model learns to write.
 
     Attributes:
-        prompt: all that comes before the completion, letter for letter.
-        question: the user's last turn by itself; the prompt where it is not made of turns.
+        prompt: everything before the completion, verbatim.
+        question: the user's last turn alone; the whole prompt if it has no turns.
     """
 
     prompt: str
@@ -35,10 +36,13 @@ class Conversation:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Passages and queries by id; qrels: query id → passage id → grade, relevant above 0.
+    """Queries to search a collection of passages with, and which passages are relevant.
 
-    `prompts` are what the set's task puts before a `query` or a `passage`, for teachers that are
-    told their task; where it says nothing, a model's own holds.
+    Attributes:
+        passages, queries: id → text.
+        qrels: query id → passage id → grade; relevant above 0.
+        prompts: what the set's task puts before a `query` or a `passage`, for instruction-tuned
+            teachers; without an entry a model's own prompt is used.
     """
 
     passages: dict[str, str]
@@ -47,43 +51,45 @@ class EvaluationSet:
     prompts: dict[str, str] = field(default_factory=dict)
 
     def judged_queries(self) -> list[str]:
-        """Texts of the queries that the qrels judge, in the set's order."""
-        return [text for own_id, text in self.queries.items() if own_id in self.qrels]
+        """Texts of the queries that have qrels, in the order of `queries`."""
+        return [text for query_id, text in self.queries.items() if query_id in self.qrels]
 
 
-LISTED = 100  # wrong rows that are kept by name; more are only counted
+MAX_LISTED_ROWS = 100  # further bad rows are only counted
 
 
 @dataclass
-class LeftOut:
-    """What a reader left out, and why: plain data, which worker processes send and `add` sums.
+class SkippedRows:
+    """Counts of the rows that a reader skipped, by reason. Plain data, for worker processes.
 
     Attributes:
         counts: reason → rows: `wrong`, `empty`, `below_min_score`, `other_instruction`.
-        wrong: the first wrong rows as {"where", "problem"}, at most LISTED.
-        skip: whether a wrong row is left out; else it is an error.
+        bad_rows: the first bad rows as {"where", "problem"}, at most MAX_LISTED_ROWS.
+        skip_bad_rows: whether a bad row is skipped; else it is an error.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
-    wrong: list[dict[str, str]] = field(default_factory=list)
-    skip: bool = False
+    bad_rows: list[dict[str, str]] = field(default_factory=list)
+    skip_bad_rows: bool = False
 
-    def drop(self, reason: str) -> None:
+    def count(self, reason: str) -> None:
+        """Counts a skipped row."""
         self.counts[reason] += 1
 
-    def refuse(self, fault: UserError) -> None:
-        """Takes a wrong row down, or raises."""
-        if not self.skip:
-            raise fault
-        self.drop("wrong")
-        if len(self.wrong) < LISTED:
-            self.wrong.append({"where": fault.where, "problem": fault.problem})
+    def on_bad_row(self, error: UserError) -> None:
+        """Counts and lists a bad row, or raises `error`; an `OnBadRow`."""
+        if not self.skip_bad_rows:
+            raise error
+        self.count("wrong")
+        if len(self.bad_rows) < MAX_LISTED_ROWS:
+            self.bad_rows.append({"where": error.where, "problem": error.problem})
 
-    def add(self, other: "LeftOut") -> None:
+    def add(self, other: "SkippedRows") -> None:
+        """Adds the rows that another reader skipped."""
         self.counts.update(other.counts)
-        self.wrong += other.wrong[: LISTED - len(self.wrong)]
+        self.bad_rows += other.bad_rows[: MAX_LISTED_ROWS - len(self.bad_rows)]
 
 
-def fail(fault: UserError) -> NoReturn:
-    """The `Refuse` of whoever wants no wrong row."""
-    raise fault
+def raise_bad_row(error: UserError) -> NoReturn:
+    """Raises the error: the `OnBadRow` of callers that accept no bad row."""
+    raise error

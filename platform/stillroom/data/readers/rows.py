@@ -1,4 +1,7 @@
-"""Files → rows. A line is held in memory, never a file; every error names the file and the line."""
+"""Files → rows: JSONL, JSON, CSV, TSV, Parquet and data sets of the hub.
+
+Only a line is held in memory, never a file. Every error names the file and the line.
+"""
 
 import codecs
 import csv
@@ -8,225 +11,239 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from stillroom.data.readers.locations import (
-    HUB,
-    form_of,
-    hub_name,
-    opened_for_reading,
-    opened_for_seeking,
+    HUB_PREFIX,
+    file_format,
+    open_seekable,
+    open_stream,
+    parse_hub_location,
 )
-from stillroom.data.readers.records import Refuse, fail
-from stillroom.errors import UserError
+from stillroom.data.readers.records import OnBadRow, raise_bad_row
+from stillroom.errors import UserError, one_line
 
-Row = tuple[str, dict[str, Any]]  # where it stands, for messages, and its fields
+Row = tuple[str, dict[str, Any]]  # where it is, for error messages; its fields
 
-FORMATS = ".jsonl, .json, .csv, .tsv or .parquet; all but the last may end in .gz or .zst too"
+SUPPORTED_FORMATS = (
+    ".jsonl, .json, .csv, .tsv or .parquet; all but Parquet may be compressed (.gz, .zst)"
+)
 
-LONGEST_LINE = 1 << 27  # bytes; a longer one is a file without line ends
+MAX_LINE_BYTES = 1 << 27  # a longer line means a file without line ends
 
-BLOCK = 1 << 20  # bytes of a .json at a time
+JSON_BLOCK_BYTES = 1 << 20  # of a .json, read at a time
 
-BETWEEN = re.compile(r"[\s,\[\]]*")  # values of a .json
+JSON_SEPARATORS = re.compile(r"[\s,\[\]]*")  # between the values of a .json
 
-csv.field_size_limit(LONGEST_LINE)
+csv.field_size_limit(MAX_LINE_BYTES)
 
 
 def read_rows(
-    file: str, *, columns: Sequence[str] | None = None, refuse: Refuse = fail
+    file: str, *, columns: Sequence[str] | None = None, on_bad_row: OnBadRow = raise_bad_row
 ) -> Iterator[Row]:
     """The rows of a file, or of a data set of the hub.
 
     Args:
-        columns: names of the columns of a .csv or .tsv that has no header, and whose cells are
-            not quoted.
-        refuse: is told of what is no row; where it returns, the next follows.
+        columns: names of the columns of a .csv or .tsv without a header and without quotes.
+        on_bad_row: called with what is wrong with a row; if it returns, the row is skipped.
 
     Raises:
         UserError: when there is no row, or the file cannot be read.
     """
-    refused: list[UserError] = []  # the first
+    first_error: UserError | None = None
 
-    def note(fault: UserError) -> None:
-        if not refused:
-            refused.append(fault)
-        refuse(fault)
+    def note(error: UserError) -> None:
+        nonlocal first_error
+        first_error = first_error or error
+        on_bad_row(error)
 
-    none = True
+    any_row = False
     for row in _rows(file, columns, note):
-        none = False
+        any_row = True
         yield row
-    if none and refused:
-        # It is the file then, or what it is taken for, that is wrong.
-        where, problem, fix = refused[0].args
-        raise UserError(file, f"has no right row; the first, {where}, {problem}", fix)
-    if none:
-        raise UserError(file, "is empty", "Give at least one row")
+    if not any_row:
+        raise no_rows_error(file, first_error)
 
 
-def _rows(file: str, columns: Sequence[str] | None, refuse: Refuse) -> Iterator[Row]:
-    kind = form_of(file).kind
-    if file.startswith(HUB):
+def no_rows_error(file: str, first_error: UserError | None) -> UserError:
+    """The error for a file without a good row: the file, or its format, is wrong as a whole.
+
+    Args:
+        first_error: of the first bad row; None if there was no row at all.
+    """
+    if first_error is None:
+        return UserError(file, "is empty", "Give at least one row")
+    problem = f"has no valid row; the first, {first_error.where}, {first_error.problem}"
+    return UserError(file, problem, first_error.fix)
+
+
+def _rows(file: str, columns: Sequence[str] | None, on_bad_row: OnBadRow) -> Iterator[Row]:
+    extension = file_format(file).extension
+    if file.startswith(HUB_PREFIX):
         return _hub_rows(file)
-    if kind == ".jsonl":
-        return _json_rows(file, refuse)
-    if kind == ".json":
-        return _json_values(file, refuse)
-    if kind in (".csv", ".tsv"):
-        delimiter = "\t" if kind == ".tsv" else ","
+    if extension == ".jsonl":
+        return _json_rows(file, on_bad_row)
+    if extension == ".json":
+        return _json_values(file, on_bad_row)
+    if extension in (".csv", ".tsv"):
+        delimiter = "\t" if extension == ".tsv" else ","
         if columns is None:
-            return _table_rows(file, delimiter, refuse)
-        return _plain_rows(file, delimiter, columns, refuse)
-    if kind == ".parquet":
+            return _table_rows(file, delimiter, on_bad_row)
+        return _unquoted_rows(file, delimiter, columns, on_bad_row)
+    if extension == ".parquet":
         return _parquet_rows(file)
-    raise UserError(file, "is of no format that we read", f"Use {FORMATS}")
+    raise UserError(file, "has no format that can be read", f"Use {SUPPORTED_FORMATS}")
 
 
-def read_lines(file: str, refuse: Refuse = fail) -> Iterator[tuple[str, str]]:
-    """(where, line), the line's end and a byte order mark taken off.
+def read_lines(file: str, on_bad_row: OnBadRow = raise_bad_row) -> Iterator[tuple[str, str]]:
+    """(where, line) of a text file, without line ends and byte order mark.
 
-    Only a line feed ends a line: U+2028 and its like are letters of a text.
+    Only a line feed ends a line: U+2028 and the like are characters of a text.
     """
     number = 0
-    with opened_for_reading(file) as opened:
-        while line := opened.readline(LONGEST_LINE + 1):
+    with open_stream(file) as opened:
+        while line := opened.readline(MAX_LINE_BYTES + 1):
             number += 1
             where = f"{file}:{number}"
-            if len(line) > LONGEST_LINE and not line.endswith(b"\n"):
-                _finish_line(opened)
-                fix = "Break it up, or mend the line ends"
-                refuse(UserError(where, f"is longer than {LONGEST_LINE >> 20} MiB", fix))
+            if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+                _skip_line(opened)
+                fix = "Break it up, or correct the line ends"
+                on_bad_row(UserError(where, f"is longer than {MAX_LINE_BYTES >> 20} MiB", fix))
                 continue
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             try:
                 text = line.decode()
-            except UnicodeDecodeError as fault:
-                problem = f"is not UTF-8 ({fault.reason} at byte {fault.start})"
-                refuse(UserError(where, problem, "Save the file as UTF-8"))
+            except UnicodeDecodeError as error:
+                problem = f"is not UTF-8 ({error.reason} at byte {error.start})"
+                on_bad_row(UserError(where, problem, "Save the file as UTF-8"))
                 continue
             yield where, text.rstrip("\r\n")
 
 
-def _finish_line(opened: BinaryIO) -> None:
+def _skip_line(opened: BinaryIO) -> None:
     while (part := opened.readline(1 << 20)) and not part.endswith(b"\n"):
         pass
 
 
-def _json_rows(file: str, refuse: Refuse) -> Iterator[Row]:
-    for where, line in read_lines(file, refuse):
+def _json_rows(file: str, on_bad_row: OnBadRow) -> Iterator[Row]:
+    for where, line in read_lines(file, on_bad_row):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError) as fault:
-            refuse(UserError(where, f"is no JSON: {fault}", "Mend or remove the line"))
+        except (ValueError, RecursionError) as error:
+            on_bad_row(UserError(where, f"is not JSON: {error}", "Correct or remove the line"))
             continue
         if isinstance(row, dict):
             yield where, row
         else:
-            refuse(UserError(where, "is no JSON object", 'Write it as {"field": "text", …}'))
+            on_bad_row(UserError(where, "is not a JSON object", 'Write it as {"field": "text", …}'))
 
 
-def _json_values(file: str, refuse: Refuse) -> Iterator[Row]:
-    """Objects of one JSON list, or one after another, as they come."""
+def _json_values(file: str, on_bad_row: OnBadRow) -> Iterator[Row]:
+    """Objects of a JSON list, or of several JSON values in a row, as they are read."""
     decoder = json.JSONDecoder()
     unread = ""
-    line = 1  # of the unread's first letter
-    tried = 0  # letters that were not yet a whole value
-    for block, last in _decoded(file):
+    line = 1  # of the first unread character
+    tried = 0  # unread characters that were not yet a whole value
+    for block, last in _text_blocks(file):
         unread += block
         if len(unread) < 2 * tried and not last:
-            continue  # so that a long value is tried a few times only
-        at, tried = 0, 0
-        # Commas and brackets between values are let go by: it is values that are wanted.
-        while (begin := BETWEEN.match(unread, at).end()) < len(unread):  # type: ignore[union-attr]
-            line += unread.count("\n", at, begin)
-            at, where = begin, f"{file}:{line}"
+            continue  # read on: a long value should be tried only a few times
+        position, tried = 0, 0
+        # Commas and brackets between values are skipped without checking their order.
+        while (start := JSON_SEPARATORS.match(unread, position).end()) < len(unread):  # type: ignore[union-attr]
+            line += unread.count("\n", position, start)
+            position, where = start, f"{file}:{line}"
             try:
-                value, end = decoder.raw_decode(unread, begin)
-            except (ValueError, RecursionError) as fault:
-                if not last and _may_go_on(fault, len(unread) - begin, len(unread)):
-                    tried = len(unread) - begin
+                value, end = decoder.raw_decode(unread, start)
+            except (ValueError, RecursionError) as error:
+                if not last and _may_be_cut_off(error, len(unread) - start, len(unread)):
+                    tried = len(unread) - start
                     break
-                raise UserError(where, f"is no JSON: {fault}", "Mend the file") from fault
+                raise UserError(where, f"is not JSON: {error}", "Correct the file") from error
             if isinstance(value, dict):
                 yield where, value
             elif end == len(unread) and not last:
-                break  # a number may go on
+                break  # a number may have more digits
             else:
-                refuse(UserError(where, "is no JSON object", 'Write it as {"field": "text", …}'))
-            line += unread.count("\n", begin, end)
-            at = end
+                on_bad_row(
+                    UserError(where, "is not a JSON object", 'Write it as {"field": "text", …}')
+                )
+            line += unread.count("\n", start, end)
+            position = end
         else:
-            line += unread.count("\n", at)
-            at = len(unread)
-        unread = unread[at:]
+            line += unread.count("\n", position)
+            position = len(unread)
+        unread = unread[position:]
 
 
-def _decoded(file: str) -> Iterator[tuple[str, bool]]:
-    """(text, whether it is the last) block by block."""
+def _text_blocks(file: str) -> Iterator[tuple[str, bool]]:
+    """(text, whether it is the last) of each block of a file."""
     decode = codecs.getincrementaldecoder("utf-8-sig")()
-    with opened_for_reading(file) as opened:
+    with open_stream(file) as opened:
         while True:
-            block = opened.read(BLOCK)
+            block = opened.read(JSON_BLOCK_BYTES)
             try:
                 yield decode.decode(block, final=not block), not block
-            except UnicodeDecodeError as fault:
-                problem = f"is not UTF-8 ({fault.reason})"
-                raise UserError(file, problem, "Save the file as UTF-8") from fault
+            except UnicodeDecodeError as error:
+                problem = f"is not UTF-8 ({error.reason})"
+                raise UserError(file, problem, "Save the file as UTF-8") from error
             if not block:
                 return
 
 
-def _may_go_on(fault: Exception, size: int, end: int) -> bool:
-    """Whether a value that cannot be read may only be cut off by the end of what was read."""
-    if not isinstance(fault, json.JSONDecodeError) or size > LONGEST_LINE:
+def _may_be_cut_off(error: Exception, size: int, end: int) -> bool:
+    """Whether a JSON value may be invalid only because the rest of it is not read yet."""
+    if not isinstance(error, json.JSONDecodeError) or size > MAX_LINE_BYTES:
         return False
-    return fault.msg.startswith("Unterminated string") or fault.pos >= end - 16
+    return error.msg.startswith("Unterminated string") or error.pos >= end - 16
 
 
-def _table_rows(file: str, delimiter: str, refuse: Refuse) -> Iterator[Row]:
-    fed: list[tuple[str, str]] = []  # the lines of a row: a quoted field may hold line ends
+def _table_rows(file: str, delimiter: str, on_bad_row: OnBadRow) -> Iterator[Row]:
+    consumed: list[tuple[str, str]] = []  # lines of a row: a quoted field may have line ends
 
-    def feed() -> Iterator[str]:
-        for where, line in read_lines(file, refuse):
-            fed.append((where, line))
+    def lines() -> Iterator[str]:
+        for where, line in read_lines(file, on_bad_row):
+            consumed.append((where, line))
             yield line + "\n"
 
-    reader = csv.reader(feed(), delimiter=delimiter, strict=True)
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
     names: list[str] = []
     while True:
-        fed.clear()
+        consumed.clear()
         problem, cells = "", None
         try:
             cells = next(reader, None)
-        except csv.Error as fault:
-            problem = f"is no row: {fault}"
+        except csv.Error as error:
+            problem = f"is not a valid row: {error}"
         if cells is None and not problem:
             return
         if not names:
             names = cells or []
             continue
         if cells and len(cells) != len(names):
-            problem = f"has not the {len(names)} fields of the header, but {len(cells)}"
-        # Many a .tsv is not quoted, and a quotation mark is a letter of its texts.
-        plain = [(where, line.split(delimiter)) for where, line in fed]
-        is_plain = delimiter == "\t" and all(len(found) == len(names) for _, found in plain)
-        if is_plain and (problem or len(fed) > 1):
-            yield from ((where, dict(zip(names, found, strict=True))) for where, found in plain)
+            problem = f"has {len(cells)} fields, but the header has {len(names)}"
+        # Many .tsv files are not quoted: a quotation mark is then a character of a text.
+        unquoted = [(where, line.split(delimiter)) for where, line in consumed]
+        is_unquoted = delimiter == "\t" and all(len(row) == len(names) for _, row in unquoted)
+        if is_unquoted and (problem or len(consumed) > 1):
+            yield from ((where, dict(zip(names, row, strict=True))) for where, row in unquoted)
         elif problem:
-            refuse(UserError(fed[0][0] if fed else file, problem, "Quote its fields, or mend it"))
+            where = consumed[0][0] if consumed else file
+            on_bad_row(UserError(where, problem, "Quote its fields, or correct it"))
         elif cells:
-            yield fed[0][0], dict(zip(names, cells, strict=True))
+            yield consumed[0][0], dict(zip(names, cells, strict=True))
 
 
-def _plain_rows(file: str, delimiter: str, columns: Sequence[str], refuse: Refuse) -> Iterator[Row]:
-    for where, line in read_lines(file, refuse):
+def _unquoted_rows(
+    file: str, delimiter: str, columns: Sequence[str], on_bad_row: OnBadRow
+) -> Iterator[Row]:
+    for where, line in read_lines(file, on_bad_row):
         cells = line.split(delimiter)
         if len(cells) == len(columns):
             yield where, dict(zip(columns, cells, strict=True))
         else:
             problem = f"has {len(cells)} fields, not {len(columns)} ({', '.join(columns)})"
-            refuse(UserError(where, problem, "Mend or remove the line"))
+            on_bad_row(UserError(where, problem, "Correct or remove the line"))
 
 
 def _parquet_rows(file: str) -> Iterator[Row]:
@@ -234,40 +251,39 @@ def _parquet_rows(file: str) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     number = 0
-    with opened_for_seeking(file) as opened:
+    with open_seekable(file) as opened:
         try:
-            # Buffered: otherwise whole column chunks, and they may be as large as the file.
+            # Buffered: else whole column chunks are read, which may be as large as the file.
             parquet = pq.ParquetFile(opened, buffer_size=1 << 20, pre_buffer=False)
             for batch in parquet.iter_batches(batch_size=512):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{file}, row {number}", row
-        except (pa.ArrowException, ValueError) as fault:
-            raise UserError(file, f"cannot be read: {fault}", "Look at the file") from fault
+        except (pa.ArrowException, ValueError) as error:
+            raise UserError(file, f"cannot be read: {error}", "Check the file") from error
 
 
-def _hub_rows(place: str) -> Iterator[Row]:
-    wanted = hub_name(place)
+def _hub_rows(location: str) -> Iterator[Row]:
+    dataset = parse_hub_location(location)
     try:
         import datasets
-    except ImportError as fault:
+    except ImportError as error:
         raise UserError(
-            place, "needs the package datasets", "Run: pip install 'stillroom[hub]'"
-        ) from fault
+            location, "needs the package datasets", "Run: pip install 'stillroom[hub]'"
+        ) from error
     try:
         rows = datasets.load_dataset(
-            wanted.name,
-            wanted.config,
-            split=wanted.split,
-            revision=wanted.revision,
+            dataset.name,
+            dataset.config,
+            split=dataset.split,
+            revision=dataset.revision,
             streaming=True,
         )
         for number, row in enumerate(rows, start=1):
-            yield f"{place}, row {number}", row
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as fault:
-        reason = " ".join(str(fault).split())
+            yield f"{location}, row {number}", row
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
-            place,
-            f"cannot be read: {reason}",
+            location,
+            f"cannot be read: {one_line(error)}",
             "Correct hub:NAME@REVISION:CONFIG:SPLIT, or download the files and name those",
-        ) from fault
+        ) from error

@@ -1,4 +1,4 @@
-"""TODO docstring: data/synthetic/answers.py."""
+"""Parses and checks what a language model answers to the prompts of `prompts`."""
 
 import json
 import re
@@ -6,36 +6,42 @@ from collections.abc import Sequence
 from typing import Any
 
 from stillroom.data.cleaning.text_keys import text_key
-from stillroom.data.synthetic.prompts import BEST_GRADE, FIELDS, Kind, Rejected
+from stillroom.data.synthetic.prompts import (
+    EXAMPLE_FIELDS,
+    MAX_GRADE,
+    RejectedAnswer,
+    TaskTemplate,
+)
 
 
 def parse_tasks(answer: str) -> list[str]:
-    """The tasks of a brainstorm, each once.
+    """The tasks of a brainstorm, without repeated ones.
 
     Raises:
-        Rejected: when the answer is no list of texts.
+        RejectedAnswer: when the answer is not a list of texts.
     """
-    found = _json(answer)
-    if not isinstance(found, list):
-        raise Rejected("no JSON list")
-    if not found or not all(isinstance(one, str) and one.strip() for one in found):
-        raise Rejected("a list, but not of texts")
-    # The later of equal ones goes.
-    return list({text_key(one): one.strip() for one in reversed(found)}.values())[::-1]
+    tasks = _parse_json(answer)
+    if not isinstance(tasks, list):
+        raise RejectedAnswer("no JSON list")
+    if not tasks or not all(isinstance(task, str) and task.strip() for task in tasks):
+        raise RejectedAnswer("a list, but not of texts")
+    # Reversed twice: of equal tasks the first stays.
+    return list({text_key(task): task.strip() for task in reversed(tasks)}.values())[::-1]
 
 
-def parse_example(answer: str, kind: Kind) -> tuple[str, str, str]:
+def parse_example(answer: str, template: TaskTemplate) -> tuple[str, str, str]:
     """Query, positive and hard negative.
 
     Raises:
-        Rejected: when the answer is not those three texts, or they cannot be an example.
+        RejectedAnswer: when the answer is not those three texts, or they are no valid example.
     """
-    texts = _texts(answer, FIELDS)
+    texts = _parse_texts(answer, EXAMPLE_FIELDS)
     keys = [text_key(text) for text in texts]
     if len(set(keys)) < len(keys):
-        raise Rejected("two of its texts are the same")
-    if set(keys) & {text_key(told) for told in (kind.query, kind.positive, kind.negative)}:
-        raise Rejected("repeats what it was asked for")
+        raise RejectedAnswer("two of its texts are the same")
+    descriptions = (template.query, template.positive, template.negative)
+    if set(keys) & {text_key(description) for description in descriptions}:
+        raise RejectedAnswer("repeats what it was asked for")
     query, positive, negative = texts
     return query, positive, negative
 
@@ -44,45 +50,45 @@ def parse_query(answer: str) -> tuple[str, str]:
     """Task and query.
 
     Raises:
-        Rejected: when the answer is not those two texts.
+        RejectedAnswer: when the answer is not those two texts.
     """
-    task, query = _texts(answer, ("task", "query"))
+    task, query = _parse_texts(answer, ("task", "query"))
     return task, query
 
 
 def parse_grade(answer: str) -> int:
-    """0 to 3.
+    """A grade from 0 to MAX_GRADE.
 
     Raises:
-        Rejected: when the answer is anything but such a digit.
+        RejectedAnswer: when the answer is anything but such a digit.
     """
     digit = answer.strip().rstrip(".")
-    if not re.fullmatch(f"[0-{BEST_GRADE}]", digit):
-        raise Rejected("no grade")
+    if not re.fullmatch(f"[0-{MAX_GRADE}]", digit):
+        raise RejectedAnswer("no grade")
     return int(digit)
 
 
-def _json(answer: str) -> Any:
+def _parse_json(answer: str) -> Any:
     """An answer that is JSON, perhaps in a fenced block."""
     fenced = re.search(r"```(?:json)?\s*\n(.*?)\n\s*```", answer, re.DOTALL)
     try:
         return json.loads(fenced[1] if fenced else answer)
     except (ValueError, RecursionError):
-        raise Rejected("no JSON") from None
+        raise RejectedAnswer("no JSON") from None
 
 
-def _texts(answer: str, fields: Sequence[str]) -> list[str]:
-    """The texts of an object that has these fields and no other."""
-    found = _json(answer)
-    if not isinstance(found, dict):
-        raise Rejected("no JSON object")
-    if set(found) != set(fields):
-        raise Rejected("other fields than asked for")
-    if not all(isinstance(found[field], str) for field in fields):
-        raise Rejected("a field that is no text")
-    texts = [found[field].strip() for field in fields]
+def _parse_texts(answer: str, fields: Sequence[str]) -> list[str]:
+    """The texts of an object that has exactly these fields."""
+    content = _parse_json(answer)
+    if not isinstance(content, dict):
+        raise RejectedAnswer("no JSON object")
+    if set(content) != set(fields):
+        raise RejectedAnswer("other fields than asked for")
+    if not all(isinstance(content[field], str) for field in fields):
+        raise RejectedAnswer("a field that is no text")
+    texts = [content[field].strip() for field in fields]
     if not all(texts):
-        raise Rejected("an empty field")
+        raise RejectedAnswer("an empty field")
     if any(re.search("[\ud800-\udfff]", text) for text in texts):
-        raise Rejected("half a surrogate pair")  # which no UTF-8 file can hold
+        raise RejectedAnswer("half a surrogate pair")  # no UTF-8 file can hold it
     return texts

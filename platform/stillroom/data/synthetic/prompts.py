@@ -1,10 +1,12 @@
-"""Training data that a language model writes: what it is asked, and what its answers are worth.
+"""Prompts for a language model that writes training data.
 
-Two manners. From tasks (E5-mistral, arXiv 2401.00368): it thinks up tasks of a kind, then writes
-an example of each. From passages (FRet of Gecko, arXiv 2403.20327): it writes a task and a query
-for a passage, then ranks what a retriever finds for that query, and the best becomes the positive.
+There are two methods. From tasks (E5-mistral, arXiv 2401.00368): the model invents tasks of a
+kind, then writes examples of each. From passages (FRet of Gecko, arXiv 2403.20327): it writes a
+task and a query for a passage and grades what a retriever finds for that query; the best becomes
+the positive.
 
-Nothing here asks anybody: prompts go out and answers come in as plain text.
+Prompts are plain text; `stages.synthetic` sends them. Cached answers are found by the prompt, so
+every change of its words is paid for.
 """
 
 from collections.abc import Sequence
@@ -12,24 +14,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TASKS_A_CALL = 20  # that one brainstorm asks for
+TASKS_PER_BRAINSTORM = 20
 
-BEST_GRADE = 3
+MAX_GRADE = 3
 
 
-class Rejected(ValueError):
-    """An answer that is of no use; its text is the reason, one of few, to be counted by."""
+class RejectedAnswer(ValueError):
+    """An answer that cannot be used. Its text is one of a few reasons, which are counted."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What the two sides of a task are.
+class TaskTemplate:
+    """A kind of task: what its queries and passages are.
 
     Attributes:
-        brainstorm: what tasks are thought up; None where there is but one, `task`.
-        query, positive, negative: what each field of an example is to hold.
-        query_words, passage_words: lengths to choose among.
-        two_languages: the query is in one language and the passages in another.
+        query, positive, negative: descriptions of the fields of an example.
+        query_words, passage_words: lengths to choose from.
+        brainstorm: describes the tasks to invent; None if there is only one, `task`.
+        task: the only task of this kind.
+        two_languages: whether query and passages are in different languages.
     """
 
     query: str
@@ -42,48 +45,48 @@ class Kind:
     two_languages: bool = False
 
 
-FEW = ("fewer than 5", "5 to 10", "10 to 20")
+SHORT_LENGTHS = ("fewer than 5", "5 to 10", "10 to 20")
 
-MANY = ("40 to 80", "100 to 150", "200 to 300")
+LONG_LENGTHS = ("40 to 80", "100 to 150", "200 to 300")
 
-KINDS = {
-    "short-long": Kind(
+TASK_TEMPLATES = {
+    "short-long": TaskTemplate(
         brainstorm="someone types a short query and wants a longer text that answers it",
         query="what someone with this task would type",
         positive="a text that fully answers the query",
         negative="a text on the same subject, in many of the same words, that looks like an "
         "answer but does not give one",
-        query_words=FEW,
-        passage_words=MANY,
+        query_words=SHORT_LENGTHS,
+        passage_words=LONG_LENGTHS,
     ),
-    "long-short": Kind(
+    "long-short": TaskTemplate(
         brainstorm="a longer text (a message, a report, a review, a record) is to be matched "
         "with its short label, topic or title",
         query="the longer text",
         positive="its label",
         negative="another label of the same scheme, which a careless reader might choose",
-        query_words=MANY,
+        query_words=LONG_LENGTHS,
         passage_words=("1 to 3", "fewer than 8"),
     ),
-    "short-short": Kind(
+    "short-short": TaskTemplate(
         brainstorm="two short texts (names, headlines, questions, phrases) belong together for "
         "a reason that is easy to state",
         query="one short text",
         positive="a short text that belongs to it",
         negative="a short text that resembles the first and does not belong to it",
-        query_words=FEW,
-        passage_words=FEW,
+        query_words=SHORT_LENGTHS,
+        passage_words=SHORT_LENGTHS,
     ),
-    "long-long": Kind(
+    "long-long": TaskTemplate(
         brainstorm="a document is to be matched with another document of a page or so: what "
         "supports it, continues it, replies to it or treats the same case",
         query="a document",
         positive="the other document that it is to be matched with",
         negative="a document of the same subject and style that fails the task",
-        query_words=MANY,
-        passage_words=MANY,
+        query_words=LONG_LENGTHS,
+        passage_words=LONG_LENGTHS,
     ),
-    "similarity": Kind(
+    "similarity": TaskTemplate(
         task="Find texts that say the same",
         query="a statement",
         positive="the same statement in other words and another sentence structure",
@@ -91,7 +94,7 @@ KINDS = {
         query_words=("5 to 10", "10 to 20", "20 to 40"),
         passage_words=("5 to 10", "10 to 20", "20 to 40"),
     ),
-    "translation": Kind(
+    "translation": TaskTemplate(
         task="Find the translation of a text",
         query="a text",
         positive="its translation",
@@ -102,45 +105,64 @@ KINDS = {
     ),
 }
 
-CLARITY = ("plain and unambiguous", "somewhat vague", "understood only by who knows the subject")
+CLARITY_LEVELS = (
+    "plain and unambiguous",
+    "somewhat vague",
+    "understood only by who knows the subject",
+)
 
-READERS = ("a child", "a pupil of a secondary school", "a student", "an expert of the field")
+AUDIENCES = ("a child", "a pupil of a secondary school", "a student", "an expert of the field")
 
-FIELDS = ("query", "positive", "hard_negative")
+EXAMPLE_FIELDS = ("query", "positive", "hard_negative")
 
 
 @dataclass(frozen=True)
-class Controls:
-    """What was drawn for an example."""
+class ExampleControls:
+    """Random properties of an example, for variety.
+
+    Attributes:
+        query_words, passage_words: lengths.
+        clarity: of the query.
+        audience: for whom the texts are written.
+        languages: of the query, of the passages.
+    """
 
     query_words: str
     passage_words: str
     clarity: str
-    reader: str
-    languages: tuple[str, str]  # of the query, of the passages
+    audience: str
+    languages: tuple[str, str]
 
     @staticmethod
-    def drawn(kind: Kind, languages: Sequence[str], seed: Sequence[int]) -> "Controls":
-        """The same for the same seed."""
+    def draw(
+        template: TaskTemplate, languages: Sequence[str], seed: Sequence[int]
+    ) -> "ExampleControls":
+        """Draws controls; equal seeds give equal controls."""
         rng = np.random.default_rng(seed)
 
-        def one(choices: Sequence[str]) -> str:
+        def choose(choices: Sequence[str]) -> str:
             return choices[int(rng.integers(len(choices)))]
 
-        first = one(languages)
-        others = [language for language in languages if language != first]
-        return Controls(
-            one(kind.query_words),
-            one(kind.passage_words),
-            one(CLARITY),
-            one(READERS),
-            (first, one(others) if kind.two_languages else first),
+        # Cached answers are found by the prompt, so the order of the draws must stay.
+        language = choose(languages)
+        others = [other for other in languages if other != language]
+        return ExampleControls(
+            query_words=choose(template.query_words),
+            passage_words=choose(template.passage_words),
+            clarity=choose(CLARITY_LEVELS),
+            audience=choose(AUDIENCES),
+            languages=(language, choose(others) if template.two_languages else language),
         )
 
 
 @dataclass(frozen=True)
 class Example:
-    """What a language model made for one query."""
+    """A generated query with its positive and hard negatives.
+
+    Attributes:
+        kind: name of a task template, or `passages`.
+        task: the instruction, in one sentence.
+    """
 
     kind: str
     task: str
@@ -149,27 +171,30 @@ class Example:
     negatives: tuple[str, ...]
 
 
-def brainstorm_prompt(kind: Kind) -> str:
+def brainstorm_prompt(template: TaskTemplate) -> str:
+    """Asks for TASKS_PER_BRAINSTORM tasks of a kind."""
     return f"""\
-Name {TASKS_A_CALL} tasks for a search engine over texts in which {kind.brainstorm}.
+Name {TASKS_PER_BRAINSTORM} tasks for a search engine over texts in which {template.brainstorm}.
 
 Each is one sentence that begins with a verb and says what is given and what is sought. Make them
 differ: in the field they come from, in the people who have them, and in how special they are.
 
-Answer with a JSON list of {TASKS_A_CALL} strings and nothing else."""
+Answer with a JSON list of {TASKS_PER_BRAINSTORM} strings and nothing else."""
 
 
-def example_prompt(kind: Kind, task: str, drawn: Controls) -> str:
-    of_query, of_passages = drawn.languages
+def example_prompt(template: TaskTemplate, task: str, controls: ExampleControls) -> str:
+    """Asks for a query, its positive and a hard negative."""
+    query_lang, passage_lang = controls.languages
+    passage_words = controls.passage_words
     return f"""\
 You write examples that a search engine is trained on. This is the task: {task}
 
 Make up one example, a JSON object of three strings:
-"query": {kind.query}; {drawn.query_words} words, in {of_query}
-"positive": {kind.positive}; {drawn.passage_words} words, in {of_passages}
-"hard_negative": {kind.negative}; about as long as the positive, in {of_passages}
+"query": {template.query}; {controls.query_words} words, in {query_lang}
+"positive": {template.positive}; {passage_words} words, in {passage_lang}
+"hard_negative": {template.negative}; about as long as the positive, in {passage_lang}
 
-The query is {drawn.clarity}. All of it is written for {drawn.reader}. The positive does not just
+The query is {controls.clarity}. All of it is written for {controls.audience}. The positive does not just
 repeat the query's words, each text stands on its own, and none speaks of this task or of the
 other texts.
 
@@ -177,6 +202,7 @@ Answer with the JSON object and nothing else."""
 
 
 def query_prompt(passage: str) -> str:
+    """Asks for a task and a query that a passage answers."""
     return f"""\
 This is a text from a collection:
 <text>
@@ -193,6 +219,7 @@ Answer with the JSON object and nothing else."""
 
 
 def grade_prompt(task: str, query: str, passage: str) -> str:
+    """Asks how well a passage serves a query, from 0 to MAX_GRADE."""
     return f"""\
 Task: {task}
 Query: {query}
@@ -211,5 +238,5 @@ Answer with the digit and nothing else."""
 
 
 def likelihood_prompt(task: str, passage: str) -> str:
-    """What a query follows in the text whose likelihood is looked at."""
+    """The text that a query must follow for its likelihood to be measured."""
     return f"<text>\n{passage}\n</text>\n\nTask: {task}\nA query that this text answers:"

@@ -1,11 +1,11 @@
-"""TODO docstring: data/synthetic/selection.py."""
+"""Chooses a query's positive and hard negative among graded passages."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from stillroom.data.cleaning.text_keys import text_key
-from stillroom.data.synthetic.prompts import Rejected
+from stillroom.data.synthetic.prompts import RejectedAnswer
 
 
 def query_likelihood(
@@ -15,91 +15,97 @@ def query_likelihood(
 
     Args:
         echoed: prompt, query, and what the model wrote after them.
-        tokens, logprobs: its tokens, whose texts need not be `echoed`'s own: of a character in
-            several tokens, each shows something.
+        tokens, logprobs: of `echoed`. Joined, the tokens need not equal it: of a character that is
+            split over several tokens, each shows something.
 
     Raises:
-        Rejected: when prompt and query were not echoed.
+        RejectedAnswer: when prompt and query were not echoed.
     """
-    before, found, written = echoed.partition(prompt + query)
-    if not found or before.strip():
-        raise Rejected("the prompt was not echoed")
-    # From the end, where the texts of a passage's tokens cannot shift anything. A token across
-    # the border counts: it holds the query's beginning.
-    told: list[float] = []
-    beyond, left = len(written), len(query)
+    before, match, completion = echoed.partition(prompt + query)
+    if not match or before.strip():
+        raise RejectedAnswer("the prompt was not echoed")
+    # From the end, because inexact tokens of the passage would shift positions from the start. A
+    # token across the border of prompt and query counts: it has the beginning of the query.
+    query_logprobs: list[float] = []
+    completion_left, query_left = len(completion), len(query)
     for token, logprob in zip(reversed(tokens), reversed(logprobs), strict=False):
-        if left <= 0:
-            return float(np.mean(told))
-        if beyond > 0:
-            beyond -= len(token)
+        if query_left <= 0:
+            return float(np.mean(query_logprobs))
+        if completion_left > 0:
+            completion_left -= len(token)
         elif logprob is None:
             break
         else:
-            told.append(logprob)
-            left -= len(token)
-    raise Rejected("no likelihood of the query")
+            query_logprobs.append(logprob)
+            query_left -= len(token)
+    raise RejectedAnswer("no likelihood of the query")
 
 
-def fuse(scorings: Sequence[Sequence[float]], k: int = 60) -> list[int]:
-    """Reciprocal rank fusion (Cormack et al., 2009): places by the sum of 1 / (k + rank).
+def reciprocal_rank_fusion(scorings: Sequence[Sequence[float]], k: int = 60) -> list[int]:
+    """Reciprocal rank fusion (Cormack et al., 2009): items by the sum of 1 / (k + rank).
 
-    Equal scores share a rank, or the few grades there are would outvote what tells their bearers
-    apart. Of equal sums the lower place comes first.
+    Items with equal scores share a rank: among the few grades, an arbitrary order would outvote
+    the other scoring. Of equal sums the lower index comes first.
 
     Args:
-        scorings: each a score for every place.
+        scorings: several scorings of the same items; a higher score is better.
+
+    Returns:
+        Indices of the items, best first.
     """
     sums = np.zeros(len(scorings[0]))
-    for scores in scorings:
-        given = np.asarray(scores, dtype=np.float64)
-        rank = 1 + (given[None, :] > given[:, None]).sum(1)  # 1 + how many are better
+    for scoring in scorings:
+        scores = np.asarray(scoring, dtype=np.float64)
+        rank = 1 + (scores[None, :] > scores[:, None]).sum(1)  # 1 + how many are better
         sums += 1 / (k + rank)
-    # Rounded, so that the order of the additions settles no tie.
-    return [int(place) for place in np.argsort(-sums.round(12), kind="stable")]
+    # Rounded, so that rounding errors of the additions settle no tie.
+    return [int(item) for item in np.argsort(-sums.round(12), kind="stable")]
 
 
-def choose(
+def choose_positive_and_negative(
     passages: Sequence[str],
     grades: Sequence[int | None],
     likelihoods: Sequence[float] | None,
     *,
-    least_grade: int,
-    sampled: np.random.Generator | None = None,
+    min_grade: int,
+    rng: np.random.Generator | None = None,
 ) -> tuple[int, int | None]:
-    """Which passage becomes the positive of a query, and which its hard negative.
+    """Chooses the positive of a query and its hard negative.
 
-    Both are ranked by grade and, where it is known, by the query's likelihood, and the rankings
-    fused. A passage without a grade takes no part.
+    Passages are ranked by grade and, if known, by the query's likelihood; the rankings are fused.
+    A passage without a grade is left out.
 
     Args:
         passages: in the retriever's order, which settles ties.
-        least_grade: of a positive.
-        sampled: draws the negative from the lower half of what could be one; None takes the
-            last.
+        grades: of each passage, or None.
+        likelihoods: of the query after each passage; None if unknown.
+        min_grade: of a positive.
+        rng: draws the negative from the worse half of the candidates; None takes the worst.
 
     Returns:
-        Places. The negative's grade is below the positive's and its text another; None where
-        there is no such passage.
+        Indices. The negative has a lower grade than the positive and another text; None if there
+        is no such passage.
 
     Raises:
-        Rejected: when no passage is good enough.
+        RejectedAnswer: when no passage is good enough.
     """
-    judged = [place for place, grade in enumerate(grades) if grade is not None]
-    if not judged:
-        raise Rejected("no passage was graded")
-    scorings = [[float(grades[place] or 0) for place in judged]]
+    graded = [i for i, grade in enumerate(grades) if grade is not None]
+    if not graded:
+        raise RejectedAnswer("no passage was graded")
+    scorings = [[float(grades[i] or 0) for i in graded]]
     if likelihoods is not None:
-        scorings.append([likelihoods[place] for place in judged])
-    order = [judged[at] for at in fuse(scorings)]
+        scorings.append([likelihoods[i] for i in graded])
+    order = [graded[i] for i in reciprocal_rank_fusion(scorings)]
     best = order[0]
-    of_best = grades[best] or 0
-    if of_best < least_grade:
-        raise Rejected("no passage answers the query")
-    own = text_key(passages[best])
-    lower = [p for p in order[1:] if (grades[p] or 0) < of_best and text_key(passages[p]) != own]
-    if not lower:
+    best_grade = grades[best] or 0
+    if best_grade < min_grade:
+        raise RejectedAnswer("no passage answers the query")
+    best_key = text_key(passages[best])
+    candidates = [
+        i for i in order[1:] if (grades[i] or 0) < best_grade and text_key(passages[i]) != best_key
+    ]
+    if not candidates:
         return best, None
-    if sampled is None:
-        return best, lower[-1]
-    return best, lower[int(sampled.integers(len(lower) // 2, len(lower)))]
+    if rng is None:
+        return best, candidates[-1]
+    return best, candidates[int(rng.integers(len(candidates) // 2, len(candidates)))]

@@ -1,8 +1,8 @@
-"""An encoder for other people's programs: a sentence-transformers folder, ONNX or OpenVINO.
+"""Exports an encoder for other programs: as a sentence-transformers folder, ONNX or OpenVINO.
 
-ONNX comes from torch.export of our own forward, and so with prompt mask, pooling, projection and
-normalisation in the graph; an exporter by architecture, such as Optimum's, would give the bare
-transformer's states.
+The graphs come from torch.export of our own forward, so that pooling with its mask, projection and
+normalisation are inside. Exporters by architecture, such as Optimum, give only the transformer's
+states.
 """
 
 import contextlib
@@ -21,80 +21,80 @@ import torch
 from stillroom.encoders.contract import Role
 from stillroom.encoders.encoder import Encoder
 from stillroom.encoders.export import int8
-from stillroom.encoders.export.int8 import Sample
+from stillroom.encoders.export.int8 import CalibrationSample
 from stillroom.encoders.export.runtimes import (
-    EXPORT,
+    EXPORT_FILE,
     INPUTS,
-    ONNX,
-    OPENVINO,
+    ONNX_FILE,
+    OPENVINO_FILE,
     OUTPUT,
-    Exported,
-    installed,
+    ExportedEncoder,
+    require_package,
 )
 from stillroom.encoders.files import sentence_transformers
-from stillroom.encoders.files.save import save
-from stillroom.encoders.tokens.prompter import Batch, pad
+from stillroom.encoders.files.save import save_encoder
+from stillroom.encoders.tokens.batch import Batch, pad
 from stillroom.errors import UserError
 
-SAMPLE = 64  # texts that a format is calibrated on
+SAMPLE_TEXTS = 64  # that a format is calibrated on
 
-# Any few texts will do to trace a graph.
-TRACED = ("short", "A sentence of some words, which is no question.", "many words " * 60)
+# A graph may be traced on any texts.
+TRACED_TEXTS = ("short", "A sentence of some words, which is no question.", "many words " * 60)
 
-Write = Callable[[Encoder, Path, Sample], dict[str, Any]]
+WriteFormat = Callable[[Encoder, Path, CalibrationSample], dict[str, Any]]
 
-Reopened = Callable[[list[str], Role], np.ndarray]  # texts → float32, (n, dims)
+EncodeTexts = Callable[[list[str], Role], np.ndarray]  # texts → float32, (n, dims)
 
 
 @dataclass(frozen=True)
-class Format:
-    """How a format is written, opened again, and how like the encoder it must be.
+class FormatSpec:
+    """How a format is written and opened again, and how close its vectors must be.
 
     Attributes:
-        write: of encoder, folder and sample; returns what export.json says of it.
-        reopen: the folder's vectors, by whatever opens it elsewhere.
-        floor: the least cosine between a text's vector here and there.
+        write: (encoder, folder, sample) → what export.json says about the format.
+        reopen: folder → a function that encodes with it, as other programs open it.
+        floor: the lowest allowed cosine between a text's vector of the encoder and the export.
     """
 
-    write: Write
-    reopen: Callable[[Path], Reopened]
+    write: WriteFormat
+    reopen: Callable[[Path], EncodeTexts]
     floor: float
 
 
-def export(
+def export_encoder(
     encoder: Encoder, format: str, folder: Path, texts: list[tuple[str, Role]]
 ) -> dict[str, Any]:
-    """Writes an encoder into a folder that is not there yet: see `whole`.
+    """Writes an encoder into a new folder; see `atomic_folder`.
 
-    Graphs compute in float32, to which the encoder is brought as well; a sentence-transformers
-    folder keeps the weights' own precision.
+    Graphs compute in float32, and the encoder is converted to it as well; a sentence-transformers
+    folder keeps the precision of the weights.
 
     Args:
         format: one of FORMATS.
-        texts: real ones with their roles. Up to SAMPLE of them, of all lengths, calibrate int8.
+        texts: real texts with their roles. Up to SAMPLE_TEXTS, of all lengths, calibrate int8.
 
     Returns:
-        What the folder's export.json says.
+        The content of the folder's export.json.
 
     Raises:
-        UserError: when the format cannot hold this encoder, or lacks a package.
+        UserError: when the format cannot express this encoder, or a package is missing.
     """
     if format != "sentence-transformers":
         encoder.contract = encoder.contract.model_copy(update={"precision": "float32"})
         encoder.float()
-    sample = Sample.of(encoder, texts, SAMPLE)
+    sample = CalibrationSample.draw(encoder, texts, SAMPLE_TEXTS)
     folder.mkdir(parents=True)
-    told = FORMATS[format].write(encoder, folder, sample)
+    details = FORMATS[format].write(encoder, folder, sample)
     encoder.tokenizer.save_pretrained(folder)
     encoder.contract.write(folder)
-    told = {"format": format, "parameters": encoder.parameters_total, **told}
-    (folder / EXPORT).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    return told
+    content = {"format": format, "parameters": encoder.parameters_total, **details}
+    (folder / EXPORT_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return content
 
 
 @contextlib.contextmanager
-def whole(folder: Path) -> Iterator[Path]:
-    """A place to make a folder in, which has its name only when all of the block is done."""
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder, which gets its name when the block has ended without an error."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -104,31 +104,33 @@ def whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _to_sentence_transformers(encoder: Encoder, folder: Path, sample: Sample) -> dict[str, Any]:
-    installed("sentence_transformers", "export")
-    save(encoder, folder)
-    if not (folder / sentence_transformers.MODULES).exists():
+def _to_sentence_transformers(
+    encoder: Encoder, folder: Path, sample: CalibrationSample
+) -> dict[str, Any]:
+    require_package("sentence_transformers", "export")
+    save_encoder(encoder, folder)
+    if not (folder / sentence_transformers.MODULES_FILE).exists():
         raise UserError(
             "--format sentence-transformers",
-            "cannot say that a text ends in EOS, is given twice or is pooled by latent attention",
+            "cannot express EOS at the end (append_eos), echo or latent pooling",
             "Export it as onnx",
         )
     return {}
 
 
-def _to_onnx(encoder: Encoder, folder: Path, sample: Sample) -> dict[str, Any]:
-    """model.onnx. Its inputs are input_ids, attention_mask and pool_mask, int64 (b, l), as the
-    contract says they are made; its output is vectors, float32 (b, dims)."""
+def _to_onnx(encoder: Encoder, folder: Path, sample: CalibrationSample) -> dict[str, Any]:
+    """Writes model.onnx: input_ids, attention_mask and pool_mask, int64 (b, l) → vectors, float32
+    (b, dims)."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        installed(package, "export")
-    batch = pad(encoder.prompter(TRACED, "query"), encoder.pad_id)
+        require_package(package, "export")
+    batch = pad(encoder.prompter(TRACED_TEXTS, "query"), encoder.pad_id)
     axes = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch to its own developers
+        warnings.simplefilter("ignore")  # they address torch's developers
         torch.onnx.export(
-            _Flat(encoder),
+            _TensorEncoder(encoder),
             (batch.ids_bl, batch.mask_bl, batch.pool_mask_bl),
-            folder / ONNX,
+            folder / ONNX_FILE,
             input_names=list(INPUTS),
             output_names=[OUTPUT],
             dynamic_shapes=(axes, axes, axes),
@@ -138,35 +140,39 @@ def _to_onnx(encoder: Encoder, folder: Path, sample: Sample) -> dict[str, Any]:
     return {}
 
 
-def _quantised(quantise: Callable[[Path, Path, Sample], dict[str, Any]]) -> Write:
-    """By way of a float32 graph, which is not kept."""
+def _to_quantised_onnx(
+    quantise: Callable[[Path, Path, CalibrationSample], dict[str, Any]],
+) -> WriteFormat:
+    """Quantises a temporary float32 graph."""
 
-    def write(encoder: Encoder, folder: Path, sample: Sample) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(dir=folder) as aside:
-            _to_onnx(encoder, Path(aside), sample)
-            return quantise(Path(aside) / ONNX, folder / ONNX, sample)
+    def write(encoder: Encoder, folder: Path, sample: CalibrationSample) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            _to_onnx(encoder, Path(temporary), sample)
+            return quantise(Path(temporary) / ONNX_FILE, folder / ONNX_FILE, sample)
 
     return write
 
 
-def _to_openvino(encoder: Encoder, folder: Path, sample: Sample) -> dict[str, Any]:
-    openvino = installed("openvino", "openvino")
-    with tempfile.TemporaryDirectory(dir=folder) as aside:
-        _to_onnx(encoder, Path(aside), sample)
-        model = openvino.convert_model(Path(aside) / ONNX)
-        openvino.save_model(model, folder / OPENVINO, compress_to_fp16=False)
+def _to_openvino(encoder: Encoder, folder: Path, sample: CalibrationSample) -> dict[str, Any]:
+    openvino = require_package("openvino", "openvino")
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        _to_onnx(encoder, Path(temporary), sample)
+        model = openvino.convert_model(Path(temporary) / ONNX_FILE)
+        openvino.save_model(model, folder / OPENVINO_FILE, compress_to_fp16=False)
     return {}
 
 
-def _to_openvino_int8(encoder: Encoder, folder: Path, sample: Sample) -> dict[str, Any]:
-    openvino, nncf = installed("openvino", "openvino"), installed("nncf", "openvino")
-    with tempfile.TemporaryDirectory(dir=folder) as aside:
-        _to_onnx(encoder, Path(aside), sample)
-        return int8.openvino(openvino, nncf, Path(aside) / ONNX, folder / OPENVINO, sample)
+def _to_openvino_int8(encoder: Encoder, folder: Path, sample: CalibrationSample) -> dict[str, Any]:
+    openvino, nncf = require_package("openvino", "openvino"), require_package("nncf", "openvino")
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        _to_onnx(encoder, Path(temporary), sample)
+        return int8.quantise_openvino(
+            openvino, nncf, Path(temporary) / ONNX_FILE, folder / OPENVINO_FILE, sample
+        )
 
 
-class _Flat(torch.nn.Module):
-    """An encoder of tensors, for a graph knows no batch of ours."""
+class _TensorEncoder(torch.nn.Module):
+    """An encoder that takes tensors, since a graph has no Batch."""
 
     def __init__(self, encoder: Encoder):
         super().__init__()
@@ -178,32 +184,38 @@ class _Flat(torch.nn.Module):
         return self.encoder(Batch(ids, mask, pool_mask))
 
 
-def _as_exported(folder: Path) -> Reopened:
-    return Exported(folder).encode
+def _open_export(folder: Path) -> EncodeTexts:
+    return ExportedEncoder(folder).encode
 
 
-def _as_sentence_transformers(folder: Path) -> Reopened:
-    """By that library itself."""
-    model = installed("sentence_transformers", "export").SentenceTransformer(
+def _open_sentence_transformers(folder: Path) -> EncodeTexts:
+    """Encodes with the library itself."""
+    model = require_package("sentence_transformers", "export").SentenceTransformer(
         str(folder), device="cpu"
     )
-    names = {"query": "query", "passage": "document"}
+    prompt_names = {"query": "query", "passage": "document"}
 
     def encode(texts: list[str], role: Role) -> np.ndarray:
         return np.asarray(
-            model.encode(texts, prompt_name=names[role], show_progress_bar=False), np.float32
+            model.encode(texts, prompt_name=prompt_names[role], show_progress_bar=False), np.float32
         )
 
     return encode
 
 
-EXACT, ALIKE = 0.9999, 0.99
+EXACT_COSINE, QUANTISED_COSINE = 0.9999, 0.99  # floors
 
 FORMATS = {
-    "sentence-transformers": Format(_to_sentence_transformers, _as_sentence_transformers, EXACT),
-    "onnx": Format(_to_onnx, _as_exported, EXACT),
-    "onnx-int8": Format(_quantised(int8.dynamic), _as_exported, ALIKE),
-    "onnx-int8-static": Format(_quantised(int8.static), _as_exported, ALIKE),
-    "openvino": Format(_to_openvino, _as_exported, EXACT),
-    "openvino-int8": Format(_to_openvino_int8, _as_exported, ALIKE),
+    "sentence-transformers": FormatSpec(
+        _to_sentence_transformers, _open_sentence_transformers, EXACT_COSINE
+    ),
+    "onnx": FormatSpec(_to_onnx, _open_export, EXACT_COSINE),
+    "onnx-int8": FormatSpec(
+        _to_quantised_onnx(int8.quantise_dynamic), _open_export, QUANTISED_COSINE
+    ),
+    "onnx-int8-static": FormatSpec(
+        _to_quantised_onnx(int8.quantise_static), _open_export, QUANTISED_COSINE
+    ),
+    "openvino": FormatSpec(_to_openvino, _open_export, EXACT_COSINE),
+    "openvino-int8": FormatSpec(_to_openvino_int8, _open_export, QUANTISED_COSINE),
 }

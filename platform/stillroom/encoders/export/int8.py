@@ -1,8 +1,8 @@
-"""Eight-bit weights and activations for exported graphs, as like the float ones as is asked.
+"""Quantises exported graphs to eight bits, with vectors as close to the originals as required.
 
-What makes int8 good here, in this order: a scale for each channel of a weight; products that are
-summed into float and not rounded to eight bits again; and leaving the few nodes that hurt most in
-float.
+Three things keep int8 accurate, in order of their effect: a scale per channel of a weight; matrix
+products that are accumulated in float and not rounded to eight bits again; and leaving the few
+nodes with the largest error in float.
 """
 
 import bisect
@@ -16,27 +16,28 @@ from typing import Any
 import numpy as np
 
 from stillroom.encoders.contract import Contract, Role
-from stillroom.encoders.encoder import CPU_TOKENS, Encoder, in_batches
-from stillroom.encoders.export.runtimes import Forward, feed, onnx_forward, openvino_forward
-from stillroom.encoders.tokens.prompter import Tokens, pad
+from stillroom.encoders.encoder import Encoder
+from stillroom.encoders.export.runtimes import graph_inputs, open_onnx, open_openvino
+from stillroom.encoders.micro_batches import CPU_BATCH_TOKENS, Forward, encode_in_batches
+from stillroom.encoders.tokens.batch import Tokens, pad
 
-TARGET = 0.993  # of the sample's least cosine: other texts come out lower than those searched on
+MIN_COSINE = 0.993  # of the sample; other texts come out lower than those searched on
 
-MOST_FLOAT = 0.5  # of the products; more of them in float, and it is int8 by name only
+MAX_FLOAT_SHARE = 0.5  # of the products; with more of them in float it would not be int8
 
-RANKED_ON = 8  # one text in so many of the sample tells which node hurts most
+RANKING_STRIDE = 8  # one text in so many of the sample ranks the nodes by their error
 
-# Nodes that are quantised, and which of their inputs is the weight; an embedding is gathered.
-WEIGHT = {"MatMul": 1, "Gather": 0}
+# Kinds of nodes that are quantised → which input is the weight. Gather looks up embeddings.
+WEIGHT_INPUT = {"MatMul": 1, "Gather": 0}
 
-# Weights have seven bits: on CPUs without VNNI sums of products of eight overflow, and no check on
-# a CPU that has it would show.
-WEIGHTS = {"per_channel": True, "reduce_range": True}
+# Weights have seven bits: on CPUs without VNNI, sums of products of eight bits overflow, which a
+# check on a CPU with VNNI would not show.
+WEIGHT_OPTIONS = {"per_channel": True, "reduce_range": True}
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Real texts as ids, and the vectors that the encoder makes of them, (n, dims)."""
+class CalibrationSample:
+    """Real texts as tokens, and the vectors that the encoder makes of them, (n, dims)."""
 
     tokens: list[Tokens]
     vectors: np.ndarray
@@ -44,64 +45,60 @@ class Sample:
     pad_id: int
 
     @staticmethod
-    def of(encoder: Encoder, texts: Sequence[tuple[str, Role]], most: int) -> "Sample":
-        """Some of the texts, of all lengths, the shortest and the longest among them."""
+    def draw(
+        encoder: Encoder, texts: Sequence[tuple[str, Role]], count: int
+    ) -> "CalibrationSample":
+        """Up to `count` of the texts, of evenly spaced lengths, with the shortest and longest."""
         ordered = sorted(set(texts), key=lambda text: (len(text[0]), text))
-        places = np.linspace(0, len(ordered) - 1, min(most, len(ordered))).round().astype(int)
-        chosen = [ordered[place] for place in places]
-        tokens = [encoder.prompter([text], role)[0] for text, role in chosen]
+        rows = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)
+        tokens = [encoder.prompter([text], role)[0] for text, role in (ordered[i] for i in rows)]
         vectors = encoder.encode_tokens(tokens)
-        return Sample(tokens, vectors, encoder.contract, encoder.pad_id)
+        return CalibrationSample(tokens, vectors, encoder.contract, encoder.pad_id)
 
-    def thinned(self, step: int) -> "Sample":
-        """One text in so many."""
+    def every(self, step: int) -> "CalibrationSample":
+        """Every step-th text."""
         return replace(self, tokens=self.tokens[::step], vectors=self.vectors[::step])
 
     def cosines(self, forward: Forward) -> np.ndarray:
-        """Between the encoder's vectors and another forward's, (n,)."""
-        found = in_batches(
-            forward,
-            self.tokens,
-            self.contract,
-            self.pad_id,
-            batch_tokens=CPU_TOKENS,
-            dims=None,
+        """Cosines between the encoder's vectors and another forward's, (n,)."""
+        vectors = encode_in_batches(
+            forward, self.tokens, self.contract, self.pad_id, max_tokens=CPU_BATCH_TOKENS
         )
-        return cosines(self.vectors, found)
+        return row_cosines(self.vectors, vectors)
 
-    def alone(self) -> Iterator[dict[str, np.ndarray]]:
-        """A graph's inputs, a text each: padding would have its say in an activation's range."""
-        for one in self.tokens:
-            yield feed(pad([one], self.pad_id))
+    def single_inputs(self) -> Iterator[dict[str, np.ndarray]]:
+        """A graph's inputs, one text at a time: padding would distort activation ranges."""
+        for text in self.tokens:
+            yield graph_inputs(pad([text], self.pad_id))
 
 
-def cosines(a_nd: np.ndarray, b_nd: np.ndarray) -> np.ndarray:
-    """Of each row with its counterpart, float64, (n,)."""
+def row_cosines(a_nd: np.ndarray, b_nd: np.ndarray) -> np.ndarray:
+    """The cosine of each row of one matrix with that row of the other, float64 (n,)."""
     a_nd, b_nd = a_nd.astype(np.float64), b_nd.astype(np.float64)
     lengths = np.linalg.norm(a_nd, axis=1) * np.linalg.norm(b_nd, axis=1)
     return (a_nd * b_nd).sum(1) / np.maximum(lengths, 1e-12)
 
 
-def dynamic(model: Path, out: Path, sample: Sample) -> dict[str, Any]:
-    """Activations are ranged a batch at a time, weights beforehand; see `_alike`."""
+def quantise_dynamic(model: Path, out: Path, sample: CalibrationSample) -> dict[str, Any]:
+    """Measures the range of activations in each batch; see `_quantise_until_close`."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     def quantise(nodes: list[str], to: Path) -> None:
         quantize_dynamic(
             model,
             to,
-            op_types_to_quantize=list(WEIGHT),
+            op_types_to_quantize=list(WEIGHT_INPUT),
             nodes_to_quantize=nodes,
             weight_type=QuantType.QInt8,
-            **WEIGHTS,
+            **WEIGHT_OPTIONS,
         )
 
-    return _alike(model, out, sample, quantise)
+    return _quantise_until_close(model, out, sample, quantise)
 
 
-def static(model: Path, out: Path, sample: Sample) -> dict[str, Any]:
-    """Activations are ranged beforehand too, on the sample: nothing is measured at run time, and
-    a text's vector does not depend on its batch; see `_alike`."""
+def quantise_static(model: Path, out: Path, sample: CalibrationSample) -> dict[str, Any]:
+    """Measures the range of activations once, on the sample; a text's vector does not depend
+    on its batch; see `_quantise_until_close`."""
     from onnxruntime.quantization import (
         CalibrationDataReader,
         QuantFormat,
@@ -111,10 +108,10 @@ def static(model: Path, out: Path, sample: Sample) -> dict[str, Any]:
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.feeds = sample.alone()
+            self.inputs = sample.single_inputs()
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.feeds, None)
+            return next(self.inputs, None)
 
     def quantise(nodes: list[str], to: Path) -> None:
         quantize_static(
@@ -122,141 +119,146 @@ def static(model: Path, out: Path, sample: Sample) -> dict[str, Any]:
             to,
             Reader(),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(WEIGHT),
+            op_types_to_quantize=list(WEIGHT_INPUT),
             nodes_to_quantize=nodes,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            extra_options={"OpTypesToExcludeOutputQuantization": list(WEIGHT)},
-            **WEIGHTS,
+            extra_options={"OpTypesToExcludeOutputQuantization": list(WEIGHT_INPUT)},
+            **WEIGHT_OPTIONS,
         )
 
-    return _alike(model, out, sample, quantise)
+    return _quantise_until_close(model, out, sample, quantise)
 
 
-def openvino(runtime: Any, nncf: Any, model: Path, out: Path, sample: Sample) -> dict[str, Any]:
-    """Activations are ranged beforehand, on the sample, by NNCF, which moves what is hard to
-    quantise from them into weights (SmoothQuant, arXiv 2211.10438); see `_alike`.
+def quantise_openvino(
+    openvino: Any, nncf: Any, model: Path, out: Path, sample: CalibrationSample
+) -> dict[str, Any]:
+    """As `quantise_static`, by NNCF, which moves the outliers of activations into the weights
+    (SmoothQuant, arXiv 2211.10438).
 
     Args:
-        runtime, nncf: the packages.
+        openvino, nncf: the packages.
     """
-    feeds = list(sample.alone())
-    nodes = _nodes(model)
+    inputs = list(sample.single_inputs())
+    nodes = _quantisable_nodes(model)
     nncf.set_log_level(logging.WARNING)
 
     def quantise(chosen: list[str], to: Path) -> None:
         quantised = nncf.quantize(
-            runtime.convert_model(model),
-            nncf.Dataset(feeds),
-            subset_size=len(feeds),
+            openvino.convert_model(model),
+            nncf.Dataset(inputs),
+            subset_size=len(inputs),
             model_type=nncf.ModelType.TRANSFORMER,
             ignored_scope=nncf.IgnoredScope(names=[node for node in nodes if node not in chosen]),
         )
-        runtime.save_model(quantised, to, compress_to_fp16=False)
+        openvino.save_model(quantised, to, compress_to_fp16=False)
 
-    return _alike(model, out, sample, quantise, openvino_forward)
+    return _quantise_until_close(model, out, sample, quantise, open_openvino)
 
 
-def _alike(
+def _quantise_until_close(
     model: Path,
     out: Path,
-    sample: Sample,
+    sample: CalibrationSample,
     quantise: Callable[[list[str], Path], None],
-    opened: Callable[[Path], Forward] = onnx_forward,
+    open_model: Callable[[Path], Forward] = open_onnx,
 ) -> dict[str, Any]:
-    """Quantises all that can be, but for the fewest of the worst that keep vectors from being
-    alike.
+    """Quantises all nodes but the fewest that must stay float for all cosines to reach MIN_COSINE.
 
     Args:
         quantise: writes the model with the named nodes quantised.
-        opened: what it wrote.
+        open_model: opens what it wrote.
 
     Returns:
-        `quantised`, how many nodes are; `float`, the names of those that are not; `sample`, on
-        how many texts that was found.
+        `quantised`: how many nodes are; `float`: the names of the others; `sample`: how many texts
+        the cosines were measured on.
     """
-    nodes = _nodes(model)
-    ordered: list[str] = []
+    nodes = _quantisable_nodes(model)
+    worst_first: list[str] = []
 
-    def alike(left: int) -> bool:
-        """With so many of the worst in float."""
-        quantise([node for node in nodes if node not in ordered[:left]], out)
-        return bool(sample.cosines(opened(out)).min() >= TARGET)
+    def is_close(float_count: int) -> bool:
+        """Whether the model is close enough with so many of the worst nodes in float."""
+        quantise([node for node in nodes if node not in worst_first[:float_count]], out)
+        return bool(sample.cosines(open_model(out)).min() >= MIN_COSINE)
 
-    left = 0
-    if not alike(0):
-        harm = _harm(model, nodes, sample)
-        ordered = sorted(nodes, key=lambda node: -harm[node])
-        most = round(MOST_FLOAT * len(nodes))
-        left = bisect.bisect_left(range(most), True, lo=1, key=alike)
-        alike(left)  # which is written last
+    float_count = 0
+    if not is_close(0):
+        errors = _quantisation_errors(model, nodes, sample)
+        worst_first = sorted(nodes, key=lambda node: -errors[node])
+        limit = round(MAX_FLOAT_SHARE * len(nodes))
+        float_count = bisect.bisect_left(range(limit), True, lo=1, key=is_close)
+        is_close(float_count)  # writes the chosen model last
     return {
-        "quantised": len(nodes) - left,
-        "float": ordered[:left],
+        "quantised": len(nodes) - float_count,
+        "float": worst_first[:float_count],
         "sample": len(sample.tokens),
     }
 
 
-def _harm(model: Path, names: Sequence[str], sample: Sample) -> dict[str, float]:
-    """How much of what each product gives eight bits take away, all else in float: the error's
-    share of the squares, a mean over some of the sample. Embeddings, most of a small model's
-    weight, are said to lose nothing, and so come last.
+def _quantisation_errors(
+    model: Path, names: Sequence[str], sample: CalibrationSample
+) -> dict[str, float]:
+    """Node → the relative squared error of its product in eight bits, with all else in float; a
+    mean over some of the sample.
 
-    To quantise the nodes one by one and compare vectors ranks a little better, and takes minutes.
+    Embeddings, most of a small model's weight, count as exact, and so come last. Quantising nodes
+    one by one and comparing vectors ranks a little better, and takes minutes.
     """
     import onnx
     from onnxruntime import InferenceSession
 
-    whole = onnx.load(model)
-    graph = whole.graph
-    weights = {one.name: one for one in graph.initializer}
+    proto = onnx.load(model)
+    graph = proto.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
     products = {}
     for node in graph.node:
         if node.name in names and node.op_type == "MatMul":
             weight = onnx.numpy_helper.to_array(weights[node.input[1]])
             products[node.name] = (node.input[0], weight, _rounded(weight, 7, axis=0))
-    read = sorted({activation for activation, _, _ in products.values()})
+    activation_names = sorted({activation for activation, _, _ in products.values()})
     graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in read
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for name in activation_names
     )
-    shares: dict[str, list[float]] = {name: [] for name in names}
-    with tempfile.TemporaryDirectory() as aside:
-        opened = Path(aside) / "opened.onnx"
-        onnx.save(whole, opened, save_as_external_data=True)  # one file holds 2 GiB at most
-        session = InferenceSession(opened, providers=["CPUExecutionProvider"])
-        for one in sample.thinned(RANKED_ON).alone():
-            activations = dict(zip(read, session.run(read, one), strict=True))
-            for name, (activation, weight, rounded) in products.items():
+    errors: dict[str, list[float]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "with_activations.onnx"
+        onnx.save(proto, path, save_as_external_data=True)  # one file holds at most 2 GiB
+        session = InferenceSession(path, providers=["CPUExecutionProvider"])
+        for inputs in sample.every(RANKING_STRIDE).single_inputs():
+            values = session.run(activation_names, inputs)
+            activations = dict(zip(activation_names, values, strict=True))
+            for name, (activation, weight, rounded_weight) in products.items():
                 exact = activations[activation]
-                found = _rounded(exact, 8, axis=None) @ rounded
-                shares[name].append(_share(exact @ weight, found))
-    return {name: float(np.mean(of or 0.0)) for name, of in shares.items()}
+                quantised = _rounded(exact, 8, axis=None) @ rounded_weight
+                errors[name].append(_relative_error(exact @ weight, quantised))
+    return {name: float(np.mean(each or 0.0)) for name, each in errors.items()}
 
 
 def _rounded(values: np.ndarray, bits: int, axis: int | None) -> np.ndarray:
-    """Values on a grid of so many bits between their extremes, along an axis or of all."""
+    """Values rounded to a grid of so many bits between their extremes, per axis or overall."""
     low = np.minimum(values.min(axis, keepdims=True), 0)
     step = (np.maximum(values.max(axis, keepdims=True), 0) - low) / (2**bits - 1)
     step = np.maximum(step, np.finfo(np.float32).tiny)
     return np.asarray(np.round(values / step) * step)
 
 
-def _share(exact: np.ndarray, found: np.ndarray) -> float:
-    return float(np.square(found - exact).sum() / max(np.square(exact).sum(), 1e-30))
+def _relative_error(exact: np.ndarray, quantised: np.ndarray) -> float:
+    return float(np.square(quantised - exact).sum() / max(np.square(exact).sum(), 1e-30))
 
 
-def _nodes(model: Path) -> list[str]:
-    """Nodes of a constant matrix: what is stored, and so made small."""
+def _quantisable_nodes(model: Path) -> list[str]:
+    """Names of the nodes with a constant matrix, which makes up the size of the file."""
     import onnx
 
     graph = onnx.load(model, load_external_data=False).graph
     matrices = {
-        one.name
-        for one in graph.initializer
-        if one.data_type == onnx.TensorProto.FLOAT and len(one.dims) == 2
+        tensor.name
+        for tensor in graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2
     }
     return [
         node.name
         for node in graph.node
-        if node.op_type in WEIGHT and node.input[WEIGHT[node.op_type]] in matrices
+        if node.op_type in WEIGHT_INPUT and node.input[WEIGHT_INPUT[node.op_type]] in matrices
     ]

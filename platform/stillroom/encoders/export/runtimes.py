@@ -1,4 +1,4 @@
-"""Exported encoders, run by ONNX Runtime or OpenVINO under the same contract."""
+"""Runs exported encoders with ONNX Runtime or OpenVINO, under the same contract."""
 
 import importlib
 import json
@@ -9,123 +9,128 @@ from typing import Any
 import numpy as np
 
 from stillroom.encoders.contract import Contract
-from stillroom.encoders.encoder import CPU_TOKENS, in_batches
-from stillroom.encoders.interface import ByTokens
-from stillroom.encoders.layers.backbone import load_tokenizer
-from stillroom.encoders.tokens.prompter import Batch, Prompter, Tokens
+from stillroom.encoders.files.pretrained import load_tokenizer
+from stillroom.encoders.interface import TokenEncoder
+from stillroom.encoders.micro_batches import CPU_BATCH_TOKENS, Forward, encode_in_batches
+from stillroom.encoders.tokens.batch import Batch, Tokens, pad
+from stillroom.encoders.tokens.prompter import Prompter
 from stillroom.errors import UserError
 
-ONNX = "model.onnx"
+ONNX_FILE = "model.onnx"
 
-OPENVINO = "openvino_model.xml"
+OPENVINO_FILE = "openvino_model.xml"
 
-EXPORT = "export.json"  # what the folder says of how it was made and checked
+EXPORT_FILE = "export.json"  # how the export was made and checked
 
 INPUTS = ("input_ids", "attention_mask", "pool_mask")
 
 OUTPUT = "vectors"
 
-Forward = Callable[[Batch], np.ndarray]
 
-
-class Exported(ByTokens):
+class ExportedEncoder(TokenEncoder):
     """The encoder in an exported folder; it encodes as `Encoder` does.
 
-    One session serves every batch, and is not to be called by several threads at once.
+    All batches share one session, which is not thread-safe.
 
     Args:
-        threads: of one forward; None leaves it to the runtime, which takes all cores.
+        threads: of one forward; None: the runtime uses all cores.
 
     Raises:
-        UserError: when the folder is not whole, or its runtime is not installed.
+        UserError: when the folder is incomplete, or its runtime is not installed.
     """
 
     def __init__(self, folder: Path, *, threads: int | None = None):
         self.contract = Contract.read(folder)
         try:
-            self.parameters_total = int(json.loads((folder / EXPORT).read_text())["parameters"])
-        except (OSError, ValueError, KeyError) as fault:
+            self.parameters_total = int(
+                json.loads((folder / EXPORT_FILE).read_text())["parameters"]
+            )
+        except (OSError, ValueError, KeyError) as error:
             raise UserError(
-                str(folder / EXPORT), "is not what an export writes", "Export the model again"
-            ) from fault
+                str(folder / EXPORT_FILE), "is not what an export writes", "Export the model again"
+            ) from error
         self.tokenizer = load_tokenizer(folder)
         self.prompter = Prompter(self.tokenizer, self.contract)
         self.pad_id = int(self.tokenizer.pad_token_id)
         file = next(file for file in RUNTIMES if (folder / file).is_file())
         self.forward = RUNTIMES[file](folder / file, threads)
 
+    def encode_batch(self, tokens: Sequence[Tokens]) -> np.ndarray:
+        """As `Encoder.encode_batch`."""
+        return self.forward(pad(tokens, self.pad_id))
+
     def encode_tokens(
         self, tokens: Sequence[Tokens], *, batch_tokens: int | None = None, dims: int | None = None
     ) -> np.ndarray:
         """As `Encoder.encode_tokens`."""
-        return in_batches(
+        return encode_in_batches(
             self.forward,
             tokens,
             self.contract,
             self.pad_id,
-            batch_tokens=batch_tokens or CPU_TOKENS,
+            max_tokens=batch_tokens or CPU_BATCH_TOKENS,
             dims=dims,
         )
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether `Exported` opens a folder; the others are `store.load`'s."""
+    """Whether `ExportedEncoder` opens a folder; `load_encoder` opens the others."""
     return any((folder / file).is_file() for file in RUNTIMES)
 
 
-def onnx_forward(file: Path, threads: int | None = None) -> Forward:
-    """A model's forward by ONNX Runtime, on the CPU."""
-    runtime = installed("onnxruntime", "export")
+def open_onnx(file: Path, threads: int | None = None) -> Forward:
+    """A model's forward with ONNX Runtime, on the CPU."""
+    runtime = require_package("onnxruntime", "export")
     options = runtime.SessionOptions()
-    options.log_severity_level = 3  # its warnings are of its own fusions
+    options.log_severity_level = 3  # warnings are only about its own fusions
     if threads is not None:
         options.intra_op_num_threads = threads
     session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     def forward(batch: Batch) -> np.ndarray:
-        return np.asarray(session.run([OUTPUT], feed(batch))[0])
+        return np.asarray(session.run([OUTPUT], graph_inputs(batch))[0])
 
     return forward
 
 
-def openvino_forward(file: Path, threads: int | None = None) -> Forward:
-    """A model's forward by OpenVINO, on the CPU."""
-    openvino = installed("openvino", "openvino")
-    # Left alone it computes in bfloat16 where the machine can, and the vectors are others.
+def open_openvino(file: Path, threads: int | None = None) -> Forward:
+    """A model's forward with OpenVINO, on the CPU."""
+    openvino = require_package("openvino", "openvino")
+    # By default it computes in bfloat16 where the machine can, which changes the vectors.
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     model = openvino.Core().compile_model(file, "CPU", settings)
 
     def forward(batch: Batch) -> np.ndarray:
-        return np.array(model(feed(batch))[OUTPUT])  # a copy: the next call overwrites it
+        return np.array(model(graph_inputs(batch))[OUTPUT])  # a copy: the next call overwrites it
 
     return forward
 
 
 RUNTIMES: dict[str, Callable[[Path, int | None], Forward]] = {
-    ONNX: onnx_forward,
-    OPENVINO: openvino_forward,
+    ONNX_FILE: open_onnx,
+    OPENVINO_FILE: open_openvino,
 }
 
 
-def feed(batch: Batch) -> dict[str, np.ndarray]:
-    """A graph's inputs, int64, (b, l)."""
+def graph_inputs(batch: Batch) -> dict[str, np.ndarray]:
+    """A graph's inputs, each int64 (b, l)."""
     arrays = (batch.ids_bl, batch.mask_bl, batch.pool_mask_bl)
     return {name: array.numpy() for name, array in zip(INPUTS, arrays, strict=True)}
 
 
-def installed(package: str, extra: str) -> Any:
-    """A package that not everybody needs.
+def require_package(package: str, extra: str) -> Any:
+    """Imports an optional package, which `pip install stillroom[extra]` installs.
 
     Raises:
-        UserError: when it is missing; `extra` brings it.
+        UserError: when it cannot be imported.
     """
     try:
         return importlib.import_module(package)
-    except ImportError as fault:
+    except ImportError as error:
         raise UserError(
             package,
-            f"is needed and cannot be imported ({fault})",
+            f"is needed and cannot be imported ({error})",
             f"pip install 'stillroom[{extra}]'",
-        ) from fault
+        ) from error

@@ -1,166 +1,183 @@
-"""TODO docstring: encoders/files/create.py."""
+"""Makes an encoder of a base: another contract or size, an adapter, a projection, a head."""
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from stillroom.encoders.contract import (
-    Attention,
-    Combine,
-    Latents,
-    Pooling,
+    CombineMethod,
+    Contract,
+    LatentAttentionSizes,
     Precision,
     Prompts,
 )
 from stillroom.encoders.encoder import Encoder
-from stillroom.encoders.ensemble import CombinedEncoder, combination
-from stillroom.encoders.files.load import Build, _hidden, _lineage, _longest, _own
-from stillroom.encoders.layers.backbone import (
-    load_head,
-)
+from stillroom.encoders.ensemble import EnsembleEncoder, ensemble_contract
+from stillroom.encoders.files.folder import ReadOptions, base_folders, read_encoder
+from stillroom.encoders.files.options import ContractOptions, Resize
+from stillroom.encoders.files.pretrained import load_head
+from stillroom.encoders.layers.backbone import hidden_size, max_input_tokens
 from stillroom.encoders.layers.latent_attention import LatentAttention
-from stillroom.encoders.layers.lora import (
-    add_lora,
+from stillroom.encoders.layers.lora import LoraOptions, add_lora
+from stillroom.encoders.layers.resize import keep_layers, random_backbone
+from stillroom.encoders.model_names import locate_model
+from stillroom.encoders.tokens.prune import (
+    count_tokens,
+    ids_fixed_by_positions,
+    prune_embeddings,
+    prune_vocabulary,
 )
-from stillroom.encoders.layers.resize import cut, random_backbone
-from stillroom.encoders.model_names import locate
-from stillroom.encoders.tokens.prune import count, cut_embeddings, ids_below_positions, narrow
 from stillroom.errors import UserError
 
 
-def create(
+def create_encoder(
     base: str,
     *,
     space: str,
-    attention: Attention | None = None,
-    pooling: Pooling | None = None,
-    latents: Mapping[str, Any] | None = None,
-    append_eos: bool | None = None,
-    echo: bool | None = None,
-    prompts: Mapping[str, str] | None = None,
-    pool_prompt: bool | None = None,
-    max_tokens: int | None = None,
-    precision: Precision | str = "auto",
-    layers: Sequence[int] | None = None,
-    size: Mapping[str, int] | None = None,
-    vocabulary: int | None = None,
-    texts: Iterable[str] = (),
-    lora: Mapping[str, Any] | None = None,
+    options: ContractOptions | None = None,
+    resize: Resize | None = None,
+    lora: LoraOptions | None = None,
     projection_dims: int | None = None,
     head: bool = False,
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> Encoder:
-    """An encoder made of a base; what is None stays as the base's own contract has it.
+    """A new encoder made of a base, for training.
 
     Args:
-        base: an encoder's folder of ours, one of sentence-transformers, a plain Hugging Face
-            folder, or a LoRA adapter of PEFT, which is merged, as `locate` names it. Of a plain
-            one pooling must be said.
-        latents: count, heads and head_dims of latent attention, where pooling is latent and the
-            base has none of its own.
-        precision: "auto" is bfloat16 where the machine computes in it, else float32.
-        layers: those of the base to keep, in order.
-        size: of random weights in place of the base's; see `sizes.random_backbone`.
-        vocabulary: the most tokens to keep, the most frequent in `texts`; see `vocabulary.narrow`.
-        lora: rank, alpha, dropout and targets; the base's weights are then frozen.
-        projection_dims: adds a linear map to as many dims.
-        head: brings the language model's head, to train on predicted tokens.
-        seed: of every weight that begins at random.
-        trust_remote_code: runs the Python that the base brings with it.
+        base: as `locate_model` names it: an encoder of ours or of sentence-transformers, a plain
+            Hugging Face model, for which `options` must set pooling, or a LoRA adapter of PEFT,
+            which is merged.
+        space: id of the vector space that it writes into.
+        lora: adds an adapter, and freezes the base's weights; None trains every weight.
+        projection_dims: adds a linear map to this many dims.
+        head: loads the language model's head, to train on predicted tokens.
+        seed: of all weights that start random.
+        trust_remote_code: runs Python code that comes with the base.
 
     Raises:
-        UserError: when the base is missing or cannot be what is asked of it.
+        UserError: when the base is missing, or cannot be changed as asked.
     """
-    resolved = _precision() if precision == "auto" else precision
-    # Weights that stay frozen need no float32 copy; trained ones lose small updates without.
-    dtype = getattr(torch, resolved) if lora is not None else torch.float32
-    folder = locate(base, code=trust_remote_code)
-    build: Build | None = None
-    if size is not None:
-        build = functools.partial(random_backbone, size=size, max_tokens=max_tokens, seed=seed)
-    encoder = _own(
+    options, resize = options or ContractOptions(), resize or Resize()
+    precision = fastest_precision() if options.precision == "auto" else options.precision
+    folder = locate_model(base, include_code=trust_remote_code)
+    build = None
+    if resize.size is not None:
+        build = functools.partial(
+            random_backbone, size=resize.size, max_tokens=options.max_tokens, seed=seed
+        )
+    encoder = read_encoder(
         folder,
         base,
-        dtype,
-        attention=attention,
-        pooling=pooling,
-        latents=Latents(**latents or {}),
-        code=trust_remote_code,
-        build=build,
+        ReadOptions(
+            attention=options.attention,
+            pooling=options.pooling,
+            latents=LatentAttentionSizes(**options.latents or {}),
+            # Frozen weights need no float32 copy; trained ones would lose small updates without.
+            dtype=getattr(torch, precision) if lora is not None else torch.float32,
+            trust_remote_code=trust_remote_code,
+            build_backbone=build,
+        ),
     )
-    asked: dict[str, Any] = {
-        "append_eos": append_eos,
-        "echo": echo,
-        "prompts": None if prompts is None else Prompts(**prompts),
-        "pool_prompt": pool_prompt,
-        "max_tokens": max_tokens,
-        "precision": resolved,
+    contract = _changed(encoder.contract, options, precision, base=base, space=space)
+    _resize(encoder, contract, resize, options.max_tokens)
+    if resize.size is not None:
+        contract = contract.model_copy(update={"dims": (hidden_size(encoder.backbone),)})
+    if head:
+        encoder.head = load_head(base_folders(folder), encoder.backbone)
+        encoder.head.requires_grad_(lora is None)
+    return _with_new_weights(encoder, contract, lora, projection_dims, seed)
+
+
+def combine_encoders(
+    members: Sequence[Encoder], method: CombineMethod, *, space: str
+) -> EnsembleEncoder:
+    """Several encoders as one.
+
+    Raises:
+        UserError: when their vectors cannot be combined by that method.
+    """
+    return EnsembleEncoder(ensemble_contract(members, method, space=space), members)
+
+
+def _changed(
+    contract: Contract, options: ContractOptions, precision: str, *, base: str, space: str
+) -> Contract:
+    """The contract with the fields that the options set, but for those that `read_encoder` sets."""
+    changes: dict[str, Any] = {
+        "append_eos": options.append_eos,
+        "echo": options.echo,
+        "prompts": None if options.prompts is None else Prompts(**options.prompts),
+        "pool_prompt": options.pool_prompt,
+        "max_tokens": options.max_tokens,
+        "precision": precision,
         "base": base,
         "space": space,
     }
-    changes = {name: value for name, value in asked.items() if value is not None}
+    return contract.model_copy(update={k: v for k, v in changes.items() if v is not None})
+
+
+def _resize(encoder: Encoder, contract: Contract, resize: Resize, max_tokens: int | None) -> None:
+    """Changes layers and vocabulary in place; of random weights, drops the base's projection."""
     backbone = encoder.backbone
-    if size is not None:
-        encoder.projection = None  # of the base's states
-        changes["dims"] = (_hidden(backbone),)
+    if resize.size is not None:
+        encoder.projection = None  # it maps the base's states
         if max_tokens is not None:
             encoder.tokenizer.model_max_length = max_tokens
-    most = _longest(backbone, encoder.tokenizer)
-    if max_tokens is not None and max_tokens > most:
-        raise UserError("max_tokens", f"{max_tokens} is more than {base} reads", f"At most {most}")
-    if layers is not None:
-        cut(backbone, layers)
-    if vocabulary is not None:
-        spoken = changes.get("prompts", encoder.contract.prompts)
-        needed = [*ids_below_positions(backbone), *_spoken(encoder.tokenizer, spoken)]
-        counts = count(encoder.tokenizer, texts)
-        narrowed = narrow(encoder.tokenizer, vocabulary, counts, needed=needed)
-        cut_embeddings(backbone, narrowed)
-        encoder.tokenizer = narrowed.tokenizer
-    predicts = load_head(_lineage(folder), backbone) if head else None
-    if predicts is not None:
-        predicts.requires_grad_(lora is None)
+    longest = max_input_tokens(backbone, encoder.tokenizer)
+    if max_tokens is not None and max_tokens > longest:
+        raise UserError(
+            "max_tokens", f"{max_tokens} is more than {contract.base} reads", f"At most {longest}"
+        )
+    if resize.layers is not None:
+        keep_layers(backbone, resize.layers)
+    if resize.vocabulary_size is not None:
+        prompts = (contract.prompts.query, contract.prompts.passage)
+        prompt_ids = [i for prompt in prompts for i in encoder.tokenizer(prompt)["input_ids"]]
+        pruned = prune_vocabulary(
+            encoder.tokenizer,
+            resize.vocabulary_size,
+            count_tokens(encoder.tokenizer, resize.texts),
+            needed=[*ids_fixed_by_positions(backbone), *prompt_ids],
+        )
+        prune_embeddings(backbone, pruned)
+        encoder.tokenizer = pruned.tokenizer
+
+
+def _with_new_weights(
+    encoder: Encoder,
+    contract: Contract,
+    lora: LoraOptions | None,
+    projection_dims: int | None,
+    seed: int,
+) -> Encoder:
+    """The encoder with the projection, adapter and latent attention that it lacks, drawn from the
+    seed."""
+    backbone, width = encoder.backbone, hidden_size(encoder.backbone)
+    projection, latent_attention = encoder.projection, encoder.latent_attention
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        projection = encoder.projection
         if projection_dims is not None:
-            projection = torch.nn.Linear(_hidden(backbone), projection_dims, bias=False)
+            projection = torch.nn.Linear(width, projection_dims, bias=False)
             # Cosines survive an orthogonal map: the student starts as good as its base.
             torch.nn.init.orthogonal_(projection.weight)
-            changes["dims"] = (projection_dims,)
+            contract = contract.model_copy(update={"dims": (projection_dims,)})
         if lora is not None:
-            backbone = add_lora(backbone, **lora)
-        latent_attention = encoder.latent_attention
-        if encoder.contract.latents is not None and latent_attention is None:
-            latent_attention = LatentAttention(_hidden(backbone), encoder.contract.latents)
-    contract = encoder.contract.model_copy(update=changes)
-    return Encoder(contract, encoder.tokenizer, backbone, projection, predicts, latent_attention)
+            backbone = add_lora(backbone, lora)
+        if contract.latents is not None and latent_attention is None:
+            latent_attention = LatentAttention(width, contract.latents)
+    return Encoder(
+        contract, encoder.tokenizer, backbone, projection, encoder.head, latent_attention
+    )
 
 
-def combine(members: Sequence[Encoder], way: Combine, *, space: str) -> CombinedEncoder:
-    """Encoders as one, to be saved with all of their weights.
-
-    Raises:
-        UserError: when their vectors cannot be combined so.
-    """
-    return CombinedEncoder(combination(members, way, space=space), members)
-
-
-def _spoken(tokenizer: Any, prompts: Prompts) -> list[int]:
-    """Ids of the prompts."""
-    return [
-        i for prompt in (prompts.query, prompts.passage) for i in tokenizer(prompt)["input_ids"]
-    ]
-
-
-def _precision() -> Precision:
-    """What the machine multiplies in fastest without losing range."""
+def fastest_precision() -> Precision:
+    """The precision in which this machine multiplies fastest without losing range."""
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported(False) else "float32"
-    # Where a CPU only emulates it, float32 is faster. Older torch cannot tell.
-    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    native = found.get("avx512_bf16") or found.get("amx_bf16")
+    # A CPU that only emulates bfloat16 is faster in float32. Older torch cannot tell.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return "bfloat16" if native else "float32"

@@ -1,7 +1,7 @@
-"""The sentence-transformers library's folder format: read as a contract, written beside ours."""
+"""The folder format of sentence-transformers: read in place of a contract, written beside ours."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from stillroom.encoders.contract import Contract, Pooling, Prompts
-from stillroom.encoders.safe_read import inside, tensors
+from stillroom.encoders.safe_read import path_inside, read_tensors
 from stillroom.errors import UserError
 
-MODULES = "modules.json"
+MODULES_FILE = "modules.json"
 
 POOLING_FLAGS: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
@@ -21,7 +21,7 @@ POOLING_FLAGS: dict[str, Pooling] = {
     "pooling_mode_cls_token": "cls",
 }
 
-# Newer versions name the one mode instead of setting a flag for each.
+# Newer versions of the library name the mode instead of setting a flag for each.
 POOLING_NAMES: dict[str, Pooling] = {
     "mean": "mean",
     "weightedmean": "weighted_mean",
@@ -31,87 +31,89 @@ POOLING_NAMES: dict[str, Pooling] = {
 
 
 @dataclass(frozen=True)
-class Foreign:
-    """What such a folder says; `weights` is where its transformer lies."""
+class SentenceTransformersModel:
+    """What such a folder says of its model.
+
+    Attributes:
+        weights: the folder with the transformer.
+        max_tokens: None where the folder does not say.
+        projection: the weight of a dense module, (out, in).
+    """
 
     weights: Path
     pooling: Pooling
-    pool_prompt: bool
-    normalise: bool
-    prompts: Prompts
-    max_tokens: int | None
-    projection: torch.Tensor | None  # (out, in)
+    pool_prompt: bool = True
+    prompts: Prompts = field(default_factory=Prompts)
+    max_tokens: int | None = None
+    projection: torch.Tensor | None = None
 
 
-def read(folder: Path) -> Foreign:
-    """A folder with modules.json.
+def read_modules(folder: Path) -> SentenceTransformersModel:
+    """Reads a folder with modules.json.
 
     Raises:
-        UserError: at a module or a pooling that we have no equal for.
+        UserError: for a module or a pooling that we do not support.
     """
-    weights, projection, normalise = folder, None, False
+    weights, projection = folder, None
     pooling_config: dict[str, Any] = {}
-    for module in _json(folder / MODULES):
-        own, _, kind = module["type"].rpartition(".")
-        if own.partition(".")[0] != "sentence_transformers":
+    for module in _read_json(folder / MODULES_FILE):
+        package, _, kind = module["type"].rpartition(".")
+        if package.partition(".")[0] != "sentence_transformers":
             raise UserError(
-                str(folder / MODULES),
+                str(folder / MODULES_FILE),
                 f"asks to run code of its own: {module['type']}",
                 "Use a model of that library's own modules: with trust_remote_code, too, only "
                 "classes that config.json names for transformers are run",
             )
-        lies = inside(folder, module["path"], folder / MODULES)
+        path = path_inside(folder, module["path"], folder / MODULES_FILE)
         if kind == "Transformer":
-            weights = lies
+            weights = path
         elif kind == "Pooling":
-            pooling_config = _json(lies / "config.json")
-        elif kind == "Normalize":
-            normalise = True
+            pooling_config = _read_json(path / "config.json")
         elif kind == "Dense":
-            projection = _dense(lies)
-        else:
+            projection = _dense(path)
+        elif kind != "Normalize":  # all vectors are normalised
             raise UserError(
-                str(folder / MODULES),
-                f"holds a module that we cannot follow: {module['type']}",
+                str(folder / MODULES_FILE),
+                f"holds a module that is not supported: {module['type']}",
                 "Use a model of transformer, pooling, bias-free dense and normalisation",
             )
-    prompts = _json(folder / "config_sentence_transformers.json").get("prompts") or {}
-    return Foreign(
+    prompts = _read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
+    return SentenceTransformersModel(
         weights=weights,
         pooling=_pooling(folder, pooling_config),
         pool_prompt=bool(pooling_config.get("include_prompt", True)),
-        normalise=normalise,
         prompts=Prompts(
             query=prompts.get("query", ""),
             passage=prompts.get("document", prompts.get("passage", "")),
         ),
-        max_tokens=_json(weights / "sentence_bert_config.json").get("max_seq_length"),
+        max_tokens=_read_json(weights / "sentence_bert_config.json").get("max_seq_length"),
         projection=projection,
     )
 
 
-def _json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     if not path.exists():
         return {}
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as fault:
-        raise UserError(str(path), f"is no JSON: {fault}", "Restore the model's files") from fault
+    except ValueError as error:
+        raise UserError(str(path), f"is not JSON: {error}", "Restore the model's files") from error
 
 
 def _pooling(folder: Path, config: dict[str, Any]) -> Pooling:
-    found = [ours for flag, ours in POOLING_FLAGS.items() if config.get(flag)]
+    poolings = [pooling for flag, pooling in POOLING_FLAGS.items() if config.get(flag)]
     if config.get("pooling_mode") in POOLING_NAMES:
-        found = [POOLING_NAMES[config["pooling_mode"]]]
-    if len(found) != 1:
+        poolings = [POOLING_NAMES[config["pooling_mode"]]]
+    if len(poolings) != 1:
         raise UserError(
             str(folder), "does not pool in one way that we know", "Set pooling in the recipe"
         )
-    return found[0]
+    return poolings[0]
 
 
 def _dense(folder: Path) -> torch.Tensor:
-    config = _json(folder / "config.json")
+    config = _read_json(folder / "config.json")
     linear = config.get("activation_function", "Identity").endswith("Identity")
     if config.get("bias", True) or not linear:
         raise UserError(
@@ -119,19 +121,21 @@ def _dense(folder: Path) -> torch.Tensor:
             "is a dense module with a bias or an activation",
             "Use a model whose vectors are a linear map of the pooled states",
         )
-    return tensors(folder / "model.safetensors")["linear.weight"]
+    return read_tensors(folder / "model.safetensors")["linear.weight"]
 
 
-def can_express(contract: Contract) -> bool:
-    """Whether the library has modules for all that the contract says."""
+def supports_contract(contract: Contract) -> bool:
+    """Whether the library has modules for everything in the contract."""
     return not (contract.append_eos or contract.echo or contract.latents)
 
 
-def write(folder: Path, contract: Contract, hidden: int, projection: torch.Tensor | None) -> None:
-    """The same encoder for that library, beside the transformer's own files in `folder`.
+def write_modules(
+    folder: Path, contract: Contract, hidden: int, projection: torch.Tensor | None
+) -> None:
+    """Writes the library's files beside the transformer's, so that it opens the same encoder.
 
     Args:
-        hidden: size of the transformer's states.
+        hidden: dims of the transformer's states.
         projection: (dims, hidden), float32.
     """
     kinds = ["Transformer", "Pooling"]
@@ -139,19 +143,19 @@ def write(folder: Path, contract: Contract, hidden: int, projection: torch.Tenso
     kinds += ["Normalize"] if contract.normalise else []
     modules = [
         {
-            "idx": place,
-            "name": str(place),
-            "path": "" if kind == "Transformer" else f"{place}_{kind}",
+            "idx": number,
+            "name": str(number),
+            "path": "" if kind == "Transformer" else f"{number}_{kind}",
             "type": f"sentence_transformers.models.{kind}",
         }
-        for place, kind in enumerate(kinds)
+        for number, kind in enumerate(kinds)
     ]
-    _write(folder / MODULES, modules)
-    _write(
+    _write_json(folder / MODULES_FILE, modules)
+    _write_json(
         folder / "sentence_bert_config.json",
         {"max_seq_length": contract.max_tokens, "do_lower_case": False},
     )
-    _write(
+    _write_json(
         folder / "config_sentence_transformers.json",
         {
             "prompts": {"query": contract.prompts.query, "document": contract.prompts.passage},
@@ -159,17 +163,17 @@ def write(folder: Path, contract: Contract, hidden: int, projection: torch.Tenso
             "similarity_fn_name": "cosine",
         },
     )
-    _write(
+    _write_json(
         folder / "1_Pooling" / "config.json",
         {
             "word_embedding_dimension": hidden,
             "include_prompt": contract.pool_prompt,
-            **{flag: ours == contract.pooling for flag, ours in POOLING_FLAGS.items()},
+            **{flag: pooling == contract.pooling for flag, pooling in POOLING_FLAGS.items()},
         },
     )
     if projection is not None:
         dense = folder / "2_Dense"
-        _write(
+        _write_json(
             dense / "config.json",
             {
                 "in_features": hidden,
@@ -181,6 +185,6 @@ def write(folder: Path, contract: Contract, hidden: int, projection: torch.Tenso
         save_file({"linear.weight": projection.contiguous()}, dense / "model.safetensors")
 
 
-def _write(path: Path, content: Any) -> None:
+def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

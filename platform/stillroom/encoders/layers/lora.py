@@ -1,9 +1,8 @@
-"""LoRA adapters in PEFT's own format, as its users and the hub have them.
+"""LoRA adapters (Hu et al., 2021, arXiv 2106.09685) in the format of PEFT."""
 
-After Hu et al., 2021, arXiv 2106.09685.
-"""
-
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,113 +12,129 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stillroom.encoders import safe_read as files
-from stillroom.errors import UserError
+from stillroom.encoders.safe_read import not_safetensors_error, read_tensors
+from stillroom.errors import UserError, one_line
+
+# PEFT reads the property under its old name, as older versions of transformers need it.
+warnings.filterwarnings(
+    "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+)
 
 
-def add_lora(
-    backbone: Any,
-    *,
-    rank: int,
-    alpha: int,
-    dropout: float,
-    targets: str | Sequence[str],
-    rank_stabilised: bool = False,
-    decomposed: bool = False,
-) -> Any:
-    """Freezes the backbone and puts adapters on it.
+@dataclass(frozen=True)
+class LoraOptions:
+    """The size and kind of an adapter, named as in PEFT.
 
-    Args:
-        rank_stabilised: rsLoRA, arXiv 2312.03732.
-        decomposed: DoRA, arXiv 2402.09353.
+    Attributes:
+        target_modules: "all-linear", or ends of the names of layers that get an adapter.
+        use_rslora: rsLoRA, arXiv 2312.03732.
+        use_dora: DoRA, arXiv 2402.09353.
     """
+
+    rank: int
+    alpha: int
+    dropout: float = 0.0
+    target_modules: str | Sequence[str] = "all-linear"
+    use_rslora: bool = False
+    use_dora: bool = False
+
+
+def add_lora(backbone: Any, options: LoraOptions) -> Any:
+    """Freezes the backbone and adds an adapter to it."""
+    targets = options.target_modules
     config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
+        r=options.rank,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         bias="none",
-        use_rslora=rank_stabilised,
-        use_dora=decomposed,
+        use_rslora=options.use_rslora,
+        use_dora=options.use_dora,
     )
-    return _without_copies(get_peft_model(backbone, config))
+    return _without_float32_copies(get_peft_model(backbone, config))
 
 
-def is_adapted(backbone: Any) -> bool:
+def has_adapter(backbone: Any) -> bool:
+    """Whether the backbone has an adapter that is not merged."""
     return isinstance(backbone, PeftModel)
 
 
 def check_adapter(folder: Path) -> None:
-    """Raises UserError where no weights in Safetensors lie: PEFT itself would unpickle others."""
+    """Raises UserError for an adapter without Safetensors: PEFT itself would unpickle others."""
     weights = folder / SAFETENSORS_WEIGHTS_NAME
     if not weights.is_file():
-        raise files.no_safetensors(weights, "it is missing")
+        raise not_safetensors_error(weights, "it is missing")
 
 
 def load_adapter(backbone: Any, folder: Path, *, trainable: bool) -> Any:
-    """The backbone with the adapter that `save_adapter` left, and `check_adapter` passed: on it to
-    train on, else merged."""
+    """The backbone with an adapter that `save_adapter` wrote and `check_adapter` accepted.
+
+    Args:
+        trainable: keeps the adapter apart, to train it further; otherwise it is merged.
+    """
     adapted = PeftModel.from_pretrained(backbone, folder, is_trainable=trainable)
-    return _without_copies(adapted) if trainable else adapted.merge_and_unload()
+    return _without_float32_copies(adapted) if trainable else adapted.merge_and_unload()
 
 
 def save_adapter(
     backbone: Any, folder: Path, *, base: str, state_dict: Mapping[str, Tensor]
 ) -> None:
-    """Writes the adapter alone.
+    """Writes the adapter without its base.
 
     Args:
-        base: what is written to be below it, and not where that happened to lie here.
-        state_dict: the adapted backbone's tensors, whole.
+        base: the name of the base that is written, rather than its path on this machine.
+        state_dict: all tensors of the backbone with its adapter.
     """
     config = backbone.peft_config["default"]
     config.base_model_name_or_path = base
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    own = get_peft_model_state_dict(
+    adapter = get_peft_model_state_dict(
         backbone, state_dict=dict(state_dict), save_embedding_layers=False
     )
     save_file(
-        {name: tensor.contiguous() for name, tensor in own.items()},
+        {name: tensor.contiguous() for name, tensor in adapter.items()},
         folder / SAFETENSORS_WEIGHTS_NAME,
     )
 
 
-def merged_adapter(backbone: Any, folder: Path) -> Any:
-    """The backbone with the folder's adapter, which others made, in its weights.
+def merge_adapter(backbone: Any, folder: Path) -> Any:
+    """The backbone with an adapter that others trained merged into its weights.
 
-    An adapter that was trained on a model with a head fits too: what is the head's is left out.
+    The adapter may have been trained on a model with a head; the head's part is left out.
 
     Raises:
-        UserError: when it is no LoRA adapter, or not one for this architecture.
+        UserError: when it is not a LoRA adapter, or belongs to another architecture.
     """
-    saved = files.tensors(folder / SAFETENSORS_WEIGHTS_NAME)
-    # BERT's head for another task is no part of our backbones.
+    saved = read_tensors(folder / SAFETENSORS_WEIGHTS_NAME)
+    # Our backbones have no pooler, BERT's head for another task.
     tensors = {name: tensor for name, tensor in saved.items() if ".pooler." not in name}
     config = _config(folder)
-    # PEFT names weights by the model that was trained: of one with a head, the backbone is inside.
-    inside = f"base_model.model.{backbone.base_model_prefix}."
-    with_head = any(name.startswith(inside) for name in tensors)
+    # PEFT names weights as in the model that was trained; one with a head has the backbone inside.
+    prefix = f"base_model.model.{backbone.base_model_prefix}."
+    with_head = any(name.startswith(prefix) for name in tensors)
     model = backbone
     if with_head:
-        tensors = {name: t for name, t in tensors.items() if name.startswith(inside)}
+        tensors = {name: t for name, t in tensors.items() if name.startswith(prefix)}
         model = torch.nn.Module()
         model.add_module(backbone.base_model_prefix, backbone)
     try:
         adapted = get_peft_model(model, config)
-        # PEFT itself only warns of weights that it does not find, and trains or merges without.
+        # PEFT itself only warns of missing weights, and trains or merges without them.
         wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        # What is not the adapter's own may be whole layers that were saved with it.
-        strange = tensors.keys() - wanted.keys() - adapted.state_dict().keys()
-        if odd := sorted((wanted.keys() - tensors.keys()) | strange):
-            raise ValueError(f"{len(odd)} weights of one are not in the other, {odd[0]} first")
+        # Weights beside the adapter's may be whole layers that were saved with it.
+        unknown = tensors.keys() - wanted.keys() - adapted.state_dict().keys()
+        if different := sorted((wanted.keys() - tensors.keys()) | unknown):
+            raise ValueError(
+                f"{len(different)} weights of one are not in the other, {different[0]} first"
+            )
         set_peft_model_state_dict(adapted, tensors)
-    except (ValueError, KeyError, RuntimeError) as fault:
+    except (ValueError, KeyError, RuntimeError) as error:
         raise UserError(
             str(folder),
-            f"does not fit {type(backbone).__name__}: {' '.join(str(fault).split())[:300]}",
+            f"does not fit {type(backbone).__name__}: {one_line(error, 300)}",
             "Correct base_model_name_or_path in adapter_config.json",
-        ) from fault
+        ) from error
     merged = adapted.merge_and_unload()
     return getattr(merged, backbone.base_model_prefix) if with_head else merged
 
@@ -127,24 +142,24 @@ def merged_adapter(backbone: Any, folder: Path) -> Any:
 def _config(folder: Path) -> LoraConfig:
     try:
         config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError, TypeError) as fault:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             str(folder / "adapter_config.json"),
-            f"cannot be read: {' '.join(str(fault).split())}",
+            f"cannot be read: {one_line(error)}",
             "Save the adapter again with PEFT",
-        ) from fault
+        ) from error
     if not isinstance(config, LoraConfig):
         raise UserError(
             str(folder), f"is a {config.peft_type} adapter", "Use a LoRA adapter, or merge it first"
         )
-    config.task_type = None  # it would want a head
-    config.base_model_name_or_path = None  # known, and PEFT would warn of another
+    config.task_type = None  # PEFT would expect a head
+    config.base_model_name_or_path = None  # we have the base; PEFT would warn of another name
     return config
 
 
-def _without_copies(adapted: Any) -> Any:
-    """Stops PEFT from copying every layer's input to float32, which autocast would only round
-    again: the same gradients, sooner and in less memory."""
+def _without_float32_copies(adapted: Any) -> Any:
+    """Stops PEFT from copying each layer's input to float32, which autocast would round again: the
+    same gradients, faster and in less memory."""
     for module in adapted.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = False

@@ -1,4 +1,5 @@
-"""States and mask → one vector a text. Sums run in float32: bf16 loses digits from some 256 tokens.
+"""Pooling: states and mask → one vector per text, in float32, since sums of more than some 256
+tokens lose digits in bfloat16.
 
 Shapes: b texts, l tokens, d dims. The mask is 1 where a token counts.
 """
@@ -16,14 +17,14 @@ def mean(states_bld: Tensor, mask_bl: Tensor) -> Tensor:
 
 
 def weighted_mean(states_bld: Tensor, mask_bl: Tensor) -> Tensor:
-    """A mean in which the i-th token that counts weighs i (SGPT, arXiv 2202.08904)."""
+    """A mean in which the i-th token that counts has weight i (SGPT, arXiv 2202.08904)."""
     return _weighted(states_bld, mask_bl.float().cumsum(1) * mask_bl)
 
 
 def last(states_bld: Tensor, mask_bl: Tensor) -> Tensor:
-    """The last token that counts, wherever the padding is."""
-    places = torch.arange(mask_bl.shape[1], device=mask_bl.device)
-    return _at(states_bld, (places * mask_bl).argmax(1))
+    """The last token that counts, with padding on either side."""
+    positions = torch.arange(mask_bl.shape[1], device=mask_bl.device)
+    return _at(states_bld, (positions * mask_bl).argmax(1))
 
 
 def cls(states_bld: Tensor, mask_bl: Tensor) -> Tensor:
@@ -36,10 +37,10 @@ def _weighted(states_bld: Tensor, weights_bl: Tensor) -> Tensor:
     return torch.einsum("bld,bl->bd", states_bld.float(), weights_bl) / total_b1
 
 
-def _at(states_bld: Tensor, place_b: Tensor) -> Tensor:
-    # Its shape, not its length: that would be fixed in an exported graph.
+def _at(states_bld: Tensor, position_b: Tensor) -> Tensor:
+    # shape[0], not len(): an exported graph would fix the length.
     texts_b = torch.arange(states_bld.shape[0], device=states_bld.device)
-    return states_bld[texts_b, place_b].float()
+    return states_bld[texts_b, position_b].float()
 
 
 POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -47,5 +48,5 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "weighted_mean": weighted_mean,
     "last": last,
     "cls": cls,
-    "latent": mean,  # of states that latent attention has transformed
+    "latent": mean,  # of states after latent attention
 }

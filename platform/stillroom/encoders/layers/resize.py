@@ -1,4 +1,4 @@
-"""A backbone of another size than its base's: some of its layers, or random weights."""
+"""A transformer of another size than its base's: some of its layers, or random weights."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,87 +8,52 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from stillroom.encoders.contract import Attention
-from stillroom.encoders.layers.backbone import fitted, is_decoder, positions_before
-from stillroom.errors import UserError
+from stillroom.encoders.layers.attention import check_attention
+from stillroom.encoders.layers.backbone import is_decoder, position_offset, without_pooler
+from stillroom.errors import UserError, one_line
 
-# Fields of a config that list something a layer: its kind of attention, or its window.
-PER_LAYER = ("layer_types", "mlp_layer_types", "attention_window")
+# Fields of a config with one entry per layer: its kind of attention, or its window.
+PER_LAYER_FIELDS = ("layer_types", "mlp_layer_types", "attention_window")
 
 # Names that configs have for a size, the usual one first.
-FIELDS = {
+SIZE_FIELDS = {
     "layers": ("num_hidden_layers",),
     "hidden": ("hidden_size",),
     "heads": ("num_attention_heads",),
     "intermediate": ("intermediate_size", "hidden_dim"),
 }
 
-# Widths that follow the states', where they do in the base.
-AS_HIDDEN = ("embedding_size", "pooler_hidden_size")
+# Sizes that equal the hidden size, where they do so in the base.
+SAME_AS_HIDDEN_FIELDS = ("embedding_size", "pooler_hidden_size")
 
-# What follows from heads and hidden unless it is said.
-PER_HEAD = ("head_dim", "num_key_value_heads")
+# Sizes that follow from heads and hidden unless they are set.
+PER_HEAD_FIELDS = ("head_dim", "num_key_value_heads")
 
 
-def cut(backbone: Any, layers: Sequence[int]) -> None:
-    """Keeps only the layers of these numbers, in this order.
+def keep_layers(backbone: Any, layers: Sequence[int]) -> None:
+    """Keeps only the layers with these numbers, in this order.
 
     Raises:
-        UserError: when one is not there, or what is left would load as another model.
+        UserError: when there is no such layer, or the rest would load as another model.
     """
     config = backbone.config
-    name = _blocks(backbone)
-    inside, _, last = name.rpartition(".")
-    blocks = backbone.get_submodule(name)
-    before = len(blocks)
+    name = _layer_list(backbone)
+    parent, _, attribute = name.rpartition(".")
+    all_layers = backbone.get_submodule(name)
+    count = len(all_layers)
     for number in layers:
-        if number >= before:
+        if number >= count:
             raise UserError(
-                "student.layers", f"there is no layer {number}", f"Use 0 to {before - 1}"
+                "student.layers", f"there is no layer {number}", f"Use 0 to {count - 1}"
             )
-    kept = torch.nn.ModuleList(blocks[number] for number in layers)
-    setattr(backbone.get_submodule(inside), last, kept)
-    # What the architecture says of each layer, such as ModernBERT's global and local attention.
-    for field in PER_LAYER:
+    kept_layers = torch.nn.ModuleList(all_layers[number] for number in layers)
+    setattr(backbone.get_submodule(parent), attribute, kept_layers)
+    for field in PER_LAYER_FIELDS:
         value = getattr(config, field, None)
-        if isinstance(value, (list, tuple)) and len(value) == before:
+        if isinstance(value, (list, tuple)) and len(value) == count:
             setattr(config, field, [value[number] for number in layers])
     config.num_hidden_layers = len(layers)
-    _loads_as_it_is(backbone, layers)
-
-
-def _blocks(backbone: Any) -> str:
-    """Where a backbone's layers are: the one list of so many that lies in no other."""
-    count = backbone.config.num_hidden_layers
-    lists = [
-        name for name, module in backbone.named_modules() if isinstance(module, torch.nn.ModuleList)
-    ]
-    outermost = [name for name in lists if not any(name.startswith(f"{at}.") for at in lists)]
-    found = [name for name in outermost if len(backbone.get_submodule(name)) == count]
-    if len(found) != 1:
-        raise UserError(
-            "student.layers",
-            f"{type(backbone).__name__} does not keep its {count} layers in one list",
-            "Leave layers out, or use a base of another architecture",
-        )
-    return found[0]
-
-
-def _loads_as_it_is(backbone: Any, layers: Sequence[int]) -> None:
-    """Some layers differ by their place: ModernBERT's first one has no norm before attention."""
-    with torch.device("meta"):
-        made = AutoModel.from_config(backbone.config)
-    ours, theirs = (
-        {name: t.shape for name, t in model.state_dict().items() if "pooler" not in name}
-        for model in (backbone, made)
-    )
-    if ours != theirs:
-        odd = sorted(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
-        raise UserError(
-            f"student.layers: {list(layers)}",
-            f"the layers of {type(backbone).__name__} differ by their place: {odd[0]} would be "
-            "lost or random",
-            "Keep layer 0, and keep it first",
-        )
+    _check_loads_unchanged(backbone, layers)
 
 
 def random_backbone(
@@ -100,48 +65,94 @@ def random_backbone(
     max_tokens: int | None,
     seed: int,
 ) -> Any:
-    """As `load_backbone`, of the base's architecture alone: its weights are random.
+    """As `load_backbone`, with random weights: only the architecture is the base's.
 
     Args:
         size: layers, hidden, heads, and intermediate (4 × hidden without it).
-        max_tokens: the longest text, where each position has weights; None: the base's.
+        max_tokens: sets the number of position embeddings; None: the base's.
 
     Raises:
-        UserError: when the architecture cannot be of that size.
+        UserError: when the architecture cannot have that size.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if is_decoder(config):
         raise UserError(
             "student.size", f"{config.model_type} is a decoder", "Name a BERT-like base"
         )
-    fields = config.to_dict()
-    for field in AS_HIDDEN:
-        if fields.get(field) == config.hidden_size:
-            fields[field] = size["hidden"]
-    for field in (*PER_LAYER, *PER_HEAD):  # the architecture's own rule makes them anew
-        fields.pop(field, None)
-    for what, value in {"intermediate": 4 * size["hidden"], **size}.items():
-        names = [config.attribute_map.get(name, name) for name in FIELDS[what]]
-        there = [name for name in names if name in fields]
-        if not there:
-            raise UserError(
-                f"student.size.{what}",
-                f"{config.model_type} has no such size",
-                "Leave it out, or name a base of another architecture",
-            )
-        fields[there[0]] = value
+    fields = _config_fields(config, size)
     try:
         if max_tokens is not None:
             with torch.device("meta"):
-                before = positions_before(AutoModel.from_config(type(config).from_dict(fields)))
-            fields["max_position_embeddings"] = max_tokens + before
+                offset = position_offset(AutoModel.from_config(type(config).from_dict(fields)))
+            fields["max_position_embeddings"] = max_tokens + offset
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             backbone = AutoModel.from_config(type(config).from_dict(fields), dtype=dtype)
-    except ValueError as fault:
+    except ValueError as error:
         raise UserError(
             "student.size",
-            f"{config.model_type} cannot be of it: {' '.join(str(fault).split())[:300]}",
+            f"{config.model_type} cannot have it: {one_line(error, 300)}",
             "Correct the sizes",
-        ) from fault
-    return fitted(backbone.eval(), attention)
+        ) from error
+    backbone = without_pooler(backbone.eval())
+    check_attention(backbone, attention)
+    return backbone
+
+
+def _config_fields(config: Any, size: Mapping[str, int]) -> dict[str, Any]:
+    """The base's config with another size."""
+    fields: dict[str, Any] = config.to_dict()
+    for field in SAME_AS_HIDDEN_FIELDS:
+        if fields.get(field) == config.hidden_size:
+            fields[field] = size["hidden"]
+    for field in (*PER_LAYER_FIELDS, *PER_HEAD_FIELDS):  # the config's class fills them in again
+        fields.pop(field, None)
+    for name, value in {"intermediate": 4 * size["hidden"], **size}.items():
+        candidates = [config.attribute_map.get(field, field) for field in SIZE_FIELDS[name]]
+        present = [field for field in candidates if field in fields]
+        if not present:
+            raise UserError(
+                f"student.size.{name}",
+                f"{config.model_type} has no such size",
+                "Leave it out, or name a base of another architecture",
+            )
+        fields[present[0]] = value
+    return fields
+
+
+def _layer_list(backbone: Any) -> str:
+    """The name of the module list that holds a backbone's layers: the one list of that length
+    which lies in no other list."""
+    count = backbone.config.num_hidden_layers
+    lists = [
+        name for name, module in backbone.named_modules() if isinstance(module, torch.nn.ModuleList)
+    ]
+    outermost = [name for name in lists if not any(name.startswith(f"{at}.") for at in lists)]
+    names = [name for name in outermost if len(backbone.get_submodule(name)) == count]
+    if len(names) != 1:
+        raise UserError(
+            "student.layers",
+            f"{type(backbone).__name__} does not keep its {count} layers in one list",
+            "Leave layers out, or use a base of another architecture",
+        )
+    return names[0]
+
+
+def _check_loads_unchanged(backbone: Any, layers: Sequence[int]) -> None:
+    """Refuses layers that the architecture would build differently at their new place: ModernBERT's
+    first layer, for one, has no norm before attention."""
+    with torch.device("meta"):
+        rebuilt = AutoModel.from_config(backbone.config)
+    ours, theirs = (
+        {name: t.shape for name, t in model.state_dict().items() if "pooler" not in name}
+        for model in (backbone, rebuilt)
+    )
+    if ours != theirs:
+        names = {**ours, **theirs}
+        different = sorted(name for name in names if ours.get(name) != theirs.get(name))
+        raise UserError(
+            f"student.layers: {list(layers)}",
+            f"the layers of {type(backbone).__name__} differ by their place: {different[0]} would "
+            "be lost or random",
+            "Keep layer 0, and keep it first",
+        )

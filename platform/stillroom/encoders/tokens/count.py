@@ -1,22 +1,22 @@
-"""How many tokens a text has for a model, without loading its weights."""
+"""Counts a text's tokens, without loading a model's weights."""
 
 from collections.abc import Callable
 from functools import lru_cache
 
-from stillroom.encoders.model_names import locate
+from stillroom.encoders.model_names import locate_model
 from stillroom.errors import UserError
 
 
-@lru_cache(maxsize=4)  # a folder of documents asks for one a file
+@lru_cache(maxsize=4)  # a folder of documents asks once per file
 def token_counter(model: str) -> Callable[[str], int]:
-    """Counts a text's tokens, special ones left out.
+    """A function that counts a text's tokens, without special ones.
 
     Raises:
         UserError: when there is no such model, or it has no tokenizer.
     """
-    folder = locate(model)
+    folder = locate_model(model)
     file = folder / "tokenizer.json"
-    if file.is_file():  # of which Rust reads enough, without torch
+    if file.is_file():  # the Rust library reads it alone, without torch
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(file))
@@ -27,8 +27,8 @@ def token_counter(model: str) -> Callable[[str], int]:
 
     try:
         slow = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError) as error:
         raise UserError(
             model, "has no tokenizer that can be read", "Save the model's tokenizer into its folder"
-        ) from fault
+        ) from error
     return lambda text: len(slow(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -1,86 +1,22 @@
 """Text → prompted, cut and properly ended ids. The only place where a prompt meets a text."""
 
 import copy
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import torch
-
-from stillroom.encoders.contract import Attention, Contract, Overlong, Role
+from stillroom.encoders.contract import Contract, Overlong, Role
+from stillroom.encoders.tokens.batch import IGNORE_INDEX, LabelledTokens, Tokens
 from stillroom.errors import UserError
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """One text's ids; those before `pool_from` are not pooled."""
-
-    ids: list[int]
-    pool_from: int = 0
-
-
-@dataclass(frozen=True)
-class Cloze:
-    """One text to predict tokens of: the state at place i predicts `targets[i]`, where it is one.
-
-    Attributes:
-        targets: as many as ids; NO_TARGET where nothing is predicted.
-        attention: what the prediction may see: causal to generate, bidirectional for MNTP.
-    """
-
-    ids: list[int]
-    targets: list[int]
-    attention: Attention
-
-
-NO_TARGET = -100
-
-
-@dataclass(frozen=True)
-class ClozeBatch:
-    """b texts padded to length l, of one attention."""
-
-    ids_bl: torch.Tensor
-    mask_bl: torch.Tensor
-    targets_bl: torch.Tensor
-    attention: Attention
-
-    def to(self, device: torch.device | str) -> "ClozeBatch":
-        return replace(
-            self,
-            ids_bl=self.ids_bl.to(device),
-            mask_bl=self.mask_bl.to(device),
-            targets_bl=self.targets_bl.to(device),
-        )
-
-
-@dataclass(frozen=True)
-class Batch:
-    """b texts padded to length l.
-
-    Attributes:
-        ids_bl: int64.
-        mask_bl: int64, 1 where there is a token.
-        pool_mask_bl: int64, 1 where a token is pooled.
-    """
-
-    ids_bl: torch.Tensor
-    mask_bl: torch.Tensor
-    pool_mask_bl: torch.Tensor
-
-    def to(self, device: torch.device | str) -> "Batch":
-        return Batch(self.ids_bl.to(device), self.mask_bl.to(device), self.pool_mask_bl.to(device))
-
-
 class Prompter:
-    """Builds ids by hand, since tokenizers differ in what they add and when they cut it off.
+    """Turns texts into the ids that the encoder reads: start + prompt + text + end.
 
-    ids = start + prompt + text, cut to leave room, + end. Start and end are what the tokenizer
-    itself puts around a text (CLS and SEP, say); end is EOS where the contract says so. To echo
-    (arXiv 2402.15449), the text comes twice and its second copy is pooled: under causal attention
-    that one has seen the whole text.
+    Built by hand, since tokenizers differ in what they add and in when they cut it off. Start and
+    end are what the tokenizer puts around a text itself (such as CLS and SEP); where the contract
+    says so, end is EOS. The text is cut so that all of it fits. To echo (arXiv 2402.15449), the
+    text comes twice and its second copy is pooled: under causal attention that copy has seen the
+    whole text.
     """
 
     def __init__(self, tokenizer: Any, contract: Contract):
@@ -101,7 +37,7 @@ class Prompter:
             self.end = []
 
     def copy(self) -> "Prompter":
-        """One with a tokenizer of its own, for another thread: they refuse to be shared."""
+        """A prompter with its own tokenizer, for another thread: tokenizers are not thread-safe."""
         return Prompter(copy.deepcopy(self.tokenizer), self.contract)
 
     def __call__(
@@ -113,36 +49,37 @@ class Prompter:
         prompt: str | None = None,
         overlong: Overlong = "cut",
     ) -> list[Tokens]:
-        """Ids of texts in a role.
+        """Ids of texts.
 
         Args:
             max_tokens: fewer than the contract's, to train on shorter texts.
-            prompt: in place of the contract's own; see `instructed`.
+            prompt: replaces the contract's prompt; see `instruct_prompt`.
 
         Raises:
-            UserError: when the prompt leaves no room for the text, or a text is refused.
+            UserError: when the prompt leaves no room for the text, or `overlong` refuses a text.
         """
         if not texts:
             return []
         prompt = self._prompt(role) if prompt is None else prompt
         room = self._room(max_tokens)
-        before = self._before(prompt, room)
-        # Two copies of a text are equal only if no token joins it to the prompt.
-        joined = "" if self.contract.echo else prompt
+        prompt_ids = self._prompt_ids(prompt, room)
+        # Two copies of a text are equal only if no token joins the text to the prompt.
+        prefix = "" if self.contract.echo else prompt
         encoded = self.tokenizer(
-            [joined + text for text in texts],
+            [prefix + text for text in texts],
             add_special_tokens=False,
             **({"truncation": True, "max_length": room} if overlong == "cut" else {}),
         )["input_ids"]
         if self.contract.echo:
-            return self._behind(before, encoded, room, overlong)
+            return self._prepend_prompt(prompt_ids, encoded, room, overlong)
         if overlong != "cut":
             encoded = [
-                self._fitted(ids, room, overlong, kept=_shared(before, ids)) for ids in encoded
+                _shorten(ids, room, overlong, fixed=_common_prefix(prompt_ids, ids))
+                for ids in encoded
             ]
-        return self._ended(encoded, [_shared(before, ids) for ids in encoded])
+        return self._add_start_and_end(encoded, [_common_prefix(prompt_ids, i) for i in encoded])
 
-    def of_ids(
+    def from_ids(
         self,
         texts: Sequence[Sequence[int]],
         role: Role,
@@ -150,10 +87,10 @@ class Prompter:
         prompt: str | None = None,
         overlong: Overlong = "cut",
     ) -> list[Tokens]:
-        """The same of texts that a caller has tokenised, without special tokens.
+        """Ids of texts that a caller has tokenised, without special tokens; see `__call__`.
 
         Raises:
-            UserError: at an id that the tokenizer does not have, and as above.
+            UserError: at an id that the tokenizer does not have, and as `__call__` does.
         """
         size = len(self.tokenizer)
         for ids in texts:
@@ -163,40 +100,44 @@ class Prompter:
                 )
         prompt = self._prompt(role) if prompt is None else prompt
         room = self._room(None)
-        return self._behind(self._before(prompt, room), texts, room, overlong)
+        return self._prepend_prompt(self._prompt_ids(prompt, room), texts, room, overlong)
 
-    def to_generate(self, pairs: Sequence[tuple[str, str]], *, max_tokens: int) -> list[Cloze]:
-        """Prompts with completions, of which the completion and its EOS are to be predicted,
-        each token by the causal state before it. A long prompt is cut at its beginning, so that
-        half of the room is left to the completion."""
+    def label_completions(
+        self, pairs: Sequence[tuple[str, str]], *, max_tokens: int
+    ) -> list[LabelledTokens]:
+        """(prompt, completion) pairs with labels for the completion and its EOS, each predicted by
+        the causal state before it.
+
+        A long prompt loses its beginning, so that the completion has half of the room.
+        """
         eos = [self.tokenizer.eos_token_id]
-        found = []
+        labelled = []
         for prompt, completion in pairs:
-            after = self.tokenizer(completion, add_special_tokens=False)["input_ids"] + eos
-            before = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            room = max(max_tokens // 2, max_tokens - len(self.start) - len(after))
-            before = self.start + before[-room:] or eos
-            after = after[: max(1, max_tokens - len(before))]
-            targets = [NO_TARGET] * (len(before) - 1) + after + [NO_TARGET]
-            found.append(Cloze(before + after, targets, "causal"))
-        return found
+            completion_ids = self.tokenizer(completion, add_special_tokens=False)["input_ids"] + eos
+            prompt_ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            room = max(max_tokens // 2, max_tokens - len(self.start) - len(completion_ids))
+            prompt_ids = self.start + prompt_ids[-room:] or eos
+            completion_ids = completion_ids[: max(1, max_tokens - len(prompt_ids))]
+            unlabelled = [IGNORE_INDEX] * (len(prompt_ids) - 1)
+            labels = [*unlabelled, *completion_ids, IGNORE_INDEX]
+            labelled.append(LabelledTokens(prompt_ids + completion_ids, labels, "causal"))
+        return labelled
 
     def _prompt(self, role: Role) -> str:
         return str(getattr(self.contract.prompts, role))
 
     def _room(self, max_tokens: int | None) -> int:
-        """Ids for prompt and text. The end's are kept back, so that a cut text still closes
-        with EOS, the token that "last" pools."""
+        """The most ids of prompt and text. The end is not cut: "last" pools EOS, also of a cut
+        text."""
         limit = min(max_tokens or self.contract.max_tokens, self.contract.max_tokens)
         return max(1, limit - len(self.start) - len(self.end))
 
-    def _before(self, prompt: str, room: int) -> list[int]:
-        """A prompt's ids."""
+    def _prompt_ids(self, prompt: str, room: int) -> list[int]:
         if not prompt:
             return []
         ids = list(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
         if len(ids) + (2 if self.contract.echo else 1) > room:
-            # Cut off, all texts would be the same, and training would go on without a word.
+            # With the texts cut off entirely, all would be equal, and training would not notice.
             raise UserError(
                 f"prompt {prompt!r}",
                 f"takes {len(ids)} tokens, and prompt and text together may have {room}",
@@ -204,94 +145,64 @@ class Prompter:
             )
         return ids
 
-    def _fitted(
-        self, ids: Sequence[int], room: int, overlong: Overlong, kept: int = 0
-    ) -> list[int]:
-        """Ids of which there are no more than `room`; the first `kept` stay in any case."""
-        if len(ids) <= room or overlong == "cut":
-            return list(ids[:room])
-        if overlong == "refuse":
-            raise UserError(
-                "input",
-                f"a text takes {len(ids) - kept} tokens, and {room - kept} is the most",
-                "Shorten it, or have it truncated",
-            )
-        return [*ids[:kept], *ids[len(ids) - room + kept :]]
-
-    def _behind(
+    def _prepend_prompt(
         self,
-        before: list[int],
+        prompt_ids: list[int],
         texts: Sequence[Sequence[int]],
         room: int,
         overlong: Overlong = "cut",
     ) -> list[Tokens]:
-        """Texts' ids behind a prompt's; twice, to echo, and cut so that both copies fit."""
-        room -= len(before)
+        """Prompt and text; to echo, the text twice, cut so that both copies fit."""
+        room -= len(prompt_ids)
         if not self.contract.echo:
-            encoded = [before + self._fitted(text, room, overlong) for text in texts]
-            return self._ended(encoded, [len(before)] * len(encoded))
-        copies = [self._fitted(text, room // 2, overlong) for text in texts]
-        return self._ended(
-            [before + copy + copy for copy in copies], [len(before + copy) for copy in copies]
+            encoded = [prompt_ids + _shorten(text, room, overlong) for text in texts]
+            return self._add_start_and_end(encoded, [len(prompt_ids)] * len(encoded))
+        copies = [_shorten(text, room // 2, overlong) for text in texts]
+        return self._add_start_and_end(
+            [prompt_ids + copy + copy for copy in copies],
+            [len(prompt_ids + copy) for copy in copies],
         )
 
-    def _ended(self, encoded: list[list[int]], pooled_from: list[int]) -> list[Tokens]:
-        # An empty text still needs a token to stand for it.
-        nothing = [self.tokenizer.eos_token_id or 0]
-        everything = self.contract.pool_prompt and not self.contract.echo
-        found = []
-        for text, place in zip(encoded, pooled_from, strict=True):
-            ids = self.start + text + self.end or nothing
-            first = 0 if everything else len(self.start) + place
-            # Where nothing but a prompt is left, better its tokens than none.
-            found.append(Tokens(ids, first if first < len(ids) else 0))
-        return found
+    def _add_start_and_end(self, encoded: list[list[int]], text_starts: list[int]) -> list[Tokens]:
+        """Whole ids; `text_starts` counts the leading ids that are not the text's."""
+        # An empty text still needs one token.
+        empty = [self.tokenizer.eos_token_id or 0]
+        pools_all = self.contract.pool_prompt and not self.contract.echo
+        tokens = []
+        for text, text_start in zip(encoded, text_starts, strict=True):
+            ids = self.start + text + self.end or empty
+            pool_from = 0 if pools_all else len(self.start) + text_start
+            # Where only the prompt is left, pool that rather than nothing.
+            tokens.append(Tokens(ids, pool_from if pool_from < len(ids) else 0))
+        return tokens
 
 
-def _shared(prompt: list[int], ids: list[int]) -> int:
+def _shorten(ids: Sequence[int], room: int, overlong: Overlong, fixed: int = 0) -> list[int]:
+    """At most `room` ids; the first `fixed` always stay."""
+    if len(ids) <= room or overlong == "cut":
+        return list(ids[:room])
+    if overlong == "refuse":
+        raise UserError(
+            "input",
+            f"a text takes {len(ids) - fixed} tokens, and {room - fixed} is the most",
+            "Shorten it, or have it truncated",
+        )
+    return [*ids[:fixed], *ids[len(ids) - room + fixed :]]
+
+
+def _common_prefix(prompt_ids: list[int], ids: list[int]) -> int:
     """How many leading ids are the prompt's alone.
 
     A tokenizer may join the prompt's last letters with the text's first; such a token counts as
     the text's.
     """
     same = 0
-    while same < min(len(prompt), len(ids)) and ids[same] == prompt[same]:
+    while same < min(len(prompt_ids), len(ids)) and ids[same] == prompt_ids[same]:
         same += 1
     return same
 
 
-def instructed(task: str) -> str:
+def instruct_prompt(task: str) -> str:
     """A query's prompt for a task, in the form that instruction-tuned embedders share (E5-mistral,
     arXiv 2401.00368)."""
     return f"Instruct: {task}\nQuery: "
-
-
-def pad(
-    tokens: Sequence[Tokens], pad_id: int, *, side: Literal["left", "right"] = "right"
-) -> Batch:
-    """Texts of one batch, padded to its longest."""
-    length = np.array([len(one.ids) for one in tokens])
-    longest = int(length.max())
-    start_b1 = (longest - length if side == "left" else np.zeros_like(length))[:, None]
-    pooled_b1 = np.array([one.pool_from for one in tokens])[:, None] + start_b1
-    column = np.arange(longest)
-    # One mask for all texts: a GPU waits for what Python does to each.
-    inside_bl = (column >= start_b1) & (column < start_b1 + length[:, None])
-    ids_bl = np.full((len(tokens), longest), pad_id)
-    ids_bl[inside_bl] = _joined([one.ids for one in tokens])
-    pooled_bl = inside_bl & (column >= pooled_b1)
-    filled = (one.astype(np.int64, copy=False) for one in (ids_bl, inside_bl, pooled_bl))
-    return Batch(*map(torch.from_numpy, filled))
-
-
-def _joined(ids: Sequence[Sequence[int]]) -> np.ndarray:
-    return np.fromiter(itertools.chain.from_iterable(ids), np.int64)
-
-
-def pad_clozes(clozes: Sequence[Cloze], pad_id: int) -> ClozeBatch:
-    """The same of texts to predict tokens of, which must share their attention."""
-    [attention] = {one.attention for one in clozes}
-    padded = pad([Tokens(one.ids) for one in clozes], pad_id)
-    targets_bl = torch.full_like(padded.ids_bl, NO_TARGET)
-    targets_bl[padded.mask_bl.bool()] = torch.from_numpy(_joined([one.targets for one in clozes]))
-    return ClozeBatch(padded.ids_bl, padded.mask_bl, targets_bl, attention)

@@ -1,6 +1,6 @@
-"""A narrower vocabulary: the tokens that a corpus uses, and what spells everything else.
+"""Prunes a vocabulary to the tokens that a corpus uses, and those needed to spell everything else.
 
-A text made of kept tokens is cut into the very same ones as before, and so keeps its vector.
+A text made of kept tokens is tokenised exactly as before, and so keeps its vector.
 """
 
 import json
@@ -14,180 +14,191 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from stillroom.encoders.layers.backbone import positions_before
-from stillroom.encoders.tokens.subwords import KINDS, Spelling
+from stillroom.encoders.layers.backbone import position_offset
+from stillroom.encoders.tokens.subwords import SUBWORD_MODELS, SubwordModel
 from stillroom.errors import UserError
 
-MOST_TEXTS = 200_000
+MAX_COUNTED_TEXTS = 200_000
 
 CHUNK = 4096  # texts tokenised at once
 
-FIELD = "student.vocabulary"
+FIELD = "student.vocabulary_size"
 
 
 @dataclass(frozen=True)
-class Narrowed:
-    """A tokenizer of fewer tokens, and the ids that these had, ascending."""
+class PrunedTokenizer:
+    """A tokenizer of fewer tokens; `ids` are the old ids of these, ascending."""
 
     tokenizer: PreTrainedTokenizerFast
     ids: np.ndarray
 
 
-def narrow(
-    tokenizer: Any, size: int, counts: np.ndarray, *, needed: Iterable[int] = ()
-) -> Narrowed:
-    """A tokenizer of at most `size` tokens.
+def prune_vocabulary(
+    tokenizer: Any, max_tokens: int, counts: np.ndarray, *, needed: Iterable[int] = ()
+) -> PrunedTokenizer:
+    """A tokenizer of at most `max_tokens` tokens.
 
-    Kept are special and added tokens, those needed, what spells any text, and then the most
-    frequent, the lower id first where two are equally so. A token that is merged from others
-    brings these along.
+    It keeps special and added tokens, the needed ones, those that can spell any text, and then the
+    most frequent; of equally frequent tokens, the lower id first. A token that is merged from
+    others brings these along.
 
     Args:
-        counts: how often each token occurs, by id; see `count`.
+        counts: how often each token occurs, by id; see `count_tokens`.
+        needed: ids to keep in any case.
 
     Raises:
-        UserError: when the tokenizer cannot be rewritten, or `size` is too small or too great.
+        UserError: when the tokenizer cannot be pruned, or `max_tokens` is too small or too large.
     """
-    content = json.loads(_fast(tokenizer).to_str())
-    kind = KINDS.get(content["model"]["type"])
-    if kind is None:
+    content = json.loads(_backend(tokenizer).to_str())
+    kind = content["model"]["type"]
+    if kind not in SUBWORD_MODELS:
         raise UserError(
             FIELD,
-            f"a tokenizer of the kind {content['model']['type']} cannot be narrowed",
-            f"Leave vocabulary out, or use a base whose tokenizer is {', '.join(KINDS)}",
+            f"a tokenizer of the kind {kind} cannot be narrowed",
+            f"Leave it out, or use a base whose tokenizer is {', '.join(SUBWORD_MODELS)}",
         )
-    spelling = kind(content["model"])
+    model = SUBWORD_MODELS[kind](content["model"])
     added = {token["id"]: token["content"] for token in content["added_tokens"]}
-    names = {**{i: token for token, i in spelling.ids.items()}, **added}
-    kept = _choose(spelling, names, size, counts, {*added, *needed})
-    new = {names[i]: place for place, i in enumerate(kept)}
-    rewritten = _tokenizer(content, spelling, new)
-    for token, i in new.items():
-        if rewritten.token_to_id(token) != i:
+    names = {**{i: token for token, i in model.ids.items()}, **added}
+    kept_ids = _choose_ids(model, names, max_tokens, counts, {*added, *needed})
+    new_ids = {names[old]: new for new, old in enumerate(kept_ids)}
+    pruned = _renumbered_tokenizer(content, model, new_ids)
+    for token, i in new_ids.items():
+        if pruned.token_to_id(token) != i:
             raise UserError(
                 FIELD,
                 f"the token {token!r} of the base would get another id than its embedding's",
-                "Leave vocabulary out, or use another base",
+                "Leave it out, or use another base",
             )
-    return Narrowed(_as_before(tokenizer, rewritten), np.array(kept))
+    return PrunedTokenizer(_wrapped_like(tokenizer, pruned), np.array(kept_ids))
 
 
-def cut_embeddings(backbone: Any, narrowed: Narrowed) -> None:
-    """Keeps the embeddings of the tokens that were kept, in place."""
+def prune_embeddings(backbone: Any, pruned: PrunedTokenizer) -> None:
+    """Keeps only the embeddings of the tokens that were kept, in place."""
     table = backbone.get_input_embeddings()
-    table.weight = torch.nn.Parameter(table.weight.detach()[torch.from_numpy(narrowed.ids)])
-    table.num_embeddings = backbone.config.vocab_size = len(narrowed.ids)
-    place = {int(old): new for new, old in enumerate(narrowed.ids)}
+    table.weight = torch.nn.Parameter(table.weight.detach()[torch.from_numpy(pruned.ids)])
+    table.num_embeddings = backbone.config.vocab_size = len(pruned.ids)
+    new_ids = {int(old): new for new, old in enumerate(pruned.ids)}
     if table.padding_idx is not None:
-        table.padding_idx = place[table.padding_idx]
+        table.padding_idx = new_ids[table.padding_idx]
     for field, value in backbone.config.to_dict().items():
         if field.endswith("_token_id") and isinstance(value, int):
-            setattr(backbone.config, field, place.get(value))
+            setattr(backbone.config, field, new_ids.get(value))
 
 
-def ids_below_positions(backbone: Any) -> range:
-    """Ids that must stay what they are, since positions are counted from padding's."""
-    return range(positions_before(backbone))
+def ids_fixed_by_positions(backbone: Any) -> range:
+    """Ids that must not change, where positions are counted from the padding's id."""
+    return range(position_offset(backbone))
 
 
-def count(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
-    """How often each token occurs, int64 by id, in `evenly` many as MOST_TEXTS texts."""
-    backend = Tokenizer.from_str(_fast(tokenizer).to_str())  # a copy, to change
+def count_tokens(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
+    """How often each token occurs, int64 by id, in at most MAX_COUNTED_TEXTS of the texts."""
+    backend = Tokenizer.from_str(_backend(tokenizer).to_str())  # a copy, to change
     backend.no_truncation()
     backend.no_padding()
     counts = np.zeros(backend.get_vocab_size(), dtype=np.int64)
-    chosen = iter(evenly(texts, MOST_TEXTS))
-    while chunk := list(islice(chosen, CHUNK)):
-        found = backend.encode_batch_fast(chunk, add_special_tokens=False)
-        ids = np.concatenate([np.array(one.ids, dtype=np.int64) for one in found])
-        here = np.bincount(ids, minlength=len(counts))
-        counts = here + np.pad(counts, (0, len(here) - len(counts)))
+    sample = iter(evenly_spaced(texts, MAX_COUNTED_TEXTS))
+    while chunk := list(islice(sample, CHUNK)):
+        encodings = backend.encode_batch_fast(chunk, add_special_tokens=False)
+        ids = np.concatenate([np.array(encoding.ids, dtype=np.int64) for encoding in encodings])
+        chunk_counts = np.bincount(ids, minlength=len(counts))
+        counts = chunk_counts + np.pad(counts, (0, len(chunk_counts) - len(counts)))
     return counts
 
 
-def evenly(texts: Iterable[str], most: int) -> list[str]:
-    """Every 2^k-th text, with the least k that leaves no more than `most`."""
-    kept: list[str] = []
+def evenly_spaced(texts: Iterable[str], max_texts: int) -> list[str]:
+    """Every 2^k-th text, with the smallest k that gives at most `max_texts`."""
+    sample: list[str] = []
     stride = 1
-    for place, text in enumerate(texts):
-        if place % stride == 0:
-            kept.append(text)
-        if len(kept) > most:
-            kept, stride = kept[::2], 2 * stride
-    return kept
+    for number, text in enumerate(texts):
+        if number % stride == 0:
+            sample.append(text)
+        if len(sample) > max_texts:
+            sample, stride = sample[::2], 2 * stride
+    return sample
 
 
-def _fast(tokenizer: Any) -> Tokenizer:
+def _backend(tokenizer: Any) -> Tokenizer:
+    """The Rust tokenizer inside transformers' tokenizer."""
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
             FIELD,
             f"{type(tokenizer).__name__} has no tokenizer.json, which could be rewritten",
-            "Leave vocabulary out, or save the base with a fast tokenizer",
+            "Leave it out, or save the base with a fast tokenizer",
         )
-    found: Tokenizer = tokenizer.backend_tokenizer
-    return found
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    return backend
 
 
-def _choose(
-    spelling: Spelling, names: Mapping[int, str], size: int, counts: np.ndarray, needed: set[int]
+def _choose_ids(
+    model: SubwordModel,
+    names: Mapping[int, str],
+    max_tokens: int,
+    counts: np.ndarray,
+    needed: set[int],
 ) -> list[int]:
     """Ids to keep, ascending."""
-    if size >= len(names):
+    if max_tokens >= len(names):
         raise UserError(
-            f"{FIELD}: {size}", f"the base has {len(names)} tokens", "Set fewer, or leave it out"
+            f"{FIELD}: {max_tokens}",
+            f"the base has {len(names)} tokens",
+            "Set fewer, or leave it out",
         )
-    kept = needed | spelling.alphabet
+    chosen = needed | model.alphabet
     for i in needed:
-        kept |= spelling.parts(names[i])
-    if size < len(kept):
+        chosen |= model.merged_from(names[i])
+    if max_tokens < len(chosen):
         raise UserError(
-            f"{FIELD}: {size}",
-            f"{len(kept)} tokens are needed to spell any text",
-            f"Set {len(kept)} or more",
+            f"{FIELD}: {max_tokens}",
+            f"{len(chosen)} tokens are needed to spell any text",
+            f"Set {len(chosen)} or more",
         )
     for i in sorted(names, key=lambda i: (-counts[i], i)):
-        more = {i, *spelling.parts(names[i])} - kept
-        if len(kept) + len(more) <= size:
-            kept |= more
-        if len(kept) == size:
+        added = {i, *model.merged_from(names[i])} - chosen
+        if len(chosen) + len(added) <= max_tokens:
+            chosen |= added
+        if len(chosen) == max_tokens:
             break
-    return sorted(kept)
+    return sorted(chosen)
 
 
-def _tokenizer(content: dict[str, Any], spelling: Spelling, new: Mapping[str, int]) -> Tokenizer:
-    """The tokenizer.json with the new ids."""
-    added = [{**token, "id": new[token["content"]]} for token in content["added_tokens"]]
-    rewritten = {**content, "added_tokens": added, "model": spelling.rewritten(new)}
-    rewritten["post_processor"] = _renumbered(content["post_processor"], new)
+def _renumbered_tokenizer(
+    content: dict[str, Any], model: SubwordModel, new_ids: Mapping[str, int]
+) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, with only the tokens that have new ids."""
+    added = [{**token, "id": new_ids[token["content"]]} for token in content["added_tokens"]]
+    changed = {**content, "added_tokens": added, "model": model.renumbered(new_ids)}
+    changed["post_processor"] = _renumbered_processor(content["post_processor"], new_ids)
     if content["padding"] is not None:
         pad_token = content["padding"]["pad_token"]
-        rewritten["padding"] = {**content["padding"], "pad_id": new[pad_token]}
-    return Tokenizer.from_str(json.dumps(rewritten))
+        changed["padding"] = {**content["padding"], "pad_id": new_ids[pad_token]}
+    return Tokenizer.from_str(json.dumps(changed))
 
 
-def _renumbered(part: Any, new: Mapping[str, int]) -> Any:
-    """What adds special tokens, with their new ids."""
-    if part is None:
+def _renumbered_processor(processor: Any, new_ids: Mapping[str, int]) -> Any:
+    """The post-processor, which adds special tokens, with their new ids."""
+    if processor is None:
         return None
-    kind = part["type"]
+    kind = processor["type"]
     if kind == "Sequence":
-        return {**part, "processors": [_renumbered(one, new) for one in part["processors"]]}
+        inner = [_renumbered_processor(part, new_ids) for part in processor["processors"]]
+        return {**processor, "processors": inner}
     if kind == "TemplateProcessing":
         special = {
-            name: {**token, "ids": [new[each] for each in token["tokens"]]}
-            for name, token in part["special_tokens"].items()
+            name: {**token, "ids": [new_ids[part] for part in token["tokens"]]}
+            for name, token in processor["special_tokens"].items()
         }
-        return {**part, "special_tokens": special}
+        return {**processor, "special_tokens": special}
     if kind in ("BertProcessing", "RobertaProcessing"):
-        ends = {end: [part[end][0], new[part[end][0]]] for end in ("sep", "cls")}
-        return {**part, **ends}
-    return part  # ByteLevel, which trims offsets
+        ends = {end: [processor[end][0], new_ids[processor[end][0]]] for end in ("sep", "cls")}
+        return {**processor, **ends}
+    return processor  # ByteLevel, which trims offsets
 
 
-def _as_before(tokenizer: Any, rewritten: Tokenizer) -> PreTrainedTokenizerFast:
-    """The library's object around it, which says the same of everything but the tokens."""
+def _wrapped_like(tokenizer: Any, backend: Tokenizer) -> PreTrainedTokenizerFast:
+    """transformers' tokenizer around a pruned one, with the settings of the old."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=rewritten,
+        tokenizer_object=backend,
         **tokenizer.special_tokens_map,
         model_max_length=tokenizer.model_max_length,
         model_input_names=tokenizer.model_input_names,

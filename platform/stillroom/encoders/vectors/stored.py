@@ -1,4 +1,4 @@
-"""Stored vectors: shards of float16 `.npy`, and the order that the texts went into them."""
+"""Stored vectors: shards of float16 `.npy`, and the order in which texts went into them."""
 
 import functools
 import hashlib
@@ -9,86 +9,90 @@ from pathlib import Path
 
 import numpy as np
 
-from stillroom.encoders.safe_read import array
+from stillroom.encoders.safe_read import read_array
 from stillroom.errors import UserError
-from stillroom.storage.atomic import written
+from stillroom.storage.atomic import atomic_write
 
-DIGESTS = "digests.npy"
+DIGESTS_FILE = "digests.npy"
 
 
 class StoredVectors:
-    """Vectors of one set of texts, read by the texts' row, memory-mapped.
+    """Vectors of one list of texts, memory-mapped and read by the texts' rows.
 
-    `order.npy` lists rows, shortest text first; shard i holds order[i × shard : (i + 1) × shard].
-    `digests.npy` tells by row which text, behind which prompt, a vector is of. Texts that could not
-    be embedded have zeros, and are told by `skipped-*.json`.
+    `order.npy` lists rows, the shortest text first; shard i holds the vectors of
+    order[i × shard_size : (i + 1) × shard_size]. `digests.npy` has a digest of each row's text and
+    prompt. Texts that could not be embedded have zeros, and `skipped-*.json` says why.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.order: np.ndarray = array(folder / "order.npy")
+        self.order: np.ndarray = read_array(folder / "order.npy")
         self.files = sorted(folder.glob("shard-*.npy"))
-        self._opened = functools.lru_cache(maxsize=_openable())(_mapped)
-        first = self._opened(self.files[0])
-        self.shard, self.dims = first.shape
-        self.place = np.empty_like(self.order)  # row → position in `order`
-        self.place[self.order] = np.arange(len(self.order))
+        self._open = functools.lru_cache(maxsize=_max_open_shards())(_mapped)
+        self.shard_size, self.dims = self._open(self.files[0]).shape
+        self.positions = np.empty_like(self.order)  # row → position in `order`
+        self.positions[self.order] = np.arange(len(self.order))
 
     def __len__(self) -> int:
         return len(self.order)
 
     @functools.cached_property
     def skipped(self) -> dict[int, str]:
-        """Row → why there is no vector of its text."""
-        found: dict[int, str] = {}
+        """Row → why its text has no vector."""
+        reasons: dict[int, str] = {}
         for file in sorted(self.folder.glob("skipped-*.json")):
-            found |= {int(row): why for row, why in json.loads(file.read_text()).items()}
-        return found
+            reasons |= {int(row): why for row, why in json.loads(file.read_text()).items()}
+        return reasons
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Vectors of the rows, float16, (len(rows), dims)."""
-        places = self.place[rows]
-        found = np.empty((len(places), self.dims), dtype=np.float16)
-        order = np.argsort(places, kind="stable")  # a shard's rows then stand together
-        numbers, starts = np.unique(places[order] // self.shard, return_index=True)
-        for number, here in zip(numbers, np.split(order, starts[1:]), strict=True):
-            found[here] = self._opened(self.files[number])[places[here] % self.shard]
-        return found
+        """Vectors of the rows, float16 (len(rows), dims)."""
+        positions = self.positions[rows]
+        vectors_nd = np.empty((len(positions), self.dims), dtype=np.float16)
+        order = np.argsort(positions, kind="stable")  # groups the rows of each shard
+        shards, starts = np.unique(positions[order] // self.shard_size, return_index=True)
+        for shard, here in zip(shards, np.split(order, starts[1:]), strict=True):
+            vectors_nd[here] = self._open(self.files[shard])[positions[here] % self.shard_size]
+        return vectors_nd
 
     def blocks(
-        self, numbers: Iterable[int] | None = None
+        self, shards: Iterable[int] | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(rows, vectors) a shard, of those numbers or of all."""
-        for i in range(len(self.files)) if numbers is None else numbers:
-            yield self.order[i * self.shard : (i + 1) * self.shard], self._opened(self.files[i])
+        """(rows, vectors) of each shard with one of these numbers; None: of all."""
+        for shard in range(len(self.files)) if shards is None else shards:
+            start = shard * self.shard_size
+            yield self.order[start : start + self.shard_size], self._open(self.files[shard])
 
 
-def _openable() -> int | None:
-    """Shards that may be open at once, None for all. To open one costs more than to read some rows
-    of it, but each holds a file descriptor, and there may be thousands."""
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return None if most == resource.RLIM_INFINITY else most // 4
+def _max_open_shards() -> int | None:
+    """How many shards to keep open; None: all.
+
+    Opening a shard costs more than reading some of its rows, but each holds a file descriptor, and
+    there may be thousands.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if limit == resource.RLIM_INFINITY else limit // 4
 
 
 def _mapped(shard: Path) -> np.ndarray:
-    """Without numpy's own class of mapped arrays, which takes as long as the rows to be indexed."""
-    return np.asarray(array(shard, mmap_mode="r"))
+    """A plain array: indexing numpy's memmap class takes as long as reading the rows."""
+    return np.asarray(read_array(shard, mmap_mode="r"))
 
 
-class OfTexts:
-    """Stored vectors, read by rows of the texts that they should be of.
+class VerifiedVectors:
+    """Stored vectors, checked to belong to these texts and prompts when they are read.
 
     Args:
-        prompts: what stood before each text; None for the encoder's own.
+        prompts: the prompt before each text; None for the encoder's own.
 
     Raises:
-        UserError: at a row whose text, or its prompt, is another than the one embedded.
+        UserError: when the number of texts differs, and when reading a row whose text or prompt
+            is not the one that was embedded.
     """
 
     def __init__(self, stored: StoredVectors, texts: Sequence[str], prompts: Sequence[str | None]):
         self.stored, self.texts, self.prompts = stored, texts, prompts
-        self.digests: np.ndarray = array(stored.folder / DIGESTS, mmap_mode="r")
-        self._known = np.zeros(len(texts), dtype=bool)  # rows that were compared
+        self.digests: np.ndarray = read_array(stored.folder / DIGESTS_FILE, mmap_mode="r")
+        self._is_verified = np.zeros(len(texts), dtype=bool)
         if len(stored) != len(texts):
             raise UserError(
                 str(stored.folder),
@@ -98,38 +102,39 @@ class OfTexts:
 
     @property
     def skipped(self) -> list[int]:
-        """Rows of which there is no vector."""
+        """Rows without a vector."""
         return sorted(self.stored.skipped)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Vectors of the rows, float16, (len(rows), dims)."""
-        for row in rows[~self._known[rows]]:
-            if self.digests[row] != digest(self.prompts[row], self.texts[row]):
+        """Vectors of the rows, float16 (len(rows), dims)."""
+        for row in rows[~self._is_verified[rows]]:
+            if self.digests[row] != text_digest(self.prompts[row], self.texts[row]):
                 raise UserError(
                     f"{self.stored.folder}, row {row}",
                     f"holds the vector of another text or prompt than {self.texts[row][:60]!r}",
                     "Delete that artifact, and run again",
                 )
-        self._known[rows] = True
+        self._is_verified[rows] = True
         return self.stored[rows]
 
 
-def digest(prompt: str | None, text: str) -> int:
-    """64 bits that tell a text behind its prompt from others, in every process."""
-    of = f"{'own' if prompt is None else len(prompt)} {prompt or ''}{text}".encode()
-    return int.from_bytes(hashlib.blake2b(of, digest_size=8).digest(), "big")
+def text_digest(prompt: str | None, text: str) -> int:
+    """A 64-bit hash of a text and its prompt, the same in every process."""
+    content = f"{'own' if prompt is None else len(prompt)} {prompt or ''}{text}".encode()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
 
 def shard_path(folder: Path, number: int) -> Path:
+    """The file of a shard's vectors."""
     return folder / f"shard-{number:06d}.npy"
 
 
 def skipped_path(folder: Path, number: int) -> Path:
-    """Where a shard's texts are told that could not be embedded."""
+    """The file that says which texts of a shard could not be embedded, and why."""
     return folder / f"skipped-{number:06d}.json"
 
 
-def write_whole(path: Path, array: np.ndarray) -> None:
-    """Writes a `.npy` that is either whole or absent, whenever the process dies."""
-    with written(path, "wb") as file:
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Writes a `.npy` file atomically: it is complete or absent."""
+    with atomic_write(path, "wb") as file:
         np.save(file, array)

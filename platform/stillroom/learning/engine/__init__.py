@@ -1,0 +1,1 @@
+"""The optimizer step: plain torch, or DeepSpeed."""

@@ -1,9 +1,9 @@
-"""What a run goes on from: any engine, and any number of workers, reads what any other wrote.
+"""Checkpoints that any engine, with any number of workers, can read.
 
-Every trained tensor and AdamW's two moments of it lie there whole, in float32, by name. (What
-DeepSpeed writes itself are the workers' slices, which only as many workers can read, in pickles,
-which can run code.) Never is a model whole in one memory: tensors are gathered one at a time, each
-is kept and written by one worker, and readers map the files.
+Every trained tensor and AdamW's two moments of it are stored whole, in float32, by name. The
+checkpoints of DeepSpeed itself hold the workers' slices, which only as many workers can read, in
+pickles, which can run code. No memory ever holds a whole model: tensors are gathered one at a time,
+each is kept and written by one worker, and readers map the files.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,62 +13,68 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from stillroom.learning.gather import world
+from stillroom.learning.gather import current_shard
 
-FILES = "trained-*.safetensors"
+FILE_PATTERN = "trained-*.safetensors"
 
-FILE_BYTES = 2**30  # about as much lies in a worker's memory until it is written
+FILE_BYTES = 2**30  # of a file: about as much waits in a worker's memory
 
 WEIGHT = "weight"
 
-KINDS = (WEIGHT, "exp_avg", "exp_avg_sq")  # the moments as torch's AdamW names them
+TENSOR_KINDS = (WEIGHT, "exp_avg", "exp_avg_sq")  # the moments as torch's AdamW names them
 
 
-def write(folder: Path, step: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Writes this worker's share; called on every worker, whose folders together are whole.
+def write_checkpoint(folder: Path, step: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Writes this worker's share of a checkpoint; all workers' shares together are whole.
+
+    Called on every worker.
 
     Args:
-        tensors: `KIND.NAME` and a whole tensor, the same on each worker and in the same order.
+        tensors: (`KIND.NAME`, whole tensor), the same on each worker and in the same order.
     """
-    rank, workers = world()
-    given = [0] * workers  # bytes of each
-    mine: dict[str, torch.Tensor] = {}
+    shard = current_shard()
+    assigned = [0] * shard.world  # bytes of each worker
+    pending: dict[str, torch.Tensor] = {}
     files = 0
 
     def flush() -> None:
         nonlocal files
-        if mine:
-            file = folder / FILES.replace("*", f"{rank:05d}-{files:05d}")
-            save_file(mine, file, {"step": str(step)})
-            mine.clear()
+        if pending:
+            file = folder / FILE_PATTERN.replace("*", f"{shard.rank:05d}-{files:05d}")
+            save_file(pending, file, {"step": str(step)})
+            pending.clear()
             files += 1
 
     for name, tensor in tensors:
-        writer = given.index(min(given))
-        given[writer] += tensor.nbytes
-        if writer == rank:
-            mine[name] = tensor.cpu().contiguous()
-            if sum(one.nbytes for one in mine.values()) >= FILE_BYTES:
+        writer = assigned.index(min(assigned))
+        assigned[writer] += tensor.nbytes
+        if writer == shard.rank:
+            pending[name] = tensor.cpu().contiguous()
+            if sum(part.nbytes for part in pending.values()) >= FILE_BYTES:
                 flush()
     flush()
 
 
-def read(folder: Path) -> tuple[int, Callable[[str], torch.Tensor]]:
-    """The steps that were done, and `KIND.NAME` → whole tensor, read when asked for.
+def read_checkpoint(folder: Path) -> tuple[int, Callable[[str], torch.Tensor]]:
+    """Opens a checkpoint.
+
+    Returns:
+        The steps that were done, and a function `KIND.NAME` → whole tensor, which reads it then.
 
     Raises:
-        RuntimeError: when the folder is no whole checkpoint; for a tensor, when it has none.
+        RuntimeError: when the folder is no whole checkpoint; by the function, when the checkpoint
+            has no such tensor.
     """
-    files = [safe_open(file, "pt") for file in sorted(folder.glob(FILES))]
+    files = [safe_open(file, "pt") for file in sorted(folder.glob(FILE_PATTERN))]
     steps = {int(file.metadata()["step"]) for file in files}
     if len(steps) != 1:
-        raise RuntimeError(f"{folder} is no checkpoint of one step: it has those of {steps}")
-    where = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        raise RuntimeError(f"{folder} is no checkpoint of one step: it has files of steps {steps}")
+    file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
     def tensor(name: str) -> torch.Tensor:
-        if name not in where:
+        if name not in file_of:
             raise RuntimeError(f"the checkpoint {folder} lacks {name}: it is of another model")
-        found: torch.Tensor = where[name].get_tensor(name)
-        return found
+        whole: torch.Tensor = file_of[name].get_tensor(name)
+        return whole
 
     return steps.pop(), tensor

@@ -1,45 +1,48 @@
-"""What a step minimises: a batch, and forwards to run it through → loss and figures.
+"""Contrastive objectives: InfoNCE on pairs, and SimCSE on texts without labels.
 
-Every loss is a mean over the worker's own queries or texts, taken against the passages of all
-workers; gradients are averaged over the workers. That equals one process with the whole batch.
+Shapes: b queries of this worker, m passages of this worker, n candidates of all workers, d dims.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from stillroom.learning.batch_types import Figures, Pairs, Tensor, Texts
-from stillroom.learning.forwards import Forwards
-from stillroom.learning.gather import gather, world
+from stillroom.learning.batch_types import Metrics, PairBatch, Tensor, TextBatch
+from stillroom.learning.gather import all_gather_with_grad, current_shard
 from stillroom.learning.losses import info_nce
+from stillroom.learning.micro_batch_runner import MicroBatchRunner
 
 
-def positives(passage_ids: Tensor, queries: int) -> tuple[Tensor, Tensor]:
-    """Where each query's positive stands among all workers' passages, and its copies.
+def positive_columns(passage_ids: Tensor, queries: int) -> tuple[Tensor, Tensor]:
+    """The column of each query's positive among all workers' passages, and the positive's copies.
+
+    Args:
+        passage_ids: of this worker's passages, the queries' positives first.
+        queries: how many queries this worker has.
 
     Returns:
         The positive's column, (b,), and a mask (b, n), True on other columns with its text:
         a passage that is in the batch twice must not be its own negative.
     """
-    start = world()[0] * len(passage_ids)
+    start = current_shard().rank * len(passage_ids)
     column_b = torch.arange(start, start + queries, device=passage_ids.device)
-    everyone_n = gather(passage_ids)
-    copies_bn = everyone_n[None, :] == everyone_n[column_b][:, None]
+    id_n = all_gather_with_grad(passage_ids)
+    copies_bn = id_n[None, :] == id_n[column_b][:, None]
     copies_bn[torch.arange(queries, device=passage_ids.device), column_b] = False
     return column_b, copies_bn
 
 
-def own_passages(queries: int, passages: int, device: torch.device) -> Tensor:
+def own_passage_mask(queries: int, passages: int, device: torch.device) -> Tensor:
     """Mask (b, n) of each query's own positive and hard negatives among all workers' passages."""
     own_bp = torch.eye(queries, dtype=torch.bool, device=device)
     hard = passages // queries - 1
     own_bp = torch.cat([own_bp, own_bp.repeat_interleave(hard, dim=1)], dim=1)
-    rank, workers = world()
-    everyone = torch.zeros(queries, workers * passages, dtype=torch.bool, device=device)
-    everyone[:, rank * passages : (rank + 1) * passages] = own_bp
-    return everyone
+    shard = current_shard()
+    own_bn = torch.zeros(queries, shard.world * passages, dtype=torch.bool, device=device)
+    own_bn[:, shard.rank * passages : (shard.rank + 1) * passages] = own_bp
+    return own_bn
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,11 @@ class Contrastive:
     """InfoNCE over in-batch and hard negatives of all workers.
 
     Attributes:
-        in_batch: False leaves a query its own hard negatives alone.
-        query_query, passage_passage: other queries, and for the positive other passages, count
-            as negatives as well (the improved loss of GTE, arXiv 2308.03281). In symmetric batches
-            other queries always do (Gecko, arXiv 2403.20327).
+        in_batch_negatives: False: a query's only negatives are its own hard negatives.
+        query_to_query: other queries are negatives too; in symmetric batches they always are
+            (Gecko, arXiv 2403.20327).
+        passage_to_passage: other passages are negatives of the positive, too. With both, this is
+            the improved loss of GTE (arXiv 2308.03281).
         false_negative_margin: a candidate that scores above the positive + margin is ignored
             (Qwen3-Embedding, arXiv 2506.05176); None keeps all.
         dims: Matryoshka (arXiv 2205.13147): size → weight of the same loss on the vectors' first
@@ -58,81 +62,87 @@ class Contrastive:
     """
 
     temperature: float
-    in_batch: bool = True
-    query_query: bool = False
-    passage_passage: bool = False
+    in_batch_negatives: bool = True
+    query_to_query: bool = False
+    passage_to_passage: bool = False
     false_negative_margin: float | None = None
     dims: Mapping[int, float] | None = None
 
-    def __call__(self, forwards: Forwards, batch: Pairs) -> tuple[Tensor, Figures]:
-        batch = batch.to(forwards.device)
-        q_bd = forwards.vectors(batch.queries)
-        p_md = forwards.vectors(batch.passages)
+    def __call__(self, runner: MicroBatchRunner, batch: PairBatch) -> tuple[Tensor, Metrics]:
+        batch = batch.to(runner.device)
+        q_bd = runner.embed(batch.queries)
+        p_md = runner.embed(batch.passages)
         # Gathered once, whatever is made of them: Matryoshka's sizes are prefixes of these.
-        p_nd = gather(p_md)
-        query_query = self.query_query or batch.symmetric
-        q_nd = gather(q_bd) if query_query else None
-        column_b, copies_bn = positives(batch.passage_ids, len(q_bd))
+        p_nd = all_gather_with_grad(p_md)
+        query_to_query = self.query_to_query or batch.symmetric
+        q_nd = all_gather_with_grad(q_bd) if query_to_query else None
+        column_b, copies_bn = positive_columns(batch.passage_ids, len(q_bd))
         ignore_bn = copies_bn
-        if not self.in_batch:
-            ignore_bn = copies_bn | ~own_passages(len(q_bd), len(p_md), q_bd.device)
-        extra_ignore = self._ignored_extras(batch, query_query, copies_bn)
+        if not self.in_batch_negatives:
+            ignore_bn = copies_bn | ~own_passage_mask(len(q_bd), len(p_md), q_bd.device)
+        extra_ignore = self._extra_masks(batch, query_to_query, copies_bn)
         total = torch.zeros((), device=q_bd.device)
-        right = torch.zeros(len(q_bd), dtype=torch.bool, device=q_bd.device)
+        correct_b = torch.zeros(len(q_bd), dtype=torch.bool, device=q_bd.device)
         for size, weight in (self.dims or {q_bd.shape[1]: 1.0}).items():
-            q, p_all, p_own = (prefix(v, size) for v in (q_bd, p_nd, p_md[: len(q_bd)]))
+            q, p_all, p_own = (matryoshka_prefix(v, size) for v in (q_bd, p_nd, p_md[: len(q_bd)]))
             scores_bn = q @ p_all.T
-            parts, masks = [scores_bn], [ignore_bn]
+            columns = [scores_bn]
             if q_nd is not None:
-                parts.append(q @ prefix(q_nd, size).T)
-            if self.passage_passage:
-                parts.append(p_own @ p_all.T)
-            masks += extra_ignore
-            all_bn, ignored = torch.cat(parts, 1), torch.cat(masks, 1)
+                columns.append(q @ matryoshka_prefix(q_nd, size).T)
+            if self.passage_to_passage:
+                columns.append(p_own @ p_all.T)
+            all_bn, all_ignore_bn = torch.cat(columns, 1), torch.cat([ignore_bn, *extra_ignore], 1)
             if self.false_negative_margin is not None:
-                positive_b1 = all_bn.detach().gather(1, column_b[:, None])
-                ignored = ignored | (all_bn.detach() > positive_b1 + self.false_negative_margin)
-                ignored = ignored.scatter(1, column_b[:, None], False)
+                all_ignore_bn = self._ignore_false_negatives(all_bn, all_ignore_bn, column_b)
             total = total + weight * info_nce(
-                all_bn, column_b, temperature=self.temperature, ignore_bn=ignored
+                all_bn, column_b, temperature=self.temperature, ignore_bn=all_ignore_bn
             )
-            if size == q_bd.shape[1] or not right.any():
-                right = scores_bn.detach().masked_fill(ignore_bn, -2).argmax(-1) == column_b
-        return total, {"accuracy": right.float().mean().item()}
+            if size == q_bd.shape[1] or not correct_b.any():
+                correct_b = scores_bn.detach().masked_fill(ignore_bn, -2).argmax(-1) == column_b
+        return total, {"accuracy": correct_b.float().mean().item()}
 
-    def _ignored_extras(self, batch: Pairs, query_query: bool, copies_bn: Tensor) -> list[Tensor]:
-        """Masks of the columns that query_query and passage_passage add: never a text against
+    def _ignore_false_negatives(
+        self, scores_bn: Tensor, ignore_bn: Tensor, column_b: Tensor
+    ) -> Tensor:
+        """The mask, with candidates that score above the positive + margin added."""
+        assert self.false_negative_margin is not None
+        positive_b1 = scores_bn.detach().gather(1, column_b[:, None])
+        ignore_bn = ignore_bn | (scores_bn.detach() > positive_b1 + self.false_negative_margin)
+        return ignore_bn.scatter(1, column_b[:, None], False)
+
+    def _extra_masks(
+        self, batch: PairBatch, query_to_query: bool, copies_bn: Tensor
+    ) -> list[Tensor]:
+        """Masks of the columns that query_to_query and passage_to_passage add: never a text against
         itself or a copy, nor two queries of one positive."""
-        masks, queries = [], len(copies_bn)
-        if query_query:
-            same_query = batch.query_ids[:, None] == gather(batch.query_ids)[None, :]
-            positive = batch.passage_ids[:queries]
-            masks.append(same_query | (positive[:, None] == gather(positive)[None, :]))
-        if self.passage_passage:
-            own = batch.passage_ids[:queries, None] == gather(batch.passage_ids)[None, :]
-            masks.append(own | copies_bn)
+        masks = []
+        positive_b = batch.passage_ids[: len(copies_bn)]
+        if query_to_query:
+            same_query = batch.query_ids[:, None] == all_gather_with_grad(batch.query_ids)[None, :]
+            same_positive = positive_b[:, None] == all_gather_with_grad(positive_b)[None, :]
+            masks.append(same_query | same_positive)
+        if self.passage_to_passage:
+            same = positive_b[:, None] == all_gather_with_grad(batch.passage_ids)[None, :]
+            masks.append(same | copies_bn)
         return masks
 
 
-def prefix(vectors: Tensor, size: int) -> Tensor:
+def matryoshka_prefix(vectors: Tensor, size: int) -> Tensor:
     """The first `size` dims of each vector (Matryoshka, arXiv 2205.13147), of unit length again."""
     return vectors if size == vectors.shape[1] else F.normalize(vectors[:, :size], dim=-1)
 
 
 @dataclass(frozen=True)
 class Simcse:
-    """A text under two dropouts is its own positive (SimCSE, arXiv 2104.08821)."""
+    """SimCSE (Gao et al., 2021, arXiv 2104.08821): a text under another dropout is its positive."""
 
     temperature: float
 
-    def __call__(self, forwards: Forwards, batch: Texts) -> tuple[Tensor, Figures]:
-        first_bd = forwards.vectors(batch.tokens)
-        second_nd = gather(forwards.vectors(batch.tokens))
-        column_b, copies_bn = positives(batch.ids.to(forwards.device), len(first_bd))
+    def __call__(self, runner: MicroBatchRunner, batch: TextBatch) -> tuple[Tensor, Metrics]:
+        first_bd = runner.embed(batch.texts)
+        second_nd = all_gather_with_grad(runner.embed(batch.texts))
+        column_b, copies_bn = positive_columns(batch.ids.to(runner.device), len(first_bd))
         scores_bn = first_bd @ second_nd.T
         loss = info_nce(scores_bn, column_b, temperature=self.temperature, ignore_bn=copies_bn)
-        right = scores_bn.masked_fill(copies_bn, -2).argmax(-1) == column_b
-        return loss, {"accuracy": right.float().mean().item()}
-
-
-Objective = Callable[..., tuple[Tensor | None, Figures]]  # (forwards, batch)
+        correct_b = scores_bn.masked_fill(copies_bn, -2).argmax(-1) == column_b
+        return loss, {"accuracy": correct_b.float().mean().item()}

@@ -1,6 +1,7 @@
-"""What a student's step minimises: its texts, and the teacher's vectors of them → loss, figures.
+"""The student's objective: a batch's texts and the teacher's vectors of them → loss, metrics.
 
-As in `objectives`, a loss is a mean over the worker's own rows against those of all workers.
+Shapes: n texts of this worker, m of all workers; of pairs, b queries of this worker, p passages of
+this worker and n candidates of all workers; k vectors of the teacher to rank; d dims.
 """
 
 from collections.abc import Mapping
@@ -8,18 +9,19 @@ from dataclasses import dataclass
 
 import torch
 
-from stillroom.learning.batch_types import Figures, Pairs, Texts
-from stillroom.learning.forwards import Forwards
-from stillroom.learning.gather import gather, world
+from stillroom.learning.batch_types import Metrics, PairBatch, TextBatch
+from stillroom.learning.gather import all_gather_with_grad, current_shard
 from stillroom.learning.losses import (
-    cosine_distance,
+    cosine,
     info_nce,
     margin_mse,
-    order_hinge,
+    pairwise_mse,
+    ranking_kl,
     score_kl,
-    squared_error,
+    similarity_order,
 )
-from stillroom.learning.objectives.contrastive import positives, prefix
+from stillroom.learning.micro_batch_runner import MicroBatchRunner
+from stillroom.learning.objectives.contrastive import matryoshka_prefix, positive_columns
 
 Tensor = torch.Tensor
 
@@ -28,21 +30,21 @@ Losses = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Distillation:
-    """A student from its teacher's vectors: the sum, each by its weight, of the losses below.
+    """Distils a teacher's vectors: the weighted sum of the losses below.
 
-    Of texts, and of a pair's queries and passages alike:
-      vector: cosine distance of a text's two vectors (both models write into one space);
-      similarity: squared error of the cosines among the batch's texts (arXiv 2412.19048);
-      order: hinge on the order of those cosines, with `order_margin` (same source);
-      across: KL(teacher ‖ student) of the softmaxes of a text's cosines with the teacher's vectors
-        of all texts, its own among them, and of passages that the batch draws from the corpus: the
-        student's queries are to find the teacher's passages, and what `vector` leaves between the
-        two matters where other texts lie.
-    Of pairs, where each query's candidates are all passages of all workers:
-      scores: KL(teacher ‖ student) of the softmaxes of their scores;
-      margins: MarginMSE (arXiv 2010.02666);
+    On all texts, queries and passages of pairs included:
+      cosine: distance of a text's two vectors; both models write into one space.
+      pairwise_mse: squared error of the cosines among the batch's texts.
+      similarity_order: hinge on the order of those cosines, with `similarity_order_margin`.
+      ranking_kl: KL(teacher ‖ student) of how a text ranks the teacher's vectors of all texts, its
+        own included, and of passages sampled from the corpus. The student's queries are to find
+        the teacher's passages: the distance that `cosine` leaves between the two matters where
+        other texts lie.
+    On pairs, where each query's candidates are all passages of all workers:
+      score_kl: KL(teacher ‖ student) of the softmaxes of their scores.
+      margin_mse: MarginMSE.
       contrastive: InfoNCE on the pairs themselves, which a weak teacher cannot spoil.
-    A loss of weight 0 is not computed.
+    A loss of weight 0 is not computed. Formulas and papers: `learning.losses`.
 
     Attributes:
         false_negative_margin: a candidate that the teacher scores above the positive + margin is
@@ -50,118 +52,122 @@ class Distillation:
         dims: Matryoshka (arXiv 2205.13147): size → weight of the same losses on the vectors' first
             so many dims, brought to unit length again; None: the whole vectors alone. Vectors are
             compared with the teacher's prefix, cosines with those of its whole vectors.
+        temperature, teacher_temperature: what the student's and the teacher's cosines are divided
+            by before a softmax.
     """
 
-    vector: float = 0.0
-    similarity: float = 0.0
-    order: float = 0.0
-    order_margin: float = 0.015
-    across: float = 0.0
-    scores: float = 0.0
-    margins: float = 0.0
+    cosine: float = 0.0
+    pairwise_mse: float = 0.0
+    similarity_order: float = 0.0
+    similarity_order_margin: float = 0.015
+    ranking_kl: float = 0.0
+    score_kl: float = 0.0
+    margin_mse: float = 0.0
     contrastive: float = 0.0
     temperature: float = 0.05
     teacher_temperature: float = 0.05
     false_negative_margin: float | None = None
     dims: Mapping[int, float] | None = None
 
-    def __call__(self, forwards: Forwards, batch: Texts | Pairs) -> tuple[Tensor, Figures]:
+    def __call__(
+        self, runner: MicroBatchRunner, batch: TextBatch | PairBatch
+    ) -> tuple[Tensor, Metrics]:
         candidates = None
-        if isinstance(batch, Texts):
-            student_nd = forwards.vectors(batch.tokens)
-            teacher_nd = _given(batch.teacher, forwards.device)
+        if isinstance(batch, TextBatch):
+            student_nd = runner.embed(batch.texts)
+            teacher_nd = _require_teacher(batch.teacher_vectors, runner.device)
         else:
-            batch = batch.to(forwards.device)
-            teacher_bd, teacher_pd = (
-                _given(one, forwards.device)
-                for one in (batch.teacher_queries, batch.teacher_passages)
-            )
-            q_bd, p_md = forwards.vectors(batch.queries), forwards.vectors(batch.passages)
-            student_nd, teacher_nd = torch.cat([q_bd, p_md]), torch.cat([teacher_bd, teacher_pd])
+            batch = batch.to(runner.device)
+            teacher_bd = _require_teacher(batch.teacher_queries, runner.device)
+            teacher_pd = _require_teacher(batch.teacher_passages, runner.device)
+            q_bd, p_pd = runner.embed(batch.queries), runner.embed(batch.passages)
+            student_nd, teacher_nd = torch.cat([q_bd, p_pd]), torch.cat([teacher_bd, teacher_pd])
             candidates = _Candidates(
                 q_bd,
-                gather(p_md),
-                teacher_bd @ gather(teacher_pd).T,
-                *positives(batch.passage_ids, len(q_bd)),
+                all_gather_with_grad(p_pd),
+                teacher_bd @ all_gather_with_grad(teacher_pd).T,
+                *positive_columns(batch.passage_ids, len(q_bd)),
             )
-        alike, ranked = None, None
-        if self.similarity or self.order or self.across:
-            teacher_md = gather(teacher_nd)
-            if self.similarity or self.order:
-                alike = _alike(student_nd, teacher_nd, teacher_md)
-            if self.across:
-                ranked = _ranked(teacher_nd, teacher_md, batch.teacher_drawn)
-        total, figures = torch.zeros((), device=forwards.device), Figures()
+        text_cosines, ranking = None, None
+        if self.pairwise_mse or self.similarity_order or self.ranking_kl:
+            teacher_md = all_gather_with_grad(teacher_nd)
+            if self.pairwise_mse or self.similarity_order:
+                text_cosines = _TextCosines.gather(student_nd, teacher_nd, teacher_md)
+            if self.ranking_kl:
+                ranking = _TeacherRanking.of(teacher_nd, teacher_md, batch.teacher_sampled)
+        total, metrics = torch.zeros((), device=runner.device), Metrics()
         for size, weight in (self.dims or {student_nd.shape[1]: 1.0}).items():
-            losses = self._of_texts(student_nd, teacher_nd, alike, ranked, size)
+            losses = self._text_losses(student_nd, teacher_nd, text_cosines, ranking, size)
             if candidates is not None:
-                losses |= self._of_candidates(candidates, size)
+                losses |= self._pair_losses(candidates, size)
             for name, value in losses.items():
                 total = total + weight * getattr(self, name) * value
-                figures.setdefault(name, value.item())  # of the first size: the whole vectors
-        return total, figures
+                metrics.setdefault(name, value.item())  # of the first size: the whole vectors
+        return total, metrics
 
-    def _of_texts(
+    def _text_losses(
         self,
         student_nd: Tensor,
         teacher_nd: Tensor,
-        alike: "_Alike | None",
-        ranked: "_Ranked | None",
+        text_cosines: "_TextCosines | None",
+        ranking: "_TeacherRanking | None",
         size: int,
     ) -> Losses:
         losses: Losses = {}
-        student_nd = prefix(student_nd, size)
-        if self.vector:
-            losses["vector"] = cosine_distance(student_nd, prefix(teacher_nd, size))
-        if ranked is not None:
-            losses["across"] = score_kl(
-                student_nd @ prefix(ranked.teacher_kd, size).T,
-                ranked.teacher_nk,
+        student_nd = matryoshka_prefix(student_nd, size)
+        if self.cosine:
+            losses["cosine"] = cosine(student_nd, matryoshka_prefix(teacher_nd, size))
+        if ranking is not None:
+            losses["ranking_kl"] = ranking_kl(
+                student_nd,
+                matryoshka_prefix(ranking.targets_kd, size),
+                ranking.teacher_nk,
                 student_temperature=self.temperature,
                 teacher_temperature=self.teacher_temperature,
             )
-        if alike is not None:
-            student_nm = student_nd @ prefix(alike.student_md, size).T
-            if self.similarity:
-                losses["similarity"] = squared_error(student_nm, alike.teacher_nm)
-            if self.order:
-                losses["order"] = order_hinge(
+        if text_cosines is not None:
+            student_nm = student_nd @ matryoshka_prefix(text_cosines.student_md, size).T
+            if self.pairwise_mse:
+                losses["pairwise_mse"] = pairwise_mse(student_nm, text_cosines.teacher_nm)
+            if self.similarity_order:
+                losses["similarity_order"] = similarity_order(
                     student_nm,
-                    alike.teacher_nm,
-                    margin=self.order_margin,
-                    ignore_nm=alike.itself_nm,
+                    text_cosines.teacher_nm,
+                    margin=self.similarity_order_margin,
+                    ignore_nm=text_cosines.itself_nm,
                 )
         return losses
 
-    def _of_candidates(self, of: "_Candidates", size: int) -> Losses:
+    def _pair_losses(self, pairs: "_Candidates", size: int) -> Losses:
         losses: Losses = {}
-        student_bn = prefix(of.queries_bd, size) @ prefix(of.passages_nd, size).T
-        if self.scores:
-            losses["scores"] = score_kl(
+        q_bd, p_nd = (matryoshka_prefix(v, size) for v in (pairs.queries_bd, pairs.passages_nd))
+        student_bn = q_bd @ p_nd.T
+        if self.score_kl:
+            losses["score_kl"] = score_kl(
                 student_bn,
-                of.teacher_bn,
+                pairs.teacher_bn,
                 student_temperature=self.temperature,
                 teacher_temperature=self.teacher_temperature,
-                ignore_bn=of.copies_bn,
+                ignore_bn=pairs.copies_bn,
             )
-        if self.margins:
-            losses["margins"] = margin_mse(
-                student_bn, of.teacher_bn, of.positive_b, ignore_bn=of.copies_bn
+        if self.margin_mse:
+            losses["margin_mse"] = margin_mse(
+                student_bn, pairs.teacher_bn, pairs.positive_b, ignore_bn=pairs.copies_bn
             )
         if self.contrastive:
-            ignore_bn = of.copies_bn
+            ignore_bn = pairs.copies_bn
             if self.false_negative_margin is not None:
-                ignore_bn = ignore_bn | of.above_positive(self.false_negative_margin)
+                ignore_bn = ignore_bn | pairs.above_positive(self.false_negative_margin)
             losses["contrastive"] = info_nce(
-                student_bn, of.positive_b, temperature=self.temperature, ignore_bn=ignore_bn
+                student_bn, pairs.positive_b, temperature=self.temperature, ignore_bn=ignore_bn
             )
         return losses
 
 
-def _given(teacher: Tensor | None, device: torch.device) -> Tensor:
-    if teacher is None:
+def _require_teacher(vectors: Tensor | None, device: torch.device) -> Tensor:
+    if vectors is None:
         raise ValueError("distillation needs the teacher's vectors in the batch")
-    return teacher.to(device)
+    return vectors.to(device)
 
 
 @dataclass(frozen=True)
@@ -185,36 +191,41 @@ class _Candidates:
 
 
 @dataclass(frozen=True)
-class _Alike:
-    """What losses on cosines among texts need: the texts of all workers, and the teacher's cosines.
+class _TextCosines:
+    """What losses on cosines among texts need.
 
     Attributes:
-        itself_nm: where a column is the row's own text.
+        student_md: the student's vectors of all workers' texts.
+        teacher_nm: the teacher's cosines.
+        itself_nm: True where a column is the row's own text.
     """
 
     student_md: Tensor
     teacher_nm: Tensor
     itself_nm: Tensor
 
-
-def _alike(student_nd: Tensor, teacher_nd: Tensor, teacher_md: Tensor) -> _Alike:
-    student_md = gather(student_nd)
-    own_n = torch.arange(len(student_nd), device=student_nd.device) + world()[0] * len(student_nd)
-    column_m = torch.arange(len(student_md), device=student_nd.device)
-    itself_nm = own_n[:, None] == column_m[None, :]
-    return _Alike(student_md, teacher_nd @ teacher_md.T, itself_nm)
+    @classmethod
+    def gather(cls, student_nd: Tensor, teacher_nd: Tensor, teacher_md: Tensor) -> "_TextCosines":
+        student_md = all_gather_with_grad(student_nd)
+        first = current_shard().rank * len(student_nd)
+        local_n = torch.arange(len(student_nd), device=student_nd.device) + first
+        column_m = torch.arange(len(student_md), device=student_nd.device)
+        itself_nm = local_n[:, None] == column_m[None, :]
+        return cls(student_md, teacher_nd @ teacher_md.T, itself_nm)
 
 
 @dataclass(frozen=True)
-class _Ranked:
-    """What a text ranks in `across`: the teacher's vectors, and how the teacher ranks them."""
+class _TeacherRanking:
+    """The teacher's vectors that `ranking_kl` ranks, and the teacher's cosines with them."""
 
-    teacher_kd: Tensor
+    targets_kd: Tensor
     teacher_nk: Tensor
 
-
-def _ranked(teacher_nd: Tensor, teacher_md: Tensor, drawn_kd: Tensor | None) -> _Ranked:
-    teacher_kd = teacher_md
-    if drawn_kd is not None:  # the same on all workers
-        teacher_kd = torch.cat([teacher_md, drawn_kd.to(teacher_md.device)])
-    return _Ranked(teacher_kd, teacher_nd @ teacher_kd.T)
+    @classmethod
+    def of(
+        cls, teacher_nd: Tensor, teacher_md: Tensor, sampled_kd: Tensor | None
+    ) -> "_TeacherRanking":
+        targets_kd = teacher_md
+        if sampled_kd is not None:  # the same on all workers
+            targets_kd = torch.cat([teacher_md, sampled_kd.to(teacher_md.device)])
+        return cls(targets_kd, teacher_nd @ targets_kd.T)

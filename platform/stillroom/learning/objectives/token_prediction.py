@@ -1,4 +1,4 @@
-"""TODO docstring: learning/objectives/token_prediction.py."""
+"""Objectives that predict tokens: masked next-token prediction, and joint generation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,29 +7,33 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from stillroom.encoders.tokens.prompter import NO_TARGET, Cloze
-from stillroom.learning.batch_types import Figures, PairsAndClozes, Tensor
-from stillroom.learning.forwards import Forwards
-from stillroom.learning.gather import world
+from stillroom.encoders.tokens.batch import IGNORE_INDEX, LabelledTokens
+from stillroom.learning.batch_types import JointBatch, Metrics, Tensor
+from stillroom.learning.gather import current_shard
+from stillroom.learning.micro_batch_runner import MicroBatchRunner
 from stillroom.learning.objectives.contrastive import Contrastive
 
 
-def token_weights(
-    clozes: Sequence[Cloze], how: Literal["token", "sample"], device: torch.device
+def loss_weights(
+    texts: Sequence[LabelledTokens], mean_over: Literal["token", "sample"], device: torch.device
 ) -> Tensor:
-    """What each text's summed loss is multiplied by, (n,): a mean over all workers' target
-    tokens, or over texts of each one's mean."""
+    """What each text's summed loss is multiplied by, (n,).
+
+    Args:
+        mean_over: "token" makes the loss a mean over all workers' target tokens; "sample" a mean
+            over this worker's texts of each text's mean.
+    """
     counts = torch.tensor(
-        [sum(target != NO_TARGET for target in one.targets) for one in clozes],
+        [sum(label != IGNORE_INDEX for label in text.labels) for text in texts],
         dtype=torch.float32,
         device=device,
     )
-    if how == "sample":
-        return 1 / counts.clamp(min=1) / len(clozes)
-    total, workers = counts.sum(), world()[1]
+    if mean_over == "sample":
+        return 1 / counts.clamp(min=1) / len(texts)
+    total, workers = counts.sum(), current_shard().world
     if workers > 1:
         dist.all_reduce(total)
-    # Gradients will be averaged over the workers: what they would divide by is put in here.
+    # Gradients will be averaged over the workers, which divides by their number: undo it here.
     return torch.full_like(counts, workers / max(1.0, float(total)))
 
 
@@ -37,8 +41,10 @@ def token_weights(
 class Mntp:
     """Masked next-token prediction (LLM2Vec, arXiv 2404.05961), a mean over masked tokens."""
 
-    def __call__(self, forwards: Forwards, batch: Sequence[Cloze]) -> tuple[None, Figures]:
-        forwards.predict("mntp", batch, token_weights(batch, "token", forwards.device))
+    def __call__(
+        self, runner: MicroBatchRunner, batch: Sequence[LabelledTokens]
+    ) -> tuple[None, Metrics]:
+        runner.add_token_loss("mntp", batch, loss_weights(batch, "token", runner.device))
         return None, {}
 
 
@@ -50,8 +56,8 @@ class Joint:
     weight: float
     mean_over: Literal["token", "sample"]
 
-    def __call__(self, forwards: Forwards, batch: PairsAndClozes) -> tuple[Tensor, Figures]:
-        loss, figures = self.contrastive(forwards, batch.pairs)
-        weights = self.weight * token_weights(batch.clozes, self.mean_over, forwards.device)
-        forwards.predict("generation", batch.clozes, weights)
-        return loss, {**figures, "contrastive": loss.item()}
+    def __call__(self, runner: MicroBatchRunner, batch: JointBatch) -> tuple[Tensor, Metrics]:
+        loss, metrics = self.contrastive(runner, batch.pairs)
+        weights = self.weight * loss_weights(batch.generation, self.mean_over, runner.device)
+        runner.add_token_loss("generation", batch.generation, weights)
+        return loss, {**metrics, "contrastive": loss.item()}

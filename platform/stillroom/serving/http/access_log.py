@@ -1,4 +1,4 @@
-"""The access log: a line of JSON for each request, and never a text in it."""
+"""The access log: one line of JSON for each request, never with a text in it."""
 
 import logging
 import re
@@ -9,49 +9,58 @@ from logging.handlers import WatchedFileHandler
 import orjson
 from starlette.requests import Request
 
-from stillroom.serving.telemetry.metrics import Seen
-from stillroom.serving.telemetry.tracing import trace_of
+from stillroom.serving.telemetry.request_record import RequestRecord
+from stillroom.serving.telemetry.tracing import trace_id_of
 
 # https://www.w3.org/TR/trace-context: version, trace, parent, flags.
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 
 
-def trace_id(request: Request) -> str | None:
-    """The trace that a request belongs to, by its `traceparent` header; None where none is told."""
-    found = TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
-    return found[1] if found and set(found[1]) != {"0"} and set(found[2]) != {"0"} else None
+def header_trace_id(request: Request) -> str | None:
+    """The trace id in a request's `traceparent` header; None without a valid one."""
+    match = TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
+    if match is None:
+        return None
+    trace_id, parent_id = match.groups()
+    zero = {"0"}  # by the specification, all zeros are invalid
+    return trace_id if set(trace_id) != zero and set(parent_id) != zero else None
 
 
 class AccessLog:
-    """Writes to a file, "-" for standard output or nowhere.
+    """Writes the access log.
 
-    A file that is moved away (by logrotate, say) is made anew.
+    Args:
+        path: a file, "-" for standard output, None for nowhere. A file that is moved away (by
+            logrotate, say) is created again.
     """
 
-    def __init__(self, to: str | None):
+    def __init__(self, path: str | None):
         self._log = logging.Logger("stillroom.access", logging.INFO)
-        if to is not None:
-            handler = logging.StreamHandler(sys.stdout) if to == "-" else WatchedFileHandler(to)
+        if path is not None:
+            handler = logging.StreamHandler(sys.stdout) if path == "-" else WatchedFileHandler(path)
             handler.setFormatter(logging.Formatter("%(message)s"))
             self._log.addHandler(handler)
 
-    def write(self, request: Request, route: str, seen: Seen, status: int, seconds: float) -> None:
+    def write(
+        self, request: Request, route: str, record: RequestRecord, status: int, seconds: float
+    ) -> None:
+        """Write a request's line, `seconds` after the request arrived."""
         if not self._log.handlers:
             return
         line = {
             "time": time.time(),
-            "request_id": request.headers.get("x-request-id"),  # Serve gives one that has none
-            "trace_id": trace_of(seen.span) if seen.span else trace_id(request),
+            "request_id": request.headers.get("x-request-id"),  # Serve adds one where it is missing
+            "trace_id": trace_id_of(record.span) if record.span else header_trace_id(request),
             "method": request.method,
             "route": route,
             "status": status,
-            "client": seen.client,
-            "model": seen.model,
-            "policy": seen.policy,
-            "bytes_in": seen.bytes_in,
-            "texts": seen.texts,
-            "tokens": seen.tokens,
+            "client": record.client,
+            "model": record.model,
+            "policy": record.policy,
+            "bytes_in": record.bytes_in,
+            "texts": record.texts,
+            "tokens": record.tokens,
             "seconds": round(seconds, 6),
-            "phases": {phase: round(took, 6) for phase, took in seen.phases.items()},
+            "phases": {phase: round(seconds, 6) for phase, seconds in record.phases.items()},
         }
         self._log.info(orjson.dumps(line).decode())

@@ -5,8 +5,6 @@ Reference: https://platform.openai.com/docs/api-reference/embeddings. Two fields
 """
 
 import base64
-from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -14,8 +12,10 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from stillroom.encoders.contract import Role
-from stillroom.serving.errors import ApiError
-from stillroom.serving.messages import Ask, id_lists
+from stillroom.serving.errors import ErrorKind, ServingError, unknown_field_message
+from stillroom.serving.http.inputs import split_inputs
+from stillroom.serving.messages import EmbedRequest, EncodeResult
+from stillroom.serving.service import ModelInfo
 
 Encoding = Literal["float", "base64"]
 
@@ -43,35 +43,24 @@ class EmbeddingRequest(BaseModel):
         str | None, Field(description="Task text for a model that takes one, for queries.")
     ] = None
 
-    def texts(self) -> list[str]:
-        """The texts, one for each vector to return; none where token ids were sent."""
-        inputs = [self.input] if isinstance(self.input, str) else self.input
-        return [text for text in inputs if isinstance(text, str)]
-
-    def token_ids(self) -> list[list[int]] | None:
-        """Each text's token ids; None where texts were sent."""
-        if isinstance(self.input, str) or any(isinstance(one, str) for one in self.input):
-            return None
-        return id_lists(self.input)
-
-    def ask(self) -> Ask:
-        return Ask(
-            self.model,
-            self.texts(),
-            self.token_ids(),
-            ROLES[self.input_type or "document"],
-            self.dimensions,
-            self.instruction,
-        )
+    def to_request(self) -> EmbedRequest:
+        """The request that the service takes."""
+        texts, token_ids = split_inputs(self.input)
+        role = ROLES[self.input_type or "document"]
+        return EmbedRequest(self.model, texts, token_ids, role, self.dimensions, self.instruction)
 
 
 class Embedding(BaseModel):
+    """The vector of one input."""
+
     object: Literal["embedding"]
     index: int
     embedding: list[float] | str = Field(description="A string of base64 where it was asked for.")
 
 
 class Usage(BaseModel):
+    """The tokens of a request; encoding produces none."""
+
     prompt_tokens: int
     total_tokens: int
 
@@ -86,7 +75,7 @@ class EmbeddingList(BaseModel):
 
 
 class Model(BaseModel):
-    """A name that may be asked for; of two encoders, what holds for both."""
+    """A name that clients may ask for; of two encoders, what holds for both."""
 
     id: str
     object: Literal["model"]
@@ -100,11 +89,15 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
+    """What GET /v1/models answers with."""
+
     object: Literal["list"]
     data: list[Model]
 
 
-class Fault(BaseModel):
+class Error(BaseModel):
+    """What went wrong, and which field of the request is at fault."""
+
     message: str
     type: str
     param: str | None
@@ -112,55 +105,67 @@ class Fault(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    error: Fault
+    """Every answer other than 200."""
+
+    error: Error
 
 
 def parse(body: bytes) -> EmbeddingRequest:
-    """Check a request's body. Raises ApiError (400) that names the field at fault."""
+    """Check a request's body. Raises ServingError (invalid) that names the field at fault."""
     try:
         request = EmbeddingRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _bad_field(error) from error
+        raise _field_error(error) from error
     if not request.input:
-        raise ApiError(400, "input must not be empty", "input", "invalid_value")
-    for place, text in enumerate(request.token_ids() or request.texts()):
+        raise _invalid("input must not be empty", "input")
+    texts, token_ids = split_inputs(request.input)
+    for number, text in enumerate(token_ids or texts):
         if not text:
-            raise ApiError(400, f"input {place} is empty", "input", "invalid_value")
+            raise _invalid(f"input {number} is empty", "input")
     return request
 
 
-def _bad_field(error: ValidationError) -> ApiError:
-    """The first fault that pydantic found, as one sentence."""
-    fault = error.errors(include_url=False, include_input=False)[0]
-    field = str(fault["loc"][0]) if fault["loc"] else None
-    if fault["type"] == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {fault['msg']}", code="invalid_json")
-    if fault["type"] == "extra_forbidden":
-        return ApiError(
-            400, did_you_mean(str(field), EmbeddingRequest.model_fields), field, "unknown_parameter"
-        )
-    if fault["type"] == "missing":
-        return ApiError(400, f"{field} is required", field, "missing_required_parameter")
+def _field_error(error: ValidationError) -> ServingError:
+    """The first error that pydantic found, as one sentence."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = str(first["loc"][0]) if first["loc"] else None
+    if first["type"] == "json_invalid":
+        return _invalid(f"the body is not JSON: {first['msg']}", code="invalid_json")
+    if first["type"] == "extra_forbidden":
+        message = unknown_field_message(str(field), EmbeddingRequest.model_fields)
+        return _invalid(message, field, "unknown_parameter")
+    if first["type"] == "missing":
+        return _invalid(f"{field} is required", field, "missing_required_parameter")
     if field == "input":
         # Each arm of the union has its own complaint; together they explain nothing.
         message = "input must be a text, a list of texts, token ids or a list of token ids"
-        return ApiError(400, message, field, "invalid_type")
-    return ApiError(400, f"{field or 'the body'}: {fault['msg']}", field, "invalid_value")
+        return _invalid(message, field, "invalid_type")
+    return _invalid(f"{field or 'the body'}: {first['msg']}", field)
 
 
-def did_you_mean(key: str, allowed: Mapping[str, Any]) -> str:
-    """Say that `key` is unknown, and which of the allowed it may have been."""
-    nearest = get_close_matches(key, allowed, n=1)
-    hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Allowed: {', '.join(allowed)}"
-    return f"unknown field {key!r}. {hint}"
+def _invalid(message: str, param: str | None = None, code: str | None = None) -> ServingError:
+    return ServingError(ErrorKind.INVALID, message, param, code)
 
 
-def embeddings_body(
-    vectors_nd: np.ndarray, tokens: int, *, model: str, encoding: Encoding | None
-) -> bytes:
-    """The answer's JSON. float32 vectors [n, d] in the order of the inputs; base64 is of
-    little-endian float32, as OpenAI sends it and its clients read it."""
-    rows = np.ascontiguousarray(vectors_nd, dtype="<f4")
+def model_body(info: ModelInfo) -> dict[str, Any]:
+    """An entry of GET /v1/models; fields beyond OpenAI's say what a client must know."""
+    return {
+        "id": info.id,
+        "object": "model",
+        "owned_by": "stillroom",
+        "created": info.release.created,
+        "release": info.release.ref,
+        "policy": info.policy,
+        "space": info.space,
+        "dims": info.dims,
+        "max_tokens": info.max_tokens,
+    }
+
+
+def embeddings_body(result: EncodeResult, encoding: Encoding | None) -> bytes:
+    """The answer's JSON. base64 is of little-endian float32, as OpenAI sends it and its clients
+    read it."""
+    rows = np.ascontiguousarray(result.vectors, dtype="<f4")
     embeddings: list[Any] = list(rows)
     if encoding == "base64":
         embeddings = [base64.b64encode(row.tobytes()).decode() for row in rows]
@@ -168,11 +173,11 @@ def embeddings_body(
         {
             "object": "list",
             "data": [
-                {"object": "embedding", "index": place, "embedding": embedding}
-                for place, embedding in enumerate(embeddings)
+                {"object": "embedding", "index": index, "embedding": embedding}
+                for index, embedding in enumerate(embeddings)
             ],
-            "model": model,
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "model": result.model,
+            "usage": {"prompt_tokens": result.tokens, "total_tokens": result.tokens},
         },
         option=orjson.OPT_SERIALIZE_NUMPY,
     )

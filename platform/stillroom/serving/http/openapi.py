@@ -6,20 +6,21 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from stillroom.serving.config import RequestLimits
 from stillroom.serving.http import openai, tei
-from stillroom.serving.http.limits import Limits
-
-Words = Literal["openai", "tei"]  # whose error bodies a route has
+from stillroom.serving.http.errors import ErrorFormat, statuses
 
 
 @dataclass(frozen=True)
-class Route:
+class ApiRoute:
     """One method of one path.
 
     Attributes:
-        name: the handler's.
-        takes, gives: bodies; `gives` None is the plain text.
-        array: the answer is a list of (lists of) what `gives` says.
+        name: of the handler in `handlers.Handlers`.
+        error_format: whose error bodies the route has.
+        request_body, response_body: None: no body, and an answer by `response_schema`.
+        response_schema: where no model describes the answer; None with no model: plain text.
+        response_example: of the answer.
         open: needs no key.
     """
 
@@ -27,16 +28,17 @@ class Route:
     path: str
     name: str
     summary: str
-    words: Words = "openai"
-    takes: type[BaseModel] | None = None
-    gives: type[BaseModel] | None = None
-    answer: dict[str, Any] | None = None  # a schema, where no model says it
-    example: Any = None  # of the answer
+    error_format: ErrorFormat = "openai"
+    request_body: type[BaseModel] | None = None
+    response_body: type[BaseModel] | None = None
+    response_schema: dict[str, Any] | None = None
+    response_example: Any = None
     open: bool = False
 
 
-def _lists(of: dict[str, Any], depth: int) -> dict[str, Any]:
-    return of if not depth else {"type": "array", "items": _lists(of, depth - 1)}
+def _array(items: dict[str, Any], depth: int) -> dict[str, Any]:
+    """The schema of an array of arrays … of items."""
+    return {"type": "array", "items": _array(items, depth - 1)} if depth else items
 
 
 NUMBER: dict[str, Any] = {"type": "number"}
@@ -50,81 +52,61 @@ STATUS: dict[str, Any] = {
 VECTORS = [[0.6, 0.8]]
 
 ROUTES = (
-    Route("POST", "/v1/embeddings", "embeddings", "Vectors of texts, as OpenAI has it",
-          takes=openai.EmbeddingRequest, gives=openai.EmbeddingList),
-    Route("GET", "/v1/models", "models", "The names that may be asked for",
-          gives=openai.ModelList),
-    Route("GET", "/v1/models/{model}", "model", "One of them", gives=openai.Model),
-    Route("GET", "/metrics", "prometheus", "Prometheus"),
-    Route("GET", "/healthz", "healthz", "Whether requests can be answered",
-          answer=STATUS, example={"status": "ok"}, open=True),
-    Route("GET", "/openapi.json", "openapi", "This document", answer={"type": "object"}, open=True),
-    Route("POST", "/embed", "embed", "Vectors of texts, as text-embeddings-inference has it",
-          "tei", tei.EmbedRequest, answer=_lists(NUMBER, 2), example=VECTORS),
-    Route("POST", "/", "embed", "The same, where a client knows only the server's address",
-          "tei", tei.EmbedRequest, answer=_lists(NUMBER, 2), example=VECTORS),
-    Route("POST", "/embed_all", "embed_all", "Vectors of single tokens: not served",
-          "tei", tei.EmbedRequest, answer=_lists(NUMBER, 3), example=[VECTORS]),
-    Route("POST", "/similarity", "similarity", "Cosines of one text and others",
-          "tei", tei.SimilarityRequest, answer=_lists(NUMBER, 1), example=[0.9, 0.1]),
-    Route("POST", "/tokenize", "tokenize", "Texts to tokens, none cut off", "tei",
-          tei.TokenizeRequest,
-          answer=_lists({"$ref": "#/components/schemas/SimpleToken"}, 2),
-          example=[[{"id": 7, "text": "a", "special": False, "start": 0, "stop": 1}]]),
-    Route("POST", "/decode", "decode", "Token ids to texts",
-          "tei", tei.DecodeRequest, answer=_lists({"type": "string"}, 1), example=["a text"]),
-    Route("GET", "/info", "info", "What answers text-embeddings-inference's routes",
-          "tei", gives=tei.Info),
-    Route("GET", "/health", "health", "Whether requests can be answered",
-          "tei", answer=STATUS, example={"status": "ok"}, open=True),
+    ApiRoute("POST", "/v1/embeddings", "embeddings", "Embeddings of texts: OpenAI's API",
+             request_body=openai.EmbeddingRequest, response_body=openai.EmbeddingList),
+    ApiRoute("GET", "/v1/models", "models", "The models that requests may name",
+             response_body=openai.ModelList),
+    ApiRoute("GET", "/v1/models/{model}", "model", "One of the models", response_body=openai.Model),
+    ApiRoute("GET", "/metrics", "prometheus", "Metrics for Prometheus"),
+    ApiRoute("GET", "/healthz", "healthz", "Whether requests can be answered",
+             response_schema=STATUS, response_example={"status": "ok"}, open=True),
+    ApiRoute("GET", "/openapi.json", "openapi", "This document",
+             response_schema={"type": "object"}, open=True),
+    ApiRoute("POST", "/embed", "embed", "Embeddings of texts: text-embeddings-inference's API",
+             "tei", tei.EmbedRequest,
+             response_schema=_array(NUMBER, 2), response_example=VECTORS),
+    ApiRoute("POST", "/", "embed", "Same as /embed, for clients with only the server's address",
+             "tei", tei.EmbedRequest,
+             response_schema=_array(NUMBER, 2), response_example=VECTORS),
+    ApiRoute("POST", "/embed_all", "embed_all", "Embeddings of single tokens: not served",
+             "tei", tei.EmbedRequest,
+             response_schema=_array(NUMBER, 3), response_example=[VECTORS]),
+    ApiRoute("POST", "/similarity", "similarity", "Cosine of one text with each of the others",
+             "tei", tei.SimilarityRequest,
+             response_schema=_array(NUMBER, 1), response_example=[0.9, 0.1]),
+    ApiRoute("POST", "/tokenize", "tokenize", "Texts to tokens, without truncation", "tei",
+             tei.TokenizeRequest,
+             response_schema=_array({"$ref": "#/components/schemas/SimpleToken"}, 2),
+             response_example=[[{"id": 7, "text": "a", "special": False, "start": 0, "stop": 1}]]),
+    ApiRoute("POST", "/decode", "decode", "Token ids to texts",
+             "tei", tei.DecodeRequest,
+             response_schema=_array({"type": "string"}, 1), response_example=["a text"]),
+    ApiRoute("GET", "/info", "info", "The model behind text-embeddings-inference's routes",
+             "tei", response_body=tei.Info),
+    ApiRoute("GET", "/health", "health", "Whether requests can be answered",
+             "tei", response_schema=STATUS, response_example={"status": "ok"}, open=True),
 )  # fmt: skip
 
-ERRORS: dict[Words, tuple[type[BaseModel], tuple[int, ...]]] = {
-    "openai": (openai.ErrorBody, (400, 401, 404, 413, 415, 429, 500, 503)),
-    "tei": (tei.ErrorResponse, (401, 404, 413, 415, 422, 424, 429, 500, 503)),
+ERROR_BODIES: dict[ErrorFormat, type[BaseModel]] = {
+    "openai": openai.ErrorBody,
+    "tei": tei.ErrorResponse,
 }
 
 
-def document(*, model: str, dims: int, limits: Limits, keys: bool, version: str) -> dict[str, Any]:
+def openapi_document(
+    *, model: str, dims: int, limits: RequestLimits, keys: bool, version: str
+) -> dict[str, Any]:
     """The OpenAPI document.
 
     Args:
         model: a name that is served, for the examples.
-        dims: one of its sizes.
-        keys: whether a key is asked for.
+        dims: one of its vector sizes.
+        keys: whether callers need a key.
     """
-    bodies = [body for route in ROUTES for body in (route.takes, route.gives) if body]
-    bodies += [openai.ErrorBody, tei.ErrorResponse, tei.SimpleToken]
-    _, schemas = models_json_schema(
-        [(body, "validation") for body in dict.fromkeys(bodies)],
-        ref_template="#/components/schemas/{model}",
-    )
     examples = _examples(model, dims)
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
-        said = examples.get(route.name, {})
-        operation: dict[str, Any] = {
-            "operationId": route.name if route.path != "/" else "embed_at_root",
-            "summary": route.summary,
-            "responses": _responses(route, said.get("answer", route.example)),
-        }
-        if route.takes:
-            operation["requestBody"] = {
-                "required": True,
-                "content": {"application/json": _of(route.takes) | {"example": said["request"]}},
-            }
-        if route.path.endswith("{model}"):
-            operation["parameters"] = [
-                {"name": "model", "in": "path", "required": True, "schema": {"type": "string"},
-                 "example": model}
-            ]  # fmt: skip
-        if route.words == "tei" and (route.takes or route.name == "info"):
-            operation["parameters"] = [
-                {"name": "model", "in": "query", "schema": {"type": "string"},
-                 "description": "A name of GET /v1/models; else the first.", "example": model}
-            ]  # fmt: skip
-        if keys and not route.open:
-            operation["security"] = [{"key": []}]
+        operation = _operation(route, examples.get(route.name, {}), model, keys)
         paths.setdefault(route.path, {})[route.method.lower()] = operation
     security = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if keys else {}
     return {
@@ -136,31 +118,68 @@ def document(*, model: str, dims: int, limits: Limits, keys: bool, version: str)
             f"characters, {limits.tokens} tokens and {limits.body_bytes} bytes.",
         },
         "paths": paths,
-        "components": {"schemas": schemas["$defs"]} | security,
+        "components": {"schemas": _schemas()} | security,
     }
 
 
-def _of(body: type[BaseModel]) -> dict[str, Any]:
+def _schemas() -> dict[str, Any]:
+    bodies = [
+        body for route in ROUTES for body in (route.request_body, route.response_body) if body
+    ]
+    bodies += [*ERROR_BODIES.values(), tei.SimpleToken]
+    _, schemas = models_json_schema(
+        [(body, "validation") for body in dict.fromkeys(bodies)],
+        ref_template="#/components/schemas/{model}",
+    )
+    definitions: dict[str, Any] = schemas["$defs"]
+    return definitions
+
+
+def _operation(route: ApiRoute, examples: dict[str, Any], model: str, keys: bool) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": route.name if route.path != "/" else "embed_at_root",
+        "summary": route.summary,
+        "responses": _responses(route, examples.get("response", route.response_example)),
+    }
+    if route.request_body:
+        content = _reference(route.request_body) | {"example": examples["request"]}
+        operation["requestBody"] = {"required": True, "content": {"application/json": content}}
+    if route.path.endswith("{model}"):
+        operation["parameters"] = [
+            {"name": "model", "in": "path", "required": True, "schema": {"type": "string"},
+             "example": model}
+        ]  # fmt: skip
+    if route.error_format == "tei" and (route.request_body or route.name == "info"):
+        operation["parameters"] = [
+            {"name": "model", "in": "query", "schema": {"type": "string"},
+             "description": "A name of GET /v1/models; else the first.", "example": model}
+        ]  # fmt: skip
+    if keys and not route.open:
+        operation["security"] = [{"key": []}]
+    return operation
+
+
+def _reference(body: type[BaseModel]) -> dict[str, Any]:
     return {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}
 
 
-def _responses(route: Route, example: Any) -> dict[str, Any]:
-    if route.gives:
-        content = {"application/json": _of(route.gives) | {"example": example}}
-    elif route.answer:
-        content = {"application/json": {"schema": route.answer, "example": example}}
+def _responses(route: ApiRoute, example: Any) -> dict[str, Any]:
+    if route.response_body:
+        content = {"application/json": _reference(route.response_body) | {"example": example}}
+    elif route.response_schema:
+        content = {"application/json": {"schema": route.response_schema, "example": example}}
     else:
         content = {"text/plain": {"schema": {"type": "string"}, "example": "# HELP …"}}
-    body, statuses = ERRORS[route.words]
-    said = {
-        str(status): {"description": "Not served", "content": {"application/json": _of(body)}}
-        for status in statuses
+    error_body = {"application/json": _reference(ERROR_BODIES[route.error_format])}
+    errors = {
+        str(status): {"description": "Not served", "content": error_body}
+        for status in statuses(route.error_format)
     }
-    return {"200": {"description": "Answered", "content": content}} | said
+    return {"200": {"description": "Answered", "content": content}} | errors
 
 
 def _examples(model: str, dims: int) -> dict[str, dict[str, Any]]:
-    """By handler: a request that is answered, and what the answer is like."""
+    """By handler: a request that can be answered, and an answer of the same form."""
     listed = {
         "id": model, "object": "model", "owned_by": "stillroom", "created": 1795000000,
         "release": "release/help-desk-1a2b3c4d", "policy": "asymmetric", "space": "5d41402a",
@@ -174,15 +193,15 @@ def _examples(model: str, dims: int) -> dict[str, dict[str, Any]]:
                 "input_type": "query",
                 "dimensions": dims,
             },
-            "answer": {
+            "response": {
                 "object": "list",
                 "data": [{"object": "embedding", "index": 0, "embedding": [0.6, 0.8]}],
                 "model": f"{model}/student",
                 "usage": {"prompt_tokens": 8, "total_tokens": 8},
             },
         },
-        "models": {"answer": {"object": "list", "data": [listed]}},
-        "model": {"answer": listed},
+        "models": {"response": {"object": "list", "data": [listed]}},
+        "model": {"response": listed},
         "embed": {"request": {"inputs": ["How do I sort a list?"], "prompt_name": "query"}},
         "embed_all": {"request": {"inputs": "a text"}},
         "similarity": {
@@ -196,7 +215,7 @@ def _examples(model: str, dims: int) -> dict[str, dict[str, Any]]:
         "tokenize": {"request": {"inputs": "a text"}},
         "decode": {"request": {"ids": [7, 8]}},
         "info": {
-            "answer": {
+            "response": {
                 "model_id": model, "model_sha": "release/help-desk-1a2b3c4d",
                 "model_dtype": "float32", "model_type": {"embedding": {"pooling": "mean"}},
                 "max_concurrent_requests": 228, "max_input_length": 256,

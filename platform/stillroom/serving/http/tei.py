@@ -1,9 +1,8 @@
-"""text-embeddings-inference's HTTP API as schemas, so that its clients find what they expect.
+"""The HTTP API of text-embeddings-inference (TEI) as schemas: bytes to a request, vectors to bytes.
 
-Reference: https://huggingface.github.io/text-embeddings-inference. Where it speaks of prompts by
-name, there are two here, of the contract: `query`, and `document` (or `passage`), which is taken
-where none is named. It has no model by name: the first release answers, or the one that the
-query's `model` or the header `x-stillroom-model` asks for.
+Reference: https://huggingface.github.io/text-embeddings-inference. TEI's prompt names are the
+contract's two: `query`, and `document` (or `passage`), the default. TEI's requests name no model:
+the first one answers, or the one in the query parameter `model` or the header `x-stillroom-model`.
 """
 
 from typing import Any, Literal, TypeVar
@@ -12,10 +11,13 @@ import numpy as np
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from stillroom.encoders.contract import Contract, Overlong, Role, Terms
-from stillroom.encoders.interface import prefix
-from stillroom.serving.errors import ApiError
-from stillroom.serving.messages import Ask, Token, id_lists
+from stillroom.encoders.contract import Contract, Overlong, Role
+from stillroom.encoders.interface import truncate_vectors
+from stillroom.serving import messages
+from stillroom.serving.errors import ErrorKind, ServingError
+from stillroom.serving.http.inputs import id_lists, split_inputs
+from stillroom.serving.messages import Token
+from stillroom.serving.service import ModelInfo
 
 ROLES: dict[str, Role] = {"query": "query", "document": "passage", "passage": "passage"}
 
@@ -29,12 +31,13 @@ B = TypeVar("B", bound="Body")
 
 
 class Body(BaseModel):
-    # It ignores unknown fields, and clients send some.
+    """The body of a request. TEI ignores unknown fields, and clients send some."""
+
     model_config = ConfigDict(frozen=True, strict=True)
 
 
-class Cutting(Body):
-    """What all that embed may say."""
+class TruncationOptions(Body):
+    """What every request for vectors may say of its texts."""
 
     truncate: bool | None = Field(
         default=None, description="false: a text that is too long is refused; else it is cut."
@@ -43,15 +46,17 @@ class Cutting(Body):
     prompt_name: PromptName | None = None
 
     def overlong(self) -> Overlong:
+        """What happens to a text with more tokens than the model takes."""
         if self.truncate is False:
             return "refuse"
         return "cut_left" if (self.truncation_direction or "").lower() == "left" else "cut"
 
     def role(self) -> Role:
+        """The role of the named prompt."""
         return ROLES[self.prompt_name or "document"]
 
 
-class EmbedRequest(Cutting):
+class EmbedRequest(TruncationOptions):
     """The body of POST /embed."""
 
     inputs: str | list[str] | TokenIds | list[TokenIds]
@@ -61,16 +66,18 @@ class EmbedRequest(Cutting):
     )
     dimensions: PositiveInt | None = None
 
-    def ask(self, model: str) -> Ask:
-        """Raises ApiError (422) where there is no text."""
-        inputs = [self.inputs] if isinstance(self.inputs, str) else self.inputs
-        texts = [text for text in inputs if isinstance(text, str)]
-        ids = None if texts else id_lists(inputs)
-        _not_empty("inputs", ids or texts)
-        return Ask(model, texts, ids, self.role(), self.dimensions, overlong=self.overlong())
+    def to_request(self, model: str) -> messages.EmbedRequest:
+        """The request that the service takes. Raises ServingError (invalid) without any text."""
+        texts, token_ids = split_inputs(self.inputs)
+        _check_not_empty("inputs", token_ids or texts)
+        return messages.EmbedRequest(
+            model, texts, token_ids, self.role(), self.dimensions, overlong=self.overlong()
+        )
 
 
 class Sentences(Body):
+    """One sentence, and those to compare it with."""
+
     source_sentence: str
     sentences: list[str]
 
@@ -79,15 +86,20 @@ class SimilarityRequest(Body):
     """The body of POST /similarity."""
 
     inputs: Sentences
-    parameters: Cutting | None = None
+    parameters: TruncationOptions | None = None
 
-    def ask(self, model: str) -> Ask:
-        """The source first. Raises ApiError (422) where there is no text."""
-        cutting = self.parameters or Cutting()
-        _not_empty("sentences", self.inputs.sentences)
+    def to_request(self, model: str) -> messages.EmbedRequest:
+        """The request that the service takes, the source sentence first.
+
+        Raises ServingError (invalid) where a text is missing.
+        """
+        options = self.parameters or TruncationOptions()
+        _check_not_empty("sentences", self.inputs.sentences)
         texts = [self.inputs.source_sentence, *self.inputs.sentences]
-        _not_empty("source_sentence and sentences", texts)
-        return Ask(model, texts, None, cutting.role(), overlong=cutting.overlong())
+        _check_not_empty("source_sentence and sentences", texts)
+        return messages.EmbedRequest(
+            model, texts, None, options.role(), overlong=options.overlong()
+        )
 
 
 class TokenizeRequest(Body):
@@ -98,9 +110,11 @@ class TokenizeRequest(Body):
     prompt_name: PromptName | None = None
 
     def texts(self) -> list[str]:
+        """The texts, also where one came without a list."""
         return [self.inputs] if isinstance(self.inputs, str) else self.inputs
 
     def role(self) -> Role | None:
+        """The role whose prompt stands before each text; None: no prompt."""
         return None if self.prompt_name is None else ROLES[self.prompt_name]
 
 
@@ -110,16 +124,21 @@ class DecodeRequest(Body):
     ids: TokenIds | list[TokenIds]
     skip_special_tokens: bool = True
 
-    def several(self) -> list[list[int]]:
+    def id_lists(self) -> list[list[int]]:
+        """Each text's token ids."""
         return id_lists(self.ids)
 
 
 class ErrorResponse(BaseModel):
+    """Every answer other than 200."""
+
     error: str
     error_type: Literal["Unhealthy", "Backend", "Overloaded", "Validation", "Tokenizer"]
 
 
 class SimpleToken(BaseModel):
+    """A token as POST /tokenize shows it."""
+
     id: int
     text: str
     special: bool
@@ -128,10 +147,14 @@ class SimpleToken(BaseModel):
 
 
 class Pooling(BaseModel):
+    """How token states become one vector."""
+
     pooling: str
 
 
 class ModelType(BaseModel):
+    """TEI serves several types; here every model embeds."""
+
     embedding: Pooling
 
 
@@ -152,65 +175,60 @@ class Info(BaseModel):
 
 
 def parse(schema: type[B], body: bytes) -> B:
-    """Check a request's body. Raises ApiError (422) that names the field at fault."""
+    """Check a request's body. Raises ServingError (invalid) that names the field at fault."""
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-    if fault["type"] == "json_invalid":
-        raise ApiError(422, f"the body is not JSON: {fault['msg']}")
-    field = str(fault["loc"][0]) if fault["loc"] else None
-    message = fault["msg"]
+        first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        raise ServingError(ErrorKind.INVALID, f"the body is not JSON: {first['msg']}")
+    field = str(first["loc"][0]) if first["loc"] else None
+    message = first["msg"]
     if field == "prompt_name":
         message = f"the prompts are {', '.join(ROLES)}"
-    elif field in ("inputs", "ids") and len(fault["loc"]) > 1 and schema is not SimilarityRequest:
+    elif field in ("inputs", "ids") and len(first["loc"]) > 1 and schema is not SimilarityRequest:
         message = "must be of texts or of token ids, as the schema has it"
-    raise ApiError(422, f"{field or 'the body'}: {message}", field)
+    raise ServingError(ErrorKind.INVALID, f"{field or 'the body'}: {message}", field)
 
 
-def _not_empty(name: str, texts: list[Any]) -> None:
+def _check_not_empty(field: str, texts: list[Any]) -> None:
     if not texts or not all(texts):
-        raise ApiError(422, f"`{name}` cannot be empty", name)
+        raise ServingError(ErrorKind.INVALID, f"`{field}` cannot be empty", field)
 
 
 def embed_body(vectors_nd: np.ndarray, *, normalize: bool) -> bytes:
     """The answer's JSON; float32 vectors [n, d] in the order of the inputs."""
-    rows = prefix(vectors_nd, vectors_nd.shape[1], normalize)
+    rows = truncate_vectors(vectors_nd, vectors_nd.shape[1], normalize)
     return orjson.dumps(np.ascontiguousarray(rows), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def similarity_body(vectors_nd: np.ndarray) -> bytes:
     """The cosine of the first vector and each of the others."""
-    unit = prefix(vectors_nd, vectors_nd.shape[1], True)
+    unit = truncate_vectors(vectors_nd, vectors_nd.shape[1], True)
     return orjson.dumps(unit[1:] @ unit[0], option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def tokens_body(texts: list[list[Token]]) -> bytes:
+    """The tokens of each text."""
     return orjson.dumps(texts)
 
 
 def info(
-    name: str,
-    release: str,
-    behind: list[Terms],
-    *,
-    max_concurrent: int,
-    max_batch_tokens: int,
-    max_texts: int,
-    version: str,
+    model: ModelInfo, *, max_concurrent: int, max_batch_tokens: int, max_texts: int, version: str
 ) -> Info:
-    """A name in its words; of two encoders, what holds for both, and else the first's. Of several
-    models as one it has no word for how they pool."""
-    first = behind[0]
+    """A model in TEI's terms. Of two encoders: what holds for both, else what holds for the first.
+
+    TEI has no word for the pooling of an ensemble, which is shown as `mean`.
+    """
+    first = model.contracts[0]
+    single = first if isinstance(first, Contract) else None
     return Info(
-        model_id=name,
-        model_sha=release,
-        model_dtype=first.precision if isinstance(first, Contract) else "float32",
-        model_type=ModelType(
-            embedding=Pooling(pooling=first.pooling if isinstance(first, Contract) else "mean")
-        ),
+        model_id=model.id,
+        model_sha=model.release.ref,
+        model_dtype=single.precision if single else "float32",
+        model_type=ModelType(embedding=Pooling(pooling=single.pooling if single else "mean")),
         max_concurrent_requests=max_concurrent,
-        max_input_length=min(contract.max_tokens for contract in behind),
+        max_input_length=model.max_tokens,
         max_batch_tokens=max_batch_tokens,
         max_client_batch_size=max_texts,
         auto_truncate=True,

@@ -1,9 +1,9 @@
-"""TODO docstring: serving/playground/routes.py."""
+"""The playground's page at GET /, and the routes that it calls; not in the API's schema."""
 
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
@@ -11,15 +11,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from stillroom.serving.errors import ApiError
-from stillroom.serving.playground.service import A, Compare, Playground, Search, Send
+from stillroom.serving.errors import ErrorKind, ServingError
+from stillroom.serving.http.auth import AuthenticatedRequest
+from stillroom.serving.http.server import HttpApi
+from stillroom.serving.playground.service import (
+    CompareRequest,
+    EncodeFunction,
+    Playground,
+    PlaygroundRequest,
+    SearchRequest,
+)
 
-if TYPE_CHECKING:
-    from stillroom.serving.http.gate import Call
-    from stillroom.serving.http.server import Door
+R = TypeVar("R", bound=PlaygroundRequest)
 
-
-# Nothing but the page's own files and this server's answers; no script may write markup.
+# The page may load its own files and this server's answers only; no script may write markup.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -29,79 +34,89 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 
-TYPES = {
+MEDIA_TYPES = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
 }
 
-PAGE: dict[str, bytes] = {
+PAGE_FILES: dict[str, bytes] = {
     file.name: file.read_bytes()
     for file in files("stillroom.serving.playground").joinpath("page").iterdir()
 }
 
 
-def mounted(playground: Playground | None, door: "Door", send: Send) -> list[Route]:
-    """The page at GET / and what it asks for, of the page alone and no part of the API's schema.
+def playground_routes(
+    playground: Playground | None, api: HttpApi, encode: EncodeFunction
+) -> list[Route]:
+    """The routes of the page.
 
     Args:
-        playground: None = switched off.
-        door: lets callers in and counts them, as it does for the API.
-        send: to an encoder's replicas.
+        playground: None: switched off; every route answers 404.
+        api: authenticates and counts the page's requests like the API's own.
+        encode: has one encoder do a job.
     """
+    read_body = api.handlers.read_body
 
-    def shown() -> Playground:
+    def enabled() -> Playground:
         if playground is None:
             raise HTTPException(404, "the playground is switched off")
         return playground
 
-    async def page(request: Request) -> Response:
-        keys = b"required" if shown().keys else b"none"
-        html = PAGE["index.html"].replace(b'data-keys=""', b'data-keys="%s"' % keys)
-        return Response(html, headers=HEADERS, media_type=TYPES["html"])
+    async def index_html(request: Request) -> Response:
+        needs_key = b"required" if enabled().needs_key else b"none"
+        html = PAGE_FILES["index.html"].replace(b'data-keys=""', b'data-keys="%s"' % needs_key)
+        return Response(html, headers=HEADERS, media_type=MEDIA_TYPES["html"])
 
     async def page_file(request: Request) -> Response:
-        shown()
+        enabled()
         name = request.path_params["name"]
-        if name not in PAGE or name == "index.html":
+        if name not in PAGE_FILES or name == "index.html":
             raise HTTPException(404, "Not Found")
-        return Response(PAGE[name], headers=HEADERS, media_type=TYPES[Path(name).suffix[1:]])
+        media_type = MEDIA_TYPES[Path(name).suffix[1:]]
+        return Response(PAGE_FILES[name], headers=HEADERS, media_type=media_type)
 
-    async def about(call: "Call") -> bytes:
-        return await shown().about()
+    async def about(call: AuthenticatedRequest) -> bytes:
+        return await enabled().about()
 
-    async def corpus_map(call: "Call") -> bytes:
-        asked = call.request.query_params
-        return await shown().map(asked.get("release", ""), asked.get("corpus", ""))
+    async def corpus_map(call: AuthenticatedRequest) -> bytes:
+        query = call.request.query_params
+        return await enabled().map(query.get("release", ""), query.get("corpus", ""))
 
-    async def search(call: "Call") -> bytes:
-        return await shown().search(_read(Search, await door.body(call)), send)
+    async def search(call: AuthenticatedRequest) -> bytes:
+        page = enabled()  # first: where it is switched off, no body is wrong
+        return await page.search(_parse(SearchRequest, await read_body(call)), encode)
 
-    async def compare(call: "Call") -> bytes:
-        return await shown().compare(_read(Compare, await door.body(call)), send)
-
-    def asked(path: str, work: Callable[["Call"], Awaitable[bytes]], method: str) -> Route:
-        async def answer(call: "Call") -> Response:
-            return Response(await work(call), headers=HEADERS, media_type="application/json")
-
-        answering = door.answering(path, "openai", answer, open_to_all=False)
-        return Route(path, answering, methods=[method])
+    async def compare(call: AuthenticatedRequest) -> bytes:
+        page = enabled()
+        return await page.compare(_parse(CompareRequest, await read_body(call)), encode)
 
     return [
-        Route("/", page, methods=["GET"]),
+        Route("/", index_html, methods=["GET"]),
         Route("/playground/page/{name}", page_file, methods=["GET"]),
-        asked("/playground/about", about, "GET"),
-        asked("/playground/map", corpus_map, "GET"),
-        asked("/playground/search", search, "POST"),
-        asked("/playground/compare", compare, "POST"),
+        _json_route(api, "GET", "/playground/about", about),
+        _json_route(api, "GET", "/playground/map", corpus_map),
+        _json_route(api, "POST", "/playground/search", search),
+        _json_route(api, "POST", "/playground/compare", compare),
     ]
 
 
-def _read(schema: type[A], body: bytes) -> A:
+def _json_route(
+    api: HttpApi, method: str, path: str, work: Callable[[AuthenticatedRequest], Awaitable[bytes]]
+) -> Route:
+    async def handler(call: AuthenticatedRequest) -> Response:
+        return Response(await work(call), headers=HEADERS, media_type="application/json")
+
+    endpoint = api.endpoint(path, "openai", handler, open_to_all=False)
+    return Route(path, endpoint, methods=[method])
+
+
+def _parse(schema: type[R], body: bytes) -> R:
+    """Check a request's body. Raises ServingError (invalid) that names the field at fault."""
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, fault["loc"])) or "the body"
-        raise ApiError(400, f"{where}: {fault['msg']}", where, "invalid_value") from error
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the body"
+        raise ServingError(ErrorKind.INVALID, f"{where}: {first['msg']}", where) from error

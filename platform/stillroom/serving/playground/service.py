@@ -1,6 +1,6 @@
-"""GET / : one page that asks teacher and student the same question and shows both answers.
+"""The playground: one page that asks teacher and student the same question and shows both answers.
 
-The page and its files are open; what it asks for goes through the router's door as the API does.
+The page and its files are open to all. Its requests are authenticated like the API's.
 
 No `from __future__ import annotations` here: Ray Serve reads the types of a deployment.
 """
@@ -8,7 +8,7 @@ No `from __future__ import annotations` here: Ray Serve reads the types of a dep
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,60 +17,61 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from stillroom.encoders.contract import cannot_share_index
+from stillroom.encoders.contract import Role, index_conflict
 from stillroom.release.reader import Release, Target
-from stillroom.serving.errors import ApiError
-from stillroom.serving.messages import RESTART_AFTER_S, Encoded, Work
-from stillroom.serving.playground.index import Index
+from stillroom.serving.errors import RESTART_RETRY_S, ErrorKind, ServingError
+from stillroom.serving.messages import EmbedRequest, EncodeJob, EncodeResult
+from stillroom.serving.playground.index import PlaygroundIndex
 
-if TYPE_CHECKING:
-    pass
-
-
-MOST_HITS = 50
+MAX_HITS = 50
 
 Text = Annotated[str, Field(min_length=1, max_length=20_000)]
 
+T = TypeVar("T")
 
-class Asked(BaseModel):
+EncodeFunction = Callable[[str, EncodeJob], Awaitable[EncodeResult]]  # (encoder, job) → vectors
+
+
+class PlaygroundRequest(BaseModel):
+    """What every request of the page says."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     release: str
 
 
-class Search(Asked):
+class SearchRequest(PlaygroundRequest):
+    """The body of POST /playground/search."""
+
     corpus: str
     query: Text
-    hits: Annotated[int, Field(ge=1, le=MOST_HITS)] = 10
+    hits: Annotated[int, Field(ge=1, le=MAX_HITS)] = 10
 
 
-class Compare(Asked):
+class CompareRequest(PlaygroundRequest):
+    """The body of POST /playground/compare."""
+
     query: Text
     passage: Text
 
 
-A = TypeVar("A", bound=Asked)
-
-Send = Callable[[str, Work], Awaitable[Encoded]]  # a model's name and its work → vectors
-
-
 @dataclass(frozen=True)
 class Playground:
-    """What the router knows of the playground.
+    """Answers the page's requests.
 
     Attributes:
-        releases: by name, with the contracts of what is served of each.
+        releases: by name, with the contracts of the encoders that are served.
         index: None where no release carries a corpus.
-        keys: whether callers need a key, which the page then asks for.
+        needs_key: whether callers need a key, which the page then asks for.
     """
 
     releases: Mapping[str, Release]
     index: DeploymentHandle | None
-    keys: bool
+    needs_key: bool
 
     async def about(self) -> bytes:
-        """Releases with their models, and corpora."""
-        told = [
+        """JSON: the releases with their encoders, and the corpora."""
+        releases = [
             {
                 "name": release.name,
                 "models": {
@@ -80,89 +81,104 @@ class Playground:
             }
             for release in self.releases.values()
         ]
-        corpora = [] if self.index is None else await _asked(self.index.catalogue.remote())
-        return to_json({"releases": told, "corpora": corpora})
+        corpora = [] if self.index is None else await _from_index(self.index.catalogue.remote())
+        return to_json({"releases": releases, "corpora": corpora})
 
     async def map(self, release: str, corpus: str) -> bytes:
+        """JSON: the points of a corpus on the map; see `PlaygroundIndex.map`."""
         index = self._index(self._release(release), corpus)
-        return await _asked(index.map.remote(release, corpus))
+        return await _from_index(index.map.remote(release, corpus))
 
-    async def search(self, asked: Search, send: Send) -> bytes:
-        """Both encoders' hits. One that cannot answer says why in their place."""
-        release = self._release(asked.release)
-        index = self._index(release, asked.corpus)
-        found: dict[str, Any] = {}
-        faults = []
-        # One after the other: a time measured beside the other model's would be the wrong one.
+    async def search(self, request: SearchRequest, encode: EncodeFunction) -> bytes:
+        """JSON: each encoder's hits; of an encoder that cannot answer, its error's message.
+
+        Raises:
+            ServingError: when no encoder can answer.
+        """
+        release = self._release(request.release)
+        index = self._index(release, request.corpus)
+        answers: dict[str, Any] = {}
+        errors = []
+        # One after the other: side by side, each model would slow the other's time.
         for target in release.contracts:
-            began = time.perf_counter()
+            started = time.perf_counter()
             try:
-                vector = await self._encode(release, target, "query", asked.query, send)
-            except ApiError as fault:
-                found[target] = {"error": fault.message}
-                faults.append(fault)
+                query_d = await _encode(release, target, "query", request.query, encode)
+            except ServingError as error:
+                answers[target] = {"error": error.message}
+                errors.append(error)
                 continue
-            encode_ms = 1000 * (time.perf_counter() - began)
-            hits = await _asked(
-                index.search.remote(asked.release, asked.corpus, target, vector, asked.hits)
+            encode_ms = 1000 * (time.perf_counter() - started)
+            hits = await _from_index(
+                index.search.remote(request.release, request.corpus, target, query_d, request.hits)
             )
-            found[target] = {**hits, "encode_ms": encode_ms}
-        if len(faults) == len(found):
-            raise faults[0]
-        return to_json(found)
+            answers[target] = {**hits, "encode_ms": encode_ms}
+        if len(errors) == len(answers):
+            raise errors[0]
+        return to_json(answers)
 
-    async def compare(self, asked: Compare, send: Send) -> bytes:
-        """The cosine of a query and a passage by each encoder and, in one space, across both."""
-        release = self._release(asked.release)
+    async def compare(self, request: CompareRequest, encode: EncodeFunction) -> bytes:
+        """JSON: the cosine of a query and a passage by each encoder.
+
+        In one space also `across`: the student's query with the teacher's passage.
+        """
+        release = self._release(request.release)
         pairs: dict[Target, tuple[np.ndarray, np.ndarray]] = {}
-        found: dict[str, float] = {}
+        cosines: dict[str, float] = {}
         for target in release.contracts:
-            query = await self._encode(release, target, "query", asked.query, send)
-            passage = await self._encode(release, target, "passage", asked.passage, send)
-            pairs[target] = query, passage
-            found[target] = _cosine(query, passage)
-        if len(pairs) == 2 and not cannot_share_index(*release.contracts.values()):
-            one, other = release.contracts.values()
-            dims = max(set(one.dims) & set(other.dims))
-            query, passage = pairs["student"][0], pairs["teacher"][1]
-            found["across"] = _cosine(query[:dims], passage[:dims])
-        return to_json(found)
-
-    async def _encode(
-        self, release: Release, target: Target, role: Any, text: str, send: Send
-    ) -> np.ndarray:
-        dims = release.contracts[target].dims[0]
-        work = Work([text], None, role, dims)
-        return (await send(release.model(target), work)).vectors[0]
+            query_d = await _encode(release, target, "query", request.query, encode)
+            passage_d = await _encode(release, target, "passage", request.passage, encode)
+            pairs[target] = query_d, passage_d
+            cosines[target] = _cosine(query_d, passage_d)
+        if len(pairs) == 2 and not index_conflict(*release.contracts.values()):
+            first, second = release.contracts.values()
+            dims = max(set(first.dims) & set(second.dims))
+            query_d, passage_d = pairs["student"][0], pairs["teacher"][1]
+            cosines["across"] = _cosine(query_d[:dims], passage_d[:dims])
+        return to_json(cosines)
 
     def _release(self, name: str) -> Release:
         if name not in self.releases:
-            raise ApiError(404, f"release {name!r} is not served", "release", "not_found")
+            message = f"release {name!r} is not served"
+            raise ServingError(ErrorKind.NOT_FOUND, message, "release", "not_found")
         return self.releases[name]
 
     def _index(self, release: Release, corpus: str) -> DeploymentHandle:
         if self.index is None or corpus not in release.corpora:
-            message = f"release {release.name!r} carries no corpus {corpus!r}"
-            raise ApiError(404, message, "corpus", "not_found")
+            message = f"release {release.name!r} contains no corpus {corpus!r}"
+            raise ServingError(ErrorKind.NOT_FOUND, message, "corpus", "not_found")
         return self.index
 
 
-async def _asked(response: Awaitable[Any]) -> Any:
-    """What the index answers. Raises ApiError (503) where it is about to be started again."""
+def build_playground(releases: Mapping[str, Release], needs_key: bool) -> Playground:
+    """The playground of an application, with an index where a release carries a corpus."""
+    with_corpora = [release for release in releases.values() if release.corpora]
+    if not with_corpora:
+        return Playground(releases, None, needs_key)
+    deployment = cast(Any, PlaygroundIndex).options(
+        name="playground", ray_actor_options={"num_cpus": 0}
+    )
+    return Playground(releases, deployment.bind(with_corpora), needs_key)
+
+
+async def _encode(
+    release: Release, target: Target, role: Role, text: str, encode: EncodeFunction
+) -> np.ndarray:
+    """The text's vector [d] by one encoder, in its largest size."""
+    encoder = release.encoder_name(target)
+    job = EncodeJob(EmbedRequest(encoder, [text], None, role), release.contracts[target].dims[0])
+    return (await encode(encoder, job)).vectors[0]
+
+
+async def _from_index(response: Awaitable[T]) -> T:
+    """The index's answer. Raises ServingError (unavailable) while Serve restarts the index."""
     try:
         return await response
     except (RayActorError, RayServeException) as error:
         message = "the playground's index does not answer; try again later"
-        raise ApiError(503, message, code="overloaded", retry_after_s=RESTART_AFTER_S) from error
+        raise ServingError(ErrorKind.UNAVAILABLE, message, retry_after_s=RESTART_RETRY_S) from error
 
 
-def _cosine(one_d: np.ndarray, other_d: np.ndarray) -> float:
-    lengths = np.linalg.norm(one_d) * np.linalg.norm(other_d)
-    return float(one_d @ other_d / max(lengths, 1e-12))
-
-
-def playground(releases: Mapping[str, Release], keys: bool) -> Playground:
-    """The playground of an application; its index, where there is one to serve, still to run."""
-    carrying = [release for release in releases.values() if release.corpora]
-    index = cast(Any, Index).options(name="playground", ray_actor_options={"num_cpus": 0})
-    return Playground(releases, index.bind(carrying) if carrying else None, keys)
+def _cosine(first_d: np.ndarray, second_d: np.ndarray) -> float:
+    lengths = np.linalg.norm(first_d) * np.linalg.norm(second_d)
+    return float(first_d @ second_d / max(lengths, 1e-12))

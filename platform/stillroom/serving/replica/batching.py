@@ -1,99 +1,42 @@
-"""Requests of any size become forwards of a bounded size, and come apart again.
+"""Batches of many callers' texts: requests of any size become forwards of a bounded size.
 
-One rule, a budget of tokens for each forward: small requests share one, large requests take
-several. Texts of like length go together, so that little of a forward is padding. Every other
-forward is headed by the request with the least left, so that one query does not wait for another's
-thousand documents; the rest by the oldest, so that none waits for ever. Taking turns in a ring
-would have them all answered at the very end.
-
-A CPU's threads go to as many forwards as what waits is worth: each is faster alone than with a
-share of another's layers, between which all would wait for the last.
+See batch_planning.py for the decisions; this file carries them out.
 """
 
 import asyncio
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
-from math import ceil
 
 import numpy as np
 
-from stillroom.encoders.tokens.prompter import Tokens
-
-MAX_PADDING = 0.25  # of a forward's padded tokens …
-
-SMALL = 1 / 8  # … unless it fills less than this share of the budget
-
-LEAST = 1 / 16  # of the budget: with less, a forward of its own costs more than it saves
-
-
-def window(
-    lengths: Sequence[tuple[int, ...]],
-    head: int,
-    budget: int,
-    small: float,
-    *,
-    packed: bool = False,
-) -> tuple[int, int]:
-    """The slice [start, end) of texts to encode with the one at `head`.
-
-    Args:
-        lengths: one tuple for each waiting text, sorted; its first number is the text's tokens.
-        head: place of the text that must be in. It is, even if longer than the budget.
-        budget: largest (texts × longest text), in tokens; packed, their sum.
-        small: up to so many, padding costs less than another forward's launch.
-        packed: a forward has no padding.
-    """
-    start, end = head, head + 1
-    real = lengths[head][0]
-
-    def fits(start: int, end: int, real: int) -> bool:
-        padded = real if packed else (end - start) * lengths[end - 1][0]
-        if padded > budget:
-            return False
-        return padded <= small or padded - real <= MAX_PADDING * padded
-
-    while True:
-        shorter = lengths[start - 1][0] if start else None
-        longer = lengths[end][0] if end < len(lengths) else None
-        # Shorter ones first: they leave the longest, which sets everyone's padding, as it is.
-        if shorter is not None and fits(start - 1, end, real + shorter):
-            start, real = start - 1, real + shorter
-        elif longer is not None and fits(start, end + 1, real + longer):
-            end, real = end + 1, real + longer
-        else:
-            return start, end
-
-
-def share(waiting: int, tokens: int, free: int, budget: int) -> tuple[int, int]:
-    """How many of the free threads the next forward gets, and its part of the budget.
-
-    Args:
-        waiting, tokens: texts that wait, and their tokens.
-        free: threads, one or more.
-        budget: of a forward, in tokens.
-    """
-    forwards = max(1, min(free, waiting, int(tokens / (LEAST * budget))))
-    return free // forwards, min(budget, ceil(tokens / forwards))
+from stillroom.encoders.tokens.batch import Tokens
+from stillroom.serving.replica.batch_planning import (
+    SMALL_BATCH,
+    choose_batch,
+    choose_request,
+    split_threads,
+)
 
 
 @dataclass(frozen=True)
-class Batched:
-    """A request's rows [n, d], in order, and what became of it.
+class BatchedResult:
+    """A request's vectors, and what encoding them cost.
 
     Attributes:
-        wait_s, encode_s: seconds; encode_s is when a forward with texts of it ran, or several,
-            and everything else from arrival to answer is wait.
-        padded_tokens: of its texts, the longest of each one's forward, or their own where forwards
-            have no padding.
-        forwards: how many it took.
-        batch_texts: texts in them all, other requests' too.
+        vectors: float32, [n, d], in the order of the request's texts.
+        wait_s, encode_s: seconds. encode_s is the time while forwards with texts of the request
+            ran; wait_s is the rest of the time from arrival to answer.
+        padded_tokens: for each of its texts, the longest of that text's forward; the text's own
+            tokens where forwards have no padding.
+        forwards: with texts of the request.
+        batch_texts: texts in all of those forwards, other requests' too.
     """
 
-    rows: np.ndarray
+    vectors: np.ndarray
     wait_s: float
     encode_s: float
     padded_tokens: int
@@ -102,42 +45,64 @@ class Batched:
 
 
 @dataclass(eq=False)
-class _Request:
+class _PendingRequest:
     tokens: list[Tokens]
-    waiting: dict[int, int]  # place in the request → its tokens, longest first
+    waiting: dict[int, int]  # index in the request → the text's tokens, longest first
     done: "asyncio.Future[None]"
-    left: int
-    rows: np.ndarray | None = None  # of the first forward's width, once that is known
-    running: int = 0  # forwards with texts of it …
-    since: float = 0.0  # … and when the first of them began
+    unfinished: int  # texts
+    vectors: np.ndarray | None = None  # once the first forward has told the width
+    running: int = 0  # forwards with texts of the request …
+    running_since: float = 0.0  # … and when the first of them started
     encode_s: float = 0.0
     padded_tokens: int = 0
     forwards: int = 0
     batch_texts: int = 0
 
-    def begin(self) -> None:
+    def forward_started(self) -> None:
         if not self.running:
-            self.since = time.perf_counter()
+            self.running_since = time.perf_counter()
         self.running += 1
 
-    def end(self) -> None:
+    def forward_finished(self, batch_texts: int) -> None:
         self.running -= 1
         if not self.running:
-            self.encode_s += time.perf_counter() - self.since
+            self.encode_s += time.perf_counter() - self.running_since
+        self.forwards += 1
+        self.batch_texts += batch_texts
+
+    def deliver(self, index: int, vector: np.ndarray, padded_tokens: int) -> None:
+        if self.vectors is None:
+            self.vectors = np.empty((len(self.tokens), len(vector)), dtype=np.float32)
+        self.vectors[index] = vector
+        self.padded_tokens += padded_tokens
+        self.unfinished -= 1
+        if not self.unfinished and not self.done.done():
+            self.done.set_result(None)
+
+    def result(self, arrived: float) -> BatchedResult:
+        assert self.vectors is not None
+        return BatchedResult(
+            self.vectors,
+            time.perf_counter() - arrived - self.encode_s,
+            self.encode_s,
+            self.padded_tokens,
+            self.forwards,
+            self.batch_texts,
+        )
 
 
 class Batcher:
     """Encodes many callers' texts together.
 
     Args:
-        forward: token lists, and how many threads it may use → float32 rows [n, d], in order. Runs
-            in a thread of the batcher's own, so the event loop goes on taking requests.
-        budget: tokens in one forward, padding counted where there is any.
-        wait_s: how long a forward that is not full waits for company, when nothing waits and the
-            forward before had company: who calls alone would wait in vain.
+        forward: texts of one forward, and how many threads it may use → float32 vectors [n, d], in
+            order. Runs in a thread of the batcher's own, so the event loop keeps taking requests.
+        batch_tokens: in one forward, padding included.
+        max_wait_s: how long a forward that is not full waits for more texts when nothing else
+            runs, if the forward before it was shared: a lone caller would wait in vain.
         packed: a forward has no padding.
-        threads: for one forward, or …
-        divided: … for several at once, each with some of them.
+        threads: for one forward, or with `concurrent` for several at once.
+        concurrent: several forwards may run at once, each on some of the threads.
 
     All methods belong to one event loop.
     """
@@ -146,36 +111,36 @@ class Batcher:
         self,
         forward: Callable[[list[Tokens], int], np.ndarray],
         *,
-        budget: int,
-        wait_s: float,
+        batch_tokens: int,
+        max_wait_s: float,
         packed: bool = False,
         threads: int = 1,
-        divided: bool = False,
+        concurrent: bool = False,
     ):
-        self._forward, self._budget, self._wait_s = forward, budget, wait_s
-        self._packed, self._free, self._divided = packed, threads, divided
-        self._threads = ThreadPoolExecutor(threads if divided else 1, thread_name_prefix="forward")
+        self._forward, self._batch_tokens, self._max_wait_s = forward, batch_tokens, max_wait_s
+        self._packed, self._free_threads, self._concurrent = packed, threads, concurrent
+        self._executor = ThreadPoolExecutor(threads if concurrent else 1, "forward")
         self._numbers = count()
-        self._requests: dict[int, _Request] = {}  # with texts waiting, oldest first
-        self._waiting: list[tuple[int, int, int]] = []  # (tokens, request, place), sorted
-        self._changed = asyncio.Event()  # texts have come, or a thread is free
+        self._requests: dict[int, _PendingRequest] = {}  # with texts waiting, oldest first
+        self._waiting: list[tuple[int, int, int]] = []  # (tokens, request, index), sorted
+        self._changed = asyncio.Event()  # texts have arrived, or a thread is free
         self._oldest_next = False
-        self._company = False  # had the last forward texts of several requests?
+        self._last_was_shared = False  # whether the last forward had texts of several requests
         self._loop: asyncio.Task[None] | None = None
 
-    async def encode(self, tokens: list[Tokens]) -> Batched:
-        """Encodes n ≥ 1 token lists. Raises what `forward` raised."""
+    async def encode(self, tokens: list[Tokens]) -> BatchedResult:
+        """Encode n ≥ 1 texts. Raises what `forward` raised."""
         arrived = time.perf_counter()
         self._loop = self._loop or asyncio.create_task(self._run())
         number = next(self._numbers)
         waiting = sorted(
-            ((len(text.ids), number, place) for place, text in enumerate(tokens)), reverse=True
+            ((len(text.ids), number, index) for index, text in enumerate(tokens)), reverse=True
         )
-        request = _Request(
+        request = _PendingRequest(
             tokens,
-            waiting={place: length for length, _, place in waiting},
+            waiting={index: length for length, _, index in waiting},
             done=asyncio.get_running_loop().create_future(),
-            left=len(tokens),
+            unfinished=len(tokens),
         )
         self._requests[number] = request
         # Two sorted runs, which a sort merges in linear time: 20 µs where 1,000 texts wait.
@@ -185,103 +150,83 @@ class Batcher:
         try:
             await request.done
         finally:
-            # Done: nothing left to drop. Cancelled, the client has left: spend nothing more on it.
+            # Done: nothing is left to drop. Cancelled: the client has left, nothing more is spent.
             self._drop(number)
-        assert request.rows is not None
-        return Batched(
-            request.rows,
-            time.perf_counter() - arrived - request.encode_s,
-            request.encode_s,
-            request.padded_tokens,
-            request.forwards,
-            request.batch_texts,
-        )
+        return request.result(arrived)
 
     def alive(self) -> bool:
         """False when the loop has died and requests would wait for ever."""
         return self._loop is None or not self._loop.done()
 
     async def _run(self) -> None:
-        async with asyncio.TaskGroup() as running:  # a fault of ours in one ends all, and `alive`
+        # A bug of ours in one forward ends the group, and with it this loop: see `alive`.
+        async with asyncio.TaskGroup() as forwards:
             while True:
-                idle = self._free
+                was_idle = self._free_threads
                 await self._changed.wait()
                 self._changed.clear()
-                if idle and self._company and self._tokens() < self._budget:
-                    await asyncio.sleep(self._wait_s)
-                while self._waiting and self._free:
-                    threads, part = self._free, self._budget
-                    if self._divided:
-                        threads, part = share(len(self._waiting), self._tokens(), threads, part)
-                    self._free -= threads
-                    running.create_task(self._encode(self._take(part), threads))
+                full = self._waiting_tokens() >= self._batch_tokens
+                if was_idle and self._last_was_shared and not full:
+                    await asyncio.sleep(self._max_wait_s)
+                while self._waiting and self._free_threads:
+                    threads, budget = self._free_threads, self._batch_tokens
+                    if self._concurrent:
+                        texts, tokens = len(self._waiting), self._waiting_tokens()
+                        threads, budget = split_threads(texts, tokens, threads, budget)
+                    self._free_threads -= threads
+                    forwards.create_task(self._run_forward(self._take_batch(budget), threads))
 
-    def _tokens(self) -> int:
-        return sum(length for length, _, _ in self._waiting)
+    def _waiting_tokens(self) -> int:
+        return sum(tokens for tokens, _, _ in self._waiting)
 
-    async def _encode(self, batch: list[tuple[_Request, int]], threads: int) -> None:
-        tokens = [request.tokens[place] for request, place in batch]
+    def _take_batch(self, budget: int) -> list[tuple[_PendingRequest, int]]:
+        """Remove the next forward's texts from those that wait."""
+        texts_left = {number: len(request.waiting) for number, request in self._requests.items()}
+        first = choose_request(texts_left, oldest=self._oldest_next)
+        self._oldest_next = not self._oldest_next
+        index, tokens = next(iter(self._requests[first].waiting.items()))
+        anchor = bisect_left(self._waiting, (tokens, first, index))
+        small = SMALL_BATCH * self._batch_tokens
+        start, end = choose_batch(self._waiting, anchor, budget, small, packed=self._packed)
+        taken = self._waiting[start:end]
+        del self._waiting[start:end]
+        batch = [(self._requests[number], index) for _, number, index in taken]
+        for request, index in batch:
+            del request.waiting[index]
+        numbers = {number for _, number, _ in taken}
+        self._last_was_shared = len(numbers) > 1
+        for number in numbers:
+            if not self._requests[number].waiting:
+                del self._requests[number]
+        return batch
+
+    async def _run_forward(self, batch: list[tuple[_PendingRequest, int]], threads: int) -> None:
+        tokens = [request.tokens[index] for request, index in batch]
         requests = list({id(request): request for request, _ in batch}.values())
         for request in requests:
-            request.begin()
+            request.forward_started()
         try:
-            rows = await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._forward, tokens, threads
+            vectors = await asyncio.get_running_loop().run_in_executor(
+                self._executor, self._forward, tokens, threads
             )
         except Exception as error:
             for request in requests:
                 self._fail(request, error)
         else:
             for request in requests:
-                request.end()
-                request.forwards += 1
-                request.batch_texts += len(batch)
-            self._deliver(batch, rows)
+                request.forward_finished(len(batch))
+            longest = max(len(text.ids) for text in tokens)
+            for (request, index), text, vector in zip(batch, tokens, vectors, strict=True):
+                request.deliver(index, vector, len(text.ids) if self._packed else longest)
         finally:
-            self._free += threads
+            self._free_threads += threads
             self._changed.set()
 
-    def _take(self, budget: int) -> list[tuple[_Request, int]]:
-        """Remove the next forward's texts from those that wait."""
-        number = next(iter(self._requests))
-        if not self._oldest_next:
-            number = min(self._requests, key=lambda one: len(self._requests[one].waiting))
-        self._oldest_next = not self._oldest_next
-        request = self._requests[number]
-        place, length = next(iter(request.waiting.items()))
-        head = bisect_left(self._waiting, (length, number, place))
-        small = SMALL * self._budget
-        start, end = window(self._waiting, head, budget, small, packed=self._packed)
-        taken = self._waiting[start:end]
-        del self._waiting[start:end]
-        batch = [(self._requests[number], place) for _, number, place in taken]
-        for request, place in batch:
-            del request.waiting[place]
-        numbers = {number for _, number, _ in taken}
-        self._company = len(numbers) > 1
-        for number in numbers:
-            if not self._requests[number].waiting:
-                del self._requests[number]
-        return batch
-
-    def _deliver(self, batch: list[tuple[_Request, int]], rows: np.ndarray) -> None:
-        """Hand a forward's rows to the requests that had texts in it."""
-        longest = max(len(request.tokens[place].ids) for request, place in batch)
-        for (request, place), row in zip(batch, rows, strict=True):
-            if request.rows is None:
-                request.rows = np.empty((len(request.tokens), len(row)), dtype=np.float32)
-            request.rows[place] = row
-            own = len(request.tokens[place].ids)
-            request.padded_tokens += own if self._packed else longest
-            request.left -= 1
-            if not request.left and not request.done.done():
-                request.done.set_result(None)
-
-    def _fail(self, request: _Request, error: Exception) -> None:
-        if not request.done.done():
-            request.done.set_exception(error)
-            for number in [n for n, one in self._requests.items() if one is request]:
-                self._drop(number)  # its other texts would be encoded for no one
+    def _fail(self, failed: _PendingRequest, error: Exception) -> None:
+        if not failed.done.done():
+            failed.done.set_exception(error)
+            for number in [n for n, request in self._requests.items() if request is failed]:
+                self._drop(number)  # its other texts would be encoded for nobody
 
     def _drop(self, number: int) -> None:
         if self._requests.pop(number, None) is not None:

@@ -1,25 +1,70 @@
-"""An encoder in the router's own process, asked as replicas elsewhere are: no message, no Ray."""
+"""A replica in the router's own process, called like replicas elsewhere but without messages."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, cast
 
-from stillroom.serving.routing.handles import LocalHandle
+from ray.serve.exceptions import BackPressureError
+
+
+@dataclass
+class LocalHandle:
+    """The part of Serve's DeploymentHandle that the dispatcher uses, for one local replica.
+
+    Args:
+        replica: its methods are coroutines.
+        max_ongoing: calls at once; one more raises BackPressureError, as with Serve.
+    """
+
+    replica: Any
+    max_ongoing: int
+    ongoing: int = 0
+
+    def options(self) -> "LocalHandle":
+        return self
+
+    def running_replicas_populated(self) -> bool:
+        return True
+
+    def __getattr__(self, name: str) -> "_Method":
+        return _Method(self, name)
 
 
 @dataclass(frozen=True)
-class Local:
-    """Which encoder a router is to have within it.
+class _Method:
+    handle: LocalHandle
+    name: str
+
+    def remote(self, *args: Any) -> "asyncio.Task[Any]":
+        """Start the call. Cancelling the task cancels the work."""
+        return asyncio.create_task(self._call(args))
+
+    async def _call(self, args: tuple[Any, ...]) -> Any:
+        handle = self.handle
+        if handle.ongoing >= handle.max_ongoing:
+            raise BackPressureError(handle.ongoing, handle.max_ongoing)
+        handle.ongoing += 1
+        try:
+            return await getattr(handle.replica, self.name)(*args)
+        finally:
+            handle.ongoing -= 1
+
+
+@dataclass(frozen=True)
+class InProcessReplica:
+    """The replica that a router process shall create in itself; travels to that process.
 
     Attributes:
-        arguments: of its Replica.
-        most: calls at once.
+        arguments: for Replica.
+        max_ongoing: calls at once.
     """
 
     arguments: tuple[Any, ...]
-    most: int
+    max_ongoing: int
 
-    def handle(self) -> "LocalHandle":
-        # Here, for a router that has none within it spares itself torch.
+    def create_handle(self) -> LocalHandle:
+        """Create the replica, and a handle to it."""
+        # Imported here: a router without a replica in it does not need torch.
         from stillroom.serving.replica.replica import Replica
 
-        return LocalHandle(cast(Any, Replica).func_or_class(*self.arguments), self.most)
+        return LocalHandle(cast(Any, Replica).func_or_class(*self.arguments), self.max_ongoing)

@@ -18,24 +18,26 @@ import torch
 from ray import serve
 
 from stillroom.encoders.contract import Role
-from stillroom.encoders.ensemble import JointPrompter
-from stillroom.encoders.interface import prefix
-from stillroom.encoders.tokens.prompter import Prompter, Tokens
+from stillroom.encoders.ensemble import EnsemblePrompter
+from stillroom.encoders.interface import truncate_vectors
+from stillroom.encoders.tokens.batch import Tokens
+from stillroom.encoders.tokens.prompter import Prompter
 from stillroom.release.reader import Release, Target
-from stillroom.serving.messages import Encoded, Token, Work
+from stillroom.serving.messages import EncodeJob, EncodeResult, Token
 from stillroom.serving.replica.batching import Batcher
-from stillroom.serving.replica.engines import Engine, load_engine
-from stillroom.serving.replica.tokenizer import decode, pieces, tokenise
-from stillroom.serving.telemetry.tracing import phases
+from stillroom.serving.replica.engine_choice import Engine
+from stillroom.serving.replica.engines import load_engine
+from stillroom.serving.replica.tokenizer import decode, describe_tokens, tokenise
+from stillroom.serving.telemetry.tracing import record_phases
 
 T = TypeVar("T")
 
-# Of a forward. A CPU is at its fastest while a layer's states stay in its cache, and what comes
-# next waits less; a GPU is not full with less. (On 2 cores MiniLM takes 4.4 ms of CPU for a text at
-# 512 and 1024, 4.7 at 2048 and 5.7 at 4096.)
-BATCH_TOKENS = {"cpu": 1024, "gpu": 16384}
+# Tokens of one forward. A CPU is fastest while a layer's states stay in its cache, and later
+# requests wait less; a GPU is not full with less. (On 2 cores MiniLM takes 4.4 ms of CPU for a text
+# at 512 and 1024, 4.7 at 2048 and 5.7 at 4096.)
+DEFAULT_BATCH_TOKENS = {"cpu": 1024, "gpu": 16384}
 
-TOKENISERS = 4  # threads at most: beyond, the interpreter's lock is what they wait for
+MAX_TOKENIZER_THREADS = 4  # more would only wait for the interpreter's lock
 
 
 @serve.deployment
@@ -43,10 +45,10 @@ class Replica:
     """Serves one encoder of a release.
 
     Args:
-        release, target: which.
-        engine: what runs it; see `engines`.
-        max_batch_tokens: in one forward, padding counted where there is any.
-        max_wait_ms: how long a forward that is not full waits for company on an idle replica.
+        release, target: which encoder.
+        engine: what runs it; see engine_choice.py.
+        max_batch_tokens: in one forward, padding included.
+        batch_wait_ms: how long a forward that is not full waits for more texts on an idle replica.
         trust_remote_code: runs the Python that the model brings with it.
     """
 
@@ -56,7 +58,7 @@ class Replica:
         target: Target,
         engine: Engine,
         max_batch_tokens: int,
-        max_wait_ms: float,
+        batch_wait_ms: float,
         trust_remote_code: bool,
     ):
         resources = ray.get_runtime_context().get_assigned_resources()
@@ -76,73 +78,83 @@ class Replica:
         self.release = release.ref
         self.max_batch_tokens = max_batch_tokens
         self.batcher = Batcher(
-            self.forward,
-            budget=max_batch_tokens,
-            wait_s=max_wait_ms / 1000,
+            self.encode_batch,
+            batch_tokens=max_batch_tokens,
+            max_wait_s=batch_wait_ms / 1000,
             packed=self.encoder.packed,
             threads=threads,
-            divided=self.encoder.concurrent and not gpu,
+            concurrent=self.encoder.thread_safe and not gpu,
         )
-        # Hugging Face's fast tokenizers refuse to be shared by threads: each has a copy.
-        self.prompters: queue.SimpleQueue[Prompter | JointPrompter] = queue.SimpleQueue()
-        for _ in range(min(threads, TOKENISERS)):
+        # Hugging Face's fast tokenizers cannot be shared by threads: each thread has a copy.
+        tokenizer_threads = min(threads, MAX_TOKENIZER_THREADS)
+        self.prompters: queue.SimpleQueue[Prompter | EnsemblePrompter] = queue.SimpleQueue()
+        for _ in range(tokenizer_threads):
             self.prompters.put(self.encoder.prompter.copy())
-        self.tokenisers = ThreadPoolExecutor(min(threads, TOKENISERS), "tokenise")
+        self.tokenizer_threads = ThreadPoolExecutor(tokenizer_threads, "tokenise")
         self.warm_up()
 
     def warm_up(self) -> None:
         """Encode a short, a long and a full batch, so that no caller pays for what a runtime sets
         up at first use."""
-        longest = min(self.encoder.contract.max_tokens, self.max_batch_tokens)
+        max_tokens = min(self.encoder.contract.max_tokens, self.max_batch_tokens)
         short = self.encoder.prompter(["warm"], "query")
-        long = self.encoder.prompter(["warm " * longest], "passage", max_tokens=longest)
-        for texts in (short, long, long * max(1, self.max_batch_tokens // len(long[0].ids))):
-            self.forward(texts, torch.get_num_threads())
+        long = self.encoder.prompter(["warm " * max_tokens], "passage", max_tokens=max_tokens)
+        full = long * max(1, self.max_batch_tokens // len(long[0].ids))
+        for texts in (short, long, full):
+            self.encode_batch(texts, torch.get_num_threads())
 
-    def forward(self, tokens: list[Tokens], threads: int) -> np.ndarray:
+    def encode_batch(self, tokens: list[Tokens], threads: int) -> np.ndarray:
+        """One forward, of the texts that the batcher chose."""
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)  # of this thread's own
-        return self.encoder.encode_tokens(tokens, batch_tokens=self.max_batch_tokens)
+        return self.encoder.encode_batch(tokens)
 
-    async def encode(self, work: Work) -> Encoded:
-        """Raises what `tokenise` raises."""
+    async def encode(self, job: EncodeJob) -> EncodeResult:
+        """Encode a request's texts. Raises what `tokenise` raises."""
         started = time.perf_counter()
-        tokens = await self.prompted(partial(tokenise, work=work))
+        tokens = await self._with_prompter(
+            partial(tokenise, request=job.request, max_tokens=job.max_tokens)
+        )
         tokenise_s = time.perf_counter() - started
-        done = await self.batcher.encode(tokens)
-        took = {"tokenise": tokenise_s, "wait": done.wait_s, "encode": done.encode_s}
-        phases(work.trace, took)
-        return Encoded(
-            prefix(done.rows, work.dims, self.encoder.contract.normalise),
+        result = await self.batcher.encode(tokens)
+        phases = {"tokenise": tokenise_s, "wait": result.wait_s, "encode": result.encode_s}
+        record_phases(job.trace, phases)
+        return EncodeResult(
+            truncate_vectors(result.vectors, job.dims, self.encoder.contract.normalise),
             sum(len(text.ids) for text in tokens),
             tokenise_s=tokenise_s,
-            wait_s=done.wait_s,
-            encode_s=done.encode_s,
-            padded_tokens=done.padded_tokens,
-            batch_texts=done.batch_texts / done.forwards,
+            wait_s=result.wait_s,
+            encode_s=result.encode_s,
+            padded_tokens=result.padded_tokens,
+            batch_texts=result.batch_texts / result.forwards,
             space=self.encoder.contract.space,
             release=self.release,
         )
 
-    async def pieces(self, texts: list[str], role: Role | None, special: bool) -> list[list[Token]]:
-        """See `tokens.pieces`."""
-        return await self.prompted(partial(pieces, texts=texts, role=role, special=special))
+    async def tokenize(
+        self, texts: list[str], role: Role | None, special: bool
+    ) -> list[list[Token]]:
+        """See `tokenizer.describe_tokens`."""
+        return await self._with_prompter(
+            partial(describe_tokens, texts=texts, role=role, special=special)
+        )
 
     async def decode(self, ids: list[list[int]], skip_special: bool) -> list[str]:
-        """See `tokens.decode`."""
-        return await self.prompted(partial(decode, ids=ids, skip_special=skip_special))
+        """See `tokenizer.decode`."""
+        return await self._with_prompter(partial(decode, ids=ids, skip_special=skip_special))
 
-    async def prompted(self, ask: Callable[[Prompter | JointPrompter], T]) -> T:
-        """What `ask` says of a prompter, which is its own meanwhile, off the event loop."""
+    async def _with_prompter(self, use: Callable[[Prompter | EnsemblePrompter], T]) -> T:
+        """Call `use` with a prompter that no other thread has, off the event loop."""
 
-        def borrowed() -> T:
+        def borrow() -> T:
             prompter = self.prompters.get()
             try:
-                return ask(prompter)
+                return use(prompter)
             finally:
                 self.prompters.put(prompter)
 
-        return await asyncio.get_running_loop().run_in_executor(self.tokenisers, borrowed)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.tokenizer_threads, borrow)
 
     def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises."""

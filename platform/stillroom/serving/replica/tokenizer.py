@@ -1,84 +1,102 @@
-"""A replica's tokenizer: a request's texts to ids, and what clients may know of them."""
+"""A replica's tokenizer: texts to token ids, for the model and for clients that ask for them."""
 
 from collections.abc import Sequence
 
 from stillroom.encoders.contract import Role
-from stillroom.encoders.ensemble import JointPrompter
-from stillroom.encoders.tokens.prompter import Prompter, Tokens, instructed
+from stillroom.encoders.ensemble import EnsemblePrompter
+from stillroom.encoders.tokens.batch import Tokens
+from stillroom.encoders.tokens.prompter import Prompter, instruct_prompt
 from stillroom.errors import UserError
-from stillroom.serving.messages import Token, TooLarge, Work
+from stillroom.serving.errors import TooManyTokens
+from stillroom.serving.messages import EmbedRequest, Token
 
 
-def tokenise(prompter: Prompter | JointPrompter, work: Work) -> list[Tokens]:
-    """The ids of each text of a request.
+def tokenise(
+    prompter: Prompter | EnsemblePrompter, request: EmbedRequest, max_tokens: int | None = None
+) -> list[Tokens]:
+    """The prompted token ids of each text of a request.
 
-    Raises UserError for token ids that the tokenizer does not have, a prompt without room beside
-    it and a text that is refused; TooLarge for more tokens than the request may have.
+    Args:
+        max_tokens: of all texts together.
+
+    Raises:
+        UserError: for token ids that the tokenizer does not have, a prompt that leaves no room for
+            text, and a text that is refused; TooManyTokens for more than `max_tokens`.
     """
-    prompt = None if work.instruction is None else instructed(work.instruction)
-    if work.token_ids is None:
-        tokens = prompter(work.texts, work.role, prompt=prompt, overlong=work.overlong)
+    prompt = None if request.instruction is None else instruct_prompt(request.instruction)
+    role, overlong = request.role, request.overlong
+    if request.token_ids is None:
+        tokens = prompter(request.texts, role, prompt=prompt, overlong=overlong)
     else:
-        tokens = prompter.of_ids(work.token_ids, work.role, prompt=prompt, overlong=work.overlong)
+        tokens = prompter.from_ids(request.token_ids, role, prompt=prompt, overlong=overlong)
     total = sum(len(text.ids) for text in tokens)
-    if work.max_tokens is not None and total > work.max_tokens:
-        raise TooLarge(
+    if max_tokens is not None and total > max_tokens:
+        raise TooManyTokens(
             "input",
-            f"has {total} tokens and may have {work.max_tokens}",
+            f"has {total} tokens and may have {max_tokens}",
             "Send several requests",
         )
     return tokens
 
 
-def pieces(
-    prompter: Prompter | JointPrompter,
+def describe_tokens(
+    prompter: Prompter | EnsemblePrompter,
     texts: Sequence[str],
     *,
     role: Role | None,
     special: bool,
 ) -> list[list[Token]]:
-    """Every token of each text, none cut off.
+    """Every token of each text with its place in the text; nothing is cut off.
 
     Args:
         role: whose prompt stands before the text, and counts as a part of it; None: no prompt.
-        special: with what the model gets around a text.
+        special: include the special tokens that the model gets around a text.
 
     Raises:
-        UserError: of a model of several tokenizers.
+        UserError: for a model with several tokenizers.
     """
-    prompter = _alone(prompter)
+    prompter = _single(prompter)
     prompt = "" if role is None else str(getattr(prompter.contract.prompts, role))
     tokenizer = prompter.tokenizer
-    known = set(tokenizer.all_special_ids)
-    found = []
+    special_ids = set(tokenizer.all_special_ids)
+    start, end = (
+        [Token(token_id, tokenizer.decode([token_id]), True, None, None) for token_id in ids]
+        if special
+        else []
+        for ids in (prompter.start, prompter.end)
+    )
+    described = []
     for text in (prompt + text for text in texts):
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        offsets = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         inner = [
-            Token(token, text[start:stop], token in known, start, stop)
-            for token, (start, stop) in zip(
-                encoded["input_ids"], encoded["offset_mapping"], strict=True
-            )
+            Token(token_id, text[first:last], token_id in special_ids, first, last)
+            for token_id, (first, last) in offsets
         ]
-        around = [
-            [Token(token, tokenizer.decode([token]), True, None, None) for token in ids]
-            for ids in (prompter.start, prompter.end)
-        ]
-        found.append([*around[0], *inner, *around[1]] if special else inner)
-    return found
+        described.append([*start, *inner, *end])
+    return described
 
 
 def decode(
-    prompter: Prompter | JointPrompter, ids: Sequence[Sequence[int]], *, skip_special: bool
+    prompter: Prompter | EnsemblePrompter, ids: Sequence[Sequence[int]], *, skip_special: bool
 ) -> list[str]:
-    """The texts that token ids stand for. Raises UserError at an id that does not exist."""
-    prompter = _alone(prompter)
-    size = len(prompter.tokenizer)
-    for unknown in (one for text in ids for one in text if not 0 <= one < size):
-        raise UserError("ids", f"there is no token {unknown}", f"Use the ids 0 to {size - 1}")
-    return [prompter.tokenizer.decode(text, skip_special_tokens=skip_special) for text in ids]
+    """The text of each list of token ids.
+
+    Raises:
+        UserError: for an id that does not exist, and for a model with several tokenizers.
+    """
+    tokenizer = _single(prompter).tokenizer
+    size = len(tokenizer)
+    for text in ids:
+        for token_id in text:
+            if not 0 <= token_id < size:
+                raise UserError(
+                    "ids", f"there is no token {token_id}", f"Use the ids 0 to {size - 1}"
+                )
+    return [tokenizer.decode(text, skip_special_tokens=skip_special) for text in ids]
 
 
-def _alone(prompter: Prompter | JointPrompter) -> Prompter:
-    if isinstance(prompter, JointPrompter):
+def _single(prompter: Prompter | EnsemblePrompter) -> Prompter:
+    if isinstance(prompter, EnsemblePrompter):
         raise UserError("model", "has several tokenizers", "Ask for the release's other encoder")
     return prompter

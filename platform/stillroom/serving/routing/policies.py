@@ -1,326 +1,156 @@
-"""Who answers a request: facts and load in, a decision out, no Ray.
+"""Which encoder answers a request: a policy, features and load in, a decision out. Pure.
 
-A policy is a rule, and rules hold rules: `spill`, or
-`{asymmetric: {passage: {spill: {limit: 64}}, query: student}}`. The innermost are encoders:
-`teacher` and `student` of the name's own release, or `NAME/teacher` of another that is served.
-
-One name's requests may reach several encoders only when their vectors can lie in one index: the
-same space, one normalisation and a vector size that all can give.
+One name's requests may reach several encoders only when one index can hold their vectors: the
+same space, one normalisation and a vector size that all of them have.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from hashlib import blake2b
-from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
-
-from stillroom.encoders.contract import Role, Terms, cannot_share_index
+from stillroom.encoders.contract import BaseContract, index_conflict
 from stillroom.errors import UserError
-from stillroom.release.reader import TARGETS
-from stillroom.serving.messages import RESTART_AFTER_S, Load
+from stillroom.serving.errors import RESTART_RETRY_S, ErrorKind
+from stillroom.serving.routing.rules import Loads, RequestFeatures, Rule
 
-CHARACTERS = 4  # that a token stands for, where only tokens are given
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a policy may look at in a request."""
-
-    role: Role
-    dimensions: int | None = None  # asked for; None = the policy's largest
-    longest: int = 0  # characters of its longest text
-    draw: float = 0.0  # in [0, 1), uniform over texts, and always the same for the same text
-
-    @classmethod
-    def of(
-        cls,
-        texts: Sequence[str],
-        token_ids: Sequence[Sequence[int]] | None,
-        role: Role,
-        dimensions: int | None,
-    ) -> "Facts":
-        """Of a request's n ≥ 1 texts, or of the token ids in their place."""
-        first = str(list(token_ids[0])) if token_ids else texts[0]
-        digest = blake2b(first.encode("utf-8", "surrogatepass"), digest_size=6).digest()
-        return cls(
-            role,
-            dimensions,
-            CHARACTERS * max(map(len, token_ids)) if token_ids else max(map(len, texts)),
-            int.from_bytes(digest) / 2**48,
-        )
+Contracts = Mapping[str, BaseContract]  # encoder (NAME/teacher or NAME/student) → its contract
 
 
 @dataclass(frozen=True)
 class Send:
-    model: str  # an encoder: NAME/teacher or NAME/student
-    dims: int  # size of the vectors to return
-    why: str
-    wake: str | None = None  # the encoder that was wanted, and of which no replica runs
+    """The decision to let an encoder answer.
+
+    Attributes:
+        model: the encoder, NAME/teacher or NAME/student.
+        dims: size of the vectors to return.
+        reason: why this encoder; a label of metrics.
+        wake: the encoder that was wanted and has no running replica, to be started.
+    """
+
+    model: str
+    dims: int
+    reason: str
+    wake: str | None = None
 
 
 @dataclass(frozen=True)
 class Refuse:
-    status: int
+    """The decision not to answer; see ServingError for the fields, and Send for `wake`."""
+
+    kind: ErrorKind
     message: str
     param: str | None = None
     retry_after_s: int | None = None
     wake: str | None = None
 
 
-class Rule(BaseModel):
-    """One step of a policy. Its fields that are rules are given as such in YAML, too."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    @property
-    def name(self) -> str:
-        return next(name for name, rule in RULES.items() if rule is type(self))
-
-    def pick(self, request: Facts, load: Mapping[str, Load]) -> tuple[str, str]:
-        """The encoder to send a request to, and why."""
-        raise NotImplementedError
-
-    def encoders(self) -> list[str]:
-        """All that it may pick, each once."""
-        return list(dict.fromkeys(e for rule in self.rules().values() for e in rule.encoders()))
-
-    def rules(self) -> dict[str, "Rule"]:
-        return {key: rule for key, rule in self if isinstance(rule, Rule)}
-
-
-class To(Rule):
-    """Always one encoder."""
-
-    model: str
-
-    @property
-    def name(self) -> str:
-        return self.model.rpartition("/")[2]
-
-    def pick(self, request: Facts, load: Mapping[str, Load]) -> tuple[str, str]:
-        return self.model, self.name
-
-    def encoders(self) -> list[str]:
-        return [self.model]
-
-
-TEACHER, STUDENT = To(model="teacher"), To(model="student")
-
-
-class Asymmetric(Rule):
-    """Documents, which are encoded once, to the large; queries, which are awaited, to the small."""
-
-    passage: Rule = TEACHER
-    query: Rule = STUDENT
-
-    def pick(self, request: Facts, load: Mapping[str, Load]) -> tuple[str, str]:
-        return (self.passage if request.role == "passage" else self.query).pick(request, load)
-
-
-class Spill(Rule):
-    """The first until `limit` requests are with it; then whichever would be done sooner."""
-
-    limit: PositiveInt = 32
-    first: Rule = TEACHER
-    then: Rule = STUDENT
-
-    def pick(self, request: Facts, load: Mapping[str, Load]) -> tuple[str, str]:
-        first, why = self.first.pick(request, load)
-        other, _ = self.then.pick(request, load)
-        if load[first].ongoing >= self.limit and load[other].wait_s <= load[first].wait_s:
-            return other, f"{first} is full"
-        return first, why
-
-
-class Canary(Rule):
-    """A share of the texts, always the same ones, to another encoder than the rest."""
-
-    share: Annotated[float, Field(ge=0, le=1)]
-    to: Rule
-    rest: Rule
-
-    def pick(self, request: Facts, load: Mapping[str, Load]) -> tuple[str, str]:
-        rule = self.to if request.draw < self.share else self.rest
-        return rule.pick(request, load)
-
-
-class ByLength(Rule):
-    """Requests with a text of more than `characters` to one encoder, all others to another."""
-
-    characters: PositiveInt
-    short: Rule = STUDENT
-    long: Rule = TEACHER
-
-    def pick(self, request: Facts, load: Mapping[str, Load]) -> tuple[str, str]:
-        rule = self.long if request.longest > self.characters else self.short
-        return rule.pick(request, load)
-
-
-RULES: dict[str, type[Rule]] = {
-    "asymmetric": Asymmetric,
-    "by_length": ByLength,
-    "canary": Canary,
-    "spill": Spill,
-}
-
-
-def parse_policy(where: str, value: Any, release: str) -> Rule:
-    """The rule that a config's value stands for, its encoders named in full.
-
-    Args:
-        where: the value's place in the config, for errors.
-        value: an encoder, a rule's name, or {a rule's name: its fields}.
-        release: the name whose `teacher` and `student` are meant.
-
-    Raises:
-        UserError: naming the field.
-    """
-    if isinstance(value, str) and value not in RULES:
-        target = value.rpartition("/")[2]
-        if target not in TARGETS:
-            raise _unknown(where, value, [*TARGETS, *RULES])
-        return To(model=value if "/" in value else f"{release}/{value}")
-    if isinstance(value, str):
-        value = {value: {}}
-    if not isinstance(value, dict) or len(value) != 1:
-        raise UserError(where, "is no rule", "Give an encoder, or one rule with its fields")
-    ((name, fields),) = value.items()
-    if name not in RULES:
-        raise _unknown(where, str(name), list(RULES))
-    where, kind = f"{where}.{name}", RULES[name]
-    if not isinstance(fields, dict):
-        raise UserError(where, "needs its fields", f"Give {', '.join(kind.model_fields)}")
-    if wrong := set(fields) - set(kind.model_fields):
-        raise _unknown(f"{where}.{min(wrong, key=str)}", min(wrong, key=str), [*kind.model_fields])
-    defaults = {
-        key: found.default.model
-        for key, found in kind.model_fields.items()
-        if isinstance(found.default, To)
-    }
-    rules = {key for key, found in kind.model_fields.items() if found.annotation is Rule}
-    given = {
-        key: parse_policy(f"{where}.{key}", inner, release) if key in rules else inner
-        for key, inner in {**defaults, **fields}.items()
-    }
-    try:
-        return kind.model_validate(given)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        place = ".".join([where, *map(str, fault["loc"])])
-        raise UserError(place, fault["msg"], f"See the rule {name!r}") from error
-
-
-def _unknown(where: str, value: str, known: list[str]) -> UserError:
-    near = get_close_matches(value, known, 1)
-    fix = f"Did you mean {near[0]!r}" if near else f"Use one of {', '.join(known)}"
-    return UserError(where, f"{value!r} is unknown", fix)
-
-
 @dataclass(frozen=True)
 class Policy:
-    """A rule, and what holds whatever it picks.
+    """A rule, and what holds whichever encoder the rule picks.
 
     Attributes:
-        patience_s: a request that would wait longer is refused.
-        sleepers: encoders that have no replica while no one asks.
-        stand_ins: encoder → the one that answers while it sleeps, or when its replicas died.
-            Where there is none, requests wait for an encoder that should have replicas.
+        max_wait_s: requests expected to wait longer are refused.
+        scaled_to_zero: encoders that have no replica while nobody sends requests.
+        fallbacks: encoder → the one that answers while it has no replica, or after its replicas
+            died. Without a fallback, requests wait for an encoder that should have replicas.
     """
 
     rule: Rule
-    patience_s: float = math.inf
-    sleepers: frozenset[str] = frozenset()
-    stand_ins: Mapping[str, str] = field(default_factory=dict)
+    max_wait_s: float = math.inf
+    scaled_to_zero: frozenset[str] = frozenset()
+    fallbacks: Mapping[str, str] = field(default_factory=dict)
 
-    def asleep(self, model: str, load: Mapping[str, Load]) -> bool:
-        return model in self.sleepers and not load[model].ready
+    def is_asleep(self, model: str, loads: Loads) -> bool:
+        """Whether an encoder is scaled down to no replica at all."""
+        return model in self.scaled_to_zero and not loads[model].ready
 
 
-def choose(
-    policy: Policy, request: Facts, load: Mapping[str, Load], contracts: Mapping[str, Terms]
+def choose_encoder(
+    policy: Policy, request: RequestFeatures, loads: Loads, contracts: Contracts
 ) -> Send | Refuse:
-    """Decide who encodes a request, under a policy that `check_policy` has let through."""
-    sizes = policy_dims(policy.rule, contracts)
+    """Decide which encoder answers a request, under a policy that passed `check_policy`."""
+    sizes = common_dims(policy.rule, contracts)
     if request.dimensions is not None and request.dimensions not in sizes:
-        allowed = ", ".join(map(str, sizes))
-        return Refuse(400, f"dimensions must be one of {allowed} for this model", "dimensions")
+        message = f"dimensions must be one of {', '.join(map(str, sizes))} for this model"
+        return Refuse(ErrorKind.INVALID, message, "dimensions")
     dims = request.dimensions or sizes[0]
-    model, why = policy.rule.pick(request, load)
-    asleep = policy.asleep(model, load)
+    model, reason = policy.rule.pick(request, loads)
+    asleep = policy.is_asleep(model, loads)
     wake = model if asleep else None
-    if other := stand_in(policy, model, dims, load, contracts):
-        model, why = other, absent(model)
+    if fallback := running_fallback(policy, model, dims, loads, contracts):
+        model, reason = fallback, not_running_reason(model)
     elif asleep:
         message = "the model is starting; try again later"
-        return Refuse(503, message, retry_after_s=RESTART_AFTER_S, wake=wake)
-    if (wait_s := load[model].wait_s) > policy.patience_s:
-        message = "the model has more to do than it can in time; try again later"
-        return Refuse(429, message, retry_after_s=math.ceil(wait_s - policy.patience_s))
-    return Send(model, dims, why, wake)
+        return Refuse(ErrorKind.UNAVAILABLE, message, retry_after_s=RESTART_RETRY_S, wake=wake)
+    if (wait_s := loads[model].wait_s) > policy.max_wait_s:
+        message = "the model is overloaded; try again later"
+        retry_after_s = math.ceil(wait_s - policy.max_wait_s)
+        return Refuse(ErrorKind.OVERLOADED, message, retry_after_s=retry_after_s)
+    return Send(model, dims, reason, wake)
 
 
-def stand_in(
-    policy: Policy, model: str, dims: int, load: Mapping[str, Load], contracts: Mapping[str, Terms]
+def running_fallback(
+    policy: Policy, model: str, dims: int, loads: Loads, contracts: Contracts
 ) -> str | None:
-    """Who answers for an encoder of which no replica runs, in vectors of that size.
+    """The encoder that answers in place of one without running replicas.
 
-    None where it runs, or nobody can.
+    None where `model` runs, or its fallback does not run or lacks vectors of size `dims`.
     """
 
-    def away(encoder: str) -> bool:
-        # A router that has just begun knows of no replica yet: that alone is no loss.
-        return policy.asleep(encoder, load) or load[encoder].lost
+    def is_down(encoder: str) -> bool:
+        # A router that has just started knows of no replicas yet: that alone is not a loss.
+        return policy.is_asleep(encoder, loads) or loads[encoder].lost
 
-    other = policy.stand_ins.get(model)
-    if other is None or not away(model) or away(other) or dims not in contracts[other].dims:
+    fallback = policy.fallbacks.get(model)
+    if fallback is None or not is_down(model) or is_down(fallback):
         return None
-    return other
+    return fallback if dims in contracts[fallback].dims else None
 
 
-def absent(model: str) -> str:
-    """Why another answers."""
+def not_running_reason(model: str) -> str:
+    """The reason for sending a request to `model`'s fallback."""
     return f"{model} is not running"
 
 
-def policy_dims(rule: Rule, contracts: Mapping[str, Terms]) -> tuple[int, ...]:
-    """Vector sizes that every encoder behind a rule can give, largest first.
+def common_dims(rule: Rule, contracts: Contracts) -> tuple[int, ...]:
+    """Vector sizes that every encoder behind a rule has, largest first.
 
-    A student may share only a Matryoshka prefix of its teacher's space, so the sizes of a mixed
-    name are those all have: otherwise documents and queries would not fit one index.
+    A student may share only a Matryoshka prefix of its teacher's space. Of a name with several
+    encoders, only the common sizes let documents and queries fit into one index.
     """
     common = set.intersection(*(set(contracts[model].dims) for model in rule.encoders()))
     return tuple(sorted(common, reverse=True))
 
 
-def auto_policy(teacher: Terms | None, student: Terms | None) -> str:
-    """The policy of a name whose operator chose none: mix where that is right, else the small."""
+def auto_policy(teacher: BaseContract | None, student: BaseContract | None) -> str:
+    """What the policy `auto` stands for: asymmetric where one index can hold both encoders'
+    vectors, else the student."""
     if student is None:
         return "teacher"
     if teacher is None:
         return "student"
-    return "student" if cannot_share_index(teacher, student) else "asymmetric"
+    return "student" if index_conflict(teacher, student) else "asymmetric"
 
 
-def stand_ins(rule: Rule, contracts: Mapping[str, Terms]) -> dict[str, str]:
-    """For each encoder of a rule another that may answer for it, where there is one: of the rule
-    itself, or the other of its own release."""
-    found = {}
+def find_fallbacks(rule: Rule, contracts: Contracts) -> dict[str, str]:
+    """For each encoder of a rule, another that may answer in its place, where there is one.
+
+    Candidates are the rule's other encoders, then the other encoder of the same release.
+    """
+    fallbacks = {}
     for model in rule.encoders():
         release, _, target = model.rpartition("/")
         sibling = f"{release}/{'student' if target == 'teacher' else 'teacher'}"
         for other in [*rule.encoders(), sibling]:
             if other == model or other not in contracts:
                 continue
-            if not cannot_share_index(contracts[model], contracts[other]):
-                found[model] = other
+            if not index_conflict(contracts[model], contracts[other]):
+                fallbacks[model] = other
                 break
-    return found
+    return fallbacks
 
 
-def check_policy(where: str, rule: Rule, contracts: Mapping[str, Terms]) -> None:
+def check_policy(where: str, rule: Rule, contracts: Contracts) -> None:
     """Raise UserError if a rule needs an encoder that is not served, or would mix spaces."""
     first, *others = models = rule.encoders()
     for model in models:
@@ -328,17 +158,17 @@ def check_policy(where: str, rule: Rule, contracts: Mapping[str, Terms]) -> None
             raise UserError(
                 where,
                 f"policy {rule.name!r} needs {model}, which is not served",
-                f"Name a release that holds it, with replicas for its {model.rpartition('/')[2]}, "
-                "or choose another policy",
+                "Name a release that contains it, with replicas for its "
+                f"{model.rpartition('/')[2]}, or choose another policy",
             )
-    fix = "Give each a name of its own, or distil the student on its teacher's vectors"
+    fix = "Serve each under a name of its own, or distil the student from its teacher's vectors"
     for other in others:
-        if why := cannot_share_index(contracts[first], contracts[other]):
+        if conflict := index_conflict(contracts[first], contracts[other]):
             raise UserError(
                 where,
                 f"policy {rule.name!r} would put vectors of {first} and {other} into one index, "
-                f"but {why}",
+                f"but {conflict}",
                 fix,
             )
-    if not policy_dims(rule, contracts):
+    if not common_dims(rule, contracts):
         raise UserError(where, f"{', '.join(models)} have no vector size in common", fix)

@@ -1,18 +1,14 @@
-"""How far the student's answers are from what its teacher would have said, in production.
+"""Compares a sample of the student's answers with its teacher's, in production.
 
-A share of the student's answers is encoded again by the teacher, after the client has its own.
-In one space their cosine says how well they agree. In any, rank agreement does: both order the
-same recent texts by their nearness to this one, and the orders are compared.
+A share of the student's answers is encoded again by the teacher, after the client has received
+its own. See agreement.py for how they are compared.
 
 No `from __future__ import annotations` here: Ray Serve reads the types of a deployment.
 """
 
 import asyncio
-import json
 import logging
 import random
-from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,201 +20,132 @@ from ray import serve
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from stillroom.encoders.contract import Role, Terms, cannot_share_index
-from stillroom.serving.messages import Encoded, Load, Work
-from stillroom.storage.atomic import written
+from stillroom.encoders.contract import BaseContract, Role, index_conflict
+from stillroom.serving.messages import EncodeJob, EncodeResult, EncoderLoad
+from stillroom.serving.routing.agreement import Agreement, AgreementTracker
+from stillroom.serving.routing.disagreement_file import DisagreementFile
 
 log = logging.getLogger("ray.serve")
 
-PROBES = 64  # recent texts that orders are compared on …
+NEWEST_WEIGHT = 0.02  # of the newest text in the running means
 
-FEWEST_PROBES = 8  # … and how many make an order
-
-RECENT = 0.02  # weight of the newest text in the running means
-
-TEXTS = 8  # of one request, at most
+MAX_TEXTS = 8  # of one request
 
 BUCKETS = (-0.5, 0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999, 1)
 
 
 class ShadowOptions(BaseModel):
-    """What is compared, and what is done with it."""
+    """What is compared, and what is done with the result."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     share: float = Field(0.01, gt=0, le=1)  # of the student's answers
-    # Where texts that agree least are kept, a file for each release. Texts are your users': none
-    # is written unless you say where.
+    # Where the texts with the least agreement are kept, a file for each release. Texts are your
+    # users': none is written unless you name a folder.
     folder: str | None = None
-    keep: PositiveInt = 1000  # texts in each file
-    alert_cosine: float | None = Field(None, ge=-1, le=1)  # means below these show in /healthz,
-    alert_rank: float | None = Field(None, ge=-1, le=1)  # … which stays 200: traffic goes on
+    max_texts: PositiveInt = 1000  # in each file
+    # A mean below one of these shows as an alert in /healthz; its status stays 200.
+    alert_below_cosine: float | None = Field(None, ge=-1, le=1)
+    alert_below_rank_correlation: float | None = Field(None, ge=-1, le=1)
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Of one text; None where it cannot be told.
-
-    Attributes:
-        cosine: of both vectors. Spaces that differ have none.
-        rank: Spearman's correlation of the two orders of the recent texts, in [-1, 1].
-    """
-
-    cosine: float | None
-    rank: float | None
-
-    @property
-    def score(self) -> float | None:
-        return self.rank if self.cosine is None else self.cosine
-
-
-class Fidelity:
-    """Compares one student's vectors with its teacher's, text by text."""
-
-    def __init__(self, *, one_space: bool):
-        self.one_space = one_space
-        self.probes: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=PROBES)
-
-    def compare(self, student_d: np.ndarray, teacher_e: np.ndarray) -> Agreement:
-        """d and e are equal where the space is one."""
-        student, teacher = unit(student_d), unit(teacher_e)
-        rank = None
-        if len(self.probes) >= FEWEST_PROBES:
-            students, teachers = map(np.stack, zip(*self.probes, strict=True))
-            rank = spearman(students @ student, teachers @ teacher)
-        self.probes.append((student, teacher))
-        return Agreement(float(student @ teacher) if self.one_space else None, rank)
-
-
-def unit(vector: np.ndarray) -> np.ndarray:
-    vector = vector.astype(np.float32)
-    return vector / max(float(np.linalg.norm(vector)), 1e-12)
-
-
-def spearman(one: np.ndarray, other: np.ndarray) -> float:
-    """Correlation of the orders of two lists of n ≥ 2 numbers; equal numbers stand as they come."""
-    ranks = [np.argsort(np.argsort(values, kind="stable")) for values in (one, other)]
-    n = len(one)
-    return 1 - 6 * float(np.sum((ranks[0] - ranks[1]) ** 2)) / (n * (n**2 - 1))
-
-
-class Disagreements:
-    """The texts that agree least, on disk: JSON Lines with `text`, which a recipe's source of
-    `format: files` reads as passages.
-
-    Args:
-        file: rewritten whole, by a rename, so that a reader never sees half of it. What it holds
-            from before is kept.
-        most: texts.
-    """
-
-    def __init__(self, file: Path, most: int):
-        self.file, self.most = file, most
-        self.scores: dict[str, float] = {}
-        if file.exists():
-            rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-            self.scores = {row["text"]: row["agreement"] for row in rows}
-
-    def add(self, agreements: Mapping[str, float]) -> None:
-        """Text → its agreement; the least of all that were ever added stay."""
-        merged = self.scores | dict(agreements)
-        least = sorted(merged.items(), key=lambda item: item[1])[: self.most]
-        if (kept := dict(least)) == self.scores:
-            return
-        self.scores = kept
-        rows = (json.dumps({"text": text, "agreement": round(score, 6)}) for text, score in least)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with written(self.file) as file:
-            file.writelines(f"{row}\n" for row in rows)
-
-
-@dataclass(frozen=True)
-class Compared:
-    """What a router is told of one answer, and of all those before it."""
+class ShadowResult:
+    """Agreement on one answer's texts, and the running means over all answers so far."""
 
     agreements: list[Agreement]
     mean_cosine: float | None
-    mean_rank: float | None
+    mean_rank_correlation: float | None
 
 
 @serve.deployment
 class Shadow:
-    """Compares one release's student with its teacher. There is one of it, and it takes one
-    answer at a time: it never has more than one request with the teacher.
+    """Compares one release's student with its teacher.
+
+    There is one replica of it, and it takes one answer at a time: it never has more than one
+    request at the teacher.
 
     Args:
         teacher: the teacher's replicas.
-        teacher_contract, student_contract: to know the space and the sizes.
-        file: where the texts that agree least are kept; None: no text is.
-        most: how many of them.
+        teacher_contract, student_contract: for their spaces and vector sizes.
+        file: where the texts with the least agreement are kept; None: nowhere.
+        max_texts: in that file.
     """
 
     def __init__(
         self,
         teacher: DeploymentHandle,
-        teacher_contract: Terms,
-        student_contract: Terms,
+        teacher_contract: BaseContract,
+        student_contract: BaseContract,
         file: str | None,
-        most: int,
+        max_texts: int,
     ):
-        self.teacher, self.contract = teacher, teacher_contract
-        self.one_space = cannot_share_index(teacher_contract, student_contract) is None
-        self.kept = None if file is None else Disagreements(Path(file), most)
-        self.fidelities: dict[tuple[Role, int], Fidelity] = {}
+        self.teacher, self.teacher_contract = teacher, teacher_contract
+        self.same_space = index_conflict(teacher_contract, student_contract) is None
+        self.disagreements = None if file is None else DisagreementFile(Path(file), max_texts)
+        self.trackers: dict[tuple[Role, int], AgreementTracker] = {}
         self.means: dict[str, float] = {}
 
-    async def compare(self, work: Work, student_nd: np.ndarray) -> Compared:
-        """The student's n answers to `work` against the teacher's."""
-        shared = self.one_space and work.dims in self.contract.dims
-        dims = work.dims if shared else self.contract.dims[0]
-        told: Encoded = await self.teacher.encode.remote(replace(work, dims=dims))
-        # Sizes and roles have other neighbours: their orders are not compared.
-        fidelity = self.fidelities.setdefault((work.role, work.dims), Fidelity(one_space=shared))
+    async def compare(self, job: EncodeJob, student_nd: np.ndarray) -> ShadowResult:
+        """Compare the student's n vectors for a job with the teacher's."""
+        same_space = self.same_space and job.dims in self.teacher_contract.dims
+        dims = job.dims if same_space else self.teacher_contract.dims[0]
+        result: EncodeResult = await self.teacher.encode.remote(replace(job, dims=dims))
+        role, texts = job.request.role, job.request.texts
+        # Vectors of other sizes or roles have other neighbours: their orders are not compared.
+        tracker = self.trackers.setdefault(
+            (role, job.dims), AgreementTracker(same_space=same_space)
+        )
         agreements = [
-            fidelity.compare(mine, theirs)
-            for mine, theirs in zip(student_nd, told.vectors, strict=True)
+            tracker.compare(student_d, teacher_e)
+            for student_d, teacher_e in zip(student_nd, result.vectors, strict=True)
         ]
         for agreement in agreements:
-            self._remember("cosine", agreement.cosine)
-            self._remember("rank", agreement.rank)
-        if self.kept is not None:
-            scores = zip(work.texts, (agreement.score for agreement in agreements), strict=True)
-            self.kept.add({text: score for text, score in scores if score is not None})
-        return Compared(agreements, self.means.get("cosine"), self.means.get("rank"))
+            self._update_mean("cosine", agreement.cosine)
+            self._update_mean("rank_correlation", agreement.rank_correlation)
+        if self.disagreements is not None:
+            scores = zip(texts, (agreement.score for agreement in agreements), strict=True)
+            self.disagreements.add({text: score for text, score in scores if score is not None})
+        return ShadowResult(
+            agreements, self.means.get("cosine"), self.means.get("rank_correlation")
+        )
 
-    def _remember(self, name: str, value: float | None) -> None:
+    def _update_mean(self, name: str, value: float | None) -> None:
         if value is not None:
             mean = self.means.setdefault(name, value)
-            self.means[name] = mean + RECENT * (value - mean)
+            self.means[name] = mean + NEWEST_WEIGHT * (value - mean)
 
 
 class ShadowMetrics:
-    """What the samplers of one router count."""
+    """Counts of one router's samplers."""
 
     def __init__(self, registry: CollectorRegistry):
-        self.answers = Counter(
-            "stillroom_shadow_answers",
-            "Sampled answers of a student: compared, dropped as the teacher was busy, or failed",
+        self.comparisons = Counter(
+            "stillroom_shadow_comparisons",
+            "Sampled answers of a student: compared, dropped while the teacher was busy, or failed",
             ["model", "outcome"],
             registry=registry,
         )
-        self.cosine, self.rank = (
+        self.cosine, self.rank_correlation = (
             Histogram(
                 f"stillroom_shadow_{name}", about, ["model"], buckets=BUCKETS, registry=registry
             )
             for name, about in (
                 ("cosine", "Cosine of the student's and the teacher's vector of a text"),
-                ("rank", "Rank correlation of their orders of recent texts around a text"),
+                (
+                    "rank_correlation",
+                    "Rank correlation of the student's and the teacher's order of recent texts",
+                ),
             )
         )
 
 
-class Sampler:
-    """One router's way to a Shadow: picks answers, and never makes anyone wait.
+class ShadowSampler:
+    """Samples one router's answers for a Shadow; nobody waits for it.
 
     Args:
         model: the student.
-        teacher: by name, as loads have it.
+        teacher: its name among the encoders' loads.
     """
 
     def __init__(
@@ -232,21 +159,23 @@ class Sampler:
         self.model, self.teacher = model, teacher
         self.shadow, self.options, self.metrics = shadow, options, metrics
         self.task: asyncio.Task[None] | None = None
-        self.last: Compared | None = None
+        self.last: ShadowResult | None = None
 
-    def offer(self, work: Work, vectors: np.ndarray, teacher: Load) -> None:
-        """Compare an answer some time later; or don't, when the teacher has anything else to do."""
-        if work.token_ids is not None or random.random() >= self.options.share:
+    def maybe_compare(self, job: EncodeJob, vectors: np.ndarray, teacher_load: EncoderLoad) -> None:
+        """Start comparing an answer if it is sampled and the teacher has nothing else to do."""
+        request = job.request
+        if request.token_ids is not None or random.random() >= self.options.share:
             return
-        if self.task is not None or teacher.ongoing or not teacher.ready:
+        if self.task is not None or teacher_load.ongoing or not teacher_load.ready:
             self._count("dropped")
             return
-        some = replace(work, texts=work.texts[:TEXTS], trace=None)
-        self.task = asyncio.create_task(self._compare(some, vectors[:TEXTS]))
+        first_texts = replace(request, texts=request.texts[:MAX_TEXTS])
+        job = replace(job, request=first_texts, trace=None)
+        self.task = asyncio.create_task(self._compare(job, vectors[:MAX_TEXTS]))
 
-    async def _compare(self, work: Work, vectors: np.ndarray) -> None:
+    async def _compare(self, job: EncodeJob, vectors: np.ndarray) -> None:
         try:
-            self.last = await self.shadow.compare.remote(work, vectors)
+            self.last = await self.shadow.compare.remote(job, vectors)
         except BackPressureError:
             self._count("dropped")
         except Exception:
@@ -254,20 +183,30 @@ class Sampler:
             self._count("failed")
         else:
             self._count("compared")
-            for agreement in self.last.agreements:
-                if agreement.cosine is not None:
-                    self.metrics.cosine.labels(self.model).observe(agreement.cosine)
-                if agreement.rank is not None:
-                    self.metrics.rank.labels(self.model).observe(agreement.rank)
+            self._observe(self.last.agreements)
         finally:
             self.task = None
 
+    def _observe(self, agreements: list[Agreement]) -> None:
+        for agreement in agreements:
+            if agreement.cosine is not None:
+                self.metrics.cosine.labels(self.model).observe(agreement.cosine)
+            if agreement.rank_correlation is not None:
+                self.metrics.rank_correlation.labels(self.model).observe(agreement.rank_correlation)
+
     def _count(self, outcome: str) -> None:
-        self.metrics.answers.labels(self.model, outcome).inc()
+        self.metrics.comparisons.labels(self.model, outcome).inc()
 
     def health(self) -> dict[str, Any]:
-        """The means of late, and whether one is below its threshold."""
-        cosine, rank = (self.last.mean_cosine, self.last.mean_rank) if self.last else (None, None)
-        pairs = ((cosine, self.options.alert_cosine), (rank, self.options.alert_rank))
-        below = any(m is not None and least is not None and m < least for m, least in pairs)
-        return {"cosine": cosine, "rank": rank, "alert": below}
+        """The running means, and whether one is below its threshold, for GET /healthz."""
+        cosine = self.last.mean_cosine if self.last else None
+        rank_correlation = self.last.mean_rank_correlation if self.last else None
+        thresholds = (
+            (cosine, self.options.alert_below_cosine),
+            (rank_correlation, self.options.alert_below_rank_correlation),
+        )
+        alert = any(
+            mean is not None and threshold is not None and mean < threshold
+            for mean, threshold in thresholds
+        )
+        return {"cosine": cosine, "rank_correlation": rank_correlation, "alert": alert}

@@ -1,4 +1,4 @@
-"""TODO docstring: stages/corpus/artifact.py."""
+"""Reads a corpus artifact, for the other stages."""
 
 import json
 from dataclasses import dataclass
@@ -13,60 +13,66 @@ from stillroom.storage.artifacts import Artifact
 
 
 @dataclass(frozen=True)
-class CorpusFiles:
-    """What the other stages read of a corpus.
+class CorpusData:
+    """Texts of a corpus, and how they belong together.
 
     Attributes:
-        positive: passage row of each pair, int64, (pairs,).
-        negatives: passage rows that came with each pair.
-        source: each pair's place in `sources`, int16, (pairs,).
-        passage_source: the same of each passage; that of a pair's positive is the pair's own.
-        prompts: what each source puts before its texts; None for the model's own.
-        symmetric: whether each source's queries and passages are of one kind.
-        conversations: prompts and completions, of all sources together.
+        queries: of each pair.
+        positive_rows: the passage of each pair, as a row of `passages`, int64, (pairs,).
+        negative_rows: passages that came with each pair as negatives, as rows of `passages`.
+        pair_sources: the source of each pair, as an index in `source_names`, int16, (pairs,).
+        passage_sources: the same of each passage; a positive has the source of its pair.
+        source_prompts: what each source puts before its texts; None for the model's own prompts.
+        source_symmetric: whether queries and passages of each source are texts of one kind.
+        conversations: (prompt, completion) of all sources.
     """
 
     queries: list[str]
-    positive: np.ndarray
-    negatives: list[list[int]]
-    source: np.ndarray
+    positive_rows: np.ndarray
+    negative_rows: list[list[int]]
+    pair_sources: np.ndarray
     passages: list[str]
-    passage_source: np.ndarray
-    sources: list[str]
-    prompts: list[Prompts | None]
-    symmetric: list[bool]
+    passage_sources: np.ndarray
+    source_names: list[str]
+    source_prompts: list[Prompts | None]
+    source_symmetric: list[bool]
     conversations: list[tuple[str, str]]
 
     def prompts_of(self, role: Role) -> list[str | None]:
-        """What a teacher is told before each query or passage: its source's task; None leaves it
-        its own prompt."""
-        known = [None if own is None else str(getattr(own, role)) for own in self.prompts]
-        return [known[of] for of in (self.source if role == "query" else self.passage_source)]
+        """The prompt of each query or passage, by its source; None for the model's own prompt."""
+        prompts = [
+            None if prompts is None else str(getattr(prompts, role))
+            for prompts in self.source_prompts
+        ]
+        text_sources = self.pair_sources if role == "query" else self.passage_sources
+        return [prompts[source] for source in text_sources]
 
     @staticmethod
-    def read(artifact: Artifact) -> "CorpusFiles":
+    def read(artifact: Artifact) -> "CorpusData":
+        """Reads all texts of a corpus into memory."""
         pairs = pq.read_table(artifact.path / "pairs.parquet")
         passages = pq.read_table(artifact.path / "passages.parquet")
         sources = json.loads((artifact.path / "sources.json").read_text(encoding="utf-8"))
         file = artifact.path / "conversations.parquet"
         conversations = pq.read_table(file).to_pydict() if file.exists() else {}
-        return CorpusFiles(
+        return CorpusData(
             queries=pairs["query"].to_pylist(),
-            positive=pairs["positive"].to_numpy(),
-            negatives=pairs["negatives"].to_pylist(),
-            source=pairs["source"].to_numpy(),
+            positive_rows=pairs["positive"].to_numpy(),
+            negative_rows=pairs["negatives"].to_pylist(),
+            pair_sources=pairs["source"].to_numpy(),
             passages=passages["text"].to_pylist(),
-            passage_source=passages["source"].to_numpy(),
-            sources=[source["name"] for source in sources],
-            prompts=[
+            passage_sources=passages["source"].to_numpy(),
+            source_names=[source["name"] for source in sources],
+            source_prompts=[
                 None if source["prompts"] is None else Prompts(**source["prompts"])
                 for source in sources
             ],
-            symmetric=[source["symmetric"] for source in sources],
+            source_symmetric=[source["symmetric"] for source in sources],
             conversations=list(zip(*conversations.values(), strict=True)),
         )
 
 
-def evaluation_sets(artifact: Artifact) -> dict[str, EvaluationSet]:
+def read_evaluation_sets(artifact: Artifact) -> dict[str, EvaluationSet]:
+    """The evaluation sets of a corpus by name, the held-out one among them."""
     folders = sorted((artifact.path / "evaluation").iterdir())
     return {folder.name: read_beir(folder) for folder in folders}

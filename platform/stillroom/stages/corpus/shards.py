@@ -1,9 +1,9 @@
-"""A corpus in the making: its rows as Parquet files on disk, and what became of each row.
+"""A corpus while it is cleaned: its rows as Parquet files on disk, and a verdict for each row.
 
-A text is read and normalised shard by shard. What has to be compared over shards goes out as
-sorted runs of hashes, of which a process reads one range at a time. So memory holds a shard, a
-range, and a byte for every row, whose verdict that is; the rest lies on disk. Rows are numbered
-in the order of the recipe's sources and files.
+Texts are read and normalised shard by shard. What must be compared across shards is written as
+sorted runs of hashes, and a process reads one range of hashes at a time. So memory holds a shard,
+a range and one byte a row (its verdict); the rest is on disk. Rows are numbered in the order of
+the recipe's sources and files.
 """
 
 import functools
@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stillroom.cluster.parallel_map import over
-from stillroom.config.base import Kind
+from stillroom.cluster.parallel_map import parallel_map
+from stillroom.config.base import DataKind
 from stillroom.data.cleaning.external_sort import SortedRuns
-from stillroom.data.readers.records import LeftOut, Pair
+from stillroom.data.readers.records import Pair, SkippedRows
 from stillroom.stages.corpus import sources
-from stillroom.stages.corpus.sources import Part
+from stillroom.stages.corpus.sources import SourcePart
 
 
 class Verdict(IntEnum):
@@ -41,11 +41,12 @@ class Verdict(IntEnum):
     POSITIVE = 8  # a negative that is its own pair's positive
     CONFLICTS = 9  # a negative that is the positive of the same query in another pair
     REPEATED = 10
-    TESTED = 11
+    TESTED = 11  # part of an evaluation set
     OF_DROPPED_PAIRS = 12
 
 
-REASONS: dict[str, tuple[Verdict, ...]] = {
+# Reasons to drop rows of each kind, in the order of counts.json.
+DROP_REASONS: dict[str, tuple[Verdict, ...]] = {
     "pairs": tuple(v for v in Verdict if 0 < v <= Verdict.BEYOND_MAX_PAIRS),
     "negatives": (
         Verdict.OF_DROPPED_PAIRS, Verdict.POSITIVE, Verdict.CONFLICTS, Verdict.REPEATED,
@@ -57,21 +58,33 @@ REASONS: dict[str, tuple[Verdict, ...]] = {
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """How much a process holds at a time. What comes out does not depend on it."""
+class ChunkSizes:
+    """How much a process holds at a time. Results do not depend on it.
 
-    rows: int = 1 << 15  # of a shard
-    characters: int = 1 << 25  # of a shard
-    records: int = 1 << 20  # of a range
-    small: int = 1 << 26  # bytes to read, with no more of which one process is the fastest
+    Attributes:
+        rows, characters: limits of a shard; the first one reached ends it.
+        records: of a range of sorted runs, about.
+        serial_bytes: with no more input than this, a single process is the fastest.
+    """
+
+    rows: int = 1 << 15
+    characters: int = 1 << 25
+    records: int = 1 << 20
+    serial_bytes: int = 1 << 26
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows of one part: a Parquet file, and how many rows and negatives come before it."""
+    """Consecutive rows of one kind and source, in a Parquet file.
+
+    Attributes:
+        source: number of the source.
+        rows, negatives: how many it has.
+        first, first_negative: how many of its kind come before it, in all sources.
+    """
 
     path: Path
-    kind: Kind
+    kind: DataKind
     source: int
     rows: int
     negatives: int
@@ -80,98 +93,120 @@ class Shard:
 
     @property
     def name(self) -> str:
+        """Unique among the shards of a kind, and sorted as they are."""
         return f"{self.first:015d}"
 
     @property
     def span(self) -> slice:
+        """Its rows among all rows of its kind."""
         return slice(self.first, self.first + self.rows)
 
     @property
     def negative_span(self) -> slice:
+        """Its negatives among all negatives."""
         return slice(self.first_negative, self.first_negative + self.negatives)
 
 
+Shards = dict[str, list[Shard]]  # by kind
+
+
 @dataclass(frozen=True)
-class Work:
-    """Where a corpus is cleaned, in what portions, and whether on more than one core."""
+class CleaningWorkspace:
+    """The folder in which a corpus is cleaned, and how functions are run over its data.
+
+    Attributes:
+        folder: holds shards, verdicts and sorted runs.
+        parallel: whether all cores of this machine are used.
+    """
 
     folder: Path
-    sizes: Sizes
-    spread: bool
+    sizes: ChunkSizes
+    parallel: bool
 
-    def runs(self, name: str) -> SortedRuns:
+    def sorted_runs(self, name: str) -> SortedRuns:
+        """The sorted runs of a name; there need be none yet."""
         return SortedRuns(self.folder / name)
 
     def verdicts(self, kind: str) -> Any:
-        """A byte for each row, uint8, which every process sees and may set."""
+        """The `Verdict` of each row of a kind, uint8, (rows,); shared by processes and writable."""
         return np.load(self.folder / f"{kind}.npy", mmap_mode="r+")
 
-    def over(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
-        return over(functools.partial(function, self), items, spread=self.spread)
+    def map(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
+        """function(workspace, item) for each item, such as a shard."""
+        return parallel_map(functools.partial(function, self), items, parallel=self.parallel)
 
-    def over_hashes(self, function: Callable[..., Any], name: str, **given: Any) -> list[Any]:
-        found = self.runs(name).hash_ranges(self.sizes.records)
-        return self.over(functools.partial(function, name=name, **given), found)
+    def map_hash_ranges(
+        self, function: Callable[..., Any], runs_name: str, **arguments: Any
+    ) -> list[Any]:
+        """function(workspace, key_range, runs_name=…, **arguments) for ranges of sorted runs."""
+        key_ranges = self.sorted_runs(runs_name).hash_ranges(self.sizes.records)
+        return self.map(functools.partial(function, runs_name=runs_name, **arguments), key_ranges)
 
 
-def read(
-    work: Work, parts: Sequence[tuple[int, Part]]
-) -> tuple[dict[str, list[Shard]], dict[int, LeftOut]]:
-    """Every part's rows as shards, in order, and nobody's verdict yet; and what could not be read
-    of each source.
+def read_shards(
+    workspace: CleaningWorkspace, parts: Sequence[tuple[int, SourcePart]]
+) -> tuple[Shards, dict[int, SkippedRows]]:
+    """Reads all parts into shards, and gives every row the verdict KEPT.
 
     Args:
         parts: each with the number of its source.
+
+    Returns:
+        Shards by kind, in the order of the parts; and the rows that each source's readers skipped.
     """
     numbered = [(number, source, part) for number, (source, part) in enumerate(parts)]
-    had = work.over(_read, numbered)
-    found = list(itertools.chain.from_iterable(of_part for of_part, _ in had))
-    left_out: dict[int, LeftOut] = defaultdict(LeftOut)
-    for (source, _), (_, rest) in zip(parts, had, strict=True):
-        left_out[source].add(rest)
-    shards: dict[str, list[Shard]] = {"pairs": [], "passages": [], "conversations": []}
-    for kind, of_kind in shards.items():
+    read = workspace.map(_read_part, numbered)
+    skipped: dict[int, SkippedRows] = defaultdict(SkippedRows)
+    for (source, _), (_, part_skipped) in zip(parts, read, strict=True):
+        skipped[source].add(part_skipped)
+    all_shards = list(itertools.chain.from_iterable(part_shards for part_shards, _ in read))
+    shards: Shards = {"pairs": [], "passages": [], "conversations": []}
+    for kind, kind_shards in shards.items():
         rows = negatives = 0
-        for shard in found:
+        for shard in all_shards:
             if shard.kind == kind:
-                of_kind.append(replace(shard, first=rows, first_negative=negatives))
+                kind_shards.append(replace(shard, first=rows, first_negative=negatives))
                 rows, negatives = rows + shard.rows, negatives + shard.negatives
-        np.save(work.folder / f"{kind}.npy", np.zeros(max(rows, 1), dtype=np.uint8))
+        np.save(workspace.folder / f"{kind}.npy", np.zeros(max(rows, 1), dtype=np.uint8))
         if kind == "pairs":
-            np.save(work.folder / "negatives.npy", np.zeros(max(negatives, 1), dtype=np.uint8))
-    return shards, left_out
+            verdicts = np.zeros(max(negatives, 1), dtype=np.uint8)
+            np.save(workspace.folder / "negatives.npy", verdicts)
+    return shards, skipped
 
 
-def _read(work: Work, item: tuple[int, int, Part]) -> tuple[list[Shard], LeftOut]:
+def _read_part(
+    workspace: CleaningWorkspace, item: tuple[int, int, SourcePart]
+) -> tuple[list[Shard], SkippedRows]:
     number, source, part = item
-    left_out = LeftOut()
-    readers: dict[Kind, Callable[[Part, LeftOut], Iterable[Any]]] = {
-        "pairs": sources.pairs,
-        "passages": sources.passages,
-        "conversations": sources.conversations,
+    skipped = SkippedRows()
+    readers: dict[DataKind, Callable[[SourcePart, SkippedRows], Iterable[Any]]] = {
+        "pairs": sources.iter_pairs,
+        "passages": sources.iter_passages,
+        "conversations": sources.iter_conversations,
     }
-    found = []
+    shards = []
     for kind, reader in readers.items():
-        for place, rows in enumerate(_portions(reader(part, left_out), work.sizes)):
-            path = work.folder / f"{kind}-{number:05d}-{place:06d}.parquet"
+        for i, rows in enumerate(_split_rows(reader(part, skipped), workspace.sizes)):
+            path = workspace.folder / f"{kind}-{number:05d}-{i:06d}.parquet"
             table = _TABLES[kind](rows)
             pq.write_table(table, path, compression="lz4", use_dictionary=False)
             negatives = sum(len(row.negatives) for row in rows) if kind == "pairs" else 0
-            found.append(Shard(path, kind, source, len(rows), negatives))
-    return found, left_out
+            shards.append(Shard(path, kind, source, len(rows), negatives))
+    return shards, skipped
 
 
-def _portions(rows: Iterable[Any], sizes: Sizes) -> Iterator[list[Any]]:
-    portion: list[Any] = []
+def _split_rows(rows: Iterable[Any], sizes: ChunkSizes) -> Iterator[list[Any]]:
+    """Rows in lists that keep the limits of a shard."""
+    chunk: list[Any] = []
     characters = 0
     for row in rows:
-        portion.append(row)
+        chunk.append(row)
         characters += _characters(row)
-        if len(portion) >= sizes.rows or characters >= sizes.characters:
-            yield portion
-            portion, characters = [], 0
-    if portion:
-        yield portion
+        if len(chunk) >= sizes.rows or characters >= sizes.characters:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
 
 
 def _characters(row: Any) -> int:
@@ -182,7 +217,7 @@ def _characters(row: Any) -> int:
     return len(row.prompt) + len(row.completion)
 
 
-_TABLES: dict[Kind, Callable[[list[Any]], pa.Table]] = {
+_TABLES: dict[DataKind, Callable[[list[Any]], pa.Table]] = {
     "pairs": lambda rows: pa.table(
         {
             "query": pa.array([row.query for row in rows], pa.string()),
@@ -200,12 +235,12 @@ _TABLES: dict[Kind, Callable[[list[Any]], pa.Table]] = {
 }
 
 
-def owners(table: pa.Table) -> np.ndarray:
-    """The row of each negative, (negatives,)."""
+def negative_owners(table: pa.Table) -> np.ndarray:
+    """The row of each negative's pair in a table of pairs, (negatives,)."""
     offsets = np.asarray(table["negatives"].combine_chunks().offsets)
     return np.repeat(np.arange(len(table)), np.diff(offsets))
 
 
-def flat(table: pa.Table) -> pa.Array:
-    """All rows' negatives, one after the other."""
+def flat_negatives(table: pa.Table) -> pa.Array:
+    """The negatives of all rows of a table of pairs, one after the other."""
     return table["negatives"].combine_chunks().flatten()

@@ -1,149 +1,175 @@
-"""A source of the recipe → its parts → their pairs, passages and conversations."""
+"""Sources of a recipe → parts for workers → pairs, passages and conversations."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stillroom.config.base import Kind
-from stillroom.config.corpus import Beir, Corpus, Docstrings, Documents, Files, MsMarco, Source
+from stillroom.config.base import DataKind
+from stillroom.config.corpus import (
+    BeirSource,
+    Corpus,
+    DocstringSource,
+    DocumentSource,
+    FileSource,
+    MsMarcoSource,
+    Source,
+)
 from stillroom.data.readers.docstrings import docstring_pairs
 from stillroom.data.readers.documents import read_document
 from stillroom.data.readers.files import read_conversations, read_pairs, read_passages
-from stillroom.data.readers.locations import DOCUMENTS, find_files, size
-from stillroom.data.readers.qrels import read_collection, read_id_triples, read_judged
-from stillroom.data.readers.records import Conversation, LeftOut, Pair
+from stillroom.data.readers.locations import DOCUMENT_EXTENSIONS, find_files, size_bytes
+from stillroom.data.readers.qrels import read_collection, read_id_triples, read_judged_pairs
+from stillroom.data.readers.records import Conversation, Pair, SkippedRows
 from stillroom.encoders.tokens.count import token_counter
 from stillroom.storage.artifacts import Artifact
 
-__all__ = ["Part", "Source", "conversations", "pairs", "parts", "passages"]
-
 
 @dataclass(frozen=True)
-class Part:
-    """What one worker reads of a source: a file of one kind, or all of a kind where it takes more
-    than a file. Plain data, which pickles."""
+class SourcePart:
+    """What one worker reads of a source. Plain data, which pickles.
+
+    Attributes:
+        kind: of the rows to read.
+        file: the file to read; None if rows of the kind need several files, or none.
+    """
 
     source: Source
-    kind: Kind
+    kind: DataKind
     file: str | None = None
 
     @property
-    def bytes(self) -> int:
-        """How much there is to read; 0 of docstrings, which their own processes read."""
-        return sum(map(size, self.source.places() if self.file is None else (self.file,)))
+    def size_bytes(self) -> int:
+        """Bytes to read; 0 for docstrings, whose reader has processes of its own."""
+        files = self.source.locations() if self.file is None else (self.file,)
+        return sum(map(size_bytes, files))
 
 
-def parts(source: Source) -> list[Part]:
-    """Everything a source has, in its order.
+def split_source(source: Source) -> list[SourcePart]:
+    """All parts of a source, in its order.
 
     Raises:
-        UserError: when a place that it names holds nothing.
+        UserError: when there is no file at one of its locations.
     """
-    if isinstance(source, Files):
-        named: list[tuple[Kind, tuple[str, ...]]] = [
+    if isinstance(source, FileSource):
+        by_kind: list[tuple[DataKind, tuple[str, ...]]] = [
             ("pairs", source.pairs),
             ("passages", source.passages),
             ("conversations", source.conversations),
         ]
         return [
-            Part(source, kind, file)
-            for kind, places in named
-            for place in places
-            for file in find_files(place)
+            SourcePart(source, kind, file)
+            for kind, locations in by_kind
+            for location in locations
+            for file in find_files(location)
         ]
-    if isinstance(source, Documents):
-        files = [file for place in source.passages for file in find_files(place, DOCUMENTS)]
-        return [Part(source, "passages", file) for file in files]
-    if isinstance(source, Docstrings):
-        return [Part(source, "pairs")]
-    return [Part(source, "pairs"), Part(source, "passages")]
+    if isinstance(source, DocumentSource):
+        files = [
+            file
+            for location in source.passages
+            for file in find_files(location, DOCUMENT_EXTENSIONS)
+        ]
+        return [SourcePart(source, "passages", file) for file in files]
+    if isinstance(source, DocstringSource):
+        return [SourcePart(source, "pairs")]
+    return [SourcePart(source, "pairs"), SourcePart(source, "passages")]
 
 
-def pairs(of: Source | Part, left_out: LeftOut | None = None) -> Iterator[Pair]:
+def iter_pairs(
+    source_or_part: Source | SourcePart, skipped: SkippedRows | None = None
+) -> Iterator[Pair]:
     """Pairs of a source, or of a part of it.
 
     Args:
-        left_out: counts what is left out. With `on_error: skip` wrong rows are; else the first of
-            them is an error.
+        skipped: counts skipped rows. The source's `on_error` decides whether bad rows are skipped.
 
     Raises:
-        UserError: at a wrong row, or when there is none.
+        UserError: at a bad row unless they are skipped, or when there is no row.
     """
-    for part in _parts(of, "pairs"):
-        source, rest = part.source, _noted(part.source, left_out)
-        if isinstance(source, Docstrings):
-            yield from docstring_pairs(source.packages, min_passage=source.min_passage_characters)
-        elif isinstance(source, Files):
+    for part in _parts_of_kind(source_or_part, "pairs"):
+        source, counted = part.source, _skipped_rows_for(part.source, skipped)
+        if isinstance(source, DocstringSource):
+            yield from docstring_pairs(
+                source.packages, min_passage_characters=source.min_passage_characters
+            )
+        elif isinstance(source, FileSource):
             assert part.file is not None
             yield from read_pairs(
                 part.file,
                 layout=None if source.format == "files" else source.format,
                 min_score=source.min_score,
-                instruction=source.instruction,
-                left_out=rest,
+                instruction=source.only_instruction,
+                skipped=counted,
             )
-        elif isinstance(source, MsMarco) and source.triples is not None:
+        elif isinstance(source, MsMarcoSource) and source.triples is not None:
             yield from read_id_triples(
                 collection=source.collection,
                 queries=source.queries,
                 triples=source.triples,
-                left_out=rest,
+                skipped=counted,
             )
-        elif isinstance(source, Beir | MsMarco):
+        elif isinstance(source, BeirSource | MsMarcoSource):
             assert source.qrels is not None
-            yield from read_judged(
+            yield from read_judged_pairs(
                 collection=source.collection,
                 queries=source.queries,
                 qrels=source.qrels,
-                left_out=rest,
+                skipped=counted,
             )
 
 
-def passages(of: Source | Part, left_out: LeftOut | None = None) -> Iterator[str]:
-    """Texts without a query; the same of them."""
-    for part in _parts(of, "passages"):
-        source, rest = part.source, _noted(part.source, left_out)
-        if isinstance(source, Documents):
+def iter_passages(
+    source_or_part: Source | SourcePart, skipped: SkippedRows | None = None
+) -> Iterator[str]:
+    """Passages without a query; arguments and errors are those of `iter_pairs`."""
+    for part in _parts_of_kind(source_or_part, "passages"):
+        source, counted = part.source, _skipped_rows_for(part.source, skipped)
+        if isinstance(source, DocumentSource):
             assert part.file is not None
             yield from read_document(
                 part.file,
-                count=token_counter(source.tokenizer),
-                most=source.passage_tokens,
-                overlap=source.overlap_tokens,
-                left_out=rest,
+                count_tokens=token_counter(source.tokenizer),
+                max_tokens=source.passage_tokens,
+                overlap_tokens=source.overlap_tokens,
+                skipped=counted,
             )
-        elif isinstance(source, Beir | MsMarco):
-            yield from read_collection(source.collection, rest)
+        elif isinstance(source, BeirSource | MsMarcoSource):
+            yield from read_collection(source.collection, counted)
         elif part.file is not None:
-            yield from read_passages(part.file, left_out=rest)
+            yield from read_passages(part.file, skipped=counted)
 
 
-def conversations(of: Source | Part, left_out: LeftOut | None = None) -> Iterator[Conversation]:
-    """The same of conversations."""
-    for part in _parts(of, "conversations"):
+def iter_conversations(
+    source_or_part: Source | SourcePart, skipped: SkippedRows | None = None
+) -> Iterator[Conversation]:
+    """Conversations; arguments and errors are those of `iter_pairs`."""
+    for part in _parts_of_kind(source_or_part, "conversations"):
         if part.file is not None:
-            yield from read_conversations(part.file, left_out=_noted(part.source, left_out))
+            counted = _skipped_rows_for(part.source, skipped)
+            yield from read_conversations(part.file, skipped=counted)
 
 
-def _parts(of: Source | Part, kind: Kind) -> list[Part]:
-    found = [of] if isinstance(of, Part) else parts(of)
-    return [part for part in found if part.kind == kind]
+def _parts_of_kind(source_or_part: Source | SourcePart, kind: DataKind) -> list[SourcePart]:
+    if isinstance(source_or_part, SourcePart):
+        parts = [source_or_part]
+    else:
+        parts = split_source(source_or_part)
+    return [part for part in parts if part.kind == kind]
 
 
-def _noted(source: Source, left_out: LeftOut | None) -> LeftOut:
-    """Counts for the caller, as the source says of wrong rows."""
-    kept = left_out or LeftOut()
-    skip = not isinstance(source, Docstrings) and source.on_error == "skip"
-    return LeftOut(kept.counts, kept.wrong, skip)
+def _skipped_rows_for(source: Source, skipped: SkippedRows | None) -> SkippedRows:
+    """Counts into the caller's object, with the source's rule for bad rows."""
+    counted = skipped or SkippedRows()
+    skip = not isinstance(source, DocstringSource) and source.on_error == "skip"
+    return SkippedRows(counted.counts, counted.bad_rows, skip)
 
 
-def with_synthetic(section: Corpus, made: Artifact | None) -> Corpus:
-    """The section with what a language model wrote as one more source, of files."""
-    if made is None or section.synthetic is None:
+def with_synthetic(section: Corpus, synthetic: Artifact | None) -> Corpus:
+    """The section with the pairs that a language model wrote as one more source."""
+    if synthetic is None or section.synthetic is None:
         return section
-    written = Files(
+    generated = FileSource(
         format="files",
-        pairs=(str(made.path / "pairs.jsonl"),),
+        pairs=(str(synthetic.path / "pairs.jsonl"),),
         prompts=section.synthetic.prompts,
         symmetric=section.synthetic.symmetric,
     )
-    return section.model_copy(update={"sources": {**section.sources, "synthetic": written}})
+    return section.model_copy(update={"sources": {**section.sources, "synthetic": generated}})

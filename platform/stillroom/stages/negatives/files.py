@@ -1,4 +1,4 @@
-"""Hard negatives for files of the user's own, without a recipe."""
+"""`stillroom mine`: hard negatives for a user's own files, without a recipe."""
 
 import json
 import logging
@@ -16,19 +16,18 @@ from stillroom.config.scale import Scale
 from stillroom.data.readers.beir import read_beir
 from stillroom.data.readers.files import read_pairs, read_passages
 from stillroom.data.readers.records import EvaluationSet
-from stillroom.encoders.model_names import locate, model_of, of_artifact
+from stillroom.encoders.model_names import find_model, locate_model, resolve_artifact_name
 from stillroom.errors import UserError
-from stillroom.mining.formats import FORMATS, Collected
-from stillroom.mining.known import texts_of
-from stillroom.mining.mined import Mined
-from stillroom.stages.negatives.mine import mine
-from stillroom.stages.vectors.embed import Part, embed
+from stillroom.mining.formats import FORMATS, PairTexts
+from stillroom.mining.known_texts import KnownTexts, find_known_texts
+from stillroom.stages.negatives.mine import MiningTexts, mine
+from stillroom.stages.vectors.embed import TextsToEmbed, embed
 from stillroom.storage.artifacts import Store
-from stillroom.storage.atomic import written
+from stillroom.storage.atomic import atomic_write
 
 log = logging.getLogger(__name__)
 
-SHARD = 1024  # texts embedded at once
+SHARD_SIZE = 1024  # texts encoded at once
 
 
 def mine_files(
@@ -40,21 +39,23 @@ def mine_files(
     out: Path,
     format: str,
     section: Negatives,
-    scored: bool,
+    with_scores: bool,
     seed: int,
     root: str,
     scale: Scale,
 ) -> dict[str, Any]:
-    """Writes the pairs with their negatives as JSONL, all at once.
+    """Writes the pairs with their negatives as JSONL; `out` appears when it is complete.
 
     Args:
-        models: the miners; `bm25`, or a model as named everywhere.
-        passages: to mine from, beside the pairs' own.
-        evaluation: sets in BEIR layout, whose passages are never to be negatives.
-        scored: also writes what positives and negatives score.
+        models: the miners: `bm25`, or models as named everywhere.
+        passages: files of passages to mine from, beside the pairs' own.
+        evaluation: folders of sets in BEIR layout; their passages never become negatives.
+        format: one of `FORMATS`.
+        with_scores: also writes the scores of positives and negatives.
+        root: of the artifacts that models may name.
 
     Returns:
-        What was kept and rejected.
+        Counts of kept and rejected candidates.
 
     Raises:
         UserError: when a file, an option or a model is wrong, before any model is loaded.
@@ -62,17 +63,18 @@ def mine_files(
     if format not in FORMATS:
         raise UserError("--format", f"{format!r} is unknown", f"Use one of {', '.join(FORMATS)}")
     if out.exists():
-        raise UserError(f"--out {out}", "is there already", "Name a new file")
+        raise UserError(f"--out {out}", "exists already", "Name a new file")
     if not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}", "its folder does not exist", "Make it, or name another")
+        raise UserError(f"--out {out}", "its folder does not exist", "Create it, or name another")
     store = Store(root)
-    names = [of_artifact(name, store) for name in models]
-    folders = {name: None if name == "bm25" else locate(name) for name in names}
-    rescore = None if section.rescore is None else model_of(section.rescore, store)
-    if rescore is not None:
-        os.fspath(rescore)  # it is there
+    names = [resolve_artifact_name(name, store) for name in models]
+    folders = {name: None if name == "bm25" else locate_model(name) for name in names}
+    cross_encoder = None
+    if section.cross_encoder is not None:
+        cross_encoder = find_model(section.cross_encoder, store)
+        os.fspath(cross_encoder)  # raises where it is missing
     sets = [read_beir(folder) for folder in evaluation]
-    texts = collect(pairs, passages)
+    texts = read_texts(pairs, passages)
     log.info("%d pairs, %d passages", len(texts.queries), len(texts.passages))
     connect(scale)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as work:
@@ -81,62 +83,58 @@ def mine_files(
             miners[name] = None if folder is None else Path(work) / str(number)
             if folder is not None:
                 _embed(texts, folder, Path(work) / str(number), scale)
-        mined = _mined(texts, sets, miners, rescore, section, seed, scale)
-    _write(FORMATS[format](texts, mined, scored), out)
+        known = _known_texts(texts, sets, section)
+        mined = mine(
+            MiningTexts(texts.queries, texts.passages, known),
+            miners,
+            section,
+            cross_encoder=cross_encoder,
+            seed=seed,
+            scale=scale.negatives,
+        )
+    _write(FORMATS[format](texts, mined, with_scores), out)
     return {"out": str(out), "pairs": len(texts.queries), **mined.summary()}
 
 
-def collect(pairs: Sequence[Path], passages: Sequence[Path]) -> Collected:
-    """All that the files hold."""
-    texts = Collected()
-    given = []
+def read_texts(pairs: Sequence[Path], passages: Sequence[Path]) -> PairTexts:
+    """The pairs, and the passages of all files."""
+    texts = PairTexts()
+    negatives = []
     for path in pairs:
         for pair in read_pairs(path):
             texts.queries.append(pair.query)
-            texts.positive.append(texts.row(pair.passage))
-            given.append(pair.negatives)
-    texts.negatives = [[texts.row(text) for text in own] for own in given]
+            texts.positive.append(texts.add_passage(pair.passage))
+            negatives.append(pair.negatives)
+    texts.negatives = [
+        [texts.add_passage(text) for text in pair_negatives] for pair_negatives in negatives
+    ]
     for path in passages:
         for text in read_passages(path):
-            texts.row(text)
+            texts.add_passage(text)
     return texts
 
 
-def _embed(texts: Collected, model: Path, folder: Path, scale: Scale) -> None:
+def _embed(texts: PairTexts, model: Path, folder: Path, scale: Scale) -> None:
     folder.mkdir()
     parts = [
-        Part("queries", "query", texts.queries, [None] * len(texts.queries)),
-        Part("passages", "passage", texts.passages, [None] * len(texts.passages)),
+        TextsToEmbed("queries", "query", texts.queries, [None] * len(texts.queries)),
+        TextsToEmbed("passages", "passage", texts.passages, [None] * len(texts.passages)),
     ]
-    embed(parts, model, folder, SHARD, scale.vectors)
+    embed(parts, model, folder, SHARD_SIZE, scale.vectors)
 
 
-def _mined(
-    texts: Collected,
-    sets: Sequence[EvaluationSet],
-    miners: dict[str, Path | None],
-    rescore: os.PathLike[str] | None,
-    section: Negatives,
-    seed: int,
-    scale: Scale,
-) -> Mined:
-    positive = np.array(texts.positive, dtype=np.int64)
-    known = texts_of(
-        texts.queries, texts.passages, positive, texts.negatives, sets, searched=section.searched
-    )
-    return mine(
-        queries=texts.queries,
-        passages=texts.passages,
-        texts=known,
-        miners=miners,
-        section=section,
-        rescore=rescore,
-        seed=seed,
-        scale=scale.negatives,
+def _known_texts(texts: PairTexts, sets: Sequence[EvaluationSet], section: Negatives) -> KnownTexts:
+    return find_known_texts(
+        texts.queries,
+        texts.passages,
+        np.array(texts.positive, dtype=np.int64),
+        texts.negatives,
+        sets,
+        include_evaluation_passages=section.include_evaluation_passages,
     )
 
 
 def _write(rows: Iterator[dict[str, Any]], out: Path) -> None:
-    with written(out) as file:
+    with atomic_write(out) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,165 +1,235 @@
-"""TODO docstring: stages/negatives/mine.py."""
+"""Mines hard negatives: searches block by block, selects by the rule, keeps finished blocks.
+
+Shapes: q queries of a block, k candidates, n negatives per query.
+"""
 
 import json
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stillroom.cluster.capacity import require
-from stillroom.cluster.gauges import Progress
+from stillroom.cluster.capacity import require_capacity
+from stillroom.cluster.progress import Progress
 from stillroom.config.recipe import Negatives as Section
-from stillroom.config.scale import Searchers
+from stillroom.config.scale import SearchActors
 from stillroom.errors import UserError
-from stillroom.mining.exact import Found, merge
-from stillroom.mining.mined import Mined
-from stillroom.mining.select import BARRED, Rule, Selected, Texts, select
-from stillroom.stages.negatives.miners import Dense, Lexical, Miner, Pool, Reader, Scorer
-from stillroom.storage.atomic import written
+from stillroom.mining.exact import TopK, merge_top_k
+from stillroom.mining.known_texts import KnownTexts
+from stillroom.mining.mined import MinedNegatives
+from stillroom.mining.select import EVALUATION, SelectedNegatives, SelectionRule, select_negatives
+from stillroom.stages.negatives.miners import (
+    Bm25Miner,
+    CrossEncoderScorer,
+    DenseMiner,
+    Miner,
+    Scorer,
+    SharedActors,
+)
+from stillroom.storage.atomic import atomic_write
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class MiningTexts:
+    """What is mined: queries, the passages to search, and what is known of both."""
+
+    queries: Sequence[str]
+    passages: Sequence[str]
+    known: KnownTexts
+
+
+@dataclass(frozen=True)
+class MinedBlock:
+    """The negatives of neighbouring queries, and the scores of their positives."""
+
+    selected: SelectedNegatives
+    positive_scores: np.ndarray  # float32, (q,)
+
+    def __len__(self) -> int:
+        return len(self.positive_scores)
+
+
 def mine(
-    *,
-    queries: Sequence[str],
-    passages: Sequence[str],
-    texts: Texts,
+    texts: MiningTexts,
     miners: Mapping[str, os.PathLike[str] | None],
     section: Section,
-    rescore: os.PathLike[str] | None,
+    *,
+    cross_encoder: os.PathLike[str] | None,
     seed: int,
-    scale: Searchers,
-    blocks: Path | None = None,
-) -> Mined:
-    """Negatives of all queries, in blocks that fit into the scale's memory.
+    scale: SearchActors,
+    blocks_folder: Path | None = None,
+) -> MinedNegatives:
+    """Mines negatives for all queries, in blocks that fit into the scale's memory.
 
     Args:
-        miners: name → folder with queries/ and passages/ of its vectors; None for BM25's.
-        rescore: a cross-encoder that scores all candidates anew.
-        blocks: a folder for finished ones, which a killed run goes on behind.
+        miners: name → folder with queries/ and passages/ of its vectors; None for BM25.
+        cross_encoder: scores all candidates; None: the first miner does, dense ones first.
+        blocks_folder: keeps finished blocks, and holds those of a killed run.
+
+    Raises:
+        UserError: when approximate search is below its recall floor, or when all candidates are
+            passages of the evaluation sets.
     """
-    require("negatives", scale, 1)
-    rule = rule_of(section)
-    depth = min(len(passages), rule.depth + texts.most_known)
-    among = len(miners) + (rescore is not None)
-    dense: dict[str, Dense] = {}
-    lexical: list[Lexical] = []
-    for name, folder in miners.items():
-        pool = Pool(scale, reserves=not dense and not lexical, among=among)
-        if folder is None:
-            lexical.append(Lexical(queries, passages, pool))
-        else:
-            dense[name] = Dense(folder, depth, pool, section.ivf)
-    recalls = {name: one.recall(depth) for name, one in dense.items()}
-    asked: list[Miner] = [*dense.values(), *lexical]
-    judge: Scorer = asked[0]
-    if rescore is not None:
-        judge = Reader(rescore, queries, passages, Pool(scale, reserves=False, among=among))
-    parts = [] if blocks is None else _finished(blocks)
-    start = sum(len(part.negatives) for part, _ in parts)
+    require_capacity("negatives", scale, 1)
+    rule = selection_rule(section)
+    depth = min(len(texts.passages), rule.search_depth + texts.known.most_answers)
+    started, recalls = _start_miners(texts, miners, section, scale, depth, cross_encoder)
+    scorer: Scorer = started[0]
+    if cross_encoder is not None:
+        actors = SharedActors(scale, reserves_cpus=False, share_count=len(miners) + 1)
+        scorer = CrossEncoderScorer(cross_encoder, texts.queries, texts.passages, actors)
+    blocks = [] if blocks_folder is None else _finished_blocks(blocks_folder)
+    start = sum(map(len, blocks))
     if start:
-        log.info("negatives: %d of %d queries are there already", start, len(queries))
-    progress = Progress(len(queries))
-    progress.add(start, fresh=False)
-    for first, found in _candidates(asked, judge, range(start, len(queries)), depth):
-        own = texts.positive_q[first : first + len(found[0])]
-        positive = judge.scores(first, own[:, None])[:, 0]
-        part = select(
-            *found, positive_score_q=positive, texts=texts, rule=rule, seed=seed, first=first
-        )
-        parts.append((_with_scores(part, judge, first), positive))
-        if blocks is not None:
-            _keep(blocks, first, *parts[-1])
-        log.info("negatives: %d of %d queries", first + len(own), len(queries))
-        progress.add(len(own))
-    rejected = Counter[str]()
-    for part, _ in parts:
-        rejected.update(part.rejected)
-    mined = Mined(
-        negatives=np.concatenate([part.negatives for part, _ in parts]),
-        scores=np.concatenate([part.scores for part, _ in parts]),
-        positive_scores=np.concatenate([positive for _, positive in parts]),
-        rejected=dict(rejected),
-        recall={name: found for name, found in recalls.items() if found is not None},
-    )
-    if rejected[BARRED] and not (mined.negatives >= 0).any():
-        raise UserError(
-            "negatives",
-            "what is mined are passages of the evaluation sets alone",
-            "Add other passages to the corpus, or set negatives.searched=true to use those that "
-            "answer no judged query",
-        )
-    return mined
+        log.info("negatives: %d of %d queries exist already", start, len(texts.queries))
+    progress = Progress(len(texts.queries))
+    progress.add(start, counted=False)
+    for first, candidates in _candidates(started, scorer, range(start, len(texts.queries)), depth):
+        block = _select(candidates, texts.known, scorer, rule, seed, first)
+        if blocks_folder is not None:
+            _write_block(blocks_folder, first, block)
+        blocks.append(block)
+        log.info("negatives: %d of %d queries", first + len(block), len(texts.queries))
+        progress.add(len(block))
+    return _joined(blocks, recalls)
 
 
-def _keep(blocks: Path, first: int, part: Selected, positive: np.ndarray) -> None:
-    with written(blocks / f"{first:012d}.npz", "wb") as file:
-        np.savez(
-            file,
-            negatives=part.negatives,
-            scores=part.scores,
-            positive=positive,
-            rejected=np.array(json.dumps(part.rejected)),
-        )
-
-
-def _finished(blocks: Path) -> list[tuple[Selected, np.ndarray]]:
-    """The blocks from the first query on, without a gap; of which sizes does not matter."""
-    parts: list[tuple[Selected, np.ndarray]] = []
-    first = 0
-    while (file := blocks / f"{first:012d}.npz").exists():
-        with np.load(file) as kept:
-            rejected = json.loads(str(kept["rejected"]))
-            part = Selected(kept["negatives"], kept["scores"], rejected)
-            parts.append((part, kept["positive"]))
-        first += len(part.negatives)
-    return parts
-
-
-def _candidates(
-    miners: Sequence[Miner], judge: Scorer, queries: range, depth: int
-) -> Iterator[tuple[int, Found]]:
-    """(first query, candidates as the judge scores and orders them) of each block."""
-    block = min(miner.block for miner in miners)
-    firsts = queries[::block]
-
-    def ask(first: int) -> list[Any]:
-        last = min(first + block, queries.stop)
-        return [miner.ask(first, last, depth) for miner in miners]
-
-    waiting = ask(queries.start) if queries else []
-    for first in firsts:
-        answers = waiting
-        # The next block is searched while this one is selected from.
-        waiting = ask(first + block) if first + block < queries.stop else []
-        found = []
-        for miner, answer in zip(miners, answers, strict=True):
-            scores, rows = answer()
-            found.append((scores if miner is judge else judge.scores(first, rows), rows))
-        yield first, merge(found, depth * len(found))
-
-
-def _with_scores(part: Selected, judge: Scorer, first: int) -> Selected:
-    """With what those score that came with the queries."""
-    unscored = np.isnan(part.scores) & (part.negatives >= 0)
-    if not unscored.any():
-        return part
-    scored = judge.scores(first, np.where(unscored, part.negatives, -1))
-    return Selected(part.negatives, np.where(unscored, scored, part.scores), part.rejected)
-
-
-def rule_of(section: Section) -> Rule:
-    return Rule(
+def selection_rule(section: Section) -> SelectionRule:
+    """The recipe's numbers as a rule."""
+    return SelectionRule(
         max_share_of_positive=section.max_share_of_positive,
-        margin=section.margin,
+        absolute_margin=section.absolute_margin,
         max_score=section.max_score,
         skip_first=section.skip_first,
         sample_from=section.sample_from,
         per_query=section.per_query,
         strategy=section.strategy,
     )
+
+
+def _start_miners(
+    texts: MiningTexts,
+    miners: Mapping[str, os.PathLike[str] | None],
+    section: Section,
+    scale: SearchActors,
+    depth: int,
+    cross_encoder: os.PathLike[str] | None,
+) -> tuple[list[Miner], dict[str, float]]:
+    """The miners, dense ones first; and the recall of those that search approximately."""
+    share_count = len(miners) + (cross_encoder is not None)
+    dense: dict[str, DenseMiner] = {}
+    lexical: list[Bm25Miner] = []
+    for name, folder in miners.items():
+        is_first = not dense and not lexical
+        actors = SharedActors(scale, reserves_cpus=is_first, share_count=share_count)
+        if folder is None:
+            lexical.append(Bm25Miner(texts.queries, texts.passages, actors))
+        else:
+            dense[name] = DenseMiner(folder, depth, actors, section.ivf)
+    recalls = {name: miner.recall(depth) for name, miner in dense.items()}
+    return (
+        [*dense.values(), *lexical],
+        {name: recall for name, recall in recalls.items() if recall is not None},
+    )
+
+
+def _candidates(
+    miners: Sequence[Miner], scorer: Scorer, queries: range, depth: int
+) -> Iterator[tuple[int, TopK]]:
+    """(first query, candidates as the scorer scores and orders them) of each block."""
+    block_size = min(miner.block_size for miner in miners)
+
+    def start(first: int) -> list[Any]:
+        last = min(first + block_size, queries.stop)
+        return [miner.start_search(first, last, depth) for miner in miners]
+
+    pending = start(queries.start) if queries else []
+    for first in queries[::block_size]:
+        searches = pending
+        # The next block is searched while negatives are selected from this one.
+        pending = start(first + block_size) if first + block_size < queries.stop else []
+        found = []
+        for miner, wait in zip(miners, searches, strict=True):
+            scores, rows = wait()
+            found.append((scores if miner is scorer else scorer.scores(first, rows), rows))
+        yield first, merge_top_k(found, depth * len(found))
+
+
+def _select(
+    candidates: TopK, known: KnownTexts, scorer: Scorer, rule: SelectionRule, seed: int, first: int
+) -> MinedBlock:
+    """The negatives of the block whose first query is `first`."""
+    scores, rows = candidates
+    positive_rows = known.positive_q[first : first + len(rows)]
+    positive_scores = scorer.scores(first, positive_rows[:, None])[:, 0]
+    selected = select_negatives(
+        scores,
+        rows,
+        positive_score_q=positive_scores,
+        texts=known,
+        rule=rule,
+        seed=seed,
+        first=first,
+    )
+    # Negatives that came with the queries have no score yet.
+    unscored_qn = np.isnan(selected.scores) & (selected.negatives >= 0)
+    if unscored_qn.any():
+        provided = scorer.scores(first, np.where(unscored_qn, selected.negatives, -1))
+        selected = replace(selected, scores=np.where(unscored_qn, provided, selected.scores))
+    return MinedBlock(selected, positive_scores)
+
+
+def _joined(blocks: Sequence[MinedBlock], recalls: dict[str, float]) -> MinedNegatives:
+    rejected = Counter[str]()
+    for block in blocks:
+        rejected.update(block.selected.rejected)
+    mined = MinedNegatives(
+        negatives=np.concatenate([block.selected.negatives for block in blocks]),
+        scores=np.concatenate([block.selected.scores for block in blocks]),
+        positive_scores=np.concatenate([block.positive_scores for block in blocks]),
+        rejected=dict(rejected),
+        recall=recalls,
+    )
+    if rejected[EVALUATION] and not (mined.negatives >= 0).any():
+        raise UserError(
+            "negatives",
+            "every candidate is a passage of the evaluation sets",
+            "Add other passages to the corpus, or set negatives.include_evaluation_passages=true "
+            "to use those that answer no judged query",
+        )
+    return mined
+
+
+def _block_file(folder: Path, first: int) -> Path:
+    return folder / f"{first:012d}.npz"
+
+
+def _write_block(folder: Path, first: int, block: MinedBlock) -> None:
+    with atomic_write(_block_file(folder, first), "wb") as file:
+        np.savez(
+            file,
+            negatives=block.selected.negatives,
+            scores=block.selected.scores,
+            positive=block.positive_scores,
+            rejected=np.array(json.dumps(block.selected.rejected)),
+        )
+
+
+def _finished_blocks(folder: Path) -> list[MinedBlock]:
+    """The blocks from the first query on, without a gap. They may differ in size."""
+    blocks: list[MinedBlock] = []
+    first = 0
+    while (file := _block_file(folder, first)).exists():
+        with np.load(file) as arrays:
+            rejected = json.loads(str(arrays["rejected"]))
+            selected = SelectedNegatives(arrays["negatives"], arrays["scores"], rejected)
+            blocks.append(MinedBlock(selected, arrays["positive"]))
+        first += len(blocks[-1])
+    return blocks

@@ -1,4 +1,8 @@
-"""Who finds candidates, and who scores them: vectors, BM25 and cross-encoders, on Ray."""
+"""Miners, which find candidates, and scorers of candidates, as Ray actors: vectors, BM25 and
+cross-encoders.
+
+Shapes: q queries, k candidates each.
+"""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,128 +14,157 @@ import numpy as np
 import ray
 import torch
 
-from stillroom.cluster.capacity import bundle, kinds, places
+from stillroom.cluster.capacity import bundle_for, bundles_that_fit, cluster_node_types
 from stillroom.config.recipe import Ivf
-from stillroom.config.scale import Searchers
-from stillroom.data.cleaning.sampling import evenly
+from stillroom.config.scale import SearchActors
+from stillroom.data.cleaning.sampling import evenly_spaced
 from stillroom.encoders.vectors.stored import StoredVectors
 from stillroom.errors import UserError
 from stillroom.mining.bm25 import Bm25
-from stillroom.mining.exact import Found, dot, merge, search, sizes
-from stillroom.mining.ivf import InvertedFile, recall
+from stillroom.mining.exact import TopK, chunk_sizes, merge_top_k, row_dots, search
+from stillroom.mining.ivf import InvertedFile, recall_of_exact
 
 GIB = 2**30
 
 
 class Scorer(Protocol):
+    """Scores passages for queries."""
+
     def scores(self, first: int, rows_qk: np.ndarray) -> np.ndarray:
-        """Scores of the passages for the queries from `first` on, float32; -inf for row -1."""
+        """Scores of passage rows for the queries from number `first` on: float32, (q, k); -inf for
+        row -1."""
 
 
 class Miner(Scorer, Protocol):
-    block: int  # queries to ask for at once
+    """Finds candidates for queries.
 
-    def ask(self, first: int, last: int, k: int) -> Callable[[], Found]:
-        """Begins to search for the queries from first to last; what is returned waits for it."""
+    Attributes:
+        block_size: queries to search for at once.
+    """
+
+    block_size: int
+
+    def start_search(self, first: int, last: int, k: int) -> Callable[[], TopK]:
+        """Starts the search for the queries from number `first` to `last`, exclusive; call the
+        returned function to wait for the k best passages of each."""
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Actors of one of several miners and readers, which work by turns.
+class SharedActors:
+    """Starts the actors of one miner or scorer.
 
-    Only the first reserves CPUs, and GPUs are shared, so that all of them fit where one does.
+    Miners and scorers work in turns. So only the first reserves CPUs, and they share the GPUs: all
+    fit where one does.
+
+    Attributes:
+        share_count: miners and scorers that share the GPUs.
     """
 
-    scale: Searchers
-    reserves: bool
-    among: int
+    scale: SearchActors
+    reserves_cpus: bool
+    share_count: int
 
-    def of(self, kind: type, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """An actor for each arguments."""
-        actor = ray.remote(
-            num_cpus=self.scale.cpus if self.reserves else 0,
-            num_gpus=self.scale.gpus / self.among,
+    def start(self, actor_class: type, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Starts an actor for each tuple of arguments; each also gets its number of threads."""
+        remote_class = ray.remote(
+            num_cpus=self.scale.cpus if self.reserves_cpus else 0,
+            num_gpus=self.scale.gpus / self.share_count,
             label_selector=self.scale.node_labels,
-            # One that dies is started again, and asked again what it did not answer.
+            # An actor that dies is restarted, and what it did not answer is asked again.
             max_restarts=-1,
             max_task_retries=-1,
-        )(kind)
+        )(actor_class)
         threads = max(1, int(self.scale.cpus))
-        return [actor.remote(*own, threads) for own in arguments]
+        return [remote_class.remote(*actor_arguments, threads) for actor_arguments in arguments]
 
     @property
-    def most(self) -> int:
-        """Actors that the cluster will have room for: another would be waited for in vain."""
-        return max(1, min(self.scale.actors, places(kinds(), bundle(self.scale))))
+    def max_actors(self) -> int:
+        """As many as the recipe asks for, but no more than the cluster can ever hold: Ray would
+        wait for the others forever."""
+        room = bundles_that_fit(cluster_node_types(), bundle_for(self.scale))
+        return max(1, min(self.scale.actors, room))
 
 
-class Dense:
-    """Search among stored vectors, whose shards are parted among actors.
+class DenseMiner:
+    """Searches stored vectors, whose shards are divided among actors.
 
     Args:
         folder: with queries/ and passages/.
     """
 
-    def __init__(self, folder: os.PathLike[str], depth: int, pool: Pool, ivf: Ivf | None = None):
+    def __init__(
+        self, folder: os.PathLike[str], depth: int, actors: SharedActors, ivf: Ivf | None = None
+    ):
         self.queries = StoredVectors(Path(folder) / "queries")
         self.passages = StoredVectors(Path(folder) / "passages")
-        self.block, together = sizes(pool.scale.memory_gib * GIB, self.passages.dims, depth)
-        self.ivf = ivf if ivf is not None and len(self.passages) > ivf.above else None
-        # An index's passages follow from the recipe alone, so that its results do.
-        shards = 1 if self.ivf is None else max(1, self.ivf.part // self.passages.shard)
+        self.block_size, together = chunk_sizes(
+            actors.scale.memory_gib * GIB, self.passages.dims, depth
+        )
+        self.ivf = ivf if ivf is not None and len(self.passages) > ivf.min_passages else None
+        # The recipe alone decides which passages an index has: results do not depend on the scale.
+        shards = (
+            1
+            if self.ivf is None
+            else max(1, self.ivf.passages_per_index // self.passages.shard_size)
+        )
         numbers = np.arange(len(self.passages.files))
         parts = [numbers[start : start + shards] for start in range(0, len(numbers), shards)]
-        mine = np.array_split(np.arange(len(parts)), min(pool.most, len(parts)))
-        self.actors = pool.of(
-            _Searcher,
-            [(folder, [parts[i].tolist() for i in own], self.ivf, together) for own in mine],
+        parts_by_actor = np.array_split(np.arange(len(parts)), min(actors.max_actors, len(parts)))
+        self.actors = actors.start(
+            SearchActor,
+            [
+                (folder, [parts[i].tolist() for i in indices], self.ivf, together)
+                for indices in parts_by_actor
+            ],
         )
 
-    def ask(self, first: int, last: int, k: int) -> Callable[[], Found]:
+    def start_search(self, first: int, last: int, k: int) -> Callable[[], TopK]:
         parts = self._search(np.arange(first, last), k, exact=self.ivf is None)
 
-        def answer() -> Found:
-            scores, rows = merge(ray.get(parts), k)
+        def wait() -> TopK:
+            scores, rows = merge_top_k(ray.get(parts), k)
             if self.ivf is None:
                 return scores, rows
-            return merge([(self.scores(first, rows), rows)], k)  # as exact search scores them
+            return merge_top_k([(self.scores(first, rows), rows)], k)  # with exact scores
 
-        return answer
+        return wait
 
     def _search(self, queries: np.ndarray, k: int, *, exact: bool) -> list[Any]:
         shared = ray.put(self._queries(queries))
         return [actor.search.remote(shared, k, exact) for actor in self.actors]
 
     def scores(self, first: int, rows_qk: np.ndarray) -> np.ndarray:
-        found = np.full(rows_qk.shape, -np.inf, dtype=np.float32)
-        # A few queries at a time: all of their candidates' vectors are in memory.
+        scores_qk = np.full(rows_qk.shape, -np.inf, dtype=np.float32)
+        # A few queries at a time: all their candidates' vectors are in memory.
         step = max(1, (1 << 24) // (self.passages.dims * max(1, rows_qk.shape[1])))
         for start in range(0, len(rows_qk), step):
-            query, place = np.nonzero(rows_qk[start : start + step] >= 0)
+            query, column = np.nonzero(rows_qk[start : start + step] >= 0)
             queries = self._queries(first + start + query)
-            passages = self.passages[rows_qk[start + query, place]]
-            found[start + query, place] = dot(queries, passages)
-        return found
+            passages = self.passages[rows_qk[start + query, column]]
+            scores_qk[start + query, column] = row_dots(queries, passages)
+        return scores_qk
 
     def recall(self, k: int) -> float | None:
-        """Of approximate search, measured on a sample of the queries; None where it is exact.
+        """The recall of approximate search, measured on a sample of the queries; None of exact
+        search.
 
         Raises:
-            UserError: when it is below the floor.
+            UserError: when it is below the recipe's floor.
         """
         if self.ivf is None:
             return None
-        sample = evenly(len(self.queries), self.ivf.sample)
+        sample = evenly_spaced(len(self.queries), self.ivf.recall_queries)
         rows = [
-            merge(ray.get(self._search(sample, k, exact=exact)), k)[1] for exact in (False, True)
+            merge_top_k(ray.get(self._search(sample, k, exact=exact)), k)[1]
+            for exact in (False, True)
         ]
-        found = recall(*rows)
+        found = recall_of_exact(*rows)
         if found < self.ivf.min_recall:
             raise UserError(
                 "negatives.ivf.min_recall",
                 f"approximate search finds {found:.3f} of what exact search finds, which is less "
                 f"than {self.ivf.min_recall}",
-                f"Raise negatives.ivf.probes above {self.ivf.probes}, or search exactly",
+                f"Raise negatives.ivf.nprobe above {self.ivf.nprobe}, or search exactly",
             )
         return found
 
@@ -139,8 +172,8 @@ class Dense:
         return self.queries[rows].astype(np.float32)
 
 
-class _Searcher:
-    """One of the actors: some of the passages' shards, in parts, each with an index or none."""
+class SearchActor:
+    """Searches some of the passages' shards, in parts; with an index per part, or exactly."""
 
     def __init__(
         self,
@@ -160,67 +193,74 @@ class _Searcher:
     def _index(self, numbers: list[int], ivf: Ivf) -> InvertedFile:
         return InvertedFile(
             lambda: self.stored.blocks(numbers),
-            lists=ivf.lists,
-            probes=ivf.probes,
+            lists=ivf.nlist,
+            probes=ivf.nprobe,
             device=self.device,
         )
 
-    def search(self, queries: np.ndarray, k: int, exact: bool) -> Found:
+    def search(self, queries: np.ndarray, k: int, exact: bool) -> TopK:
         if exact:
             passages = self.stored.blocks(self.numbers)
-            return search(queries, passages, k, together=self.together, device=self.device)
-        return merge([index.search(queries, k) for index in self.indexes], k)
+            return search(
+                queries, passages, k, passages_per_product=self.together, device=self.device
+            )
+        return merge_top_k([index.search(queries, k) for index in self.indexes], k)
 
 
-class Lexical:
-    """BM25, in one actor."""
+class Bm25Miner:
+    """Searches with BM25, in one actor."""
 
-    block = 1024
+    block_size = 1024
 
-    def __init__(self, queries: Sequence[str], passages: Sequence[str], pool: Pool):
+    def __init__(self, queries: Sequence[str], passages: Sequence[str], actors: SharedActors):
         self.queries = queries
-        (self.actor,) = pool.of(_Lexical, [(ray.put(passages),)])
+        (self.actor,) = actors.start(Bm25Actor, [(ray.put(passages),)])
 
-    def ask(self, first: int, last: int, k: int) -> Callable[[], Found]:
-        found = self.actor.search.remote(self.queries[first:last], k)
-        return lambda: ray.get(found)
+    def start_search(self, first: int, last: int, k: int) -> Callable[[], TopK]:
+        result = self.actor.search.remote(self.queries[first:last], k)
+        return lambda: ray.get(result)
 
     def scores(self, first: int, rows_qk: np.ndarray) -> np.ndarray:
-        of = self.queries[first : first + len(rows_qk)]
-        return np.array(ray.get(self.actor.scores.remote(of, rows_qk)))
+        queries = self.queries[first : first + len(rows_qk)]
+        return np.array(ray.get(self.actor.scores.remote(queries, rows_qk)))
 
 
-class _Lexical:
+class Bm25Actor:
+    """A BM25 index of all passages."""
+
     def __init__(self, passages: Sequence[str], threads: int):
         self.index = Bm25(passages)
 
-    def search(self, queries: Sequence[str], k: int) -> Found:
+    def search(self, queries: Sequence[str], k: int) -> TopK:
         rows, scores = self.index.search(queries, k)
         return np.where(rows >= 0, scores, np.float32(-np.inf)), rows
 
     def scores(self, queries: Sequence[str], rows_qk: np.ndarray) -> np.ndarray:
-        found = [
-            every[rows] for every, rows in zip(self.index.scores(queries), rows_qk, strict=True)
-        ]
-        return np.where(rows_qk >= 0, np.array(found), np.float32(-np.inf)).astype(np.float32)
+        scores_qk = np.array(
+            [
+                query_scores[rows]
+                for query_scores, rows in zip(self.index.scores(queries), rows_qk, strict=True)
+            ]
+        )
+        return np.where(rows_qk >= 0, scores_qk, np.float32(-np.inf)).astype(np.float32)
 
 
-class Reader:
-    """A cross-encoder in a pool of actors, as a scorer."""
+class CrossEncoderScorer:
+    """Scores with a cross-encoder, in a pool of actors."""
 
     def __init__(
         self,
         model: os.PathLike[str],
         queries: Sequence[str],
         passages: Sequence[str],
-        pool: Pool,
+        actors: SharedActors,
     ):
         self.queries, self.passages = queries, passages
-        self.actors = pool.of(_Reader, [(model,)] * pool.most)
+        self.actors = actors.start(CrossEncoderActor, [(model,)] * actors.max_actors)
 
     def scores(self, first: int, rows_qk: np.ndarray) -> np.ndarray:
-        query, place = np.nonzero(rows_qk >= 0)
-        rows = rows_qk[query, place]
+        query, column = np.nonzero(rows_qk >= 0)
+        rows = rows_qk[query, column]
         pairs = [
             (self.queries[first + int(q)], self.passages[int(row)])
             for q, row in zip(query, rows, strict=True)
@@ -230,18 +270,20 @@ class Reader:
             actor.scores.remote(pairs[i * size : (i + 1) * size])
             for i, actor in enumerate(self.actors)
         ]
-        found = np.full(rows_qk.shape, -np.inf, dtype=np.float32)
-        found[query, place] = np.concatenate(ray.get(parts))
-        return found
+        scores_qk = np.full(rows_qk.shape, -np.inf, dtype=np.float32)
+        scores_qk[query, column] = np.concatenate(ray.get(parts))
+        return scores_qk
 
 
-class _Reader:
+class CrossEncoderActor:
+    """A cross-encoder, loaded."""
+
     def __init__(self, model: os.PathLike[str], threads: int):
-        # Late, since transformers takes seconds to load and nobody else needs it.
+        # Imported here: transformers takes seconds to load, and only this actor needs it.
         from stillroom.mining.cross_encoder import CrossEncoder
 
         torch.set_num_threads(threads)
-        self.read = CrossEncoder(Path(model), device="cuda" if ray.get_gpu_ids() else "cpu")
+        self.model = CrossEncoder(Path(model), device="cuda" if ray.get_gpu_ids() else "cpu")
 
     def scores(self, pairs: list[tuple[str, str]]) -> np.ndarray:
-        return self.read(pairs)
+        return self.model(pairs)

@@ -1,6 +1,5 @@
-"""Hard negatives: what miners find, less what their rules refuse."""
+"""The stage `negatives`: hard negatives for every training pair."""
 
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -10,16 +9,15 @@ import numpy as np
 
 from stillroom.config.recipe import Negatives as Section
 from stillroom.config.scale import Scale
-from stillroom.encoders.model_names import model_of
+from stillroom.encoders.model_names import find_model
 from stillroom.encoders.vectors.stored import StoredVectors
-from stillroom.mining.known import texts_of
-from stillroom.stages.corpus.artifact import CorpusFiles, evaluation_sets
-from stillroom.stages.negatives.mine import mine
-from stillroom.storage.artifacts import Artifact, Draft, atomic_json
+from stillroom.mining.known_texts import find_known_texts
+from stillroom.stages.corpus.artifact import CorpusData, read_evaluation_sets
+from stillroom.stages.negatives.mine import MiningTexts, mine
+from stillroom.storage.artifacts import Artifact, Draft
+from stillroom.storage.atomic import atomic_write_json
 
-log = logging.getLogger(__name__)
-
-BLOCKS = "blocks"  # in a draft: what is mined already
+BLOCKS_FOLDER = "blocks"  # in a draft: finished blocks of queries
 
 
 def negatives(
@@ -31,73 +29,71 @@ def negatives(
     out: Draft,
     **vectors: Artifact,
 ) -> dict[str, Any]:
-    """Writes, for each pair, negatives.npy, int64 passage rows (pairs, per_query), -1 for none;
-    scores.npy, what these score, float32, nan for none; positive_scores.npy (pairs,); and
-    counts.json.
+    """Mines negatives for all pairs.
 
-    Negatives that came with a pair go first; mined ones fill what is left. What a killed run left
-    of its blocks of queries is kept.
+    Writes negatives.npy, passage rows, int64 (pairs, per_query), -1 for none; scores.npy, their
+    scores, float32, nan for none; positive_scores.npy (pairs,); and counts.json. Negatives that
+    came with a pair go first, and mined ones fill the rest. Blocks that a killed run left are kept.
 
     Args:
         vectors: of the miners, by the roles that `plan` gives them.
 
     Returns:
-        How many were kept, how many candidates were rejected for what reason, and how scores
-        are distributed.
+        Counts of kept candidates and of rejected ones by reason, histograms of scores, examples.
 
     Raises:
-        UserError: when approximate search is below its floor, or nothing but passages of the
-            evaluation sets is found.
+        UserError: when approximate search is below its recall floor, or when all candidates are
+            passages of the evaluation sets.
     """
-    files = CorpusFiles.read(corpus)
+    data = CorpusData.read(corpus)
     folders: dict[str, os.PathLike[str] | None] = {}
-    for place, name in enumerate(section.miners):
-        role = "vectors" if name == "teacher" else f"vectors_{place}"
+    for number, name in enumerate(section.miners):
+        role = "vectors" if name == "teacher" else f"vectors_{number}"
         folders[name] = None if name == "bm25" else vectors[role]
-    rescore = None if section.rescore is None else model_of(section.rescore, out.store)
-    texts = texts_of(
-        files.queries,
-        files.passages,
-        files.positive,
-        files.negatives,
-        evaluation_sets(corpus).values(),
-        searched=section.searched,
+    cross_encoder = (
+        None if section.cross_encoder is None else find_model(section.cross_encoder, out.store)
+    )
+    known = find_known_texts(
+        data.queries,
+        data.passages,
+        data.positive_rows,
+        data.negative_rows,
+        read_evaluation_sets(corpus).values(),
+        include_evaluation_passages=section.include_evaluation_passages,
     )
     for folder in filter(None, folders.values()):
-        texts.barred_p[[*StoredVectors(Path(folder) / "passages").skipped]] = True
-    blocks = out.path / BLOCKS
-    blocks.mkdir(exist_ok=True)
+        known.excluded_p[[*StoredVectors(Path(folder) / "passages").skipped]] = True
+    blocks_folder = out.path / BLOCKS_FOLDER
+    blocks_folder.mkdir(exist_ok=True)
     mined = mine(
-        queries=files.queries,
-        passages=files.passages,
-        texts=texts,
-        miners=folders,
-        section=section,
-        rescore=rescore,
+        MiningTexts(data.queries, data.passages, known),
+        folders,
+        section,
+        cross_encoder=cross_encoder,
         seed=seed,
         scale=scale.negatives,
-        blocks=blocks,
+        blocks_folder=blocks_folder,
     )
     for folder in filter(None, folders.values()):
-        none = [*StoredVectors(Path(folder) / "queries").skipped]
-        mined.negatives[none], mined.scores[none] = -1, np.nan
+        skipped = [*StoredVectors(Path(folder) / "queries").skipped]
+        mined.negatives[skipped], mined.scores[skipped] = -1, np.nan
     np.save(out.path / "negatives.npy", mined.negatives)
     np.save(out.path / "scores.npy", mined.scores)
     np.save(out.path / "positive_scores.npy", mined.positive_scores)
-    summary = {**mined.summary(), "examples": _examples(files, mined.negatives)}
-    atomic_json(out.path / "counts.json", summary)
-    shutil.rmtree(blocks)
+    summary = {**mined.summary(), "examples": _examples(data, mined.negatives)}
+    atomic_write_json(out.path / "counts.json", summary)
+    shutil.rmtree(blocks_folder)
     return summary
 
 
-def _examples(files: CorpusFiles, rows: np.ndarray, count: int = 5) -> list[dict[str, Any]]:
-    """A few pairs with what was mined for them, for people to look at."""
+def _examples(data: CorpusData, rows: np.ndarray, count: int = 5) -> list[dict[str, Any]]:
+    """A few pairs with their negatives, for people to read."""
     pairs = np.flatnonzero((rows >= 0).any(1))
     return [
         {
-            "query": files.queries[i],
-            "positive": files.passages[files.positive[i]],
-            "negatives": [files.passages[row] for row in rows[i] if row >= 0],
+            "query": data.queries[i],
+            "positive": data.passages[data.positive_rows[i]],
+            "negatives": [data.passages[row] for row in rows[i] if row >= 0],
         }
         for i in pairs[:: max(1, len(pairs) // count)][:count]
     ]

@@ -1,6 +1,9 @@
-"""What a release carries for the playground: passages of its evaluation sets, and their maps."""
+"""What a release carries for the playground: passages of its evaluation sets, and their maps.
 
-from collections.abc import Sequence
+Shapes: n passages, d dims.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import faiss
@@ -8,110 +11,131 @@ import numpy as np
 import ray
 import torch
 
-from stillroom.cluster.capacity import asks
-from stillroom.config.recipe import Playground as Section
-from stillroom.config.scale import Scale
-from stillroom.data.cleaning.sampling import evenly
+from stillroom.cluster.capacity import ray_options
+from stillroom.cluster.progress import Progress, run_with_progress
+from stillroom.config.scale import ActorPool
+from stillroom.data.cleaning.sampling import evenly_spaced
 from stillroom.data.readers.records import EvaluationSet
-from stillroom.encoders.files.load import load
-from stillroom.release.playground_corpus import Example, Plane, Showcase, Shown
-from stillroom.stages.api_teacher import is_remote
-from stillroom.stages.corpus.artifact import evaluation_sets
+from stillroom.encoders.files.load import load_encoder
+from stillroom.evaluation.encode_progress import OnTexts, encode_in_chunks
+from stillroom.evaluation.known_vectors import KnownVectors
+from stillroom.release.playground_corpus import (
+    EncoderView,
+    ExampleQuery,
+    PcaPlane,
+    PlaygroundCorpus,
+)
 from stillroom.storage.artifacts import Artifact
 
-CLUSTERS = 8  # more colours than that cannot be told apart
+MAX_CLUSTERS = 8  # more colours cannot be told apart
 
 EXAMPLES = 8
 
-CHARACTERS = 4000  # of a text that is shown; pages of it help nobody to compare hits
+MAX_CHARACTERS = 4000  # of a text that is shown; more does not help to compare hits
 
 
-def showcase(
-    section: Section,
-    corpus: Artifact,
-    teacher: Artifact,
-    student: Artifact,
-    scale: Scale,
+def write_playground(
+    sets: Mapping[str, EvaluationSet],
+    chosen: Mapping[str, tuple[list[str], list[ExampleQuery]]],
+    known: Mapping[str, KnownVectors],
     folder: Path,
-    trusted: Sequence[str] = (),
-) -> list[str]:
-    """Writes SET/ as a `Showcase` for each evaluation set; returns their names.
-
-    Texts are encoded as the server encodes queries: under the encoders' own prompts.
+) -> None:
+    """Writes SET/ as a `PlaygroundCorpus` for each evaluation set.
 
     Args:
-        trusted: which of teacher and student may run code that they bring with them.
+        chosen: set → what `choose_passages` chose.
+        known: role → the vectors of all these passages; the first role's make the clusters.
     """
-    sets = evaluation_sets(corpus)
-    chosen = {name: choose(kept, section.passages) for name, kept in sets.items()}
-    texts = {name: [sets[name].passages[i] for i in ids] for name, (ids, _) in chosen.items()}
-    # One after the other: both may want all the GPUs that there are.
-    task = ray.remote(**asks(scale.report))(_encoded)
-    by = {
-        role: ray.get(task.remote(model, texts, role in trusted))
-        for role, model in (("teacher", teacher), ("student", student))
-        if not is_remote(model.path)  # it is not served either
-    }
-    for name, (_, examples) in chosen.items():
-        first, *others = by
-        vectors = {role: of[name] for role, of in by.items()}
-        plane = Plane.of(vectors[first])
-        encoders = {first: Shown(vectors[first], plane)}
-        for role in others:
-            own = Plane.of(vectors[role])
-            own = own.turned(own.place(vectors[role]), plane.place(vectors[first]))
-            encoders[role] = Shown(vectors[role], own)
-        Showcase(
-            texts=[text[:CHARACTERS] for text in texts[name]],
+    for name, (ids, examples) in chosen.items():
+        texts = [sets[name].passages[id] for id in ids]
+        vectors = {role: by_text.get(texts, "passage") for role, by_text in known.items()}
+        first, *others = [(role, v.astype(np.float16)) for role, v in vectors.items()]
+        plane = PcaPlane.fit(first[1])
+        views = {first[0]: EncoderView(first[1], plane)}
+        for role, vectors_nd in others:
+            own_plane = PcaPlane.fit(vectors_nd)
+            aligned = own_plane.aligned_to(own_plane.project(vectors_nd), plane.project(first[1]))
+            views[role] = EncoderView(vectors_nd, aligned)
+        PlaygroundCorpus(
+            texts=[text[:MAX_CHARACTERS] for text in texts],
             total=len(sets[name].passages),
             examples=examples,
-            clusters=clusters(vectors[first]),
-            encoders=encoders,
+            clusters=cluster_vectors(first[1]),
+            encoders=views,
         ).write(folder / name)
-    return list(chosen)
 
 
-def choose(kept: EvaluationSet, limit: int) -> tuple[list[str], list[Example]]:
-    """Ids of at most `limit` passages and some queries, evenly over the set.
+def encode_missing(
+    model: Artifact,
+    texts: Sequence[str],
+    known: KnownVectors,
+    scale: ActorPool,
+    progress: Progress,
+    *,
+    trust_remote_code: bool,
+) -> None:
+    """Encodes passages that have no known vector yet, in a Ray task.
 
-    What answers those queries comes first, for an example should have something to find.
+    Under the encoder's own prompt, as the server encodes passages.
     """
-    judged = [qid for qid in kept.queries if qid in kept.qrels]
-    asked = [judged[row] for row in evenly(len(judged), EXAMPLES)]
-    answers = {
-        qid: [pid for pid, grade in kept.qrels[qid].items() if grade > 0 and pid in kept.passages]
-        for qid in asked
-    }
-    wanted = dict.fromkeys(pid for ids in answers.values() for pid in ids)
-    first = list(wanted)[:limit]
-    others = [pid for pid in kept.passages if pid not in wanted]
-    taken = {*first, *(others[row] for row in evenly(len(others), limit - len(first)))}
-    ids = [pid for pid in kept.passages if pid in taken]
-    rows = {pid: row for row, pid in enumerate(ids)}
-    found = [
-        Example(kept.queries[qid], [rows[pid] for pid in answers[qid] if pid in rows])
-        for qid in asked
-    ]
-    return ids, found
+    if missing := known.missing(texts, "passage"):
+        vectors_nd = run_with_progress(
+            _encode, model, missing, trust_remote_code,
+            options=ray_options(scale), progress=progress,
+        )  # fmt: skip
+        known.add(missing, "passage", vectors_nd)
 
 
-def clusters(vectors_nd: np.ndarray) -> np.ndarray:
-    """Each vector's cluster by k-means, the largest cluster 0: uint8, (n,)."""
-    vectors = np.ascontiguousarray(vectors_nd, dtype=np.float32)
-    k = min(CLUSTERS, len(vectors))
-    # Passages are few: FAISS would rather warn than cluster them.
-    means = faiss.Kmeans(vectors.shape[1], k, niter=25, seed=17, min_points_per_centroid=1)
-    means.train(vectors)
-    found = means.index.search(vectors, 1)[1][:, 0]
-    by_size = np.argsort(-np.bincount(found, minlength=k), kind="stable")
-    return np.argsort(by_size)[found].astype(np.uint8)
-
-
-def _encoded(
-    model: Artifact, texts: dict[str, list[str]], trust_remote_code: bool
-) -> dict[str, np.ndarray]:
-    """float16, (n, d), of each set."""
+def _encode(
+    model: Artifact, texts: list[str], trust_remote_code: bool, on_texts: OnTexts
+) -> np.ndarray:
+    """float32, (n, d)."""
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources()["CPU"])))
     device = "cuda" if ray.get_gpu_ids() else "cpu"
-    encoder = load(model.path, device=device, trust_remote_code=trust_remote_code)
-    return {name: encoder.encode(of, "passage").astype(np.float16) for name, of in texts.items()}
+    encoder = load_encoder(model.path, device=device, trust_remote_code=trust_remote_code)
+    return encode_in_chunks(lambda chunk: encoder.encode(chunk, "passage"), texts, on_texts)
+
+
+def choose_passages(dataset: EvaluationSet, limit: int) -> tuple[list[str], list[ExampleQuery]]:
+    """Ids of at most `limit` passages, in the set's order, and some queries to try.
+
+    Both are evenly spaced over the set. The queries' answers are chosen first: an example query
+    should find something.
+    """
+    judged = [query_id for query_id in dataset.queries if query_id in dataset.qrels]
+    query_ids = [judged[row] for row in evenly_spaced(len(judged), EXAMPLES)]
+    answers = {
+        query_id: [
+            passage_id
+            for passage_id, grade in dataset.qrels[query_id].items()
+            if grade > 0 and passage_id in dataset.passages
+        ]
+        for query_id in query_ids
+    }
+    all_answers = dict.fromkeys(passage_id for ids in answers.values() for passage_id in ids)
+    first = list(all_answers)[:limit]
+    others = [passage_id for passage_id in dataset.passages if passage_id not in all_answers]
+    fill = evenly_spaced(len(others), limit - len(first))
+    chosen = {*first, *(others[row] for row in fill)}
+    ids = [passage_id for passage_id in dataset.passages if passage_id in chosen]
+    rows = {passage_id: row for row, passage_id in enumerate(ids)}
+    examples = [
+        ExampleQuery(
+            dataset.queries[query_id],
+            [rows[passage_id] for passage_id in answers[query_id] if passage_id in rows],
+        )
+        for query_id in query_ids
+    ]
+    return ids, examples
+
+
+def cluster_vectors(vectors_nd: np.ndarray) -> np.ndarray:
+    """Each vector's cluster by k-means, the largest cluster 0: uint8, (n,)."""
+    vectors = np.ascontiguousarray(vectors_nd, dtype=np.float32)
+    k = min(MAX_CLUSTERS, len(vectors))
+    # With few vectors FAISS would warn without `min_points_per_centroid`.
+    kmeans = faiss.Kmeans(vectors.shape[1], k, niter=25, seed=17, min_points_per_centroid=1)
+    kmeans.train(vectors)
+    cluster_n = kmeans.index.search(vectors, 1)[1][:, 0]
+    by_size = np.argsort(-np.bincount(cluster_n, minlength=k), kind="stable")
+    return np.argsort(by_size)[cluster_n].astype(np.uint8)

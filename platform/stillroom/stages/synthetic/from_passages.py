@@ -1,276 +1,290 @@
-"""Queries for passages, and their positives chosen among what is found for them (FRet of Gecko,
-arXiv 2403.20327), as requests and a retriever."""
+"""Queries for passages, whose positives are chosen among what a retriever finds for them
+(FRet of Gecko, arXiv 2403.20327)."""
 
 import logging
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
-from stillroom.cluster.capacity import asks
 from stillroom.config.corpus import Corpus
-from stillroom.config.scale import Actors
-from stillroom.config.synthetic import FromPassages
-from stillroom.config.synthetic import Synthetic as Section
+from stillroom.config.synthetic import FromPassages, Synthetic
 from stillroom.data.cleaning.text_keys import text_key
-from stillroom.data.synthetic import prompts as text
 from stillroom.data.synthetic.answers import parse_grade, parse_query
-from stillroom.data.synthetic.prompts import Example, Rejected
-from stillroom.data.synthetic.selection import choose, query_likelihood
-from stillroom.encoders.model_names import model_of
+from stillroom.data.synthetic.prompts import (
+    Example,
+    RejectedAnswer,
+    grade_prompt,
+    likelihood_prompt,
+    query_prompt,
+)
+from stillroom.data.synthetic.selection import choose_positive_and_negative, query_likelihood
 from stillroom.errors import UserError
-from stillroom.mining.bm25 import Bm25
-from stillroom.mining.exact import search
-from stillroom.openai_client.answer import Answer
-from stillroom.openai_client.client import Request, Usage, token_estimate
+from stillroom.openai_client.completion import Completion
+from stillroom.openai_client.requests import Usage, estimate_text_tokens
 from stillroom.stages.corpus import sources
-from stillroom.stages.synthetic.asker import Asker, Tally, chat, echo
-from stillroom.storage.artifacts import Store
+from stillroom.stages.synthetic.budgeted_client import BudgetedClient
+from stillroom.stages.synthetic.llm_requests import chat_request, echo_request
+from stillroom.stages.synthetic.rejections import RejectionCounts
+from stillroom.stages.synthetic.retriever import Retriever
 
 log = logging.getLogger(__name__)
 
-AROUND = 32  # tokens that a chat template puts around a prompt
+CHAT_TEMPLATE_TOKENS = 32  # that a chat template adds to a prompt
 
-QUERY = 128  # tokens of a task and a query together, as the estimate has them
+TASK_AND_QUERY_TOKENS = 128  # of a task and a query together, for estimates
 
-# Queries and k → places of passages, int64 (q, k), best first, -1 for none.
-Find = Callable[[list[str], int], np.ndarray]
+Queries = dict[int, tuple[str, str]]  # index of a passage in the pool → task and query
+
+Candidates = dict[int, list[int]]  # the same index → indices of the passages that were found
 
 
 def draw_pool(section: Corpus, seed: int) -> list[str]:
-    """The passages that neighbours are looked for among, each once, in an order by chance: what
-    comes first is what queries are written for.
+    """Distinct passages in random order: neighbours are searched among all of them, and queries
+    are written for the first ones.
 
     Raises:
         UserError: when the sources have no passages without a query.
     """
     assert section.synthetic is not None and section.synthetic.passages is not None
-    wanted = section.synthetic.passages
-    names = wanted.sources or tuple(section.sources)
+    options = section.synthetic.passages
+    names = options.sources or tuple(section.sources)
     rng = np.random.default_rng(seed)
-    drawn: list[str] = []
-    everything = (one for name in names for one in sources.passages(section.sources[name]))
-    for number, passage in enumerate(everything):
-        if number < wanted.pool:
-            drawn.append(passage)
-        elif (place := int(rng.integers(number + 1))) < wanted.pool:  # a reservoir
-            drawn[place] = passage
-    pool = list({text_key(passage): passage for passage in drawn}.values())
+    reservoir: list[str] = []
+    passages = (text for name in names for text in sources.iter_passages(section.sources[name]))
+    for number, passage in enumerate(passages):
+        if number < options.pool_size:
+            reservoir.append(passage)
+        elif (index := int(rng.integers(number + 1))) < options.pool_size:
+            reservoir[index] = passage
+    pool = list({text_key(passage): passage for passage in reservoir}.values())
     if len(pool) < 2:
         raise UserError(
             "corpus.synthetic.passages",
             f"the sources {', '.join(names)} have no passages without a query",
             "Name files under corpus.sources.NAME.passages",
         )
-    return [pool[place] for place in rng.permutation(len(pool))]
+    return [pool[index] for index in rng.permutation(len(pool))]
 
 
-def from_passages(
-    own: Section, seed: int, pool: list[str], find: Find, asker: Asker, tally: Tally
-) -> Iterator[Example]:
-    """An example for each of the pool's first passages for which a good one was found.
+def visible_part(passage: str, options: FromPassages) -> str:
+    """The part of a passage that the language model reads."""
+    return passage[: options.max_passage_characters]
+
+
+def usage_per_passage(
+    settings: Synthetic, passage_tokens: int, *, with_likelihood: bool
+) -> list[tuple[int, Usage]]:
+    """(calls, usage of all of them) for one passage, at most.
+
+    Items are for writing its query, grading candidates and, if asked for, likelihoods.
 
     Args:
-        find: the pool's passages nearest to queries.
+        passage_tokens: of a passage's visible part.
     """
-    wanted = own.passages
-    assert wanted is not None
-    asked = min(wanted.count, len(pool))
-    with_likelihood = wanted.likelihood != "off" and _offers_likelihood(own, asker)
-    counts = Counter(asked=0, ranked=0, positive_is_another=0)
-    longest = max(token_estimate(shown(passage, wanted)) for passage in pool)
-    each = of_passage(own, longest, likelihood=with_likelihood)
-    for part in asker.rounds(asked, sum((usage for _, usage in each), Usage()), "passages"):
-        counts["asked"] += len(part)
-        written = asker([_query(own, pool[row], seed, row) for row in part])
-        parsed = [tally.parsed("passages", answer, parse_query) for answer in written]
-        queries = {row: pair for row, pair in zip(part, parsed, strict=True) if pair is not None}
-        if not queries:
-            continue
-        found = find([query for _, query in queries.values()], wanted.neighbours)
-        candidates = {
-            row: _with_itself(row, places) for row, places in zip(queries, found, strict=True)
+    assert settings.passages is not None
+    candidates = settings.passages.neighbours + 1
+    query_tokens = estimate_text_tokens(query_prompt(""))
+    grade_tokens = TASK_AND_QUERY_TOKENS + estimate_text_tokens(grade_prompt("", "", ""))
+    likelihood_tokens = TASK_AND_QUERY_TOKENS + estimate_text_tokens(likelihood_prompt("", ""))
+    steps = [
+        (1, query_tokens, settings.max_answer_tokens),
+        (candidates, grade_tokens, settings.max_grade_tokens),
+    ]
+    if with_likelihood:
+        steps.append((candidates, likelihood_tokens, 1))
+    return [
+        (calls, Usage(CHAT_TEMPLATE_TOKENS + prompt_tokens + passage_tokens, answer_tokens) * calls)
+        for calls, prompt_tokens, answer_tokens in steps
+    ]
+
+
+@dataclass(frozen=True)
+class PassageExampleGenerator:
+    """Writes queries for passages and chooses their positives and negatives.
+
+    Attributes:
+        pool: see `draw_pool`.
+        retrieve: finds passages of the pool.
+    """
+
+    settings: Synthetic
+    seed: int
+    pool: list[str]
+    retrieve: Retriever
+    client: BudgetedClient
+    rejections: RejectionCounts
+
+    def generate(self) -> tuple[list[Example], dict[str, Any]]:
+        """Examples of the first passages of the pool, and counts for counts.json.
+
+        Raises:
+            UserError: when likelihoods are required and the endpoint does not offer them.
+        """
+        options = self._options
+        with_likelihood = options.likelihood != "off" and self._endpoint_offers_likelihood()
+        counts = Counter(asked=0, ranked=0, positive_is_another=0)
+        passage_tokens = max(
+            estimate_text_tokens(visible_part(passage, options)) for passage in self.pool
+        )
+        steps = usage_per_passage(self.settings, passage_tokens, with_likelihood=with_likelihood)
+        max_usage = sum((usage for _, usage in steps), Usage())
+        count = min(options.count, len(self.pool))
+        examples: list[Example] = []
+        for rows in self.client.affordable_ranges(count, max_usage, "passages"):
+            counts["asked"] += len(rows)
+            queries = self._write_queries(rows)
+            if queries:
+                examples += self._choose(queries, counts, with_likelihood=with_likelihood)
+        return examples, {
+            "pool": len(self.pool),
+            "likelihood_offered": with_likelihood,
+            **counts,
         }
-        grades = _graded(own, pool, queries, candidates, asker, tally)
+
+    @property
+    def _options(self) -> FromPassages:
+        assert self.settings.passages is not None
+        return self.settings.passages
+
+    def _write_queries(self, rows: Iterable[int]) -> Queries:
+        requests = [
+            chat_request(
+                self.settings,
+                query_prompt(visible_part(self.pool[row], self._options)),
+                self.settings.max_answer_tokens,
+                (self.seed, row),
+            )
+            for row in rows
+        ]
+        parsed = [
+            self.rejections.parse("passages", completion, parse_query)
+            for completion in self.client.complete(requests)
+        ]
+        return {row: pair for row, pair in zip(rows, parsed, strict=True) if pair is not None}
+
+    def _choose(
+        self, queries: Queries, counts: Counter[str], *, with_likelihood: bool
+    ) -> list[Example]:
+        """Examples of the queries for which a good positive is found."""
+        options = self._options
+        neighbours = self.retrieve([query for _, query in queries.values()], options.neighbours)
+        candidates = {
+            row: _with_own_passage(row, found)
+            for row, found in zip(queries, neighbours, strict=True)
+        }
+        grades = self._grade(queries, candidates)
         likelihoods: list[list[float] | None] = [None] * len(queries)
         if with_likelihood:
-            likelihoods = _likelihoods(own, pool, queries, candidates, asker, tally)
-        for (row, (task, query)), of_row, likely in zip(
+            likelihoods = self._measure_likelihoods(queries, candidates)
+        examples = []
+        for (row, (task, query)), row_grades, row_likelihoods in zip(
             queries.items(), grades, likelihoods, strict=True
         ):
-            passages = [pool[place] for place in candidates[row]]
-            lot = np.random.default_rng([seed, row]) if wanted.negative == "sampled" else None
+            passages = [self.pool[index] for index in candidates[row]]
+            is_sampled = options.negative == "sampled"
             try:
-                best, worst = choose(
-                    passages, of_row, likely, least_grade=wanted.least_grade, sampled=lot
+                best, worst = choose_positive_and_negative(
+                    passages,
+                    row_grades,
+                    row_likelihoods,
+                    min_grade=options.min_grade,
+                    rng=np.random.default_rng([self.seed, row]) if is_sampled else None,
                 )
-            except Rejected as fault:
-                tally.reject("passages", str(fault))
+            except RejectedAnswer as error:
+                self.rejections.add("passages", str(error))
                 continue
             counts["ranked"] += 1
             counts["positive_is_another"] += candidates[row][best] != row
-            counts["ranked_by_likelihood_too"] += likely is not None
+            counts["ranked_by_likelihood_too"] += row_likelihoods is not None
             negatives = () if worst is None else (passages[worst],)
-            yield Example("passages", task, query, passages[best], negatives)
-    tally.passages = {"pool": len(pool), "likelihood_offered": with_likelihood, **counts}
+            examples.append(Example("passages", task, query, passages[best], negatives))
+        return examples
 
+    def _grade(self, queries: Queries, candidates: Candidates) -> list[list[int | None]]:
+        """The grade of each candidate of each query; None where the answer was rejected."""
+        requests = [
+            chat_request(
+                self.settings,
+                grade_prompt(*queries[row], visible_part(self.pool[index], self._options)),
+                self.settings.max_grade_tokens,
+                temperature=0.0,
+            )
+            for row, indices in candidates.items()
+            for index in indices
+        ]
+        grades = [
+            self.rejections.parse("grades", completion, parse_grade)
+            for completion in self.client.complete(requests)
+        ]
+        return _split(grades, map(len, candidates.values()))
 
-def shown(passage: str, wanted: FromPassages) -> str:
-    """As much of a passage as the language model sees."""
-    return passage[: wanted.passage_characters]
+    def _measure_likelihoods(
+        self, queries: Queries, candidates: Candidates
+    ) -> list[list[float] | None]:
+        """The likelihood of each query after each candidate; None if any of a query is missing."""
+        prompts = [
+            (likelihood_prompt(task, visible_part(self.pool[index], self._options)), f" {query}")
+            for (task, query), indices in zip(queries.values(), candidates.values(), strict=True)
+            for index in indices
+        ]
+        requests = [echo_request(self.settings, prompt + query) for prompt, query in prompts]
+        likelihoods: list[float | None] = []
+        for (prompt, query), completion in zip(
+            prompts, self.client.complete(requests), strict=True
+        ):
+            try:
+                likelihoods.append(_likelihood(completion, prompt, query))
+            except RejectedAnswer as error:
+                self.rejections.add("likelihoods", str(error))
+                likelihoods.append(None)
+        parts = _split(likelihoods, map(len, candidates.values()))
+        return [None if None in part else [value or 0.0 for value in part] for part in parts]
 
+    def _endpoint_offers_likelihood(self) -> bool:
+        """Whether the endpoint echoes a prompt with its log-probabilities.
 
-def _with_itself(row: int, places: Sequence[int]) -> list[int]:
-    """A query's candidates in the retriever's order, the passage that it was written for last
-    where it was not found."""
-    return list(dict.fromkeys([*(int(place) for place in places if place >= 0), row]))
+        Many do not, and some ignore the wish silently.
 
-
-def _query(own: Section, passage: str, seed: int, number: int) -> Request:
-    assert own.passages is not None
-    prompt = text.query_prompt(shown(passage, own.passages))
-    return chat(own, prompt, own.answer_tokens, (seed, number))
-
-
-Queries = dict[int, tuple[str, str]]  # place in the pool → task and query
-
-Candidates = dict[int, list[int]]  # the same → places of what was found
-
-
-def _graded(
-    own: Section,
-    pool: list[str],
-    queries: Queries,
-    candidates: Candidates,
-    asker: Asker,
-    tally: Tally,
-) -> list[list[int | None]]:
-    assert own.passages is not None
-    requests = [
-        chat(
-            own,
-            text.grade_prompt(*queries[row], shown(pool[place], own.passages)),
-            own.grade_tokens,
-            temperature=0.0,
-        )
-        for row, places in candidates.items()
-        for place in places
-    ]
-    answers = asker(requests)
-    grades = [tally.parsed("grades", answer, parse_grade) for answer in answers]
-    return _cut_up(grades, [len(places) for places in candidates.values()])
-
-
-def _likelihoods(
-    own: Section,
-    pool: list[str],
-    queries: Queries,
-    candidates: Candidates,
-    asker: Asker,
-    tally: Tally,
-) -> list[list[float] | None]:
-    """None for a query that has not all of them: half a ranking is none."""
-    assert own.passages is not None
-    prompts = [
-        (text.likelihood_prompt(queries[row][0], shown(pool[place], own.passages)), queries[row][1])
-        for row, places in candidates.items()
-        for place in places
-    ]
-    answers = asker([echo(own, f"{prompt} {query}") for prompt, query in prompts])
-    told: list[float | None] = []
-    for (prompt, query), answer in zip(prompts, answers, strict=True):
+        Raises:
+            UserError: when it does not and the recipe requires it.
+        """
+        prompt, query = "A query about the weather:", " will it rain tomorrow"
         try:
-            told.append(_likelihood(answer, prompt, f" {query}"))
-        except Rejected as fault:
-            tally.reject("likelihoods", str(fault))
-            told.append(None)
-    parts = _cut_up(told, [len(places) for places in candidates.values()])
-    return [None if None in part else [value or 0.0 for value in part] for part in parts]
+            [completion] = self.client.complete([echo_request(self.settings, prompt + query)])
+            _likelihood(completion, prompt, query)
+            return True
+        except (RejectedAnswer, UserError) as error:
+            if self._options.likelihood == "required":
+                raise UserError(
+                    "corpus.synthetic.passages.likelihood",
+                    f"the endpoint's /completions does not give it ({error})",
+                    "Serve the model with vLLM, say, or set it to auto: neighbours are then "
+                    "ranked by the model's grades alone",
+                ) from error
+            log.warning(
+                "no query likelihood from this endpoint (%s): ranking by grades alone", error
+            )
+            return False
 
 
-def _likelihood(answer: Answer, prompt: str, query: str) -> float:
-    if answer.refused is not None:
-        raise Rejected(f"the endpoint answered {answer.refused}")
-    if answer.tokens is None or answer.logprobs is None:
-        raise Rejected("no log-probabilities")
-    return query_likelihood(answer.text, answer.tokens, answer.logprobs, prompt, query)
+def _with_own_passage(row: int, neighbours: Sequence[int]) -> list[int]:
+    """A query's candidates in the retriever's order; last its own passage, if it was not found."""
+    return list(dict.fromkeys([*(int(index) for index in neighbours if index >= 0), row]))
 
 
-def _offers_likelihood(own: Section, asker: Asker) -> bool:
-    """Whether the endpoint echoes a prompt with its log-probabilities: many do not, and some
-    pass over the wish in silence.
-
-    Raises:
-        UserError: when it does not and the recipe requires it.
-    """
-    assert own.passages is not None
-    prompt, query = "A query about the weather:", " will it rain tomorrow"
-    try:
-        [answer] = asker([echo(own, prompt + query)])
-        _likelihood(answer, prompt, query)
-        return True
-    except (Rejected, UserError) as fault:
-        if own.passages.likelihood == "required":
-            raise UserError(
-                "corpus.synthetic.passages.likelihood",
-                f"the endpoint's /completions does not give it ({fault})",
-                "Serve the model with vLLM, say, or set it to auto: neighbours are then ranked "
-                "by the model's grades alone",
-            ) from fault
-        log.warning("no query likelihood from this endpoint (%s): ranking by grades alone", fault)
-        return False
+def _likelihood(completion: Completion, prompt: str, query: str) -> float:
+    if completion.refused is not None:
+        raise RejectedAnswer(f"the endpoint answered {completion.refused}")
+    if completion.tokens is None or completion.logprobs is None:
+        raise RejectedAnswer("no log-probabilities")
+    return query_likelihood(completion.text, completion.tokens, completion.logprobs, prompt, query)
 
 
-def _cut_up(flat: Sequence[Any], sizes: Iterable[int]) -> list[Any]:
+def _split(values: Sequence[Any], sizes: Iterable[int]) -> list[Any]:
+    """Consecutive lists of these sizes."""
     ends = np.cumsum([0, *sizes])
-    return [list(flat[begin:end]) for begin, end in pairwise(ends)]
-
-
-class Nearest:
-    """The passages whose vectors are nearest to a query's, exactly."""
-
-    def __init__(self, passages: list[str], model: os.PathLike[str]):
-        # Late: torch takes seconds to import, and neither BM25 nor an estimate needs it.
-        from stillroom.encoders.files.load import load
-
-        self.encoder = load(Path(model), device="cuda" if ray.get_gpu_ids() else "cpu")
-        self.vectors = self.encoder.encode(passages, "passage")
-
-    def find(self, queries: list[str], k: int) -> np.ndarray:
-        blocks = [(np.arange(len(self.vectors)), self.vectors)]
-        return search(self.encoder.encode(queries, "query"), blocks, k)[1]
-
-
-def retriever_of(wanted: FromPassages, pool: list[str], store: Store, scale: Actors) -> Find:
-    """BM25 here, or a model in an actor."""
-    if wanted.retriever == "bm25":
-        index = Bm25(pool)
-        return lambda queries, k: index.search(queries, k)[0]
-    model = model_of(wanted.retriever, store)
-    actor = ray.remote(**asks(scale))(Nearest).remote(pool, model)
-    return lambda queries, k: ray.get(actor.find.remote(queries, k))
-
-
-def of_passage(own: Section, passage: int, *, likelihood: bool) -> list[tuple[int, Usage]]:
-    """(calls, tokens) of what a passage takes: writing, grading, and likelihoods.
-
-    Args:
-        passage: tokens of one, as it is shown.
-    """
-    assert own.passages is not None
-    among = own.passages.neighbours + 1
-    rounds = [
-        (1, token_estimate(text.query_prompt("")), own.answer_tokens),
-        (among, QUERY + token_estimate(text.grade_prompt("", "", "")), own.grade_tokens),
-    ]
-    if likelihood:
-        rounds.append((among, QUERY + token_estimate(text.likelihood_prompt("", "")), 1))
-    return [
-        (calls, Usage(calls * (AROUND + told + passage), calls * limit))
-        for calls, told, limit in rounds
-    ]
+    return [list(values[start:end]) for start, end in pairwise(ends)]

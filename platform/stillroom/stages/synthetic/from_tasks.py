@@ -1,64 +1,87 @@
-"""Examples of tasks that a language model thinks up, as requests (E5-mistral, arXiv 2401.00368)."""
+"""Examples of tasks that a language model invents (E5-mistral, arXiv 2401.00368)."""
 
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from stillroom.config.synthetic import Synthetic as Section
+from stillroom.config.synthetic import Synthetic
 from stillroom.data.cleaning.text_keys import text_key
-from stillroom.data.synthetic import prompts as text
 from stillroom.data.synthetic.answers import parse_example, parse_tasks
-from stillroom.data.synthetic.prompts import KINDS, Example
-from stillroom.openai_client.client import Request
-from stillroom.stages.synthetic.asker import Asker, Tally, chat
+from stillroom.data.synthetic.prompts import (
+    TASK_TEMPLATES,
+    TASKS_PER_BRAINSTORM,
+    Example,
+    ExampleControls,
+    TaskTemplate,
+    brainstorm_prompt,
+    example_prompt,
+)
+from stillroom.openai_client.requests import Request
+from stillroom.stages.synthetic.budgeted_client import BudgetedClient
+from stillroom.stages.synthetic.llm_requests import chat_request
+from stillroom.stages.synthetic.rejections import RejectionCounts
 
 
-def from_tasks(own: Section, seed: int, asker: Asker, tally: Tally) -> Iterator[Example]:
-    """Examples, a kind after the other, as many of those asked for as are of use."""
-    assert own.tasks is not None
-    for name, count in own.tasks.examples.items():
-        kind = KINDS[name]
-        tasks = [kind.task]
-        if kind.brainstorm is not None:
-            answers = asker.in_rounds(
-                brainstorms(own, count),
-                partial(brainstorm, own, kind, seed),
-                own.answer_tokens,
+def generate_from_tasks(
+    settings: Synthetic, seed: int, client: BudgetedClient, rejections: RejectionCounts
+) -> Iterator[Example]:
+    """Examples, one kind of task after the other; rejected ones are not replaced."""
+    assert settings.tasks is not None
+    for name, count in settings.tasks.examples.items():
+        template = TASK_TEMPLATES[name]
+        tasks = [template.task]
+        if template.brainstorm is not None:
+            completions = client.within_budget(
+                brainstorm_calls(settings, count),
+                partial(brainstorm_request, settings, template, seed),
+                settings.max_answer_tokens,
                 f"brainstorms of {name}",
             )
-            found = [tally.parsed(f"{name} tasks", answer, parse_tasks) for answer in answers]
-            distinct = {text_key(task): task for tasks in found for task in tasks or ()}
+            lists = [
+                rejections.parse(f"{name} tasks", completion, parse_tasks)
+                for completion in completions
+            ]
+            distinct = {text_key(task): task for tasks in lists for task in tasks or ()}
             tasks = list(distinct.values())
         if not tasks:
             continue
-        request = partial(example, own, name, tasks, seed)
-        answers = asker.in_rounds(count, request, own.answer_tokens, name)
-        for number, answer in enumerate(answers):
-            parts = tally.parsed(name, answer, partial(parse_example, kind=kind))
-            if parts is not None:
-                query, positive, negative = parts
-                yield Example(name, _task(own, tasks, number), query, positive, (negative,))
+        request = partial(example_request, settings, name, tasks, seed)
+        completions = client.within_budget(count, request, settings.max_answer_tokens, name)
+        for number, completion in enumerate(completions):
+            texts = rejections.parse(name, completion, partial(parse_example, template=template))
+            if texts is not None:
+                query, positive, negative = texts
+                task = _task_of(settings, tasks, number)
+                yield Example(name, task, query, positive, (negative,))
 
 
-def brainstorms(own: Section, examples: int) -> int:
-    """How many calls think up the tasks of so many examples."""
-    assert own.tasks is not None
-    return math.ceil(examples / (own.tasks.examples_a_task * text.TASKS_A_CALL))
+def brainstorm_calls(settings: Synthetic, examples: int) -> int:
+    """How many brainstorms give the tasks of so many examples."""
+    assert settings.tasks is not None
+    return math.ceil(examples / (settings.tasks.examples_per_task * TASKS_PER_BRAINSTORM))
 
 
-def brainstorm(own: Section, kind: text.Kind, seed: int, number: int) -> Request:
-    return chat(own, text.brainstorm_prompt(kind), own.answer_tokens, (seed, number))
+def brainstorm_request(
+    settings: Synthetic, template: TaskTemplate, seed: int, number: int
+) -> Request:
+    """The request for the `number`-th list of tasks of a kind."""
+    prompt = brainstorm_prompt(template)
+    return chat_request(settings, prompt, settings.max_answer_tokens, (seed, number))
 
 
-def _task(own: Section, tasks: Sequence[str], number: int) -> str:
-    assert own.tasks is not None
-    return tasks[number // own.tasks.examples_a_task % len(tasks)]
+def example_request(
+    settings: Synthetic, name: str, tasks: Sequence[str], seed: int, number: int
+) -> Request:
+    """The request for the `number`-th example of a kind of task."""
+    assert settings.tasks is not None
+    template = TASK_TEMPLATES[name]
+    controls_seed = (seed, list(TASK_TEMPLATES).index(name), number)
+    controls = ExampleControls.draw(template, settings.tasks.languages, controls_seed)
+    prompt = example_prompt(template, _task_of(settings, tasks, number), controls)
+    return chat_request(settings, prompt, settings.max_answer_tokens, (seed, number))
 
 
-def example(own: Section, name: str, tasks: Sequence[str], seed: int, number: int) -> Request:
-    assert own.tasks is not None
-    kind = KINDS[name]
-    of_kind = (seed, list(KINDS).index(name), number)
-    drawn = text.Controls.drawn(kind, own.tasks.languages, of_kind)
-    prompt = text.example_prompt(kind, _task(own, tasks, number), drawn)
-    return chat(own, prompt, own.answer_tokens, (seed, number))
+def _task_of(settings: Synthetic, tasks: Sequence[str], number: int) -> str:
+    """The task of the `number`-th example."""
+    assert settings.tasks is not None
+    return tasks[number // settings.tasks.examples_per_task % len(tasks)]

@@ -1,4 +1,4 @@
-"""TODO docstring: stages/vectors/embed.py."""
+"""Encodes many texts into folders of `StoredVectors`, by a pool of actors or by an API."""
 
 import json
 import logging
@@ -11,32 +11,42 @@ from typing import Any
 import numpy as np
 import ray
 
-from stillroom.cluster.capacity import asks, require
-from stillroom.cluster.gauges import Progress
-from stillroom.config.scale import Embedders
-from stillroom.encoders.api_encoder import RemoteEncoder
+from stillroom.cluster.capacity import ray_options, require_capacity
+from stillroom.cluster.progress import Progress
+from stillroom.config.scale import EmbeddingActors
+from stillroom.encoders.api_encoder import ApiEncoder
 from stillroom.encoders.contract import Role
-from stillroom.encoders.files.load import load
+from stillroom.encoders.files.load import load_encoder
 from stillroom.encoders.interface import Embedder
-from stillroom.encoders.vectors.stored import DIGESTS, digest, shard_path, skipped_path, write_whole
-from stillroom.errors import UserError
-from stillroom.observability.log_context import Said, begin, said
-from stillroom.stages.api_teacher import is_remote
-from stillroom.storage.artifacts import atomic_json
+from stillroom.encoders.vectors.stored import (
+    DIGESTS_FILE,
+    shard_path,
+    skipped_path,
+    text_digest,
+    write_array,
+)
+from stillroom.errors import UserError, one_line
+from stillroom.observability.log_context import (
+    LogContext,
+    capture_context,
+    configure_worker_logging,
+)
+from stillroom.stages.api_teacher import is_api
+from stillroom.storage.atomic import atomic_write_json
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Part:
+class TextsToEmbed:
     """Texts that become one folder of `StoredVectors`.
 
     Attributes:
-        prompts: of each text; None = the encoder's own.
-        sources: of each text, to name one that cannot be embedded.
+        prompts: of each text; None for the encoder's own.
+        sources: of each text, to name one that cannot be encoded.
     """
 
-    name: str  # of the folder
+    folder: str
     role: Role
     texts: Sequence[str]
     prompts: Sequence[str | None]
@@ -44,104 +54,112 @@ class Part:
 
 
 def embed(
-    parts: Sequence[Part],
+    texts: Sequence[TextsToEmbed],
     model: os.PathLike[str],
     out: Path,
-    shard: int,
-    scale: Embedders,
+    shard_size: int,
+    scale: EmbeddingActors,
     *,
-    remote: RemoteEncoder | None = None,
+    api: ApiEncoder | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Writes the parts' folders, whatever shards are not in them yet.
+    """Writes the missing shards of each folder.
 
     One pool of actors makes them all, so that each loads the model once.
 
     Args:
-        out: the folder of the parts' folders.
-        shard: texts that are encoded, and kept, at once.
-        remote: what the model is, where it is an API. It is asked from here, for its budget, pace
-            and kept answers are in one place.
+        out: the folder of the folders.
+        shard_size: texts that are encoded, and written, at once.
+        api: the model, where it is an API. It is called from this process, because its budget,
+            rate limits and cache are in one place.
+
+    Raises:
+        UserError: at a text that cannot be encoded, unless such are to be skipped.
     """
-    if remote is None and is_remote(Path(model)):
+    if api is None and is_api(Path(model)):
         raise UserError(
             os.fspath(model),
-            "is an API, which only a recipe's own teacher may be",
+            "is an API; only a recipe's own teacher may be one",
             "Name a model with weights, or set teacher.api",
         )
-    progress = Progress(sum(len(part.texts) for part in parts))
-    folders = {part.name: _Folder(part, out / part.name, shard) for part in parts}
+    progress = Progress(sum(len(part.texts) for part in texts))
+    folders = {part.folder: _ShardFolder(part, out / part.folder, shard_size) for part in texts}
     rows = []
     for folder in folders.values():
         folder.prepare()
-        # An API has kept the vectors of shards that are there, and counts them into its budget.
-        missing = folder.missing(whole=remote is not None)
-        progress.add(len(folder.part.texts) - sum(map(folder.size, missing)), fresh=False)
-        # The longest shards first: the pool then finishes together.
+        # An API has the vectors of finished shards in its cache, and counts them in its budget.
+        missing = folder.missing(all_shards=api is not None)
+        progress.add(len(folder.part.texts) - sum(map(folder.size, missing)), counted=False)
+        # The shards of the longest texts first: the actors then finish at about the same time.
         rows += [folder.row(number) for number in reversed(missing)]
     if not rows:
         return
-    made: Iterable[dict[str, Any]]
-    if remote is not None:
-        made = map(_Embedder(remote), rows)
+    encoded: Iterable[dict[str, Any]]
+    if api is not None:
+        encoded = map(_ShardEncoder(api), rows)
     else:
-        require("vectors", scale, 1)
-        made = (
+        require_capacity("vectors", scale, 1)
+        # Ray's C++ prints here that 'MapWorker(Map(…))' has arguments in the object store: Ray Data
+        # puts the function there. No setting of Ray leaves out this line and keeps other errors.
+        encoded = (
             ray.data.from_items(rows, override_num_blocks=len(rows))
             .map(
-                _LoadedEmbedder,
-                fn_constructor_args=(model, trust_remote_code, said()),
+                _ShardEncoderActor,
+                fn_constructor_args=(model, trust_remote_code, capture_context()),
                 compute=ray.data.ActorPoolStrategy(size=min(scale.actors, len(rows))),
-                **asks(scale),
+                **ray_options(scale),
             )
             .iter_rows()
         )
-    for row in made:
+    for row in encoded:
         folder = folders[row["part"]]
         folder.write(row, skip=scale.on_error == "skip")
         progress.add(folder.size(row["shard"]))
 
 
-class _Folder:
-    """A part's folder while its shards are made."""
+class _ShardFolder:
+    """A folder of `StoredVectors` while its shards are made."""
 
-    def __init__(self, part: Part, path: Path, shard: int):
-        self.part, self.path, self.shard = part, path, shard
-        # Texts of like length share a shard, so that almost nothing is padding.
+    def __init__(self, part: TextsToEmbed, path: Path, shard_size: int):
+        self.part, self.path, self.shard_size = part, path, shard_size
+        # Texts of similar length share a shard, so that there is little padding.
         self.order = np.argsort([len(text) for text in part.texts], kind="stable")
-        self.shards = -(-len(part.texts) // shard)
-        self.there = 0
+        self.shards = -(-len(part.texts) // shard_size)
+        self.finished = 0
 
     def prepare(self) -> None:
-        """Writes all but the shards."""
+        """Writes everything but the shards."""
         self.path.mkdir(exist_ok=True)
-        write_whole(self.path / "order.npy", self.order)
+        write_array(self.path / "order.npy", self.order)
         prompted = zip(self.part.prompts, self.part.texts, strict=True)
-        digests = [digest(prompt, text) for prompt, text in prompted]
-        write_whole(self.path / DIGESTS, np.array(digests, dtype=np.uint64))
+        digests = [text_digest(prompt, text) for prompt, text in prompted]
+        write_array(self.path / DIGESTS_FILE, np.array(digests, dtype=np.uint64))
 
-    def missing(self, *, whole: bool) -> list[int]:
-        """Shards to make: `whole` takes those that are there for missing, too."""
-        missing = [i for i in range(self.shards) if whole or not shard_path(self.path, i).exists()]
-        self.there = self.shards - len(missing)
-        if self.there:
+    def missing(self, *, all_shards: bool) -> list[int]:
+        """Shards to make: those without a file, or all."""
+        missing = [
+            i for i in range(self.shards) if all_shards or not shard_path(self.path, i).exists()
+        ]
+        self.finished = self.shards - len(missing)
+        if self.finished:
             log.info(
-                "%s: %d of %d shards are there already", self.part.name, self.there, self.shards
+                "%s: %d of %d shards exist already", self.part.folder, self.finished, self.shards
             )
         return missing
 
     def rows(self, number: int) -> np.ndarray:
-        """Of a shard, in the part's texts."""
-        return self.order[number * self.shard : (number + 1) * self.shard]
+        """A shard's rows in `part.texts`."""
+        return self.order[number * self.shard_size : (number + 1) * self.shard_size]
 
     def size(self, number: int) -> int:
+        """Texts in a shard."""
         return len(self.rows(number))
 
     def row(self, number: int) -> dict[str, Any]:
-        """What an embedder needs for a shard."""
+        """What `_ShardEncoder` needs for a shard."""
         rows = self.rows(number)
         return {
-            "part": self.part.name,
+            "part": self.part.folder,
             "role": self.part.role,
             "shard": number,
             "texts": [self.part.texts[i] for i in rows],
@@ -149,113 +167,117 @@ class _Folder:
         }
 
     def write(self, row: dict[str, Any], *, skip: bool) -> None:
-        """Keeps what an embedder made of a shard.
+        """Writes what `_ShardEncoder` made of a shard.
 
         Raises:
-            UserError: at a text that could not be embedded, unless such are to be skipped.
+            UserError: at a text that could not be encoded, unless such are to be skipped.
         """
-        number, name = row["shard"], self.part.name
+        number, name = row["shard"], self.part.folder
         rows = self.rows(number)
-        failed = {int(rows[place]): why for place, why in json.loads(row["failed"])}
-        for at, why in failed.items():
-            source = "" if self.part.sources is None else f" of source {self.part.sources[at]}"
-            where, what = f"{name}, row {at}{source}", f"{self.part.texts[at][:60]!r}: {why}"
+        failed = {int(rows[index]): reason for index, reason in json.loads(row["failed"])}
+        for text_row, reason in failed.items():
+            sources = self.part.sources
+            source = "" if sources is None else f" of source {sources[text_row]}"
+            where = f"{name}, row {text_row}{source}"
+            problem = f"{self.part.texts[text_row][:60]!r}: {reason}"
             if not skip:
                 raise UserError(
                     where,
-                    f"cannot be embedded, {what}",
-                    "Take it out of its source, or leave such texts out with "
+                    f"cannot be encoded, {problem}",
+                    "Remove it from its source, or skip such texts with "
                     "scale.vectors.on_error=skip",
                 )
-            log.warning("%s: skipped, %s", where, what)
+            log.warning("%s: skipped, %s", where, problem)
         if failed:
-            atomic_json(skipped_path(self.path, number), failed)
+            atomic_write_json(skipped_path(self.path, number), failed)
         array = np.frombuffer(row["vectors"], dtype=np.float16).reshape(-1, row["dims"])
-        write_whole(shard_path(self.path, number), array)
-        self.there += 1
-        log.info("%s: shard %d of %d", name, self.there, self.shards)
+        write_array(shard_path(self.path, number), array)
+        self.finished += 1
+        log.info("%s: shard %d of %d", name, self.finished, self.shards)
 
 
-class _Embedder:
+class _ShardEncoder:
     def __init__(self, encoder: Embedder):
         self.encoder = encoder
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         texts, prompts = np.array(row["texts"], object), np.array(row["prompts"], object)
-        found, failed = isolated(
-            lambda at: encode_prompted(self.encoder, texts[at], prompts[at], row["role"]),
+        vectors, failed = encode_isolating_failures(
+            lambda rows: encode_with_prompts(self.encoder, texts[rows], prompts[rows], row["role"]),
             len(texts),
             self.encoder.contract.dims[0],
         )
-        # Bytes, not a tensor column: shards differ in length, and this is a plain copy.
+        # Bytes, not a tensor column: shards differ in length, and bytes are copied as they are.
         return {
             "part": row["part"],
             "shard": row["shard"],
-            "vectors": found.tobytes(),
-            "dims": found.shape[1],
+            "vectors": vectors.tobytes(),
+            "dims": vectors.shape[1],
             "failed": json.dumps([*failed.items()]),
         }
 
 
-class _LoadedEmbedder(_Embedder):
-    """One of the pool's actors."""
+class _ShardEncoderActor(_ShardEncoder):
+    """One actor of the pool."""
 
-    def __init__(self, model: os.PathLike[str], trust_remote_code: bool, by: Said):
-        begin(by)
+    def __init__(self, model: os.PathLike[str], trust_remote_code: bool, context: LogContext):
+        configure_worker_logging(context)
         device = "cuda" if ray.get_gpu_ids() else "cpu"
-        super().__init__(load(Path(model), device=device, trust_remote_code=trust_remote_code))
+        super().__init__(
+            load_encoder(Path(model), device=device, trust_remote_code=trust_remote_code)
+        )
 
 
-def isolated(
+def encode_isolating_failures(
     encode: Callable[[np.ndarray], np.ndarray], count: int, dims: int
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Vectors of texts, of which some may fail their encoder, and those that do.
+    """Encodes texts of which some may make the encoder fail; these are found by halving.
 
     Args:
         encode: rows of texts → their vectors, (rows, dims).
+        count: texts.
 
     Returns:
-        float16 (count, dims), zeros for what failed; and row → why.
+        Vectors, float16 (count, dims), zeros for texts that failed; and row → reason.
 
     Raises:
-        Exception: the encoder's own, where every one of several texts fails it.
+        Exception: the encoder's own, where every one of several texts fails.
     """
-    found = np.zeros((count, dims), dtype=np.float16)
+    result = np.zeros((count, dims), dtype=np.float16)
     failed: dict[int, str] = {}
-    fault: Exception | None = None
-    waiting = [np.arange(count)]
-    while waiting:
-        rows = waiting.pop()
+    last_error: Exception | None = None
+    pending = [np.arange(count)]
+    while pending:
+        rows = pending.pop()
         try:
             vectors = encode(rows)
-        except UserError:  # of an API: it is not the text's
+        except UserError:  # an API's: no text caused it
             raise
-        except Exception as one:
-            fault = one
+        except Exception as error:
+            last_error = error
             if len(rows) > 1:
-                waiting += np.array_split(rows, 2)
+                pending += np.array_split(rows, 2)
             else:
-                failed[int(rows[0])] = f"{type(one).__name__}: {' '.join(str(one).split())[:200]}"
+                failed[int(rows[0])] = f"{type(error).__name__}: {one_line(error, 200)}"
             continue
-        whole = np.isfinite(vectors).all(1)
-        found[rows[whole]] = vectors[whole]
+        finite = np.isfinite(vectors).all(1)
+        result[rows[finite]] = vectors[finite]
         if len(rows) > 1:
-            # Alone, a text is not spoilt by its neighbours in the batch.
-            waiting += [rows[i : i + 1] for i in np.flatnonzero(~whole)]
-        elif not whole.all():
+            # Alone, a text cannot be spoilt by others in its batch.
+            pending += [rows[i : i + 1] for i in np.flatnonzero(~finite)]
+        elif not finite.all():
             failed[int(rows[0])] = "its vector is not finite"
-    if fault is not None and len(failed) == count > 1:
-        raise fault
-    return found, dict(sorted(failed.items()))
+    if last_error is not None and len(failed) == count > 1:
+        raise last_error
+    return result, dict(sorted(failed.items()))
 
 
-def encode_prompted(
+def encode_with_prompts(
     encoder: Embedder, texts: Sequence[str], prompts: Sequence[str | None], role: Role
 ) -> np.ndarray:
-    """Vectors of texts that have a prompt each, or None for the encoder's own: float16,
-    (n, dims)."""
-    found = np.empty((len(texts), encoder.contract.dims[0]), dtype=np.float16)
+    """Vectors of texts with a prompt each, None for the encoder's own: float16, (n, dims)."""
+    vectors = np.empty((len(texts), encoder.contract.dims[0]), dtype=np.float16)
     for prompt in dict.fromkeys(prompts):
-        places = [place for place, own in enumerate(prompts) if own == prompt]
-        found[places] = encoder.encode([texts[place] for place in places], role, prompt=prompt)
-    return found
+        rows = [row for row, own_prompt in enumerate(prompts) if own_prompt == prompt]
+        vectors[rows] = encoder.encode([texts[row] for row in rows], role, prompt=prompt)
+    return vectors

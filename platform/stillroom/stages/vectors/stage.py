@@ -1,25 +1,30 @@
-"""The teacher's vectors of every training query and passage."""
+"""The stage `vectors`: an encoder's vectors of every training query and passage."""
 
-import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
 from stillroom.config.recipe import Vectors as Section
 from stillroom.config.scale import Scale
-from stillroom.encoders.contract import Role, Terms
-from stillroom.encoders.model_names import fingerprint, model_of
-from stillroom.encoders.vectors.stored import (
-    StoredVectors,
-)
-from stillroom.stages.api_teacher import remote_of
-from stillroom.stages.corpus.artifact import CorpusFiles
-from stillroom.stages.vectors.embed import Part, embed
-from stillroom.stages.vectors.teacher_vectors import TEACHER
-from stillroom.storage.artifacts import Artifact, Draft, atomic_json
+from stillroom.encoders.contract import BaseContract, Role
+from stillroom.encoders.model_names import find_model, model_fingerprint
+from stillroom.encoders.vectors.stored import StoredVectors
+from stillroom.stages.api_teacher import api_encoder
+from stillroom.stages.corpus.artifact import CorpusData
+from stillroom.stages.vectors.embed import TextsToEmbed, embed
+from stillroom.stages.vectors.teacher_vectors import TEACHER_FILE
+from stillroom.storage.artifacts import Artifact, Draft
+from stillroom.storage.atomic import atomic_write_json
 
-log = logging.getLogger(__name__)
+
+class VectorsSummary(TypedDict):
+    """What the manifest of a `vectors` artifact says of it."""
+
+    queries: int
+    passages: int
+    dims: int
+    skipped: NotRequired[dict[str, dict[str, str]]]  # folder → row → text and reason
 
 
 def vectors(
@@ -31,55 +36,59 @@ def vectors(
     teacher: Artifact | None = None,
     model: str = "",
     trusted: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> VectorsSummary:
     """Writes queries/ and passages/ as `StoredVectors`, and the teacher's contract.
 
-    A text gets the prompt of its source, as in training. What a killed run left of its shards is
-    kept: only missing ones are encoded. A text that cannot be is found by halving.
+    A text gets the prompt of its source, as in training. Shards that a killed run left are kept.
 
     Args:
-        model: the name of another encoder, in place of the teacher, which has its own prompts.
-        trusted: "teacher", where it may run code that it brings with it.
+        model: the name of another encoder, used in place of the teacher, with its own prompts.
+        trusted: holds "teacher" when that may run code that comes with it.
 
     Raises:
-        UserError: naming a text that cannot be embedded, unless such are to be skipped.
+        UserError: naming a text that cannot be encoded, unless such are to be skipped.
     """
-    texts = CorpusFiles.read(corpus)
-    encoder = teacher if teacher is not None else model_of(model, out.store)
-    remote = None if teacher is None else remote_of(teacher.path, scale.teacher_api, out.store)
+    data = CorpusData.read(corpus)
+    encoder = teacher if teacher is not None else find_model(model, out.store)
+    api = None if teacher is None else api_encoder(teacher.path, scale.teacher_api, out.store)
 
-    def as_part(name: str, role: Role, of: list[str], source: np.ndarray) -> Part:
-        # Another model than the teacher has its own prompts, whatever the source.
-        prompts = [None] * len(of) if teacher is None else texts.prompts_of(role)
-        return Part(name, role, of, prompts, [texts.sources[number] for number in source])
+    def to_embed(
+        folder: str, role: Role, texts: list[str], text_sources: np.ndarray
+    ) -> TextsToEmbed:
+        prompts = [None] * len(texts) if teacher is None else data.prompts_of(role)
+        return TextsToEmbed(
+            folder, role, texts, prompts, [data.source_names[number] for number in text_sources]
+        )
 
     parts = [
-        as_part("queries", "query", texts.queries, texts.source),
-        as_part("passages", "passage", texts.passages, texts.passage_source),
+        to_embed("queries", "query", data.queries, data.pair_sources),
+        to_embed("passages", "passage", data.passages, data.passage_sources),
     ]
     embed(
         parts,
         encoder,
         out.path,
-        section.shard,
+        section.shard_size,
         scale.vectors,
-        remote=remote,
+        api=api,
         trust_remote_code="teacher" in trusted,
     )
     if teacher is not None:
-        Terms.read(teacher.path).write(out.path)
-        atomic_json(out.path / TEACHER, {"fingerprint": fingerprint(str(teacher.path))})
-    made = {part.name: StoredVectors(out.path / part.name) for part in parts}
+        BaseContract.read(teacher.path).write(out.path)
+        atomic_write_json(
+            out.path / TEACHER_FILE, {"fingerprint": model_fingerprint(str(teacher.path))}
+        )
+    stored = {part.folder: StoredVectors(out.path / part.folder) for part in parts}
+    summary = VectorsSummary(
+        queries=len(data.queries), passages=len(data.passages), dims=stored["passages"].dims
+    )
     skipped = {
-        part.name: {
-            f"row {row}": f"{part.texts[row][:60]!r}: {why}"
-            for row, why in made[part.name].skipped.items()
+        part.folder: {
+            f"row {row}": f"{part.texts[row][:60]!r}: {reason}"
+            for row, reason in stored[part.folder].skipped.items()
         }
         for part in parts
     }
-    return {
-        "queries": len(texts.queries),
-        "passages": len(texts.passages),
-        "dims": made["passages"].dims,
-        **({"skipped": skipped} if any(skipped.values()) else {}),
-    }
+    if any(skipped.values()):
+        summary["skipped"] = skipped
+    return summary

@@ -1,4 +1,4 @@
-"""TODO docstring: stages/vectors/teacher_vectors.py."""
+"""A teacher's vectors of a corpus by row: from a `vectors` artifact, or encoded when asked for."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -11,23 +11,23 @@ import torch
 
 from stillroom.encoders.contract import Role
 from stillroom.encoders.interface import Embedder
-from stillroom.encoders.model_names import fingerprint
+from stillroom.encoders.model_names import model_fingerprint
 from stillroom.encoders.vectors.stored import (
-    OfTexts,
     StoredVectors,
+    VerifiedVectors,
 )
 from stillroom.errors import UserError
-from stillroom.learning.batches import Rows
-from stillroom.stages.corpus.artifact import CorpusFiles
-from stillroom.stages.vectors.embed import encode_prompted
+from stillroom.learning.batches import VectorRows
+from stillroom.stages.corpus.artifact import CorpusData
+from stillroom.stages.vectors.embed import encode_with_prompts
 from stillroom.storage.artifacts import Artifact
 
-TEACHER = "teacher.json"  # whose vectors these are
+TEACHER_FILE = "teacher.json"  # in a `vectors` artifact: the fingerprint of the teacher
 
 
 @dataclass(frozen=True)
-class Fresh:
-    """Vectors that are made when they are asked for, by rows of texts."""
+class OnlineVectors:
+    """Vectors by row of texts, encoded when they are asked for."""
 
     encoder: Embedder
     texts: Sequence[str]
@@ -36,64 +36,67 @@ class Fresh:
     skipped: tuple[int, ...] = ()
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        texts, prompts = ([of[row] for row in rows] for of in (self.texts, self.prompts))
-        return encode_prompted(self.encoder, texts, prompts, self.role)
+        texts = [self.texts[row] for row in rows]
+        prompts = [self.prompts[row] for row in rows]
+        return encode_with_prompts(self.encoder, texts, prompts, self.role)
 
 
-class Teaching(Rows, Protocol):
-    """A teacher's vectors by row; `skipped` are rows that it has none of."""
+class VectorSource(VectorRows, Protocol):
+    """A teacher's vectors by row; `skipped` are rows without a vector."""
 
     @property
     def skipped(self) -> Sequence[int]: ...
 
 
-@dataclass
-class Taught:
-    """A corpus and its teacher's vectors. A worker reads them once, however many ask.
+# (corpus, device) → the vectors of its queries and of its passages. A teacher that encodes them
+# when asked does so on that device.
+OpenVectors = Callable[[CorpusData, torch.device], tuple[VectorSource, VectorSource]]
 
-    Args:
-        open: (files, device) → the vectors of the queries and of the passages, by row. A teacher
-            that has yet to make them does so on that device.
-    """
+
+@dataclass
+class TeacherVectors:
+    """A corpus and its teacher's vectors; a worker reads them once. Travels to it by pickle."""
 
     corpus: Artifact
-    open: Callable[[CorpusFiles, torch.device], tuple[Teaching, Teaching]]
-    _rows: tuple[Teaching, Teaching] | None = field(default=None, init=False, repr=False)
+    open: OpenVectors
+    _rows: tuple[VectorSource, VectorSource] | None = field(default=None, init=False, repr=False)
 
     @cached_property
-    def files(self) -> CorpusFiles:
-        return CorpusFiles.read(self.corpus)
+    def corpus_data(self) -> CorpusData:
+        return CorpusData.read(self.corpus)
 
-    def rows(self, device: torch.device) -> tuple[Teaching, Teaching]:
-        """What `open` gives the first who asks; all of a worker's have one device."""
+    def rows(self, device: torch.device) -> tuple[VectorSource, VectorSource]:
+        """Vectors of the queries and of the passages; opened once, for a worker has one device."""
         if self._rows is None:
-            self._rows = self.open(self.files, device)
+            self._rows = self.open(self.corpus_data, device)
         return self._rows
 
 
-def fresh(files: CorpusFiles, teacher: Embedder) -> tuple[Teaching, Teaching]:
-    """The teacher's vectors of a corpus's queries and passages, by row, made when asked for."""
+def online_vectors(corpus: CorpusData, teacher: Embedder) -> tuple[VectorSource, VectorSource]:
+    """The teacher's vectors of a corpus's queries and passages, encoded when asked for."""
     return (
-        Fresh(teacher, files.queries, files.prompts_of("query"), "query"),
-        Fresh(teacher, files.passages, files.prompts_of("passage"), "passage"),
+        OnlineVectors(teacher, corpus.queries, corpus.prompts_of("query"), "query"),
+        OnlineVectors(teacher, corpus.passages, corpus.prompts_of("passage"), "passage"),
     )
 
 
-def stored(files: CorpusFiles, teacher: Artifact, vectors: Artifact) -> tuple[Teaching, Teaching]:
-    """The same, from a `vectors` artifact.
+def stored_vectors(
+    corpus: CorpusData, teacher: Artifact, vectors: Artifact
+) -> tuple[VectorSource, VectorSource]:
+    """The teacher's vectors of a corpus's queries and passages, from a `vectors` artifact.
 
     Raises:
-        UserError: when that is another teacher's, or of other texts or prompts.
+        UserError: when they are another teacher's, or of other texts or prompts.
     """
-    made_by = json.loads((vectors.path / TEACHER).read_text())["fingerprint"]
-    if made_by != fingerprint(str(teacher.path)):
+    fingerprint = json.loads((vectors.path / TEACHER_FILE).read_text())["fingerprint"]
+    if fingerprint != model_fingerprint(str(teacher.path)):
         raise UserError(
             str(vectors.path),
-            f"was made by another teacher than {teacher.path}",
-            "Delete that artifact, and run again",
+            f"holds the vectors of another teacher than {teacher.path}",
+            "Delete this artifact, and run again",
         )
     queries, passages = (StoredVectors(vectors.path / name) for name in ("queries", "passages"))
     return (
-        OfTexts(queries, files.queries, files.prompts_of("query")),
-        OfTexts(passages, files.passages, files.prompts_of("passage")),
+        VerifiedVectors(queries, corpus.queries, corpus.prompts_of("query")),
+        VerifiedVectors(passages, corpus.passages, corpus.prompts_of("passage")),
     )

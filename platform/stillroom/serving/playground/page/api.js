@@ -1,12 +1,13 @@
-// Asks the server that the page came from. The key, where one is needed, lives in this module alone.
+// Requests to the server that the page came from. The API key, where needed, stays in this module.
 
-let key = null;
+let apiKey = null;
 
-export function useKey(given) {
-  key = given;
+export function setApiKey(key) {
+  apiKey = key;
 }
 
-export class Refused extends Error {
+/** The server's error answer, or status 0 where it does not answer. */
+export class ServerError extends Error {
   constructor(status, message, retryAfter) {
     super(message);
     this.status = status;
@@ -14,28 +15,31 @@ export class Refused extends Error {
   }
 }
 
-/** The answer's JSON; with a body it is a POST. Throws Refused, or AbortError once `signal` says so. */
-export async function ask(path, { body, signal } = {}) {
+/**
+ * The response's JSON; a POST where a body is given.
+ * Throws ServerError, or AbortError after `signal` was aborted.
+ */
+export async function request(path, { body, signal } = {}) {
   const headers = {};
-  if (key) headers.Authorization = `Bearer ${key}`;
+  if (apiKey) headers.Authorization = `Bearer ${apiKey}`;
   if (body) headers["Content-Type"] = "application/json";
-  let answer;
+  let response;
   try {
-    answer = await fetch(`playground/${path}`, {
+    response = await fetch(`playground/${path}`, {
       method: body ? "POST" : "GET",
       body: body && JSON.stringify(body),
       headers,
       signal,
     });
-  } catch (fault) {
-    if (fault.name === "AbortError") throw fault;
-    throw new Refused(0, "The server does not answer. Is it still running?");
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ServerError(0, "The server does not answer. Is it still running?");
   }
-  if (answer.ok) return answer.json();
-  const told = await answer.json().catch(() => null);
-  throw new Refused(
-    answer.status,
-    told?.error?.message ?? `The server answered ${answer.status}.`,
-    answer.headers.get("Retry-After"),
+  if (response.ok) return response.json();
+  const content = await response.json().catch(() => null);
+  throw new ServerError(
+    response.status,
+    content?.error?.message ?? `The server answered with status ${response.status}.`,
+    response.headers.get("Retry-After"),
   );
 }

@@ -1,8 +1,8 @@
-// Elements from data. Text goes in as text alone: nothing here, or elsewhere, reads markup.
+// Creates elements from data. Strings are inserted as text only: nothing on the page parses markup.
 
-const SVG = "http://www.w3.org/2000/svg";
+const SVG_NAMESPACE = "http://www.w3.org/2000/svg";
 
-export const $ = (id) => document.getElementById(id);
+export const byId = (id) => document.getElementById(id);
 
 function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
@@ -13,19 +13,26 @@ function fill(element, attributes, children) {
   return element;
 }
 
-export const h = (tag, attributes = {}, ...children) =>
+export const html = (tag, attributes = {}, ...children) =>
   fill(document.createElement(tag), attributes, children);
 
 export const svg = (tag, attributes = {}, ...children) =>
-  fill(document.createElementNS(SVG, tag), attributes, children);
+  fill(document.createElementNS(SVG_NAMESPACE, tag), attributes, children);
 
-export const count = (n) => n.toLocaleString("en");
+export const formatCount = (n) => n.toLocaleString("en");
 
-export function ordinal(n) {
-  const tail = n % 100 > 10 && n % 100 < 14 ? "th" : ({ 1: "st", 2: "nd", 3: "rd" }[n % 10] ?? "th");
-  return `${n}${tail}`;
+export function formatOrdinal(n) {
+  const suffix = n % 100 > 10 && n % 100 < 14 ? "th" : ({ 1: "st", 2: "nd", 3: "rd" }[n % 10] ?? "th");
+  return `${n}${suffix}`;
 }
 
-export function milliseconds(ms) {
-  return `${ms < 10 ? ms.toFixed(1) : count(Math.round(ms))} ms`;
+export function formatMilliseconds(ms) {
+  return `${ms < 10 ? ms.toFixed(1) : formatCount(Math.round(ms))} ms`;
+}
+
+/** A bar that is filled from 0 to 1; values outside are clamped. */
+export function scoreBar(score) {
+  const bar = html("span", { class: "bar", "aria-hidden": "true" });
+  bar.style.setProperty("--score", Math.max(0, Math.min(1, score)));
+  return bar;
 }

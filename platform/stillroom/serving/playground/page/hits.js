@@ -1,20 +1,20 @@
-// One encoder's column: its map, its times, its hits. And the threads between shared hits.
+// One encoder's column: its map, its times and its hits; and the links between shared hits.
 
-import { h, milliseconds, ordinal, svg } from "./dom.js";
+import { formatMilliseconds, formatOrdinal, html, scoreBar, svg } from "./dom.js";
 import { CorpusMap } from "./map.js";
 
-const OTHER = { teacher: "student", student: "teacher" };
+const OTHER_ENCODER = { teacher: "student", student: "teacher" };
 
 export class Column {
   constructor(name, dims) {
     this.name = name;
     this.map = new CorpusMap(name);
-    this.times = h("p", { class: "times soft" });
-    this.list = h("ol", { class: "hits", "aria-label": `The ${name}’s hits` });
-    this.element = h(
+    this.times = html("p", { class: "times soft" });
+    this.list = html("ol", { class: "hits", "aria-label": `The ${name}’s hits` });
+    this.element = html(
       "section",
       { class: `column ${name}`, "aria-labelledby": `${name}-title` },
-      h("h2", { id: `${name}-title` }, name, " ", h("small", {}, `${dims} dimensions`)),
+      html("h2", { id: `${name}-title` }, name, " ", html("small", {}, `${dims} dimensions`)),
       this.map.figure,
       this.times,
       this.list,
@@ -26,73 +26,75 @@ export class Column {
   }
 
   /**
-   * found: {hits: [{row, score, text}], at, encode_ms, search_ms} or {error}.
-   * elsewhere: row → rank of the other column's hits. answers: rows that were judged to answer.
+   * result: {hits: [{row, score, text}], point, encode_ms, search_ms} or {error}.
+   * otherRanks: row → its rank in the other column, of hits that both have.
+   * answers: rows that were judged to answer the query.
    */
-  show(found, elsewhere, answers) {
-    if (found.error) {
+  show(result, otherRanks, answers) {
+    if (result.error) {
       this.map.clear();
       this.times.textContent = "";
-      this.list.replaceChildren(h("li", { class: "notice" }, found.error));
+      this.list.replaceChildren(html("li", { class: "notice" }, result.error));
       return;
     }
-    const { hits } = found;
-    this.map.mark(found.at, hits.map((hit) => hit.row), new Set(elsewhere.keys()));
+    const { hits } = result;
+    this.map.showQuery(result.point, hits.map((hit) => hit.row), new Set(otherRanks.keys()));
     this.times.replaceChildren(
-      "encoded in ", h("b", {}, milliseconds(found.encode_ms)),
-      ", searched in ", h("b", {}, milliseconds(found.search_ms)),
+      "encoded in ", html("b", {}, formatMilliseconds(result.encode_ms)),
+      ", searched in ", html("b", {}, formatMilliseconds(result.search_ms)),
     );
     this.list.replaceChildren(
-      ...hits.map((hit, place) => this.#hit(hit, place, elsewhere.get(hit.row), answers)),
+      ...hits.map((hit, index) =>
+        this.#hitElement(hit, index + 1, otherRanks.get(hit.row), answers.has(hit.row)),
+      ),
     );
   }
 
-  #hit({ row, score, text }, place, otherRank, answers) {
-    const bar = h("span", { class: "bar", "aria-hidden": "true" });
-    bar.style.setProperty("--score", Math.max(0, Math.min(1, score)));
-    const button = h(
+  #hitElement({ row, score, text }, rank, otherRank, isAnswer) {
+    const otherName = OTHER_ENCODER[this.name];
+    const button = html(
       "button",
       {
         type: "button",
         class: otherRank ? "hit shared" : "hit",
         "data-row": row,
-        tabindex: place ? -1 : 0, // one stop for the list; arrows do the rest
+        tabindex: rank > 1 ? -1 : 0, // the list is one tab stop; arrow keys move within it
         "aria-expanded": "false",
       },
-      h("span", { class: "rank" }, String(place + 1)),
-      h("span", { class: "text" }, text),
-      h("span", { class: "score" }, score.toFixed(3), bar),
-      h(
+      html("span", { class: "rank" }, String(rank)),
+      html("span", { class: "text" }, text),
+      html("span", { class: "score" }, score.toFixed(3), scoreBar(score)),
+      html(
         "span",
         { class: "notes" },
-        otherRank && h("span", { class: "also" }, `${OTHER[this.name]}’s ${ordinal(otherRank)}`),
-        answers.has(row) && h("span", { class: "answer" }, "judged an answer"),
+        otherRank && html("span", { class: "also" }, `${otherName}’s ${formatOrdinal(otherRank)}`),
+        isAnswer && html("span", { class: "answer" }, "judged an answer"),
       ),
     );
-    return h("li", {}, button);
+    return html("li", {}, button);
   }
 }
 
-/** Lines across the gap between two lists, from each shared hit's rank to its rank over there. */
-export function drawThreads(picture, frame, left, right) {
+/** Draws a line for each shared hit across the gap between two lists, from rank to rank. */
+export function drawLinks(picture, frame, left, right) {
   const box = frame.getBoundingClientRect();
-  const [from, to] = [left.list.getBoundingClientRect(), right.list.getBoundingClientRect()];
-  if (to.left < from.right) {
-    picture.replaceChildren(); // one below the other: nothing to cross
+  const [leftBox, rightBox] = [left.list.getBoundingClientRect(), right.list.getBoundingClientRect()];
+  if (rightBox.left < leftBox.right) {
+    picture.replaceChildren(); // the lists are below each other: there is no gap
     return;
   }
-  const [x0, x1] = [from.right - box.left + 4, to.left - box.left - 4];
-  const middle = (button) => {
+  const [x0, x1] = [leftBox.right - box.left + 4, rightBox.left - box.left - 4];
+  const middleY = (button) => {
     const rank = button.querySelector(".rank").getBoundingClientRect();
     return Math.round(rank.top + rank.height / 2 - box.top);
   };
-  const ends = new Map(right.buttons.map((button) => [button.dataset.row, middle(button)]));
+  const rightEnds = new Map(right.buttons.map((button) => [button.dataset.row, middleY(button)]));
   const bend = (x1 - x0) / 2;
   picture.replaceChildren(
     ...left.buttons
-      .filter((button) => ends.has(button.dataset.row))
+      .filter((button) => rightEnds.has(button.dataset.row))
       .map((button) => {
-        const [y0, y1] = [middle(button), ends.get(button.dataset.row)];
+        const [y0, y1] = [middleY(button), rightEnds.get(button.dataset.row)];
         const d = `M${x0} ${y0}C${x0 + bend} ${y0} ${x1 - bend} ${y1} ${x1} ${y1}`;
         return svg("path", { d, "data-row": button.dataset.row });
       }),

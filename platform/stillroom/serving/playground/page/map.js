@@ -1,66 +1,86 @@
-// A corpus in one encoder's plane: its passages as dots, coloured by cluster; the query, its hits.
+// A corpus in one encoder's plane: passages as dots coloured by cluster, the query and its hits.
 
-import { count, svg, h } from "./dom.js";
+import { formatCount, html, svg } from "./dom.js";
 
 const WIDTH = 560;
 const HEIGHT = 320;
-const EDGE = 18;
+const MARGIN = 18;
+const POINTER_RADIUS = 24; // within which the pointer finds a passage
 
 export class CorpusMap {
   constructor(name) {
     this.dots = svg("g", { class: "dots" });
     this.marks = svg("g", { class: "marks" });
-    this.near = svg("g");
+    this.highlight = svg("g");
     this.picture = svg(
       "svg",
       { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `Map of the corpus by the ${name}` },
       this.dots,
-      this.near,
+      this.highlight,
       this.marks,
     );
-    this.caption = h("figcaption", { class: "soft" });
-    this.figure = h("figure", { class: "map" }, this.picture, this.caption);
-    this.picture.addEventListener("pointermove", (event) => this.#point(event));
-    this.picture.addEventListener("pointerleave", () => this.#unpoint());
+    this.caption = html("figcaption", { class: "soft" });
+    this.figure = html("figure", { class: "map" }, this.picture, this.caption);
+    this.picture.addEventListener("pointermove", (event) =>
+      this.#dispatchPointed(this.#nearestPassage(event)),
+    );
+    this.picture.addEventListener("pointerleave", () => this.#dispatchPointed(null));
   }
 
-  /** points: [x, y] of each passage; clusters and labels: of each as well. */
-  show(points, clusters, labels) {
+  /** points, clusters, labels: [x, y], cluster and label of each passage. */
+  showCorpus(points, clusters, labels) {
     Object.assign(this, { points, clusters, labels });
     this.query = null;
     this.hits = [];
     this.#draw();
   }
 
-  /** at: the query's [x, y]; hits: rows of passages, best first; shared: those both have. */
-  mark(at, hits, shared) {
-    Object.assign(this, { query: at, hits, shared });
+  /** query: its [x, y]; hits: rows of passages, best first; shared: rows that both encoders found. */
+  showQuery(query, hits, shared) {
+    Object.assign(this, { query, hits, shared });
     this.#draw();
   }
 
   clear() {
-    if (this.points) this.mark(null, [], new Set());
+    if (this.points) this.showQuery(null, [], new Set());
   }
 
-  /** Point out one passage, or none. */
+  /** Highlights one passage, or none. */
   focus(row) {
-    this.near.replaceChildren();
+    this.highlight.replaceChildren();
     if (row == null || !this.points) {
-      this.caption.textContent = this.told;
+      this.caption.textContent = this.summary;
       return;
     }
-    const [x, y] = this.#place(this.points[row]);
-    this.near.append(svg("circle", { class: "near", cx: x, cy: y, r: 9 }));
+    const [x, y] = this.#toPixels(this.points[row]);
+    this.highlight.append(svg("circle", { class: "highlight", cx: x, cy: y, r: 9 }));
     this.caption.textContent = this.labels[row];
   }
 
-  // The query may fall outside of the passages, so the picture spans both; one scale for both
-  // axes, for the plane's distances are what the eye compares.
   #draw() {
-    const all = this.query ? [...this.points, this.query] : this.points;
+    this.#toPixels = this.#fitScale(this.query ? [...this.points, this.query] : this.points);
+    this.pixels = this.points.map(this.#toPixels);
+    const width = Math.max(3.5, Math.min(8, 110 / Math.sqrt(this.points.length)));
+    const paths = [];
+    this.pixels.forEach(([x, y], row) => {
+      const cluster = this.clusters[row];
+      paths[cluster] = `${paths[cluster] ?? ""}M${x} ${y}h0`; // round line caps make it a dot
+    });
+    this.dots.replaceChildren(
+      ...paths.map((d, cluster) => svg("path", { class: `dot c${cluster}`, d, "stroke-width": width })),
+    );
+    const clusters = paths.filter(Boolean).length;
+    this.summary = `${formatCount(this.points.length)} passages in the teacher’s ${clusters} clusters`;
+    this.#drawMarks();
+    this.focus(null);
+  }
+
+  // The query may lie outside the passages, so the picture spans both. Both axes have one scale,
+  // because the eye compares distances in the plane.
+  #fitScale(points) {
     const range = (axis) => {
       let low = Infinity, high = -Infinity;
-      for (const point of all) {
+      for (const point of points) {
         low = Math.min(low, point[axis]);
         high = Math.max(high, point[axis]);
       }
@@ -68,38 +88,24 @@ export class CorpusMap {
     };
     const [[left, right], [bottom, top]] = [range(0), range(1)];
     const scale = Math.min(
-      (WIDTH - 2 * EDGE) / Math.max(right - left, 1e-9),
-      (HEIGHT - 2 * EDGE) / Math.max(top - bottom, 1e-9),
+      (WIDTH - 2 * MARGIN) / Math.max(right - left, 1e-9),
+      (HEIGHT - 2 * MARGIN) / Math.max(top - bottom, 1e-9),
     );
-    const middle = [(left + right) / 2, (bottom + top) / 2];
-    this.#place = ([x, y]) => [
-      Math.round(10 * (WIDTH / 2 + (x - middle[0]) * scale)) / 10,
-      Math.round(10 * (HEIGHT / 2 - (y - middle[1]) * scale)) / 10,
+    const centre = [(left + right) / 2, (bottom + top) / 2];
+    return ([x, y]) => [
+      Math.round(10 * (WIDTH / 2 + (x - centre[0]) * scale)) / 10,
+      Math.round(10 * (HEIGHT / 2 - (y - centre[1]) * scale)) / 10,
     ];
-    this.placed = this.points.map(this.#place);
-    const width = Math.max(3.5, Math.min(8, 110 / Math.sqrt(this.points.length)));
-    const paths = [];
-    this.placed.forEach(([x, y], row) => {
-      const cluster = this.clusters[row];
-      paths[cluster] = `${paths[cluster] ?? ""}M${x} ${y}h0`; // round caps make it a dot
-    });
-    this.dots.replaceChildren(
-      ...paths.map((d, cluster) => svg("path", { class: `dot c${cluster}`, d, "stroke-width": width })),
-    );
-    const groups = paths.filter(Boolean).length;
-    this.told = `${count(this.points.length)} passages in the teacher’s ${groups} clusters`;
-    this.#drawMarks();
-    this.focus(null);
   }
 
   #drawMarks() {
     const marks = [];
     if (this.query) {
-      const [x, y] = this.#place(this.query);
+      const [x, y] = this.#toPixels(this.query);
       marks.push(
         svg("path", { class: "cross", d: `M${x} 0V${HEIGHT}M0 ${y}H${WIDTH}` }),
         ...this.hits.toReversed().map((row) => {
-          const [cx, cy] = this.placed[row];
+          const [cx, cy] = this.pixels[row];
           return svg("circle", { class: this.shared.has(row) ? "hit shared" : "hit", cx, cy, r: 5 });
         }),
         svg("circle", { class: "query", cx: x, cy: y, r: 6 }),
@@ -108,22 +114,22 @@ export class CorpusMap {
     this.marks.replaceChildren(...marks);
   }
 
-  #place = (point) => point;
+  #toPixels = (point) => point;
 
-  #point(event) {
-    if (!this.placed) return;
+  #nearestPassage(event) {
+    if (!this.pixels) return null;
     const box = this.picture.getBoundingClientRect();
     const x = ((event.clientX - box.left) * WIDTH) / box.width;
     const y = ((event.clientY - box.top) * HEIGHT) / box.height;
-    let best = null, least = 24 ** 2;
-    this.placed.forEach(([px, py], row) => {
-      const away = (px - x) ** 2 + (py - y) ** 2;
-      if (away < least) [best, least] = [row, away];
+    let nearest = null, least = POINTER_RADIUS ** 2;
+    this.pixels.forEach(([px, py], row) => {
+      const squared = (px - x) ** 2 + (py - y) ** 2;
+      if (squared < least) [nearest, least] = [row, squared];
     });
-    this.picture.dispatchEvent(new CustomEvent("near", { bubbles: true, detail: best }));
+    return nearest;
   }
 
-  #unpoint() {
-    this.picture.dispatchEvent(new CustomEvent("near", { bubbles: true, detail: null }));
+  #dispatchPointed(row) {
+    this.picture.dispatchEvent(new CustomEvent("passagepointed", { bubbles: true, detail: row }));
   }
 }

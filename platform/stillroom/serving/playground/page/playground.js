@@ -1,154 +1,154 @@
-// The page: asks, shows, and moves the focus about.
+// The page: search, comparison of two texts, and keyboard focus.
 
-import { ask, Refused, useKey } from "./api.js";
-import { $, count, h, svg } from "./dom.js";
-import { Column, drawThreads } from "./hits.js";
+import { request, ServerError, setApiKey } from "./api.js";
+import { byId, formatCount, html, scoreBar, svg } from "./dom.js";
+import { Column, drawLinks } from "./hits.js";
 
-const threads = svg("svg", { class: "threads", "aria-hidden": "true" });
+const links = svg("svg", { class: "links", "aria-hidden": "true" });
 const page = { releases: [], corpora: [], columns: [], corpus: null, running: null };
 
-// --- what there is ---------------------------------------------------------------------------
+// --- releases and corpora ---------------------------------------------------------------------
 
 async function start() {
-  say($("status"), "Loading…");
-  let told;
+  showStatus(byId("status"), "Loading…");
   try {
-    told = await ask("about");
-  } catch (fault) {
-    return refused($("status"), fault, start);
+    Object.assign(page, await request("about"));
+  } catch (error) {
+    return showError(byId("status"), error, start);
   }
-  $("unlock").hidden = true;
-  Object.assign(page, told);
-  $("pair").querySelector("button").disabled = false;
-  describeRelease(page.releases[0]);
+  byId("unlock").hidden = true;
+  byId("pair").querySelector("button").disabled = false;
+  showRelease(page.releases[0]);
   if (!page.corpora.length) {
-    $("ask").hidden = true;
-    say(
-      $("status"),
-      "This release carries no corpus to search in. Recipes put one there unless they say " +
-        "release.playground: null; make the release again to have it. Two texts can be compared.",
+    byId("search-form").hidden = true;
+    showStatus(
+      byId("status"),
+      "This release contains no corpus to search. Recipes add one unless they set " +
+        "release.playground: null; make the release again to have it. You can compare two texts.",
     );
-    $("one").focus();
+    byId("pair-query").focus();
     return;
   }
   const several = page.releases.length > 1;
-  $("corpus").replaceChildren(
-    ...page.corpora.map((corpus, place) =>
-      h("option", { value: place }, several ? `${corpus.release}: ${corpus.name}` : corpus.name),
+  byId("corpus").replaceChildren(
+    ...page.corpora.map((corpus, index) =>
+      html("option", { value: index }, several ? `${corpus.release}: ${corpus.name}` : corpus.name),
     ),
   );
-  await open(page.corpora[0]);
-  $("query").focus();
+  await openCorpus(page.corpora[0]);
+  byId("query").focus();
 }
 
-function describeRelease(release) {
+function showRelease(release) {
   const spaces = new Set(Object.values(release.models).map((model) => model.space));
   const models = Object.keys(release.models);
-  const shared = models.length < 2 ? "" : spaces.size > 1 ? ", a space each" : ", one space";
-  $("release").textContent = `${release.name} · ${models.join(" and ")}${shared}`;
+  const note = models.length < 2 ? "" : spaces.size > 1 ? ", a space each" : ", one space";
+  byId("release").textContent = `${release.name} · ${models.join(" and ")}${note}`;
 }
 
-const releaseOf = (corpus) => page.releases.find((release) => release.name === corpus.release);
-
-async function open(corpus) {
+async function openCorpus(corpus) {
   page.running?.abort();
   page.corpus = corpus;
-  const release = releaseOf(corpus);
-  describeRelease(release);
+  const release = page.releases.find(({ name }) => name === corpus.release);
+  showRelease(release);
   page.columns = Object.entries(release.models).map(
-    ([name, model]) => new Column(name, count(model.dims)),
+    ([name, model]) => new Column(name, formatCount(model.dims)),
   );
-  $("results").replaceChildren(...page.columns.map((column) => column.element), threads);
-  $("results").classList.toggle("alone", page.columns.length < 2);
-  threads.replaceChildren();
+  byId("results").replaceChildren(...page.columns.map((column) => column.element), links);
+  byId("results").classList.toggle("alone", page.columns.length < 2);
+  links.replaceChildren();
   showExamples(corpus);
-  const of = corpus.passages < corpus.total ? ` of ${count(corpus.total)}` : "";
   try {
     const query = new URLSearchParams({ release: corpus.release, corpus: corpus.name });
-    const map = await ask(`map?${query}`);
+    const { points, clusters, labels } = await request(`map?${query}`);
     if (page.corpus !== corpus) return;
-    for (const { name, map: drawn } of page.columns) {
-      drawn.show(map.points[name], map.clusters, map.labels);
-    }
-  } catch (fault) {
-    return refused($("status"), fault, () => open(corpus));
+    for (const { name, map } of page.columns) map.showCorpus(points[name], clusters, labels);
+  } catch (error) {
+    return showError(byId("status"), error, () => openCorpus(corpus));
   }
-  $("results").hidden = false;
-  say($("status"), `${count(corpus.passages)}${of} passages. Both models answer from them.`);
+  byId("results").hidden = false;
+  const total = corpus.passages < corpus.total ? ` of ${formatCount(corpus.total)}` : "";
+  showStatus(
+    byId("status"),
+    `${formatCount(corpus.passages)}${total} passages. Both models search the same ones.`,
+  );
 }
 
 function showExamples(corpus) {
-  $("examples").hidden = !corpus.examples.length;
-  $("help").hidden = true;
-  $("examples").querySelector("ul").replaceChildren(
+  byId("examples").hidden = !corpus.examples.length;
+  byId("help").hidden = true;
+  byId("examples").querySelector("ul").replaceChildren(
     ...corpus.examples.slice(0, 5).map((example) => {
-      const button = h("button", { type: "button" }, example.query);
+      const button = html("button", { type: "button" }, example.query);
       button.addEventListener("click", () => {
-        $("query").value = example.query;
+        byId("query").value = example.query;
         search();
       });
-      return h("li", {}, button);
+      return html("li", {}, button);
     }),
   );
 }
 
-// --- search ----------------------------------------------------------------------------------
+// --- search -----------------------------------------------------------------------------------
 
 async function search() {
-  const query = $("query").value.trim();
+  const query = byId("query").value.trim();
   if (!query || !page.corpus) return;
   page.running?.abort();
   const running = (page.running = new AbortController());
   const { release, name: corpus, examples } = page.corpus;
-  busy($("results"), true);
-  say($("status"), "Searching…");
-  let found;
+  setBusy(byId("results"), true);
+  showStatus(byId("status"), "Searching…");
+  let results;
   try {
     const body = { release, corpus, query };
-    found = await ask("search", { body, signal: running.signal });
-  } catch (fault) {
-    if (fault.name === "AbortError") return;
-    busy($("results"), false);
-    return refused($("status"), fault, search);
+    results = await request("search", { body, signal: running.signal });
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    setBusy(byId("results"), false);
+    return showError(byId("status"), error, search);
   }
-  busy($("results"), false);
-  $("examples").hidden = true;
-  $("help").hidden = false;
+  setBusy(byId("results"), false);
+  byId("examples").hidden = true;
+  byId("help").hidden = false;
+  showResults(results, new Set(examples.find((example) => example.query === query)?.answers));
+}
+
+function showResults(results, answers) {
   const ranks = Object.fromEntries(
     page.columns.map(({ name }) => [
       name,
-      new Map((found[name].hits ?? []).map((hit, place) => [hit.row, place + 1])),
+      new Map((results[name].hits ?? []).map((hit, index) => [hit.row, index + 1])),
     ]),
   );
-  const answers = new Set(examples.find((example) => example.query === query)?.answers);
   for (const column of page.columns) {
-    const other = page.columns.find((one) => one !== column);
-    const elsewhere = other ? ranks[other.name] : new Map();
-    const shared = new Map([...elsewhere].filter(([row]) => ranks[column.name].has(row)));
-    column.show(found[column.name], shared, answers);
+    const other = page.columns.find((candidate) => candidate !== column);
+    const otherRanks = other ? ranks[other.name] : new Map();
+    const shared = new Map([...otherRanks].filter(([row]) => ranks[column.name].has(row)));
+    column.show(results[column.name], shared, answers);
   }
-  say($("status"), overlap(Object.values(ranks)));
-  redraw();
+  showStatus(byId("status"), describeOverlap(Object.values(ranks)));
+  redrawLinks();
 }
 
-function overlap(ranks) {
-  const [one, other] = ranks;
-  if (!other) return `${one.size} hits.`;
-  if (!one.size || !other.size) return "Only one model answered.";
-  const shared = [...one.keys()].filter((row) => other.has(row)).length;
-  const first = [one, other].map((of) => of.keys().next().value);
-  const same = first[0] === first[1] ? ", and the same one first" : "";
-  return `${shared} of ${Math.max(one.size, other.size)} hits are shared${same}.`;
+/** ranks: for each column, row → rank in order. */
+function describeOverlap([first, second]) {
+  if (!second) return `${first.size} hits.`;
+  if (!first.size || !second.size) return "Only one model answered.";
+  const shared = [...first.keys()].filter((row) => second.has(row)).length;
+  const [firstRow, secondRow] = [first, second].map((ranks) => ranks.keys().next().value);
+  const sameTop = firstRow === secondRow ? ", and the top hit is the same" : "";
+  return `${shared} of ${Math.max(first.size, second.size)} hits are shared${sameTop}.`;
 }
 
-function redraw() {
+function redrawLinks() {
   const [left, right] = page.columns;
-  if (right) drawThreads(threads, $("results"), left, right);
+  if (right) drawLinks(links, byId("results"), left, right);
 }
 
-// --- two texts -------------------------------------------------------------------------------
+// --- comparison of two texts ------------------------------------------------------------------
 
-const NAMES = {
+const COSINE_TITLES = {
   teacher: "teacher",
   student: "student",
   across: "student’s query, teacher’s passage",
@@ -156,82 +156,80 @@ const NAMES = {
 
 async function compare() {
   const release = page.corpus?.release ?? page.releases[0].name;
-  busy($("cosines"), true);
-  say($("pair-status"), "Comparing…");
+  setBusy(byId("cosines"), true);
+  showStatus(byId("pair-status"), "Comparing…");
   try {
-    const body = { release, query: $("one").value, passage: $("other").value };
-    const found = await ask("compare", { body });
-    $("cosines").replaceChildren(
-      ...Object.entries(found).map(([name, cosine]) => {
-        const bar = h("span", { class: "bar", "aria-hidden": "true" });
-        bar.style.setProperty("--score", Math.max(0, Math.min(1, cosine)));
-        return h(
+    const body = { release, query: byId("pair-query").value, passage: byId("pair-passage").value };
+    const cosines = await request("compare", { body });
+    byId("cosines").replaceChildren(
+      ...Object.entries(cosines).map(([name, cosine]) =>
+        html(
           "div",
           { class: name },
-          h("dt", {}, NAMES[name]),
-          h("dd", {}, cosine.toFixed(3), bar),
-        );
-      }),
+          html("dt", {}, COSINE_TITLES[name]),
+          html("dd", {}, cosine.toFixed(3), scoreBar(cosine)),
+        ),
+      ),
     );
-    $("cosines").hidden = false;
-    say($("pair-status"), "Cosine of the two vectors, by each model.");
-  } catch (fault) {
-    refused($("pair-status"), fault, compare);
+    byId("cosines").hidden = false;
+    showStatus(byId("pair-status"), "Cosine of the two vectors, by each model.");
+  } catch (error) {
+    showError(byId("pair-status"), error, compare);
   }
-  busy($("cosines"), false);
+  setBusy(byId("cosines"), false);
 }
 
-// --- said to the reader ----------------------------------------------------------------------
+// --- status lines -----------------------------------------------------------------------------
 
-function say(place, text) {
-  place.classList.remove("fault");
-  place.textContent = text;
+function showStatus(element, text) {
+  element.classList.remove("error");
+  element.textContent = text;
 }
 
-function busy(element, is) {
-  element.setAttribute("aria-busy", String(is));
+function setBusy(element, busy) {
+  element.setAttribute("aria-busy", String(busy));
 }
 
-function refused(place, fault, again) {
-  if (!(fault instanceof Refused)) throw fault;
-  const locked = fault.status === 401 && document.body.dataset.keys === "required";
-  if (locked) {
-    $("unlock").hidden = false;
-    $("key").focus();
+function showError(element, error, retry) {
+  if (!(error instanceof ServerError)) throw error;
+  const needsKey = error.status === 401 && document.body.dataset.keys === "required";
+  if (needsKey) {
+    byId("unlock").hidden = false;
+    byId("key").focus();
   }
-  const wait = fault.retryAfter ? ` It asks to wait ${fault.retryAfter} s.` : "";
-  const retry = h("button", { type: "button", class: "quiet" }, "Try again");
-  retry.addEventListener("click", again);
-  place.classList.add("fault");
-  place.replaceChildren(`${fault.message}${wait} `, locked ? "" : retry);
+  const wait = error.retryAfter ? ` Retry in ${error.retryAfter} s.` : "";
+  const button = html("button", { type: "button", class: "quiet" }, "Try again");
+  button.addEventListener("click", retry);
+  element.classList.add("error");
+  element.replaceChildren(`${error.message}${wait} `, needsKey ? "" : button);
 }
 
-// --- hands -----------------------------------------------------------------------------------
+// --- forms, keyboard and pointer --------------------------------------------------------------
 
-$("ask").addEventListener("submit", (event) => {
+byId("search-form").addEventListener("submit", (event) => {
   event.preventDefault();
   search();
 });
-$("pair").addEventListener("submit", (event) => {
+byId("pair").addEventListener("submit", (event) => {
   event.preventDefault();
   compare();
 });
-$("unlock").addEventListener("submit", (event) => {
+byId("unlock").addEventListener("submit", (event) => {
   event.preventDefault();
-  useKey($("key").value);
-  $("key").value = "";
+  setApiKey(byId("key").value);
+  byId("key").value = "";
   start();
 });
-$("corpus").addEventListener("change", () => open(page.corpora[$("corpus").value]));
+byId("corpus").addEventListener("change", () => openCorpus(page.corpora[byId("corpus").value]));
 
 document.addEventListener("keydown", (event) => {
   const typing = event.target.closest("input, textarea, select");
   if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
     event.preventDefault();
-    $("query").select();
+    byId("query").select();
   }
 });
-$("query").addEventListener("keydown", (event) => {
+byId("query").addEventListener("keydown", (event) => {
   const first = page.columns[0]?.buttons[0];
   if (event.key === "ArrowDown" && first) {
     event.preventDefault();
@@ -239,63 +237,62 @@ $("query").addEventListener("keydown", (event) => {
   }
 });
 
-$("results").addEventListener("keydown", (event) => {
+byId("results").addEventListener("keydown", (event) => {
   const button = event.target.closest("button.hit");
   if (!button || event.ctrlKey || event.metaKey || event.altKey) return;
   const lists = page.columns.map((column) => column.buttons);
-  const across = lists.findIndex((list) => list.includes(button));
-  const down = lists[across].indexOf(button);
-  const to = {
-    ArrowDown: () => lists[across][down + 1],
-    ArrowUp: () => lists[across][down - 1] ?? $("query"),
-    Home: () => lists[across][0],
-    End: () => lists[across].at(-1),
-    ArrowLeft: () => beside(lists[across - 1], down),
-    ArrowRight: () => beside(lists[across + 1], down),
-    Escape: () => $("query"),
+  const column = lists.findIndex((list) => list.includes(button));
+  const index = lists[column].indexOf(button);
+  const sameRankIn = (list) => list && (list[index] ?? list.at(-1));
+  const target = {
+    ArrowDown: () => lists[column][index + 1],
+    ArrowUp: () => lists[column][index - 1] ?? byId("query"),
+    Home: () => lists[column][0],
+    End: () => lists[column].at(-1),
+    ArrowLeft: () => sameRankIn(lists[column - 1]),
+    ArrowRight: () => sameRankIn(lists[column + 1]),
+    Escape: () => byId("query"),
   }[event.key]?.();
-  if (!to) return;
+  if (!target) return;
   event.preventDefault();
-  to.focus();
+  target.focus();
 });
 
-const beside = (list, place) => list && (list[place] ?? list.at(-1));
-
-$("results").addEventListener("click", (event) => {
+byId("results").addEventListener("click", (event) => {
   const button = event.target.closest("button.hit");
   if (!button) return;
-  const open = button.getAttribute("aria-expanded") === "true";
-  button.setAttribute("aria-expanded", String(!open));
-  redraw();
+  const expanded = button.getAttribute("aria-expanded") === "true";
+  button.setAttribute("aria-expanded", String(!expanded));
+  redrawLinks();
 });
 
-// The passage that is looked at is lit wherever it shows: both lists, both maps, its thread.
-function light(row) {
+// Highlights a passage wherever it shows: in both lists, on both maps, and its link.
+function highlight(row) {
   for (const column of page.columns) column.map.focus(row);
-  for (const element of $("results").querySelectorAll("button.hit, .threads path")) {
-    element.classList.toggle("lit", row != null && element.dataset.row === String(row));
+  for (const element of byId("results").querySelectorAll("button.hit, .links path")) {
+    element.classList.toggle("highlighted", row != null && element.dataset.row === String(row));
   }
 }
 
-const rowOf = (event) => {
+const rowAt = (event) => {
   const row = event.target.closest?.("button.hit")?.dataset.row;
   return row == null ? null : Number(row);
 };
-$("results").addEventListener("focusin", (event) => {
-  const button = event.target.closest("button.hit");
-  if (!button) return;
-  const list = page.columns.find((column) => column.buttons.includes(button));
-  for (const one of list.buttons) one.tabIndex = one === button ? 0 : -1;
-  light(rowOf(event));
+byId("results").addEventListener("focusin", (event) => {
+  const focused = event.target.closest("button.hit");
+  if (!focused) return;
+  const column = page.columns.find(({ buttons }) => buttons.includes(focused));
+  for (const button of column.buttons) button.tabIndex = button === focused ? 0 : -1;
+  highlight(rowAt(event));
 });
-$("results").addEventListener("focusout", () => light(null));
-$("results").addEventListener("pointerover", (event) => {
-  if (rowOf(event) != null) light(rowOf(event));
+byId("results").addEventListener("focusout", () => highlight(null));
+byId("results").addEventListener("pointerover", (event) => {
+  if (rowAt(event) != null) highlight(rowAt(event));
 });
-$("results").addEventListener("pointerout", (event) => {
-  if (rowOf(event) != null) light(null);
+byId("results").addEventListener("pointerout", (event) => {
+  if (rowAt(event) != null) highlight(null);
 });
-$("results").addEventListener("near", (event) => light(event.detail));
+byId("results").addEventListener("passagepointed", (event) => highlight(event.detail));
 
-new ResizeObserver(redraw).observe($("results"));
+new ResizeObserver(redrawLinks).observe(byId("results"));
 start();

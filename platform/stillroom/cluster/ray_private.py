@@ -1,0 +1,167 @@
+"""The only file that uses modules which Ray does not document.
+
+Each function names what it takes from Ray, why no documented interface will do, and what breaks
+when Ray changes it. Imports lie inside the functions: the CLI and the router import this module,
+and have to start fast.
+
+A new version of Ray: add it to `TESTED_RAY_VERSIONS` and to pyproject.toml, and run all tests.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+TESTED_RAY_VERSIONS = ("2.60.0",)
+
+
+def autoscaler_config() -> Any:
+    """The cluster config that an autoscaler reports, a protobuf `ClusterConfig`; None without one.
+
+    Why: it holds the node groups with their maximum counts. Ray Train and Ray Data size themselves
+    by it, and nothing documented returns it.
+
+    Breaks: the check that the cluster can ever hold what a stage asks for (`capacity`).
+    """
+    from ray._private.state import state
+
+    return state.get_cluster_config()
+
+
+def working_dir_excludes() -> list[str]:
+    """Patterns that Ray leaves out of every working directory, such as `.git`.
+
+    Why: `stillroom submit` lists, before sending, what will be sent.
+
+    Breaks: the list of files, and with it the refusal of recipes whose files are not among them.
+    """
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+
+    return [*get_runtime_env_default_excludes()]
+
+
+def walk_working_dir(
+    folder: Path, excludes: Sequence[str], visit: Callable[[Path], None], *, use_gitignore: bool
+) -> None:
+    """Calls `visit` with every path of the folder that Ray would put into a job's package.
+
+    Why: Ray's own walk reads .gitignore and .rayignore; another reading of them would list
+    other files than those that are sent.
+
+    Breaks: as `working_dir_excludes`.
+
+    Raises:
+        OSError: when a file cannot be read.
+    """
+    from ray._private.runtime_env import packaging
+
+    quiet = logging.getLogger(f"{__name__}.walk")
+    quiet.setLevel(logging.WARNING)
+    packaging._dir_travel(
+        folder,
+        [packaging._get_excludes(folder, list(excludes))],
+        visit,
+        include_gitignore=use_gitignore,
+        logger=quiet,
+    )
+
+
+def max_package_bytes() -> int:
+    """The largest working directory that Ray sends.
+
+    Why: Ray checks it only when everything is packed, and does not say what is large.
+
+    Breaks: the refusal of folders that are too large, with their largest parts.
+    """
+    from ray._private.runtime_env import packaging
+
+    return int(packaging.GCS_STORAGE_MAX_SIZE)
+
+
+def request_cluster_id(address: str, timeout_s: float) -> None:
+    """Asks a head for its cluster's id, with the token of this process.
+
+    Why: the cheapest request that a head authenticates. `ray.init` retries a refused token for
+    minutes, and then reports that nothing is there.
+
+    Breaks: the message that the token is wrong; joining then fails late, with Ray's own words.
+
+    Raises:
+        grpc.RpcError: UNAUTHENTICATED when the token is refused.
+    """
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+    with init_grpc_channel(address) as channel:
+        NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=timeout_s)
+
+
+def handle_worker_output(
+    name: str, handler: Callable[[dict[str, Any]], None], *, print_too: bool
+) -> None:
+    """Calls `handler` with the lines that workers print, as Ray brings them to the driver.
+
+    Why: Ray can print them, and nothing else. They belong into the run's log.
+
+    Breaks: workers' lines are missing in the log, or are printed twice.
+
+    Args:
+        name: of the handler; one of this name is replaced.
+        print_too: whether Ray goes on printing them itself.
+    """
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+    dispatcher.remove_handler(name)
+    dispatcher.add_handler(name, handler)
+    if not print_too:
+        dispatcher.remove_handler("ray_print_logs")
+
+
+def autoscaler_events(lines: Sequence[str]) -> list[str]:
+    """The autoscaler's events among the lines that it sends to the driver.
+
+    Why: among them it sends its whole state every five seconds; Ray filters what it prints.
+
+    Breaks: the log holds that state, or no events.
+    """
+    from ray._private.worker import filter_autoscaler_events
+
+    return [*filter_autoscaler_events(lines)]
+
+
+def ray_data_loggers() -> tuple[str, ...]:
+    """Names of the loggers that tell of a dataset's execution.
+
+    Why: Ray Data sets the level of `ray.data` when it is imported, and a filter of that logger is
+    not asked about messages of the loggers below it.
+
+    Breaks: Ray Data's lines about each dataset are in the log, beside ours that say the same.
+    """
+    return ("ray.data._internal.execution.streaming_executor", "ray.data._internal.progress")
+
+
+def controller_callbacks() -> tuple[Any, Any]:
+    """Ray Train's base classes for callbacks: of the worker group, and of the controller.
+
+    Why: Ray Train restarts workers after every error. Only a callback in the controller can end a
+    run at an error that its user has to correct.
+
+    Breaks: such a run is repeated `max_failures` times before it ends.
+    """
+    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+
+    return WorkerGroupCallback, ControllerCallback
+
+
+def power_of_two_request_router() -> Any:
+    """Ray Serve's own class that chooses among a deployment's replicas.
+
+    Why: Serve takes a class of ours by its documented `request_router_config`, but documents no
+    class to derive from that chooses as Serve does. Ours reads queue lengths from it.
+
+    Breaks: the router starts no more, for it reads its policies' inputs there.
+    """
+    from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
+
+    return PowerOfTwoChoicesRequestRouter

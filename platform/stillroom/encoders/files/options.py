@@ -1,0 +1,55 @@
+"""What `create_encoder` may change of a base: its contract, and its size."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from pydantic import BaseModel
+
+from stillroom.encoders.contract import Attention, Pooling, Precision
+
+
+@dataclass(frozen=True)
+class ContractOptions:
+    """Fields of the new encoder's contract; None keeps what the base's own contract says.
+
+    Attributes:
+        latents: count, heads and head_dims of latent attention, where pooling is latent and the
+            base has none of its own.
+        prompts: of "query" and "passage".
+        precision: "auto" is bfloat16 where the machine computes in it natively, else float32.
+    """
+
+    attention: Attention | None = None
+    pooling: Pooling | None = None
+    latents: Mapping[str, Any] | None = None
+    append_eos: bool | None = None
+    echo: bool | None = None
+    prompts: Mapping[str, str] | None = None
+    pool_prompt: bool | None = None
+    max_tokens: int | None = None
+    precision: Precision | str = "auto"
+
+    @classmethod
+    def from_fields(cls, source: BaseModel, **more: Any) -> Self:
+        """The options that a contract, or a recipe's section, has as fields of the same names."""
+        names = {field.name for field in fields(cls)} & set(type(source).model_fields)
+        return cls(**{**source.model_dump(include=names), **more})
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How the new encoder's transformer differs in size from its base's.
+
+    Attributes:
+        layers: numbers of the base's layers to keep, in order; None: all.
+        size: layers, hidden, heads and intermediate of random weights, in place of the base's; see
+            `random_backbone`.
+        vocabulary_size: keeps at most so many tokens, the most frequent in `texts`; see
+            `prune_vocabulary`.
+    """
+
+    layers: Sequence[int] | None = None
+    size: Mapping[str, int] | None = None
+    vocabulary_size: int | None = None
+    texts: Iterable[str] = ()

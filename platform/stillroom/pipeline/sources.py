@@ -1,0 +1,58 @@
+"""Fingerprints of what a recipe reads from outside: files, folders and models."""
+
+from pathlib import Path
+
+from stillroom.config.corpus import DocstringSource, DocumentSource
+from stillroom.config.recipe import Recipe
+from stillroom.data.readers.docstrings import environment_fingerprint
+from stillroom.data.readers.locations import (
+    DATA_EXTENSIONS,
+    DOCUMENT_EXTENSIONS,
+    content_hash,
+    fingerprint,
+)
+from stillroom.encoders.model_names import model_fingerprint, resolve_artifact_name
+from stillroom.errors import UserError
+from stillroom.storage.artifacts import Store
+
+
+def corpus_sources(recipe: Recipe) -> dict[str, str]:
+    """Of the corpus: name → fingerprint.
+
+    Raises:
+        UserError: when a file or model is missing.
+    """
+    # Their order counts: a text that several sources hold belongs to the first. JSON of a key has
+    # no order, so it is a source of its own.
+    sources = {"the list of sources": ", ".join(recipe.corpus.sources)}
+    for name, source in recipe.corpus.sources.items():
+        if isinstance(source, DocstringSource):
+            try:
+                sources[f"sources.{name}"] = environment_fingerprint(source.packages)
+            except UserError as error:
+                where = f"corpus.sources.{name}.{error.where}"
+                raise UserError(where, error.problem, error.fix) from None
+        is_documents = isinstance(source, DocumentSource)
+        extensions = DOCUMENT_EXTENSIONS if is_documents else DATA_EXTENSIONS
+        for location in source.locations():
+            sources[location] = fingerprint(location, extensions)
+        if isinstance(source, DocumentSource):
+            sources[f"sources.{name}.tokenizer"] = model_fingerprint(source.tokenizer)
+    for name, folder in recipe.corpus.evaluation.items():
+        sources[f"evaluation.{name}"] = content_hash(Path(folder))
+    return sources
+
+
+def teacher_sources(recipe: Recipe) -> dict[str, str]:
+    """Of the teacher's base or members. An API has none: its section says all that counts.
+
+    Raises:
+        UserError: when a model is missing.
+    """
+    if recipe.teacher.base is not None:
+        return {"base": model_fingerprint(recipe.teacher.base)}
+    store = Store(recipe.root)
+    return {
+        f"members.{number}": model_fingerprint(resolve_artifact_name(member.base, store))
+        for number, member in enumerate(recipe.teacher.members or ())
+    }

@@ -1,0 +1,94 @@
+"""Checks of the models that a recipe starts from. Reads files' names, sizes and headers only."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from stillroom.config.recipe import Recipe
+from stillroom.encoders.contract import Contract
+from stillroom.encoders.model_names import (
+    ADAPTER_WEIGHTS,
+    TOKENIZER_FILES,
+    adapter_base,
+    locate_model,
+)
+from stillroom.encoders.remote_code import needs_remote_code, remote_code_error
+from stillroom.errors import UserError
+
+# Either says how a model's states become a vector.
+POOLING_FILES = ("contract.json", "modules.json")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A model that training or embedding starts from.
+
+    Attributes:
+        field: of the recipe.
+        name: as the recipe has it.
+        pooling: that the recipe sets.
+        trusted: whether Python code that comes with it may run.
+    """
+
+    field: str
+    name: str
+    pooling: str | None
+    trusted: bool
+
+
+def base_models(recipe: Recipe) -> Iterator[BaseModel]:
+    """The teacher's base or members, and the student's base."""
+    teacher, student = recipe.teacher, recipe.student
+    if teacher.base is not None:
+        yield BaseModel("teacher.base", teacher.base, teacher.pooling, teacher.trust_remote_code)
+    for number, member in enumerate(teacher.members or ()):
+        field = f"teacher.members.{number}.base"
+        yield BaseModel(field, member.base, member.pooling, teacher.trust_remote_code)
+    yield BaseModel("student.base", student.base, student.pooling, student.trust_remote_code)
+
+
+def check_model(model: BaseModel, *, weights: bool = True) -> int:
+    """Checks that a model has config, tokenizer, pooling and weights that can be loaded.
+
+    Args:
+        weights: whether it must have weights.
+
+    Returns:
+        Bytes of its weights; for an adapter, with those of its base.
+
+    Raises:
+        UserError: naming what is missing.
+    """
+    where = f"{model.field}: {model.name}"
+    folder = locate_model(model.name, include_code=model.trusted)
+    if (adapted := adapter_base(folder)) is not None:
+        size = (folder / ADAPTER_WEIGHTS).stat().st_size
+        pooling = model.pooling
+        if pooling is None and (folder / "modules.json").is_file():
+            pooling = "its own"
+        return size + check_model(BaseModel(model.field, adapted, pooling, model.trusted))
+    if (folder / "contract.json").is_file():
+        Contract.read(folder)  # refuses an ensemble and an API
+    if needs_remote_code(folder) and not model.trusted:
+        raise remote_code_error(folder)
+    if not (folder / "config.json").is_file() and not (folder / "contract.json").is_file():
+        raise UserError(where, "has no config.json", "Name a folder that transformers can load")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(
+            where,
+            f"has no tokenizer (none of {', '.join(TOKENIZER_FILES)})",
+            "Save the model's tokenizer into its folder",
+        )
+    if model.pooling is None and not any((folder / name).is_file() for name in POOLING_FILES):
+        raise UserError(
+            where,
+            "is a plain model, which does not say how its states become a vector",
+            f"Set {model.field.partition('.')[0]}.pooling to mean, weighted_mean, last or cls",
+        )
+    files = list(folder.rglob("*.safetensors"))
+    if weights and not files:
+        raise UserError(
+            where,
+            "has no weights in Safetensors",
+            "Convert them: pickled weights can run code and are never loaded",
+        )
+    return sum(file.stat().st_size for file in files)

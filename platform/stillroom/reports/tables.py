@@ -1,0 +1,116 @@
+"""Scores of a report as rows of text, the header first, and as sentences."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from stillroom.evaluation.gate import mean_ndcg, model_with_role
+from stillroom.evaluation.speed import is_unreliable
+
+METRICS = {"ndcg@10": "nDCG@10", "recall@100": "Recall@100", "mrr@10": "MRR@10"}
+
+ROLES = {
+    "teacher": "the teacher",
+    "student": "the student",
+    "teacher_base": "the teacher before training",
+    "student_base": "the student before training",
+    "bm25": "BM25",
+    "asymmetric": "the student, with passages by the teacher,",
+}
+
+COMPARISONS = (
+    ("teacher", "teacher_base"),
+    ("teacher", "student_base"),
+    ("student", "student_base"),
+    ("student", "bm25"),
+    ("student", "teacher"),
+    ("asymmetric", "teacher"),
+    ("asymmetric", "student"),
+)
+
+
+def score_table(report: Mapping[str, Any]) -> list[list[str]]:
+    """A row per model, sorted by mean nDCG@10, best first."""
+    sets = list(report["sets"])
+    columns = [(name, metric) for name in sets for metric in METRICS]
+    header = ["model", "parameters", "dims", "texts/s"]
+    header += [
+        METRICS[metric] if len(sets) == 1 else f"{name} {METRICS[metric]}"
+        for name, metric in columns
+    ]
+    models = sorted(report["models"].items(), key=lambda item: -mean_ndcg(item[1]))
+    return [header] + [
+        [
+            name,
+            f"{model['parameters'] / 1e6:,.1f} M" if model["parameters"] else "–",
+            str(model["dims"] or "–"),
+            _speed(model),
+            *(f"{model['scores'][set_name][metric]:.3f}" for set_name, metric in columns),
+        ]
+        for name, model in models
+    ]
+
+
+def _speed(model: Mapping[str, Any]) -> str:
+    """Texts per second; marked where rounds differed too much for it to say anything."""
+    if model["texts_per_second"] is None:
+        return "–"
+    spread = model.get("texts_per_second_spread")  # `stillroom evaluate` measures no spread
+    unreliable = f" (unreliable: ×{spread:.1f} between rounds)" if is_unreliable(spread) else ""
+    return f"{model['texts_per_second']:,.0f}{unreliable}"
+
+
+def mean_over_sets(vectors: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """A model's entries of small vectors, with nDCG@10 as the mean over the sets.
+
+    Args:
+        vectors: set → entries, as `evaluate_precisions` returns them, in the same order for
+            every set.
+    """
+    described = ("precision", "dims", "trained", "bytes", "rescored_bytes")
+    return [
+        {
+            **{key: entries[0][key] for key in described},
+            "ndcg@10": sum(entry["ndcg@10"] for entry in entries) / len(entries),
+        }
+        for entries in zip(*vectors.values(), strict=True)
+    ]
+
+
+def small_vector_table(vectors: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[str]]:
+    """A row per vector size and precision; arguments as for `mean_over_sets`."""
+    sets = list(vectors)
+    several = len(sets) > 1
+    header = ["dims", "precision", "bytes"]
+    header += [f"{name} nDCG@10" for name in sets] if several else ["nDCG@10", "Recall@100"]
+    header += ["mean"] if several else []
+    means = mean_over_sets(vectors)
+    float32_score = means[0]["ndcg@10"]
+    rows = [[*header, "of float32"]]
+    for mean, *entries in zip(means, *vectors.values(), strict=True):
+        scores = [entry["ndcg@10"] for entry in entries]
+        scores.append(mean["ndcg@10"] if several else entries[0]["recall@100"])
+        rows.append(
+            [
+                f"{mean['dims']:,}" + ("" if mean["trained"] else " (not trained)"),
+                mean["precision"],
+                f"{mean['bytes']:,}"
+                + (f" + {mean['rescored_bytes']:,}" if mean["rescored_bytes"] else ""),
+                *(f"{score:.3f}" for score in scores),
+                f"{mean['ndcg@10'] / float32_score:.1%}" if float32_score else "–",
+            ]
+        )
+    return rows
+
+
+def comparisons(report: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences that compare models' mean nDCG@10; models that were not measured are left out."""
+    for role, rival in COMPARISONS:
+        model, other = model_with_role(report, role), model_with_role(report, rival)
+        if model is not None and other is not None:
+            difference = mean_ndcg(model) - mean_ndcg(other)
+            verb = "is above" if difference > 0 else "is below" if difference < 0 else "equals"
+            subject = ROLES[role][0].upper() + ROLES[role][1:]
+            yield (
+                f"{subject} {verb} {ROLES[rival]}: nDCG@10 {mean_ndcg(model):.3f} against "
+                f"{mean_ndcg(other):.3f} ({difference:+.3f})."
+            )

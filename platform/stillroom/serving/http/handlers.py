@@ -1,0 +1,160 @@
+"""The handlers of the API's routes: bytes to a request, the service's result to bytes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import orjson
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from stillroom.serving.config import RequestLimits
+from stillroom.serving.errors import ErrorKind, ServingError
+from stillroom.serving.http import openai, tei
+from stillroom.serving.http.auth import AuthenticatedRequest, Authenticator
+from stillroom.serving.http.errors import HTTP_ERRORS
+from stillroom.serving.http.limits import check_limits, read_body
+from stillroom.serving.http.openapi import openapi_document
+from stillroom.serving.messages import EmbedRequest, EncodeResult
+from stillroom.serving.service import EmbeddingService
+
+VERSION = version("stillroom")
+
+
+@dataclass(frozen=True)
+class Handlers:
+    """One method for each route of `openapi.ROUTES`; they raise ServingError.
+
+    Attributes:
+        render_metrics: the text of GET /metrics.
+        max_concurrent, max_batch_tokens: what GET /info tells.
+    """
+
+    service: EmbeddingService
+    authenticator: Authenticator
+    limits: RequestLimits
+    render_metrics: Callable[[], bytes]
+    max_concurrent: int
+    max_batch_tokens: int
+
+    async def read_body(self, call: AuthenticatedRequest) -> bytes:
+        """The request's body, unpacked. Raises ServingError; see `limits.read_body`."""
+        request = call.request
+        body = await read_body(request.headers, request.stream(), self.limits.body_bytes)
+        call.record.bytes_in = len(body)
+        return body
+
+    # OpenAI's routes.
+
+    async def embeddings(self, call: AuthenticatedRequest) -> Response:
+        """POST /v1/embeddings"""
+        body = openai.parse(await self.read_body(call))
+        result = await self._embed(call, body.to_request())
+        return _json(openai.embeddings_body(result, body.encoding_format), _model_headers(result))
+
+    async def models(self, call: AuthenticatedRequest) -> Response:
+        """GET /v1/models"""
+        models = [openai.model_body(self.service.info(name)) for name in self.service.models]
+        return JSONResponse({"object": "list", "data": models})
+
+    async def model(self, call: AuthenticatedRequest) -> Response:
+        """GET /v1/models/{model}"""
+        info = self.service.info(call.request.path_params["model"])
+        return JSONResponse(openai.model_body(info))
+
+    # The routes of text-embeddings-inference.
+
+    async def embed(self, call: AuthenticatedRequest) -> Response:
+        """POST /embed and POST /"""
+        body = tei.parse(tei.EmbedRequest, await self.read_body(call))
+        result = await self._embed(call, body.to_request(self._model_name(call.request)))
+        vectors = tei.embed_body(result.vectors, normalize=body.normalize is not False)
+        return _json(vectors, _model_headers(result))
+
+    async def embed_all(self, call: AuthenticatedRequest) -> Response:
+        """POST /embed_all, which only explains what to use instead."""
+        tei.parse(tei.EmbedRequest, await self.read_body(call))
+        message = "vectors of single tokens are not served; POST /embed gives those of texts"
+        raise ServingError(ErrorKind.UNSUPPORTED_OUTPUT, message)
+
+    async def similarity(self, call: AuthenticatedRequest) -> Response:
+        """POST /similarity"""
+        body = tei.parse(tei.SimilarityRequest, await self.read_body(call))
+        result = await self._embed(call, body.to_request(self._model_name(call.request)))
+        return _json(tei.similarity_body(result.vectors), _model_headers(result))
+
+    async def tokenize(self, call: AuthenticatedRequest) -> Response:
+        """POST /tokenize"""
+        body = tei.parse(tei.TokenizeRequest, await self.read_body(call))
+        model, texts = self._model_name(call.request), body.texts()
+        check_limits(self.limits, EmbedRequest(model, texts, None, "passage"))
+        tokens = await self.service.tokenize(model, texts, body.role(), body.add_special_tokens)
+        return _json(tei.tokens_body(tokens))
+
+    async def decode(self, call: AuthenticatedRequest) -> Response:
+        """POST /decode"""
+        body = tei.parse(tei.DecodeRequest, await self.read_body(call))
+        model, ids = self._model_name(call.request), body.id_lists()
+        check_limits(self.limits, EmbedRequest(model, [], ids, "passage"))
+        return JSONResponse(await self.service.decode(model, ids, body.skip_special_tokens))
+
+    async def info(self, call: AuthenticatedRequest) -> Response:
+        """GET /info"""
+        info = tei.info(
+            self.service.info(self._model_name(call.request)),
+            max_concurrent=self.max_concurrent,
+            max_batch_tokens=self.max_batch_tokens,
+            max_texts=self.limits.texts,
+            version=VERSION,
+        )
+        return JSONResponse(info.model_dump())
+
+    # For operators.
+
+    async def healthz(self, call: AuthenticatedRequest) -> Response:
+        """GET /healthz and GET /health"""
+        unavailable = HTTP_ERRORS[ErrorKind.UNAVAILABLE].status
+        status = unavailable if self.service.draining else 200
+        return JSONResponse(self.service.health(), status)
+
+    health = healthz
+
+    async def prometheus(self, call: AuthenticatedRequest) -> Response:
+        """GET /metrics"""
+        return Response(self.render_metrics(), media_type=CONTENT_TYPE_LATEST)
+
+    async def openapi(self, call: AuthenticatedRequest) -> Response:
+        """GET /openapi.json"""
+        model = self.service.info(self.service.default_model)
+        document = openapi_document(
+            model=model.id,
+            dims=model.dims[0],
+            limits=self.limits,
+            keys=self.authenticator.keys.configured,
+            version=VERSION,
+        )
+        return _json(orjson.dumps(document))
+
+    async def _embed(self, call: AuthenticatedRequest, request: EmbedRequest) -> EncodeResult:
+        check_limits(self.limits, request)
+        if call.key:
+            self.authenticator.charge(call.key, "texts", len(request))
+        return await self.service.embed(request, call.record)
+
+    def _model_name(self, request: Request) -> str:
+        """The model that a request of TEI's asks for: its schema has no field for it."""
+        headers, query = request.headers, request.query_params
+        return query.get("model") or headers.get("x-stillroom-model") or self.service.default_model
+
+
+def _model_headers(result: EncodeResult) -> dict[str, str]:
+    return {
+        "x-stillroom-model": result.model,
+        "x-stillroom-space": result.space,
+        "x-stillroom-release": result.release,
+    }
+
+
+def _json(body: bytes, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(body, media_type="application/json", headers=headers)

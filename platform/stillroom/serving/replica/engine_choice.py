@@ -1,0 +1,48 @@
+"""Which engine encodes: torch, or one of the release's exports. Imports none of them."""
+
+from importlib.util import find_spec
+from typing import Literal
+
+from stillroom.errors import UserError
+from stillroom.release.reader import Release, Target
+
+Engine = Literal[
+    "auto", "torch", "onnx", "onnx-int8", "onnx-int8-static", "openvino", "openvino-int8"
+]
+
+# Export → the package that runs it; fastest first, as tests/benchmarks/serving.py measures. int8 is
+# faster still and not among them: its vectors differ from those that were evaluated, so it has to
+# be asked for by name.
+AUTO_ON_CPU: dict[Engine, str] = {"openvino": "openvino", "onnx": "onnxruntime"}
+
+
+def check_engine(where: str, engine: Engine, release: Release, target: Target, gpu: bool) -> None:
+    """Raise UserError if a replica of `target` cannot run on `engine`."""
+    if engine in ("auto", "torch"):
+        return
+    if gpu:
+        raise UserError(where, f"{engine} runs on the CPU", "Set num_gpus: 0, or engine: torch")
+    if engine not in release.exports[target]:
+        exports = ", ".join(release.exports[target]) or "none"
+        raise UserError(
+            where,
+            f"{release.ref} contains no {engine} export of its {target} (it contains: {exports})",
+            f"Add {engine} to the recipe's release.exports and release again, or use engine: torch",
+        )
+
+
+def choose_engine(release: Release, target: Target, engine: Engine, gpu: bool) -> Engine:
+    """The engine that `engine` stands for.
+
+    `auto` is torch on a GPU. On a CPU it is the fastest export that the release contains and this
+    machine can run, else torch.
+    """
+    if engine != "auto":
+        return engine
+    if gpu:
+        return "torch"
+    exports = release.exports[target]
+    runnable = [
+        name for name, package in AUTO_ON_CPU.items() if name in exports and find_spec(package)
+    ]
+    return runnable[0] if runnable else "torch"

@@ -1,0 +1,77 @@
+"""Which encoder answers when another has lost its replicas."""
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ray.serve.exceptions import DeploymentUnavailableError
+
+from stillroom.encoders.contract import BaseContract
+from stillroom.serving.errors import ErrorKind, ServingError
+from stillroom.serving.messages import EmbedRequest, EncodeJob, EncodeResult
+from stillroom.serving.replica.in_process import LocalHandle
+from stillroom.serving.routing.dispatcher import MAX_ATTEMPTS, Dispatcher, NoReplicaAnswered
+from stillroom.serving.routing.policies import Policy, Send
+from stillroom.serving.routing.rules import SingleEncoder
+
+CONTRACT = BaseContract(max_tokens=8, dims=(4,), space="s1")
+JOB = EncodeJob(EmbedRequest("tiny", ["a text"], None, "query"), 4)
+TEACHER, STUDENT = "tiny/teacher", "tiny/student"
+TO_STUDENT = Send(STUDENT, 4, "student")
+
+
+class WorkingReplica:
+    async def encode(self, job):
+        return EncodeResult(np.ones((1, 4), dtype=np.float32), 3)
+
+
+class DeletedReplica:
+    """Answers as Serve does for a deployment that an update no longer names."""
+
+    calls = 0
+
+    async def encode(self, job):
+        self.calls += 1
+        raise DeploymentUnavailableError("student")
+
+
+class HangingReplica:
+    async def encode(self, job):
+        await asyncio.Event().wait()
+
+
+def encode(student, *, fallbacks, timeout_s=60.0):
+    """What the dispatcher answers to a request for the student, while the teacher works."""
+
+    async def main():
+        handles = {TEACHER: LocalHandle(WorkingReplica(), 9), STUDENT: LocalHandle(student, 9)}
+        release = SimpleNamespace(contract=lambda name: CONTRACT)
+        dispatcher = Dispatcher(
+            handles, dict.fromkeys(handles, release), dict.fromkeys(handles, 99), timeout_s
+        )
+        policy = Policy(SingleEncoder(model=STUDENT), fallbacks=fallbacks)
+        return await dispatcher.encode_with_fallback(policy, TO_STUDENT, JOB)
+
+    return asyncio.run(main())
+
+
+def test_the_fallback_answers_before_serve_reports_that_the_encoder_is_gone():
+    decision, result = encode(DeletedReplica(), fallbacks={STUDENT: TEACHER})
+    assert (decision.model, decision.reason) == (TEACHER, f"{STUDENT} is not running")
+    assert result.tokens == 3
+
+
+def test_without_a_fallback_the_client_is_asked_to_come_back():
+    student = DeletedReplica()
+    with pytest.raises(NoReplicaAnswered) as refused:
+        encode(student, fallbacks={})
+    assert (refused.value.kind, student.calls) == (ErrorKind.UNAVAILABLE, MAX_ATTEMPTS)
+    assert refused.value.retry_after_s
+
+
+def test_a_request_that_timed_out_is_not_sent_to_the_fallback():
+    with pytest.raises(ServingError) as refused:
+        encode(HangingReplica(), fallbacks={STUDENT: TEACHER}, timeout_s=0.01)
+    assert refused.value.kind == ErrorKind.UNAVAILABLE
+    assert not isinstance(refused.value, NoReplicaAnswered)
