@@ -1,4 +1,4 @@
-"""What a user gets wrong is told in one line, before anything expensive, with exit code 2."""
+"""Wrong usage and input are explained in one line, before anything expensive, with exit code 2."""
 
 import json
 import shutil
@@ -210,16 +210,20 @@ def test_a_process_of_its_own_exits_with_the_same_codes(tmp_path, words, code, e
 @pytest.mark.parametrize(
     "command",
     [
-        "run",
-        "plan",
-        "check",
-        "runs",
-        "evaluate",
-        "encode",
-        "serve",
-        "doctor",
-        "export",
-        "data describe",
+        *(
+            "init",
+            "check",
+            "plan",
+            "run",
+            "submit",
+            "evaluate",
+            "encode",
+            "mine",
+            "export",
+            "serve",
+        ),
+        *("doctor", "data describe", "data synthesize", "data decontaminate"),
+        *("runs", "runs show", "runs prune"),
     ],
 )
 def test_every_command_has_help_with_an_example(stillroom, command):

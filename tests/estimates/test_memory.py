@@ -177,7 +177,9 @@ def test_adapter_counts_equal_peft_s(folder, targets, use_dora):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_estimated_activations_equal_what_autograd_keeps(model, precision, lora, checkpointing, tmp_path):
+def test_estimated_activations_equal_what_autograd_keeps(
+    model, precision, lora, checkpointing, tmp_path
+):
     MODELS[model]().save_pretrained(tmp_path)
     tokenizer = byte_pair_tokenizer() if model == "mistral" else word_piece_tokenizer()
     tokenizer.save_pretrained(tmp_path)

@@ -101,7 +101,7 @@ def test_a_miner_of_several_phases_embeds_the_corpus_once(planned):
         ("teacher", "tiny-phase1"),
         ("negatives", "tiny-phase1"),
     ]
-    with pytest.raises(UserError, match="the untrained base would"):
+    with pytest.raises(UserError, match="its model is not trained yet"):
         planned(mined)
 
 

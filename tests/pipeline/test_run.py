@@ -41,6 +41,32 @@ COMMAND = [
 OTHER_RELEASE = ["release.ndcg_by_set.held-out=0.999", "release.exports=[onnx-int8]"]
 
 
+# Messages of libraries about which a user can do nothing, or which repeat ours.
+LIBRARY_MESSAGES = [
+    "PreemptionWatcher",
+    "PlacementGroupCleaner",
+    "Requesting resources",
+    "Setting up process group",
+    "built successfully",
+    "Setting accelerator to CPU",
+    "is_gradient_checkpointing",
+    "Progress bars disabled",
+    "Starting execution of Dataset",
+    "Execution plan of Dataset",
+    "Full logs are in",
+    "execution finished in",
+    "Connecting to existing Serve app",
+    "Writing model shards",
+    "TOKENIZERS_PARALLELISM",
+    "FutureWarning",
+]
+
+
+def user_environment():
+    """The environment without what conftest.py sets against DeepSpeed's warning."""
+    return {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+
+
 class Workplace:
     """A folder to run commands in.
 
@@ -53,7 +79,7 @@ class Workplace:
     def start(self, *words, **env):
         return subprocess.run(
             [sys.executable, "-m", "stillroom.cli", *map(str, words)],
-            capture_output=True, text=True, cwd=self.folder, env={**os.environ, **env},
+            capture_output=True, text=True, cwd=self.folder, env={**user_environment(), **env},
         )  # fmt: skip
 
     def run(self, *words, stdin=""):
@@ -87,6 +113,7 @@ def killed(place):
         process = subprocess.Popen(
             [sys.executable, "-m", "stillroom.cli", *map(str, COMMAND)],
             cwd=place.folder, start_new_session=True, stdout=output, stderr=output,
+            env=user_environment(),
         )  # fmt: skip
     deadline = time.monotonic() + 180
     # Written when every worker has handed its part of a checkpoint in.
@@ -119,7 +146,7 @@ def test_a_killed_run_leaves_nothing_half_made_and_the_next_goes_on(killed, resu
     assert stages == ["corpus"]
     assert [one["outcome"] for one in dead["stages"]] == ["made", dead["outcome"]]
     assert dead["outcome"] in ("running", "killed"), "as yet nobody can tell"
-    # Up to the next stage, of which Ray Data writes lines of its own.
+    # Up to the next stage, where Ray's C++ prints a line that is not JSON.
     lines = itertools.takewhile(
         lambda line: "vectors/tiny" not in line, resumed.stderr.splitlines()
     )
@@ -133,6 +160,20 @@ def test_a_killed_run_leaves_nothing_half_made_and_the_next_goes_on(killed, resu
     assert (resuming["stage"], resuming["rank"]) == (teacher["ref"], 0)
     assert {line["run"] for line in lines if "run" in line} == {told["run"]}
     assert len(place.losses("teacher")) == STEPS
+
+
+def test_no_output_of_a_run_has_a_library_s_message_that_a_user_can_do_nothing_about(
+    killed, resumed, place
+):
+    logs = [*place.folder.glob("runs/.runs/*/log.jsonl")]
+    assert len(logs) == 2
+    outputs = {"resumed": resumed.stderr} | {
+        str(file): file.read_text() for file in [place.folder / "output", *logs]
+    }
+    for name, output in outputs.items():
+        assert output
+        noise = [message for message in LIBRARY_MESSAGES if message in output]
+        assert not noise, (name, noise)
 
 
 @pytest.mark.full

@@ -120,7 +120,7 @@ def test_what_cpus_do_and_what_cannot_be_known_is_told_and_not_counted(read):
     )
     assert found.hours(part(found, "student.phases[0]")) is None
     assert part(found, "teacher.phases[0]").why == "trains in float32, whose speed is unknown"
-    assert part(found, "report").why == "evaluation sets are not there"
+    assert part(found, "report").why == "evaluation sets do not exist yet"
     assert found.total == 0
 
 

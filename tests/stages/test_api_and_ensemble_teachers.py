@@ -261,7 +261,7 @@ def test_an_api_teacher_is_paid_once_and_its_student_is_served(
         )
     estimate = int(told.detail.split("at most ")[1].split(" tokens")[0].replace(",", ""))
     assert estimate == sum(-(-len(text.encode()) // 3) for text in texts_asked if text != "1. it")
-    assert f"{estimate:,}.00 at 1e+06 a million" in told.detail
+    assert f"{estimate:,}.00 at 1e+06 per million" in told.detail
     check_vectors(
         artifacts,
         lambda texts, role: encoder.encode(

@@ -1,8 +1,10 @@
 """Connects a run to a Ray cluster, or starts Ray on this machine."""
 
+import contextlib
 import logging
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -17,6 +19,9 @@ from stillroom.observability.log_context import (
     redirect_library_logs,
 )
 from stillroom.observability.run_journal import WORKER_LOGGER
+
+API_SERVER_VARIABLE = "RAY_API_SERVER_ADDRESS"
+NO_API_SERVER = "http://127.0.0.1:1"  # nothing listens there
 
 
 def connect(scale: Scale) -> None:
@@ -39,15 +44,33 @@ def _join_or_start(scale: Scale) -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
         join_cluster(address)
         return
-    # A laptop with fewer cores than the recipe has workers is slow, not refused.
-    ray.init(
-        # Only RAY_ADDRESS names a cluster: another one on this machine may be somebody else's.
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, math.ceil(_max_cpus(scale))),
-        include_dashboard=False,
-        # Without a dashboard Ray Train warns every second that it cannot reach one.
-        logging_config=ray.LoggingConfig(log_level="ERROR"),
-    )
+    with _api_server_address(NO_API_SERVER):
+        # A laptop with fewer cores than the recipe has workers is slow, not refused.
+        ray.init(
+            # Only RAY_ADDRESS names a cluster: another one on this machine may be somebody else's.
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, math.ceil(_max_cpus(scale))),
+            include_dashboard=False,
+            # Without a dashboard Ray Train warns every second that it cannot reach one.
+            logging_config=ray.LoggingConfig(log_level="ERROR"),
+        )
+
+
+@contextlib.contextmanager
+def _api_server_address(address: str) -> Iterator[None]:
+    """Sets the address of Ray's API server for the processes that are started in the block.
+
+    Without one, Ray Train's actors ask the server of any Ray on this machine about themselves, and
+    print a traceback where they find several.
+    """
+    before = os.environ.get(API_SERVER_VARIABLE)
+    os.environ[API_SERVER_VARIABLE] = address
+    try:
+        yield
+    finally:
+        del os.environ[API_SERVER_VARIABLE]
+        if before is not None:
+            os.environ[API_SERVER_VARIABLE] = before
 
 
 def cluster_resources() -> dict[str, float]:

@@ -246,13 +246,12 @@ class Recipe(Section):
                     raise ValueError(f"{field}.mix names {name!r}, which is no source")
                 if not sources[name].provides(kind):
                     raise ValueError(f"{field}.mix names {name!r}, a source without {kind}")
-            generates = isinstance(phase, JointPhase) and phase.generation_data == "conversations"
-            if generates and not any(
-                source.provides("conversations") for source in sources.values()
-            ):
+            if not isinstance(phase, JointPhase) or phase.generation_data != "conversations":
+                continue
+            if not any(source.provides("conversations") for source in sources.values()):
                 raise ValueError(
-                    f"{field}.generation_data is 'conversations', and no source has any: name files "
-                    "under corpus.sources.NAME.conversations, or set generation_data: pairs"
+                    f"{field}.generation_data is 'conversations', and no source has any: name "
+                    "files under corpus.sources.NAME.conversations, or set generation_data: pairs"
                 )
         return self
 

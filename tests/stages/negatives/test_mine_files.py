@@ -48,7 +48,7 @@ def mine(folder, models=("bm25",), **changes):
         "out": folder / "mined.jsonl",
         "format": "flagembedding",
         "section": Negatives(),
-        "scored": True,
+        "with_scores": True,
         "seed": 1,
         "root": str(folder / "runs"),
         "scale": Scale(),

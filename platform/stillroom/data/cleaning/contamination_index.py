@@ -254,7 +254,9 @@ class ContaminationIndex:
         row_is_long_enough = (row_words >= self.ngram) | (
             (row_words >= MIN_CONTAINED_WORDS) & (overlaps.row_share > 0.999)
         )
-        contains = row_is_long_enough & (overlaps.row_share >= self.share) & (text_words >= row_words)
+        contains = (
+            row_is_long_enough & (overlaps.row_share >= self.share) & (text_words >= row_words)
+        )
         text_is_long_enough = (text_words >= self.ngram) | (
             (text_words >= MIN_CONTAINED_WORDS)
             & (overlaps.text_share > 0.999)
@@ -269,7 +271,9 @@ class ContaminationIndex:
         )
         score = np.where(text_words >= row_words, overlaps.row_share, overlaps.text_share)
         matched = contains | part | overlaps.shares_run
-        return Matches(overlaps.text[matched], overlaps.row[matched], score[matched], kinds[matched])
+        return Matches(
+            overlaps.text[matched], overlaps.row[matched], score[matched], kinds[matched]
+        )
 
 
 def character_similarity(one: Sequence[str], other: Sequence[str]) -> tuple[float, float]:

@@ -185,16 +185,16 @@ Answer with a JSON list of {TASKS_PER_BRAINSTORM} strings and nothing else."""
 def example_prompt(template: TaskTemplate, task: str, controls: ExampleControls) -> str:
     """Asks for a query, its positive and a hard negative."""
     query_lang, passage_lang = controls.languages
-    passage_words = controls.passage_words
+    clarity, audience = controls.clarity, controls.audience
     return f"""\
 You write examples that a search engine is trained on. This is the task: {task}
 
 Make up one example, a JSON object of three strings:
 "query": {template.query}; {controls.query_words} words, in {query_lang}
-"positive": {template.positive}; {passage_words} words, in {passage_lang}
+"positive": {template.positive}; {controls.passage_words} words, in {passage_lang}
 "hard_negative": {template.negative}; about as long as the positive, in {passage_lang}
 
-The query is {controls.clarity}. All of it is written for {controls.audience}. The positive does not just
+The query is {clarity}. All of it is written for {audience}. The positive does not just
 repeat the query's words, each text stands on its own, and none speaks of this task or of the
 other texts.
 

@@ -7,6 +7,7 @@ states.
 
 import contextlib
 import json
+import logging
 import shutil
 import tempfile
 import warnings
@@ -90,6 +91,14 @@ def export_encoder(
     content = {"format": format, "parameters": encoder.parameters_total, **details}
     (folder / EXPORT_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return content
+
+
+def _not_about_torchvision(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("torchvision is not installed.")
+
+
+# The exporter warns that it skips torchvision's operators, which no text encoder has.
+logging.getLogger("torch.onnx._internal.exporter._registration").addFilter(_not_about_torchvision)
 
 
 @contextlib.contextmanager

@@ -113,7 +113,8 @@ def build_random_model(name: str, folder: Path) -> Path:
         UserError: when the name is wrong, or the tokenizer cannot have that many tokens.
     """
     import torch
-    from transformers.utils import logging
+
+    from stillroom.encoders.files.save_transformer import save_transformer
 
     wanted = parse_random_name(name)
     make = word_piece_tokenizer if wanted.family == "bert" else byte_level_bpe_tokenizer
