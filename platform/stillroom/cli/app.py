@@ -148,10 +148,12 @@ def print_table(
 
 def print_report(report: dict[str, Any]) -> None:
     """Prints the scores of report.json: a table of models, and one per model of small vectors."""
-    from stillroom.reports.tables import score_table, small_vector_table
+    from stillroom.reports.tables import score_table, small_vector_table, unreliable_speeds
 
     header, *rows = score_table(report)
     print_table(header, rows)
+    if note := unreliable_speeds(report):
+        out.print(note, soft_wrap=True)
     for name, model in report["models"].items():
         if "vectors" in model:
             header, *rows = small_vector_table(model["vectors"])

@@ -14,7 +14,7 @@ from stillroom.encoders.export.runtimes import EXPORT_FILE
 from stillroom.encoders.files import sentence_transformers
 from stillroom.encoders.model_names import HUB_ID, locate_model
 from stillroom.errors import UserError
-from stillroom.reports.tables import score_table
+from stillroom.reports.tables import score_table, unreliable_speeds
 from stillroom.storage.artifacts import Artifact, Store
 
 README = "README.md"
@@ -66,6 +66,7 @@ def write_model_card(
         model=f"{release.partition('/')[2].rpartition('-')[0]}/{role}" if release else None,
         report=report,
         scores=score_table(report) if report else [],
+        speed_note=unreliable_speeds(report) if report else None,
         recipe=[(a.ref, _section_yaml(a)) for a in lineage if a.stage in ("teacher", "student")],
         data=_data_card(lineage),
     )

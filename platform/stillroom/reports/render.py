@@ -15,7 +15,13 @@ from stillroom.reports.plots import (
     line_plot,
     quality_plot,
 )
-from stillroom.reports.tables import comparisons, mean_over_sets, score_table, small_vector_table
+from stillroom.reports.tables import (
+    comparisons,
+    mean_over_sets,
+    score_table,
+    small_vector_table,
+    unreliable_speeds,
+)
 
 
 def render_report(report: Mapping[str, Any], extras: Mapping[str, Any]) -> str:
@@ -69,6 +75,7 @@ def _model_values(report: Mapping[str, Any]) -> dict[str, Any]:
         "sets": report["sets"],
         "header": header,
         "rows": rows,
+        "speed_note": unreliable_speeds(report),
         "bars": {name: _bars(report, name) for name in report["sets"]},
         "small_vectors": {
             name: _small_vectors(model["vectors"])

@@ -50,13 +50,27 @@ def score_table(report: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
+def unreliable_speeds(report: Mapping[str, Any]) -> str | None:
+    """The note under a score table that explains its marked speeds; None where none is marked."""
+    spreads = [_spread(model) or 0 for model in report["models"].values() if _is_marked(model)]
+    if not spreads:
+        return None
+    return f"* rounds differed by up to {max(spreads):.1f} times: this speed is unreliable"
+
+
 def _speed(model: Mapping[str, Any]) -> str:
     """Texts per second; marked where rounds differed too much for it to say anything."""
     if model["texts_per_second"] is None:
         return "–"
-    spread = model.get("texts_per_second_spread")  # `stillroom evaluate` measures no spread
-    unreliable = f" (unreliable: ×{spread:.1f} between rounds)" if is_unreliable(spread) else ""
-    return f"{model['texts_per_second']:,.0f}{unreliable}"
+    return f"{model['texts_per_second']:,.0f}{'*' if _is_marked(model) else ''}"
+
+
+def _spread(model: Mapping[str, Any]) -> float | None:
+    return model.get("texts_per_second_spread")  # `stillroom evaluate` measures no spread
+
+
+def _is_marked(model: Mapping[str, Any]) -> bool:
+    return model["texts_per_second"] is not None and is_unreliable(_spread(model))
 
 
 def mean_over_sets(vectors: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
