@@ -3,9 +3,9 @@
     pip install uv      # into the environment that the tests passed in
     PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu python infra/docker/lock.py
 
-Under requirements/, torch.txt is torch with its CUDA libraries and torch-cpu.txt torch without, for
-this Python version only. One of them is installed first, as in the Makefile; then requirements.txt,
-with all other packages.
+Writes three files to requirements/. torch.txt holds torch with its CUDA libraries; torch-cpu.txt
+holds torch without them, for this Python version only; requirements.txt holds all other packages.
+One of the torch files is installed first, as in the Makefile, then requirements.txt.
 """
 
 import hashlib
@@ -31,8 +31,8 @@ def main() -> None:
         if package.metadata["Name"] != "stillroom"
     }
     constraints = "\n".join(f"{name}=={version}" for name, version in sorted(installed.items()))
-    wanted = "\n".join([f"-e {ROOT}", *EXTRA_PACKAGES])
-    entries = compile_requirements(wanted, constraints)
+    requirements = "\n".join([f"-e {ROOT}", *EXTRA_PACKAGES])
+    entries = compile_requirements(requirements, constraints)
     torch_entries = [entry for entry in entries if TORCH_PACKAGES.match(entry)]
     write("torch.txt", torch_entries)
     write("requirements.txt", [entry for entry in entries if entry not in torch_entries])
@@ -49,21 +49,21 @@ def wheel_digest(requirement: str) -> str:
         return hashlib.sha256(wheel.read_bytes()).hexdigest()
 
 
-def compile_requirements(wanted: str, constraints: str) -> list[str]:
+def compile_requirements(requirements: str, constraints: str) -> list[str]:
     """One entry per package: its version, with the hashes of its files."""
-    (OUT / "wanted.in").write_text(wanted)
+    (OUT / "requirements.in").write_text(requirements)
     (OUT / "constraints.in").write_text(constraints)
     try:
         text = subprocess.run(
             [
-                "uv", "pip", "compile", "wanted.in", "--constraints", "constraints.in",
+                "uv", "pip", "compile", "requirements.in", "--constraints", "constraints.in",
                 "--universal", "--python-version", "3.11", "--generate-hashes",
                 "--no-header", "--no-annotate", "--quiet",
             ],
             cwd=OUT, check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
     finally:
-        (OUT / "wanted.in").unlink()
+        (OUT / "requirements.in").unlink()
         (OUT / "constraints.in").unlink()
     entries = re.split(r"\n(?=\S)", text.strip())
     return [entry for entry in entries if not entry.startswith("-e ")]

@@ -1,16 +1,16 @@
-"""Errors that a user can cause and fix, and errors of others as one line of text."""
+"""Errors that a user can cause and fix, and formatting of other errors as one line."""
 
 
 class UserError(Exception):
-    """Something that the user gave us is wrong: a recipe, a file, a model, a machine.
+    """Wrong input of the user: a recipe, a file, a model, a machine.
 
     The command line prints the three arguments as one line and exits with `code`: 2, or 1 in
     subclasses for failures that no other input would have prevented.
 
     Args:
         where: the file and line, the recipe field or the option.
-        problem: what is wrong with it, without a full stop.
-        fix: what to do about it, without a full stop.
+        problem: the problem, without a full stop.
+        fix: what to do, without a full stop.
     """
 
     code = 2

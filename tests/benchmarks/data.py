@@ -3,10 +3,9 @@
     python tests/benchmarks/data.py [--pairs 100000 1000000] [--near] [--negatives 1] [--files 8]
 
 One in ten pairs repeats another's passage under another query, and one in twenty a passage with
-one or two words changed. Each size is a run of its own, in processes of its own; four times a
-second what all of them hold for themselves is added up (USS: neither the page cache nor Ray's
-object store, of which --store is the bound and of which next to nothing is used), and so is the
-processors' time.
+one or two words changed. Each size is a separate run with its own processes. Four times a second
+their memory (USS: without the page cache and without Ray's object store, which --store bounds and
+which is hardly used) and their CPU time are added up.
 """
 
 import argparse
@@ -27,47 +26,47 @@ import psutil
 EVERY_S = 0.25
 PHRASES = 200_000  # of four words each, as texts repeat phrases
 COPIES, NEAR_COPIES = 0.10, 0.05
-BLOCK = 10_000  # pairs that are made at a time, whose copies are of one another
+BLOCK = 10_000  # pairs that are generated at a time; copies are of a pair in the same block
 
 
 def generate(folder, count, files, negatives):
-    """JSONL files of pairs, the same for the same arguments."""
+    """Writes JSONL files of pairs, the same for the same arguments."""
     rng = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvb"))
     words = np.array(["".join(rng.choice(letters, size=n)) for n in rng.integers(2, 10, 30_000)])
-    often = np.cumsum(1 / np.arange(1, len(words) + 1))  # as in real text
-    drawn = words[np.searchsorted(often, rng.random((PHRASES, 4)) * often[-1])]
-    phrases = np.array([" ".join(four) for four in drawn], dtype=object)
+    weights = np.cumsum(1 / np.arange(1, len(words) + 1))  # Zipf's law, as in real text
+    sampled = words[np.searchsorted(weights, rng.random((PHRASES, 4)) * weights[-1])]
+    phrases = np.array([" ".join(group) for group in sampled], dtype=object)
     for number, part in enumerate(np.array_split(np.arange(count), files)):
         with (folder / f"{number:04d}.jsonl").open("w") as file:
-            for begin in range(0, len(part), BLOCK):
-                rng = np.random.default_rng([1, number, begin])
-                file.writelines(lines(rng, min(BLOCK, len(part) - begin), phrases, negatives))
+            for start in range(0, len(part), BLOCK):
+                rng = np.random.default_rng([1, number, start])
+                file.writelines(pair_lines(rng, min(BLOCK, len(part) - start), phrases, negatives))
 
 
-def lines(rng, count, phrases, negatives):
+def pair_lines(rng, count, phrases, negatives):
     lengths = rng.integers(10, 30, size=count * (1 + negatives))
     ends = np.cumsum(lengths)
-    drawn = phrases[rng.integers(PHRASES, size=ends[-1])].tolist()
-    texts = [drawn[end - n : end] for end, n in zip(ends.tolist(), lengths.tolist(), strict=True)]
+    sampled = phrases[rng.integers(PHRASES, size=ends[-1])].tolist()
+    texts = [sampled[end - n : end] for end, n in zip(ends.tolist(), lengths.tolist(), strict=True)]
     queries = phrases[rng.integers(PHRASES, size=(count, 3))].tolist()
-    fates, others = rng.random(count).tolist(), rng.random(count).tolist()
+    chances, others = rng.random(count).tolist(), rng.random(count).tolist()
     for i in range(count):
         passage = texts[i]
-        if i and fates[i] < COPIES + NEAR_COPIES:
+        if i and chances[i] < COPIES + NEAR_COPIES:
             passage = list(texts[int(others[i] * i)])
-            if fates[i] < NEAR_COPIES:
-                for place in range(0, len(passage), 15):
-                    passage[place] += "s"
+            if chances[i] < NEAR_COPIES:
+                for position in range(0, len(passage), 15):
+                    passage[position] += "s"
         row = {"query": " ".join(queries[i]), "positive": " ".join(passage)}
         if negatives:
-            own = texts[count + i * negatives : count + (i + 1) * negatives]
-            row["negatives"] = [" ".join(text) for text in own]
+            negative_texts = texts[count + i * negatives : count + (i + 1) * negatives]
+            row["negatives"] = [" ".join(text) for text in negative_texts]
         yield json.dumps(row) + "\n"
 
 
-def stage(folder, store, near):
-    """The stage alone, with Ray on all cores; prints what came of it."""
+def time_corpus_stage(folder, store, drop_near_copies):
+    """Runs the stage alone, with Ray on all cores; prints its seconds and counts."""
     import ray.data
 
     from stillroom.config.corpus import Corpus
@@ -81,42 +80,42 @@ def stage(folder, store, near):
             "made": {"format": "files", "pairs": [str(f) for f in sorted(folder.glob("*.jsonl"))]}
         },
         "held_out": {"queries": 200, "passages": 1000},
-        "near_duplicates": {"min_jaccard": 0.8} if near else None,
+        "near_duplicates": {"min_jaccard": 0.8} if drop_near_copies else None,
     }
-    module.SIZES = ChunkSizes(serial_bytes=0)  # every size takes the way of the large ones
+    module.SIZES = ChunkSizes(serial_bytes=0)  # every size runs in parallel, like the large ones
     section = Corpus.model_validate_json(json.dumps(content))
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     quiet = ray.LoggingConfig(log_level="ERROR")
     ray.init(include_dashboard=False, object_store_memory=store, logging_config=quiet)
     with Store(str(folder / "runs")).draft("corpus", "made", "k") as draft:
-        began = time.perf_counter()
+        started = time.perf_counter()
         summary = module.corpus(section=section, seed=0, scale=Scale(), out=draft)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - started
     ray.shutdown()
     print(json.dumps({"seconds": seconds, **summary["sources"]["made"]["pairs"]}))
 
 
 class Watch(threading.Thread):
-    """The peak of what a process and all below it hold, in bytes, and their seconds of CPU."""
+    """Watches a process and its descendants: peak bytes of memory, and seconds of CPU."""
 
     def __init__(self, pid):
         super().__init__(daemon=True)
-        self.top, self.over = psutil.Process(pid), threading.Event()
+        self.top, self.stopped = psutil.Process(pid), threading.Event()
         self.peak = self.largest = 0
         self.used = {}
 
     def run(self):
-        while not self.over.wait(EVERY_S):
-            held = []
+        while not self.stopped.wait(EVERY_S):
+            used_bytes = []
             for process in self._all():
                 try:
-                    held.append(process.memory_full_info().uss)
+                    used_bytes.append(process.memory_full_info().uss)
                     times = process.cpu_times()
                     self.used[process.pid] = times.user + times.system
                 except psutil.Error:
                     continue
-            self.peak = max(self.peak, sum(held))
-            self.largest = max(self.largest, max(held, default=0))
+            self.peak = max(self.peak, sum(used_bytes))
+            self.largest = max(self.largest, max(used_bytes, default=0))
 
     def _all(self):
         try:
@@ -125,51 +124,51 @@ class Watch(threading.Thread):
             return []
 
 
-def measured(count, chosen):
-    folder = Path(tempfile.mkdtemp(dir=chosen.folder))
+def measure_corpus_stage(count, options):
+    folder = Path(tempfile.mkdtemp(dir=options.folder))
     try:
-        began = time.perf_counter()
-        generate(folder, count, chosen.files, chosen.negatives)
-        print(f"{count:,} pairs: made in {time.perf_counter() - began:.0f} s", flush=True)
-        words = [sys.executable, __file__, "--stage", str(folder), "--store", str(chosen.store)]
-        words += ["--near"] * chosen.near
-        run = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ})
-        watch = Watch(run.pid)
+        started = time.perf_counter()
+        generate(folder, count, options.files, options.negatives)
+        print(f"{count:,} pairs: made in {time.perf_counter() - started:.0f} s", flush=True)
+        command = [sys.executable, __file__, "--stage", str(folder), "--store", str(options.store)]
+        command += ["--near"] * options.near
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
+        watch = Watch(process.pid)
         watch.start()
-        out, _ = run.communicate()
-        watch.over.set()
+        out, _ = process.communicate()
+        watch.stopped.set()
         watch.join()
-        if run.returncode:
-            raise SystemExit(run.returncode)
-        found = {"peak": watch.peak, "largest": watch.largest, "cpu": sum(watch.used.values())}
-        return {**json.loads(out.splitlines()[-1]), **found}
+        if process.returncode:
+            raise SystemExit(process.returncode)
+        usage = {"peak": watch.peak, "largest": watch.largest, "cpu": sum(watch.used.values())}
+        return {**json.loads(out.splitlines()[-1]), **usage}
     finally:
         shutil.rmtree(folder)
 
 
 def main():
-    options = argparse.ArgumentParser()
-    options.add_argument("--pairs", type=int, nargs="+", default=[100_000, 1_000_000])
-    options.add_argument("--files", type=int, default=8)
-    options.add_argument("--negatives", type=int, default=0, help="of each pair")
-    options.add_argument("--near", action="store_true", help="near-copies are dropped, too")
-    options.add_argument("--store", type=int, default=256 << 20, help="bytes of Ray's store")
-    options.add_argument("--folder", help="where there is room: some 3 KB a pair")
-    options.add_argument("--stage", type=Path)
-    chosen = options.parse_args()
-    if chosen.stage:
-        stage(chosen.stage, chosen.store, chosen.near)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pairs", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--files", type=int, default=8)
+    parser.add_argument("--negatives", type=int, default=0, help="of each pair")
+    parser.add_argument("--near", action="store_true", help="near-copies are dropped, too")
+    parser.add_argument("--store", type=int, default=256 << 20, help="bytes of Ray's store")
+    parser.add_argument("--folder", help="where there is room: some 3 KB a pair")
+    parser.add_argument("--stage", type=Path)
+    options = parser.parse_args()
+    if options.stage:
+        time_corpus_stage(options.stage, options.store, options.near)
         return
     before = None
-    for count in chosen.pairs:
-        found = measured(count, chosen)
-        speed, peak = count / found["seconds"], found["peak"]
-        dropped = {why: n for why, n in found.items() if why in WHY and n}
+    for count in options.pairs:
+        result = measure_corpus_stage(count, options)
+        speed, peak = count / result["seconds"], result["peak"]
+        dropped = {reason: n for reason, n in result.items() if reason in REASONS and n}
         print(
-            f"{count:,} pairs: {found['seconds']:.1f} s, {speed:,.0f} pairs/s, "
-            f"{found['cpu']:.0f} s of CPU, peak "
-            f"{peak / 2**20:,.0f} MiB in all, {found['largest'] / 2**20:,.0f} MiB in one process; "
-            f"{found['kept']:,} kept, {dropped}",
+            f"{count:,} pairs: {result['seconds']:.1f} s, {speed:,.0f} pairs/s, "
+            f"{result['cpu']:.0f} s of CPU, peak "
+            f"{peak / 2**20:,.0f} MiB in all, {result['largest'] / 2**20:,.0f} MiB in one process; "
+            f"{result['kept']:,} kept, {dropped}",
             flush=True,
         )
         if before:
@@ -177,7 +176,7 @@ def main():
         before = speed, peak
 
 
-WHY = ("query_is_passage", "repeated_passages", "repeated_queries", "near_copies", "held_out")
+REASONS = ("query_is_passage", "repeated_passages", "repeated_queries", "near_copies", "held_out")
 
 if __name__ == "__main__":
     main()

@@ -28,24 +28,25 @@ SHARD = 65536
 
 
 def write_vectors(folder, passages, queries, seed=0):
-    """Writes shards of float16 passages, queries near some of them, and the rows of those."""
+    """Writes shards of float16 passages, queries close to some of them, and the rows of those."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(2000, DIMS)).astype(np.float32)
     for number, start in enumerate(range(0, passages, SHARD)):
         count = min(SHARD, passages - start)
-        near = centres[rng.integers(0, len(centres), count)]
-        vectors = unit(near + rng.normal(size=(count, DIMS)).astype(np.float32))
+        cluster_centres = centres[rng.integers(0, len(centres), count)]
+        vectors = unit(cluster_centres + rng.normal(size=(count, DIMS)).astype(np.float32))
         np.save(folder / f"shard-{number:06d}.npy", vectors.astype(np.float16))
-    written = [np.load(f, mmap_mode="r") for f in sorted(folder.glob("shard-*.npy"))]
+    saved_shards = [np.load(f, mmap_mode="r") for f in sorted(folder.glob("shard-*.npy"))]
     answers = np.sort(rng.permutation(passages)[:queries])
-    own = np.stack([written[row // SHARD][row % SHARD] for row in answers]).astype(np.float32)
-    asked = unit(own + 0.03 * rng.normal(size=own.shape).astype(np.float32))
-    np.save(folder / "queries.npy", asked.astype(np.float16))
+    answer_vectors = np.stack([saved_shards[row // SHARD][row % SHARD] for row in answers])
+    noise = 0.03 * rng.normal(size=answer_vectors.shape).astype(np.float32)
+    query_vectors = unit(answer_vectors.astype(np.float32) + noise)
+    np.save(folder / "queries.npy", query_vectors.astype(np.float16))
     np.save(folder / "answers.npy", answers)
 
 
 def clocks():
-    """Wall-clock seconds, and CPU seconds of all threads, which other work disturbs less."""
+    """Wall-clock seconds, and CPU seconds of all threads, which depend less on other load."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
@@ -73,35 +74,46 @@ def mine_stillroom(folder):
     from stillroom.mining.select import SelectionRule, select_negatives
 
     passages, queries, answers = texts(folder)
-    asked = np.load(folder / "queries.npy", mmap_mode="r")
+    query_vectors = np.load(folder / "queries.npy", mmap_mode="r")
     started = clocks()
     rule = SelectionRule(SHARE, None, None, 0, CANDIDATES, NEGATIVES, "top")
-    known = find_known_texts(
+    known_texts = find_known_texts(
         queries, passages, answers, [[]] * len(queries), [], include_evaluation_passages=False
     )
     query_block, passages_per_product = chunk_sizes(2**30, DIMS, CANDIDATES)
-    rows = []
+    selected = []
     for first in range(0, len(queries), query_block):
-        block = asked[first : first + query_block].astype(np.float32)
-        own = answers[first : first + query_block]
+        block = query_vectors[first : first + query_block].astype(np.float32)
+        block_answers = answers[first : first + query_block]
         positive = np.concatenate(
-            [v[own[(own >= r[0]) & (own <= r[-1])] - r[0]] for r, v in shards(folder)]
+            [
+                vectors[
+                    block_answers[(block_answers >= rows[0]) & (block_answers <= rows[-1])]
+                    - rows[0]
+                ]
+                for rows, vectors in shards(folder)
+            ]
         )
-        found = search(
+        candidates = search(
             block, shards(folder), CANDIDATES + 2, passages_per_product=passages_per_product
         )
         scores = row_dots(block, positive)
-        rows.append(
+        selected.append(
             select_negatives(
-                *found, positive_score_q=scores, texts=known, rule=rule, seed=0, first=first
+                *candidates,
+                positive_score_q=scores,
+                texts=known_texts,
+                rule=rule,
+                seed=0,
+                first=first,
             ).negatives
         )
-    negatives = np.concatenate(rows)
-    made = [
-        (query, passages[own], *(passages[row] for row in mined if row >= 0))
-        for query, own, mined in zip(queries, answers, negatives, strict=True)
+    negatives = np.concatenate(selected)
+    triplets = [
+        (query, passages[answer], *(passages[row] for row in mined if row >= 0))
+        for query, answer, mined in zip(queries, answers, negatives, strict=True)
     ]
-    return clocks() - started, {row[0]: row[2:] for row in made}
+    return clocks() - started, {row[0]: row[2:] for row in triplets}
 
 
 def mine_sentence_transformers(folder, use_faiss):
@@ -110,11 +122,11 @@ def mine_sentence_transformers(folder, use_faiss):
     from sentence_transformers.util import mine_hard_negatives
 
     passages, queries, answers = texts(folder)
-    asked = np.load(folder / "queries.npy").astype(np.float32)
+    query_vectors = np.load(folder / "queries.npy").astype(np.float32)
     vectors = np.concatenate([v for _, v in shards(folder)]).astype(np.float32)
 
     class FixedVectors:
-        """A model that returns vectors made beforehand."""
+        """A model that returns prepared vectors."""
 
         device = torch.device("cpu")
 
@@ -122,27 +134,27 @@ def mine_sentence_transformers(folder, use_faiss):
             return vectors
 
         def encode_query(self, texts, **_):
-            return asked
+            return query_vectors
 
         def get_embedding_dimension(self):
             return DIMS
 
-        def similarity(self, one, other):
-            return torch.as_tensor(one) @ torch.as_tensor(other).T
+        def similarity(self, first, second):
+            return torch.as_tensor(first) @ torch.as_tensor(second).T
 
-        def similarity_pairwise(self, one, other):
-            return (torch.as_tensor(one) * torch.as_tensor(other)).sum(1)
+        def similarity_pairwise(self, first, second):
+            return (torch.as_tensor(first) * torch.as_tensor(second)).sum(1)
 
     pairs = Dataset.from_dict({"query": queries, "positive": [passages[i] for i in answers]})
     started = clocks()
-    made = mine_hard_negatives(
+    triplets = mine_hard_negatives(
         pairs, FixedVectors(), corpus=passages, relative_margin=1 - SHARE, num_negatives=NEGATIVES,
         range_max=CANDIDATES + 1, output_format="triplet", use_faiss=use_faiss, verbose=False,
     )  # fmt: skip
-    found = {}
-    for row in made:
-        found.setdefault(row["query"], []).append(row["negative"])
-    return clocks() - started, found
+    negatives_by_query = {}
+    for row in triplets:
+        negatives_by_query.setdefault(row["query"], []).append(row["negative"])
+    return clocks() - started, negatives_by_query
 
 
 SIDES = {
@@ -152,20 +164,22 @@ SIDES = {
 }
 
 
-def agreement(folder, found):
+def agreement(folder, negatives_by_query):
     """The share of a sample of queries whose negatives equal those of brute force."""
     passages, queries, answers = texts(folder)
-    asked = np.load(folder / "queries.npy").astype(np.float32)
+    query_vectors = np.load(folder / "queries.npy").astype(np.float32)
     sample = np.linspace(0, len(queries) - 1, min(CHECKED, len(queries))).astype(int)
-    every = [vectors.astype(np.float32) @ asked[sample].T for _, vectors in shards(folder)]
-    same = []
-    for i, scores in zip(sample, np.concatenate(every).T, strict=True):
+    shard_scores = [
+        vectors.astype(np.float32) @ query_vectors[sample].T for _, vectors in shards(folder)
+    ]
+    is_equal = []
+    for i, scores in zip(sample, np.concatenate(shard_scores).T, strict=True):
         best = np.lexsort((np.arange(len(scores)), -scores))[: CANDIDATES + 1]
         limit = SHARE * scores[answers[i]]
         allowed = [row for row in best if row != answers[i] and scores[row] <= limit]
         expected = [passages[row] for row in allowed[:NEGATIVES]]
-        same.append(list(found.get(queries[i], [])) == expected)
-    return float(np.mean(same))
+        is_equal.append(list(negatives_by_query.get(queries[i], [])) == expected)
+    return float(np.mean(is_equal))
 
 
 def run(folder, side):
@@ -190,15 +204,18 @@ def compare(options, folder):
             last = figures[side][-1]
             print(f"round {number + 1}: {side}: {summary(last)}", flush=True)
     medians = {
-        side: {of: statistics.median(f[of] for f in runs) for of in ("seconds", "computing")}
+        side: {
+            figure: statistics.median(f[figure] for f in runs)
+            for figure in ("seconds", "computing")
+        }
         for side, runs in figures.items()
     }
     memory = {side: max(f["gib"] for f in runs) for side, runs in figures.items()}
-    own = medians.pop("stillroom")
-    for side, other in medians.items():
+    ours = medians.pop("stillroom")
+    for side, theirs in medians.items():
         print(
-            f"{other['seconds'] / own['seconds']:.2f} times as fast as {side} "
-            f"({other['computing'] / own['computing']:.2f} times less CPU time), in "
+            f"{theirs['seconds'] / ours['seconds']:.2f} times as fast as {side} "
+            f"({theirs['computing'] / ours['computing']:.2f} times less CPU time), in "
             f"{memory['stillroom']:.2f} GiB against {memory[side]:.2f} GiB"
         )
 
@@ -207,11 +224,11 @@ def grow(options):
     for passages in options.growth:
         with tempfile.TemporaryDirectory() as name:
             write_vectors(Path(name), passages, options.queries)
-            found = run(Path(name), "stillroom")
-            each = 1e9 * found["computing"] / passages / options.queries
+            result = run(Path(name), "stillroom")
+            ns_per_pair = 1e9 * result["computing"] / passages / options.queries
             print(
-                f"{passages:,} passages, {options.queries:,} queries: {summary(found)}, "
-                f"{each:.2f} ns per pair of them",
+                f"{passages:,} passages, {options.queries:,} queries: {summary(result)}, "
+                f"{ns_per_pair:.2f} ns per pair of them",
                 flush=True,
             )
 
@@ -226,10 +243,10 @@ def main():
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     if options.side:
-        (seconds, computing), found = SIDES[options.side](options.folder)
+        (seconds, computing), negatives_by_query = SIDES[options.side](options.folder)
         gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         figures = {"seconds": seconds, "computing": computing, "gib": gib}
-        print(json.dumps({**figures, "agreement": agreement(options.folder, found)}))
+        print(json.dumps({**figures, "agreement": agreement(options.folder, negatives_by_query)}))
     elif options.growth:
         grow(options)
     else:

@@ -4,8 +4,8 @@
 
 SmolLM2-135M with LoRA, from docstrings of this environment and DIR/debian/train.jsonl; nDCG@10 on
 held-out docstrings and on the sets in DIR, which hold cranfield, med, npl and debian in BEIR
-layout. DIR's sets are cut to 1,000 passages, answers first. What has been made is never made
-again, so that a stopped run goes on, and two seeds can run side by side.
+layout. DIR's sets are cut to 1,000 passages, answers first. Finished parts are reused, so that a
+stopped run can be continued, and two seeds can run side by side.
 
 `--scale 10` gives every phase ten times the steps, and the corpus ten times the pairs.
 """
@@ -47,9 +47,9 @@ CONTRASTIVE = {
     "passage_tokens": 64,
 }
 MEAN = {"attention": "bidirectional", "pooling": "mean"}
-# Steps are such that each way reads some 170,000 tokens, padding counted: a contrastive batch has
+# Steps are such that each variant reads some 170,000 tokens with padding: a contrastive batch has
 # 24 × (48 + 64), one of MNTP 24 × 64, one with four hard negatives 12 × (48 + 5 × 64).
-WAYS = {
+VARIANTS = {
     "causal, last token": {
         "attention": "causal",
         "pooling": "last",
@@ -101,60 +101,60 @@ WAYS = {
 
 
 def main():
-    options = argparse.ArgumentParser()
-    options.add_argument("--data", type=Path, required=True)
-    options.add_argument("--root", type=Path, default=Path("runs/quality"))
-    options.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    options.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS))
-    options.add_argument("--scale", type=int, default=1)
-    options.add_argument("--gpus", type=float, default=0)
-    chosen = options.parse_args()
-    cut = cut_sets(chosen.data, chosen.root / "sets")
-    for seed in chosen.seeds:
-        for way in chosen.only:
-            made(way, seed, chosen, cut)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--root", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--scale", type=int, default=1)
+    parser.add_argument("--gpus", type=float, default=0)
+    options = parser.parse_args()
+    cut = cut_sets(options.data, options.root / "sets")
+    for seed in options.seeds:
+        for variant in options.only:
+            train_and_measure(variant, seed, options, cut)
     disconnect()
-    for seed in chosen.seeds:
-        references(chosen.root, seed)
-    print(table(chosen.root))
+    for seed in options.seeds:
+        references(options.root, seed)
+    print(table(options.root))
 
 
 def cut_sets(data, out, passages=PASSAGES, tasks=True):
-    """The sets with at most so many passages; answers first, of as many queries as leave a third
-    of the passages to others. With tasks, a teacher is told each set's."""
+    """Cuts the sets to at most `passages` passages: answers first, of as many queries as leave a
+    third of the passages for others. With `tasks`, each set's task is in its query prompt."""
     folders = {}
     for name, task in TASKS.items():
         folders[name] = out / name
         if folders[name].exists():
             continue
-        whole = read_beir(data / name)
-        draw = np.random.default_rng(0)
+        full_set = read_beir(data / name)
+        rng = np.random.default_rng(0)
         answers, judged = {}, {}
-        for query in draw.permutation(sorted(whole.qrels)):
-            found = [p for p, grade in whole.qrels[query].items() if grade > 0]
-            if len(answers.keys() | found) <= passages * 2 // 3:
-                answers.update(dict.fromkeys(found))
-                judged[query] = whole.qrels[query]
-        others = [p for p in draw.permutation(list(whole.passages)) if p not in answers]
-        kept = [*answers, *others[: passages - len(answers)]]
+        for query in rng.permutation(sorted(full_set.qrels)):
+            relevant = [p for p, grade in full_set.qrels[query].items() if grade > 0]
+            if len(answers.keys() | relevant) <= passages * 2 // 3:
+                answers.update(dict.fromkeys(relevant))
+                judged[query] = full_set.qrels[query]
+        others = [p for p in rng.permutation(list(full_set.passages)) if p not in answers]
+        selected = [*answers, *others[: passages - len(answers)]]
         small = EvaluationSet(
-            {p: whole.passages[p] for p in sorted(kept)},
-            {q: whole.queries[q] for q in sorted(judged)},
-            {q: {p: g for p, g in judged[q].items() if p in set(kept)} for q in sorted(judged)},
+            {p: full_set.passages[p] for p in sorted(selected)},
+            {q: full_set.queries[q] for q in sorted(judged)},
+            {q: {p: g for p, g in judged[q].items() if p in set(selected)} for q in sorted(judged)},
             {"query": f"Instruct: {task}\nQuery: "} if tasks else {},
         )
         write_beir(small, folders[name])
     return folders
 
 
-def made(way, seed, chosen, sets):
-    """Trains and measures one way with one seed, unless it was."""
-    out = chosen.root / "figures" / f"{way}, seed {seed}.json"
+def train_and_measure(variant, seed, options, sets):
+    """Trains and measures one variant with one seed, unless its figures exist."""
+    out = options.root / "figures" / f"{variant}, seed {seed}.json"
     if out.exists():
         return
     recipe = {
         "name": "quality",
-        "root": str(chosen.root),
+        "root": str(options.root),
         "seed": seed,
         "corpus": {
             "sources": {
@@ -164,11 +164,11 @@ def made(way, seed, chosen, sets):
                 },
                 "debian": {
                     "format": "files",
-                    "pairs": [str(chosen.data / "debian" / "train.jsonl")],
+                    "pairs": [str(options.data / "debian" / "train.jsonl")],
                     "prompts": {"query": f"Instruct: {TASKS['debian']}\nQuery: "},
                 },
             },
-            "max_pairs": 2000 * chosen.scale,
+            "max_pairs": 2000 * options.scale,
             "held_out": {"queries": 200, "passages": 800, "source": "docstrings"},
             "evaluation": {name: str(folder) for name, folder in sets.items()},
         },
@@ -179,61 +179,73 @@ def made(way, seed, chosen, sets):
                 "documentation\nQuery: "
             },
             "max_tokens": 64,
-            **WAYS[way],
-            "phases": [{**p, "steps": p["steps"] * chosen.scale} for p in WAYS[way]["phases"]],
+            **VARIANTS[variant],
+            "phases": [
+                {**p, "steps": p["steps"] * options.scale} for p in VARIANTS[variant]["phases"]
+            ],
         },
         "student": {
             "base": BASE,
             "phases": [{"data": "pairs", "steps": 1, "global_batch": 1, "learning_rate": 1e-4}],
         },
         "scale": {
-            "teacher": {"engine": "torch", "micro_batch_tokens": 2048, "gpus": chosen.gpus},
-            "vectors": {"gpus": chosen.gpus},
+            "teacher": {"engine": "torch", "micro_batch_tokens": 2048, "gpus": options.gpus},
+            "vectors": {"gpus": options.gpus},
         },
     }
-    file = chosen.root / f"seed {seed}.yaml"
+    file = options.root / f"seed {seed}.yaml"
     file.write_text(yaml.safe_dump(recipe))
     steps = pipeline(read_recipe(file))
     last = max(i for i, step in enumerate(steps) if step.stage == "teacher")
     produced = list(run_steps(read_recipe(file), steps[: last + 1]))
-    encoder = load_encoder(produced[-1].artifact.path).to("cuda" if chosen.gpus else "cpu")
-    keep(out, evaluate_encoder(encoder, "teacher", read_evaluation_sets(produced[0].artifact)))
+    encoder = load_encoder(produced[-1].artifact.path).to("cuda" if options.gpus else "cpu")
+    write_scores(
+        out, evaluate_encoder(encoder, "teacher", read_evaluation_sets(produced[0].artifact))
+    )
 
 
 def references(root, seed):
     """BM25, and the base before training, on the sets of one seed."""
     corpora = Store(str(root)).list_artifacts("corpus")
-    corpus = next(of for of in corpora if of.manifest["made_by"]["section"]["seed"] == seed)
+    corpus = next(
+        artifact for artifact in corpora if artifact.manifest["made_by"]["section"]["seed"] == seed
+    )
     sets = read_evaluation_sets(corpus)
     bm25, untrained = (
         root / "figures" / f"{name}, seed {seed}.json" for name in ("BM25", "untrained")
     )
     if not bm25.exists():
-        keep(bm25, evaluate_bm25(sets))
+        write_scores(bm25, evaluate_bm25(sets))
     if not untrained.exists():
-        keep(
+        write_scores(
             untrained, evaluate_encoder(make_encoder(BASE, max_tokens=64, **MEAN), "teacher", sets)
         )
 
 
-def keep(file, figures):
+def write_scores(file, figures):
     file.parent.mkdir(parents=True, exist_ok=True)
-    scores = {name: found["ndcg@10"] for name, found in figures["scores"].items()}
+    scores = {name: scores_of_set["ndcg@10"] for name, scores_of_set in figures["scores"].items()}
     file.write_text(json.dumps(scores))
     print(file.stem, scores, flush=True)
 
 
 def table(root):
-    """nDCG@10 of every way and set: the mean over the seeds, and their range."""
-    found = {}
+    """nDCG@10 of every variant and set: the mean over the seeds, and their range."""
+    scores_by_name = {}
     for file in sorted((root / "figures").glob("*.json")):
-        found.setdefault(file.stem.rsplit(",", 1)[0], []).append(json.loads(file.read_text()))
+        scores_by_name.setdefault(file.stem.rsplit(",", 1)[0], []).append(
+            json.loads(file.read_text())
+        )
     sets = ["held-out", *TASKS]
     lines = ["| | " + " | ".join(sets) + " |", "| --- |" + " --- |" * len(sets)]
-    for name in [*(way for way in WAYS if way in found), "untrained", "BM25"]:
+    for name in [
+        *(variant for variant in VARIANTS if variant in scores_by_name),
+        "untrained",
+        "BM25",
+    ]:
         cells = []
         for column in sets:
-            scores = [scores[column] for scores in found[name]]
+            scores = [scores[column] for scores in scores_by_name[name]]
             spread = f" ({min(scores):.3f}–{max(scores):.3f})" if len(scores) > 1 else ""
             cells.append(f"{statistics.mean(scores):.3f}{spread}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

@@ -65,14 +65,16 @@ def make_release(weights: str, folder: Path) -> None:
 
         texts = [(text, "passage") for text in benchmark_texts()]
         for format in ("onnx", "onnx-int8", "openvino", "openvino-int8"):
-            inside = f"student/{format}"
+            subfolder = f"student/{format}"
             try:
-                if not (folder / inside).exists():
-                    export_encoder(load_encoder(folder / "student"), format, folder / inside, texts)
+                if not (folder / subfolder).exists():
+                    export_encoder(
+                        load_encoder(folder / "student"), format, folder / subfolder, texts
+                    )
             except UserError as error:  # OpenVINO is not installed
                 print(f"without {format}: {error}")
             else:
-                exports[format] = {"folder": inside}
+                exports[format] = {"folder": subfolder}
     content = {
         "name": MODEL,
         "models": {"student": "student"},
@@ -139,7 +141,7 @@ def measure_engine(release: str, engine: str, seconds: float) -> dict:
 
 
 def measure_overload(name: str, release: str, texts: int, seconds: float) -> None:
-    """Print what becomes of requests at half, once and ten times the server's capacity."""
+    """Print latencies and refusals at half, once and ten times the server's capacity."""
     with run_server(name, release) as (process, port):
         measure(process, port, texts, 8, 2)  # warm up
         capacity = measure(process, port, texts, 8, seconds)["requests/s"]

@@ -76,14 +76,14 @@ async def post(reader, writer, body: bytes) -> int:
         b"POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\n"
         b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
     )
-    head = await reader.readuntil(b"\r\n\r\n")
+    headers = await reader.readuntil(b"\r\n\r\n")
     length = next(
         int(line.split(b":")[1])
-        for line in head.split(b"\r\n")
+        for line in headers.split(b"\r\n")
         if line.lower().startswith(b"content-length:")
     )
     await reader.readexactly(length)
-    return int(head.split(b" ", 2)[1])
+    return int(headers.split(b" ", 2)[1])
 
 
 def percentile_ms(latencies_s: list[float], percent: float) -> float:

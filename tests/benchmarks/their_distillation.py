@@ -20,8 +20,10 @@ from stillroom.encoders.layers.backbone import set_dropout
 from stillroom.encoders.model_names import locate_model
 
 
-def distilled(encoder, base, layers, dropout, texts, vectors_nd, phase, *, device, seed):
-    """Trains a student of some of the base's layers and a projection, and copies its weights into
+def train_with_sentence_transformers(
+    encoder, base, layers, dropout, texts, vectors_nd, phase, *, device, seed
+):
+    """Trains a student (some of the base's layers and a projection), and copies its weights into
     `encoder`, which has the same shape.
 
     Args:

@@ -52,7 +52,7 @@ def train_stillroom(steps, precision, dropout):
     queries, positives, negatives = triples(BATCH * steps)
 
     class Batches:
-        """In the order of the data, as the other side has it."""
+        """Batches in the order of the data, as on the other side."""
 
         def ids(self, step):
             return range(BATCH * step, BATCH * (step + 1))
@@ -106,7 +106,7 @@ def train_sentence_transformers(steps, precision, dropout):
     model.max_seq_length = PASSAGE_TOKENS
     set_dropout(model[0].auto_model, dropout)
     queries, positives, negatives = triples(BATCH * steps)
-    # It has one length for every column: queries are cut beforehand.
+    # The trainer has one length for all columns, so queries are cut beforehand.
     tokenizer = model.tokenizer
     cut = tokenizer(
         queries, truncation=True, max_length=QUERY_TOKENS - 2, add_special_tokens=False

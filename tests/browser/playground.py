@@ -48,7 +48,7 @@ def release(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(release):
-    """The URL of the release behind a key; under /off its student alone, without a page."""
+    """The URL of the release behind a key; /off serves only its student, without a page."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -119,7 +119,7 @@ def search(page, query):
     expect(page.locator("#status")).to_contain_text("shared")
 
 
-def test_a_query_finds_in_both_lists_what_brute_force_finds(visit, release):
+def test_both_lists_show_the_hits_of_brute_force_search(visit, release):
     page = visit()
     query = "what says number nine?"
     search(page, query)

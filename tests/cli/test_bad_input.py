@@ -60,7 +60,7 @@ def refused(done, *expected):
         ("corpus.sources.environment.package=[numpy]", "Did you mean 'packages'"),
         (
             "student.phases.0.mix={other: 1}",
-            "student.phases[0].mix names 'other', which is no source",
+            "student.phases[0].mix names 'other', which is not a source",
         ),
         ("corpus.held_out=null", "nothing can be measured"),
         ("student.pooling=null", "Set student.pooling"),
@@ -91,7 +91,7 @@ def test_a_broken_corpus_is_refused_with_file_and_line(
     assert refused(stillroom("check", TINY, source), expected)
 
 
-def test_negatives_that_no_pair_comes_with_are_refused(stillroom, tmp_path):
+def test_provided_negatives_are_refused_where_no_pair_has_any(stillroom, tmp_path):
     pairs = tmp_path / "own.jsonl"
     pairs.write_text('{"query": "q", "positive": "p"}\n')
     words = [
@@ -103,8 +103,8 @@ def test_negatives_that_no_pair_comes_with_are_refused(stillroom, tmp_path):
     assert refused(stillroom("check", TINY, *words), expected)
     pairs.write_text('{"query": "q", "positive": "p", "negatives": ["n"]}\n')
     assert stillroom("check", TINY, *words).returncode == 0
-    only = "teacher.phases.0.mix={environment: 1}"
-    assert refused(stillroom("check", TINY, *words, only), expected)
+    only_environment = "teacher.phases.0.mix={environment: 1}"
+    assert refused(stillroom("check", TINY, *words, only_environment), expected)
 
 
 @pytest.mark.parametrize(
@@ -138,14 +138,14 @@ def test_a_base_whose_weights_are_pickled_is_refused(stillroom, model, tmp_path)
 
 
 def test_too_little_disk_is_refused(stillroom, tmp_path):
-    # Three times as much as is free there is needed.
+    # The run needs three times the free space.
     size = shutil.disk_usage("/dev/shm").free
     weights = tmp_path / "huge"
     weights.mkdir()
     (weights / "config.json").write_text("{}")
     (weights / "tokenizer.json").write_text("{}")
     with (weights / "model.safetensors").open("wb") as file:
-        file.truncate(size)  # sparse: it takes no room itself
+        file.truncate(size)  # sparse: it takes no space itself
     done = stillroom("run", TINY, f"teacher.base={weights}", "root=/dev/shm/stillroom-test")
     assert refused(done, "GiB free, and the run needs about")
 
@@ -197,7 +197,7 @@ def test_debug_shows_where_an_error_came_from(stillroom):
         (["no-such-command"], 2, "no-such-command"),
     ],
 )
-def test_a_process_of_its_own_exits_with_the_same_codes(tmp_path, words, code, expected):
+def test_a_separate_process_exits_with_the_same_codes(tmp_path, words, code, expected):
     done = subprocess.run(
         [sys.executable, "-m", "stillroom.cli", *map(str, words)],
         capture_output=True, text=True, cwd=tmp_path,

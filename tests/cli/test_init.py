@@ -67,10 +67,12 @@ def test_a_serving_configuration_is_copied_with_the_command_that_deploys_it(stil
         (["nowhere/new.yaml"], "cannot be written"),
         (["--pairs", "none.jsonl", "new.yaml"], "none.jsonl"),
         (["--pairs", "few.jsonl", "new.yaml"], "holds 12 pairs with 12 distinct passages, too few"),
-        (["--pairs", "texts.jsonl", "new.yaml"], "holds no pairs but 1 passages"),
+        (["--pairs", "texts.jsonl", "new.yaml"], "holds 1 passages and no pairs"),
     ],
 )
-def test_what_cannot_be_written_is_refused_and_nothing_is(stillroom, tmp_path, words, expected):
+def test_a_recipe_that_cannot_be_written_is_refused_and_no_file_changes(
+    stillroom, tmp_path, words, expected
+):
     (tmp_path / "there.yaml").write_text("mine")
     (tmp_path / "texts.jsonl").write_text('{"text": "a passage"}\n')
     write_pairs(tmp_path / "few.jsonl", 12)
@@ -107,12 +109,12 @@ def test_invalid_rows_are_counted_in_a_note(stillroom, tmp_path):
 
 
 def facts(**changes):
-    known = {
+    defaults = {
         "location": "pairs.jsonl", "pairs": 5000, "passages": 5000, "negatives_per_pair": 0.0,
         "query_tokens": 10, "passage_tokens": 100, "measured": True, "script": "Latin",
         "skipped_rows": 0,
     }  # fmt: skip
-    return PairFacts(**{**known, **changes})
+    return PairFacts(**{**defaults, **changes})
 
 
 @pytest.mark.parametrize("pairs", [40, 100, 1000, 30_000, 10_000_000])
@@ -127,13 +129,13 @@ def test_any_size_of_data_gives_a_valid_recipe(tmp_path, pairs, tokens):
     assert recipe.teacher.phases[0].global_batch <= (pairs - held_out.passages) / 4
 
 
-def test_texts_in_another_script_are_told_to_take_other_models():
+def test_a_note_advises_other_models_for_texts_in_another_script():
     [note] = [note for note in facts(script="Cyrillic").summary()["notes"] if "script" in note]
     assert "most texts are in Cyrillic script" in note
     assert not [note for note in facts().summary()["notes"] if "script" in note]
 
 
-def test_values_are_set_where_their_path_is_and_everything_else_stays():
+def test_set_values_changes_only_the_values_at_the_given_paths():
     text = "a:\n  b: 1   # first\n  c:\n    - x: 2\n      b: 3\n    - x: 4\nb: 5\n"
     changed = set_values(text, {"a.c.0.b": 30, "a.c.1.x": 40, "a.b": ["it's: here"]})
     assert changed == (
@@ -146,7 +148,7 @@ def test_values_are_set_where_their_path_is_and_everything_else_stays():
         set_values(text, {"a.d": 1})
 
 
-def test_every_value_that_is_fitted_has_a_place_in_the_template():
+def test_every_fitted_value_has_a_field_in_the_template():
     filled = yaml.safe_load(fill_template(shipped_text("help-desk"), facts()))
     for path, value in fitted_values(facts()).items():
         node = filled

@@ -1,4 +1,4 @@
-"""A wheel works outside of a checkout: recipes, templates and serving pages travel with it."""
+"""A wheel works outside of a checkout: it contains recipes, templates and serving pages."""
 
 import json
 import os
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder that holds the installed package, and one to work in."""
+    """A folder that contains the installed package in `site` and a working folder, `work`."""
     folder = tmp_path_factory.mktemp("installed")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     wheel = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder / "wheel"]
@@ -75,10 +75,10 @@ def test_an_installed_recipe_is_checked_planned_and_could_be_submitted(stillroom
         "corpus", "teacher", "vectors", "negatives", "student", "report", "release",
     ]  # fmt: skip
     assert "recipe: mine: 7 steps to make" in stillroom("check", recipe)
-    sent = json.loads(stillroom("submit", recipe, "root=/shared/runs", "--dry-run", "--json"))[
+    command = json.loads(stillroom("submit", recipe, "root=/shared/runs", "--dry-run", "--json"))[
         "command"
     ]
-    assert f"{os.sep}site{os.sep}stillroom" in sent  # the package as it is installed
+    assert f"{os.sep}site{os.sep}stillroom" in command  # the installed package
 
 
 @pytest.mark.full

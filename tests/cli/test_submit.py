@@ -1,4 +1,4 @@
-"""What `stillroom submit` says, and refuses, before anything leaves this machine."""
+"""What `stillroom submit` prints and refuses before anything leaves this machine."""
 
 import json
 import os
@@ -29,7 +29,7 @@ RECIPE = {
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A recipe with its data; nothing listens where it would go."""
+    """A recipe with its data; no server listens at the address of jobs."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "pairs.jsonl").write_text('{"query": "q", "positive": "p"}\n')
     (tmp_path / "mine.yaml").write_text(json.dumps(RECIPE))
@@ -42,18 +42,18 @@ def folder(tmp_path, monkeypatch):
 
 
 def submit(*words, root="s3://bucket/runs"):
-    """What it prints; raises what it raises."""
-    told = [] if root is None else [f"root={root}"]
-    done = CliRunner().invoke(app, ["submit", "mine.yaml", *told, *words])
+    """Runs `stillroom submit`; returns its output, or raises its error."""
+    root_override = [] if root is None else [f"root={root}"]
+    done = CliRunner().invoke(app, ["submit", "mine.yaml", *root_override, *words])
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.stdout
 
 
-def test_it_says_what_would_be_sent_and_the_command_that_sends_it(folder):
-    told = json.loads(submit("seed=3", "--until", "teacher", "--dry-run", "--json"))
-    assert (told["files"], told["job"], told["status"]) == (2, None, None)
-    words = shlex.split(told["command"])
+def test_a_dry_run_reports_the_files_and_the_command_that_would_send_them(folder):
+    report = json.loads(submit("seed=3", "--until", "teacher", "--dry-run", "--json"))
+    assert (report["files"], report["job"], report["status"]) == (2, None, None)
+    words = shlex.split(report["command"])
     assert words[1:6] == ["ray", "job", "submit", "--address", "http://127.0.0.1:1"]
     assert words[words.index("--") + 1 :] == [
         "python", "-m", "stillroom.cli", "run", "mine.yaml", "root=s3://bucket/runs", "seed=3",
@@ -64,12 +64,12 @@ def test_it_says_what_would_be_sent_and_the_command_that_sends_it(folder):
     assert (package / "cli" / "submit.py").is_file()
 
 
-def test_an_address_in_the_environment_does_not_turn_the_command_elsewhere(folder):
-    told = json.loads(submit("--address", "http://10.0.0.1:8265", "--dry-run", "--json"))
-    assert "RAY_API_SERVER_ADDRESS=http://10.0.0.1:8265 ray job submit" in told["command"]
+def test_the_address_option_overrides_the_one_in_the_environment(folder):
+    report = json.loads(submit("--address", "http://10.0.0.1:8265", "--dry-run", "--json"))
+    assert "RAY_API_SERVER_ADDRESS=http://10.0.0.1:8265 ray job submit" in report["command"]
 
 
-def test_a_checkout_sends_itself(folder, monkeypatch):
+def test_a_submit_from_a_checkout_sends_the_checkout(folder, monkeypatch):
     monkeypatch.chdir(ROOT)
     done = CliRunner().invoke(
         app, ["submit", "jobs/recipes/quickstart.yaml", "root=/shared", "--dry-run", "--json"]
@@ -97,14 +97,14 @@ def test_a_checkout_sends_itself(folder, monkeypatch):
         ([], "--address http://127.0.0.1:1: no job server answers"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_sent(folder, words, expected):
-    with pytest.raises(UserError, match=expected) as fault:
+def test_errors_are_raised_before_anything_is_sent(folder, words, expected):
+    with pytest.raises(UserError, match=expected) as error:
         submit(*words)
-    assert fault.value.code == 2
-    assert "hush" not in str(fault.value)
+    assert error.value.code == 2
+    assert "hush" not in str(error.value)
 
 
-def test_a_root_that_goes_with_the_job_is_refused(folder, monkeypatch):
+def test_a_root_within_the_working_directory_of_the_job_is_refused(folder, monkeypatch):
     with pytest.raises(UserError, match="root: 'runs' is in the job's working directory"):
         submit("--dry-run", root=None)
     with pytest.raises(UserError, match="root: 'mine' is in the job's working directory"):
@@ -113,24 +113,24 @@ def test_a_root_that_goes_with_the_job_is_refused(folder, monkeypatch):
     assert "root=/shared/runs" in submit("--dry-run", root=None)
 
 
-def test_a_job_by_hand_with_such_a_root_is_refused_too(folder, monkeypatch):
+def test_a_job_submitted_by_hand_with_such_a_root_is_refused_too(folder, monkeypatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     done = CliRunner().invoke(app, ["run", "mine.yaml"])
     assert "is in the job's working directory" in str(done.exception)
 
 
-def test_data_that_is_not_sent_is_named(folder):
+def test_the_error_names_data_that_would_not_be_sent(folder):
     (folder / ".gitignore").write_text("data/\n")
     with pytest.raises(UserError, match=r"data/pairs\.jsonl: is not among the files"):
         submit("--dry-run")
 
 
-def test_a_folder_too_large_to_send_is_refused_with_what_is_large_in_it(folder):
+def test_a_folder_too_large_to_send_is_refused_and_its_largest_part_named(folder):
     (folder / ".venv").mkdir()
     (folder / "films").mkdir()
     for large in (".venv/lib.so", "films/a.bin"):
         with (folder / large).open("wb") as file:
-            file.truncate(600 << 20)  # sparse: it takes no room itself
+            file.truncate(600 << 20)  # sparse: it takes no space itself
     with pytest.raises(UserError, match=r"holds 600 MiB .* most of it is films/ 600 MiB\."):
         submit("--dry-run")
     (folder / ".rayignore").write_text("films/\n")
@@ -142,9 +142,9 @@ def test_a_secret_in_a_runtime_environment_is_refused_and_not_repeated(folder, n
     (folder / "env.yaml").write_text(yaml.dump({"env_vars": {name: "sk-1"}}))
     with pytest.raises(
         UserError, match=f"env.yaml: env_vars.{name}: everybody who may list"
-    ) as fault:
+    ) as error:
         submit("--runtime-env", "env.yaml", "--dry-run")
-    assert "sk-1" not in str(fault.value)
+    assert "sk-1" not in str(error.value)
     path = {f"{name}_FILE": "/run/secrets/one", "TOKENIZERS_PARALLELISM": "false", "N": 1}
     (folder / "env.yaml").write_text(yaml.dump({"env_vars": path}))
     assert "--runtime-env env.yaml" in submit("--runtime-env", "env.yaml", "--dry-run")

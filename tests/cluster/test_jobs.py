@@ -44,15 +44,15 @@ def tiny(folder):
 
 
 @pytest.fixture(scope="module")
-def own(folder):
-    """A folder of somebody who installed the package: a recipe, pairs, and what is not sent."""
+def user_folder(folder):
+    """A folder of a user of the installed package: recipe, pairs, and files that are not sent."""
     rows = [{"query": f"what is {i}?", "positive": f"it is {i}. " * (1 + i % 3)} for i in range(24)]
-    own = folder / "own"
+    user_folder = folder / "own"
     for hidden in (".venv/lib", "runs/corpus", "__pycache__"):
-        (own / hidden).mkdir(parents=True)
-        (own / hidden / "large.bin").write_bytes(b"x" * 1000)
-    (own / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (own / ".gitignore").write_text("runs/\n")
+        (user_folder / hidden).mkdir(parents=True)
+        (user_folder / hidden / "large.bin").write_bytes(b"x" * 1000)
+    (user_folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (user_folder / ".gitignore").write_text("runs/\n")
     content = {
         "corpus": {
             "sources": {"own": {"format": "files", "pairs": ["pairs.jsonl"]}},
@@ -68,8 +68,8 @@ def own(folder):
         },
         "scale": {"teacher_api": {"api_key_env": "PLANTED_KEY"}},
     }  # fmt: skip
-    (own / "mine.yaml").write_text(json.dumps(content))
-    return own
+    (user_folder / "mine.yaml").write_text(json.dumps(content))
+    return user_folder
 
 
 def files_with(text, *folders):
@@ -82,8 +82,8 @@ def files_with(text, *folders):
 
 
 @pytest.fixture(scope="module")
-def behind_api(folder):
-    """The encoder that the API's vectors come from."""
+def api_encoder(folder):
+    """The encoder behind the API."""
     return create_encoder(
         str(tiny_encoder(folder / "behind")),
         space="x",
@@ -101,47 +101,52 @@ def job_with_api(head, folder, api, until):
 
 
 @pytest.fixture(scope="module")
-def done(head, own, folder, behind_api):
-    """A job that asks an API with a key of the cluster's; every command line that was seen
-    meanwhile; and what the API was told."""
-    seen = set()
-    with Endpoint(embeddings(behind_api)) as api:
+def done(head, user_folder, folder, api_encoder):
+    """A finished job whose teacher is an API that needs the cluster's key; the command lines of all
+    processes meanwhile; and the API's endpoint, with the requests that it got."""
+    command_lines = set()
+    with Endpoint(embeddings(api_encoder)) as api:
         words = job_with_api(head, folder, api, "vectors")
         job = subprocess.Popen(
-            words, cwd=own, env=head.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            words,
+            cwd=user_folder,
+            env=head.env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         while job.poll() is None:
             for process in psutil.process_iter(["cmdline"]):
-                seen.add(" ".join(process.info["cmdline"] or ()))
+                command_lines.add(" ".join(process.info["cmdline"] or ()))
             time.sleep(0.2)
-        out, said = job.communicate()
-    return subprocess.CompletedProcess(words, job.returncode, out, said), seen, api
+        output, errors = job.communicate()
+    return subprocess.CompletedProcess(words, job.returncode, output, errors), command_lines, api
 
 
-def test_a_job_makes_artifacts_and_says_how_it_ended(done, folder):
+def test_a_job_makes_artifacts_and_reports_how_it_ended(done, folder):
     job, _, _ = done
     assert job.returncode == 0, job.stdout + job.stderr
     assert "\r" not in job.stdout
     assert re.search(r"^Job mine-\S+: SUCCEEDED$", job.stdout, re.M)
-    made = {artifact.stage for artifact in Store(str(folder / "runs")).list_artifacts()}
-    assert made == {"corpus", "teacher", "vectors"}
+    stages = {artifact.stage for artifact in Store(str(folder / "runs")).list_artifacts()}
+    assert stages == {"corpus", "teacher", "vectors"}
 
 
-def test_exactly_the_listed_files_are_sent(done, own, head):
+def test_exactly_the_listed_files_are_sent(done, user_folder, head):
     [package] = head.session.glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
-    there = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
-    assert set(files_to_send(Job((), own, *read_runtime_env(own, None)))) == there
-    assert there == {".gitignore", "mine.yaml", "pairs.jsonl"}
+    sent = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
+    assert set(files_to_send(Job((), user_folder, *read_runtime_env(user_folder, None)))) == sent
+    assert sent == {".gitignore", "mine.yaml", "pairs.jsonl"}
 
 
-def test_the_cluster_s_api_key_is_used_and_never_written(done, head, folder, own):
+def test_the_cluster_s_api_key_is_used_and_never_written(done, head, folder, user_folder):
     job, command_lines, api = done
     assert {h["Authorization"] for h in api.headers} == {f"Bearer {SECRET}"}
     for secret in (SECRET, TOKEN):
-        assert files_with(secret, folder / "runs", head.session, own) == []
+        assert files_with(secret, folder / "runs", head.session, user_folder) == []
         assert not [line for line in command_lines if secret in line]
         assert secret not in json.dumps(head.jobs()) + job.stdout + job.stderr
-    # The search would find it: what is no secret is in all of these places.
+    # The search itself works: it finds the API's URL, which is no secret, in all these places.
     assert files_with(api.url, folder / "runs") and files_with(api.url, head.session)
     assert [line for line in command_lines if api.url in line] and api.url in str(head.jobs())
 
@@ -149,12 +154,12 @@ def test_the_cluster_s_api_key_is_used_and_never_written(done, head, folder, own
 @pytest.mark.full
 def test_the_printed_command_submits_the_same_job(head, tiny, folder):
     words = [*tiny, f"root={folder}/by-hand", "--until", "corpus"]
-    told = json.loads(head.submit(*words, "--dry-run", "--json").stdout)
-    done = head.run("sh", "-c", told["command"])
+    report = json.loads(head.submit(*words, "--dry-run", "--json").stdout)
+    done = head.run("sh", "-c", report["command"])
     assert done.returncode == 0, done.stdout + done.stderr
-    [made] = Store(f"{folder}/by-hand").list_artifacts()
-    assert made.stage == "corpus"
-    assert shlex.split(told["command"])[1:4] == ["ray", "job", "submit"]
+    [artifact] = Store(f"{folder}/by-hand").list_artifacts()
+    assert artifact.stage == "corpus"
+    assert shlex.split(report["command"])[1:4] == ["ray", "job", "submit"]
 
 
 def test_a_job_fails_when_its_run_fails(head, tiny, folder):
@@ -164,11 +169,11 @@ def test_a_job_fails_when_its_run_fails(head, tiny, folder):
     assert re.search(r"^Job tiny-\S+: FAILED$", done.stdout, re.M)
 
 
-def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head, tiny, folder):
+def test_ctrl_c_leaves_the_job_running_and_prints_how_to_stop_it(head, tiny, folder):
     job = subprocess.Popen(
         [*map(str, [*SUBMIT, *tiny, f"root={folder}/stopped", "--follow", "--address", head.url])],
         cwd=ROOT, env=head.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        # What a shell starts with & ignores it, and so do these tests where they are run so.
+        # A shell's background job (&) ignores SIGINT, and so would this child of such a job.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     lines = []
@@ -178,7 +183,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head, tiny, folde
             job.send_signal(signal.SIGINT)
     assert job.wait() == 130, "".join(lines)
     *_, last = lines
-    stop = re.fullmatch(r"The job goes on\. Stop it: (ray job stop (tiny-\S+) .*)\n", last)
+    stop = re.fullmatch(r"The job continues\. To stop it: (ray job stop (tiny-\S+) .*)\n", last)
     assert stop, "".join(lines)
     [info] = [info for info in head.jobs() if info["submission_id"] == stop[2]]
     assert info["status"] == "RUNNING"
@@ -201,7 +206,7 @@ def test_a_stopped_job_is_reported_and_the_next_is_accepted(head, tiny, folder):
 
 @pytest.fixture(params=[None, "another"])
 def no_token(request, folder):
-    """The environment of who has no token, or a wrong one."""
+    """Environment variables without a token, or with a wrong one."""
     if request.param is None:
         return {"RAY_AUTH_TOKEN_PATH": str(folder / "none")}
     return {"RAY_AUTH_TOKEN": request.param}
@@ -210,7 +215,7 @@ def no_token(request, folder):
 def refused(done):
     return (
         done.returncode == 1
-        and "does not take our token, or wants one" in done.stderr
+        and "refuses our token, or requires one" in done.stderr
         and "ray get-auth-token" in done.stderr
         and "Traceback" not in done.stderr
     )
@@ -223,7 +228,7 @@ def test_without_the_cluster_s_token_nothing_is_sent(head, tiny, folder, no_toke
     assert len(head.jobs()) == before
 
 
-def test_without_the_cluster_s_token_it_is_not_joined(head, tiny, folder, no_token):
+def test_without_the_cluster_s_token_a_run_does_not_join_the_cluster(head, tiny, folder, no_token):
     run = (sys.executable, "-m", "stillroom.cli", "run", *tiny, f"root={folder}/refused")
     done = head.run(*run, RAY_ADDRESS=head.gcs, RAY_AUTH_MODE="token", **no_token)
     assert refused(done), done.stderr
@@ -231,11 +236,13 @@ def test_without_the_cluster_s_token_it_is_not_joined(head, tiny, folder, no_tok
 
 
 @pytest.mark.full
-def test_a_job_that_trains_has_a_line_in_its_log_for_each_step(done, head, own, folder, behind_api):
-    with Endpoint(embeddings(behind_api)) as api:
-        job = head.run(*job_with_api(head, folder, api, "student"), cwd=own)
+def test_a_job_that_trains_has_a_line_in_its_log_for_each_step(
+    done, head, user_folder, folder, api_encoder
+):
+    with Endpoint(embeddings(api_encoder)) as api:
+        job = head.run(*job_with_api(head, folder, api, "student"), cwd=user_folder)
     assert job.returncode == 0, job.stdout + job.stderr
     assert re.search(r"^.*step 2/2 .*loss", job.stdout, re.M)
     assert "\r" not in job.stdout
-    made = {artifact.stage for artifact in Store(str(folder / "runs")).list_artifacts()}
-    assert made == {"corpus", "teacher", "vectors", "student"}
+    stages = {artifact.stage for artifact in Store(str(folder / "runs")).list_artifacts()}
+    assert stages == {"corpus", "teacher", "vectors", "student"}

@@ -1,4 +1,4 @@
-"""Logs leave out what libraries say of themselves, and nothing else."""
+"""Logs leave out certain messages of libraries, and nothing else."""
 
 import logging
 
@@ -27,7 +27,7 @@ KEPT = [
 ]
 
 
-def test_the_run_s_log_has_every_line_of_a_worker_but_the_ignored(caplog):
+def test_the_run_s_log_has_every_worker_line_except_the_ignored_ones(caplog):
     with caplog.at_level(logging.INFO, WORKER_LOGGER):
         session._log_lines({"ip": "10.0.0.1", "pid": 1, "lines": [*IGNORED, *KEPT]})
     assert caplog.messages == KEPT
@@ -43,7 +43,7 @@ def test_the_run_s_log_has_every_line_of_a_worker_but_the_ignored(caplog):
         'Connecting to existing Serve app in namespace "serve".',
     ],
 )
-def test_the_driver_s_loggers_drop_the_ignored_messages_alone(message, caplog):
+def test_the_driver_s_loggers_drop_only_the_ignored_messages(message, caplog):
     ignore_library_messages()
     for name in (*ray_data_loggers(), "ray.serve"):
         logger = logging.getLogger(name)

@@ -12,11 +12,7 @@ from stillroom.errors import UserError
 OPTIONS = {"num_cpus": 1}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    ray.init("local", num_cpus=1, include_dashboard=False, configure_logging=False)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def test_rows_that_a_task_reports_reach_the_driver_with_its_result():

@@ -1,4 +1,4 @@
-"""What is taken from Ray's undocumented modules lies in one file, and fits the installed Ray."""
+"""Uses of Ray's undocumented modules are in one file, and fit the installed Ray."""
 
 import ast
 import importlib
@@ -18,7 +18,7 @@ ONLY = SRC / "cluster" / "ray_private.py"
 
 
 def is_private(name):
-    """Whether a dotted name of Ray's leads through what Ray does not document."""
+    """Whether a dotted name leads through an undocumented module of Ray."""
     parts = name.split(".")
     return parts[0] == "ray" and (
         any(part.startswith("_") and not part.startswith("__") for part in parts)
@@ -35,7 +35,7 @@ def dotted(node):
 
 
 def ray_names(source):
-    """Dotted names of Ray's that a file imports or reaches through what it imported."""
+    """Dotted names in Ray that a file imports, or reaches through an import."""
     tree = ast.parse(source)
     names, imported = set(), {}
     for node in ast.walk(tree):
@@ -72,11 +72,11 @@ def ray_names(source):
         "importlib.import_module('ray._private.worker')",
     ],
 )
-def test_every_way_to_an_undocumented_module_is_noticed(source):
+def test_every_way_to_reach_an_undocumented_module_is_noticed(source):
     assert any(is_private(name) for name in ray_names(source))
 
 
-def test_documented_modules_are_not_taken_for_others():
+def test_documented_modules_are_not_reported():
     source = (
         "import ray\nfrom ray.train.torch import TorchConfig\nray.__version__\nray.data.Dataset"
     )
@@ -106,7 +106,7 @@ def test_every_entry_still_resolves():
             resolved = getattr(resolved, part)
 
 
-def test_every_entry_says_why_and_what_breaks():
+def test_every_entry_documents_why_it_is_needed_and_what_would_break():
     entries = inspect.getmembers(ray_private, inspect.isfunction)
     assert entries
     for name, entry in entries:
@@ -125,11 +125,13 @@ def test_the_installed_ray_is_one_that_was_tested():
     assert version("ray") in ray_private.TESTED_RAY_VERSIONS
 
 
-def test_the_package_admits_tested_versions_of_ray_alone():
+def test_the_package_allows_only_tested_versions_of_ray():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    [bound] = [one for one in project["dependencies"] if re.match(r"ray\b", one)]
-    wanted = bound.partition("]")[2]
-    assert wanted in [f"=={tested}" for tested in ray_private.TESTED_RAY_VERSIONS]
+    [requirement] = [
+        dependency for dependency in project["dependencies"] if re.match(r"ray\b", dependency)
+    ]
+    versions = requirement.partition("]")[2]
+    assert versions in [f"=={tested}" for tested in ray_private.TESTED_RAY_VERSIONS]
 
 
 def test_images_and_clusters_run_a_tested_version_of_ray():
@@ -138,11 +140,11 @@ def test_images_and_clusters_run_a_tested_version_of_ray():
         "infra/kuberay/base/cluster.yaml": r"^  rayVersion: (\S+)",
     }
     for path, pattern in texts.items():
-        [named] = re.findall(pattern, (ROOT / path).read_text(), re.M)
-        assert named in ray_private.TESTED_RAY_VERSIONS, path
+        [ray_version] = re.findall(pattern, (ROOT / path).read_text(), re.M)
+        assert ray_version in ray_private.TESTED_RAY_VERSIONS, path
 
 
-def test_the_walk_leaves_out_what_ray_leaves_out(tmp_path):
+def test_the_walk_skips_the_files_that_ray_skips(tmp_path):
     for name in (".git/HEAD", "kept.txt", "ignored.txt", "asked.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")

@@ -43,13 +43,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def head(folder):
-    means = {**SERVE_SETTINGS, **free_serve_ports(), "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.1"}
-    with start_head(folder, NODE_TYPES, **means) as head:
+    settings = {**SERVE_SETTINGS, **free_serve_ports(), "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.1"}
+    with start_head(folder, NODE_TYPES, **settings) as head:
         yield head
 
 
 @pytest.fixture(autouse=True)
-def only_the_head_is_there_at_first_and_at_last(head):
+def starts_and_ends_with_the_head_only(head):
     wait_until(lambda: not workers(head))
     yield
     wait_until(lambda: not workers(head))
@@ -76,7 +76,7 @@ def node_type_of(head, actor):
     return "accelerated" if accelerated else "plain"
 
 
-def test_nodes_come_for_a_pipeline_what_asks_for_a_label_gets_it_and_idle_nodes_go(head, folder):
+def test_a_pipeline_gets_new_nodes_with_the_labels_it_asks_for_and_idle_nodes_leave(head, folder):
     before = {node["node_id"] for node in head.nodes()}
     models = tiny_decoder(folder / "teacher"), tiny_encoder(folder / "student")
     done = head.run(
@@ -102,7 +102,7 @@ def test_nodes_come_for_a_pipeline_what_asks_for_a_label_gets_it_and_idle_nodes_
     )
 
 
-def test_replicas_and_nodes_follow_the_load_up_and_down_and_nothing_fails(head, folder):
+def test_replicas_and_nodes_follow_the_load_up_and_down_and_no_request_fails(head, folder):
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     scale = {
@@ -112,7 +112,7 @@ def test_replicas_and_nodes_follow_the_load_up_and_down_and_nothing_fails(head, 
     args = {
         "releases": [str(make_release(folder / "release", shared_space=True))],
         "policy": "student",
-        "no_auth": True,  # where HAProxy is, every caller is it
+        "no_auth": True,  # behind HAProxy, every caller has its address
         "teacher": {"replicas": 0},
         "student": {"num_cpus": 1, "autoscale": scale},
     }
@@ -143,7 +143,7 @@ def test_replicas_and_nodes_follow_the_load_up_and_down_and_nothing_fails(head, 
         while len(workers(head)) < 2:
             assert time.monotonic() < deadline
             load(200, callers=32)
-        while len(workers(head)) > 1:  # a trickle goes on as they leave
+        while len(workers(head)) > 1:  # a few requests go on while nodes leave
             assert time.monotonic() < 2 * deadline
             load(4, callers=1)
     removed = head.run("serve", "shutdown", "--yes", **in_cluster)

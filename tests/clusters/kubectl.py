@@ -19,9 +19,10 @@ def test_kubectl_builds_the_same(overlay):
         capture_output=True,
         text=True,
     )
-    theirs, ours = list(yaml.safe_load_all(done.stdout)), build(OVERLAYS / overlay)
+    kubectl_resources = list(yaml.safe_load_all(done.stdout))
+    our_resources = build(OVERLAYS / overlay)
 
     def identity(resource):
         return resource["kind"], resource["metadata"]["name"]
 
-    assert sorted(theirs, key=identity) == sorted(ours, key=identity)
+    assert sorted(kubectl_resources, key=identity) == sorted(our_resources, key=identity)

@@ -72,11 +72,11 @@ def exported(tmp_path_factory):
         at_end.callback(serve.shutdown)
         send_requests(folder, f"http://127.0.0.1:{http_port}")
         named = {name for _, query, _ in all_queries() for name in selected_metrics(query)}
-        wanted = named - GPU_METRICS.keys() - PROMETHEUS_METRICS
-        # The node may take the router with it, and all that the router has counted.
-        scraper.wait_for({name for name in wanted if name.startswith("stillroom_shadow")})
+        expected = named - GPU_METRICS.keys() - PROMETHEUS_METRICS
+        # The router may be on that node, and its counts would be lost with it.
+        scraper.wait_for({name for name in expected if name.startswith("stillroom_shadow")})
         cluster.remove_node(node, allow_graceful=False)
-        scraper.wait_for(wanted)
+        scraper.wait_for(expected)
         scraper.stop()
         yield scraper.metrics
 

@@ -64,13 +64,13 @@ def test_a_script_makes_its_stage_and_reuses_the_others(submit, folder, script):
 
 def test_a_stopped_job_saves_a_checkpoint_from_which_the_next_resumes(submit, folder):
     head, steps = submit.head, 300
-    long = [
+    long_run = [
         f"root={folder / 'stopped'}", f"teacher.phases.0.steps={steps}",
         "scale.teacher.checkpoint_every=1000000",
     ]  # fmt: skip
     job = "to-be-stopped"
-    sent = submit("train_teacher.py", *long, options=["--submission-id", job, "--no-wait"])
-    assert sent.returncode == 0, sent.stderr
+    submitted = submit("train_teacher.py", *long_run, options=["--submission-id", job, "--no-wait"])
+    assert submitted.returncode == 0, submitted.stderr
 
     def logged():
         return head.run(
@@ -92,6 +92,6 @@ def test_a_stopped_job_saves_a_checkpoint_from_which_the_next_resumes(submit, fo
     assert status() == "STOPPED"
     stopped = re.search(r"stops after step (\d+); the run can be resumed", logged())
     assert stopped and 100 <= int(stopped[1]) < steps, logged()
-    done = submit("train_teacher.py", *long)
+    done = submit("train_teacher.py", *long_run)
     assert done.returncode == 0, done.stdout
     assert f"resumes after step {stopped[1]}, on 2 workers" in done.stdout

@@ -41,7 +41,7 @@ def killed_after(words, step, **env):
     running, lines = start(words, **env), []
     for line in running.stdout:
         lines.append(line)
-        if (at := re.search(r"step (\d+)/", line)) and int(at[1]) > step:
+        if (match := re.search(r"step (\d+)/", line)) and int(match[1]) > step:
             children = psutil.Process(running.pid).children(recursive=True)
             os.kill(running.pid, signal.SIGKILL)
             psutil.wait_procs(children, timeout=60)  # Ray's processes end with their driver
@@ -49,14 +49,16 @@ def killed_after(words, step, **env):
     raise AssertionError("".join(lines))
 
 
-def test_a_killed_run_on_an_object_store_resumes_and_ends_as_one_on_a_disk(bucket, words, tmp_path):
+def test_a_killed_run_on_an_object_store_resumes_and_trains_the_weights_of_one_on_a_disk(
+    bucket, words, tmp_path
+):
     remote, local = f"s3://{bucket}/{tmp_path.name}", str(tmp_path / "runs")
     env = {"STILLROOM_CACHE": str(tmp_path / "cache")}
     killed_after([*words, f"root={remote}"], STEPS // 3, **env)
     assert {artifact.stage for artifact in Store(remote).list_artifacts()} == {"corpus"}
-    again = start([*words, f"root={remote}"], **env)
-    output, _ = again.communicate()
-    assert again.returncode == 0, output
+    resumed = start([*words, f"root={remote}"], **env)
+    output, _ = resumed.communicate()
+    assert resumed.returncode == 0, output
     resumed_after = int(re.search(r"resumes after step (\d+), on 2 workers", output)[1])
     # One more checkpoint may have been on its way when the process died.
     assert resumed_after % EVERY == 0 and resumed_after > STEPS // 3 - 2 * EVERY

@@ -22,7 +22,7 @@ from stillroom.learning.objectives.contrastive import Contrastive
 from stillroom.storage.artifacts import Store
 from stillroom.training.driver import fit
 from stillroom.training.task import TrainingTask
-from support import tiny_training as learner
+from support import tiny_training
 from support.tensorboard_events import events
 from support.tiny_training import batches, settings, start, uninterrupted
 
@@ -34,11 +34,11 @@ WAIT_S = 300
 @pytest.fixture
 def cluster(monkeypatch):
     """A head that does no work, and two nodes of a CPU each."""
-    for module in (sys.modules[__name__], learner):
+    for module in (sys.modules[__name__], tiny_training):
         ray.cloudpickle.register_pickle_by_value(module)
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
-    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as own:
-        monkeypatch.setenv("RAY_TMPDIR", own)
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as ray_folder:
+        monkeypatch.setenv("RAY_TMPDIR", ray_folder)
         nodes = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
         )
@@ -51,29 +51,29 @@ def cluster(monkeypatch):
 
 
 class RecordedBatches:
-    """Batches that take a while; each is recorded with the number of workers that share it."""
+    """Slow batches; each is recorded with the number of workers that share it."""
 
-    def __init__(self, made, notes):
-        self.made, self.notes = made, notes
+    def __init__(self, pair_batches, notes):
+        self.batches, self.notes = pair_batches, notes
 
     def ids(self, step):
-        return self.made.ids(step)
+        return self.batches.ids(step)
 
     def __call__(self, step):
         if not (self.notes / "fast").exists():
-            time.sleep(0.3)  # what a step of a large model takes
+            time.sleep(0.3)  # as long as a step of a large model
         with (self.notes / "steps").open("a") as file:
-            file.write(f"{step} {self.made.shard.world}\n")
-        return self.made(step)
+            file.write(f"{step} {self.batches.shard.world}\n")
+        return self.batches(step)
 
 
-def recorded(notes, encoder, shard):
-    made = batches(encoder, shard)
-    return RecordedBatches(made, notes) if shard.rank == 0 else made
+def recorded_batches(notes, encoder, shard):
+    pair_batches = batches(encoder, shard)
+    return RecordedBatches(pair_batches, notes) if shard.rank == 0 else pair_batches
 
 
-class Weather:
-    """Takes nodes away and adds them, in a thread beside the run, whose steps it watches."""
+class NodeChanges:
+    """Removes and adds nodes, in a thread that watches the steps of the run."""
 
     def __init__(self, nodes, notes):
         self.nodes, self.notes = nodes, notes
@@ -83,18 +83,18 @@ class Weather:
 
     def run(self):
         try:
-            self.changes()
+            self.change_nodes()
         except BaseException as error:
             self.error = error
         finally:
             (self.notes / "fast").touch()
 
-    def changes(self):
+    def change_nodes(self):
         self.until_workers(2)
-        taken = max(self.nodes.worker_nodes, key=lambda node: node.node_id)
-        self.drain(taken)
+        drained = max(self.nodes.worker_nodes, key=lambda node: node.node_id)
+        self.drain(drained)
         self.until_workers(1)
-        self.nodes.remove_node(taken)
+        self.nodes.remove_node(drained)
         join = ["ray", "start", f"--address={self.nodes.address}", "--num-cpus=1", "--block"]
         with subprocess.Popen(join, start_new_session=True) as added:
             try:
@@ -118,7 +118,7 @@ class Weather:
         return [tuple(map(int, line.split())) for line in file.read_text().splitlines()]
 
     def drain(self, node):
-        """Announces that a node will be taken away, as a cloud does."""
+        """Announces that a node will be removed, as a cloud does."""
         accepted, why = ray._private.worker.global_worker.gcs_client.drain_node(
             node.node_id,
             autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION,
@@ -131,32 +131,33 @@ class Weather:
 def test_a_run_that_loses_and_gains_workers_has_the_losses_of_an_uninterrupted_one(
     cluster, decoder, tmp_path
 ):
-    wanted = settings(STEPS, learning_rate=1e-4)
+    phase = settings(STEPS, learning_rate=1e-4)
     task = TrainingTask(
-        functools.partial(start, decoder, dropout=0.0), functools.partial(recorded, tmp_path),
-        Contrastive(temperature=0.05), wanted, seed=5,
+        functools.partial(start, decoder, dropout=0.0),
+        functools.partial(recorded_batches, tmp_path),
+        Contrastive(temperature=0.05), phase, seed=5,
     )  # fmt: skip
-    # Three never have an even share of a batch of eight.
+    # Three workers cannot share a batch of eight evenly.
     scale = TrainingWorkers(
         workers=ElasticWorkers(min=1, max=4, poll_interval_s=1.0),
         micro_batch_tokens=64,
         checkpoint_every=EVERY,
     )
-    weather = Weather(cluster, tmp_path)
+    node_changes = NodeChanges(cluster, tmp_path)
     store = Store(str(tmp_path / "runs"))
     with store.draft("teacher", "small", "0") as draft:
         fit(task, scale, Tracking(), draft)
-        made = draft.publish({}).path
-    weather.thread.join()
-    assert weather.error is None, weather.error
-    figures = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
-    assert [one["step"] for one in figures] == [*range(1, STEPS + 1)]
-    losses = uninterrupted(decoder, wanted)
-    assert [one["loss"] for one in figures] == pytest.approx(losses, rel=1e-3)
-    repeated = [
+        folder = draft.publish({}).path
+    node_changes.thread.join()
+    assert node_changes.error is None, node_changes.error
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [*range(1, STEPS + 1)]
+    losses = uninterrupted(decoder, phase)
+    assert [row["loss"] for row in rows] == pytest.approx(losses, rel=1e-3)
+    steps_by_attempt = [
         sum(bool(event.summary.value) for event in events(file.read_bytes()))
         for file in sorted((tmp_path / "runs" / ".logs" / "teacher-small-0").iterdir())
     ]
-    # A node taken with notice costs no step. Growing, or a node that dies, repeats the steps after
-    # the last checkpoint; one checkpoint may have been on its way.
-    assert sum(repeated) - STEPS <= 2 * (2 * EVERY), repeated
+    # A node removed with notice repeats no step. After growth or the death of a node, the steps
+    # since the last checkpoint are repeated; one checkpoint may have been on its way.
+    assert sum(steps_by_attempt) - STEPS <= 2 * (2 * EVERY), steps_by_attempt

@@ -1,4 +1,4 @@
-"""Recipes: what is read, what is refused, and in which words."""
+"""Recipes: what is read, what is refused, and with which error."""
 
 import pickle
 from pathlib import Path
@@ -81,9 +81,9 @@ def test_an_override_is_typed_like_the_file(recipe):
         ("corpus.sources.own.format=fils", "corpus.sources.own", "'files'"),
         ("corpus.sources.own={format: files}", "corpus.sources.own", "names no file"),
         ("corpus.sources={}", "corpus.sources", "at least 1"),
-        ("corpus.held_out.source=other", "held_out.source", "no source"),
+        ("corpus.held_out.source=other", "held_out.source", "not a source"),
         ("corpus.held_out.source=more", "held_out.source", "no pairs"),
-        ("corpus.max_pairs={other: 1}", "corpus", "no source"),
+        ("corpus.max_pairs={other: 1}", "corpus", "not a source"),
         ("corpus.max_pairs={own: 0}", "corpus.max_pairs", "greater than 0"),
         ("corpus.near_duplicates={min_jaccard: 2}", "near_duplicates.min_jaccard", "less than"),
         (
@@ -92,7 +92,7 @@ def test_an_override_is_typed_like_the_file(recipe):
             "teacher.phases",
             "leave out mix_temperature",
         ),
-        ("student.phases.0.mix={other: 1}", "student.phases[0].mix", "no source"),
+        ("student.phases.0.mix={other: 1}", "student.phases[0].mix", "not a source"),
         ("student.phases.0.mix={more: 1}", "student.phases[0].mix", "without pairs"),
         ("teacher.phases.0.mix={own: 1, more: 2}", "teacher.phases[0].mix", "without pairs"),
         ("teacher.phases.0.mix={own: 0}", "teacher.phases.0.mix.own", "greater than 0"),
@@ -103,8 +103,12 @@ def test_an_override_is_typed_like_the_file(recipe):
         ("student.phases.0.losses.cosine=1", "student", "space: teacher"),
         ("student.phases.0.losses={score_kl: 0, contrastive: 0}", "phases.0.losses", "margin_mse"),
         ("student.phases=[]", "student", "add one"),
-        ("release.ndcg_by_set={held-oot: 0.5}", "release.ndcg_by_set", "there is held-out"),
-        ("release.retention_by_set={own: 0.9}", "release.retention_by_set", "no evaluation set"),
+        ("release.ndcg_by_set={held-oot: 0.5}", "release.ndcg_by_set", "the sets are held-out"),
+        (
+            "release.retention_by_set={own: 0.9}",
+            "release.retention_by_set",
+            "not an evaluation set",
+        ),
         ("release.small_vectors={int4: 0.9}", "release.small_vectors.int4", "'binary+rescoring'"),
         ("release.asymmetric_retention=0.9", "asymmetric_retention", "space: teacher"),
         ("student.layers=[]", "student", "at least one layer, and each only once"),
@@ -138,7 +142,7 @@ def test_all_wrong_fields_are_reported_together(recipe):
     assert "teacher.attention" in str(error.value)
 
 
-def test_a_missing_recipe_and_broken_yaml_are_errors_of_ours(tmp_path):
+def test_a_missing_recipe_and_broken_yaml_raise_a_user_error(tmp_path):
     with pytest.raises(UserError, match="no such recipe"):
         read_recipe(tmp_path / "none.yaml")
     broken = tmp_path / "broken.yaml"
@@ -158,7 +162,7 @@ def test_a_missing_recipe_and_broken_yaml_are_errors_of_ours(tmp_path):
         (
             "teacher.base=${oc.env:NOT_SET}",
             "mine.yaml: teacher.base: needs the environment variable NOT_SET, which is not set. "
-            "Set it (export NOT_SET=…), or write a value in place of ${oc.env:NOT_SET}.",
+            "Set it (export NOT_SET=…), or write a value instead of ${oc.env:NOT_SET}.",
         ),
         (
             "student.base=${teacher.bas}",
@@ -174,7 +178,7 @@ def test_a_missing_recipe_and_broken_yaml_are_errors_of_ours(tmp_path):
         ("teacher", "teacher: is not an override. Write it as section.field=value."),
     ],
 )
-def test_what_cannot_be_resolved_or_parsed_is_named_with_a_fix(
+def test_an_unresolvable_or_unparsable_value_is_named_with_a_fix(
     recipe, monkeypatch, override, message
 ):
     monkeypatch.delenv("NOT_SET", raising=False)
@@ -220,7 +224,7 @@ TALK = {"talk": {"format": "files", "conversations": ["talk.jsonl"]}}
         ({**MNTP, "mix": {"talk": 1.0}}, TALK, "phases[0].mix names 'talk', a source without pas"),
     ],
 )
-def test_a_phase_has_what_it_trains_on_or_is_refused(recipe, phase, sources, problem):
+def test_a_phase_is_valid_only_with_data_to_train_on(recipe, phase, sources, problem):
     def change(content):
         content["teacher"]["phases"] = [phase]
         content["corpus"]["sources"].update(sources)
@@ -233,7 +237,7 @@ def test_a_phase_has_what_it_trains_on_or_is_refused(recipe, phase, sources, pro
         assert problem in str(error.value)
 
 
-def test_without_any_pairs_what_needs_them_is_named(recipe):
+def test_without_any_pairs_the_error_names_the_phase_that_needs_them(recipe):
     def change(content):
         content["corpus"] = {
             "sources": {"more": {"format": "files", "passages": ["passages.jsonl"]}},

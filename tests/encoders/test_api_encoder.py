@@ -1,4 +1,4 @@
-"""An embeddings API on a real socket, which serves a tiny model's own vectors."""
+"""The API encoder against an embeddings API on a real socket that serves a tiny model's vectors."""
 
 import base64
 import itertools
@@ -74,9 +74,9 @@ def test_vectors_are_the_model_s_of_unit_length_and_in_order(model, tmp_path, ma
         assert "dimensions" not in body
     # A text that comes twice is sent once, and its vector is cached for later runs.
     assert set(Counter(inputs(server)).values()) == {1}
-    again = api_encoder(server.url, access, prompts=prompts)  # the server is gone
-    np.testing.assert_allclose(again.encode(TEXTS, "passage"), expected, atol=1e-6)
-    assert again.spent.tokens_in > 0, "cached vectors count towards the budget"
+    cached_api = api_encoder(server.url, access, prompts=prompts)  # the server is gone
+    np.testing.assert_allclose(cached_api.encode(TEXTS, "passage"), expected, atol=1e-6)
+    assert cached_api.spent.tokens_in > 0, "cached vectors count towards the budget"
 
 
 def test_temporary_failures_and_broken_answers_are_retried(model):
@@ -93,12 +93,12 @@ def test_temporary_failures_and_broken_answers_are_retried(model):
         lambda body: {},
         lambda body: [],
     ]
-    left = list(wrong)
+    remaining = list(wrong)
 
     def answer(route, body):
-        if not left:
+        if not remaining:
             return right(route, body)
-        spoil = left.pop(0)
+        spoil = remaining.pop(0)
         if isinstance(spoil, Reply):
             raise spoil
         return spoil(right(route, body))
@@ -134,7 +134,7 @@ def test_base64_vectors_are_read(model):
         ({}, {"cost": 1e-6, "price_in": 1.0}, None, "budget"),
     ],
 )
-def test_an_api_that_cannot_be_used_says_why(model, changes, access, reply, message):
+def test_an_unusable_api_is_refused_with_the_reason(model, changes, access, reply, message):
     def answer(route, body):
         if reply is not None:
             raise reply
@@ -173,9 +173,9 @@ def test_a_rerun_after_a_failure_sends_only_the_missing_texts(model, tmp_path):
         np.testing.assert_allclose(
             api_encoder(server.url, access).encode(TEXTS, "passage"), expected, atol=1e-6
         )
-        sent = Counter(inputs(server))
-    assert sent.keys() == {*TEXTS}
-    assert all(count == 1 + (text in failed) for text, count in sent.items())
+        sent_counts = Counter(inputs(server))
+    assert sent_counts.keys() == {*TEXTS}
+    assert all(count == 1 + (text in failed) for text, count in sent_counts.items())
 
 
 ENCODE_SCRIPT = """
@@ -216,10 +216,10 @@ def test_a_rerun_after_a_kill_sends_only_the_missing_texts(model, tmp_path):
     with Endpoint(answer) as server:
         assert run() == -signal.SIGKILL
         assert run() == 0
-        sent = Counter(inputs(server))
+        sent_counts = Counter(inputs(server))
         killed = json.loads(server.calls[3][1])["input"]
-    assert sent.keys() == {*TEXTS}
-    assert all(count == 1 + (text in killed) for text, count in sent.items())
+    assert sent_counts.keys() == {*TEXTS}
+    assert all(count == 1 + (text in killed) for text, count in sent_counts.items())
 
 
 def test_a_folder_of_unknown_origin_sends_nothing_anywhere(model, tmp_path):
@@ -256,7 +256,7 @@ def test_a_text_is_cut_to_what_the_model_reads(text, max_tokens):
         assert cut == (text or " ")
 
 
-def test_the_estimate_is_what_is_sent(model):
+def test_the_estimate_equals_the_tokens_that_are_sent(model):
     with Endpoint(embeddings(model)) as server:
         api = api_encoder(server.url, prompts={"query": "find: "}, max_tokens=8)
         api.encode(TEXTS, "query")

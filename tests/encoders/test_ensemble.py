@@ -1,4 +1,4 @@
-"""An ensemble gives its members' vectors, combined as by hand."""
+"""An ensemble's vectors equal its members' vectors combined by hand."""
 
 import shutil
 
@@ -44,7 +44,7 @@ BY_HAND = {
 
 @pytest.mark.parametrize(("method", "dims"), [("concatenate", (128,)), ("average", (64, 32))])
 @pytest.mark.parametrize("normalised", [True, False])
-def test_vectors_are_the_members_combined_wherever_the_folder_lies(
+def test_vectors_combine_the_members_wherever_the_folder_is(
     members, tmp_path, method, dims, normalised
 ):
     for member in members:
@@ -53,23 +53,23 @@ def test_vectors_are_the_members_combined_wherever_the_folder_lies(
     assert (ensemble.contract.dims, ensemble.contract.max_tokens) == (dims, 32)
     save_encoder(ensemble, tmp_path / "here")
     shutil.move(tmp_path / "here", tmp_path / "there")
-    again = load_encoder(tmp_path / "there")
-    assert again.contract == ensemble.contract == BaseContract.read(tmp_path / "there")
-    assert again.parameters_total == sum(member.parameters_total for member in members)
+    loaded = load_encoder(tmp_path / "there")
+    assert loaded.contract == ensemble.contract == BaseContract.read(tmp_path / "there")
+    assert loaded.parameters_total == sum(member.parameters_total for member in members)
     for role in ("query", "passage"):
         for prompt in (None, "given: "):
             expected = BY_HAND[method](*(m.encode(TEXTS, role, prompt=prompt) for m in members))
-            for encoder in (ensemble, again):
+            for encoder in (ensemble, loaded):
                 vectors = encoder.encode(TEXTS, role, prompt=prompt)
                 np.testing.assert_allclose(vectors, expected, atol=2e-6)
-                alone = np.concatenate([encoder.encode([t], role, prompt=prompt) for t in TEXTS])
-                np.testing.assert_allclose(alone, expected, atol=2e-6)
+                single = np.concatenate([encoder.encode([t], role, prompt=prompt) for t in TEXTS])
+                np.testing.assert_allclose(single, expected, atol=2e-6)
             for size in dims:
-                vectors = again.encode(TEXTS, role, prompt=prompt, dims=size)
+                vectors = loaded.encode(TEXTS, role, prompt=prompt, dims=size)
                 np.testing.assert_allclose(vectors, unit(expected[:, :size]), atol=2e-6)
-    assert again.encode([], "query").shape == (0, dims[0])
+    assert loaded.encode([], "query").shape == (0, dims[0])
     with pytest.raises(UserError, match="7 is not a size"):
-        again.encode(TEXTS, "query", dims=7)
+        loaded.encode(TEXTS, "query", dims=7)
 
 
 def test_vectors_of_two_sizes_are_not_averaged(members, encoder):

@@ -1,4 +1,4 @@
-"""The loss of predicted tokens is that of transformers' own language model."""
+"""The loss of predicted tokens equals that of transformers' own language model."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ LORA = LoraOptions(rank=4, alpha=8)
 
 @pytest.fixture(scope="module")
 def tied(decoder, tmp_path_factory):
-    """A decoder whose head is its embedding, and so not in its file."""
+    """A decoder whose head is tied to its embedding, and so is not in its file."""
     folder = tmp_path_factory.mktemp("models") / "tied"
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(decoder, tie_word_embeddings=True)
@@ -44,10 +44,12 @@ def test_summed_nll_is_what_the_language_model_s_own_logits_give(decoder, tied, 
     folder = tied if kind == "tied" else decoder
     model = encoder_with_head(folder, attention)
     labelled = model.prompter.label_completions(PAIRS, max_tokens=64)
-    theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
+    language_model = AutoModelForCausalLM.from_pretrained(folder).eval()
     expected = []
     for text in labelled:
-        log_probabilities = theirs(input_ids=torch.tensor([text.ids])).logits[0].log_softmax(-1)
+        log_probabilities = (
+            language_model(input_ids=torch.tensor([text.ids])).logits[0].log_softmax(-1)
+        )
         expected.append(
             -sum(
                 log_probabilities[i, label]
@@ -61,14 +63,15 @@ def test_summed_nll_is_what_the_language_model_s_own_logits_give(decoder, tied, 
 
 
 def nll_of_first_label(model, last, attention):
-    """The loss of the first state's label, in a text that ends in `last`, beside a longer text."""
+    """The loss of the first state's label in a text that ends in `last`, batched with a longer
+    text."""
     text = LabelledTokens([5, 6, 7, 8, last], [9] + [IGNORE_INDEX] * 4, attention)
     longer = LabelledTokens([5] * 8, [IGNORE_INDEX] * 8, attention)
     return model(pad_labelled([text, longer], model.pad_id))[0]
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_one_encoder_attends_as_each_batch_asks(decoder, lora):
+def test_an_encoder_attends_as_each_batch_specifies(decoder, lora):
     model = encoder_with_head(decoder, lora=lora)
     vectors = pad(model.prompter(["some text", "and a longer text"], "query"), model.pad_id)
     embedded = model(vectors)
@@ -99,9 +102,9 @@ def test_a_later_phase_loads_the_trained_head_or_else_its_base_s(decoder, tmp_pa
     save_encoder(second, tmp_path / "second")
     for name in ("first", "second"):
         assert load_encoder(tmp_path / name).head is None
-        again = load_encoder(tmp_path / name, trainable=True, head=True)
-        assert torch.equal(again.head.weight, first.head.weight)
-    assert not again.head.weight.requires_grad
+        loaded = load_encoder(tmp_path / name, trainable=True, head=True)
+        assert torch.equal(loaded.head.weight, first.head.weight)
+    assert not loaded.head.weight.requires_grad
 
 
 def test_a_model_without_a_head_is_named(encoder):

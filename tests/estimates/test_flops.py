@@ -1,4 +1,4 @@
-"""The arithmetic of FLOPs against a hand's and torch's counts, and MFU as a step's figure."""
+"""FLOP estimates against counts by hand and by torch, and the peaks that MFU divides by."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ LORA = LoraOptions(rank=4, alpha=8)
 def test_flops_equal_torch_s_own_count(decoder, lora, monkeypatch):
     monkeypatch.setattr(
         cpu_linear, "ONEDNN_IS_FASTER", False
-    )  # the counter knows torch's own products only
+    )  # the counter knows only torch's own products
     model = create_encoder(
         str(decoder),
         space="s",
@@ -41,14 +41,14 @@ def test_flops_equal_torch_s_own_count(decoder, lora, monkeypatch):
     adapters = sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n)
     flops = FlopCounter.of(model_shape(model.backbone.config.to_dict()), adapters or None)
     scored = TEXTS * LENGTH**2 * flops.attention
-    # Attention's kernels are left out: the counter has them compute the scores again.
+    # Without attention's kernels: the counter assumes that they recompute the scores.
     assert forward == flops.forward([LENGTH] * TEXTS) - 4 * scored
     assert backward == flops.backward([LENGTH] * TEXTS) - 8 * scored
 
 
 def matrix_products(counter):
-    found = counter.get_flop_counts()["Global"]
-    return sum(found.get(op, 0) for op in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    counts = counter.get_flop_counts()["Global"]
+    return sum(counts.get(op, 0) for op in (torch.ops.aten.mm, torch.ops.aten.addmm))
 
 
 def test_a_device_is_known_by_its_driver_s_name():
@@ -84,9 +84,9 @@ def test_a_frozen_weight_s_backward_costs_half_of_a_trained_one_s():
 
 def test_a_step_is_the_forward_and_backward_of_all_embedded_texts():
     run = TrainingSetup(lora_rank=None, embedded=((3, 7), (6, 2)))
-    one = planned(FULL).forward([7]) + planned(FULL).backward([7])
-    other = planned(FULL).forward([2]) + planned(FULL).backward([2])
-    assert step_flops(SMALL, run) == 3 * one + 6 * other
+    first_text = planned(FULL).forward([7]) + planned(FULL).backward([7])
+    second_text = planned(FULL).forward([2]) + planned(FULL).backward([2])
+    assert step_flops(SMALL, run) == 3 * first_text + 6 * second_text
 
 
 @pytest.mark.parametrize(("rank", "passes"), [(None, 3), (2, 2)])
@@ -98,8 +98,8 @@ def test_predicted_tokens_also_pass_the_head(rank, passes):
 
 def test_latent_attention_counts_the_weights_that_every_token_passes():
     run = TrainingSetup(lora_rank=2, latents=(512, 2, 4))
-    more = 2 * 7 * (2 * 3 * 2 * 4 + 12 * 9)
-    assert planned(run).forward([7]) == planned(LORA).forward([7]) + more
+    extra = 2 * 7 * (2 * 3 * 2 * 4 + 12 * 9)
+    assert planned(run).forward([7]) == planned(LORA).forward([7]) + extra
 
 
 def test_every_listed_gpu_with_bfloat16_has_a_peak():

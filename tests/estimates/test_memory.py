@@ -1,4 +1,4 @@
-"""The estimate against what torch itself counts, on models small enough to build."""
+"""Memory estimates against torch's own counts, on models small enough to build."""
 
 import json
 from dataclasses import replace
@@ -117,10 +117,10 @@ def folder(request, tmp_path_factory):
     return path
 
 
-def shape(folder: Path) -> ModelShape:
-    found = model_shape(json.loads((folder / "config.json").read_text()))
-    assert found is not None
-    return found
+def shape_of(folder: Path) -> ModelShape:
+    shape = model_shape(json.loads((folder / "config.json").read_text()))
+    assert shape is not None
+    return shape
 
 
 def encoder(folder, **changes):
@@ -132,11 +132,11 @@ def numel(module, *, trained=False):
 
 
 def test_weight_counts_equal_torch_s(folder):
-    found = shape(folder)
-    assert found.weights == numel(encoder(folder))
-    if found.decoder:
+    shape = shape_of(folder)
+    assert shape.weights == numel(encoder(folder))
+    if shape.decoder:
         with_head = encoder(folder, head=True)
-        assert memory.frozen_and_trained_parameters(found, TrainingSetup(lm_head=True)) == (
+        assert memory.frozen_and_trained_parameters(shape, TrainingSetup(lm_head=True)) == (
             0,
             numel(with_head),
         )
@@ -144,33 +144,33 @@ def test_weight_counts_equal_torch_s(folder):
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "mpnet", "modernbert"])
 @pytest.mark.parametrize(
-    "made",
+    "changes",
     [
         {"layers": [0, 2], "vocabulary_size": 900},
         {"size": {"layers": 4, "hidden": 48, "heads": 3}},
     ],
     ids=["cut", "random"],
 )
-def test_a_student_s_weights_are_known_before_it_is_created(name, made, tmp_path):
+def test_a_student_s_weights_are_known_before_it_is_created(name, changes, tmp_path):
     MODELS[name]().save_pretrained(tmp_path)
     roberta_tokenizer().save_pretrained(tmp_path)
-    student = make_encoder(tmp_path, **made)
-    layers = len(made["layers"]) if "layers" in made else None
+    student = make_encoder(tmp_path, **changes)
+    layers = len(changes["layers"]) if "layers" in changes else None
     config = json.loads((tmp_path / "config.json").read_text())
-    found = model_shape(resized_config(config, **{**made, "layers": layers}))
-    assert found.weights == student.parameters_total
+    shape = model_shape(resized_config(config, **{**changes, "layers": layers}))
+    assert shape.weights == student.parameters_total
 
 
 @pytest.mark.parametrize(
     ("targets", "use_dora"), [("all-linear", False), ("some", False), ("all-linear", True)]
 )
 def test_adapter_counts_equal_peft_s(folder, targets, use_dora):
-    found = shape(folder)
+    shape = shape_of(folder)
     if targets == "some":
-        targets = (found.linears[0].name.rpartition(".")[2], found.linears[-1].name)
-    made = encoder(folder, lora=replace(LORA, target_modules=targets, use_dora=use_dora))
+        targets = (shape.linears[0].name.rpartition(".")[2], shape.linears[-1].name)
+    model = encoder(folder, lora=replace(LORA, target_modules=targets, use_dora=use_dora))
     run = TrainingSetup(lora_rank=8, targets=targets, use_dora=use_dora)
-    assert memory.adapter_parameters(found, run) == numel(made, trained=True)
+    assert memory.adapter_parameters(shape, run) == numel(model, trained=True)
 
 
 @pytest.mark.parametrize("model", ["mistral", "bert"])
@@ -183,7 +183,7 @@ def test_estimated_activations_equal_what_autograd_keeps(
     MODELS[model]().save_pretrained(tmp_path)
     tokenizer = byte_pair_tokenizer() if model == "mistral" else word_piece_tokenizer()
     tokenizer.save_pretrained(tmp_path)
-    made = create_encoder(
+    network = create_encoder(
         str(tmp_path),
         space="s",
         options=ContractOptions(
@@ -191,71 +191,72 @@ def test_estimated_activations_equal_what_autograd_keeps(
         ),
         lora=lora,
     ).train()
-    set_dropout(made.backbone, 0.0)  # its masks are of another kind on a CPU
+    set_dropout(network.backbone, 0.0)  # a CPU's dropout masks differ from a GPU's
     if checkpointing:
-        checkpoint_activations(made.backbone)
+        checkpoint_activations(network.backbone)
     # One text is shorter, so that there is a mask.
     batch = pad([Tokens([7] * 96), *[Tokens([7] * 128)] * 15], pad_id=0)
-    own = {p.untyped_storage().data_ptr() for p in made.parameters()}
-    kept = {}
+    parameter_storages = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    saved = {}
 
-    def keep(tensor):
+    def record_saved(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes(), tensor  # alive, so that no other takes it
+        if storage.data_ptr() not in parameter_storages:
+            saved[storage.data_ptr()] = storage.nbytes(), tensor  # kept alive: no reuse
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        made(batch)
-    measured = sum(size for size, _ in kept.values())
+    with torch.autograd.graph.saved_tensors_hooks(record_saved, lambda tensor: tensor):
+        network(batch)
+    measured = sum(size for size, _ in saved.values())
 
     run = TrainingSetup(
         precision=precision, lora_rank=None if lora is None else 8, embedded=((16, 128),),
         gradient_checkpointing=checkpointing,
     )  # fmt: skip
-    found = shape(tmp_path)
-    # The forward alone: not yet the gradients on their way, nor one layer's insides anew.
-    estimated = memory.activations(found, run)
-    estimated -= 16 * 128 * 2 * run.number_bytes * (found.mlp + found.hidden)
+    shape = shape_of(tmp_path)
+    # The forward only: without the gradients in flight and without one recomputed layer.
+    estimated = memory.activations(shape, run)
+    estimated -= 16 * 128 * 2 * run.number_bytes * (shape.mlp + shape.hidden)
     if checkpointing:
-        estimated -= 16 * 128 * memory.per_layer(found, run)
+        estimated -= 16 * 128 * memory.per_layer(shape, run)
     else:
-        estimated += memory.rounded_weights(found, run)
+        estimated += memory.rounded_weights(shape, run)
     assert 0.85 < measured / estimated < 1.15
 
 
 def test_mistral_7b_with_adapters_by_hand():
-    found = model_shape(MISTRAL_7B)
-    assert found is not None
+    shape = model_shape(MISTRAL_7B)
+    assert shape is not None
     # 32 × (4096 × (4096 + 1024 + 1024 + 4096) + 3 × 4096 × 14336 + 2 × 4096) + 32001 × 4096
-    assert found.weights == 7_110_660_096
+    assert shape.weights == 7_110_660_096
     # 32 × 16 × (q 8192 + k, v 2 × 5120 + o 8192 + gate, up, down 3 × 18432): "42M" in E5-mistral
-    assert memory.adapter_parameters(found, E5_MISTRAL) == 41_943_040
-    parts = estimate_memory(found, E5_MISTRAL).parts
+    assert memory.adapter_parameters(shape, E5_MISTRAL) == 41_943_040
+    parts = estimate_memory(shape, E5_MISTRAL).parts
     assert parts["weights"] == 2 * 7_110_660_096 + 4 * 41_943_040
     assert parts["gradients"] == 4 * 41_943_040
     assert parts["optimizer"] == (8 + 4) * 41_943_040 / 8
     assert parts["exchange"] == 4 * 41_943_040
     assert parts["gathered weights"] == parts["logits"] == 0
-    # 16,384 tokens: inputs of 32 layers, insides of one, the last norm, gradients of one layer.
-    inside = 2 * 4 * 4096 + 2 * (3 * 4096 + 14336) + 2 * (4 * 4096 + 512) + 3 * 2 * 14336
-    expected = 16384 * (32 * 2 * 4096 + inside + 4 * 4096 + 2 * 2 * (14336 + 4096))
+    # 16,384 tokens: the inputs of 32 layers, one layer's inside, the last norm, one layer's
+    # gradients.
+    inside_one_layer = 2 * 4 * 4096 + 2 * (3 * 4096 + 14336) + 2 * (4 * 4096 + 512) + 3 * 2 * 14336
+    expected = 16384 * (32 * 2 * 4096 + inside_one_layer + 4 * 4096 + 2 * 2 * (14336 + 4096))
     assert parts["activations"] == expected
     assert parts["scores"] == 8 * 4096 * 4096 + 256 * 4096 * 18
-    assert 22 < estimate_memory(found, E5_MISTRAL).total / GIB < 27
+    assert 22 < estimate_memory(shape, E5_MISTRAL).total / GIB < 27
 
 
 def test_latent_attention_of_nv_embed_by_hand():
-    found = model_shape(MISTRAL_7B)
+    shape = model_shape(MISTRAL_7B)
     # 512 latents; 8 heads as wide as the states: queries, keys, values and back; GEGLU of 4 × 4096.
     latents = 512 * 4096 + 4 * 4096 * 8 * 4096 + 12 * 4096**2 + 15 * 4096
     pooled = replace(E5_MISTRAL, latents=(512, 8, None))
-    assert memory.latent_attention_parameters(found, pooled) == latents == 740_356_096
-    grown = estimate_memory(found, pooled).total - estimate_memory(found, E5_MISTRAL).total
-    # In float32 with gradients, an eighth of AdamW's and of the clone, and a copy in bfloat16; and
-    # now gradients go through a whole bucket.
-    held = latents * (4 + 4 + 12 / 8 + 2) + 4 * (500_000_000 - 41_943_040)
-    assert grown == held + 16384 * 2 * (2 * 8 * 4096 + 20 * 4096)
+    assert memory.latent_attention_parameters(shape, pooled) == latents == 740_356_096
+    growth = estimate_memory(shape, pooled).total - estimate_memory(shape, E5_MISTRAL).total
+    # Float32 weights and gradients, an eighth of AdamW's state and of the clone, a bfloat16 copy;
+    # and gradients now need a whole bucket.
+    parameter_bytes = latents * (4 + 4 + 12 / 8 + 2) + 4 * (500_000_000 - 41_943_040)
+    assert growth == parameter_bytes + 16384 * 2 * (2 * 8 * 4096 + 20 * 4096)
 
 
 FULL = replace(E5_MISTRAL, lora_rank=None)
@@ -263,10 +264,10 @@ FULL = replace(E5_MISTRAL, lora_rank=None)
 
 @pytest.mark.parametrize("run", [E5_MISTRAL, FULL], ids=["lora", "full"])
 def test_every_setting_that_should_save_memory_does(run):
-    found = model_shape(MISTRAL_7B)
+    shape = model_shape(MISTRAL_7B)
 
     def total(**changes):
-        return estimate_memory(found, replace(run, **changes)).total
+        return estimate_memory(shape, replace(run, **changes)).total
 
     assert total(micro_batch_tokens=8192) < total()
     assert total(gradient_checkpointing=True) < total(gradient_checkpointing=False)
@@ -279,22 +280,20 @@ def test_every_setting_that_should_save_memory_does(run):
 
 
 def test_zero_splits_everything_but_the_activations():
-    found = model_shape(MISTRAL_7B)
-    totals = [estimate_memory(found, replace(FULL, zero_stage=stage)).total for stage in range(4)]
+    shape = model_shape(MISTRAL_7B)
+    totals = [estimate_memory(shape, replace(FULL, zero_stage=stage)).total for stage in range(4)]
     assert totals == sorted(totals, reverse=True)
 
 
 def test_offloaded_parts_are_counted_in_main_memory():
-    found = model_shape(MISTRAL_7B)
+    shape = model_shape(MISTRAL_7B)
     run = replace(E5_MISTRAL, zero_stage=3)
-    here, away = (
-        estimate_memory(found, run),
-        estimate_memory(found, replace(run, offload="parameters")),
-    )
-    assert {**away.parts, **away.offloaded} == here.parts
+    on_gpu = estimate_memory(shape, run)
+    offloading = estimate_memory(shape, replace(run, offload="parameters"))
+    assert {**offloading.parts, **offloading.offloaded} == on_gpu.parts
 
 
-def test_without_gradcache_all_of_a_worker_s_tokens_wait():
+def test_without_gradcache_all_of_a_worker_s_tokens_wait_for_the_backward():
     assert E5_MISTRAL.waiting_tokens() == 16384
     assert replace(E5_MISTRAL, gradcache=False).waiting_tokens() == (256 + 512) * 512
     # A text is never cut to fit a micro-batch, nor is there more than the batch.
@@ -302,7 +301,7 @@ def test_without_gradcache_all_of_a_worker_s_tokens_wait():
     assert replace(E5_MISTRAL, embedded=((2, 512), (4, 512))).forward_tokens() == 4 * 512
 
 
-BARE = replace(
+NO_SAVINGS = replace(
     E5_MISTRAL, gradcache=False, gradient_checkpointing=False, zero_stage=0, deepspeed=False
 )
 
@@ -310,16 +309,16 @@ BARE = replace(
 @pytest.mark.parametrize(
     ("run", "gpu", "expected"),
     [
-        (BARE, "H200-141G", ["gradient_checkpointing=true"]),
-        (BARE, "H100-80G", ["gradient_checkpointing=true", "gradcache=true"]),
+        (NO_SAVINGS, "H200-141G", ["gradient_checkpointing=true"]),
+        (NO_SAVINGS, "H100-80G", ["gradient_checkpointing=true", "gradcache=true"]),
         (replace(FULL, zero_stage=1), "H100-80G", ["zero_stage=2"]),
         (replace(E5_MISTRAL, micro_batch_tokens=131072), "H100-80G", ["micro_batch_tokens=65536"]),
     ],
 )
 def test_suggested_settings_are_the_fewest_that_fit(run, gpu, expected):
-    found = model_shape(MISTRAL_7B)
-    assert estimate_memory(found, run).total > GPU_MEMORY_GIB[gpu] * GIB
-    advised = suggest_settings(found, run, GPU_MEMORY_GIB[gpu] * GIB)
+    shape = model_shape(MISTRAL_7B)
+    assert estimate_memory(shape, run).total > GPU_MEMORY_GIB[gpu] * GIB
+    advised = suggest_settings(shape, run, GPU_MEMORY_GIB[gpu] * GIB)
     assert [setting for setting in advised if setting != "engine=deepspeed"] == expected
 
 

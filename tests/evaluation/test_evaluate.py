@@ -6,12 +6,12 @@ from stillroom.encoders.files.options import ContractOptions
 from stillroom.evaluation.evaluate import evaluate_encoder
 
 PASSAGES = {f"p{i}": f"the answer number {i} of many, {'so ' * (i % 5)}it is" for i in range(40)}
-SET = EvaluationSet(
+EVALUATION_SET = EvaluationSet(
     PASSAGES,
     {f"q{i}": f"number {i}" for i in range(12)},
     {f"q{i}": {f"p{i}": 1} for i in range(12)},
 )
-TASK = {"query": "Instruct: which?\nQuery: ", "passage": "doc: "}
+TASK_PROMPTS = {"query": "Instruct: which?\nQuery: ", "passage": "doc: "}
 
 
 def test_teachers_use_a_set_s_prompts_and_students_their_own(decoder):
@@ -24,9 +24,13 @@ def test_teachers_use_a_set_s_prompts_and_students_their_own(decoder):
             ),
         )
 
-    told = dataclasses.replace(SET, prompts=TASK)
+    prompted = dataclasses.replace(EVALUATION_SET, prompts=TASK_PROMPTS)
     plain = {"query": "", "passage": ""}
-    expected = evaluate_encoder(encoder(TASK), "student", {"one": SET})["scores"]
-    assert evaluate_encoder(encoder(plain), "teacher", {"one": told})["scores"] == expected
-    own = evaluate_encoder(encoder(plain), "student", {"one": told})["scores"]
-    assert own == evaluate_encoder(encoder(plain), "student", {"one": SET})["scores"] != expected
+    expected = evaluate_encoder(encoder(TASK_PROMPTS), "student", {"one": EVALUATION_SET})["scores"]
+    assert evaluate_encoder(encoder(plain), "teacher", {"one": prompted})["scores"] == expected
+    scores = evaluate_encoder(encoder(plain), "student", {"one": prompted})["scores"]
+    assert (
+        scores
+        == evaluate_encoder(encoder(plain), "student", {"one": EVALUATION_SET})["scores"]
+        != expected
+    )

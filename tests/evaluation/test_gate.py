@@ -22,11 +22,15 @@ def report(**ndcg):
     }
     if "asymmetric" in models:
         models["asymmetric"]["retention"] = {"one": 0.9, "mean": 0.9}
-    kept = roles["student"] / roles["teacher"]
-    return {"sets": {"one": {}}, "models": models, "retention": {"one": kept, "mean": kept}}
+    retention = roles["student"] / roles["teacher"]
+    return {
+        "sets": {"one": {}},
+        "models": models,
+        "retention": {"one": retention, "mean": retention},
+    }
 
 
-ALL = GateFloors(
+ALL_FLOORS = GateFloors(
     mean_retention=0.8, every_set_retention=0.8, ndcg_by_set={"one": 0.7},
     small_vectors={"int8": 0.89}, texts_per_second=16.9, speedup=0.9, student_beats_base=True,
     student_beats_bm25=True,
@@ -34,9 +38,9 @@ ALL = GateFloors(
 
 
 def test_a_student_above_every_floor_passes():
-    assert apply_gate(report(), ALL).passed
+    assert apply_gate(report(), ALL_FLOORS).passed
     assert apply_gate(report(student=0.1), GateFloors()).passed
-    # A floor of its own takes a set out of the one for all.
+    # A set's own floor replaces the one for all sets.
     assert apply_gate(
         report(), GateFloors(every_set_retention=0.99, retention_by_set={"one": 0.8})
     ).passed
@@ -81,9 +85,9 @@ def test_a_student_above_every_floor_passes():
             GateFloors(speedup=2),
             "multiple of the teacher's is 0.850, 1.150 below",
         ),
-        ({"student_base": 0.7}, ALL, "0.700 does not beat its own base's 0.700"),
-        ({"bm25": 0.9}, ALL, "0.700 does not beat BM25's 0.900"),
-        ({"bm25": None}, ALL, "should beat BM25, which was not measured"),
+        ({"student_base": 0.7}, ALL_FLOORS, "0.700 does not beat its own base's 0.700"),
+        ({"bm25": 0.9}, ALL_FLOORS, "0.700 does not beat BM25's 0.900"),
+        ({"bm25": None}, ALL_FLOORS, "should beat BM25, which was not measured"),
     ],
 )
 def test_a_failure_names_the_floor_and_the_difference(measured, floors, failure):

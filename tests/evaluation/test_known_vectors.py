@@ -1,4 +1,4 @@
-"""Vectors that were measured are used again, and only the others are made."""
+"""Stored vectors of evaluation sets are reused, and only missing ones are encoded."""
 
 import numpy as np
 import pytest
@@ -32,14 +32,14 @@ ENCODED = EncodedSets(
 )
 
 
-def kept(tmp_path, **options):
+def write_and_read(tmp_path, **options):
     file = tmp_path / "vectors" / "teacher.safetensors"
     write_vectors(file, ENCODED, SETS, **options)
     return KnownVectors.read(file, SETS)
 
 
-def test_what_was_kept_comes_back_under_its_text_and_role(tmp_path):
-    known = kept(tmp_path, own_prompts=True)
+def test_stored_vectors_are_found_by_text_and_role(tmp_path):
+    known = write_and_read(tmp_path, own_prompts=True)
     assert known.missing(["one", "three", "two"], "passage") == []
     np.testing.assert_array_equal(known.get(["two", "one"], "passage"), vectors(["two", "one"]))
     assert known.missing(["not judged", "asked", "not judged"], "query") == ["not judged"]
@@ -47,21 +47,23 @@ def test_what_was_kept_comes_back_under_its_text_and_role(tmp_path):
 
 
 def test_vectors_under_a_set_s_prompt_are_not_the_encoder_s_own(tmp_path):
-    known = kept(tmp_path, own_prompts=False)
+    known = write_and_read(tmp_path, own_prompts=False)
     assert known.missing(["asked", "asked of it"], "query") == ["asked of it"]
     assert known.missing(["three"], "passage") == []
 
 
-def test_large_sets_are_not_kept(tmp_path, monkeypatch):
+def test_large_sets_are_not_stored(tmp_path, monkeypatch):
     monkeypatch.setattr(known_vectors, "MAX_BYTES", 8)
-    assert kept(tmp_path, own_prompts=True).missing(["one", "two", "three"], "passage") == [
+    assert write_and_read(tmp_path, own_prompts=True).missing(
+        ["one", "two", "three"], "passage"
+    ) == [
         "one",
         "two",
     ]
 
 
 def test_only_missing_texts_are_encoded_and_only_once(tmp_path):
-    known, encoded = kept(tmp_path, own_prompts=True), []
+    known, encoded = write_and_read(tmp_path, own_prompts=True), []
 
     def encode(texts, role):
         encoded.extend(texts)
@@ -85,7 +87,7 @@ def test_chunks_give_the_vectors_of_one_call_and_report_every_text(count, monkey
         sizes.append(len(chunk))
         return vectors(chunk) if chunk else np.empty((0, 2), np.float32)
 
-    got = encode_in_chunks(encode, texts, reported.append)
-    np.testing.assert_array_equal(got, encode(texts))
+    result = encode_in_chunks(encode, texts, reported.append)
+    np.testing.assert_array_equal(result, encode(texts))
     assert sum(reported) == count
     assert max(sizes[:-1]) <= 4

@@ -1,4 +1,4 @@
-"""Rankings of stored vectors are those of loops over every query and passage."""
+"""Rankings of stored vectors equal those of plain loops over queries and passages."""
 
 import numpy as np
 import pytest
@@ -36,11 +36,11 @@ SETS = {
 }
 
 
-def slow(precision, queries, passages, depth, calibration):
-    """One pair after the other, in Python's numbers."""
+def rank_slowly(precision, queries, passages, depth, calibration):
+    """Rankings computed pair by pair in Python floats."""
 
     def best(scores, k):
-        return sorted(scores, key=lambda place: (-scores[place], place))[:k]
+        return sorted(scores, key=lambda row: (-scores[row], row))[:k]
 
     def stored(x, low, step):
         if precision in ("int8", "binary+rescoring"):
@@ -54,21 +54,21 @@ def slow(precision, queries, passages, depth, calibration):
         return sum(q * stored(x, low, step) for q, x, low, step in ranges)
 
     passages = passages.tolist()
-    found = []
+    rankings = []
     for query in queries.tolist():
-        places = range(len(passages))
+        rows = range(len(passages))
         if precision.startswith("binary"):
-            agreed = {
-                place: sum((x > 0) == (y > 0) for x, y in zip(query, passages[place], strict=True))
-                for place in places
+            agreements = {
+                row: sum((x > 0) == (y > 0) for x, y in zip(query, passages[row], strict=True))
+                for row in rows
             }
-            places = best(
-                agreed, RESCORE_FACTOR * depth if precision == "binary+rescoring" else depth
+            rows = best(
+                agreements, RESCORE_FACTOR * depth if precision == "binary+rescoring" else depth
             )
         if precision != "binary":
-            places = best({place: product(query, passages[place]) for place in places}, depth)
-        found.append(places)
-    return found
+            rows = best({row: product(query, passages[row]) for row in rows}, depth)
+        rankings.append(rows)
+    return rankings
 
 
 @settings(max_examples=25, deadline=None)
@@ -77,24 +77,24 @@ def slow(precision, queries, passages, depth, calibration):
     st.integers(0, 999),
 )  # fmt: skip
 def test_every_precision_ranks_like_a_plain_implementation(precision, n, dims, depth, seed):
-    chance = np.random.default_rng(seed)
-    # Few different values, so that there are ties, whose sums float32 holds exactly.
-    queries = (chance.integers(-3, 4, size=(4, dims)) / 4).astype(np.float32)
-    passages = (chance.integers(-9, 10, size=(n, dims)) / 8 + 2**-13).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    # Few distinct values, so that there are ties and float32's sums are exact.
+    queries = (rng.integers(-3, 4, size=(4, dims)) / 4).astype(np.float32)
+    passages = (rng.integers(-9, 10, size=(n, dims)) / 8 + 2**-13).astype(np.float32)
     calibration = Calibration(
         np.full(dims, -1, dtype=np.float32), np.full(dims, 2**-7, dtype=np.float32)
     )
-    expected = slow(precision, queries, passages, depth, calibration)
+    expected = rank_slowly(precision, queries, passages, depth, calibration)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(small_vectors, "DECODED_BLOCK", 7)
-        found = rank_quantised(precision, queries, passages, depth, calibration)
-    assert found.tolist() == expected
+        rankings = rank_quantised(precision, queries, passages, depth, calibration)
+    assert rankings.tolist() == expected
 
 
 @pytest.fixture(scope="module")
 def models(encoder):
-    """A teacher of 64 dims that may be cut, and a student that writes into its space."""
-    teacher, student, other = (
+    """A teacher of 64 dims that may be truncated, a student in its space, and one in another."""
+    teacher, student, unrelated = (
         create_encoder(
             str(encoder),
             space=space,
@@ -111,42 +111,44 @@ def models(encoder):
         )
     )  # fmt: skip
     teacher.contract = teacher.contract.model_copy(update={"dims": (64, 32, 16)})
-    return teacher, student, other
+    return teacher, student, unrelated
 
 
 def test_all_sizes_and_precisions_are_measured_from_one_encoding(models):
     teacher, *_ = models
     encoded = encode_sets(teacher, "teacher", SETS)
-    found = evaluate_precisions(encoded, SETS, sizes_to_evaluate(encoded.dims, [24]))
-    assert list(found) == list(SETS)
-    entries = found["answer"]
-    assert [(one["dims"], one["precision"]) for one in entries] == [
+    results = evaluate_precisions(encoded, SETS, sizes_to_evaluate(encoded.dims, [24]))
+    assert list(results) == list(SETS)
+    entries = results["answer"]
+    assert [(entry["dims"], entry["precision"]) for entry in entries] == [
         (dims, precision) for dims in (64, 32, 24, 16) for precision in VECTOR_PRECISIONS
     ]
-    assert [one["bytes"] for one in entries[:5]] == [256, 128, 64, 8, 8]
-    assert [one["rescored_bytes"] for one in entries[:5]] == [0, 0, 0, 0, 64]
-    assert {one["dims"] for one in entries if not one["trained"]} == {24}
-    whole = report_entry("teacher", 1, encoded, SETS)["scores"]["answer"]
-    assert {metric: entries[0][metric] for metric in whole} == whole
-    short = teacher.encode(list(SETS["answer"].passages.values()), "passage", dims=16)
-    np.testing.assert_array_equal(truncate_vectors(encoded.passages["answer"], 16, True), short)
-    with pytest.raises(UserError, match="65 is no size of vectors of 64 dims"):
+    assert [entry["bytes"] for entry in entries[:5]] == [256, 128, 64, 8, 8]
+    assert [entry["rescored_bytes"] for entry in entries[:5]] == [0, 0, 0, 0, 64]
+    assert {entry["dims"] for entry in entries if not entry["trained"]} == {24}
+    full_scores = report_entry("teacher", 1, encoded, SETS)["scores"]["answer"]
+    assert {metric: entries[0][metric] for metric in full_scores} == full_scores
+    short_vectors = teacher.encode(list(SETS["answer"].passages.values()), "passage", dims=16)
+    np.testing.assert_array_equal(
+        truncate_vectors(encoded.passages["answer"], 16, True), short_vectors
+    )
+    with pytest.raises(UserError, match="65 is not a size of vectors of 64 dims"):
         sizes_to_evaluate(encoded.dims, [65])
 
 
 def test_a_student_searches_its_teacher_s_passages_at_their_shared_sizes(models):
-    teacher, student, other = models
-    both = encode_asymmetric(student, teacher, SETS)
-    assert both.dims == (32,)
+    teacher, student, unrelated = models
+    asymmetric = encode_asymmetric(student, teacher, SETS)
+    assert asymmetric.dims == (32,)
     passages = teacher.encode(list(SETS["reply"].passages.values()), "passage", dims=32)
     queries = student.encode(SETS["reply"].judged_queries(), "query")
     np.testing.assert_array_equal(
-        rank_passages(both.queries["reply"], both.passages["reply"], 9),
+        rank_passages(asymmetric.queries["reply"], asymmetric.passages["reply"], 9),
         rank_passages(queries, passages, 9),
     )
-    kept = [encode_sets(one, role, SETS) for one, role in
+    encodings = [encode_sets(model, role, SETS) for model, role in
             ((student, "student"), (teacher, "teacher"))]  # fmt: skip
-    again = combine_asymmetric(*kept, shared_dims(student.contract, teacher.contract))
-    assert evaluate_precisions(again, SETS) == evaluate_precisions(both, SETS)
+    combined = combine_asymmetric(*encodings, shared_dims(student.contract, teacher.contract))
+    assert evaluate_precisions(combined, SETS) == evaluate_precisions(asymmetric, SETS)
     with pytest.raises(UserError, match=r"their spaces differ \(other and one\)"):
-        encode_asymmetric(other, teacher, SETS)
+        encode_asymmetric(unrelated, teacher, SETS)

@@ -1,4 +1,4 @@
-"""Speeds are measured in turns, and their spread tells whether they mean anything."""
+"""Speeds are measured in turns, and their spread shows whether they are reliable."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from stillroom.evaluation.speed import (
 
 
 class Machine:
-    """Encoders on a clock of their own: a call takes its seconds times the machine's load."""
+    """Fake encoders on a fake clock: a call takes its seconds times the machine's load."""
 
     def __init__(self):
         self.now, self.load, self.calls = 0.0, 1.0, []
@@ -34,7 +34,7 @@ def test_encoders_take_turns_after_one_call_each_to_warm_up():
     assert speeds == {"a": Speed((10.0,) * 3), "b": Speed((5.0,) * 3)}
 
 
-def test_load_that_comes_and_goes_leaves_the_median_and_shows_in_the_spread():
+def test_temporary_load_leaves_the_median_and_shows_in_the_spread():
     machine = Machine()
     plain = machine.encoder("a", 1.0)
 
@@ -52,6 +52,6 @@ def test_a_wide_spread_makes_a_speed_unreliable(spread, unreliable):
     assert is_unreliable(spread) is unreliable
 
 
-def test_a_round_lasts_about_as_long_for_any_encoder():
+def test_a_round_takes_about_as_long_for_every_encoder():
     assert texts_per_round(800.0) == 800
     assert texts_per_round(2.0) == MIN_TEXTS

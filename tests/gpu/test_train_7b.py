@@ -1,4 +1,4 @@
-"""The GPU benchmark runs on a CPU, and its arithmetic is right."""
+"""The GPU benchmark, run on a CPU: its output and its arithmetic."""
 
 import json
 
@@ -18,7 +18,7 @@ def test_the_tiny_size_trains_with_and_without_gradcache_on_a_cpu(capsys):
     plain, cached = json.loads(capsys.readouterr().out)["results"]
     assert (plain["gradcache"], cached["gradcache"]) == (False, True)
     assert plain["tokens_per_second"] > 0 and cached["tokens_per_second"] > 0
-    assert plain["mfu"] is None  # no peak is known of a CPU
+    assert plain["mfu"] is None  # the peak of a CPU is not known
     assert plain["estimated_gib"] > cached["estimated_gib"]
 
 

@@ -68,7 +68,7 @@ TINY = Size(
 
 @dataclass(frozen=True)
 class Result:
-    """The measurements of one way to train; only the estimate where it did not fit into memory.
+    """Measurements with or without GradCache; only the estimate if memory ran out.
 
     Attributes:
         tokens_per_second: of queries and passages, each counted once.
@@ -131,7 +131,7 @@ def batch(size: Size) -> PairBatch:
 
 
 def measure(size: Size, model: Encoder, *, gradcache: bool) -> Result:
-    """Times whole steps, after some that warm up."""
+    """Times whole steps after the warm-up steps."""
     shape = model_shape(model.backbone.config.to_dict())
     assert shape is not None
     setup = TrainingSetup(
@@ -215,8 +215,8 @@ def main(arguments: Sequence[str]) -> None:
     results = [measure(size, model, gradcache=gradcache) for gradcache in (False, True)]
     machine = "CPU" if options.tiny else torch.cuda.get_device_name()
     if options.json:
-        found = {"machine": machine, "torch": torch.__version__, "size": asdict(size)}
-        print(json.dumps({**found, "results": [asdict(result) for result in results]}))
+        document = {"machine": machine, "torch": torch.__version__, "size": asdict(size)}
+        print(json.dumps({**document, "results": [asdict(result) for result in results]}))
         return
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(

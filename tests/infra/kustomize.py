@@ -1,6 +1,6 @@
-"""As much of kustomize as infra/kuberay uses: resources, patches, a namespace, copies of a part.
+"""The parts of kustomize that infra/kuberay uses: resources, patches, namespace, replacements.
 
-tests/clusters/kubectl.py holds it to kubectl's own.
+tests/clusters/kubectl.py compares it with kubectl's own.
 """
 
 import copy
@@ -14,38 +14,38 @@ KEYS = {"apiVersion", "kind", "namespace", "resources", "patches", "replacements
 
 
 def build(folder: Path) -> list[dict[str, Any]]:
-    """The resources of a kustomization's folder, in order."""
-    told = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    assert told.keys() <= KEYS, "what this does not know"
-    found = []
-    for name in told["resources"]:
-        place = folder / name
-        found += build(place) if place.is_dir() else yaml.safe_load_all(place.read_text())
-    for patch in told.get("patches", ()):
+    """Resources that a kustomization's folder builds, in order."""
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    assert kustomization.keys() <= KEYS, "a key that this module does not support"
+    resources = []
+    for name in kustomization["resources"]:
+        path = folder / name
+        resources += build(path) if path.is_dir() else yaml.safe_load_all(path.read_text())
+    for patch in kustomization.get("patches", ()):
         operations = yaml.safe_load((folder / patch["path"]).read_text())
-        jsonpatch.apply_patch(_one(found, patch["target"]), operations, in_place=True)
-    for replacement in told.get("replacements", ()):
+        jsonpatch.apply_patch(select(resources, patch["target"]), operations, in_place=True)
+    for replacement in kustomization.get("replacements", ()):
         source = replacement["source"]
-        value = _one(found, source)
+        value = select(resources, source)
         for name in source["fieldPath"].split("."):
             value = value[name]
         for target in replacement["targets"]:
-            for path in target["fieldPaths"]:
-                *above, last = path.split(".")
-                place = _one(found, target["select"])
-                for name in above:
-                    place = place[name]
-                place[last] = copy.deepcopy(value)
-    if "namespace" in told:
-        for resource in found:
-            resource["metadata"]["namespace"] = told["namespace"]
-    return found
+            for field_path in target["fieldPaths"]:
+                *parents, last = field_path.split(".")
+                node = select(resources, target["select"])
+                for name in parents:
+                    node = node[name]
+                node[last] = copy.deepcopy(value)
+    if "namespace" in kustomization:
+        for resource in resources:
+            resource["metadata"]["namespace"] = kustomization["namespace"]
+    return resources
 
 
-def _one(resources: list[dict[str, Any]], wanted: dict[str, Any]) -> dict[str, Any]:
-    (found,) = (
+def select(resources: list[dict[str, Any]], target: dict[str, Any]) -> dict[str, Any]:
+    (selected,) = (
         resource
         for resource in resources
-        if (resource["kind"], resource["metadata"]["name"]) == (wanted["kind"], wanted["name"])
+        if (resource["kind"], resource["metadata"]["name"]) == (target["kind"], target["name"])
     )
-    return found
+    return selected

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "infra" / "monitoring"
 DASHBOARDS = sorted((MONITORING / "dashboards").glob("*.json"))
 PROMETHEUS_METRICS = {"up"}  # made by Prometheus itself
-# Metric → labels, of metrics that a node without a GPU does not export. Ray declares them all.
+# Metric → labels of Ray's GPU metrics, which a node without a GPU does not export.
 GPU_METRICS = {
     f"ray_{name}": set(METRICS_GAUGES[name].view.columns)
     for name in ("node_gram_used", "node_gram_available", "node_gpus_utilization")

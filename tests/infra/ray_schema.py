@@ -1,6 +1,6 @@
-"""What KubeRay 1.6 takes of the fields that infra/kuberay uses, ray.io/v1, as a closed JSON schema.
+"""A closed JSON schema of KubeRay 1.6 (ray.io/v1) for the fields that infra/kuberay uses.
 
-Pod templates are Kubernetes' own matter, and so are left open here.
+Pod templates are left open: Kubernetes' own schema checks them.
 """
 
 from typing import Any
@@ -16,23 +16,23 @@ def closed(required: str = "", /, **properties: Any) -> dict[str, Any]:
 
 
 TEXT = {"type": "string"}
-WHOLE = {"type": "integer", "minimum": 0}
+COUNT = {"type": "integer", "minimum": 0}
 TEXTS = {"type": "object", "additionalProperties": TEXT}  # numbers must be quoted
-OPEN = {"type": "object"}
-TEMPLATE = closed("spec", metadata=closed(labels=TEXTS, annotations=TEXTS), spec=OPEN)
+ANY_OBJECT = {"type": "object"}
+TEMPLATE = closed("spec", metadata=closed(labels=TEXTS, annotations=TEXTS), spec=ANY_OBJECT)
 
 AUTOSCALER = closed(
     version={"enum": ["v1", "v2"]},
     upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]},
-    idleTimeoutSeconds=WHOLE,
+    idleTimeoutSeconds=COUNT,
     imagePullPolicy={"enum": ["Always", "IfNotPresent", "Never"]},
-    securityContext=OPEN,
-    resources=OPEN,
+    securityContext=ANY_OBJECT,
+    resources=ANY_OBJECT,
 )
 REDIS = closed(
     "redisAddress",
     redisAddress=TEXT,
-    redisPassword=closed(value=TEXT, valueFrom=OPEN),
+    redisPassword=closed(value=TEXT, valueFrom=ANY_OBJECT),
     externalStorageNamespace=TEXT,
 )
 HEAD = closed(
@@ -46,10 +46,10 @@ HEAD = closed(
 GROUP = closed(
     "groupName minReplicas maxReplicas rayStartParams template",
     groupName=TEXT,
-    replicas=WHOLE,
-    minReplicas=WHOLE,
-    maxReplicas=WHOLE,
-    idleTimeoutSeconds=WHOLE,
+    replicas=COUNT,
+    minReplicas=COUNT,
+    maxReplicas=COUNT,
+    idleTimeoutSeconds=COUNT,
     rayStartParams=TEXTS,
     labels=TEXTS,
     resources=TEXTS,
@@ -71,9 +71,9 @@ JOB = closed(
     entrypointNumCpus={"type": "number"},
     submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
     shutdownAfterJobFinishes={"type": "boolean"},
-    ttlSecondsAfterFinished=WHOLE,
-    activeDeadlineSeconds=WHOLE,
-    backoffLimit=WHOLE,
+    ttlSecondsAfterFinished=COUNT,
+    activeDeadlineSeconds=COUNT,
+    backoffLimit=COUNT,
     runtimeEnvYAML=TEXT,
     submitterPodTemplate=TEMPLATE,
     rayClusterSpec=CLUSTER,

@@ -1,4 +1,4 @@
-"""The manifests for KubeRay, as each overlay makes them."""
+"""The KubeRay manifests of every overlay."""
 
 from functools import cache
 from pathlib import Path
@@ -27,17 +27,19 @@ def of_kind(overlay, kind):
     return [resource for resource in built(overlay) if resource["kind"] == kind]
 
 
-def the(overlay, kind, name="stillroom"):
-    (found,) = (one for one in of_kind(overlay, kind) if one["metadata"]["name"] == name)
-    return found
+def find_resource(overlay, kind, name="stillroom"):
+    (match,) = (
+        resource for resource in of_kind(overlay, kind) if resource["metadata"]["name"] == name
+    )
+    return match
 
 
 def clusters(overlay):
-    """The spec of each Ray cluster that an overlay makes: its own, the job's, the service's."""
+    """Specs of an overlay's Ray clusters: the RayCluster's, the RayJob's, the RayService's."""
     return [
-        the(overlay, "RayCluster")["spec"],
-        the(overlay, "RayJob")["spec"]["rayClusterSpec"],
-        the(overlay, "RayService")["spec"]["rayClusterConfig"],
+        find_resource(overlay, "RayCluster")["spec"],
+        find_resource(overlay, "RayJob")["spec"]["rayClusterSpec"],
+        find_resource(overlay, "RayService")["spec"]["rayClusterConfig"],
     ]
 
 
@@ -46,13 +48,13 @@ def groups(overlay):
 
 
 def templates(overlay):
-    """Every pod template."""
-    found = [the(overlay, "StatefulSet", "stillroom-redis")["spec"]["template"]]
-    found.append(the(overlay, "RayJob")["spec"]["submitterPodTemplate"])
+    """Every pod template of an overlay."""
+    pod_templates = [find_resource(overlay, "StatefulSet", "stillroom-redis")["spec"]["template"]]
+    pod_templates.append(find_resource(overlay, "RayJob")["spec"]["submitterPodTemplate"])
     for spec in clusters(overlay):
-        found.append(spec["headGroupSpec"]["template"])
-        found += [group["template"] for group in spec["workerGroupSpecs"]]
-    return found
+        pod_templates.append(spec["headGroupSpec"]["template"])
+        pod_templates += [group["template"] for group in spec["workerGroupSpecs"]]
+    return pod_templates
 
 
 OVERLAYS = ("small", "gpu")
@@ -60,15 +62,15 @@ each = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
 @each
-def test_kuberay_takes_them(overlay):
+def test_kuberay_s_resources_pass_its_schema(overlay):
     for kind, schema in SPECS.items():
-        resource = the(overlay, kind)
+        resource = find_resource(overlay, kind)
         assert resource["apiVersion"] == "ray.io/v1"
         jsonschema.validate(resource["spec"], schema)
 
 
 @each
-def test_kubernetes_takes_all_that_is_its_own(overlay):
+def test_all_other_resources_pass_kubernetes_schema(overlay):
     for resource in built(overlay):
         if resource["kind"] not in SPECS:
             kubernetes_validate.validate(resource, KUBERNETES, strict=True)
@@ -86,21 +88,21 @@ def test_kubernetes_takes_all_that_is_its_own(overlay):
         ("RayJob", "rayClusterSpec.authOption", {}),
     ],
 )
-def test_kuberay_would_not_have_taken_anything(kind, path, value):
-    resource = yaml.safe_load(yaml.safe_dump(the("gpu", kind)))
-    place = resource["spec"]
-    *above, last = path.split(".")
-    for name in above:
-        place = place[int(name) if name.isdigit() else name]
-    place[last] = value
+def test_wrong_fields_fail_kuberay_s_schema(kind, path, value):
+    resource = yaml.safe_load(yaml.safe_dump(find_resource("gpu", kind)))
+    node = resource["spec"]
+    *parents, last = path.split(".")
+    for name in parents:
+        node = node[int(name) if name.isdigit() else name]
+    node[last] = value
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(resource["spec"], SPECS[kind])
 
 
 @each
-def test_job_and_service_run_on_what_the_cluster_is(overlay):
-    alone, of_job, of_service = clusters(overlay)
-    assert alone == of_job == of_service
+def test_cluster_job_and_service_have_the_same_cluster_spec(overlay):
+    standalone, of_job, of_service = clusters(overlay)
+    assert standalone == of_job == of_service
 
 
 @each
@@ -111,11 +113,11 @@ def test_an_idle_cluster_is_a_head_that_runs_no_tasks(overlay):
     assert spec["autoscalerOptions"]["idleTimeoutSeconds"] <= 600
     for group in spec["workerGroupSpecs"]:
         assert group["minReplicas"] == 0 < group["maxReplicas"]
-        assert "replicas" not in group  # the autoscaler's to say
+        assert "replicas" not in group  # the autoscaler sets it
 
 
 @each
-def test_a_token_is_asked_for_and_no_secret_is_in_a_file(overlay):
+def test_a_token_is_required_and_no_secret_is_in_a_file(overlay):
     for spec in clusters(overlay):
         assert spec["authOptions"] == {"mode": "token", "secretName": "stillroom-ray-token"}
         reference = spec["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"]["secretKeyRef"]
@@ -165,8 +167,8 @@ def test_every_ray_pod_is_probed_without_a_token(overlay):
 
 
 @each
-def test_who_may_reach_the_cluster_is_its_own_pods_the_operator_and_clients(overlay):
-    policy = the(overlay, "NetworkPolicy")["spec"]
+def test_only_own_pods_the_operator_and_clients_may_reach_the_cluster(overlay):
+    policy = find_resource(overlay, "NetworkPolicy")["spec"]
     named = {"app.kubernetes.io/name": "stillroom"}
     assert policy["podSelector"]["matchLabels"] == named
     for template in templates(overlay)[2:]:
@@ -178,18 +180,18 @@ def test_who_may_reach_the_cluster_is_its_own_pods_the_operator_and_clients(over
 
 
 @each
-def test_the_budget_and_the_queue_are_of_what_is_there(overlay):
-    budget = the(overlay, "PodDisruptionBudget", "stillroom-workers")["spec"]
+def test_workers_have_a_disruption_budget_and_the_job_a_queue(overlay):
+    budget = find_resource(overlay, "PodDisruptionBudget", "stillroom-workers")["spec"]
     assert budget["maxUnavailable"] == 1
     assert budget["selector"]["matchLabels"]["app.kubernetes.io/name"] == "stillroom"
-    job = the(overlay, "RayJob")
+    job = find_resource(overlay, "RayJob")
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "stillroom"
-    assert job["spec"]["shutdownAfterJobFinishes"]  # Kueue asks for it
+    assert job["spec"]["shutdownAfterJobFinishes"]  # required by Kueue
 
 
-def test_training_is_on_spot_nodes_with_gpus_and_what_somebody_waits_for_is_not():
-    spot, waited_for = groups("gpu")["train"], groups("gpu")["serve"]
-    for group, market in ((spot, "spot"), (waited_for, "on-demand")):
+def test_training_uses_spot_gpu_nodes_and_serving_on_demand_ones():
+    training, serving = groups("gpu")["train"], groups("gpu")["serve"]
+    for group, market in ((training, "spot"), (serving, "on-demand")):
         assert group["labels"]["ray.io/market-type"] == market
         pod = group["template"]["spec"]
         assert pod["nodeSelector"]["karpenter.sh/capacity-type"] == market
@@ -200,14 +202,14 @@ def test_training_is_on_spot_nodes_with_gpus_and_what_somebody_waits_for_is_not(
 
 
 @each
-def test_serve_s_config_is_one_that_stillroom_takes(overlay, tmp_path):
+def test_the_serve_config_is_valid_and_its_node_labels_exist(overlay, tmp_path):
     file = tmp_path / "serve.yaml"
-    file.write_text(the(overlay, "RayService")["spec"]["serveConfigV2"])
+    file.write_text(find_resource(overlay, "RayService")["spec"]["serveConfigV2"])
     (application,) = validate_serve_yaml(file).applications
     known = {tuple(sorted(g["labels"].items())) for g in groups(overlay).values()}
     for encoder in ("teacher", "student"):
-        wanted = application.args[encoder]["node_labels"].items()
-        assert any(wanted <= dict(labels).items() for labels in known)
+        node_labels = application.args[encoder]["node_labels"].items()
+        assert any(node_labels <= dict(labels).items() for labels in known)
 
 
 def kind(group):
@@ -218,12 +220,12 @@ def kind(group):
 
 
 @each
-def test_the_recipe_is_one_that_stillroom_takes(overlay, tmp_path):
-    config = the(overlay, "ConfigMap", "stillroom-recipe")
+def test_the_recipe_is_valid_and_fits_the_overlay_s_nodes(overlay, tmp_path):
+    config = find_resource(overlay, "ConfigMap", "stillroom-recipe")
     file = tmp_path / "recipe.yaml"
     file.write_text(config["data"]["recipe.yaml"])
     scale = read_recipe(file, []).scale
-    # And its scale is one that the overlay's nodes can hold.
+    # The overlay's nodes can hold the workers and actors of its scale.
     nodes = [kind(group) for group in groups(overlay).values()]
     for pool, count in {
         "teacher": scale.teacher.workers,
@@ -235,5 +237,5 @@ def test_the_recipe_is_one_that_stillroom_takes(overlay, tmp_path):
         assert bundles_that_fit(nodes, bundle_for(getattr(scale, pool))) >= count, pool
     (container,) = clusters(overlay)[0]["headGroupSpec"]["template"]["spec"]["containers"]
     mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-    command = the(overlay, "RayJob")["spec"]["entrypoint"]
+    command = find_resource(overlay, "RayJob")["spec"]["entrypoint"]
     assert command == f"python jobs/run_pipeline.py {mounted['recipe']}/recipe.yaml"

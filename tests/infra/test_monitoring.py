@@ -38,7 +38,7 @@ def test_a_dashboard_can_be_imported_into_grafana(path):
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
 def test_no_panel_overlaps_another(path):
-    taken = set()
+    occupied = set()
     for panel in read_dashboard(path)["panels"]:
         grid = panel["gridPos"]
         assert grid["x"] + grid["w"] <= 24
@@ -47,8 +47,8 @@ def test_no_panel_overlaps_another(path):
             for x in range(grid["x"], grid["x"] + grid["w"])
             for y in range(grid["y"], grid["y"] + grid["h"])
         }
-        assert not cells & taken, f"{panel['title']} overlaps another panel"
-        taken |= cells
+        assert not cells & occupied, f"{panel['title']} overlaps another panel"
+        occupied |= cells
 
 
 def test_each_dashboard_has_the_panels_that_it_is_for():

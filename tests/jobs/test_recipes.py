@@ -1,4 +1,4 @@
-"""Every recipe that we ship, with small stand-ins for the models and files that it names."""
+"""Every shipped recipe, with small models and files in place of those that it names."""
 
 import json
 from pathlib import Path
@@ -52,8 +52,8 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty working directory, where a recipe's files can be put."""
+def working_folder(tmp_path, monkeypatch):
+    """An empty working directory for the files of a recipe."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -83,7 +83,7 @@ def write(path, line):
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=name)
-def test_every_recipe_that_we_ship_is_planned(file, here, models):
+def test_every_shipped_recipe_can_be_planned(file, working_folder, models):
     bases = [f"teacher.base={models[0]}", f"student.base={models[1]}"]
     recipe = read_recipe(file, bases)
     write_files(recipe)
@@ -102,7 +102,7 @@ def test_every_recipe_that_we_ship_is_planned(file, here, models):
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=name)
-def test_a_recipe_for_a_laptop_names_nothing_that_must_be_downloaded(file, here):
+def test_a_recipe_for_a_laptop_needs_no_download(file, working_folder):
     recipe = read_recipe(file)
     sources = recipe.corpus.sources.values()
     reads_files = not all(isinstance(source, DocstringSource) for source in sources)
@@ -116,15 +116,15 @@ def bases(recipe):
 
 
 def with_real_sizes(file, folder, *overrides):
-    """The recipe, its teacher's base a folder that holds nothing but that model's sizes."""
+    """The recipe, whose teacher's base is a folder that contains only that model's sizes."""
     config = CONFIGS[read_recipe(file).teacher.base]
     (folder / "config.json").write_text(json.dumps(config))
     return read_recipe(file, [f"teacher.base={folder}", *overrides])
 
 
 @pytest.mark.parametrize("file", BIG, ids=name)
-def test_a_big_recipe_fits_the_gpu_that_it_names(file, here):
-    recipe = with_real_sizes(file, here)
+def test_a_big_recipe_fits_the_gpu_that_it_names(file, working_folder):
+    recipe = with_real_sizes(file, working_folder)
     findings = list(check_memory(recipe))
     assert len(findings) == len(recipe.teacher.phases)
     assert all(f"fits {recipe.scale.teacher.gpu_type}" in finding.detail for finding in findings)
@@ -144,25 +144,27 @@ def test_a_big_recipe_fits_the_gpu_that_it_names(file, here):
         ("e5-mistral-7b", ["scale.teacher.gpu_type=H9000"], "H100-80G, A100-80G"),
     ],
 )
-def test_a_run_that_does_not_fit_is_refused_with_a_way_out(stem, overrides, expected, here):
-    recipe = with_real_sizes(FOLDER / f"{stem}.yaml", here, *overrides)
-    with pytest.raises(UserError, match="scale.teacher.gpu_type") as fault:
+def test_a_run_that_does_not_fit_is_refused_with_a_fix(stem, overrides, expected, working_folder):
+    recipe = with_real_sizes(FOLDER / f"{stem}.yaml", working_folder, *overrides)
+    with pytest.raises(UserError, match="scale.teacher.gpu_type") as error:
         list(check_memory(recipe))
-    assert expected in str(fault.value)
+    assert expected in str(error.value)
     if "H9000" not in overrides[0]:
-        assert "GiB more than" in str(fault.value)
+        assert "GiB more than" in str(error.value)
 
 
-def test_memory_is_told_where_no_gpu_is_named(here):
+def test_memory_is_reported_where_no_gpu_is_named(working_folder):
     [finding] = check_memory(
-        with_real_sizes(FOLDER / "e5-mistral-7b.yaml", here, "scale.teacher.gpu_type=null")
+        with_real_sizes(
+            FOLDER / "e5-mistral-7b.yaml", working_folder, "scale.teacher.gpu_type=null"
+        )
     )
     assert finding.ok
     assert "weights 13.4" in finding.detail and "activations" in finding.detail
 
 
-def test_memory_of_an_architecture_that_is_not_known_is_not_made_up(here):
-    recipe = with_real_sizes(FOLDER / "e5-mistral-7b.yaml", here)
-    (here / "config.json").write_text('{"model_type": "mamba"}')
+def test_memory_of_an_unknown_architecture_is_not_estimated(working_folder):
+    recipe = with_real_sizes(FOLDER / "e5-mistral-7b.yaml", working_folder)
+    (working_folder / "config.json").write_text('{"model_type": "mamba"}')
     [finding] = check_memory(recipe)
     assert "not estimated" in finding.detail

@@ -1,4 +1,4 @@
-"""The order of the rows, and the batches made of them."""
+"""The order of rows, and the batches that it gives."""
 
 import numpy as np
 import pytest
@@ -61,8 +61,8 @@ def test_an_epoch_takes_every_row_at_most_once_and_the_next_in_another_order():
 def test_a_batch_of_one_source_has_no_row_of_another():
     order = BatchOrder(np.repeat([0, 1], [30, 60]), seed=1, global_batch=10)
     sources = [set(order.source[order.rows_at(step)]) for step in range(60)]
-    assert {len(found) for found in sources} == {1}
-    assert 10 <= sum(found == {0} for found in sources) <= 30  # a third, by size
+    assert {len(batch_sources) for batch_sources in sources} == {1}
+    assert 10 <= sum(batch_sources == {0} for batch_sources in sources) <= 30  # a third, by size
 
 
 @pytest.mark.parametrize("one_source", [True, False])
@@ -70,8 +70,8 @@ def test_weights_decide_how_often_a_source_is_drawn(one_source):
     order = BatchOrder(
         np.repeat([0, 1], [30, 60]), seed=1, global_batch=10, weights=(3, 1), one_source=one_source
     )
-    drawn = np.concatenate([order.source[order.rows_at(step)] for step in range(200)])
-    assert 0.68 < (drawn == 0).mean() < 0.82
+    sampled_sources = np.concatenate([order.source[order.rows_at(step)] for step in range(200)])
+    assert 0.68 < (sampled_sources == 0).mean() < 0.82
 
 
 @pytest.mark.parametrize(("temperature", "share"), [(1, 1 / 17), (2, 1 / 5), (4, 1 / 3)])
@@ -84,12 +84,12 @@ def test_a_higher_temperature_draws_small_sources_more_often(temperature, share)
 
 def test_mixed_batches_still_read_each_source_in_whole_epochs():
     order = BatchOrder(np.repeat([0, 1], [30, 60]), seed=1, global_batch=10, one_source=False)
-    drawn = np.concatenate([order.rows_at(step) for step in range(100)])
+    sampled_rows = np.concatenate([order.rows_at(step) for step in range(100)])
     for rows in order.source_rows:
-        own = drawn[np.isin(drawn, rows)]
-        whole = len(own) // len(rows)
-        counts = np.bincount(own[: whole * len(rows)], minlength=90)[rows]
-        assert set(counts) == {whole}
+        rows_of_source = sampled_rows[np.isin(sampled_rows, rows)]
+        epochs = len(rows_of_source) // len(rows)
+        counts = np.bincount(rows_of_source[: epochs * len(rows)], minlength=90)[rows]
+        assert set(counts) == {epochs}
 
 
 def test_a_source_smaller_than_a_batch_is_repeated():
@@ -113,12 +113,14 @@ def test_batches_by_length_have_similar_lengths_and_every_row_once():
 def test_only_masked_tokens_are_predicted_each_by_the_state_before_it(share):
     ids = list(range(100, 140))
     cloze = mask_tokens(ids, 7, share, np.random.default_rng(0))
-    hidden = [place for place, own in enumerate(cloze.ids) if own == 7]
-    assert hidden and 0 not in hidden
-    for place, target in enumerate(cloze.labels):
-        assert target == (ids[place + 1] if place + 1 in hidden else IGNORE_INDEX)
-    kept = [place for place in range(40) if place not in hidden]
-    assert [cloze.ids[place] for place in kept] == [ids[place] for place in kept]
+    masked = [position for position, token in enumerate(cloze.ids) if token == 7]
+    assert masked and 0 not in masked
+    for position, target in enumerate(cloze.labels):
+        assert target == (ids[position + 1] if position + 1 in masked else IGNORE_INDEX)
+    unmasked = [position for position in range(40) if position not in masked]
+    assert [cloze.ids[position] for position in unmasked] == [
+        ids[position] for position in unmasked
+    ]
 
 
 def test_a_source_s_prompts_replace_the_model_s_prompts(decoder):
@@ -141,32 +143,34 @@ def test_a_source_s_prompts_replace_the_model_s_prompts(decoder):
     step = next(s for s in range(20) if set(order.rows_at(s)) == {0, 1})
     rows = list(order.rows_at(step))
     batch = PairBatches(data, order, encoder.prompter, 0, 16, 16)(step)
-    texts = encoder.tokenizer.batch_decode([one.ids[1:] for one in batch.queries])
+    texts = encoder.tokenizer.batch_decode([tokens.ids[1:] for tokens in batch.queries])
     assert [texts[rows.index(row)] for row in (0, 1)] == ["own: first", "task: second"]
-    texts = encoder.tokenizer.batch_decode([one.ids[1:] for one in batch.passages])
+    texts = encoder.tokenizer.batch_decode([tokens.ids[1:] for tokens in batch.passages])
     assert [texts[rows.index(row)] for row in (0, 1)] == ["one", "doc: two"]
 
 
 @pytest.mark.promise("resume")
 def test_prefetched_batches_are_the_same_from_any_first_step():
-    ahead = Prefetcher(lambda step: step * step, steps=9)
-    assert [ahead(step) for step in range(4, 9)] == [step * step for step in range(4, 9)]
+    prefetcher = Prefetcher(lambda step: step * step, steps=9)
+    assert [prefetcher(step) for step in range(4, 9)] == [step * step for step in range(4, 9)]
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_sampled_negatives_are_the_pair_s_own_and_do_not_depend_on_the_worker(count):
-    own = np.arange(40).reshape(10, 4)
-    everyone = sample_negatives(own, np.arange(10), count, 99, seed=5, step=2).reshape(10, count)
+    negatives = np.arange(40).reshape(10, 4)
+    sampled = sample_negatives(negatives, np.arange(10), count, 99, seed=5, step=2).reshape(
+        10, count
+    )
     for row in range(10):
-        assert set(everyone[row]) <= set(own[row])
-        assert len(set(everyone[row])) == count
-    half = sample_negatives(own, np.arange(1, 10, 2), count, 99, seed=5, step=2)
-    assert list(half) == list(everyone[1::2].reshape(-1))
+        assert set(sampled[row]) <= set(negatives[row])
+        assert len(set(sampled[row])) == count
+    half = sample_negatives(negatives, np.arange(1, 10, 2), count, 99, seed=5, step=2)
+    assert list(half) == list(sampled[1::2].reshape(-1))
 
 
 def test_a_pair_with_too_few_negatives_gets_random_passages_too():
-    own = np.array([[7, -1, -1]])
-    drawn = sample_negatives(own, np.array([0]), 3, 10, seed=0, step=0)
-    assert len(drawn) == 3
-    assert 7 in drawn
-    assert all(0 <= row < 10 for row in drawn)
+    negatives = np.array([[7, -1, -1]])
+    sampled = sample_negatives(negatives, np.array([0]), 3, 10, seed=0, step=0)
+    assert len(sampled) == 3
+    assert 7 in sampled
+    assert all(0 <= row < 10 for row in sampled)

@@ -1,7 +1,8 @@
-"""Losses of tiny trainings against golden files: a change that should not alter results does not.
+"""Losses of tiny trainings against golden files, to notice unintended changes of results.
 
 The models depend on installed versions as little as possible: a tokenizer of fixed words, weights
-drawn by NumPy. Dropout is drawn by torch's own generator, because MKL's differs by platform.
+from NumPy's generator. Dropout masks come from torch's own generator, because MKL's differs by
+platform.
 """
 
 import zlib
@@ -73,8 +74,8 @@ def base(tmp_path_factory):
     return folder
 
 
-def tiny(base, *, lora_dropout=None, head=False, projection_dims=None):
-    """An encoder in training whose every weight is a function of its name."""
+def tiny_encoder(base, *, lora_dropout=None, head=False, projection_dims=None):
+    """An encoder in training mode; each weight is a function of its name."""
     encoder = create_encoder(
         str(base),
         space="golden",
@@ -89,14 +90,14 @@ def tiny(base, *, lora_dropout=None, head=False, projection_dims=None):
         projection_dims=projection_dims,
     )
     for name, weight in encoder.named_parameters():
-        drawn = np.random.default_rng(zlib.crc32(name.encode())).normal(size=weight.shape)
-        weight.data.copy_(torch.from_numpy(1 + 0 * drawn if weight.ndim == 1 else 0.1 * drawn))
+        values = np.random.default_rng(zlib.crc32(name.encode())).normal(size=weight.shape)
+        weight.data.copy_(torch.from_numpy(1 + 0 * values if weight.ndim == 1 else 0.1 * values))
     return encoder.train()
 
 
 def unit_vectors(n, seed):
-    drawn = np.random.default_rng(seed).normal(size=(n, TEACHER_DIMS))
-    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float16)
+    values = np.random.default_rng(seed).normal(size=(n, TEACHER_DIMS))
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float16)
 
 
 def pair_data():
@@ -146,39 +147,39 @@ def losses(encoder, objective, batches):
     )
 
 
-def test_a_contrastive_teacher_retraces_its_golden_losses(base, golden):
-    encoder = tiny(base, lora_dropout=0.0)
-    found = losses(encoder, Contrastive(temperature=0.05), pair_batches(encoder))
-    golden("losses/teacher_contrastive_float32_cpu.txt").check(found, rtol=1e-4)
+def test_a_contrastive_teacher_reproduces_its_golden_losses(base, golden):
+    encoder = tiny_encoder(base, lora_dropout=0.0)
+    measured = losses(encoder, Contrastive(temperature=0.05), pair_batches(encoder))
+    golden("losses/teacher_contrastive_float32_cpu.txt").check(measured, rtol=1e-4)
 
 
-def test_a_masked_prediction_teacher_retraces_its_golden_losses(base, golden):
-    encoder = tiny(base, lora_dropout=0.0, head=True)
+def test_a_masked_prediction_teacher_reproduces_its_golden_losses(base, golden):
+    encoder = tiny_encoder(base, lora_dropout=0.0, head=True)
     batches = MaskedBatches(text_batches(encoder), mask_id=3, mask_probability=0.3)
     golden("losses/teacher_mntp_float32_cpu.txt").check(losses(encoder, Mntp(), batches), rtol=1e-4)
 
 
-def test_a_simcse_teacher_retraces_its_golden_losses(base, golden, monkeypatch):
+def test_a_simcse_teacher_reproduces_its_golden_losses(base, golden, monkeypatch):
     def dropout(states, p=0.5, training=True, inplace=False):
         return states * (torch.rand(states.shape) >= p) / (1 - p) if training else states
 
     monkeypatch.setattr(torch.nn.functional, "dropout", dropout)
-    encoder = tiny(base, lora_dropout=0.2)
-    found = losses(encoder, Simcse(temperature=0.05), text_batches(encoder))
-    golden("losses/teacher_simcse_float32_cpu.txt").check(found, rtol=1e-4)
+    encoder = tiny_encoder(base, lora_dropout=0.2)
+    measured = losses(encoder, Simcse(temperature=0.05), text_batches(encoder))
+    golden("losses/teacher_simcse_float32_cpu.txt").check(measured, rtol=1e-4)
 
 
-def test_a_joint_teacher_retraces_its_golden_losses(base, golden):
-    encoder = tiny(base, lora_dropout=0.0, head=True)
+def test_a_joint_teacher_reproduces_its_golden_losses(base, golden):
+    encoder = tiny_encoder(base, lora_dropout=0.0, head=True)
     examples = list(zip(texts(24, 1), texts(24, 2), strict=True))
     generation = GenerationBatches(examples, order(24), encoder.prompter, max_tokens=24)
     objective = Joint(Contrastive(temperature=0.05), weight=0.5, mean_over="token")
-    found = losses(encoder, objective, JointBatches(pair_batches(encoder), generation))
-    golden("losses/teacher_joint_float32_cpu.txt").check(found, rtol=1e-4)
+    measured = losses(encoder, objective, JointBatches(pair_batches(encoder), generation))
+    golden("losses/teacher_joint_float32_cpu.txt").check(measured, rtol=1e-4)
 
 
-def test_a_distilled_student_retraces_its_golden_losses(base, golden):
-    encoder = tiny(base, projection_dims=TEACHER_DIMS)
+def test_a_distilled_student_reproduces_its_golden_losses(base, golden):
+    encoder = tiny_encoder(base, projection_dims=TEACHER_DIMS)
     objective = Distillation(
         cosine=1.0,
         pairwise_mse=20.0,
@@ -190,15 +191,15 @@ def test_a_distilled_student_retraces_its_golden_losses(base, golden):
         false_negative_margin=0.05,
         dims={TEACHER_DIMS: 1.0, 16: 0.5},
     )
-    found = losses(encoder, objective, pair_batches(encoder, sampled_passages=5))
-    golden("losses/student_distillation_float32_cpu.txt").check(found, rtol=1e-4)
+    measured = losses(encoder, objective, pair_batches(encoder, sampled_passages=5))
+    golden("losses/student_distillation_float32_cpu.txt").check(measured, rtol=1e-4)
 
 
 def test_a_golden_file_accepts_its_own_values_and_refuses_others(tmp_path):
     Golden(tmp_path / "new.txt", update=True).check([1.0, 2.5], rtol=1e-4)
-    kept = Golden(tmp_path / "new.txt", update=False)
-    kept.check([1.00005, 2.5], rtol=1e-4)
+    golden_file = Golden(tmp_path / "new.txt", update=False)
+    golden_file.check([1.00005, 2.5], rtol=1e-4)
     with pytest.raises(AssertionError, match=r"new\.txt: .* 2.0e-04 at step 2, 2\.5005 for 2\.5"):
-        kept.check([1.0, 2.5005], rtol=1e-4)
+        golden_file.check([1.0, 2.5005], rtol=1e-4)
     with pytest.raises(AssertionError, match="2 values, not these"):
-        kept.check([1.0], rtol=1e-4)
+        golden_file.check([1.0], rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Losses against plain loops, and the identities that they should keep."""
+"""Losses against plain loops, and the identities that they satisfy."""
 
 import math
 
@@ -31,39 +31,39 @@ def softmax(row):
 def test_info_nce_equals_a_plain_loop(scores):
     student, _ = scores
     positive = [3, 0, 8, 1, 1]
-    slow = 0.0
+    expected = 0.0
     for row, column in zip(student, positive, strict=True):
-        slow -= math.log(softmax([value / 0.07 for value in row])[column]) / len(student)
-    fast = info_nce(torch.tensor(student), torch.tensor(positive), temperature=0.07)
-    assert float(fast) == pytest.approx(slow, rel=1e-5)
+        expected -= math.log(softmax([value / 0.07 for value in row])[column]) / len(student)
+    computed = info_nce(torch.tensor(student), torch.tensor(positive), temperature=0.07)
+    assert float(computed) == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_ignored_candidate_counts_as_absent(scores):
     student, _ = scores
     ignore = torch.zeros(5, 9, dtype=torch.bool)
     ignore[:, 4:6] = True
-    fast = info_nce(
+    computed = info_nce(
         torch.tensor(student), torch.tensor([0, 1, 2, 3, 0]), temperature=0.1, ignore_bn=ignore
     )
     without = torch.tensor(np.delete(student, [4, 5], axis=1))
-    slow = info_nce(without, torch.tensor([0, 1, 2, 3, 0]), temperature=0.1)
-    torch.testing.assert_close(fast, slow)
+    expected = info_nce(without, torch.tensor([0, 1, 2, 3, 0]), temperature=0.1)
+    torch.testing.assert_close(computed, expected)
 
 
 def test_score_kl_equals_a_plain_loop(scores):
     student, teacher = scores
-    slow = 0.0
+    expected = 0.0
     for s_row, t_row in zip(student, teacher, strict=True):
         s = softmax([value / 0.1 for value in s_row])
         t = softmax([value / 0.3 for value in t_row])
-        slow += sum(p * math.log(p / q) for p, q in zip(t, s, strict=True)) / len(student)
-    fast = score_kl(
+        expected += sum(p * math.log(p / q) for p, q in zip(t, s, strict=True)) / len(student)
+    computed = score_kl(
         torch.tensor(student),
         torch.tensor(teacher),
         student_temperature=0.1,
         teacher_temperature=0.3,
     )
-    assert float(fast) == pytest.approx(slow, rel=1e-5)
+    assert float(computed) == pytest.approx(expected, rel=1e-5)
 
 
 def test_score_kl_is_zero_for_equal_scores_even_where_some_are_ignored(scores):
@@ -83,7 +83,9 @@ def test_cosine_depends_on_direction_but_not_on_length():
 
 
 def test_leaf_s_squared_distance_is_twice_the_cosine_loss_of_unit_vectors(scores):
-    student, teacher = (torch.nn.functional.normalize(torch.tensor(of), dim=-1) for of in scores)
+    student, teacher = (
+        torch.nn.functional.normalize(torch.tensor(rows), dim=-1) for rows in scores
+    )
     leaf = (student - teacher).square().sum(-1).mean()
     torch.testing.assert_close(2 * cosine(student, teacher), leaf.float())
 
@@ -92,17 +94,17 @@ def test_margin_mse_equals_a_plain_loop(scores):
     student, teacher = scores
     positive, copy = [3, 0, 8, 1, 1], {0: [5], 2: [0, 1]}  # candidates that are the positive's text
     ignore = torch.zeros(5, 9, dtype=torch.bool)
-    slow = 0.0
+    expected = 0.0
     for i, column in enumerate(positive):
         others = [j for j in range(9) if j != column and j not in copy.get(i, [])]
         for j in others:
             lead = student[i][column] - student[i][j]
-            slow += (lead - (teacher[i][column] - teacher[i][j])) ** 2 / len(others) / 5
+            expected += (lead - (teacher[i][column] - teacher[i][j])) ** 2 / len(others) / 5
         ignore[i, copy.get(i, [])] = True
-    fast = margin_mse(
+    computed = margin_mse(
         torch.tensor(student), torch.tensor(teacher), torch.tensor(positive), ignore_bn=ignore
     )
-    assert float(fast) == pytest.approx(slow, rel=1e-5)
+    assert float(computed) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("triples", [1, 200, 10**6])  # a row at a time, two, and all
@@ -112,9 +114,9 @@ def test_similarity_order_and_its_gradient_equal_a_loop_over_all_triples(
     monkeypatch.setattr(module, "MAX_TRIPLES", triples)
     student = torch.tensor(scores[0], dtype=torch.float32, requires_grad=True)
     teacher = torch.tensor(scores[1], dtype=torch.float32)
-    teacher[:, 4] = teacher[:, 6]  # a tie: of these two neither is the nearer
+    teacher[:, 4] = teacher[:, 6]  # a tie: neither of the two is nearer
     itself = torch.eye(5, 9, dtype=torch.bool)
-    slow = torch.zeros(())
+    expected = torch.zeros(())
     for i in range(5):
         hinges = [
             torch.relu(student[i, k] - student[i, j] + 0.1)
@@ -122,12 +124,12 @@ def test_similarity_order_and_its_gradient_equal_a_loop_over_all_triples(
             for k in range(9)
             if i not in (j, k) and teacher[i, j] > teacher[i, k]
         ]
-        slow = slow + torch.stack(hinges).mean() / 5
-    [expected] = torch.autograd.grad(slow, student)
-    fast = similarity_order(student, teacher, margin=0.1, ignore_nm=itself)
-    [found] = torch.autograd.grad(3 * fast, student)
-    torch.testing.assert_close(fast, slow)
-    torch.testing.assert_close(found, 3 * expected)
+        expected = expected + torch.stack(hinges).mean() / 5
+    [expected_gradient] = torch.autograd.grad(expected, student)
+    computed = similarity_order(student, teacher, margin=0.1, ignore_nm=itself)
+    [gradient] = torch.autograd.grad(3 * computed, student)
+    torch.testing.assert_close(computed, expected)
+    torch.testing.assert_close(gradient, 3 * expected_gradient)
 
 
 def test_losses_of_bfloat16_are_computed_in_float32_under_autocast():
@@ -150,7 +152,7 @@ def test_losses_of_bfloat16_are_computed_in_float32_under_autocast():
     }  # fmt: skip
     for name, loss in losses.items():
         with torch.autocast("cpu", torch.bfloat16):
-            found = loss(student, teacher)
-        assert found.dtype == torch.float32, name
-        # bfloat16's own rounding is 400 times as coarse.
-        torch.testing.assert_close(found, loss(student.float(), teacher.float()), rtol=1e-5, atol=0)
+            value = loss(student, teacher)
+        assert value.dtype == torch.float32, name
+        # bfloat16 would round 400 times as coarsely.
+        torch.testing.assert_close(value, loss(student.float(), teacher.float()), rtol=1e-5, atol=0)

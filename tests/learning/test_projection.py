@@ -1,4 +1,4 @@
-"""A projection begins as near to the teacher as a linear map of the student's states can come."""
+"""A fitted projection is the best linear map from the student's states to the teacher's vectors."""
 
 import numpy as np
 import pytest
@@ -34,14 +34,16 @@ def test_a_fitted_projection_generalises_to_other_texts(encoder):
     words = " ".join(training_texts()).split()
     texts = [" ".join(words[i : i + 12]) for i in range(0, 6000, 12)]
     tokens = student.prompter(texts, "passage")
-    # A teacher whose vectors are, but for noise, another linear map of the same states.
+    # The teacher's vectors are another linear map of the same states, plus noise.
     torch.manual_seed(0)
-    other = torch.nn.init.orthogonal_(torch.empty(96, 64))
-    own = create_encoder(
+    teacher_map = torch.nn.init.orthogonal_(torch.empty(96, 64))
+    encode_base = create_encoder(
         str(encoder), space="s", options=ContractOptions(pooling="mean", precision="float32")
     ).encode
     noise = 0.2 * torch.randn(len(texts), 96) / 96**0.5
-    teacher = normalize(torch.from_numpy(own(texts, "passage")) @ other.T + noise, dim=1).numpy()
+    teacher = normalize(
+        torch.from_numpy(encode_base(texts, "passage")) @ teacher_map.T + noise, dim=1
+    ).numpy()
 
     def cosine():
         return (student.encode(texts[400:], "passage") * teacher[400:]).sum(1).mean()

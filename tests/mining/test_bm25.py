@@ -11,25 +11,25 @@ PASSAGES = ["The cats are sleeping on a mat", "a dog barked", "running dogs and 
 
 
 def test_words_match_across_endings_and_stop_words_do_not():
-    places, scores = Bm25(PASSAGES).search(["cat sleeps", "the of and"], 3)
-    assert places[0].tolist() == [0, 2, -1]
+    rows, scores = Bm25(PASSAGES).search(["cat sleeps", "the of and"], 3)
+    assert rows[0].tolist() == [0, 2, -1]
     assert scores[0, 0] > scores[0, 1] > 0
-    assert places[1].tolist() == [-1, -1, -1]
+    assert rows[1].tolist() == [-1, -1, -1]
 
 
 def test_scores_follow_lucene_s_formula():
-    places, scores = Bm25(PASSAGES).search(["bark"], 1)
-    length, average = 2, np.mean([3, 2, 4, 0])  # words that are no stop words
+    rows, scores = Bm25(PASSAGES).search(["bark"], 1)
+    length, average = 2, np.mean([3, 2, 4, 0])  # words without stop words
     idf = np.log(1 + (4 - 1 + 0.5) / (1 + 0.5))
     expected = idf * 1 / (1 + 1.5 * (1 - 0.75 + 0.75 * length / average))
-    assert places.tolist() == [[1]]
+    assert rows.tolist() == [[1]]
     assert scores[0, 0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_more_results_than_passages_are_filled_with_minus_one():
-    places, _ = Bm25(PASSAGES).search(["dog", "zebra"], 9)
-    assert sorted(place for place in places[0].tolist() if place >= 0) == [1, 2]
-    assert places[1].tolist() == [-1] * 9
+    rows, _ = Bm25(PASSAGES).search(["dog", "zebra"], 9)
+    assert sorted(row for row in rows[0].tolist() if row >= 0) == [1, 2]
+    assert rows[1].tolist() == [-1] * 9
 
 
 def test_passages_without_a_word_are_refused():
@@ -40,10 +40,10 @@ def test_passages_without_a_word_are_refused():
 def test_an_installed_jax_stays_off_the_gpu(tmp_path):
     (tmp_path / "jax").mkdir()
     (tmp_path / "jax" / "__init__.py").touch()
-    # Like the real one where a process may see no GPU.
+    # Fails like the real module in a process that may see no GPU.
     (tmp_path / "jax" / "lax.py").write_text(
         "import os\n"
-        "def top_k(of, k):\n"
+        "def top_k(values, k):\n"
         "    if os.environ.get('JAX_PLATFORMS') != 'cpu':\n"
         "        raise RuntimeError('no supported devices found for platform CUDA')\n"
     )
@@ -52,6 +52,6 @@ def test_an_installed_jax_stays_off_the_gpu(tmp_path):
         "from stillroom.mining.bm25 import Bm25\n"
         "Bm25(['a word']); print(sys.modules['jax'].__file__)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert str(tmp_path) in done.stdout
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
+    assert str(tmp_path) in completed.stdout

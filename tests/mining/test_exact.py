@@ -11,19 +11,19 @@ from stillroom.mining.exact import merge_top_k, row_dots, search
 
 
 def brute_force(queries, passages, k):
-    """Every score, sorted in Python."""
+    """Sorts every score in Python."""
     scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
     rows = np.full((len(queries), k), -1, dtype=np.int64)
     for q, query in enumerate(queries):
-        every = row_dots(np.tile(query, (len(passages), 1)), passages)
-        ranked = sorted((-score, row) for row, score in enumerate(every.tolist()))
-        for place, (score, row) in enumerate(ranked[:k]):
-            scores[q, place], rows[q, place] = -score, row
+        dots = row_dots(np.tile(query, (len(passages), 1)), passages)
+        ranked = sorted((-score, row) for row, score in enumerate(dots.tolist()))
+        for rank, (score, row) in enumerate(ranked[:k]):
+            scores[q, rank], rows[q, rank] = -score, row
     return scores, rows
 
 
 def vectors(rng, count, kind):
-    """Whole numbers are full of ties; near copies differ by less than bfloat16 can tell."""
+    """Whole numbers have many ties; near copies differ by less than bfloat16 can represent."""
     if kind == "whole":
         return rng.integers(-2, 3, size=(count, 5)).astype(np.float16)
     if kind == "copies":
@@ -33,42 +33,47 @@ def vectors(rng, count, kind):
 
 
 @settings(max_examples=80, deadline=None)
-# The row beyond the last place is the lowest of those that are tied with it.
-@example(seed=0, kind="whole", passages=12, k=5, cuts=[], together=50, dtype=torch.float32)
+# The row just below the top k is the lowest of those tied with it.
+@example(seed=0, kind="whole", passages=12, k=5, cuts=[], per_product=50, dtype=torch.float32)
 @given(
     seed=st.integers(0, 10**6),
     kind=st.sampled_from(["whole", "copies", "normal"]),
     passages=st.integers(1, 120),
     k=st.integers(1, 45),
     cuts=st.lists(st.integers(0, 120), max_size=3),
-    together=st.integers(1, 150),
+    per_product=st.integers(1, 150),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
 @pytest.mark.promise("mining")
 def test_search_equals_brute_force_bit_for_bit_however_passages_are_split(
-    seed, kind, passages, k, cuts, together, dtype
+    seed, kind, passages, k, cuts, per_product, dtype
 ):
     rng = np.random.default_rng(seed)
-    queries, everyone = vectors(rng, 7, kind).astype(np.float32), vectors(rng, passages, kind)
+    queries, all_passages = vectors(rng, 7, kind).astype(np.float32), vectors(rng, passages, kind)
     order = rng.permutation(passages)
     bounds = sorted({0, passages, *(cut for cut in cuts if cut < passages)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_filter_dtype", lambda device: dtype)
         patch.setattr(module, "QUERIES_PER_PRODUCT", 3)
         parts = [
-            search(queries, [(order[a:b], everyone[order[a:b]])], k, passages_per_product=together)
+            search(
+                queries,
+                [(order[a:b], all_passages[order[a:b]])],
+                k,
+                passages_per_product=per_product,
+            )
             for a, b in itertools.pairwise(bounds)
         ]
     scores, rows = merge_top_k(parts, k)
-    expected_scores, expected_rows = brute_force(queries, everyone, k)
+    expected_scores, expected_rows = brute_force(queries, all_passages, k)
     np.testing.assert_array_equal(rows, expected_rows)
     np.testing.assert_array_equal(scores, expected_scores)
 
 
 def test_a_row_in_several_results_counts_once():
-    one = np.array([[0.9, 0.5]], np.float32), np.array([[4, 2]])
-    other = np.array([[0.9, 0.7]], np.float32), np.array([[4, 1]])
-    scores, rows = merge_top_k([one, other], 4)
+    first = np.array([[0.9, 0.5]], np.float32), np.array([[4, 2]])
+    second = np.array([[0.9, 0.7]], np.float32), np.array([[4, 1]])
+    scores, rows = merge_top_k([first, second], 4)
     assert rows.tolist() == [[4, 1, 2, -1]]
     np.testing.assert_array_equal(scores, np.array([[0.9, 0.7, 0.5, -np.inf]], np.float32))
 

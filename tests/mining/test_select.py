@@ -1,4 +1,4 @@
-"""Selection of hard negatives, by hand-made cases and against a plain loop."""
+"""Selection of hard negatives, in cases by hand and against a plain loop."""
 
 import dataclasses
 
@@ -23,14 +23,14 @@ PLAIN = SelectionRule(
 
 
 def select_for_one_query(
-    scores, rows, *, positive=0, positive_score=1.0, given=(), seed=0, groups=None, **changes
+    scores, rows, *, positive=0, positive_score=1.0, provided=(), seed=0, groups=None, **changes
 ):
-    """Selection for one query among ten passages, or those of `groups`."""
+    """Selects for one query among ten passages, or as many as `groups` has."""
     texts = KnownTexts(
         group_p=np.arange(10) if groups is None else np.array(groups),
         positive_q=np.array([positive]),
         query_text_q=np.array([0]),
-        provided=(np.array([0, len(given)]), np.array(given, dtype=np.int64)),
+        provided=(np.array([0, len(provided)]), np.array(provided, dtype=np.int64)),
     )
     return select_negatives(
         np.array([scores], np.float32),
@@ -61,7 +61,7 @@ def test_the_positive_and_candidates_too_close_to_its_score_are_never_negatives(
         ({"skip_first": 1}, [4, 5]),
     ],
 )
-def test_of_several_limits_the_lowest_holds(changes, expected):
+def test_the_lowest_of_several_limits_applies(changes, expected):
     selected = select_for_one_query(
         [1.0, 0.97, 0.951, 0.9, 0.8, 0.7], [0, 1, 2, 3, 4, 5], **changes
     )
@@ -71,7 +71,7 @@ def test_of_several_limits_the_lowest_holds(changes, expected):
 @pytest.mark.parametrize(
     ("positive_score", "expected"), [(0.0, [2, -1]), (-0.2, [2, -1]), (-0.29, [-1, -1])]
 )
-def test_the_limit_lies_below_a_positive_of_any_sign(positive_score, expected):
+def test_the_limit_is_below_a_positive_score_of_any_sign(positive_score, expected):
     assert select_for_one_query(
         [0.1, -0.3], [1, 2], positive_score=positive_score
     ).negatives.tolist() == [expected]
@@ -85,13 +85,13 @@ def test_random_negatives_are_a_uniform_sample_of_the_best():
         )
         np.add.at(counts, selected.negatives[0], 1)
     assert counts[[0, 4, 5]].tolist() == [0, 0, 0]
-    assert (abs(counts[1:4] - 400) < 60).all()  # five standard deviations are 58
+    assert (abs(counts[1:4] - 400) < 60).all()  # 58 is five standard deviations
 
 
 def test_provided_negatives_come_first_without_repetitions_or_copies_of_the_positive():
     groups = [0, 1, 2, 3, 4, 5, 6, 7, 0, 6]  # 8 copies the positive, 9 copies 6
     selected = select_for_one_query(
-        [0.9, 0.8, 0.7], [5, 9, 7], given=[6, 8, 0, 6], per_query=3, groups=groups
+        [0.9, 0.8, 0.7], [5, 9, 7], provided=[6, 8, 0, 6], per_query=3, groups=groups
     )
     assert selected.negatives.tolist() == [[6, 5, 7]]
     assert selected.rejected[reasons.PROVIDED] == 1
@@ -106,8 +106,8 @@ def test_too_few_candidates_are_filled_with_minus_one():
 # --- against a loop -------------------------------------------------------------------------
 
 
-def select_slowly(scores, rows, positive_scores, texts, given, known, rule):
-    """Pools and reasons, candidate by candidate."""
+def select_slowly(scores, rows, positive_scores, texts, provided, known_groups, rule):
+    """Pools and counts of reasons, candidate by candidate."""
     pools, counts = [], dict.fromkeys(reasons.REASONS, 0)
     for q in range(len(rows)):
         positive = float(positive_scores[q])
@@ -116,27 +116,27 @@ def select_slowly(scores, rows, positive_scores, texts, given, known, rule):
             limits.append(positive - abs(positive) * (1 - rule.max_share_of_positive))
         if rule.absolute_margin is not None:
             limits.append(positive - rule.absolute_margin)
-        seen, pool = set(), []
+        seen_groups, pool = set(), []
         for score, row in zip(scores[q], rows[q], strict=True):
             if row < 0:
                 continue
             group = texts.group_p[row]
             if row == texts.positive_q[q]:
                 reason = reasons.POSITIVE
-            elif group in known[texts.query_text_q[q]]:
+            elif group in known_groups[texts.query_text_q[q]]:
                 reason = reasons.KNOWN
             elif texts.excluded_p[row]:
                 reason = reasons.EVALUATION
-            elif group in {texts.group_p[other] for other in given[q] if other >= 0}:
+            elif group in {texts.group_p[negative] for negative in provided[q] if negative >= 0}:
                 reason = reasons.PROVIDED
             elif score > min(limits):
                 reason = reasons.NEAR_POSITIVE
             elif rule.max_score is not None and score > rule.max_score:
                 reason = reasons.ABOVE_MAX_SCORE
-            elif group in seen:
+            elif group in seen_groups:
                 reason = reasons.REPEATED
             else:
-                seen.add(group)
+                seen_groups.add(group)
                 pool.append(row)
                 continue
             counts[reason] += 1
@@ -163,7 +163,7 @@ def test_every_rule_selects_what_a_plain_loop_selects(
     rng = np.random.default_rng(seed)
     q, p, k = 12, 30, 14
     rule = SelectionRule(share, margin, ceiling, skip, per_query + wide, per_query, strategy)
-    # Eighths: what limits are made of them is exact, and full of ties.
+    # Multiples of 1/8: limits are exact, and there are many ties.
     scores = -np.sort(-rng.integers(-4, 9, size=(q, k)).astype(np.float32) / 8, axis=1)
     rows = np.array([rng.permutation(p)[:k] for _ in range(q)])
     rows[:, k - 2 :][rng.random((q, 2)) < 0.5] = -1
@@ -176,27 +176,29 @@ def test_every_rule_selects_what_a_plain_loop_selects(
         excluded_p=rng.random(p) < 0.1,
         provided=(np.concatenate([[0], np.cumsum(sizes)]), given_rows),
     )
-    known = {asked: set() for asked in range(8)}
-    for asked, row in zip(texts.query_text_q, texts.positive_q, strict=True):
-        known[asked].add(texts.group_p[row])
+    known_groups = {text: set() for text in range(8)}
+    for text, row in zip(texts.query_text_q, texts.positive_q, strict=True):
+        known_groups[text].add(texts.group_p[row])
     positive_scores = rng.integers(-3, 9, size=q).astype(np.float32) / 8
     arguments = {"texts": texts, "rule": rule, "seed": seed}
     selected = select_negatives(scores, rows, positive_score_q=positive_scores, **arguments)
     provided_rows = texts.provided_negatives(np.arange(q), per_query)
-    pools, counts = select_slowly(scores, rows, positive_scores, texts, provided_rows, known, rule)
+    pools, counts = select_slowly(
+        scores, rows, positive_scores, texts, provided_rows, known_groups, rule
+    )
     assert selected.rejected == counts
     for query, pool in enumerate(pools):
-        mine = [row for row in selected.negatives[query].tolist() if row >= 0]
-        given = [row for row in provided_rows[query].tolist() if row >= 0]
-        mined = mine[len(given) :]
-        wanted = min(len(pool), per_query - len(given))
-        assert mine[: len(given)] == given
-        assert len(mined) == len(set(mined)) == wanted
+        negatives = [row for row in selected.negatives[query].tolist() if row >= 0]
+        provided = [row for row in provided_rows[query].tolist() if row >= 0]
+        mined = negatives[len(provided) :]
+        expected_count = min(len(pool), per_query - len(provided))
+        assert negatives[: len(provided)] == provided
+        assert len(mined) == len(set(mined)) == expected_count
         assert mined == (
-            [row for row in pool if row in mined] if strategy == "random" else pool[:wanted]
+            [row for row in pool if row in mined] if strategy == "random" else pool[:expected_count]
         )
         assert set(mined) <= set(pool)
-    # A block of the queries gives what all of them gave.
+    # A block of the queries gives the same result as all of them.
     half = select_negatives(
         scores[5:9], rows[5:9], positive_score_q=positive_scores[5:9], first=5, **arguments
     )

@@ -48,7 +48,7 @@ def test_a_worker_s_line_keeps_its_own_fields_when_the_driver_logs_it():
 
 
 def worker_output(json_lines):
-    """What a worker of rank 1 writes: its own line, a warning, and a library's line."""
+    """Lines that a worker of rank 1 writes: our own, a warning, and a library's."""
     code = (
         "import logging, warnings; from stillroom.observability import log_context\n"
         f"context = log_context.LogContext({{'run': 'r', 'stage': 's'}}, {json_lines})\n"
@@ -66,6 +66,6 @@ def test_a_worker_s_lines_are_text_with_its_rank_or_json_with_all_fields():
     assert worker_output(False) == ["rank 1: own"]
     lines = [json.loads(line) for line in worker_output(True)]
     assert {(line["run"], line["stage"], line["rank"]) for line in lines} == {("r", "s", 1)}
-    own, warned, library = lines
-    assert (own["message"], library["message"]) == ("own", "library")
+    ours, warned, library = lines
+    assert (ours["message"], library["message"]) == ("own", "library")
     assert "UserWarning: a warning" in warned["message"]

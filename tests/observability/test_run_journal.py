@@ -1,4 +1,4 @@
-"""A run's journal on disk and in a bucket, and that its failures never stop a run."""
+"""A run's journal on disk and in a bucket; its failures never stop the run."""
 
 import json
 import logging

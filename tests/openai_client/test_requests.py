@@ -1,4 +1,4 @@
-"""What budgets pay for."""
+"""The number of calls that a budget allows."""
 
 import pytest
 
@@ -16,6 +16,6 @@ from stillroom.openai_client.requests import Usage, affordable_calls
         ({"cost": 0.001, "price_in": 0.0, "price_out": 0.0}, float("inf")),
     ],
 )
-def test_a_budget_pays_for_so_many_calls(budget, expected):
-    told = {"tokens": None, "cost": None, "price_in": 0.0, "price_out": 0.0, **budget}
-    assert affordable_calls(Usage(100, 50), Usage(100, 30), **told) == expected
+def test_a_budget_limits_the_number_of_calls(budget, expected):
+    arguments = {"tokens": None, "cost": None, "price_in": 0.0, "price_out": 0.0, **budget}
+    assert affordable_calls(Usage(100, 50), Usage(100, 30), **arguments) == expected

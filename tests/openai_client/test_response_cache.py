@@ -32,9 +32,9 @@ def test_the_first_response_of_a_request_stays_under_concurrent_writes(tmp_path)
         thread.start()
     for thread in threads:
         thread.join()
-    kept = ResponseCache(file)
-    first = [kept.get(f"{i}") for i in range(20)]
+    reopened = ResponseCache(file)
+    first = [reopened.get(f"{i}") for i in range(20)]
     assert all(text.startswith(f"{i} of ") for i, text in enumerate(first))
-    assert all(kept.get(f"{number} {i}") == "own" for number in range(4) for i in range(20))
-    kept.put("0", "later")
-    assert kept.get("0") == first[0] and kept.get("none") is None
+    assert all(reopened.get(f"{number} {i}") == "own" for number in range(4) for i in range(20))
+    reopened.put("0", "later")
+    assert reopened.get("0") == first[0] and reopened.get("none") is None

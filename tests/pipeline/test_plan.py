@@ -20,13 +20,13 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def planned(models):
+def plan(models):
     bases = [f"teacher.base={models[0]}", f"student.base={models[1]}"]
 
-    def planned(*overrides):
+    def plan(*overrides):
         return pipeline(read_recipe(TINY, [*bases, *overrides]))
 
-    return planned
+    return plan
 
 
 def changed(before, after):
@@ -51,8 +51,8 @@ def changed(before, after):
     ],
 )
 @pytest.mark.promise("pipeline")
-def test_a_change_reaches_what_depends_on_it_and_nothing_else(planned, override, stages):
-    assert changed(planned(), planned(override)) == stages
+def test_a_change_reaches_what_depends_on_it_and_nothing_else(plan, override, stages):
+    assert changed(plan(), plan(override)) == stages
 
 
 def test_a_release_without_the_gate_is_another_release():
@@ -60,16 +60,16 @@ def test_a_release_without_the_gate_is_another_release():
     assert changed(pipeline(recipe), pipeline(recipe, gate=False)) == ["release"]
 
 
-def test_other_weights_under_the_same_name_are_another_teacher(planned, models):
-    before = planned()
+def test_other_weights_under_the_same_name_are_another_teacher(plan, models):
+    before = plan()
     tiny_decoder(models[0], seed=9)
-    assert changed(before, planned())[0] == "teacher"
+    assert changed(before, plan())[0] == "teacher"
 
 
-def test_other_miners_add_their_vectors_and_change_only_the_negatives(planned, models):
-    before = planned()
-    steps = planned(f"negatives.miner=[bm25, base, {models[1]}]")
-    added = [step for step in steps if step.key not in {one.key for one in before}]
+def test_other_miners_add_their_vectors_and_change_only_the_negatives(plan, models):
+    before = plan()
+    steps = plan(f"negatives.miner=[bm25, base, {models[1]}]")
+    added = [step for step in steps if step.key not in {known.key for known in before}]
     assert [(step.stage, step.name) for step in added] == [
         ("teacher", "tiny-base"),
         ("vectors", "tiny-base"),
@@ -79,20 +79,20 @@ def test_other_miners_add_their_vectors_and_change_only_the_negatives(planned, m
         ("report", "tiny"),
         ("release", "tiny"),
     ]
-    base, its_vectors, other, negatives, *_ = added
-    assert base.args["phase"] is None and its_vectors.inputs["teacher"] is base
-    assert set(other.inputs) == {"corpus"}
+    base, base_vectors, miner_vectors, negatives, *_ = added
+    assert base.args["phase"] is None and base_vectors.inputs["teacher"] is base
+    assert set(miner_vectors.inputs) == {"corpus"}
     assert negatives.inputs == {
-        "corpus": steps[0], "vectors_1": its_vectors, "vectors_2": other,
+        "corpus": steps[0], "vectors_1": base_vectors, "vectors_2": miner_vectors,
     }  # fmt: skip
     tiny_encoder(models[1], seed=9)
-    again = planned(f"negatives.miner=[bm25, base, {models[1]}]")
+    again = plan(f"negatives.miner=[bm25, base, {models[1]}]")
     assert "vectors" in changed(steps, again)
 
 
-def test_a_miner_of_several_phases_embeds_the_corpus_once(planned):
-    mined = f'teacher.phases=[{PHASE}, "hard_negatives": 1}}, {PHASE}, "hard_negatives": 1}}]'
-    steps = planned(mined, "negatives.miner=base")
+def test_a_miner_of_several_phases_embeds_the_corpus_once(plan):
+    phases = f'teacher.phases=[{PHASE}, "hard_negatives": 1}}, {PHASE}, "hard_negatives": 1}}]'
+    steps = plan(phases, "negatives.miner=base")
     assert [(step.stage, step.name) for step in steps[:6]] == [
         ("corpus", "tiny"),
         ("teacher", "tiny-base"),
@@ -102,14 +102,14 @@ def test_a_miner_of_several_phases_embeds_the_corpus_once(planned):
         ("negatives", "tiny-phase1"),
     ]
     with pytest.raises(UserError, match="its model is not trained yet"):
-        planned(mined)
+        plan(phases)
 
 
 PHASE = '{"objective": "contrastive", "steps": 2, "global_batch": 16, "learning_rate": 1e-3'
 
 
-def test_a_phase_with_hard_negatives_has_them_mined_by_the_phase_before(planned):
-    steps = planned(f'teacher.phases=[{PHASE}}}, {PHASE}, "hard_negatives": 1}}]')
+def test_a_phase_with_hard_negatives_has_them_mined_by_the_phase_before(plan):
+    steps = plan(f'teacher.phases=[{PHASE}}}, {PHASE}, "hard_negatives": 1}}]')
     assert [(step.stage, step.name) for step in steps[:5]] == [
         ("corpus", "tiny"),
         ("teacher", "tiny-phase1"),
@@ -122,9 +122,9 @@ def test_a_phase_with_hard_negatives_has_them_mined_by_the_phase_before(planned)
     assert second.inputs["teacher"] is steps[1]
 
 
-def test_a_phase_with_provided_negatives_needs_no_mining(planned):
-    given = '"hard_negatives": 1, "negatives": "given"'
-    steps = planned(f"teacher.phases=[{PHASE}, {given}}}, {PHASE}, {given}}}]")
+def test_a_phase_with_provided_negatives_needs_no_mining(plan):
+    provided = '"hard_negatives": 1, "negatives": "given"'
+    steps = plan(f"teacher.phases=[{PHASE}, {provided}}}, {PHASE}, {provided}}}]")
     assert [(step.stage, step.name) for step in steps[:3]] == [
         ("corpus", "tiny"),
         ("teacher", "tiny-phase1"),
@@ -133,16 +133,16 @@ def test_a_phase_with_provided_negatives_needs_no_mining(planned):
     assert set(steps[2].inputs) == {"corpus", "teacher"}
 
 
-def test_phases_of_every_objective_are_named_by_number_and_keyed_by_their_fields(planned):
+def test_phases_of_every_objective_are_named_by_number_and_keyed_by_their_fields(plan):
     numbers = '"steps": 2, "global_batch": 16, "learning_rate": 1e-3'
 
     def phases(mask_probability):
-        return planned(
+        return plan(
             f'teacher.phases=[{{"objective": "mntp", "mask_probability": {mask_probability}, '
-            f'{numbers}}}, '
+            f"{numbers}}}, "
             f'{{"objective": "simcse", {numbers}}}, '
             f'{{"objective": "joint", "generation_batch": 16, "generation_data": "pairs", '
-            f'{numbers}}}]'
+            f"{numbers}}}]"
         )
 
     steps = phases(0.2)
@@ -158,67 +158,70 @@ def test_phases_of_every_objective_are_named_by_number_and_keyed_by_their_fields
 
 
 @pytest.fixture
-def two(planned, tmp_path):
-    """Plans with sources of a file each, name → what is in it."""
+def plan_sources(plan, tmp_path):
+    """Plans a recipe whose sources have one file each: name=kind of content."""
 
-    def two(**sources):
+    def plan_sources(**sources):
         named = []
         for name, kind in sources.items():
             file = tmp_path / f"{name}.jsonl"
             if not file.exists():
                 file.write_text(f'{{"query": "{name}", "positive": "p"}}\n')
             named.append(f'{name}: {{"format": "files", "{kind}": ["{file}"]}}')
-        return planned(f"corpus.sources={{{', '.join(named)}}}", "teacher.phases=[]")
+        return plan(f"corpus.sources={{{', '.join(named)}}}", "teacher.phases=[]")
 
-    return two
+    return plan_sources
 
 
 @pytest.mark.parametrize("kind", ["pairs", "passages", "conversations"])
-def test_other_content_of_a_source_changes_the_corpus_and_all_after_it(two, tmp_path, kind):
-    before = two(first="pairs", second=kind)
-    assert changed(before, two(first="pairs", second=kind)) == []
+def test_other_content_of_a_source_changes_the_corpus_and_all_after_it(
+    plan_sources, tmp_path, kind
+):
+    before = plan_sources(first="pairs", second=kind)
+    assert changed(before, plan_sources(first="pairs", second=kind)) == []
     (tmp_path / "second.jsonl").write_text("of other content, which a plan does not read")
-    after = two(first="pairs", second=kind)
-    # The teacher is its base as it is, which no corpus changes.
-    assert changed(before, after) == [s.stage for s in before if s.stage != "teacher"]
-    was, now = before[0].sources, after[0].sources
-    assert [name for name in now if now[name] != was[name]] == [f"{tmp_path}/second.jsonl"]
+    after = plan_sources(first="pairs", second=kind)
+    # The teacher is its untrained base, so the corpus does not change it.
+    assert changed(before, after) == [step.stage for step in before if step.stage != "teacher"]
+    old, new = before[0].sources, after[0].sources
+    assert [name for name in new if new[name] != old[name]] == [f"{tmp_path}/second.jsonl"]
 
 
-def test_the_order_of_sources_is_part_of_the_key(two):
-    one, other = two(first="pairs", second="pairs"), two(second="pairs", first="pairs")
-    assert one[0].key != other[0].key
+def test_the_order_of_sources_is_part_of_the_key(plan_sources):
+    steps = plan_sources(first="pairs", second="pairs")
+    swapped = plan_sources(second="pairs", first="pairs")
+    assert steps[0].key != swapped[0].key
 
 
-def test_a_source_s_missing_file_is_named(planned, tmp_path):
+def test_the_error_of_a_missing_source_file_names_it(plan, tmp_path):
     with pytest.raises(UserError, match=r"none\.jsonl: does not exist"):
-        planned(f'corpus.sources.own={{"format": "files", "pairs": ["{tmp_path}/none.jsonl"]}}')
+        plan(f'corpus.sources.own={{"format": "files", "pairs": ["{tmp_path}/none.jsonl"]}}')
 
 
-def test_a_student_s_phases_chain_and_have_the_inputs_that_they_ask_for(planned):
+def test_a_student_s_phases_form_a_chain_and_have_only_the_inputs_that_they_need(plan):
     numbers = "steps: 1, global_batch: 4, learning_rate: 1e-3"
     texts = f"{{data: texts, losses: {{pairwise_mse: 1}}, online_teacher: true, {numbers}}}"
     pairs = f"{{data: pairs, {numbers}, hard_negatives: 0}}"
-    steps = planned(f"student.phases=[{texts}, {pairs}]")
+    steps = plan(f"student.phases=[{texts}, {pairs}]")
     first, second = (step for step in steps if step.stage == "student")
     assert [first.name, second.name] == ["tiny-phase1", "tiny"]
-    assert set(first.inputs) == {"corpus", "teacher"}  # embeds as it goes
+    assert set(first.inputs) == {"corpus", "teacher"}  # the teacher embeds while the student trains
     assert set(second.inputs) == {"corpus", "teacher", "vectors", "student"}
     assert second.inputs["student"] is first
     assert "negatives" not in {step.stage for step in steps}
-    other = planned(f"student.phases=[{texts}, {pairs}]", "vectors.shard_size=65")
+    other = plan(f"student.phases=[{texts}, {pairs}]", "vectors.shard_size=65")
     assert changed(steps, other) == [
         "vectors", "student", "report", "release",
     ]  # fmt: skip
 
 
-def test_why_missing_names_the_fields_and_inputs_that_changed(planned, tmp_path):
+def test_why_missing_names_the_fields_and_inputs_that_changed(plan, tmp_path):
     store = Store(str(tmp_path))
-    student = next(step for step in planned() if step.stage == "student")
+    student = next(step for step in plan() if step.stage == "student")
     assert why_missing(student, store) == "not made yet"
     with store.draft("student", student.name, student.key) as draft:
         draft.publish(json.loads(json.dumps(student.made_by)))
-    faster = planned("student.phases.0.learning_rate=5e-4", "negatives.skip_first=1")
+    faster = plan("student.phases.0.learning_rate=5e-4", "negatives.skip_first=1")
     reason = why_missing(next(step for step in faster if step.stage == "student"), store)
     assert "student.phase.learning_rate: 0.001 → 0.0005" in reason
     assert "negatives changed" in reason

@@ -1,4 +1,4 @@
-"""`stillroom check --cost`: exact arithmetic on a known shape, and what it says of bad input."""
+"""`stillroom check --cost`: exact arithmetic on a known shape, and errors about bad input."""
 
 import json
 from datetime import date
@@ -31,13 +31,13 @@ LORA = 32 * 16 * (2 * 8192 + 2 * (4096 + 1024) + 3 * (4096 + 14336))
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
-    """Overrides that name folders which hold a config.json and nothing else."""
-    found = []
+    """Overrides whose bases are folders that hold only a config.json."""
+    overrides = []
     for role, config in (("teacher", MISTRAL), ("student", MINILM)):
         folder = tmp_path_factory.mktemp(role)
         (folder / "config.json").write_text(json.dumps(config))
-        found.append(f"{role}.base={folder}")
-    return found
+        overrides.append(f"{role}.base={folder}")
+    return overrides
 
 
 @pytest.fixture(scope="module")
@@ -48,87 +48,94 @@ def read(bases):
     return read
 
 
-def part(found, what):
-    (one,) = (part for part in found.parts if part.what == what)
-    return one
+def part(estimate, what):
+    (match,) = (row for row in estimate.parts if row.what == what)
+    return match
 
 
-def test_e5_mistral_s_training_is_what_its_numbers_multiply_to(read):
-    found = estimate_costs(read("e5-mistral-7b"))
+def test_the_flops_of_training_e5_mistral_are_the_product_of_its_numbers(read):
+    estimate = estimate_costs(read("e5-mistral-7b"))
     texts = 2048 * (1 + 2)  # a query, its positive and one negative, of 512 tokens each
     scored = 32 * 512**2 * 4096
-    each = 512 * (4 * LINEAR + 6 * LORA) + 12 * scored
-    trained = part(found, "teacher.phases[0]")
-    assert trained.flops == 879 * texts * each
-    assert (trained.gpus, found.gpu, found.mfu) == (8, "H100-80G", MFU)
-    assert found.hours(trained) == pytest.approx(879 * texts * each / (989e12 * MFU) / 3600)
+    text_flops = 512 * (4 * LINEAR + 6 * LORA) + 12 * scored
+    phase = part(estimate, "teacher.phases[0]")
+    assert phase.flops == 879 * texts * text_flops
+    assert (phase.gpus, estimate.gpu, estimate.mfu) == (8, "H100-80G", MFU)
+    assert estimate.hours(phase) == pytest.approx(879 * texts * text_flops / (989e12 * MFU) / 3600)
 
 
-def test_how_many_workers_share_it_changes_no_gpu_hour(read):
-    one, eight = (
+def test_the_number_of_workers_does_not_change_gpu_hours(read):
+    one_worker, eight_workers = (
         estimate_costs(read("e5-mistral-7b", f"scale.teacher.workers={n}")) for n in (1, 8)
     )
-    assert part(one, "teacher.phases[0]").flops == part(eight, "teacher.phases[0]").flops
-    assert [part(found, "teacher.phases[0]").gpus for found in (one, eight)] == [1, 8]
+    one_phase, eight_phase = (
+        part(estimate, "teacher.phases[0]") for estimate in (one_worker, eight_workers)
+    )
+    assert one_phase.flops == eight_phase.flops
+    assert [one_phase.gpus, eight_phase.gpus] == [1, 8]
 
 
-def test_money_is_hours_at_every_provider_s_price_on_demand_and_spot(read):
-    told = estimate_costs(read("e5-mistral-7b"), mfu=0.5, texts=1000).as_json()
-    hours = sum(one["gpu_hours"] for one in told["parts"] if one["gpu_hours"] is not None)
-    assert told["total"]["gpu_hours"] == pytest.approx(hours)
-    for price in told["prices"]["per_gpu_hour"]:
+def test_cost_is_gpu_hours_times_each_provider_s_on_demand_and_spot_price(read):
+    report = estimate_costs(read("e5-mistral-7b"), mfu=0.5, texts=1000).as_json()
+    hours = sum(row["gpu_hours"] for row in report["parts"] if row["gpu_hours"] is not None)
+    assert report["total"]["gpu_hours"] == pytest.approx(hours)
+    for price in report["prices"]["per_gpu_hour"]:
         for kind in ("on_demand", "spot"):
-            paid = told["total"]["cost"][price["provider"]][kind]
-            assert paid == round(hours * price[kind], 2)
-    (trained,) = (one for one in told["parts"] if one["what"] == "teacher.phases[0]")
-    assert trained["hours"] == pytest.approx(trained["gpu_hours"] / 8)
+            cost = report["total"]["cost"][price["provider"]][kind]
+            assert cost == round(hours * price[kind], 2)
+    (phase,) = (row for row in report["parts"] if row["what"] == "teacher.phases[0]")
+    assert phase["hours"] == pytest.approx(phase["gpu_hours"] / 8)
 
 
-def test_twice_the_share_of_the_peak_is_half_of_the_hours(read):
+def test_twice_the_mfu_halves_the_hours(read):
     recipe = read("nv-embed-v2-7b")
     assert estimate_costs(recipe, mfu=0.4).total == pytest.approx(
         estimate_costs(recipe, mfu=0.2).total / 2
     )
 
 
-def test_the_corpus_is_embedded_once_for_every_teacher_that_looks_for_negatives(read):
-    each = FlopCounter.planned(model_shape(MISTRAL), TrainingSetup()).forward([512])
+def test_the_corpus_is_embedded_once_for_every_teacher_that_mines_negatives(read):
+    text_flops = FlopCounter.planned(model_shape(MISTRAL), TrainingSetup()).forward([512])
     plain = estimate_costs(read("e5-mistral-7b"), texts=1000)
-    assert part(plain, "vectors").flops == 1000 * each
-    # The student's negatives are the last teacher's to mine, who embeds it anyway; the base's not.
+    assert part(plain, "vectors").flops == 1000 * text_flops
+    # The last teacher, which mines the student's negatives, embeds the corpus anyway; the base
+    # does not.
     with_base = estimate_costs(read("e5-mistral-7b", "negatives.miner=[teacher, base]"), texts=1000)
-    assert part(with_base, "vectors").flops == 2 * 1000 * each
+    assert part(with_base, "vectors").flops == 2 * 1000 * text_flops
     mined = estimate_costs(
         read("gecko-style", "scale.teacher.gpu_type=H100-80G", "scale.teacher.gpus=1")
     )
     assert part(mined, "vectors").why == "--texts is not given"
 
 
-def test_a_student_trains_every_weight_and_hears_an_online_teacher_afresh(read):
+def test_a_student_trains_every_weight_and_an_online_teacher_adds_its_forwards(read):
     small, large = model_shape(MINILM), model_shape(MISTRAL)
     run = TrainingSetup(embedded=((128, 64), (128 * 2, 128)))
-    alone = estimate_costs(read("e5-mistral-7b"))
-    assert part(alone, "student.phases[0]").flops == 20000 * 8 * step_flops(small, run)
+    offline = estimate_costs(read("e5-mistral-7b"))
+    assert part(offline, "student.phases[0]").flops == 20000 * 8 * step_flops(small, run)
     online = estimate_costs(read("e5-mistral-7b", "student.phases.0.online_teacher=true"))
-    more = 20000 * 1024 * 3 * FlopCounter.planned(large, TrainingSetup()).forward([512])
-    assert part(online, "student.phases[0]").flops == 20000 * 8 * step_flops(small, run) + more
+    teacher_flops = 20000 * 1024 * 3 * FlopCounter.planned(large, TrainingSetup()).forward([512])
+    assert (
+        part(online, "student.phases[0]").flops
+        == 20000 * 8 * step_flops(small, run) + teacher_flops
+    )
 
 
-def test_what_cpus_do_and_what_cannot_be_known_is_told_and_not_counted(read):
-    found = estimate_costs(
+def test_work_on_cpus_and_unknown_costs_are_reported_but_not_counted(read):
+    estimate = estimate_costs(
         read("e5-mistral-7b", "scale.student.gpus=0", "teacher.precision=float32")
     )
-    assert found.hours(part(found, "student.phases[0]")) is None
-    assert part(found, "teacher.phases[0]").why == "trains in float32, whose speed is unknown"
-    assert part(found, "report").why == "evaluation sets do not exist yet"
-    assert found.total == 0
+    assert estimate.hours(part(estimate, "student.phases[0]")) is None
+    assert part(estimate, "teacher.phases[0]").why == "trains in float32, whose speed is unknown"
+    assert part(estimate, "report").why == "evaluation sets do not exist yet"
+    assert estimate.total == 0
 
 
-def test_prices_are_dated_and_of_gpus_that_are_known(read):
-    found = estimate_costs(read("e5-mistral-7b"))
-    assert date.fromisoformat(found.read_on) <= date.today()
-    assert {price.provider for price in found.prices} == {"aws", "gcp"}
-    for price in found.prices:
+def test_prices_have_a_date_and_known_gpus(read):
+    estimate = estimate_costs(read("e5-mistral-7b"))
+    assert date.fromisoformat(estimate.read_on) <= date.today()
+    assert {price.provider for price in estimate.prices} == {"aws", "gcp"}
+    for price in estimate.prices:
         assert 0 < price.spot < price.on_demand
         assert (
             price.gpu in GPU_MEMORY_GIB and peak_flops(price.gpu) and price.machine and price.region
@@ -136,7 +143,7 @@ def test_prices_are_dated_and_of_gpus_that_are_known(read):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "given", "where"),
+    ("overrides", "options", "where"),
     [
         ([], {"mfu": 0}, "--mfu 0"),
         ([], {"mfu": 35}, "--mfu 35"),
@@ -152,25 +159,25 @@ def test_prices_are_dated_and_of_gpus_that_are_known(read):
         ),
     ],
 )
-def test_what_cannot_be_priced_is_refused(read, overrides, given, where):
-    with pytest.raises(UserError) as fault:
-        estimate_costs(read("e5-mistral-7b", *overrides), **given)
-    assert fault.value.where == where
+def test_a_recipe_or_option_that_cannot_be_priced_is_refused(read, overrides, options, where):
+    with pytest.raises(UserError) as error:
+        estimate_costs(read("e5-mistral-7b", *overrides), **options)
+    assert error.value.where == where
 
 
 def test_the_command_prints_a_table_or_a_document(bases, monkeypatch):
     monkeypatch.setattr(out, "width", 200)
     words = ["check", str(RECIPES / "e5-mistral-7b.yaml"), *bases, "--cost", "--texts", "1000"]
-    shown = CliRunner().invoke(app, words)
-    assert shown.exit_code == 0, shown.output
-    for said in ("teacher.phases[0]", "aws spot", "total", "26% of its peak", "list prices"):
-        assert said in shown.output
-    printed = CliRunner().invoke(app, [*words, "--json"])
-    assert json.loads(printed.stdout)["cost"]["total"]["gpu_hours"] > 0
+    table = CliRunner().invoke(app, words)
+    assert table.exit_code == 0, table.output
+    for text in ("teacher.phases[0]", "aws spot", "total", "26% of its peak", "list prices"):
+        assert text in table.output
+    document = CliRunner().invoke(app, [*words, "--json"])
+    assert json.loads(document.stdout)["cost"]["total"]["gpu_hours"] > 0
 
 
 @pytest.mark.parametrize("option", ["--mfu", "--texts"])
-def test_options_of_the_cost_alone_are_refused(bases, option):
+def test_cost_options_without_cost_are_refused(bases, option):
     recipe = str(RECIPES / "e5-mistral-7b.yaml")
     done = CliRunner().invoke(app, ["check", recipe, *bases, option, "1"])
     assert isinstance(done.exception, UserError) and done.exception.where == option

@@ -1,4 +1,4 @@
-"""What is said of data is so."""
+"""Descriptions of data files, compared with the files."""
 
 import json
 import random
@@ -28,20 +28,20 @@ def write(path, rows):
 def test_counts_lengths_and_repeated_texts_are_those_of_the_file(tmp_path):
     rows = [{"query": f"q {i}", "pos": ["same text here"], "neg": ["a", "b"], "prompt": "Find"}
             for i in range(10)]  # fmt: skip
-    found = describe(write(tmp_path / "a.jsonl", [*rows, {"query": 3, "pos": []}]))
-    assert found["rows"] == {"pairs": 10}
-    assert found["files"][0]["layout"] == "flag-embedding"
-    assert found["negatives_per_pair"] == 2
-    assert found["instructions"] == {"Find": 10}
-    assert found["left_out"]["counts"] == {"wrong": 1}
-    assert found["left_out"]["wrong"][0]["where"] == f"{tmp_path}/a.jsonl:11"
-    positive = found["fields"]["positive"]
+    description = describe(write(tmp_path / "a.jsonl", [*rows, {"query": 3, "pos": []}]))
+    assert description["rows"] == {"pairs": 10}
+    assert description["files"][0]["layout"] == "flag-embedding"
+    assert description["negatives_per_pair"] == 2
+    assert description["instructions"] == {"Find": 10}
+    assert description["left_out"]["counts"] == {"wrong": 1}
+    assert description["left_out"]["wrong"][0]["where"] == f"{tmp_path}/a.jsonl:11"
+    positive = description["fields"]["positive"]
     assert (positive["texts"], positive["distinct"], positive["repeated"]) == (10, 1, 9)
-    assert (found["unit"], positive["lengths"]["p50"], positive["lengths"]["longest"]) == (
+    assert (description["unit"], positive["lengths"]["p50"], positive["lengths"]["longest"]) == (
         "words", 3, 3,
     )  # fmt: skip
     assert sum(count for *_, count in positive["histogram"]) == 10
-    assert len(found["examples"]) == EXAMPLES
+    assert len(description["examples"]) == EXAMPLES
 
 
 def test_a_folder_in_beir_layout_is_passages_queries_and_judgements(tmp_path):
@@ -52,37 +52,39 @@ def test_a_folder_in_beir_layout_is_passages_queries_and_judgements(tmp_path):
     (tmp_path / "notes.md").write_text("# Title\n\nText.\n")
     write(tmp_path / "chats.jsonl", [{"text": ["Hi", "Hello"]}])
     (tmp_path / "prompts.json").write_text('{"query": "Find: "}')
-    found = describe(str(tmp_path))
-    assert [one["where"] for one in found["left_out"]["wrong"]] == [f"{tmp_path}/prompts.json:1"]
+    description = describe(str(tmp_path))
+    assert [row["where"] for row in description["left_out"]["wrong"]] == [
+        f"{tmp_path}/prompts.json:1"
+    ]
     with pytest.raises(UserError, match=r"prompts\.json:1: is not a pair in a known layout"):
         describe(str(tmp_path / "prompts.json"))
-    assert found["rows"] == {
+    assert description["rows"] == {
         "conversations": 1, "passages": 1, "paragraphs": 2, "judgements": 1, "queries": 1,
     }  # fmt: skip
-    assert set(found["fields"]) == {"prompt", "completion", "passage", "paragraph", "query"}
+    assert set(description["fields"]) == {"prompt", "completion", "passage", "paragraph", "query"}
 
 
 def test_large_data_is_described_from_samples_close_to_the_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(text_statistics, "SAMPLE", 400)
     monkeypatch.setattr(DistinctCounter.__init__, "__defaults__", (500,))
-    chance = random.Random(3)
-    rows = [{"text": " ".join(chance.choices(WORDS, k=1 + i % 100))} for i in range(4000)]
-    found = describe(write(tmp_path / "a.jsonl", rows + rows[:1000]))["fields"]["passage"]
-    real = len({row["text"] for row in rows})
-    assert not found["exact"]
-    assert found["distinct"] == pytest.approx(real, rel=0.15)
-    assert found["lengths"]["mean"] == pytest.approx(50, rel=0.15)
-    assert found["lengths"]["p95"] == pytest.approx(95, abs=6)
+    rng = random.Random(3)
+    rows = [{"text": " ".join(rng.choices(WORDS, k=1 + i % 100))} for i in range(4000)]
+    passages = describe(write(tmp_path / "a.jsonl", rows + rows[:1000]))["fields"]["passage"]
+    distinct = len({row["text"] for row in rows})
+    assert not passages["exact"]
+    assert passages["distinct"] == pytest.approx(distinct, rel=0.15)
+    assert passages["lengths"]["mean"] == pytest.approx(50, rel=0.15)
+    assert passages["lengths"]["p95"] == pytest.approx(95, abs=6)
 
 
-@pytest.mark.parametrize("many", [100, 1000, 50_000])
-def test_distinct_texts_are_counted_exactly_then_estimated_in_bounded_memory(many):
-    distinct = DistinctCounter(limit=1000)
-    for i in [*range(many), *range(0, many, 2)]:
-        distinct.add(f"text {i}")
-        assert len(distinct.hashes) <= 1000
-    assert distinct.exact == (many <= 1000)
-    assert len(distinct) == (many if distinct.exact else pytest.approx(many, rel=0.15))
+@pytest.mark.parametrize("count", [100, 1000, 50_000])
+def test_distinct_texts_are_counted_exactly_then_estimated_in_bounded_memory(count):
+    counter = DistinctCounter(limit=1000)
+    for i in [*range(count), *range(0, count, 2)]:
+        counter.add(f"text {i}")
+        assert len(counter.hashes) <= 1000
+    assert counter.exact == (count <= 1000)
+    assert len(counter) == (count if counter.exact else pytest.approx(count, rel=0.15))
 
 
 @pytest.mark.parametrize(
@@ -112,13 +114,13 @@ def test_the_command_prints_tables_one_json_document_or_writes_a_page(tmp_path, 
     html = (tmp_path / "a.html").read_text()
     assert "<script>" not in html and html.count("<svg") == 2
     done = run(app, ["data", "describe", file, "--json", "--model", str(decoder)])
-    found = json.loads(done.stdout)
-    assert found["unit"] == f"tokens of {decoder}"
-    assert found["fields"]["positive"]["lengths"]["longest"] > 30
-    assert [title for title, _ in description_tables(found)][:2] == [
+    description = json.loads(done.stdout)
+    assert description["unit"] == f"tokens of {decoder}"
+    assert description["fields"]["positive"]["lengths"]["longest"] > 30
+    assert [title for title, _ in description_tables(description)][:2] == [
         "files",
-        f"texts, lengths in {found['unit']}",
+        f"texts, lengths in {description['unit']}",
     ]
-    assert render_description(found).count("<rect") == sum(
-        len(texts["histogram"]) for texts in found["fields"].values()
+    assert render_description(description).count("<rect") == sum(
+        len(texts["histogram"]) for texts in description["fields"].values()
     )

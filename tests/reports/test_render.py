@@ -37,7 +37,7 @@ def extras():
     }  # fmt: skip
 
 
-def test_the_table_has_a_row_a_model_the_best_first():
+def test_the_table_has_a_row_per_model_with_the_best_first():
     header, *rows = score_table(report())
     assert header == ["model", "parameters", "dims", "texts/s", "nDCG@10", "Recall@100", "MRR@10"]
     assert [row[0] for row in rows] == ["teacher", "student", "B"]
@@ -45,25 +45,25 @@ def test_the_table_has_a_row_a_model_the_best_first():
     assert rows[2][1:4] == ["–", "–", "–"]
 
 
-def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing():
+def test_the_page_loads_nothing_and_runs_no_script():
     page = render_report(report(), extras())
     assert not re.findall(r"(?:src|href)\s*=|@import|url\(", page)
     assert "<script" not in page
 
 
-def test_the_page_says_plainly_who_is_above_whom():
+def test_the_page_says_which_model_is_better():
     page = render_report(report(), extras())
     assert "The student is below the teacher: nDCG@10 0.600 against 0.800 (-0.200)." in page
     assert "The student is above BM25" in page
     assert "75.0 %" in page
-    assert page.count("<polyline") == 1  # of a student without training there is no curve
+    assert page.count("<polyline") == 1  # a student that was not trained has no curve
 
 
-def test_the_scores_of_positives_and_negatives_are_bars_over_one_axis():
+def test_scores_of_positives_and_negatives_are_plotted_over_one_axis():
     page = render_report(report(), extras())
     plots = re.findall(r"Scores of (?:positives|negatives)</figcaption>|Scores of \w+;", page)
     assert plots == ["Scores of positives;", "Scores of negatives;"]
-    # 120 units high is the most of a plot; empty bins have no bar.
+    # The tallest bar is 120 units high; empty bins have no bar.
     bars = re.findall(
         r'<rect x="([\d.]+)" y="[\d.]+" width="[\d.]+" height="([\d.]+)"></rect>', page
     )
@@ -71,32 +71,32 @@ def test_the_scores_of_positives_and_negatives_are_bars_over_one_axis():
     assert "97.0 %" in page
 
 
-def small(*sets, dims=(384, 128)):
+def small_vectors(*sets, dims=(384, 128)):
     return {
         name: [
             {
                 "precision": precision, "dims": size, "trained": size == 384, "bytes": size * wide,
-                "rescored_bytes": 0, "ndcg@10": 0.8 - 0.1 * i - 0.1 * place, "recall@100": 0.9,
+                "rescored_bytes": 0, "ndcg@10": 0.8 - 0.1 * i - 0.1 * index, "recall@100": 0.9,
             }
             for size in dims
             for i, (precision, wide) in enumerate((("float32", 4), ("int8", 1)))
         ]
-        for place, name in enumerate(sets)
+        for index, name in enumerate(sets)
     }  # fmt: skip
 
 
-def test_small_vectors_are_rows_with_what_they_keep_of_float32():
-    header, *rows = small_vector_table(small("a", "b"))
+def test_small_vectors_are_rows_with_their_share_of_float32_quality():
+    header, *rows = small_vector_table(small_vectors("a", "b"))
     assert header == ["dims", "precision", "bytes", "a nDCG@10", "b nDCG@10", "mean", "of float32"]
     assert rows[0] == ["384", "float32", "1,536", "0.800", "0.700", "0.750", "100.0%"]
     assert rows[3] == ["128 (not trained)", "int8", "128", "0.700", "0.600", "0.650", "86.7%"]
-    assert small_vector_table(small("a"))[0][3:] == ["nDCG@10", "Recall@100", "of float32"]
+    assert small_vector_table(small_vectors("a"))[0][3:] == ["nDCG@10", "Recall@100", "of float32"]
 
 
 @pytest.mark.parametrize("dims", [(384, 128), (384,)])
 def test_quality_is_plotted_against_bytes_on_both_pages(dims):
     measured = report()
-    measured["models"]["student"]["vectors"] = small("held-out", dims=dims)
+    measured["models"]["student"]["vectors"] = small_vectors("held-out", dims=dims)
     measured["models"]["both"] = {
         **measured["models"]["student"], "role": "asymmetric",
         "retention": {"held-out": 0.875, "mean": 0.875},
@@ -105,7 +105,7 @@ def test_quality_is_plotted_against_bytes_on_both_pages(dims):
         assert not re.findall(r"(?:src|href)\s*=|@import|url\(|<script", page)
         circles = re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="4"><title>float32, 384', page)
         smaller = re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="4"><title>int8, 384', page)
-        assert len(circles) == len(smaller) == 2  # the student's, and those of both together
+        assert len(circles) == len(smaller) == 2  # the student's, and the asymmetric pair's
         # Fewer bytes are further left, and less quality is further down.
         assert float(circles[0][0]) > float(smaller[0][0])
         assert float(circles[0][1]) < float(smaller[0][1])

@@ -46,7 +46,7 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ports")
     release = make_release(folder / "release", shared_space=False)
     (folder / "keys").write_text(f"me:{SECRET}\n")
-    # A short path: those of Ray's sockets may have at most 107 characters.
+    # A short path, because paths of Ray's sockets may have at most 107 characters.
     ray_folder = Path(tempfile.mkdtemp(prefix="ray"))
     (ray_folder / "ray_current_cluster").write_text("127.0.0.1:1")
     port = free_port()
@@ -90,7 +90,7 @@ def test_open_ports_are_on_loopback_or_need_the_token(server):
         assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_a_ray_that_we_start_needs_a_token_that_only_its_owner_can_read(server):
+def test_our_ray_requires_a_token_that_only_its_owner_can_read(server):
     token = server.home / ".ray" / "auth_token"
     assert len(token.read_text()) == 64
     assert token.parent.stat().st_mode & 0o077 == 0

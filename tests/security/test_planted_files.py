@@ -86,7 +86,9 @@ def test_a_pickled_adapter_is_refused(adapted, malice):
 
 def test_an_adapter_is_refused_before_its_base_is_read(adapted, tmp_path):
     (adapted / "adapter" / "adapter_model.safetensors").unlink()
-    (tmp_path / "base" / "model.safetensors").unlink()  # if it were read first, it would be missed
+    (
+        tmp_path / "base" / "model.safetensors"
+    ).unlink()  # reading the base first would fail on this file
     with pytest.raises(UserError, match=r"adapter_model\.safetensors: is not a Safetensors file"):
         load_encoder(adapted)
 
@@ -99,7 +101,9 @@ def test_a_pickled_projection_is_refused(model, malice):
 
 def test_a_pickled_dense_module_is_refused(encoder, tmp_path, malice):
     save_encoder(make_encoder(encoder, projection_dims=8), tmp_path / "dense")
-    (tmp_path / "dense" / "contract.json").unlink()  # then it is sentence-transformers' folder
+    (
+        tmp_path / "dense" / "contract.json"
+    ).unlink()  # without it, this is a sentence-transformers folder
     (tmp_path / "dense" / "2_Dense" / "model.safetensors").unlink()
     torch.save({"linear.weight": malice}, tmp_path / "dense" / "2_Dense" / "pytorch_model.bin")
     with pytest.raises(
@@ -180,7 +184,7 @@ def test_an_ensemble_s_member_outside_its_folder_is_refused(model, tmp_path, pat
 
 @pytest.fixture
 def release(tmp_path):
-    """The folder of a published release, and its store."""
+    """(folder of a published release, its store)."""
     store = Store(str(tmp_path / "root"))
     with store.draft("release", "small", "aa") as draft:
         (draft.path / "student").mkdir()
@@ -209,7 +213,7 @@ def test_an_artifact_under_a_symlinked_root_opens(release, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value"), [("bytes", 1), ("bytes", "many"), ("sha256", "0" * 64), ("sha256", None)]
 )
-def test_a_manifest_that_lies_is_refused_before_anything_is_served(release, field, value):
+def test_a_wrong_manifest_is_refused_before_anything_is_served(release, field, value):
     folder, store = release
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["student/model.safetensors"][field] = value

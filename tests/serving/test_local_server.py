@@ -1,4 +1,4 @@
-"""`stillroom serve` as a process of its own, called by the clients that people use."""
+"""`stillroom serve` in a separate process, called by common clients."""
 
 import asyncio
 import base64
@@ -75,7 +75,7 @@ def test_floats_and_base64_carry_the_same_vectors(client):
         for encoding in ("float", "base64")
     ]
     first, second = (answer.data[0].embedding for answer in answers)
-    if isinstance(second, str):  # base64 that was asked for, the client does not decode
+    if isinstance(second, str):  # the client does not decode base64 that was requested explicitly
         second = np.frombuffer(base64.b64decode(second), dtype="<f4")
     np.testing.assert_allclose(first, second, atol=1e-7)
 
@@ -181,20 +181,20 @@ def test_a_request_is_a_span_of_its_sender_s_trace_with_a_child_for_each_phase(u
     spans = collector[1].wait_for(trace, 5)
     assert spans.keys() == {"POST /v1/embeddings", "send", "tokenise", "wait", "encode"}
     assert {resource["service.name"] for _, resource in spans.values()} == {"tested"}
-    whole, send, *phases = (
+    root, send, *phases = (
         spans[name][0] for name in ("POST /v1/embeddings", "send", "tokenise", "wait", "encode")
     )
-    assert whole.parent_span_id.hex() == sender
-    assert send.parent_span_id == whole.span_id
+    assert root.parent_span_id.hex() == sender
+    assert send.parent_span_id == root.span_id
     assert {phase.parent_span_id for phase in phases} == {send.span_id}
-    for outer, inner in ((whole, send), *((send, phase) for phase in phases)):
+    for outer, inner in ((root, send), *((send, phase) for phase in phases)):
         assert outer.start_time_unix_nano <= inner.start_time_unix_nano
         assert inner.end_time_unix_nano <= outer.end_time_unix_nano
     for before, after in itertools.pairwise(phases):
         assert before.end_time_unix_nano == after.start_time_unix_nano
     attributes = {
         attribute.key: attribute.value.string_value or attribute.value.int_value
-        for attribute in whole.attributes
+        for attribute in root.attributes
     }
     assert attributes.items() >= {
         "http.route": "/v1/embeddings", "http.response.status_code": 200, "stillroom.texts": 2,
@@ -212,7 +212,7 @@ def test_a_failed_request_is_a_span_with_its_status(url, collector):
     assert (span.name, attributes["http.response.status_code"]) == ("POST /embed", 422)
 
 
-def test_without_an_endpoint_nothing_of_opentelemetry_s_exporter_is_loaded():
+def test_without_an_endpoint_the_opentelemetry_exporter_is_not_loaded():
     code = (
         "import sys; from stillroom.serving.telemetry import tracing; tracing.check_exporter();"
         "assert tracing.start_request_span('POST', '/', {}) is None;"
@@ -251,7 +251,7 @@ def test_a_release_that_failed_its_gate_is_not_served(release, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-# The last test: it stops the server that the others ask.
+# The last test: it stops the server that the other tests use.
 @pytest.mark.promise("routing")
 def test_a_stopping_server_answers_the_requests_it_has_accepted(server):
     url, stop = server

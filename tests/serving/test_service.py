@@ -1,4 +1,4 @@
-"""The service without HTTP and without Ray: which errors it raises, and what it records."""
+"""The service without HTTP and without Ray: its errors and records."""
 
 import asyncio
 from types import SimpleNamespace
@@ -101,7 +101,7 @@ def test_an_encoder_that_runs_elsewhere_is_not_found_with_its_address():
         asyncio.run(main())
 
 
-def test_a_model_of_two_encoders_is_described_by_what_holds_for_both():
+def test_a_model_of_two_encoders_is_described_by_their_common_properties():
     async def main():
         service, _ = make_service()
         return service.info("tiny"), service.info("tiny/teacher")

@@ -119,6 +119,6 @@ def test_two_releases_of_one_name_are_served_under_two_names(release):
         ),
     ],
 )
-def test_what_cannot_be_served_is_refused_at_deployment(release, two_spaces, args, message):
+def test_args_that_cannot_be_served_are_refused_at_deployment(release, two_spaces, args, message):
     with pytest.raises(UserError, match=message):
         build({"releases": [release, f"next={two_spaces}"], **args})

@@ -57,11 +57,11 @@ class Pipeline:
             )  # fmt: skip
 
     def end(self, running: subprocess.Popen) -> int:
-        """Waits for the command and for all processes that it started."""
+        """Waits for the command and for all processes that it started; returns its exit code."""
         processes = [psutil.Process(running.pid), *children(running)] if alive(running) else []
         code = running.wait(TIMEOUT_S)
-        _, left = psutil.wait_procs(processes, timeout=60)
-        for process in left:
+        _, remaining = psutil.wait_procs(processes, timeout=60)
+        for process in remaining:
             process.kill()
         return code
 
@@ -81,7 +81,7 @@ def children(running: subprocess.Popen) -> list[psutil.Process]:
         return []
 
 
-def victim(running: subprocess.Popen, draw: random.Random) -> tuple[str, int]:
+def victim(running: subprocess.Popen, rng: random.Random) -> tuple[str, int]:
     """The command itself, or one of Ray's processes that work for it."""
     candidates = [("driver", running.pid)]
     for process in children(running):
@@ -92,10 +92,10 @@ def victim(running: subprocess.Popen, draw: random.Random) -> tuple[str, int]:
         if name.startswith("ray::") and not name.startswith("ray::IDLE"):
             candidates.append((name.split()[0], process.pid))
     candidates.sort(key=lambda candidate: (candidate[0] != "driver", candidate))
-    # The driver is one of many processes, but the one that a user ends.
-    if len(candidates) == 1 or draw.random() < 0.35:
+    # The driver is one of many processes, but it is the one that users kill.
+    if len(candidates) == 1 or rng.random() < 0.35:
         return candidates[0]
-    return draw.choice(candidates[1:])
+    return rng.choice(candidates[1:])
 
 
 def differences(expected: Path, actual: Path) -> Iterator[str]:
@@ -143,14 +143,14 @@ def comparable(file: Path) -> object:
 
 def soak(kills: int, seed: int, folder: Path) -> int:
     """The number of kills that changed no artifact."""
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     undisturbed = Pipeline(folder / "undisturbed")
     started_at = time.monotonic()
     code = undisturbed.end(undisturbed.start())
     duration = time.monotonic() - started_at
     assert code == 0, (undisturbed.folder / "log").read_text()[-2000:]
     expected = undisturbed.artifacts()
-    say(f"undisturbed: {len(expected)} artifacts in {duration:.0f} s")
+    log_line(f"undisturbed: {len(expected)} artifacts in {duration:.0f} s")
     done = survived = rounds = 0
     while done < kills:
         rounds += 1
@@ -160,19 +160,19 @@ def soak(kills: int, seed: int, folder: Path) -> int:
             commands += 1
             running = pipeline.start()
             while alive(running) and done < kills:
-                at = time.monotonic() + draw.uniform(0.05, 0.6) * duration
-                while alive(running) and time.monotonic() < at:
+                kill_at = time.monotonic() + rng.uniform(0.05, 0.6) * duration
+                while alive(running) and time.monotonic() < kill_at:
                     time.sleep(0.05)  # until the drawn time
                 if not alive(running):
                     break
-                name, pid = victim(running, draw)
+                name, pid = victim(running, rng)
                 processes = children(running)
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
                 done += 1
-                say(f"round {rounds}, command {commands}: kill {done} of {kills}: {name}")
+                log_line(f"round {rounds}, command {commands}: kill {done} of {kills}: {name}")
                 if pid == running.pid:
                     psutil.wait_procs(processes, timeout=60)
             code = pipeline.end(running)
@@ -183,11 +183,11 @@ def soak(kills: int, seed: int, folder: Path) -> int:
             wrong += [f"{ref}: {text}" for text in differences(expected[ref], actual[ref])]
         survived += 0 if wrong else done - before
         verdict = "as undisturbed" if not wrong else "; ".join(wrong)
-        say(f"round {rounds}: {done - before} kills, {commands} commands: {verdict}")
+        log_line(f"round {rounds}: {done - before} kills, {commands} commands: {verdict}")
     return survived
 
 
-def say(line: str) -> None:
+def log_line(line: str) -> None:
     print(time.strftime("%H:%M:%S"), line, flush=True)
 
 

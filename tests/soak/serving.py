@@ -63,7 +63,7 @@ def test_rolling_updates_under_load_fail_none_of_ten_thousand_requests(url, args
     assert models.count("green/student") / len(models) == pytest.approx(0.5, abs=0.05)
 
 
-def test_a_release_taken_away_under_load_leaves_the_other_untouched(url, args):
+def test_removing_a_release_under_load_fails_no_request_to_the_other(url, args):
     deploy(args)
     only_blue = {**args, "releases": args["releases"][:1], "policies": {}}
     answers = asyncio.run(
@@ -74,7 +74,7 @@ def test_a_release_taken_away_under_load_leaves_the_other_untouched(url, args):
     assert removed.status_code == 404
 
 
-def test_replicas_follow_the_load_and_nothing_fails(url, args):
+def test_replicas_follow_the_load_and_no_request_fails(url, args):
     deploy({
         **args, "releases": args["releases"][:1], "policies": {},
         "student": {"num_cpus": 0.1, "autoscale": AUTOSCALE},

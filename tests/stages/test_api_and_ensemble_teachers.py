@@ -1,4 +1,4 @@
-"""Teachers that are several models, or an API, through the stages and the commands."""
+"""Teachers that are an ensemble or an API, through the stages and the commands."""
 
 import asyncio
 import json
@@ -48,7 +48,7 @@ def model(encoder, tmp_path_factory):
 
 @pytest.fixture
 def recipe(encoder, tmp_path):
-    """Of a teacher's section, the tiny recipe; files of 24 pairs in place of docstrings."""
+    """Reads a tiny recipe with a given teacher section; its source is a file of 24 pairs."""
     rows = [{"query": f"what is {i}?", "positive": f"it is {i}. " * (1 + i % 3)} for i in range(24)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     content = {
@@ -77,46 +77,48 @@ def recipe(encoder, tmp_path):
     return read
 
 
-def made(recipe, *stages):
-    """The artifacts of the plan's stages, by stage."""
-    store, found = Store(recipe.root), {}
+def run_stages(recipe, *stages):
+    """Runs the named stages of the plan; returns stage → artifact."""
+    store, artifacts = Store(recipe.root), {}
     for step in pipeline(recipe, gate=False):
         if step.stage in stages:
-            given = {role: found[of.stage] for role, of in step.inputs.items()}
+            inputs = {role: artifacts[source.stage] for role, source in step.inputs.items()}
             with store.draft(step.stage, step.name, step.key) as draft:
                 if draft.artifact is None:
-                    stage_function(step.stage)(**step.args, **given, scale=recipe.scale, out=draft)
-                found[step.stage] = draft.artifact or draft.publish(step.made_by)
-    return found
+                    stage_function(step.stage)(**step.args, **inputs, scale=recipe.scale, out=draft)
+                artifacts[step.stage] = draft.artifact or draft.publish(step.made_by)
+    return artifacts
 
 
 def check_vectors(artifacts, expected):
     files = CorpusData.read(artifacts["corpus"])
-    for role, kept, texts in zip(
+    for role, stored, texts in zip(
         ("query", "passage"), stored_vectors(files, artifacts["teacher"], artifacts["vectors"]),
         (files.queries, files.passages), strict=True,
     ):  # fmt: skip
-        np.testing.assert_allclose(kept[np.arange(len(texts))], expected(texts, role), atol=1e-3)
+        np.testing.assert_allclose(stored[np.arange(len(texts))], expected(texts, role), atol=1e-3)
 
 
-def begun(read, artifacts):
-    """The student before its first step."""
-    terms = BaseContract.read(artifacts["teacher"].path)
+def untrained_student(recipe, artifacts):
+    """The student before its first training step."""
+    base_contract = BaseContract.read(artifacts["teacher"].path)
     teacher_vectors = TeacherVectors(
         artifacts["corpus"],
         lambda files, device: stored_vectors(files, artifacts["teacher"], artifacts["vectors"]),
     )
-    encoder = initial_encoder(read.student, 0, terms.space, terms, teacher_vectors)
-    fit_projection_start(teacher_vectors, read.student.phases[0], encoder)
+    encoder = initial_encoder(
+        recipe.student, 0, base_contract.space, base_contract, teacher_vectors
+    )
+    fit_projection_start(teacher_vectors, recipe.student.phases[0], encoder)
     return encoder
 
 
-def released(read, artifacts, student):
-    """The release of a teacher and a student, of a report of nothing."""
-    store = Store(read.root)
+def publish_release(recipe, artifacts, student):
+    """Publishes a release with placeholder scores; returns its folder."""
+    store = Store(recipe.root)
     with store.draft("student", "tiny", "k") as draft:
         save_encoder(student, draft.path)
-        small = draft.publish({"inputs": {}, "section": {}})
+        student_artifact = draft.publish({"inputs": {}, "section": {}})
     with store.draft("report", "tiny", "k") as draft:
         scores = {"held-out": {"ndcg@10": 0.5, "recall@100": 0.5, "mrr@10": 0.5}}
         models = {
@@ -129,30 +131,30 @@ def released(read, artifacts, student):
             }
             for name in ("teacher", "student")
         }
-        told = {
+        content = {
             "sets": {"held-out": {"queries": 4, "passages": 8}},
             "models": models,
             "retention": {"held-out": 1.0, "mean": 1.0},
             "hardware": "none",
         }
-        (draft.path / "report.json").write_text(json.dumps(told))
+        (draft.path / "report.json").write_text(json.dumps(content))
         (draft.path / "report.html").write_text("")
         write_calibrations(draft.path, {})
         report = draft.publish({})
     with store.draft("release", "tiny", "k") as draft:
         release(
-            section=read.release, gate=False, corpus=artifacts["corpus"],
-            teacher=artifacts["teacher"], student=small, report=report, scale=read.scale,
-            out=draft,
+            section=recipe.release, gate=False, corpus=artifacts["corpus"],
+            teacher=artifacts["teacher"], student=student_artifact, report=report,
+            scale=recipe.scale, out=draft,
         )  # fmt: skip
         return draft.publish({}).path
 
 
-def test_an_ensemble_of_teachers_trains_a_student_and_is_released_whole(
+def test_an_ensemble_of_teachers_trains_a_student_and_is_released_with_its_members(
     ray_cluster, recipe, model, decoder, tmp_path
 ):
     prompts = {"query": "Instruct: find\nQuery: ", "passage": ""}
-    alone = create_encoder(
+    second_member = create_encoder(
         str(decoder),
         space="b",
         options=ContractOptions(pooling="last", prompts=prompts, precision="float32"),
@@ -161,25 +163,25 @@ def test_an_ensemble_of_teachers_trains_a_student_and_is_released_whole(
         {"base": str(model)},
         {"base": str(decoder), "pooling": "last", "prompts": prompts},
     ]
-    read = recipe({"members": members, "precision": "float32"})
-    check_recipe(read, pipeline(read))
-    artifacts = made(read, "corpus", "teacher", "vectors")
-    one, two = load_encoder(model), alone.eval()
+    settings = recipe({"members": members, "precision": "float32"})
+    check_recipe(settings, pipeline(settings))
+    artifacts = run_stages(settings, "corpus", "teacher", "vectors")
+    first, second = load_encoder(model), second_member.eval()
 
     def expected(texts, role):
-        both = np.concatenate([one.encode(texts, role), two.encode(texts, role)], axis=1)
+        both = np.concatenate([first.encode(texts, role), second.encode(texts, role)], axis=1)
         return both / np.sqrt(2)
 
     check_vectors(artifacts, expected)
-    student = begun(read, artifacts)
+    student = untrained_student(settings, artifacts)
     space = artifacts["teacher"].path.name
     assert (student.contract.space, student.contract.dims) == (space, (128,))
-    # To another place, where nothing else is.
-    shutil.move(released(read, artifacts, student), tmp_path / "elsewhere")
-    there = Release.open(str(tmp_path / "elsewhere"), "nowhere")
+    # The moved release needs nothing from the folder where it was made.
+    shutil.move(publish_release(settings, artifacts, student), tmp_path / "elsewhere")
+    moved_release = Release.open(str(tmp_path / "elsewhere"), "nowhere")
     build({"releases": [str(tmp_path / "elsewhere")], "policy": "asymmetric"})
     texts = ["some text", "another", "a longer text than those two"]
-    served = load_encoder(there.encoder_folder("teacher"))
+    served = load_encoder(moved_release.encoder_folder("teacher"))
     batcher = Batcher(lambda tokens, _: served.encode_tokens(tokens), batch_tokens=8, max_wait_s=0)
 
     async def batched():
@@ -210,14 +212,14 @@ def test_an_api_teacher_is_paid_once_and_its_student_is_served(
 ):
     monkeypatch.setenv("TEACHER_KEY", "secret")
     encoder = load_encoder(model)
-    texts_asked = []
-    fail = [5]
+    sent_texts = []
+    requests_until_failure = [5]
 
     def answer(route, body):
-        fail[0] -= 1
-        if fail[0] == 0:
+        requests_until_failure[0] -= 1
+        if requests_until_failure[0] == 0:
             raise Reply(401, text="no more credit")
-        texts_asked.extend(body["input"])
+        sent_texts.extend(body["input"])
         return embeddings(encoder)(route, body)
 
     with Endpoint(answer) as server:
@@ -226,56 +228,61 @@ def test_an_api_teacher_is_paid_once_and_its_student_is_served(
             "scale.teacher_api.api_key_env=TEACHER_KEY",
             "scale.teacher_api.texts_per_request=4",
         ]
-        read = recipe({"api": api}, *scale)
+        settings = recipe({"api": api}, *scale)
         with pytest.raises(UserError, match="no more credit"):
-            made(read, "corpus", "teacher", "vectors")
-        # Before it goes on: what it would take, and whether that is allowed.
-        steps = pipeline(read)
+            run_stages(settings, "corpus", "teacher", "vectors")
+        # Before the run continues: its estimate, and whether the budget allows it.
+        steps = pipeline(settings)
         priced = [*scale, "scale.teacher_api.budget.price_in=1e6"]
-        [told] = [
-            f for f in check_recipe(recipe({"api": api}, *priced), steps) if f.what == "teacher.api"
+        [finding] = [
+            finding
+            for finding in check_recipe(recipe({"api": api}, *priced), steps)
+            if finding.what == "teacher.api"
         ]
-        poor = [*priced, "scale.teacher_api.budget.cost=1"]
+        too_small = [*priced, "scale.teacher_api.budget.cost=1"]
         with pytest.raises(UserError, match="scale.teacher_api.budget"):
-            check_recipe(recipe({"api": api}, *poor), steps)
-        artifacts = made(read, "corpus", "teacher", "vectors")
+            check_recipe(recipe({"api": api}, *too_small), steps)
+        artifacts = run_stages(settings, "corpus", "teacher", "vectors")
         measured = evaluate_encoder(
-            api_encoder(artifacts["teacher"].path, read.scale.teacher_api, Store(read.root)),
+            api_encoder(
+                artifacts["teacher"].path, settings.scale.teacher_api, Store(settings.root)
+            ),
             "teacher",
             read_evaluation_sets(artifacts["corpus"]),
         )
         assert measured["scores"].keys() == {"held-out"}
-        assert len(texts_asked) == len(set(texts_asked)), "no text is paid for twice"
+        assert len(sent_texts) == len(set(sent_texts)), "no text is paid for twice"
         assert {h["Authorization"] for h in server.headers} == {"Bearer secret"}
-        # By itself, the artifact asks nobody; told to, it answers from what is kept.
+        # Without a key nothing is sent; with one, stored answers are used.
         count = len(server.calls)
-        arguments = ["encode", str(artifacts["teacher"].path), "--root", read.root]
+        arguments = ["encode", str(artifacts["teacher"].path), "--root", settings.root]
         refused = CliRunner().invoke(app, arguments, input="it is 1.\n")
         assert "to which texts would go" in str(refused.exception)
         arguments += ["--api-key-env", "TEACHER_KEY"]
-        done = CliRunner().invoke(app, arguments, input="it is 1. it is 1. \n")
+        encoded = CliRunner().invoke(app, arguments, input="it is 1. it is 1. \n")
         assert len(server.calls) == count
-        vector = json.loads(done.stdout)["vector"]
+        vector = json.loads(encoded.stdout)["vector"]
         np.testing.assert_allclose(
             vector, encoder.encode(["it is 1. it is 1. "], "passage")[0], atol=1e-5
         )
-    estimate = int(told.detail.split("at most ")[1].split(" tokens")[0].replace(",", ""))
-    assert estimate == sum(-(-len(text.encode()) // 3) for text in texts_asked if text != "1. it")
-    assert f"{estimate:,}.00 at 1e+06 per million" in told.detail
+    estimate = int(finding.detail.split("at most ")[1].split(" tokens")[0].replace(",", ""))
+    assert estimate == sum(-(-len(text.encode()) // 3) for text in sent_texts if text != "1. it")
+    assert f"{estimate:,}.00 at 1e+06 per million" in finding.detail
     check_vectors(
         artifacts,
         lambda texts, role: encoder.encode(
             [("find: " if role == "query" else "") + text for text in texts], "passage"
         ),
     )
-    student = begun(read, artifacts)
+    student = untrained_student(settings, artifacts)
     assert student.contract.space == f"{server.url}/m/64"
-    folder = str(released(read, artifacts, student))
+    folder = str(publish_release(settings, artifacts, student))
     assert "secret" not in "".join(
-        file.read_text(errors="ignore") for file in Path(read.root).rglob("*") if file.is_file()
+        file.read_text(errors="ignore") for file in Path(settings.root).rglob("*") if file.is_file()
     )
-    there = Release.open(folder, read.root)
-    assert there.contracts.keys() == {"student"} and there.api_urls == {"teacher": server.url}
+    opened_release = Release.open(folder, settings.root)
+    assert opened_release.contracts.keys() == {"student"}
+    assert opened_release.api_urls == {"teacher": server.url}
     build({"releases": [folder]})
     with pytest.raises(UserError, match="needs tiny/teacher, which is not served"):
         build({"releases": [folder], "policy": "asymmetric"})
@@ -303,7 +310,7 @@ def test_only_fields_that_decide_an_api_s_vectors_change_the_key(recipe):
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
-        ({}, "set one of base, members, api: none is there"),
+        ({}, "set one of base, members, api: none is set"),
         ({"base": "a/b", "api": {**API, "base_url": "u"}}, "not base and api"),
         ({"base": "a/b", "combine": "average"}, "with base, combine has no effect"),
         ({"api": {**API, "base_url": "u"}, "pooling": "mean"}, "with api, pooling has no effect"),
@@ -327,23 +334,25 @@ def test_fields_that_a_kind_of_teacher_cannot_have_are_refused(recipe, teacher, 
 
 
 def test_a_missing_api_key_and_an_untrusted_member_are_reported_at_once(recipe, model, tmp_path):
-    read = recipe(
+    settings = recipe(
         {"api": {**API, "base_url": "http://a/v1"}}, "scale.teacher_api.api_key_env=NOT_SET"
     )
     with pytest.raises(UserError, match="teacher_api.api_key_env: the environment has no NOT_SET"):
-        check_recipe(read, pipeline(read))
-    own = shutil.copytree(model, tmp_path / "own")
-    config = json.loads((own / "config.json").read_text())
+        check_recipe(settings, pipeline(settings))
+    untrusted = shutil.copytree(model, tmp_path / "own")
+    config = json.loads((untrusted / "config.json").read_text())
     names = {"AutoConfig": "own.C", "AutoModel": "own.M"}
-    (own / "config.json").write_text(json.dumps({**config, "model_type": "x", "auto_map": names}))
-    read = recipe({"members": [{"base": str(model)}, {"base": str(own)}]})
+    (untrusted / "config.json").write_text(
+        json.dumps({**config, "model_type": "x", "auto_map": names})
+    )
+    settings = recipe({"members": [{"base": str(model)}, {"base": str(untrusted)}]})
     with pytest.raises(UserError, match="AutoModel is own.M"):
-        check_recipe(read, pipeline(read))
+        check_recipe(settings, pipeline(settings))
 
 
 def test_trusted_models_are_passed_to_the_stages_and_change_no_other_key(recipe, model):
     plain = recipe({"base": str(model)})
     trusting = recipe({"base": str(model), "trust_remote_code": True})
-    told = {step.stage: step.args.get("trusted") for step in pipeline(trusting)}
-    assert (told["vectors"], told["report"]) == (["teacher"], ["teacher"])
+    trusted = {step.stage: step.args.get("trusted") for step in pipeline(trusting)}
+    assert (trusted["vectors"], trusted["report"]) == (["teacher"], ["teacher"])
     assert not any("trusted" in step.args for step in pipeline(plain))

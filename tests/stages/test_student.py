@@ -1,4 +1,4 @@
-"""A student's phases on a tiny teacher's vectors, stored and made anew."""
+"""Training phases of a student, from stored and from online vectors of a tiny teacher."""
 
 import dataclasses
 import json
@@ -42,8 +42,8 @@ PROMPTS = {"query": "find: ", "passage": ""}
 
 
 @pytest.fixture(scope="module")
-def made(ray_cluster, decoder, tmp_path_factory):
-    """corpus, teacher and vectors, and the store that they are in."""
+def artifacts(ray_cluster, decoder, tmp_path_factory):
+    """(corpus, teacher, vectors): published artifacts."""
     folder = tmp_path_factory.mktemp("runs")
     store = Store(str(folder / "runs"))
     rows = [
@@ -61,24 +61,24 @@ def made(ray_cluster, decoder, tmp_path_factory):
         corpus(section=section, seed=0, scale=Scale(), out=draft)
         texts = draft.publish({})
     with store.draft("teacher", "tiny", "k") as draft:
-        made = create_encoder(
+        encoder = create_encoder(
             str(decoder),
             space="tiny-k",
             options=ContractOptions(pooling="mean", prompts=PROMPTS, precision="float32"),
         )
-        made.contract = made.contract.model_copy(update={"dims": (64, 32)})
-        save_encoder(made, draft.path)
+        encoder.contract = encoder.contract.model_copy(update={"dims": (64, 32)})
+        save_encoder(encoder, draft.path)
         teacher = draft.publish({})
     with store.draft("vectors", "tiny", "k") as draft:
         scale = Scale()
         vectors(
             section=Vectors(shard_size=8), corpus=texts, teacher=teacher, scale=scale, out=draft
         )
-        by_teacher = draft.publish({})
-    return texts, teacher, by_teacher
+        teacher_vectors = draft.publish({})
+    return texts, teacher, teacher_vectors
 
 
-def section_of(encoder, *phases, **fields):
+def student_section(encoder, *phases, **fields):
     numbers = {"steps": STEPS, "global_batch": 8, "learning_rate": 1e-3}
     content = {
         "base": str(encoder),
@@ -95,8 +95,8 @@ TEXTS = {"data": "texts", "query_tokens": 32, "passage_tokens": 48}
 PAIRS = {"data": "pairs", "query_tokens": 32, "passage_tokens": 48, "hard_negatives": 0}
 
 
-def distilled(section, number, texts, teacher, vectors, folder=None, before=None):
-    """Losses of a phase, without Ray; saves its encoder into the folder."""
+def train_phase(section, number, texts, teacher, vectors, folder=None, before=None):
+    """Trains one phase without Ray, saves its encoder into the folder, and returns its losses."""
     phase = section.phases[number]
 
     def rows(files, device):
@@ -125,131 +125,139 @@ def distilled(section, number, texts, teacher, vectors, folder=None, before=None
     return losses
 
 
-def test_each_phase_starts_from_the_one_before_in_the_teacher_s_space(made, encoder, tmp_path):
-    section = section_of(
+def test_each_phase_starts_from_the_one_before_in_the_teacher_s_space(artifacts, encoder, tmp_path):
+    section = student_section(
         encoder, TEXTS, {**PAIRS, "losses": {"cosine": 1, "score_kl": 1, "contrastive": 0}},
         matryoshka={32: 0.5, 16: 0.5},
     )  # fmt: skip
-    first = distilled(section, 0, *made, folder=tmp_path / "first")
+    first = train_phase(section, 0, *artifacts, folder=tmp_path / "first")
     assert np.mean(first[-5:]) < np.mean(first[:5]), first
-    distilled(section, 1, *made, folder=tmp_path / "second", before=tmp_path / "first")
+    train_phase(section, 1, *artifacts, folder=tmp_path / "second", before=tmp_path / "first")
     contract = Contract.read(tmp_path / "second")
     assert contract.space == "tiny-k"
     assert contract.dims == (64, 32, 16)
-    # What it writes is near what its teacher writes, and nearer than before it was taught.
+    # Trained, its vectors are near the teacher's; untrained, they are not.
     texts = ["it is 9 and 81 it is 9 and 81", "a passage of 7 words"]
-    by_teacher = load_encoder(made[1].path).encode(texts, "passage")
-    untaught = untrained_student(
-        section, CorpusData.read(made[0]), seed=0, space="x", projection_dims=64
+    teacher_vectors = load_encoder(artifacts[1].path).encode(texts, "passage")
+    untrained = untrained_student(
+        section, CorpusData.read(artifacts[0]), seed=0, space="x", projection_dims=64
     )
-    nearness = [
-        (one.encode(texts, "passage") * by_teacher).sum(1).min()
-        for one in (untaught, load_encoder(tmp_path / "first"), load_encoder(tmp_path / "second"))
+    cosines = [
+        (student.encode(texts, "passage") * teacher_vectors).sum(1).min()
+        for student in (
+            untrained,
+            load_encoder(tmp_path / "first"),
+            load_encoder(tmp_path / "second"),
+        )
     ]
-    assert nearness[0] < 0.5 < 0.8 < min(nearness[1:]), nearness
+    assert cosines[0] < 0.5 < 0.8 < min(cosines[1:]), cosines
 
 
-def test_an_online_teacher_gives_the_losses_of_its_stored_vectors(made, encoder):
-    texts, teacher, by_teacher = made
+def test_an_online_teacher_gives_the_losses_of_its_stored_vectors(artifacts, encoder):
+    texts, teacher, vectors_artifact = artifacts
     for phase in (TEXTS, {**PAIRS, "losses": {"cosine": 1.0}}):
-        section = section_of(encoder, phase)
-        from_disk = distilled(section, 0, texts, teacher, by_teacher)
-        afresh = distilled(section, 0, texts, teacher, None)
-        # Both come as float16, whose rounding may fall otherwise in another batch.
-        np.testing.assert_allclose(from_disk, afresh, rtol=2e-3)
+        section = student_section(encoder, phase)
+        stored = train_phase(section, 0, texts, teacher, vectors_artifact)
+        online = train_phase(section, 0, texts, teacher, None)
+        # Both are float16, and another batch may round differently.
+        np.testing.assert_allclose(stored, online, rtol=2e-3)
 
 
-def test_a_worker_opens_its_teacher_once(made, encoder):
-    texts, teacher, by_teacher = made
-    opened = []
+def test_a_worker_opens_its_teacher_once(artifacts, encoder):
+    texts, teacher, vectors_artifact = artifacts
+    devices = []
 
     def rows(files, device):
-        opened.append(device)
-        return stored_vectors(files, teacher, by_teacher)
+        devices.append(device)
+        return stored_vectors(files, teacher, vectors_artifact)
 
-    teacher_vectors, section = TeacherVectors(texts, rows), section_of(encoder, TEXTS)
+    teacher_vectors, section = TeacherVectors(texts, rows), student_section(encoder, TEXTS)
     student = initial_encoder(
         section, 0, "tiny-k", BaseContract.read(teacher.path), teacher_vectors
     )
     fit_projection_start(teacher_vectors, section.phases[0], student)
     distillation_batches(teacher_vectors, None, section.phases[0], 0, student, WorkerShard())
-    assert opened == [student.device]
+    assert devices == [student.device]
 
 
-def test_a_student_of_the_teacher_s_prefix_learns_that_prefix(made, encoder):
-    section = section_of(encoder, TEXTS, output_dims=32)
-    losses = distilled(section, 0, *made)
+def test_a_student_of_the_teacher_s_prefix_learns_that_prefix(artifacts, encoder):
+    section = student_section(encoder, TEXTS, output_dims=32)
+    losses = train_phase(section, 0, *artifacts)
     assert np.mean(losses[-5:]) < np.mean(losses[:5]), losses
     with pytest.raises(UserError, match=r"output_dims: 48 is not a size .* Use 64, 32"):
-        distilled(section_of(encoder, TEXTS, output_dims=48), 0, *made)
+        train_phase(student_section(encoder, TEXTS, output_dims=48), 0, *artifacts)
     with pytest.raises(UserError, match=r"student.matryoshka: 128 is more than the vectors' 64"):
-        distilled(section_of(encoder, TEXTS, matryoshka={128: 1.0}), 0, *made)
+        train_phase(student_section(encoder, TEXTS, matryoshka={128: 1.0}), 0, *artifacts)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3])
-def test_every_phase_has_the_recipe_s_dropout(made, encoder, tmp_path, share):
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_every_phase_has_the_recipe_s_dropout(artifacts, encoder, tmp_path, dropout):
     assert json.loads((encoder / "config.json").read_text())["hidden_dropout_prob"] == 0.1
-    fields = {} if share == 0.0 else {"dropout": share}
-    section = section_of(encoder, TEXTS, PAIRS, **fields)
+    fields = {} if dropout == 0.0 else {"dropout": dropout}
+    section = student_section(encoder, TEXTS, PAIRS, **fields)
     teacher_vectors = TeacherVectors(
-        made[0], lambda files, device: stored_vectors(files, made[1], made[2])
+        artifacts[0], lambda files, device: stored_vectors(files, artifacts[1], artifacts[2])
     )
-    first = initial_encoder(section, 0, "tiny-k", BaseContract.read(made[1].path), teacher_vectors)
+    first = initial_encoder(
+        section, 0, "tiny-k", BaseContract.read(artifacts[1].path), teacher_vectors
+    )
     save_encoder(first, tmp_path / "first")
     for student in (first, load_next_phase(section, tmp_path / "first", "tiny")):
-        found = {m.p for m in student.backbone.modules() if isinstance(m, torch.nn.Dropout)}
-        assert found == {share}
+        rates = {m.p for m in student.backbone.modules() if isinstance(m, torch.nn.Dropout)}
+        assert rates == {dropout}
 
 
-def test_a_smaller_vocabulary_keeps_the_corpus_s_tokens(made, encoder):
-    section = section_of(encoder, TEXTS, vocabulary_size=400)
-    losses = distilled(section, 0, *made)
+def test_a_smaller_vocabulary_keeps_the_corpus_s_tokens(artifacts, encoder):
+    section = student_section(encoder, TEXTS, vocabulary_size=400)
+    losses = train_phase(section, 0, *artifacts)
     assert np.mean(losses[-5:]) < np.mean(losses[:5]), losses
-    files = CorpusData.read(made[0])
-    smaller, whole = (
-        untrained_student(one, files, seed=0, space="x")
-        for one in (section, section_of(encoder, TEXTS))
+    files = CorpusData.read(artifacts[0])
+    smaller, full = (
+        untrained_student(student_config, files, seed=0, space="x")
+        for student_config in (section, student_section(encoder, TEXTS))
     )
-    assert smaller.backbone.config.vocab_size == 400 < whole.backbone.config.vocab_size
+    assert smaller.backbone.config.vocab_size == 400 < full.backbone.config.vocab_size
     np.testing.assert_allclose(
-        smaller.encode(files.passages, "passage"), whole.encode(files.passages, "passage"),
+        smaller.encode(files.passages, "passage"), full.encode(files.passages, "passage"),
         atol=1e-5,
     )  # fmt: skip
 
 
-def another_text(texts, teacher, by_teacher):
+def another_text(texts, teacher, vectors_artifact):
     table = pq.read_table(texts.path / "passages.parquet")
     changed = pa.array([f"{text} indeed" for text in table["text"].to_pylist()])
     pq.write_table(table.set_column(0, "text", changed), texts.path / "passages.parquet")
     return "holds the vector of another text or prompt than"
 
 
-def fewer_texts(texts, teacher, by_teacher):
+def fewer_texts(texts, teacher, vectors_artifact):
     table = pq.read_table(texts.path / "passages.parquet")
     pq.write_table(table.slice(0, len(table) - 1), texts.path / "passages.parquet")
     return "holds vectors of 24 texts, and there are 23"
 
 
-def another_prompt(texts, teacher, by_teacher):
+def another_prompt(texts, teacher, vectors_artifact):
     sources = json.loads((texts.path / "sources.json").read_text())
     sources[0]["prompts"] = {"query": "seek: ", "passage": ""}
     (texts.path / "sources.json").write_text(json.dumps(sources))
     return "holds the vector of another text or prompt than"
 
 
-def another_teacher(texts, teacher, by_teacher):
+def another_teacher(texts, teacher, vectors_artifact):
     contract = Contract.read(teacher.path)
     contract.model_copy(update={"pooling": "last"}).write(teacher.path)
     return "holds the vectors of another teacher than"
 
 
 @pytest.mark.parametrize("change", [another_text, fewer_texts, another_prompt, another_teacher])
-def test_vectors_of_other_texts_prompts_or_teachers_are_refused(made, encoder, tmp_path, change):
+def test_vectors_of_other_texts_prompts_or_teachers_are_refused(
+    artifacts, encoder, tmp_path, change
+):
     copies = []
-    for artifact in made:
+    for artifact in artifacts:
         path = tmp_path / artifact.stage
         shutil.copytree(artifact.path, path)
         copies.append(dataclasses.replace(artifact, path=path))
     problem = change(*copies)
     with pytest.raises(UserError, match=problem):
-        distilled(section_of(encoder, TEXTS), 0, *copies)
+        train_phase(student_section(encoder, TEXTS), 0, *copies)

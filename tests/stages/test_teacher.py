@@ -1,4 +1,4 @@
-"""Each of the field's small recipes, its phases one after the other on tiny models."""
+"""The small recipes of published methods: every phase trains a tiny model."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pairs(store):
-    """A corpus so small that a few steps learn it by heart."""
+    """A corpus so small that a few steps memorise it."""
     section = Corpus.model_validate_json(
         '{"sources": {"environment": {"format": "docstrings", "packages": ["numpy"]}},'
         ' "max_pairs": 24, "held_out": {"queries": 4, "passages": 8}}'
@@ -45,7 +45,7 @@ def pairs(store):
 
 @pytest.fixture(scope="module")
 def mined(store, pairs):
-    """For each pair the passages of two others."""
+    """Negatives of each pair: the passages of two other pairs."""
     files = CorpusData.read(pairs)
     positive = files.positive_rows
     rows = np.stack([np.roll(positive, 1), np.roll(positive, 5)], axis=1)
@@ -54,8 +54,8 @@ def mined(store, pairs):
         return draft.publish({})
 
 
-def trained(section, phase, before, corpus, negatives, folder):
-    """The phase's losses, without Ray; saves its encoder into the folder."""
+def train_phase(section, phase, before, corpus, negatives, folder):
+    """Trains one phase without Ray, saves its encoder into the folder, and returns its losses."""
     encoder = initial_encoder(section, phase, 0, folder.name, before).train()
     objective, batches = objective_and_batches(phase, corpus, negatives, 0)
     engine = TorchEngine(encoder, weight_decay=0.0, max_grad_norm=1.0)
@@ -67,8 +67,8 @@ def trained(section, phase, before, corpus, negatives, folder):
         ),
     )  # fmt: skip
     if phase.merge_adapter_first:
-        again = initial_encoder(section, phase, 0, folder.name, before)
-        save_encoder(merge_adapters(again, engine.trained_weights()), folder)
+        untrained = initial_encoder(section, phase, 0, folder.name, before)
+        save_encoder(merge_adapters(untrained, engine.trained_weights()), folder)
     else:
         save_encoder(encoder, folder)
     return losses
@@ -82,11 +82,11 @@ def trained(section, phase, before, corpus, negatives, folder):
 def test_every_phase_of_a_small_recipe_learns(file, pairs, mined, decoder, encoder, tmp_path):
     base = encoder if file.stem == "e5-minilm" else decoder
     section = read_recipe(file, [f"teacher.base={base}"]).teacher
-    pooling = section.pooling or "mean"  # which the tiny BERT, a plain model, does not say
+    pooling = section.pooling or "mean"  # the tiny BERT, a plain model, names none
     section = section.model_copy(update={"precision": "float32", "pooling": pooling})
     before = None
     for number, phase in enumerate(section.phases):
-        # The tiny tokenizer makes more tokens of the same words.
+        # The tiny tokenizer splits the same words into more tokens.
         smaller = {"global_batch": 8, "query_tokens": 96, "passage_tokens": 96}
         smaller = {key: value for key, value in smaller.items() if hasattr(phase, key)}
         if getattr(phase, "matryoshka", None):
@@ -95,8 +95,8 @@ def test_every_phase_of_a_small_recipe_learns(file, pairs, mined, decoder, encod
             smaller["generation_batch"] = 4
         phase = phase.model_copy(update=smaller)
         after = tmp_path / f"phase{number}"
-        losses = trained(section, phase, before, pairs, mined, after)
-        # It falls, or is next to nothing where the phase before learned these pairs by heart.
+        losses = train_phase(section, phase, before, pairs, mined, after)
+        # The loss falls, or is near zero if the phase before has memorised these pairs.
         assert np.median(losses[-4:]) < max(np.median(losses[:4]) - 0.03, 0.2), losses
         before = after
     contract = Contract.read(before)
@@ -111,14 +111,14 @@ def test_merging_an_adapter_keeps_what_it_learned(pairs, decoder, tmp_path):
     first, second = section.phases[0], section.phases[-1]
     assert isinstance(first, MntpPhase) and second.merge_adapter_first
     first = first.model_copy(update={"global_batch": 8})
-    trained(section, first, None, pairs, None, tmp_path / "first")
-    begun = initial_encoder(section, second, 0, "s", tmp_path / "first")
+    train_phase(section, first, None, pairs, None, tmp_path / "first")
+    second_start = initial_encoder(section, second, 0, "s", tmp_path / "first")
     np.testing.assert_allclose(
-        begun.encode(["one text"], "passage"),
+        second_start.encode(["one text"], "passage"),
         load_encoder(tmp_path / "first").encode(["one text"], "passage"),
         atol=1e-5,
     )
-    # Saved whole: it opens without the folder of the phase before.
+    # The saved model is complete: it opens without the folder of the phase before.
     save_encoder(
         merge_adapters(initial_encoder(section, second, 0, "s", tmp_path / "first"), {}),
         tmp_path / "second",
@@ -126,7 +126,7 @@ def test_merging_an_adapter_keeps_what_it_learned(pairs, decoder, tmp_path):
     (tmp_path / "first").rename(tmp_path / "moved")
     np.testing.assert_allclose(
         load_encoder(tmp_path / "second").encode(["one text"], "passage"),
-        begun.encode(["one text"], "passage"),
+        second_start.encode(["one text"], "passage"),
         atol=1e-5,
     )
 
@@ -136,10 +136,10 @@ def test_a_phase_starts_from_the_weights_of_the_one_before(pairs, mined, decoder
     section = section.model_copy(update={"precision": "float32"})
     smaller = {"global_batch": 8, "query_tokens": 96}
     first = section.phases[0].model_copy(update=smaller)
-    trained(section, first, None, pairs, mined, tmp_path / "first")
-    begun = initial_encoder(section, section.phases[1], 0, "s", tmp_path / "first").eval()
-    before = load_encoder(tmp_path / "first", trainable=True).eval()
+    train_phase(section, first, None, pairs, mined, tmp_path / "first")
+    second_start = initial_encoder(section, section.phases[1], 0, "s", tmp_path / "first").eval()
+    first_end = load_encoder(tmp_path / "first", trainable=True).eval()
     for (name, weight), (_, expected) in zip(
-        begun.named_parameters(), before.named_parameters(), strict=True
+        second_start.named_parameters(), first_end.named_parameters(), strict=True
     ):
         assert weight.equal(expected), name

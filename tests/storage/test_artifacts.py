@@ -46,12 +46,21 @@ def test_a_published_artifact_is_found_and_verifies(root):
     assert [a.ref for a in store.list_artifacts()] == [ref]
 
 
-def test_a_name_alone_means_the_newest(root):
+def test_a_name_without_a_key_means_the_newest_artifact(root):
     make(root, "aa")
     make(root, "bb")
     make(root, "cc", name="other")
     assert Store(root).find("corpus/small").key == "bb"
     assert Store(root).find("corpus/small-aa").key == "aa"
+
+
+def test_files_beside_artifacts_are_ignored(root):
+    ref = make(root)
+    store = Store(root)
+    for name in ("notes", "corpus/notes-aa"):
+        with store.fs.open_output_stream(f"{store.base}/{name}") as stream:
+            stream.write(b"mine")
+    assert [artifact.ref for artifact in store.list_artifacts()] == [ref]
 
 
 def test_an_unpublished_draft_is_no_artifact_and_stays_for_the_next_try(root):
@@ -79,13 +88,13 @@ def test_a_folder_without_a_manifest_is_no_artifact(tmp_path):
     assert text == "again"
 
 
-@pytest.mark.parametrize("fault", ["missing", "longer", "link"])
-def test_an_altered_file_is_refused_on_opening(tmp_path, fault):
+@pytest.mark.parametrize("change", ["missing", "longer", "link"])
+def test_an_altered_file_is_refused_on_opening(tmp_path, change):
     make(str(tmp_path))
     file = tmp_path / "corpus" / "small-aa" / "two.txt"
-    if fault == "missing":
+    if change == "missing":
         file.unlink()
-    elif fault == "longer":
+    elif change == "longer":
         file.write_text("two more")
     else:
         file.unlink()
@@ -138,27 +147,27 @@ def test_a_name_cannot_lead_outside_the_root(tmp_path, word):
         pass
 
 
-def _slow_make(root: str, began: str, made: str) -> None:
+def _slow_make(root: str, started: str, log: str) -> None:
     with Store(root).draft("corpus", "small", "aa") as draft:
         if draft.artifact is None:
-            Path(began).touch()
+            Path(started).touch()
             time.sleep(0.3)  # long enough for the other to arrive at the lock
             (draft.path / "one.txt").write_text("one")
-            with Path(made).open("a") as file:
+            with Path(log).open("a") as file:
                 file.write("made\n")
             draft.publish(MADE_BY)
 
 
-def test_of_two_processes_one_makes_the_artifact_and_the_other_waits(tmp_path):
-    root, began, made = (str(tmp_path / name) for name in ("root", "began", "made"))
+def test_one_of_two_processes_makes_the_artifact_and_the_other_waits(tmp_path):
+    root, started, log = (str(tmp_path / name) for name in ("root", "started", "log"))
     context = multiprocessing.get_context("spawn")
-    both = [context.Process(target=_slow_make, args=(root, began, made)) for _ in range(2)]
+    both = [context.Process(target=_slow_make, args=(root, started, log)) for _ in range(2)]
     for process in both:
         process.start()
     for process in both:
         process.join()
     assert [process.exitcode for process in both] == [0, 0]
-    assert Path(made).read_text() == "made\n"
+    assert Path(log).read_text() == "made\n"
 
 
 def _die_at(root: str, call: int) -> None:
@@ -181,7 +190,7 @@ def _die_at(root: str, call: int) -> None:
 
 
 @pytest.mark.promise("pipeline")
-def test_a_crash_at_any_write_leaves_nothing_that_looks_whole(tmp_path):
+def test_a_crash_at_any_write_leaves_no_broken_artifact(tmp_path):
     context = multiprocessing.get_context("fork")
     for call in range(1, 40):
         root = str(tmp_path / str(call))

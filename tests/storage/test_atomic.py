@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Files are written completely or not at all."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import pytest
 from stillroom.storage.atomic import atomic_write
 
 
-def test_a_file_takes_the_place_of_another_when_it_is_whole(tmp_path):
+def test_a_file_replaces_another_only_when_it_is_complete(tmp_path):
     (tmp_path / "file").write_text("before")
     with atomic_write(tmp_path / "file") as file:
         file.write("after, ä")

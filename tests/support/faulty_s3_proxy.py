@@ -15,7 +15,7 @@ CHECKSUM_HEADERS = {
 
 
 class FaultyProxy:
-    """Forwards requests, except for those that it is told to spoil.
+    """Forwards requests, except for those that `fails` or `cuts` select.
 
     Args:
         upstream: URL of the S3 server.

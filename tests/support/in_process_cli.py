@@ -1,7 +1,7 @@
-"""The `stillroom` command in this process: seconds faster than a process of its own.
+"""The `stillroom` command in this process: seconds faster than a separate process.
 
-For commands that start no Ray and end by themselves. What the command changes in the process
-(folder, environment, loggers) is as before afterwards.
+For commands that start no Ray and end by themselves. Afterwards the process's folder, environment
+and loggers are as before.
 """
 
 import contextlib
@@ -83,7 +83,7 @@ def _captured(descriptor: int, name: str) -> Iterator[list[str]]:
 @contextlib.contextmanager
 def _restored_loggers() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in LOGGERS]
-    states = [(one, one.level, one.propagate, [*one.handlers]) for one in loggers]
+    states = [(logger, logger.level, logger.propagate, [*logger.handlers]) for logger in loggers]
     try:
         yield
     finally:

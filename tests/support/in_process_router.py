@@ -1,6 +1,7 @@
 """A router over a real socket without Ray: its replicas are in the same process.
 
-Everything but the hop is the server's own: routes, keys, limits, policies, prompts and encoders.
+Everything but the network hop is the real server's: routes, keys, limits, policies, prompts and
+encoders.
 """
 
 import contextlib
@@ -76,7 +77,7 @@ def in_process_router(release_folder, before_encode=lambda job: None, **settings
         "max_concurrent": 100,
         "max_batch_tokens": 4096,
     }
-    # The class as it is written: Serve's decorators made an actor's class of it.
+    # The undecorated class: Serve's decorators replace it with an actor class.
     router_class = Router.func_or_class.__bases__[0]
     router = router_class(
         models, encoders, None, None, HttpSettings(**defaults | settings), timeout_s=30.0

@@ -7,12 +7,12 @@ from stillroom.encoders.files.options import ContractOptions, Resize
 
 
 def make_encoder(folder, *, space="s", pooling="mean", **fields):
-    """`create_encoder`; fields of ContractOptions and of Resize may stand among its own."""
+    """`create_encoder`; fields of ContractOptions and of Resize may be among its keywords."""
 
-    def take(options):
-        names = {field.name for field in dataclasses.fields(options)} & fields.keys()
-        return options(**{name: fields.pop(name) for name in names})
+    def take_fields(options_class):
+        names = {field.name for field in dataclasses.fields(options_class)} & fields.keys()
+        return options_class(**{name: fields.pop(name) for name in names})
 
-    resize = take(Resize)
-    options = dataclasses.replace(take(ContractOptions), pooling=pooling)
+    resize = take_fields(Resize)
+    options = dataclasses.replace(take_fields(ContractOptions), pooling=pooling)
     return create_encoder(str(folder), space=space, options=options, resize=resize, **fields)

@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
 def in_workers(world: int, function: Callable[..., Any], *args: Any, **named: Any) -> list[Any]:
     """Runs function(*args, **named) in each of `world` processes; returns the results by rank.
 
-    Starting them takes seconds, so they stay for the next call that wants as many: at most
+    Starting them takes seconds, so they stay for the next call with the same `world`: at most
     `MOST_PROCESSES` in all, as each holds some 400 MB.
     """
     group = _groups.pop(world, None)
@@ -36,7 +36,7 @@ class _Group:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        # Forked from a server that has imported what they need: each would take six seconds for it.
+        # Forked from a server that has done the imports: they would take six seconds per process.
         context = mp.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         self.pipes, self.processes = [], []
@@ -74,7 +74,7 @@ class _Group:
             process.join()
 
 
-_groups: dict[int, _Group] = {}  # by their size
+_groups: dict[int, _Group] = {}  # by world size
 MOST_PROCESSES = 7  # one group each of 1, 2 and 4
 PRELOADED = [
     "deepspeed",
@@ -85,7 +85,7 @@ PRELOADED = [
 
 
 def stop_all() -> None:
-    """Ends the processes that stayed."""
+    """Ends the processes that `in_workers` keeps."""
     while _groups:
         _groups.popitem()[1].stop()
 

@@ -82,10 +82,11 @@ def clean_environment(folder):
 
 @contextlib.contextmanager
 def start_head(folder, node_types=None, **env):
-    """Starts a head; `env` is in its environment, and so in that of every job.
+    """Starts a head; its environment, and so that of every job, contains `env`.
 
     Args:
-        node_types: that its autoscaler may add, on this machine; the head then runs no tasks.
+        node_types: node types that its autoscaler may add on this machine; the head then runs no
+            tasks.
     """
     (folder / "token").write_text(TOKEN)
     session = tempfile.mkdtemp(prefix="ray")  # paths of sockets may have 107 characters at most
@@ -133,8 +134,8 @@ def autoscaling_config(node_types, port):
     head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
     commands = ("", "head_", "worker_")
     return {
-        **{f"{whose}setup_commands": [] for whose in commands},
-        **{f"{whose}start_ray_commands": [] for whose in commands[1:]},
+        **{f"{prefix}setup_commands": [] for prefix in commands},
+        **{f"{prefix}start_ray_commands": [] for prefix in commands[1:]},
         "initialization_commands": [], "file_mounts": {}, "cluster_synced_files": [],
         "cluster_name": "tried", "max_workers": 8, "upscaling_speed": 100,
         "idle_timeout_minutes": 0.1, "head_node_type": FAKE_HEAD_NODE_TYPE,

@@ -1,4 +1,4 @@
-"""`stillroom serve` in a process of its own."""
+"""`stillroom serve` in a separate process."""
 
 import contextlib
 import os

@@ -64,7 +64,7 @@ def _mistyped(text, random, others):
 
 
 def _all_four(text, random, others):
-    """As many edits, each of a random kind, and then respelled."""
+    """Edits of a tenth of the words, each of a random kind; then respelled."""
     for _ in range(max(1, round(EDITED_SHARE * len(text.split())))):
         edit_words = random.choice([_dropped, _replaced, _swapped, _mistyped])
         text = edit_words(text, SingleWord(random.random()), others)
@@ -72,7 +72,7 @@ def _all_four(text, random, others):
 
 
 def _truncated(text, random, others):
-    """A quarter of the words is cut off one end."""
+    """A quarter of the words is cut off at one end."""
     words = text.split()
     cut = len(words) // 4
     return " ".join(words[cut:] if random.random() < 0.5 else words[: len(words) - cut])

@@ -42,7 +42,7 @@ _TRAINED: dict[tuple[object, ...], str] = {}
 
 
 def _trained(tokenizer: Tokenizer, trainer: trainers.Trainer) -> Tokenizer:
-    """The tokenizer, trained on `training_texts`; of each kind only the first is really trained."""
+    """The tokenizer, trained on `training_texts`. Each kind is trained once and then copied."""
     kind = tokenizer.to_str(), type(trainer), trainer.vocab_size, str(trainer.special_tokens)
     if kind not in _TRAINED:
         tokenizer.train_from_iterator(training_texts(), trainer)

@@ -55,16 +55,16 @@ def settings(steps, learning_rate=0.02):
     )  # fmt: skip
 
 
-def uninterrupted(decoder, wanted):
+def uninterrupted(decoder, phase):
     """The losses of a phase in one process, without interruption."""
     encoder = start(decoder, dropout=0.0).train()
     engine = TorchEngine(
-        encoder, weight_decay=wanted.weight_decay, max_grad_norm=wanted.max_grad_norm
+        encoder, weight_decay=phase.weight_decay, max_grad_norm=phase.max_grad_norm
     )
     return train(
         engine, Contrastive(temperature=0.05), batches(encoder),
         TrainOptions(
-            steps=wanted.steps, seed=5, learning_rate=lambda step: wanted.learning_rate,
+            steps=phase.steps, seed=5, learning_rate=lambda step: phase.learning_rate,
             pad_id=encoder.pad_id, micro_batch_tokens=999,
         ),
     )  # fmt: skip

@@ -39,8 +39,8 @@ def two_node_cluster():
     """Yields the URL that Serve listens on. The second node has a resource `large` and a label."""
     shared_ray.stop()
     port = free_port()
-    # A folder of its own, in which Ray leaves its address: in the common one, the next `ray.init()`
-    # of a test running at the same time would find it and join. Short, since sockets lie in it.
+    # A separate folder, because Ray writes its address there: in the common folder, the next
+    # `ray.init()` of another running test would find it and join. Short, since it holds sockets.
     with (
         tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as ray_folder,
         pytest.MonkeyPatch.context() as environment,
@@ -74,7 +74,7 @@ def deploy(args):
 
 
 def wait_until_updated(deployment):
-    """Returns when no replica of the version before an update runs any more."""
+    """Returns when every replica runs the updated version."""
     while replica_states(deployment).keys() != {"RUNNING"}:
         time.sleep(0.1)  # polls for a condition; pytest has the deadline
 
@@ -125,7 +125,7 @@ async def send_load(url, bodies, *, callers=16, during=None):
 
 
 def statuses(answers):
-    """The set of statuses; of a server error with its text, and errors that were raised."""
+    """The set of statuses: server errors with their text, raised errors as their repr."""
 
     def status(answer):
         if not isinstance(answer, httpx.Response):
@@ -151,5 +151,5 @@ def post_until(url, body, is_last):
         while not answers or not is_last(answers[-1]):
             assert len(answers) < 20_000
             answers.append(http.post(f"{url}/v1/embeddings", json=body))
-            time.sleep(0.01)  # leaves the processes that start some of the CPU
+            time.sleep(0.01)  # leaves CPU time for the processes that start
     return answers

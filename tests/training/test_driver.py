@@ -1,4 +1,4 @@
-"""Training under Ray Train: evaluated, killed, resumed by fewer workers, and the best kept."""
+"""Training under Ray Train: evaluated, killed, resumed by fewer workers; keeps the best weights."""
 
 import functools
 import json
@@ -34,8 +34,7 @@ from stillroom.training.driver import fit
 from stillroom.training.evaluation import Evaluator
 from stillroom.training.task import TrainingTask
 from stillroom.training.worker import trains_packed
-from support import shared_ray
-from support import tiny_training as learner
+from support import shared_ray, tiny_training
 from support.process_group import in_workers
 from support.tensorboard_events import curves, events
 from support.tiny_training import batches, settings, start, texts, uninterrupted
@@ -43,15 +42,15 @@ from support.tiny_training import batches, settings, start, texts, uninterrupted
 STEPS = 8
 
 
-def sets():
-    """Two sets, none of whose sizes is a multiple of the workers'."""
-    found = {}
+def evaluation_sets():
+    """Two sets; none of their sizes is a multiple of the number of workers."""
+    sets = {}
     for seed, name in enumerate(["one", "other"], start=1):
         passages = {f"p{i}": text for i, text in enumerate(texts(31 - seed, seed))}
         queries = {f"q{i}": " ".join(passages[f"p{i}"].split()[:3]) for i in range(9)}
         qrels = {f"q{i}": {f"p{i}": 1} for i in range(1, 9)}  # q0 is not judged
-        found[name] = EvaluationSet(passages, queries, qrels)
-    return found
+        sets[name] = EvaluationSet(passages, queries, qrels)
+    return sets
 
 
 # --- evaluation -----------------------------------------------------------------------------
@@ -65,17 +64,18 @@ def trained(folder, kind, *, evaluated):
         engine = DeepSpeedEngine(
             encoder, weight_decay=0.0, max_grad_norm=1.0, zero_stage=3, batch_per_worker=4
         )
-    evaluation = Evaluator(encoder, engine, sets(), micro_batch_tokens=64)
+    evaluator = Evaluator(encoder, engine, evaluation_sets(), micro_batch_tokens=64)
     scores, expected = [], []
 
-    def report(figures):
-        if "ndcg@10" in figures:
+    def record_scores(metrics):
+        if "ndcg@10" in metrics:
             assert encoder.training
-            scores.append(figures["ndcg@10"])
-            alone = start(folder)
-            alone.load_state_dict(engine.trained_weights(), strict=False)
-            found = evaluate_encoder(alone, "teacher", sets())["scores"].values()
-            expected.append(np.mean([one["ndcg@10"] for one in found]))
+            scores.append(metrics["ndcg@10"])
+            reference = start(folder)
+            reference.load_state_dict(engine.trained_weights(), strict=False)
+            evaluation = evaluate_encoder(reference, "teacher", evaluation_sets())
+            set_scores = evaluation["scores"].values()
+            expected.append(np.mean([set_score["ndcg@10"] for set_score in set_scores]))
 
     shard = current_shard()
     losses = train(
@@ -84,7 +84,7 @@ def trained(folder, kind, *, evaluated):
             steps=3, learning_rate=lambda step: 1e-2, seed=5, pad_id=encoder.pad_id,
             micro_batch_tokens=64, evaluate_every=2,
         ),
-        Callbacks(on_step=report, evaluate=evaluation if evaluated else None),
+        Callbacks(on_step=record_scores, evaluate=evaluator if evaluated else None),
     )  # fmt: skip
     return losses, scores, expected
 
@@ -96,18 +96,18 @@ def with_and_without(folder):
     ]
 
 
-def test_workers_together_score_as_one_process_and_losses_stay_the_same(decoder):
-    for found in in_workers(2, with_and_without, decoder):
-        for (losses, scores, expected), without in found:
-            assert len(scores) == 2, "after step 2, and the last"
+def test_several_workers_score_as_one_process_and_evaluation_changes_no_loss(decoder):
+    for results in in_workers(2, with_and_without, decoder):
+        for (losses, scores, expected), without in results:
+            assert len(scores) == 2, "after step 2, and after the last"
             assert scores == pytest.approx(expected, abs=1e-9)
-            assert len({*scores}) > 1, "the scores of weights that move"
+            assert len({*scores}) > 1, "the weights change between evaluations"
             assert (losses, [], []) == without
 
 
 def test_on_best_score_is_called_only_for_a_better_score(decoder):
     scores = iter([0.3, 0.5, 0.5, 0.6])
-    said = []
+    calls = []
     encoder = start(decoder).train()
     train(
         TorchEngine(encoder, weight_decay=0.0, max_grad_norm=1.0), Contrastive(temperature=0.05),
@@ -117,21 +117,21 @@ def test_on_best_score_is_called_only_for_a_better_score(decoder):
             micro_batch_tokens=999, evaluate_every=1,
         ),
         Callbacks(
-            on_step=said.append,
+            on_step=calls.append,
             evaluate=lambda: next(scores),
-            on_best_score=lambda: said.append("best"),
+            on_best_score=lambda: calls.append("best"),
         ),
         best_score=0.4,
     )  # fmt: skip
-    steps = [one if one == "best" else one["step"] for one in said]
+    steps = [call if call == "best" else call["step"] for call in calls]
     assert steps == [1, 2, "best", 3, 4, "best"]
 
 
-# --- the whole ------------------------------------------------------------------------------
+# --- whole runs -----------------------------------------------------------------------------
 
 
-class Dies:
-    """Batches whose reader kills its process the first time that one of `steps` is asked for."""
+class KillingBatches:
+    """Batches that kill their process the first time that one of `steps` is read."""
 
     def __init__(self, batches, steps, traces):
         self.batches, self.steps, self.traces = batches, steps, traces
@@ -147,17 +147,17 @@ class Dies:
         return self.batches(step)
 
 
-def dying(traces, encoder, shard):
-    made = batches(encoder, shard)
-    # It is read two steps ahead: when three steps are done, and when five are.
-    return Dies(made, {5, 7}, traces) if shard.rank == 0 else made
+def killing_batches(traces, encoder, shard):
+    pair_batches = batches(encoder, shard)
+    # Batches are read two steps ahead, so it dies after three steps and after five.
+    return KillingBatches(pair_batches, {5, 7}, traces) if shard.rank == 0 else pair_batches
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Yields where its metrics are read."""
-    # The workers cannot import a test.
-    for module in (sys.modules[__name__], learner):
+    """Starts Ray; yields the URL of its metrics."""
+    # The workers cannot import the tests.
+    for module in (sys.modules[__name__], tiny_training):
         ray.cloudpickle.register_pickle_by_value(module)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -179,23 +179,24 @@ SETTINGS = settings(STEPS)
 
 
 def run(folder, decoder, workers):
-    """Evaluated every second step. What dies twice is forgiven once."""
+    """A training that evaluates every second step and may fail once."""
     task = TrainingTask(
-        functools.partial(start, decoder, dropout=0.0), functools.partial(dying, folder),
-        Contrastive(temperature=0.05), SETTINGS, seed=5, evaluation_sets=sets, evaluate_every=2,
+        functools.partial(start, decoder, dropout=0.0), functools.partial(killing_batches, folder),
+        Contrastive(temperature=0.05), SETTINGS, seed=5, evaluation_sets=evaluation_sets,
+        evaluate_every=2,
     )  # fmt: skip
     scale = TrainingWorkers(
         workers=workers, micro_batch_tokens=64, checkpoint_every=2, max_failures=1
     )
     with Store(str(folder)).draft("teacher", "small", "0") as draft:
-        figures = fit(task, scale, Tracking(), draft)
-        return figures, draft.publish({}).path
+        metrics = fit(task, scale, Tracking(), draft)
+        return metrics, draft.publish({}).path
 
 
 @pytest.fixture(scope="module")
 def killed(cluster, decoder, tmp_path_factory):
-    """Two workers, one of whom dies; they go on, one dies again and so does the run; begun again
-    by one worker, it goes on to its end."""
+    """A run of two workers fails when one dies a second time; one worker then resumes it to its
+    end."""
     folder = tmp_path_factory.mktemp("killed")
     with pytest.raises(ray.train.WorkerGroupError):
         run(folder, decoder, workers=2)
@@ -203,95 +204,98 @@ def killed(cluster, decoder, tmp_path_factory):
     return *run(folder, decoder, workers=1), folder
 
 
-def history(made):
-    return [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
+def history(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.promise("resume")
-def test_a_run_killed_and_resumed_by_fewer_workers_retraces_an_uninterrupted_one(killed, decoder):
-    plain = uninterrupted(decoder, SETTINGS)
-    figures = history(killed[1])
-    assert [one["step"] for one in figures] == [*range(1, STEPS + 1)]
-    assert [one["loss"] for one in figures] == pytest.approx(plain, rel=1e-4)
+def test_a_killed_run_resumed_by_fewer_workers_repeats_the_losses_of_an_uninterrupted_one(
+    killed, decoder
+):
+    expected = uninterrupted(decoder, SETTINGS)
+    rows = history(killed[1])
+    assert [row["step"] for row in rows] == [*range(1, STEPS + 1)]
+    assert [row["loss"] for row in rows] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_run_whose_forwards_have_no_padding_reports_none(killed):
-    assert [one["padding"] for one in history(killed[1])] == [0.0] * STEPS
+    assert [row["padding"] for row in history(killed[1])] == [0.0] * STEPS
 
 
 def test_a_run_keeps_its_best_weights(killed):
-    figures, made, _ = killed
-    scores = {one["step"]: one["ndcg@10"] for one in history(made) if "ndcg@10" in one}
+    metrics, folder, _ = killed
+    scores = {row["step"]: row["ndcg@10"] for row in history(folder) if "ndcg@10" in row}
     assert [*scores] == [2, 4, 6, 8]
     best = max(scores, key=scores.get)
-    assert best < 6, "it is older than the last checkpoint that was gone on from"
-    assert figures["step"] == best and figures["ndcg@10"] == scores[best]
-    found = evaluate_encoder(load_encoder(made), "teacher", sets())["scores"].values()
-    assert np.mean([one["ndcg@10"] for one in found]) == pytest.approx(scores[best], abs=1e-9)
-    assert not (made / "best.safetensors").exists()
+    assert best < 6, "it is older than the checkpoint that the last worker resumed from"
+    assert metrics["step"] == best and metrics["ndcg@10"] == scores[best]
+    evaluation = evaluate_encoder(load_encoder(folder), "teacher", evaluation_sets())
+    mean = np.mean([score["ndcg@10"] for score in evaluation["scores"].values()])
+    assert mean == pytest.approx(scores[best], abs=1e-9)
+    assert not (folder / "best.safetensors").exists()
 
 
 def test_tensorboard_has_every_metric_of_every_step_once(killed):
-    _, made, folder = killed
+    _, artifact, folder = killed
     logs = folder / ".logs" / "teacher-small-0"
-    assert len([*logs.iterdir()]) == 3, "before the crashes and after them"
-    drawn = curves(logs)
-    kept = history(made)
-    assert drawn.keys() == {
-        name.replace("@", "_at_") for one in kept for name in one if name not in ("step", "steps")
+    assert len([*logs.iterdir()]) == 3, "one file for each start"
+    points_by_tag = curves(logs)
+    rows = history(artifact)
+    assert points_by_tag.keys() == {
+        name.replace("@", "_at_") for row in rows for name in row if name not in ("step", "steps")
     }
-    for name, points in drawn.items():
+    for name, points in points_by_tag.items():
         name = name.replace("_at_", "@")
-        assert [step for step, _ in points] == [one["step"] for one in kept if name in one]
-    for (_, value), one in zip(drawn["loss"], kept, strict=True):
-        assert math.isclose(value, one["loss"], rel_tol=1e-6)
+        assert [step for step, _ in points] == [row["step"] for row in rows if name in row]
+    for (_, value), row in zip(points_by_tag["loss"], rows, strict=True):
+        assert math.isclose(value, row["loss"], rel_tol=1e-6)
 
 
 def test_ray_metrics_hold_a_run_s_metrics_and_progress(killed, cluster):
-    kept = history(killed[1])
-    names = {name.replace("@", "_at_") for one in kept for name in one} - {"steps"}
+    rows = history(killed[1])
+    names = {name.replace("@", "_at_") for row in rows for name in row} - {"steps"}
     names |= {"progress", "resumed_after"}
-    deadline, shown = time.monotonic() + 60, {}
-    while {f"ray_stillroom_training_{name}" for name in names} != shown.keys():
-        assert time.monotonic() < deadline, shown
-        with urllib.request.urlopen(cluster, timeout=10) as answer:
-            for line in answer.read().decode().splitlines():
+    deadline, values = time.monotonic() + 60, {}
+    while {f"ray_stillroom_training_{name}" for name in names} != values.keys():
+        assert time.monotonic() < deadline, values
+        with urllib.request.urlopen(cluster, timeout=10) as response:
+            for line in response.read().decode().splitlines():
                 if 'run="teacher-small-0"' in line:
-                    shown.setdefault(line.split("{")[0], set()).add(float(line.split()[-1]))
-    # One value of each worker that was the first, and who died may not have told its last.
-    assert shown["ray_stillroom_training_step"] <= {one["step"] for one in kept}
-    assert shown["ray_stillroom_training_progress"] <= {one["step"] / STEPS for one in kept}
-    losses = [one["loss"] for one in kept]
-    for loss in shown["ray_stillroom_training_loss"]:
-        assert any(math.isclose(loss, one, rel_tol=1e-4) for one in losses)
+                    values.setdefault(line.split("{")[0], set()).add(float(line.split()[-1]))
+    # Each worker that was rank 0 exports a value; a killed one may not have exported its last.
+    assert values["ray_stillroom_training_step"] <= {row["step"] for row in rows}
+    assert values["ray_stillroom_training_progress"] <= {row["step"] / STEPS for row in rows}
+    losses = [row["loss"] for row in rows]
+    for value in values["ray_stillroom_training_loss"]:
+        assert any(math.isclose(value, loss, rel_tol=1e-4) for loss in losses)
 
 
 # --- how it is computed ----------------------------------------------------------------------
 
 
 def test_on_a_cpu_training_is_packed_where_the_architecture_allows_it(decoder):
-    made = create_encoder(
+    encoder = create_encoder(
         str(decoder), space="s", options=ContractOptions(attention="bidirectional", pooling="mean")
     )
-    assert trains_packed(made, TrainingWorkers())
-    assert not trains_packed(made, TrainingWorkers(packed=False))
-    made.backbone = MPNetModel(
+    assert trains_packed(encoder, TrainingWorkers())
+    assert not trains_packed(encoder, TrainingWorkers(packed=False))
+    encoder.backbone = MPNetModel(
         MPNetConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     )
-    assert not trains_packed(made, TrainingWorkers())
+    assert not trains_packed(encoder, TrainingWorkers())
 
 
-# --- what the user must mend ----------------------------------------------------------------
+# --- errors of the user ---------------------------------------------------------------------
 
 
-def unreadable(traces, encoder, shard):
+def unreadable_batches(traces, encoder, shard):
     (traces / f"{shard.rank}-{os.getpid()}").touch()
     raise UserError("corpus, row 7", "is unreadable", "Mend it")
 
 
 def test_a_user_s_error_ends_the_run_without_retries(cluster, decoder, tmp_path):
     task = TrainingTask(
-        functools.partial(start, decoder), functools.partial(unreadable, tmp_path),
+        functools.partial(start, decoder), functools.partial(unreadable_batches, tmp_path),
         Contrastive(temperature=0.05), SETTINGS, seed=5,
     )  # fmt: skip
     store = Store(str(tmp_path / "runs"))
@@ -305,17 +309,17 @@ def test_a_user_s_error_ends_the_run_without_retries(cluster, decoder, tmp_path)
             Tracking(),
             draft,
         )
-    assert len([*tmp_path.glob("?-*")]) == 1, "it began once"
+    assert len([*tmp_path.glob("?-*")]) == 1, "it started once"
 
 
-# --- told to stop ---------------------------------------------------------------------------
+# --- stop signals ---------------------------------------------------------------------------
 
 
-class Signals(Dies):
-    """Batches that take a while, at some of which a process is asked to end, once."""
+class SignallingBatches(KillingBatches):
+    """Slow batches; at some steps a process gets SIGTERM, once."""
 
     def __call__(self, step):
-        time.sleep(0.1)  # what a step of a large model takes
+        time.sleep(0.1)  # as long as a step of a large model
         trace = self.traces / str(step)
         if step in self.steps and not trace.exists():
             trace.touch()
@@ -323,13 +327,13 @@ class Signals(Dies):
         return self.batches(step)
 
 
-def signalling(traces, signals, encoder, shard):
-    made = batches(encoder, shard)
-    return Signals(made, signals, traces) if shard.rank == 1 else made
+def signalling_batches(traces, signals, encoder, shard):
+    pair_batches = batches(encoder, shard)
+    return SignallingBatches(pair_batches, signals, traces) if shard.rank == 1 else pair_batches
 
 
 @pytest.mark.promise("resume")
-# Who is told: the driver, or first the worker itself, whose group then starts again.
+# SIGTERM goes to the driver, or first to a worker, whose group then starts again.
 @pytest.mark.parametrize("worker_too", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_a_stopped_run_saves_a_checkpoint_and_repeats_no_step(
     worker_too, cluster, decoder, tmp_path
@@ -338,7 +342,7 @@ def test_a_stopped_run_saves_a_checkpoint_and_repeats_no_step(
     signals = {10: os.getpid()} | ({5: 0} if worker_too else {})
     task = TrainingTask(
         functools.partial(start, decoder, dropout=0.0),
-        functools.partial(signalling, tmp_path, signals),
+        functools.partial(signalling_batches, tmp_path, signals),
         Contrastive(temperature=0.05), settings(steps), seed=5,
     )  # fmt: skip
     scale = TrainingWorkers(workers=2, micro_batch_tokens=64, checkpoint_every=1000, max_failures=0)
@@ -349,20 +353,20 @@ def test_a_stopped_run_saves_a_checkpoint_and_repeats_no_step(
             fit(task, scale, Tracking(), draft)
         assert stopped.value.code == 128 + signal.SIGTERM
         assert 8 <= int(checkpoints.newest().split("-")[0]) < steps
-        # Half of what Ray would keep of its own, had it been killed while it wrote it.
+        # Half of Ray's own snapshot, as if Ray had been killed while it wrote the file.
         snapshot = Path(checkpoints.base) / "checkpoint_manager_snapshot.json"
         snapshot.write_text('{"ray_version": "2.60.0", "checkpoint_res')
         fit(task, scale, Tracking(), draft)
-        made = draft.publish({}).path
-    figures = history(made)
-    assert [one["step"] for one in figures] == [*range(1, steps + 1)]
+        folder = draft.publish({}).path
+    rows = history(folder)
+    assert [row["step"] for row in rows] == [*range(1, steps + 1)]
     losses = uninterrupted(decoder, settings(steps))
-    assert [one["loss"] for one in figures] == pytest.approx(losses, rel=1e-3)
-    # However often it began, no step was made twice.
-    drawn = [
+    assert [row["loss"] for row in rows] == pytest.approx(losses, rel=1e-3)
+    # No step was trained twice, however often the run started.
+    recorded_steps = [
         event.step
         for file in (tmp_path / "runs" / ".logs" / "teacher-small-0").iterdir()
         for event in events(file.read_bytes())
         if event.summary.value
     ]
-    assert sorted(drawn) == [*range(1, steps + 1)]
+    assert sorted(recorded_steps) == [*range(1, steps + 1)]

@@ -1,4 +1,4 @@
-"""Figures become curves, each step once, and never cost a run."""
+"""Metrics become curves with each step once; a sink that fails stops no run."""
 
 import pytest
 from moto.server import ThreadedMotoServer
@@ -18,7 +18,7 @@ from stillroom.training.metric_sinks import (
 from support.tensorboard_events import curves, events
 
 
-def figures(step, **more):
+def metrics(step, **more):
     return {
         "step": step, "steps": 40, "loss": 1 / step, "gradient_norm": 12.345, "padding": 0.123,
         "learning_rate": 1e-3, "tokens_per_second": 12345.6, "memory_gib": 2.34, **more,
@@ -26,16 +26,16 @@ def figures(step, **more):
 
 
 def test_a_progress_line_has_step_metrics_and_eta():
-    assert progress_line(figures(8, **{"ndcg@10": 0.5}), 200.2) == (
+    assert progress_line(metrics(8, **{"ndcg@10": 0.5}), 200.2) == (
         "step 8/40  loss 0.1250  norm 12.3  lr 1.00e-03  12,346 tokens/s  padding 12%  2.3 GiB  "
         "ndcg@10 0.5000  ETA 0:03:21"
     )
-    assert "ETA" not in progress_line(figures(40), 0.0), "it is there"
+    assert "ETA" not in progress_line(metrics(40), 0.0), "training is complete"
 
 
 def test_tensorboard_is_the_only_sink_by_default(tmp_path):
-    [only] = open_sinks(Tracking(), "name", str(tmp_path / "a"), 0)
-    assert isinstance(only, TensorBoard)
+    [sink] = open_sinks(Tracking(), "name", str(tmp_path / "a"), 0)
+    assert isinstance(sink, TensorBoard)
     assert open_sinks(Tracking(tensorboard=False), "name", str(tmp_path / "b"), 0) == []
     assert not (tmp_path / "b").exists()
 
@@ -44,18 +44,21 @@ def test_a_resumed_curve_has_each_step_once(tmp_path):
     logs = tmp_path / "logs"
     crashed = Tracker(open_sinks(Tracking(), "name", str(logs), 0))
     for step in range(1, 6):
-        crashed(figures(step, **{"ndcg@10": 0.1 * step}))
-    crashed.flush()  # what a crash leaves: the events, and no end
+        crashed(metrics(step, **{"ndcg@10": 0.1 * step}))
+    crashed.flush()  # as after a crash: the events are there, the end is not
     [old] = logs.iterdir()
-    old.rename(old.with_name(old.name.replace("tfevents.", "tfevents.0")))  # of an earlier second
+    # As if it was written in an earlier second.
+    old.rename(old.with_name(old.name.replace("tfevents.", "tfevents.0")))
     with Tracker(open_sinks(Tracking(), "name", str(logs), 3)) as resumed:
         for step in range(4, 7):
-            resumed(figures(step))
-    drawn = curves(logs)
-    assert [step for step, _ in drawn["loss"]] == [1, 2, 3, 4, 5, 6]
-    assert [value for _, value in drawn["loss"]] == pytest.approx([1 / s for s in range(1, 7)])
-    assert [step for step, _ in drawn["ndcg_at_10"]] == [1, 2, 3]
-    assert not {"step", "steps"} & drawn.keys()
+            resumed(metrics(step))
+    points_by_tag = curves(logs)
+    assert [step for step, _ in points_by_tag["loss"]] == [1, 2, 3, 4, 5, 6]
+    assert [value for _, value in points_by_tag["loss"]] == pytest.approx(
+        [1 / s for s in range(1, 7)]
+    )
+    assert [step for step, _ in points_by_tag["ndcg_at_10"]] == [1, 2, 3]
+    assert not {"step", "steps"} & points_by_tag.keys()
 
 
 def test_tensorboard_s_files_can_be_in_a_bucket(monkeypatch):
@@ -70,9 +73,9 @@ def test_tensorboard_s_files_can_be_in_a_bucket(monkeypatch):
         s3 = fs.S3FileSystem(endpoint_override=address, allow_bucket_creation=True)
         s3.create_dir("bucket")
         with Tracker(open_sinks(Tracking(), "name", "s3://bucket/runs/.logs/name", 0)) as tracker:
-            tracker(figures(1))
-        [found] = s3.get_file_info(fs.FileSelector("bucket/runs/.logs/name"))
-        content = s3.open_input_stream(found.path).read()
+            tracker(metrics(1))
+        [file_info] = s3.get_file_info(fs.FileSelector("bucket/runs/.logs/name"))
+        content = s3.open_input_stream(file_info.path).read()
         assert [event.step for event in events(content) if event.summary.value] == [1]
     finally:
         server.stop()
@@ -89,15 +92,15 @@ def test_a_root_that_tensorboard_cannot_write_gives_a_warning_and_no_error(logs,
 
 def test_a_sink_that_fails_is_dropped_and_the_others_continue(tmp_path, caplog):
     class Full:
-        def write(self, step, figures):
+        def write(self, step, metrics):
             raise OSError("no space left")
 
         def close(self, *, failed):
-            raise AssertionError("it was left out")
+            raise AssertionError("it was dropped before")
 
     with Tracker([Full(), TensorBoard(str(tmp_path), 0)]) as tracker:
         for step in (1, 2):
-            tracker(figures(step))
+            tracker(metrics(step))
     assert [step for step, _ in curves(tmp_path)["loss"]] == [1, 2]
     [line] = caplog.messages
     assert "Full" in line and "no space left" in line

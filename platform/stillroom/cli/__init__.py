@@ -43,7 +43,7 @@ __all__ = ["app", "main"]
 
 
 def main(*arguments: str) -> None:
-    """Runs a command line, by default the process's own, and exits.
+    """Runs a command line (default: the arguments of this process) and exits.
 
     Exit codes: 0 for done, 1 for failed, 2 for wrong usage or input.
     """
@@ -53,7 +53,7 @@ def main(*arguments: str) -> None:
     _log_to_stderr()
     _make_local_ray_private()
     try:
-        app(words)  # which exits by itself, with 2 for wrong usage
+        app(words)  # exits by itself; with 2 for wrong usage
     except Exception as error:
         if debug:
             raise
@@ -76,7 +76,7 @@ def _report_error(error: BaseException) -> int:
 
 
 def _make_local_ray_private() -> None:
-    """Lets a Ray that we start listen on this machine only, and ask for a token.
+    """Makes a local Ray listen on this machine only, and require a token.
 
     Ray reads both settings when it is imported.
     """
@@ -113,7 +113,7 @@ def _log_to_stderr() -> None:
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # our own lines show progress
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DEDUP_LOGS_ALLOW_REGEX": r"^step \d",  # keep every line of training progress
-        "RAY_DEDUP_LOGS_SKIP_REGEX": IGNORED_MESSAGES,  # of workers; Ray prints their lines
+        "RAY_DEDUP_LOGS_SKIP_REGEX": IGNORED_MESSAGES,  # in workers' output, which Ray prints
     }
     if log_context.json_lines_enabled() or not err.is_terminal:
         defaults["TQDM_DISABLE"] = "1"  # progress bars of libraries would garble a log

@@ -1,4 +1,4 @@
-"""What several commands share: the application, common arguments, loading models, printing."""
+"""Shared by the commands: the application, common arguments, loading models, printing."""
 
 import contextlib
 import json
@@ -68,27 +68,27 @@ ApiKeyEnv = Annotated[
     str | None,
     typer.Option(
         metavar="VARIABLE",
-        help="For a model that is an API: the environment variable with its key, or `none`.",
+        help="For a model behind an API: the environment variable that holds its key, or `none`.",
     ),
 ]
 
 
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Keeps stdout for the JSON document: what libraries and Ray's workers print goes to stderr."""
+    """Keeps stdout for the JSON document: output of libraries and Ray workers goes to stderr."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    stdout_copy = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
         sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(stdout_copy, 1)
+        os.close(stdout_copy)
 
 
 def require_lasting_root(root: str) -> str:
-    """`root`, which must outlast the cluster job that writes to it.
+    """Returns `root` if it outlasts the cluster job that writes to it.
 
     Raises:
         UserError: for a relative path, which is in the job's working directory.
@@ -106,7 +106,7 @@ def require_lasting_root(root: str) -> str:
 def load_model(
     model: str, root: str, *, trust_remote_code: bool = False, api_key_env: str | None = None
 ) -> Any:
-    """The encoder of that name: weights, an export, or an API.
+    """Loads the encoder with this name: weights, an export, or an API.
 
     Args:
         api_key_env: the environment variable with an API's key, or `none`; None refuses APIs. An

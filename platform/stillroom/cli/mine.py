@@ -18,13 +18,11 @@ def mine(
     to: Annotated[Path, typer.Option("--out", help="A JSONL file that does not exist yet.")],
     passages: Annotated[
         list[Path] | None,
-        typer.Option(help="A file of passages to mine from, beside the pairs' own; repeatable."),
+        typer.Option(help="A file of more passages to mine from; repeatable."),
     ] = None,
     also: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Another miner; repeatable. The first that is a model scores all candidates."
-        ),
+        typer.Option(help="Another miner; repeatable. The first model scores all candidates."),
     ] = None,
     evaluation: Annotated[
         list[Path] | None,
@@ -40,17 +38,17 @@ def mine(
     ] = False,
     per_query: Annotated[int, typer.Option(help="Negatives per query.")] = 4,
     sample_from: Annotated[
-        int, typer.Option(help="Draw from so many of the best candidates.")
+        int, typer.Option(help="Draw from this many of the best candidates.")
     ] = 16,
-    skip_first: Annotated[int, typer.Option(help="Skip so many of the best candidates.")] = 0,
+    skip_first: Annotated[int, typer.Option(help="Skip this many of the best candidates.")] = 0,
     strategy: Annotated[str, typer.Option(help="How to draw: random or top.")] = "random",
     max_share_of_positive: Annotated[
-        float, typer.Option(help="A negative's highest score, as a share of its positive's.")
+        float, typer.Option(help="Maximum score of a negative, as a fraction of its positive's.")
     ] = 0.95,
     absolute_margin: Annotated[
-        float | None, typer.Option(help="How far a negative must score below its positive.")
+        float | None, typer.Option(help="Minimum margin of the positive's score over a negative's.")
     ] = None,
-    max_score: Annotated[float | None, typer.Option(help="A negative's highest score.")] = None,
+    max_score: Annotated[float | None, typer.Option(help="Maximum score of a negative.")] = None,
     cross_encoder: Annotated[
         str | None, typer.Option(help="A cross-encoder whose scores replace the miner's.")
     ] = None,

@@ -28,14 +28,14 @@ def evaluate(
     ],
     passages_by: Annotated[
         str | None,
-        typer.Option(help="A model of the same space that encodes the passages: the teacher."),
+        typer.Option(help="A model in the same space that encodes the passages: the teacher."),
     ] = None,
     dims: Annotated[str, typer.Option(help="More vector sizes to measure, such as 128,64.")] = "",
-    html: Annotated[Path | None, typer.Option(help="Write a page with plots there too.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write an HTML page with plots.")] = None,
     json_out: Annotated[
         Path | None,
         typer.Option(
-            "--json", metavar="OUT", help="Write the scores as JSON there; - prints them."
+            "--json", metavar="OUT", help="Write the scores as JSON to this file; - prints them."
         ),
     ] = None,
     api_key_env: ApiKeyEnv = None,
@@ -44,7 +44,7 @@ def evaluate(
 ) -> None:
     """Measure a model's retrieval on evaluation sets.
 
-    Scores are given at every size and precision that vectors can be stored in.
+    Reports scores at every size and precision in which vectors can be stored.
 
     Example: stillroom evaluate student/quickstart --data my-sets --html scores.html
     """

@@ -48,7 +48,7 @@ def run(
 ) -> None:
     """Make a recipe's artifacts, up to a release.
 
-    Artifacts that exist are not made again. A run that was stopped continues where it was.
+    Existing artifacts are reused. A stopped run continues where it stopped.
 
     Example: stillroom run my.yaml student.phases.0.steps=200
     """
@@ -76,7 +76,7 @@ def run(
         if not all(produced.reused for produced in done):
             from stillroom.cluster.session import disconnect
 
-            disconnect()  # only then has the last line of a worker been printed
+            disconnect()  # by then Ray has printed all lines of workers
     summary = _summary(done)
     if as_json:
         print_json(summary)
@@ -94,7 +94,7 @@ def select_steps(steps: "list[Step]", until: str | None, only: str | None) -> "l
     """The steps up to the last of stage `until`, or those of stage `only`.
 
     Raises:
-        UserError: for a stage that no step belongs to.
+        UserError: when no step belongs to the stage.
     """
     stages = list(dict.fromkeys(step.stage for step in steps))
     for option, value in (("--until", until), ("--only", only)):
@@ -141,7 +141,7 @@ def plan(
     gate: Gate = True,
     as_json: AsJson = False,
 ) -> None:
-    """Print which artifacts exist, and why others are made.
+    """Print which artifacts exist, and why the others must be made.
 
     Example: stillroom plan my.yaml student.phases.0.learning_rate=1e-4
     """
@@ -175,10 +175,10 @@ def check(
     ] = False,
     mfu: Annotated[
         float | None,
-        typer.Option(help="With --cost: the share of a GPU's peak FLOP/s that is reached."),
+        typer.Option(help="With --cost: the fraction of a GPU's peak FLOP/s that is reached."),
     ] = None,
     texts: Annotated[
-        int | None, typer.Option(help="With --cost: how many texts the corpus has.")
+        int | None, typer.Option(help="With --cost: the number of texts in the corpus.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

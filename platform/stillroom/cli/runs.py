@@ -20,7 +20,7 @@ MAX_RUNS = 20  # in the list of runs
 def runs(
     context: typer.Context,
     name: Annotated[
-        str | None, typer.Option("--name", help="Only artifacts of the recipe of this name.")
+        str | None, typer.Option("--name", help="Only artifacts of the recipe with this name.")
     ] = None,
     root: Root = ROOT_FOLDER,
     as_json: AsJson = False,
@@ -68,7 +68,7 @@ def show(
         ),
     ] = None,
     root: Root = ROOT_FOLDER,
-    svg: Annotated[Path | None, typer.Option(help="Draw the timeline there too.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Also draw the timeline to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what happened in a run, and where its time went.
@@ -151,7 +151,7 @@ def prune(
 ) -> None:
     """Delete artifacts that newer ones replace.
 
-    Artifacts that a release was made from stay.
+    Keeps the artifacts that a release was made from.
 
     Example: stillroom runs prune --yes
     """
@@ -168,13 +168,14 @@ def prune(
         raise typer.Exit(1)
     for artifact in old:
         store.remove(artifact)
-        store.delete_folder(f".logs/{artifact.ref.replace('/', '-')}")  # of its training
+        store.delete_folder(f".logs/{artifact.ref.replace('/', '-')}")  # logs of its training
 
 
 def superseded(artifacts: "list[Artifact]") -> "list[Artifact]":
     """Artifacts that can be deleted.
 
-    Kept are the newest of each stage and name, every release, and all that these were made from.
+    Keeps the newest artifact of each stage and name, every release, and all artifacts that these
+    were made from.
     """
     by_key = {(a.stage, a.key): a for a in artifacts}
     newest: dict[tuple[str, str], Artifact] = {}

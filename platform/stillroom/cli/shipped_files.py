@@ -1,7 +1,7 @@
-"""Recipes and serving configurations that travel with the package.
+"""Recipes and serving configurations shipped with the package.
 
-They stand once, under `jobs/recipes` and `serve` of the repository. A wheel holds copies of them
-(pyproject.toml), an editable install reads them from the checkout.
+The files are in `jobs/recipes` and `serve` of the repository. A wheel holds copies
+(pyproject.toml); an editable install reads them from the checkout.
 """
 
 from pathlib import Path

@@ -39,7 +39,7 @@ def submit(
         ),
     ] = "http://127.0.0.1:8265",
     follow: Annotated[
-        bool, typer.Option("--follow", help="Print the job's log, and exit as the job does.")
+        bool, typer.Option("--follow", help="Print the job's log, and exit with its result.")
     ] = False,
     working_dir: Annotated[
         Path, typer.Option(help="The folder to send; the job runs in it.")
@@ -135,10 +135,10 @@ def _stage_options(until: str | None, only: str | None) -> Iterator[str]:
 
 
 def _is_unencrypted(address: str) -> bool:
-    """Whether what is sent to the job server can be read on the way.
+    """Whether traffic to the job server is unencrypted.
 
     Raises:
-        UserError: when this is no job server's address.
+        UserError: when this is not the address of a job server.
     """
     from stillroom.serving.http.auth import is_loopback
 
@@ -156,7 +156,7 @@ def _require_sent(recipe: "Recipe", path: str, folder: Path, files: dict[str, in
     """Checks that the recipe, and the data and models that it names in the folder, are sent.
 
     Raises:
-        UserError: for the first file that is not.
+        UserError: for the first file that is not sent.
     """
     problem = f"is not among the files of {folder.absolute()} that are sent"
     if path not in files:

@@ -1,4 +1,4 @@
-"""What a cluster can ever hold: its present nodes, and those that its autoscaler may add.
+"""The capacity of a cluster: its current nodes, and those that its autoscaler may add.
 
 Ray waits silently for resources that no node will ever have. A run should report that instead.
 """
@@ -37,7 +37,7 @@ class NodeType:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What one worker or actor needs of one node."""
+    """Resources that one worker or actor needs from one node."""
 
     resources: Mapping[str, float]
     labels: Mapping[str, str]
@@ -49,16 +49,16 @@ class Bundle:
 
 
 def bundle_for(scale: TrainingWorkers | ActorPool) -> Bundle:
-    """What one worker or actor of this scale needs."""
+    """Resources that one worker or actor of this scale needs."""
     return Bundle({"CPU": scale.cpus, "GPU": scale.gpus}, scale.node_labels)
 
 
 def ray_options(scale: ActorPool) -> dict[str, Any]:
-    """What `bundle_for` says, as options of a Ray task or actor."""
+    """The result of `bundle_for` as options of a Ray task or actor."""
     return {"num_cpus": scale.cpus, "num_gpus": scale.gpus, "label_selector": scale.node_labels}
 
 
-# Stands for whatever an autoscaler may add that does not report its node groups.
+# Any node that an autoscaler without reported node groups may add.
 ANY_NODE = NodeType({"CPU": sys.maxsize, "GPU": sys.maxsize}, 1)
 
 
@@ -77,7 +77,7 @@ def possible_nodes(nodes: Iterable[Mapping[str, Any]], groups: Sequence[Any]) ->
     Args:
         nodes: present ones, as `ray.nodes` lists them.
         groups: node groups that an autoscaler reports. Its present nodes belong to them, so only
-            the head is counted beside them.
+            the head is counted in addition.
     """
     present = [(node, NodeType(node["Resources"], 1, node["Labels"])) for node in nodes]
     if groups:

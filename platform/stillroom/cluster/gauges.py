@@ -12,8 +12,8 @@ REPEAT_S = 5.0  # Ray drops a gauge that was not set for twice its report interv
 class Gauges:
     """Gauges `{prefix}_{name}` of Ray's metrics, set again every `REPEAT_S` until closed.
 
-    Ray drops gauges that are not set for a while. A step may take longer than that, and a process
-    that hangs should be seen too.
+    Ray drops gauges that are not set for a while. A step may take longer than that, and a hanging
+    process should stay visible.
     """
 
     def __init__(self, prefix: str, tags: Mapping[str, str]):

@@ -46,12 +46,12 @@ RECONNECT_TIMEOUT_S = 300  # for a lost head to come back
 
 @dataclass(frozen=True)
 class Job:
-    """What is submitted.
+    """A job to submit.
 
     Attributes:
         command: run inside `folder`, which is sent along.
         runtime_env: Ray's runtime environment.
-        file: that `runtime_env` was read from; None where it was made for an installed package.
+        file: the source of `runtime_env`; None if it was made for an installed package.
     """
 
     command: tuple[str, ...]
@@ -75,8 +75,8 @@ class Job:
 def read_runtime_env(folder: Path, file: Path | None) -> tuple[dict[str, Any], Path | None]:
     """Ray's runtime environment for a job, and the file that it is from.
 
-    Without `file`, it is that of the checkout in `folder`, or else one that brings the package as
-    it is installed here, without a file.
+    Without `file`, it is that of the checkout in `folder`. Without a checkout, it is one that sends
+    the package as installed here, and the file is None.
 
     Raises:
         UserError: when the file holds no runtime environment, or a secret.
@@ -187,7 +187,7 @@ class JobServer:
             except AuthenticationError as error:
                 raise token_refused(f"--address {self.address}") from error
             except (RuntimeError, ValueError, TypeError) as error:
-                # A head that has just started answers this, and has started no job.
+                # A head that has just started answers this before it can start jobs.
                 if "No available agent" in str(error) and time.monotonic() < deadline:
                     time.sleep(1)
                     continue

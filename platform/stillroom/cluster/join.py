@@ -16,7 +16,7 @@ HOST_PORT = re.compile(r"(?:\w+://)?(\[[^\]]+\]|[^/\[\]]+):(\d+)/*")
 
 
 class TokenRefused(UserError):
-    """The cluster wants another token than ours."""
+    """The cluster requires another token than ours."""
 
     code = 1
 
@@ -25,7 +25,7 @@ def join_cluster(address: str, *, log_to_driver: bool = True) -> None:
     """Joins the running cluster that RAY_ADDRESS names.
 
     Args:
-        log_to_driver: whether what its workers print is printed here.
+        log_to_driver: whether output of its workers is printed here.
 
     Raises:
         UserError: when it cannot be reached, or refuses our token.
@@ -67,7 +67,7 @@ def token_refused(where: str) -> TokenRefused:
     """The error to raise where a cluster refuses our token."""
     return TokenRefused(
         where,
-        "the cluster does not take our token, or wants one and we have none",
+        "the cluster refuses our token, or requires one and none is set",
         "Use the one that `ray get-auth-token` prints on its head: in RAY_AUTH_TOKEN, in a file "
         "that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token. RAY_AUTH_MODE must be token",
     )

@@ -1,6 +1,6 @@
-"""Messages of Ray and DeepSpeed that logs leave out, each by its words.
+"""Messages of Ray and DeepSpeed that are left out of logs, as patterns.
 
-They ask nothing of a user, or repeat what our own lines say.
+They need no action by the user, or repeat our own log lines.
 """
 
 import logging
@@ -13,7 +13,7 @@ IGNORED_MESSAGES = "|".join(
     (
         # Ray Train's own actor, whose arguments live as long as it does.
         r"Actor with class name: 'PreemptionWatcher' .* constructor arguments in the object store",
-        # Ray Train, beside "Attempting to start training worker group", which says the same.
+        # Ray Train also logs "Attempting to start training worker group", which says the same.
         r"Requesting resources: ",
         r"Setting up process group for: ",
         r"^DeepSpeed \S+ built successfully$",
@@ -35,9 +35,9 @@ def is_ignored(line: str) -> bool:
 
 
 def ignore_library_messages() -> None:
-    """Leaves the messages out of what libraries log in this process."""
+    """Removes these messages from libraries' logs in this process."""
     for name in (*ray_data_loggers(), "ray.serve"):
-        logging.getLogger(name).addFilter(_accepts)  # once: a filter that is there is not added
+        logging.getLogger(name).addFilter(_accepts)  # added only once
 
 
 def _accepts(record: logging.LogRecord) -> bool:

@@ -64,6 +64,6 @@ def _apply(
     configure_worker_logging(context)
     try:
         result = function(pickle.loads(row["item"]))
-    except UserError as error:  # returned as a value: Ray would wrap it in errors of its own
+    except UserError as error:  # returned as a value: Ray would wrap it in its own errors
         result = error
     return {"number": row["number"], "result": pickle.dumps(result)}

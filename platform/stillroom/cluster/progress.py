@@ -27,7 +27,7 @@ class Progress:
     Metrics: `ray_stillroom_stage_progress`, from 0 to 1, and `ray_stillroom_stage_rows_total`.
 
     Args:
-        total: rows to process: texts, queries or pairs, whatever the stage has.
+        total: rows to process: texts, queries or pairs, depending on the stage.
         label: where given, a line `LABEL: DONE of TOTAL texts` is logged every `LOG_INTERVAL_S`.
     """
 
@@ -39,10 +39,10 @@ class Progress:
         self.logged_at = time.monotonic()
 
     def add(self, rows: int, *, counted: bool = True) -> None:
-        """Reports that `rows` more are done.
+        """Reports `rows` more finished rows.
 
         Args:
-            counted: as rows of this run; False for those that an earlier process did.
+            counted: as rows of this run; False for those of an earlier process.
         """
         self.done += rows
         if Progress.gauges is not None:
@@ -59,7 +59,7 @@ def show_progress(ref: str) -> Iterator[None]:
     """Shows the progress of a stage in this process while it runs.
 
     Args:
-        ref: of the artifact that it makes, such as vectors/quickstart-1a2b3c4d.
+        ref: of the stage's artifact, such as vectors/quickstart-1a2b3c4d.
     """
     tags = {"stage": ref.partition("/")[0], "ref": ref}
     Progress.gauges = gauges = Gauges("stillroom_stage", tags)

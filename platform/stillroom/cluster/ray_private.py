@@ -1,8 +1,8 @@
 """The only file that uses modules which Ray does not document.
 
-Each function names what it takes from Ray, why no documented interface will do, and what breaks
-when Ray changes it. Imports lie inside the functions: the CLI and the router import this module,
-and have to start fast.
+Each function documents what it uses of Ray, why no documented interface suffices, and what breaks
+when Ray changes it. Imports are inside the functions, because the CLI and the router import this
+module and have to start fast.
 
 A new version of Ray: add it to `TESTED_RAY_VERSIONS` and to pyproject.toml, and run all tests.
 """
@@ -21,7 +21,7 @@ def autoscaler_config() -> Any:
     Why: it holds the node groups with their maximum counts. Ray Train and Ray Data size themselves
     by it, and nothing documented returns it.
 
-    Breaks: the check that the cluster can ever hold what a stage asks for (`capacity`).
+    Breaks: the check that the cluster can ever hold a stage's resources (`capacity`).
     """
     from ray._private.state import state
 
@@ -31,7 +31,7 @@ def autoscaler_config() -> Any:
 def working_dir_excludes() -> list[str]:
     """Patterns that Ray leaves out of every working directory, such as `.git`.
 
-    Why: `stillroom submit` lists, before sending, what will be sent.
+    Why: `stillroom submit` lists the files to send before it sends them.
 
     Breaks: the list of files, and with it the refusal of recipes whose files are not among them.
     """
@@ -45,8 +45,8 @@ def walk_working_dir(
 ) -> None:
     """Calls `visit` with every path of the folder that Ray would put into a job's package.
 
-    Why: Ray's own walk reads .gitignore and .rayignore; another reading of them would list
-    other files than those that are sent.
+    Why: Ray's own walk reads .gitignore and .rayignore; a different reading of them would list
+    other files than the sent ones.
 
     Breaks: as `working_dir_excludes`.
 
@@ -69,7 +69,7 @@ def walk_working_dir(
 def max_package_bytes() -> int:
     """The largest working directory that Ray sends.
 
-    Why: Ray checks it only when everything is packed, and does not say what is large.
+    Why: Ray checks it only when everything is packed, and does not name the large files.
 
     Breaks: the refusal of folders that are too large, with their largest parts.
     """
@@ -100,15 +100,15 @@ def request_cluster_id(address: str, timeout_s: float) -> None:
 def handle_worker_output(
     name: str, handler: Callable[[dict[str, Any]], None], *, print_too: bool
 ) -> None:
-    """Calls `handler` with the lines that workers print, as Ray brings them to the driver.
+    """Calls `handler` with the lines that workers print, as Ray forwards them to the driver.
 
-    Why: Ray can print them, and nothing else. They belong into the run's log.
+    Why: Ray can only print them. They belong in the run's log.
 
     Breaks: workers' lines are missing in the log, or are printed twice.
 
     Args:
         name: of the handler; one of this name is replaced.
-        print_too: whether Ray goes on printing them itself.
+        print_too: whether Ray still prints them itself.
     """
     from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
@@ -131,12 +131,13 @@ def autoscaler_events(lines: Sequence[str]) -> list[str]:
 
 
 def ray_data_loggers() -> tuple[str, ...]:
-    """Names of the loggers that tell of a dataset's execution.
+    """Names of the loggers that report a dataset's execution.
 
-    Why: Ray Data sets the level of `ray.data` when it is imported, and a filter of that logger is
-    not asked about messages of the loggers below it.
+    Why: Ray Data sets the level of `ray.data` when it is imported, and a filter of that logger does
+    not see messages of its child loggers.
 
-    Breaks: Ray Data's lines about each dataset are in the log, beside ours that say the same.
+    Breaks: Ray Data's lines about each dataset are in the log, in addition to our lines with the
+    same content.
     """
     return ("ray.data._internal.execution.streaming_executor", "ray.data._internal.progress")
 
@@ -145,7 +146,7 @@ def controller_callbacks() -> tuple[Any, Any]:
     """Ray Train's base classes for callbacks: of the worker group, and of the controller.
 
     Why: Ray Train restarts workers after every error. Only a callback in the controller can end a
-    run at an error that its user has to correct.
+    run at an error that the user has to correct.
 
     Breaks: such a run is repeated `max_failures` times before it ends.
     """
@@ -155,12 +156,12 @@ def controller_callbacks() -> tuple[Any, Any]:
 
 
 def power_of_two_request_router() -> Any:
-    """Ray Serve's own class that chooses among a deployment's replicas.
+    """Ray Serve's class that chooses among a deployment's replicas.
 
-    Why: Serve takes a class of ours by its documented `request_router_config`, but documents no
-    class to derive from that chooses as Serve does. Ours reads queue lengths from it.
+    Why: Serve accepts a custom class in its documented `request_router_config`, but documents no
+    base class with Serve's own choice. Our class reads queue lengths from it.
 
-    Breaks: the router starts no more, for it reads its policies' inputs there.
+    Breaks: the router does not start, because it reads the inputs of its policies there.
     """
     from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 

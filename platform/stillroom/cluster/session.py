@@ -21,7 +21,7 @@ from stillroom.observability.log_context import (
 from stillroom.observability.run_journal import WORKER_LOGGER
 
 API_SERVER_VARIABLE = "RAY_API_SERVER_ADDRESS"
-NO_API_SERVER = "http://127.0.0.1:1"  # nothing listens there
+NO_API_SERVER = "http://127.0.0.1:1"  # nothing listens on this port
 
 
 def connect(scale: Scale) -> None:
@@ -45,9 +45,10 @@ def _join_or_start(scale: Scale) -> None:
         join_cluster(address)
         return
     with _api_server_address(NO_API_SERVER):
-        # A laptop with fewer cores than the recipe has workers is slow, not refused.
+        # A laptop with fewer cores than the recipe's workers is allowed; it is just slow.
         ray.init(
-            # Only RAY_ADDRESS names a cluster: another one on this machine may be somebody else's.
+            # Only RAY_ADDRESS names a cluster: another cluster on this machine may be somebody
+            # else's.
             address="local",
             num_cpus=max(os.cpu_count() or 1, math.ceil(_max_cpus(scale))),
             include_dashboard=False,
@@ -60,7 +61,7 @@ def _join_or_start(scale: Scale) -> None:
 def _api_server_address(address: str) -> Iterator[None]:
     """Sets the address of Ray's API server for the processes that are started in the block.
 
-    Without one, Ray Train's actors ask the server of any Ray on this machine about themselves, and
+    Without one, Ray Train's actors query the server of any Ray on this machine, and
     print a traceback where they find several.
     """
     before = os.environ.get(API_SERVER_VARIABLE)
@@ -80,7 +81,7 @@ def cluster_resources() -> dict[str, float]:
 
 
 def disconnect() -> None:
-    """Leaves the cluster, and ends what `connect` started on this machine."""
+    """Leaves the cluster, and stops what `connect` started on this machine."""
     ray.shutdown()
 
 

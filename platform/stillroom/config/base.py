@@ -27,7 +27,7 @@ class Prompts(Section):
 
 
 class SourceFields(Section):
-    """Fields that a source has whatever its format.
+    """Fields that sources of every format have.
 
     Attributes:
         prompts: replace the model's own prompts for this source's queries and passages; for

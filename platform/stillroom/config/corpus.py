@@ -1,4 +1,4 @@
-"""`corpus`: where texts come from, how they are cleaned, and what models are measured on."""
+"""`corpus`: sources of texts, their cleaning, and evaluation sets."""
 
 from typing import Annotated, Literal
 
@@ -34,7 +34,7 @@ class ReadSource(SourceFields):
 class FileSource(ReadSource):
     """Your own pairs, passages to mine negatives from, and conversations to generate."""
 
-    # The layout of the pairs. `files`: the first row of each file tells.
+    # The layout of the pairs. `files` detects it from the first row of each file.
     format: Literal[
         "files", "sentence-transformers", "flag-embedding", "tevatron", "gritlm", "llm2vec"
     ]
@@ -161,13 +161,13 @@ class HeldOut(Section):
 
 
 class Decontamination(Section):
-    """What to do with pairs that contain an evaluation set's queries or answers.
+    """How to handle pairs that contain an evaluation set's queries or answers.
 
     The rules are in `stillroom.data.cleaning.contamination_index`.
 
     Attributes:
         ngram: words in a row that count as an overlap; shorter texts match only as a whole.
-        min_overlap: fraction of the shorter text's words that must lie in such overlaps.
+        min_overlap: fraction of the shorter text's words that must be in such overlaps.
         max_listed: pairs of each set that contamination.json shows; all are counted.
     """
 
@@ -230,13 +230,14 @@ class Corpus(Section):
         passages = self.synthetic.passages
         for name in (passages and passages.sources) or ():
             if name not in self.sources:
-                raise ValueError(f"synthetic.passages.sources names {name!r}, which is no source")
+                where = "synthetic.passages.sources"
+                raise ValueError(f"{where} names {name!r}, which is not a source")
         return self
 
     @model_validator(mode="after")
     def _has_something_to_measure(self) -> "Corpus":
         if isinstance(self.max_pairs, dict) and (unknown := set(self.max_pairs) - {*self.sources}):
-            raise ValueError(f"max_pairs names {min(unknown)!r}, which is no source")
+            raise ValueError(f"max_pairs names {min(unknown)!r}, which is not a source")
         if self.held_out is None and not self.evaluation:
             raise ValueError("set held_out or evaluation: without either nothing can be measured")
         if self.held_out is not None:
@@ -244,7 +245,7 @@ class Corpus(Section):
                 raise ValueError("evaluation may not be named 'held-out': held_out makes that set")
             source = self.held_out.source or next(iter(self.sources))
             if source not in self.sources:
-                raise ValueError(f"held_out.source names {source!r}, which is no source")
+                raise ValueError(f"held_out.source names {source!r}, which is not a source")
             if not self.sources[source].provides("pairs"):
                 raise ValueError(f"held_out.source: {source!r} has no pairs for a test set")
         return self

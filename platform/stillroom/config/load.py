@@ -31,7 +31,8 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     overridden = _apply(config, overrides)
     written = OmegaConf.to_container(config, resolve=False)
     content = _resolve(config, path)
-    # Before resolving, a reference to a secret variable shows; after it, a secret that came by one.
+    # Before resolving, references to secret variables are visible; after it, the secrets that they
+    # resolve to.
     for field in (*secret_fields(overridden), *secret_fields(written), *secret_fields(content)):
         raise UserError(
             f"{path}: {field}",
@@ -81,7 +82,7 @@ def _apply(config: DictConfig, overrides: list[str] | tuple[str, ...]) -> dict[s
 
 
 def _resolve(config: DictConfig, path: Path) -> dict[str, Any]:
-    """The recipe as plain data, its `${…}` references replaced."""
+    """The recipe as plain data, with its `${…}` references replaced."""
     try:
         content = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
@@ -107,7 +108,7 @@ def _reference_error(path: Path, error: OmegaConfBaseException) -> UserError:
         return UserError(
             where,
             f"needs the environment variable {name}, which is not set",
-            f"Set it (export {name}=…), or write a value in place of ${{oc.env:{name}}}",
+            f"Set it (export {name}=…), or write a value instead of ${{oc.env:{name}}}",
         )
     if isinstance(error, InterpolationKeyError) and (unknown := re.search(r"'([^']+)'", text)):
         return UserError(

@@ -59,7 +59,7 @@ class PairPhase(TrainingPhase):
 
 
 class ContrastivePhase(PairPhase):
-    """InfoNCE with in-batch negatives over all workers, and with hard negatives if asked.
+    """InfoNCE with in-batch negatives over all workers, and with hard negatives if requested.
 
     Attributes:
         negatives: where hard negatives come from: mined, or given in the sources' files.

@@ -30,7 +30,7 @@ class Vectors(Section):
     """The teacher's vectors of the corpus.
 
     Attributes:
-        shard_size: texts per file, and the most that a crash can cost.
+        shard_size: texts per file; a crash loses at most this many vectors.
     """
 
     shard_size: PositiveInt = 1024
@@ -70,8 +70,8 @@ class Negatives(Section):
             null sets no limit, here and in the next two.
         absolute_margin: a candidate must score at least this much less than its positive.
         max_score: a candidate may score at most this.
-        skip_first: the best candidates that are passed over.
-        sample_from: draws from so many of the best that remain.
+        skip_first: how many of the best candidates to skip.
+        sample_from: draws from this many of the best remaining candidates.
         per_query: negatives of each query.
         cross_encoder: a model whose scores, between 0 and 1, replace the miner's.
         include_evaluation_passages: also searches those passages of evaluation sets that answer no
@@ -106,7 +106,7 @@ class Negatives(Section):
 
 
 class Report(Section):
-    """Baselines to measure beside teacher and student.
+    """Baselines to measure besides teacher and student.
 
     Attributes:
         base_models: both models before training.
@@ -127,14 +127,14 @@ class Playground(Section):
     """Passages of every evaluation set, stored in the release for its playground.
 
     Attributes:
-        passages: the most of each set; both models encode them.
+        passages: maximum per set; both models encode them.
     """
 
     passages: PositiveInt = 500
 
 
 class Release(Section):
-    """The gate's conditions, and what else the release holds.
+    """The gate's conditions, and the contents of the release.
 
     Retention is the student's nDCG@10 divided by the teacher's.
 
@@ -148,8 +148,7 @@ class Release(Section):
             such vectors at full size, on average.
         texts_per_second: the student's lowest, on the report's machine.
         speedup: the student's texts per second divided by the teacher's.
-        exports: formats that the student is written in too, each compared with the student on the
-            evaluation sets.
+        exports: further formats of the student, each compared with it on the evaluation sets.
         playground: null leaves the passages out.
     """
 
@@ -168,7 +167,7 @@ class Release(Section):
 
 
 class Recipe(Section):
-    """Everything that a run makes, and how.
+    """All settings of a run.
 
     Attributes:
         root: where artifacts live: a local folder, or a URI that pyarrow.fs opens.
@@ -207,8 +206,8 @@ class Recipe(Section):
             for name in getattr(self.release, field):
                 if name not in sets:
                     raise ValueError(
-                        f"release.{field} names {name!r}, which is no evaluation set: there is "
-                        f"{', '.join(sets)}"
+                        f"release.{field} names {name!r}, which is not an evaluation set: "
+                        f"the sets are {', '.join(sets)}"
                     )
         if self.release.asymmetric_retention is not None and self.student.space != "teacher":
             raise ValueError(
@@ -243,7 +242,7 @@ class Recipe(Section):
                 )
             for name in phase.mix or ():
                 if name not in sources:
-                    raise ValueError(f"{field}.mix names {name!r}, which is no source")
+                    raise ValueError(f"{field}.mix names {name!r}, which is not a source")
                 if not sources[name].provides(kind):
                     raise ValueError(f"{field}.mix names {name!r}, a source without {kind}")
             if not isinstance(phase, JointPhase) or phase.generation_data != "conversations":

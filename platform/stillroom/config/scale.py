@@ -1,4 +1,4 @@
-"""`scale`: where a recipe runs and how much of it at once. Never part of an artifact's key."""
+"""`scale`: resources and parallelism of a recipe. Never part of an artifact's key."""
 
 from typing import Literal
 
@@ -18,8 +18,8 @@ from stillroom.config.synthetic import Budget
 class ElasticWorkers(Section):
     """As many workers as the cluster has room for.
 
-    Neither the batches nor their order depend on the number. A worker for which a batch has no even
-    share waits.
+    Neither the batches nor their order depend on the number. Workers beyond an even share of the
+    batches wait.
 
     Attributes:
         poll_interval_s: how often to look for room for more workers; a lost worker is noticed at
@@ -45,13 +45,13 @@ class TrainingWorkers(Section):
         gpus: of each worker.
         gpu_type: such as H100-80G; `check` then estimates whether the run fits its memory.
         node_labels: only nodes with these, such as ray.io/market-type: spot.
-        peak_flops: FLOP/s in bfloat16 of a worker's device where its name does not tell; MFU is a
+        peak_flops: bfloat16 FLOP/s of a worker's device, if its name does not imply them; MFU is a
             fraction of it.
         offload: to the worker's main memory.
         micro_batch_tokens: the most tokens of one forward pass, padding included.
         gradcache: bounds memory by micro_batch_tokens, at the cost of a second forward pass.
         packed: without any padding; null: on a CPU, if the architecture allows it.
-        checkpoint_every: steps. A crash costs at most so many, and those made while a checkpoint
+        checkpoint_every: steps. A crash loses at most this many, plus those made while a checkpoint
             is copied to the root.
         keep_checkpoints: the newest; older ones are deleted.
         max_failures: restarts; nodes that are removed with notice do not count.
@@ -146,8 +146,8 @@ class LanguageModelEndpoint(ApiCalls):
 class TeacherApi(ApiCalls):
     """How to call teacher.api.
 
-    The budget is for the texts of one artifact, including those whose vectors are cached. Where it
-    does not suffice, the run ends.
+    The budget is for the texts of one artifact, including those whose vectors are cached. The run
+    ends when it does not suffice.
     """
 
     texts_per_request: PositiveInt = 64
@@ -160,14 +160,14 @@ class SearchActors(ActorPool):
     """Processes that search for negatives.
 
     Attributes:
-        memory_gib: working memory of each, beside the index where there is one.
+        memory_gib: working memory of each, in addition to an index.
     """
 
     memory_gib: PositiveFloat = 1.0
 
 
 class Tracking(Section):
-    """Where training metrics go beside metrics.jsonl."""
+    """Destinations of training metrics besides metrics.jsonl."""
 
     tensorboard: bool = True
     mlflow: str | None = None  # tracking URI
@@ -175,7 +175,7 @@ class Tracking(Section):
 
 
 class Scale(Section):
-    """Time, place and tracking of every stage; never its results.
+    """Resources, parallelism and tracking of every stage; never affects results.
 
     Attributes:
         report: models are measured one after another, each by one actor.

@@ -14,7 +14,7 @@ def secret_fields(content: Any, field: str = "") -> Iterator[str]:
     """Paths of the fields, at any depth, whose values hold a secret.
 
     A secret is a URL with a password (`SCHEME://USER:PASSWORD@…`), or a reference to an environment
-    variable whose name says key, token, password or the like.
+    variable whose name contains key, token, password or similar.
     """
     if isinstance(content, str):
         variables = re.findall(r"\$\{oc\.env:\s*(\w+)", content)

@@ -53,11 +53,11 @@ class TextLosses(Section):
 
 
 class PairLosses(TextLosses):
-    """The same, and the losses that need pairs: a query's candidates are all the batch's passages.
+    """`TextLosses` and losses that need pairs: a query's candidates are all passages of the batch.
 
     Attributes:
         score_kl: KL divergence between the softmaxes of the teacher's and the student's scores.
-        margin_mse: MarginMSE (arXiv 2010.02666), on how far the positive leads each candidate.
+        margin_mse: MarginMSE (arXiv 2010.02666), on the margin of the positive over each candidate.
         contrastive: InfoNCE on the pairs themselves, without the teacher.
         false_negative_margin: in `contrastive`, ignores a candidate that the teacher scores above
             the positive + margin; null ignores none.
@@ -79,7 +79,7 @@ class TextDistillation(TrainingPhase):
 
     Attributes:
         ranking_kl_passages: passages drawn from the corpus in each step, which `ranking_kl` ranks
-            beside the batch's texts. They need no forward pass.
+            in addition to the batch's texts. They need no forward pass.
         online_teacher: the teacher embeds each batch as it comes; no vectors are stored before.
         evaluate_every: steps; the best weights are kept.
     """
@@ -94,7 +94,7 @@ class TextDistillation(TrainingPhase):
 
 
 class PairDistillation(PairPhase):
-    """Distillation on pairs, with hard negatives if asked; fields as in `TextDistillation`."""
+    """Distillation on pairs, with hard negatives if requested; fields as in `TextDistillation`."""
 
     data: Literal["pairs"]
     losses: PairLosses = PairLosses()
@@ -135,7 +135,7 @@ class Student(Section):
         trust_remote_code: runs Python code that comes with the base.
         layers: numbers of the base's layers to keep; null: all.
         size: random weights of this size; null: the base's weights.
-        vocabulary_size: keeps at most so many tokens, the corpus's most frequent; null: all.
+        vocabulary_size: keeps at most this many tokens, the corpus's most frequent; null: all.
         space: `teacher` projects into the teacher's vector space, so one index can hold both.
         output_dims: of a vector. null: the base's or, in the teacher's space, the teacher's; there
             a smaller one must be among the teacher's Matryoshka sizes.

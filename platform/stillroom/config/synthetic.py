@@ -33,7 +33,7 @@ TaskKind = Literal[
 class FromTasks(Section):
     """Examples of tasks that the language model invents (E5-mistral, arXiv 2401.00368)."""
 
-    examples: dict[TaskKind, PositiveInt]  # kind of task → examples to ask for
+    examples: dict[TaskKind, PositiveInt]  # kind of task → number of examples
     examples_per_task: PositiveInt = 3
     languages: tuple[str, ...] = Field(default=("English",), min_length=1)
 
@@ -45,18 +45,19 @@ class FromTasks(Section):
 
 
 class FromPassages(Section):
-    """Queries for passages, whose positives are then chosen anew (FRet of Gecko, arXiv 2403.20327).
+    """Queries for passages, whose positives are then chosen again (FRet of Gecko, arXiv
+    2403.20327).
 
     Attributes:
-        count: passages to ask a query for.
+        count: number of passages to write queries for.
         sources: take passages without a query from these; null: from all sources that have some.
         pool_size: the most passages to search for neighbours, drawn from the sources.
         max_passage_characters: of a passage that the language model reads.
         retriever: `bm25`, a model, or `teacher/NAME-KEY` for one trained before. Without its key
-            the newest counts, and each new one makes the data anew.
+            the newest is used, and each new one makes the data again.
         likelihood: whether to rank neighbours by the query's likelihood too. That needs an endpoint
-            whose /completions echoes a prompt with its log-probabilities; `auto` does without
-            where it is not offered, and the artifact says so.
+            whose /completions echoes a prompt with its log-probabilities; `auto` skips it where it
+            is not offered, and the artifact records that.
         min_grade: the lowest grade of a positive, from 0 to 3.
         negative: the neighbour with the lowest grade, or one drawn at random.
     """
@@ -77,7 +78,7 @@ class Synthetic(SourceFields):
 
     Attributes:
         query_template: composes a pair's query from its {task} and the {query} itself, for teachers
-            that are told the task of every text.
+            that get the task with every text.
         extra_body: more fields for requests; null removes a field.
     """
 

@@ -9,7 +9,7 @@ from stillroom.config.phases import MntpPhase, TeacherPhase
 
 
 class TeacherMember(Section):
-    """One of several teachers; what is null stays as its own contract has it."""
+    """One of several teachers; null fields keep the values of its contract."""
 
     base: str  # as a single teacher's, or an artifact such as teacher/NAME-KEY
     attention: Literal["causal", "bidirectional"] | None = None
@@ -34,8 +34,8 @@ class EmbeddingsApi(Section):
 
     Attributes:
         base_url: such as https://api.openai.com/v1.
-        max_tokens: what the model reads of a text. Longer texts are cut before they are sent, at
-            three bytes per token, because the API's tokenizer is not available here.
+        max_tokens: the most tokens of a text that the model reads. Longer texts are cut before they
+            are sent, at three bytes per token, because the API's tokenizer is not available here.
         send_dimensions: requests hold `dimensions`, for models that shorten vectors on request.
         extra_body: such as {query: {input_type: query}, passage: {input_type: document}}.
     """
@@ -54,7 +54,7 @@ class Lora(Section):
 
     Attributes:
         use_rslora: rsLoRA (Kalajdzievski, 2023): alpha / sqrt(rank).
-        use_dora: DoRA (Liu et al., 2024): magnitude and direction apart.
+        use_dora: DoRA (Liu et al., 2024): separate magnitude and direction.
     """
 
     rank: PositiveInt = 16
@@ -118,7 +118,7 @@ class Teacher(Section):
         }
         named = [kind for kind in kinds if kind in changed]
         if len(named) != 1:
-            problem = f"not {' and '.join(named)}" if named else "none is there"
+            problem = f"not {' and '.join(named)}" if named else "none is set"
             raise ValueError(f"set one of {', '.join(kinds)}: {problem}")
         allowed, why = kinds[named[0]]
         if unused := sorted(changed - allowed - {*named}):

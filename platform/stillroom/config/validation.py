@@ -69,7 +69,7 @@ def _locate(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[Any], li
         options = [_resolve(schema, option) for option in options]
         children = [child for option in options for child in _children(option, part)]
         tagged = [option for option in options if part in _tags(option)]
-        if tagged and not children:  # a tag: no part of the recipe's path
+        if tagged and not children:  # a tag, which is not part of the recipe's path
             node = tagged[0]
             continue
         path.append(part)
@@ -89,7 +89,7 @@ def _children(schema: Schema, part: Any) -> list[Schema]:
 
 
 def _tags(schema: Schema) -> list[Any]:
-    """Values of the fields that tell the options of our unions apart."""
+    """Values of the fields that distinguish the options of our unions."""
     properties = schema.get("properties", {})
     discriminators = [properties.get(field, {}) for field in ("format", "objective", "data")]
     return [tag for field in discriminators for tag in (field.get("const"), *field.get("enum", ()))]

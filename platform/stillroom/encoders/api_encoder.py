@@ -24,7 +24,7 @@ DEFAULT_REQUEST_TOKENS = 8192
 
 @dataclass(frozen=True)
 class ApiAccess:
-    """Permission to use an API, and how; none of it changes the vectors.
+    """Permission to use an API, and settings of its use; none of them changes the vectors.
 
     Attributes:
         key: sent as a bearer token; None sends none.
@@ -77,7 +77,7 @@ class ApiEncoder:
         self.spent = Usage()
 
     def to(self, device: str) -> "ApiEncoder":
-        """Does nothing: the model runs elsewhere."""
+        """Does nothing, because the model runs elsewhere."""
         return self
 
     def encode(
@@ -97,8 +97,8 @@ class ApiEncoder:
             prompt: replaces the contract's prompt.
 
         Raises:
-            UserError: when the API fails or answers wrongly, or the budget is used up; the answers
-                until then stay in the cache.
+            UserError: when the API fails or answers wrongly, or the budget is used up; earlier
+                answers stay in the cache.
         """
         vectors_nd = np.empty((len(texts), self.contract.resolve_dims(dims)), dtype=np.float32)
         rows: dict[str, list[int]] = {}
@@ -128,7 +128,7 @@ class ApiEncoder:
     def _request_vectors(
         self, texts: Sequence[str], role: Role, max_tokens: int
     ) -> Iterator[ApiVector]:
-        """Requests vectors in parallel; after an error, only requests under way are finished."""
+        """Requests vectors in parallel; after an error, only running requests are finished."""
         batches = split_requests(texts, self.access.texts_per_request, max_tokens)
         pending: dict[Future[str], list[str]] = {}
         error: UserError | None = None
@@ -262,9 +262,9 @@ def parse_vectors(body: Mapping[str, Any], count: int) -> np.ndarray:
 
 
 def split_requests(texts: Sequence[str], max_texts: int, max_tokens: int) -> Iterator[list[str]]:
-    """Splits texts, in order, into requests of so many texts and estimated tokens at most.
+    """Splits texts, in order, into requests with limits on texts and estimated tokens.
 
-    A text that alone has more tokens gets a request of its own.
+    A text with more tokens gets a separate request.
     """
     batch: list[str] = []
     batch_tokens = 0
@@ -280,7 +280,7 @@ def split_requests(texts: Sequence[str], max_texts: int, max_tokens: int) -> Ite
 
 
 def truncate_text(text: str, max_tokens: int) -> str:
-    """The beginning of a text, with at most so many estimated tokens.
+    """The beginning of a text, with at most this many estimated tokens.
 
     A lone surrogate becomes a question mark; an empty text, which APIs refuse, a space.
     """
@@ -296,6 +296,6 @@ def estimate_tokens(contract: ApiContract, texts: Sequence[tuple[str, Role, str 
 
 
 def _sent_text(contract: ApiContract, text: str, role: Role, prompt: str | None) -> str:
-    """What is sent for a text: its prompt and itself, cut to the model's length."""
+    """The string to send for a text: prompt and text, cut to the model's length."""
     prompt = getattr(contract.prompts, role) if prompt is None else prompt
     return truncate_text(prompt + text, contract.max_tokens)

@@ -1,4 +1,4 @@
-"""`contract.json`: everything that decides how a text becomes a vector, beside the weights."""
+"""`contract.json`: everything besides the weights that determines a text's vector."""
 
 import json
 from pathlib import Path
@@ -20,14 +20,14 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 CombineMethod = Literal["concatenate", "average"]
 
-# What happens to a text that is too long: its end is cut off, its beginning, or it is refused.
+# What happens to a text that is too long: its end or its beginning is cut off, or it is refused.
 Overlong = Literal["cut", "cut_left", "refuse"]
 
 CONTRACT_FILE = "contract.json"
 
 
 class Prompts(BaseModel):
-    """What is put before a text, exactly as written."""
+    """Prefixes of a text, exactly as written."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,7 +46,7 @@ class LatentAttentionSizes(BaseModel):
 
 
 class BaseContract(BaseModel):
-    """What a user of the vectors must know, whatever makes them.
+    """Properties of vectors that every user of them must know.
 
     Attributes:
         max_tokens: the most ids of a text, including prompt, special tokens and second copy.
@@ -68,7 +68,7 @@ class BaseContract(BaseModel):
         return self
 
     def resolve_dims(self, dims: int | None) -> int:
-        """The size of the vectors that a caller wants; None is the full one.
+        """The size of the requested vectors; None is the full one.
 
         Raises:
             UserError: when vectors cannot be cut to that size.
@@ -176,17 +176,17 @@ def _contract_class(content: Any) -> type[BaseContract]:
 
 
 def no_weights_error(where: str, contract: BaseContract) -> UserError:
-    """The error for using something without weights as a trainable or exportable model."""
+    """The error for training or exporting something that has no weights."""
     problem = "is an export, a graph of one runtime"
     if isinstance(contract, ApiContract):
         problem = f"is the API at {contract.base_url}, whose weights are not here"
     elif isinstance(contract, EnsembleContract):
         problem = "is several models, which have no weights as one"
-    return UserError(where, f"{problem}: it gives vectors and nothing else", "Name a single model")
+    return UserError(where, f"{problem}: it only gives vectors", "Name a single model")
 
 
 def index_conflict(first: BaseContract, second: BaseContract) -> str | None:
-    """Why vectors of two encoders may not lie in one index; None when they may.
+    """Why vectors of two encoders must not be in one index; None when they may.
 
     They may share it at the sizes that both have: a student may have only a Matryoshka prefix of
     its teacher's dims.

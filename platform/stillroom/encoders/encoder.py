@@ -24,7 +24,7 @@ from stillroom.encoders.tokens.prompter import Prompter
 
 
 class Encoder(TokenEncoder, torch.nn.Module):
-    """A transformer that encodes as its contract says.
+    """A transformer that encodes according to its contract.
 
     Args:
         projection: bias-free linear map of the pooled vector into another model's dims.
@@ -63,7 +63,7 @@ class Encoder(TokenEncoder, torch.nn.Module):
 
     @property
     def thread_safe(self) -> bool:
-        """False of a decoder, whose configuration changes during a forward; see `use_attention`."""
+        """False for decoders, whose config changes during a forward; see `use_attention`."""
         return self.contract.architecture == "encoder"
 
     @property
@@ -87,8 +87,8 @@ class Encoder(TokenEncoder, torch.nn.Module):
         One method for both, since DeepSpeed gathers weights only around `forward`.
 
         Returns:
-            Of a Batch, vectors, float32 (b, dims[0]), of unit length where the contract says so.
-            Of a LabelledBatch, `summed_nll`, float32 (b,).
+            For a Batch, vectors, float32 (b, dims[0]), of unit length if the contract requires it.
+            For a LabelledBatch, `summed_nll`, float32 (b,).
         """
         batch = batch.to(self.device)
         if isinstance(batch, LabelledBatch):
@@ -104,7 +104,7 @@ class Encoder(TokenEncoder, torch.nn.Module):
         if self.latent_attention is not None:
             with self._autocast():
                 states = self.latent_attention(states)
-        # CLS stands before the prompt; it is pooled even where the prompt is not.
+        # CLS is before the prompt; it is pooled even if the prompt is not.
         pools_cls = self.contract.pooling == "cls" and not self.contract.echo
         mask_bl = batch.mask_bl if pools_cls else batch.pool_mask_bl
         return POOLINGS[self.contract.pooling](states, mask_bl)
@@ -148,7 +148,7 @@ class Encoder(TokenEncoder, torch.nn.Module):
     def encode_tokens(
         self, tokens: Sequence[Tokens], *, batch_tokens: int | None = None, dims: int | None = None
     ) -> np.ndarray:
-        """As `encode`, of texts that are token ids already."""
+        """As `encode`, for texts that are token ids already."""
         with self._inference():
             return encode_in_batches(
                 self._forward_numpy,
@@ -165,7 +165,7 @@ class Encoder(TokenEncoder, torch.nn.Module):
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        """Within it the encoder is in evaluation mode and keeps no gradients."""
+        """Inside this block the encoder is in evaluation mode and keeps no gradients."""
         training = self.training
         if training:  # `eval` visits every module
             self.eval()

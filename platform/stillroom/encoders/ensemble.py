@@ -93,7 +93,7 @@ class EnsembleEncoder(TokenEncoder):
         return self
 
     def encode_batch(self, tokens: Sequence[Any]) -> np.ndarray:
-        """As `Encoder.encode_batch`, of tokens from this encoder's prompter."""
+        """As `Encoder.encode_batch`, for tokens from this encoder's prompter."""
         vectors = [
             member.encode_batch([text.by_member[number] for text in tokens])
             for number, member in enumerate(self.members)
@@ -103,7 +103,7 @@ class EnsembleEncoder(TokenEncoder):
     def encode_tokens(
         self, tokens: Sequence[Any], *, batch_tokens: int | None = None, dims: int | None = None
     ) -> np.ndarray:
-        """As `Encoder.encode_tokens`, of tokens from this encoder's prompter."""
+        """As `Encoder.encode_tokens`, for tokens from this encoder's prompter."""
         size = self.contract.resolve_dims(dims)
         if not tokens:
             return np.empty((0, size), dtype=np.float32)
@@ -129,14 +129,14 @@ COMBINE_METHODS = {
 def ensemble_contract(
     members: Sequence[Encoder], method: CombineMethod, *, space: str
 ) -> EnsembleContract:
-    """The contract of an ensemble whose members lie in the folders members/0, members/1 and so on.
+    """The contract of an ensemble whose members are in the folders members/0, members/1 and so on.
 
     Raises:
         UserError: when vectors of different sizes are to be averaged.
     """
     sizes = [member.contract.dims for member in members]
     if method == "concatenate":
-        # Only one size: a prefix would leave out the later members.
+        # Only one size: a prefix would omit the later members.
         dims: tuple[int, ...] = (sum(full for full, *_ in sizes),)
     else:
         if len({full for full, *_ in sizes}) > 1:

@@ -1,4 +1,4 @@
-"""The interface that all encoders share, and what those have in common that tokenise first."""
+"""The interface of all encoders, and the common base of those that tokenise first."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -9,7 +9,7 @@ from stillroom.encoders.contract import BaseContract, Role
 
 
 class Embedder(Protocol):
-    """What turns texts into vectors: a single model, an ensemble, an export or an API."""
+    """Turns texts into vectors: a single model, an ensemble, an export or an API."""
 
     @property
     def contract(self) -> BaseContract: ...
@@ -59,7 +59,7 @@ class TokenEncoder:
     def encode_tokens(
         self, tokens: Sequence[Any], *, batch_tokens: int | None = None, dims: int | None = None
     ) -> np.ndarray:
-        """As `encode`, of texts that are token ids already."""
+        """As `encode`, for texts that are token ids already."""
         raise NotImplementedError
 
     def encode(
@@ -74,7 +74,7 @@ class TokenEncoder:
         """Vectors of texts, in their order: float32 (n, dims).
 
         Args:
-            batch_tokens: the most tokens of one forward, padding included; None: what is fastest
+            batch_tokens: the most tokens of one forward, padding included; None: the fastest number
                 on the device.
             dims: one of the contract's sizes; shorter vectors are of unit length again.
             prompt: replaces the contract's prompt.
@@ -87,7 +87,7 @@ class TokenEncoder:
 
 
 def truncate_vectors(vectors: np.ndarray, dims: int, normalise: bool) -> np.ndarray:
-    """The first `dims` of each vector (Matryoshka, arXiv 2205.13147), of unit length if wanted."""
+    """The first `dims` of each vector (Matryoshka, arXiv 2205.13147), optionally of unit length."""
     truncated = vectors[:, :dims]
     if not normalise:
         return truncated

@@ -1,4 +1,4 @@
-"""Splits texts into micro-batches of like length, and runs a forward over each."""
+"""Splits texts into micro-batches of similar length, and runs a forward over each."""
 
 from collections.abc import Callable, Sequence
 
@@ -43,12 +43,12 @@ def encode_in_batches(
 def micro_batches(
     lengths: Sequence[int], max_tokens: int, min_count: int = 1, *, packed: bool = False
 ) -> list[np.ndarray]:
-    """Rows of texts of like length, the longest first, each batch within a budget of tokens.
+    """Rows of texts of similar length, the longest first, each batch within a budget of tokens.
 
     Args:
         lengths: tokens of each text.
-        max_tokens: of a micro-batch; a longer text has one of its own.
-        min_count: at least so many micro-batches, if there are as many rows.
+        max_tokens: of a micro-batch; a longer text gets a separate one.
+        min_count: at least this many micro-batches, if there are enough rows.
         packed: padding costs nothing and is not counted.
     """
     order = np.argsort(lengths, kind="stable")[::-1].copy()  # torch takes no negative stride

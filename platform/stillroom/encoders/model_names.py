@@ -1,10 +1,10 @@
-"""A model's name → a folder on this machine. No torch, unless a model must be converted or made.
+"""A model's name → a folder on this machine. Needs torch only to convert or create a model.
 
 A name is one of
 - a path;
 - a hub id, such as `sentence-transformers/all-MiniLM-L6-v2`;
-- `package:MODULE/relative/path` for weights that an installed Python package carries: a folder of
-  Safetensors, a `.gguf` file, or a `.zip.001` whose further parts lie in this and sibling packages
+- `package:MODULE/relative/path` for weights inside an installed Python package: a folder of
+  Safetensors, a `.gguf` file, or a `.zip.001` whose further parts are in this and sibling packages
   (`…-001`, `…-002`, …);
 - `random:FAMILY`, a tiny model with random weights; see `files.random_model`.
 """
@@ -59,7 +59,7 @@ def locate_model(name: str, *, include_code: bool = False) -> Path:
     (STILLROOM_CACHE).
 
     Args:
-        include_code: downloads the Python files beside a hub's model too.
+        include_code: also downloads the Python files of a hub's model.
 
     Raises:
         UserError: when there is no such model.
@@ -94,13 +94,13 @@ def find_model(name: str, store: Store) -> Artifact | NamedModel:
 
 
 def resolve_artifact_name(name: str, store: Store) -> str:
-    """The artifact's folder, of `teacher/NAME` or `student/NAME-KEY`; other names as they are."""
+    """The artifact's folder for `teacher/NAME` or `student/NAME-KEY`; other names unchanged."""
     model = find_model(name, store)
     return model.name if isinstance(model, NamedModel) else str(model.path)
 
 
 def read_config(name: str) -> dict[str, Any] | None:
-    """A model's config.json, which alone is downloaded from the hub; None of an adapter."""
+    """A model's config.json, the only file to be downloaded from the hub; None for an adapter."""
     on_this_machine = name.startswith((PACKAGE, RANDOM))
     folder = locate_model(name) if on_this_machine else _folder(name, ["config.json"])
     file = folder / "config.json"
@@ -108,7 +108,7 @@ def read_config(name: str) -> dict[str, Any] | None:
 
 
 def adapter_base(folder: Path) -> str | None:
-    """The name of a PEFT adapter's base model; None of a folder without an adapter.
+    """The name of a PEFT adapter's base model; None for a folder without an adapter.
 
     Raises:
         UserError: when the adapter names no base, or its weights are pickled.

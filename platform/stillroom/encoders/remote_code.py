@@ -1,6 +1,6 @@
-"""Python code that comes with a model: what asks for it, and why it is refused.
+"""Python code that comes with a model: which files name it, and why it is refused.
 
-Nothing in a model's folder can allow it. Only the user can, each time and for one model: in a
+Nothing in a model's folder can enable it. Only the user can, for each run and each model: in a
 recipe's section, or with a command's option.
 """
 
@@ -27,7 +27,7 @@ def remote_code_error(folder: Path) -> UserError:
     """The error for a model that needs code which the user has not allowed."""
     return UserError(
         str(folder),
-        f"can be loaded only by running code of its own ({'; '.join(custom_classes(folder))})",
+        f"can be loaded only by running its own code ({'; '.join(custom_classes(folder))})",
         "Read that code. If you trust it, set trust_remote_code: true in the recipe's teacher or "
         "student section, or give the command --trust-remote-code; else name another model",
     )
@@ -36,8 +36,7 @@ def remote_code_error(folder: Path) -> UserError:
 def needs_remote_code(folder: Path) -> bool:
     """Whether transformers lacks the model's architecture or tokenizer.
 
-    In place of a tokenizer that it lacks, transformers would silently take the architecture's
-    usual one.
+    For a missing tokenizer class, transformers would silently use the architecture's usual one.
     """
     classes = custom_classes(folder)
     if any("AutoConfig" in name for name in classes):

@@ -1,4 +1,4 @@
-"""Reads tensors and arrays from folders that may come from anywhere, and stays inside them.
+"""Reads tensors and arrays from untrusted folders, and never reads outside of them.
 
 Nothing is ever unpickled, since a pickle can run any code. Errors name the file.
 """
@@ -20,7 +20,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     """Name → torch tensor, from a Safetensors file.
 
     Raises:
-        UserError: when it is missing, or is not Safetensors, as pickled weights are not.
+        UserError: when it is missing, or is not Safetensors (pickled weights, for example).
     """
     from safetensors.torch import load_file
 
@@ -57,7 +57,7 @@ def read_array(path: Path, *, mmap_mode: Literal["r"] | None = None) -> np.ndarr
 
 
 def path_inside(folder: Path, path: str, named_by: Path) -> Path:
-    """A path that a file names, which must lie in the folder.
+    """A path that a file names, which must be inside the folder.
 
     Args:
         named_by: that file, for the error.

@@ -1,12 +1,11 @@
 """FLOPs of training, and the peak FLOP/s of devices: arithmetic, without torch.
 
 For a text of l tokens, weights in linear layers N (frozen) and A (trained), L layers whose queries
-have width a:
-  forward   2 l (N + A) + 4 L l² a
-  backward  2 l N + 4 l A + 8 L l² a    frozen weights pass gradients on, but get none themselves
-MFU, the share of the device's peak that training uses, counts only these: neither padding nor what
-gradient checkpointing or GradCache compute twice. Embeddings, norms, softmax and costs per text are
-left out, and the first block counts like any other, though its inputs may need no gradient.
+have width a: forward   2 l (N + A) + 4 L l² a backward  2 l N + 4 l A + 8 L l² a    frozen weights
+pass on gradients, but have none themselves MFU, the share of the device's peak that training uses,
+counts only these: neither padding nor the recomputation of gradient checkpointing and GradCache.
+Embeddings, norms, softmax and costs per text are left out, and the first block counts like any
+other, though its inputs may need no gradient.
 """
 
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ def peak_flops(device: str) -> float | None:
     """Peak FLOP/s of a device; None when it is not known.
 
     Args:
-        device: its name by its driver, or in `memory.GPU_MEMORY_GIB`.
+        device: the driver's name of it, or a key of `memory.GPU_MEMORY_GIB`.
     """
     name = device.replace(" ", "")
     return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
@@ -55,7 +54,7 @@ class FlopCounter:
 
     @classmethod
     def of(cls, shape: ModelShape, added: float | None) -> "FlopCounter":
-        """Of an architecture.
+        """FLOPs of an architecture.
 
         Args:
             added: weights of its adapters; None: every weight is trained.
@@ -66,7 +65,7 @@ class FlopCounter:
 
     @classmethod
     def planned(cls, shape: ModelShape, setup: TrainingSetup) -> "FlopCounter":
-        """Of an architecture with the adapters and latent attention of a training setup."""
+        """FLOPs of an architecture with the adapters and latent attention of a training setup."""
         backbone = cls.of(
             shape, None if setup.lora_rank is None else adapter_parameters(shape, setup)
         )
@@ -79,12 +78,12 @@ class FlopCounter:
         return replace(backbone, trained=backbone.trained + latent_attention)
 
     def forward(self, lengths: Sequence[int]) -> float:
-        """FLOPs of one forward over texts with so many tokens each."""
+        """FLOPs of one forward over texts with these numbers of tokens."""
         tokens, squares = _sums(lengths)
         return 2 * tokens * (self.frozen + self.trained) + 4 * squares * self.attention
 
     def backward(self, lengths: Sequence[int]) -> float:
-        """FLOPs of one backward over texts with so many tokens each."""
+        """FLOPs of one backward over texts with these numbers of tokens."""
         tokens, squares = _sums(lengths)
         linear = 2 * tokens * self.frozen + 4 * tokens * self.trained
         return linear + 8 * squares * self.attention

@@ -2,8 +2,8 @@
 
 Letters in formulas: P weights in all, T of them trained, W workers; h the width of the states, a of
 all heads' queries, f of the MLP, l tokens of a text; c bytes of a number in the compute precision.
-Every text counts as if it were as long as it may be, and all parts as if they peaked at once, so
-training usually takes less than this. What is not counted is reserved in `GPU_MEMORY_GIB`.
+Every text is assumed to have its maximum length, and all parts to peak at the same time, so
+training usually takes less than this. `GPU_MEMORY_GIB` reserves memory for everything else.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ WITHOUT_NATIVE_BFLOAT16 = {"V100-32G", "T4-16G"}
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What a phase asks of one worker, in plain numbers.
+    """A phase's demands on one worker, in plain numbers.
 
     Attributes:
         lora_rank: of the adapters; None trains every weight.
@@ -49,7 +49,7 @@ class TrainingSetup:
         dropout: of the adapters' inputs.
         latents: of latent-attention pooling: number of latents, heads, dims of a head (None: the
             states' width).
-        lm_head: the model has its language-model head, because tokens are predicted.
+        lm_head: the model has its language-model head, to predict tokens.
         embedded: (texts, tokens of each) that this worker embeds in one step.
         predicted: (texts, tokens of each, share of the tokens that is predicted).
         candidates: the passages of all workers that a query is scored against.
@@ -94,7 +94,7 @@ class TrainingSetup:
 
     def waiting_tokens(self) -> int:
         """Tokens whose activations wait for the backward: without GradCache all embedded ones;
-        predicted tokens never wait for one another."""
+        predicted tokens never wait for each other."""
         embedded = sum(texts * tokens for texts, tokens in self.embedded)
         return self.forward_tokens() if self.gradcache else max(embedded, self.forward_tokens())
 
@@ -186,7 +186,7 @@ def exchange(shape: ModelShape, setup: TrainingSetup) -> float:
 
 
 def activations(shape: ModelShape, setup: TrainingSetup) -> float:
-    """What the backward needs: `per_layer` bytes for every layer and waiting token. With gradient
+    """Memory for the backward: `per_layer` bytes for every layer and waiting token. With gradient
     checkpointing (arXiv 1604.06174) a layer keeps only its input, and its activations exist for one
     layer and one micro-batch at a time. Also counted: the last norm, the activations of latent
     attention, and the gradients that pass through one layer, 2 c (f + h)."""
@@ -204,7 +204,7 @@ def per_layer(shape: ModelShape, setup: TrainingSetup) -> float:
     """Bytes per token that one layer keeps for its backward. The sum of
       norms      their inputs in float32, 2 × 4 h; a trained RMSNorm keeps its output too
       inputs     of the linear layers, c each: h, a, h, f; parallel layers share their input.
-                 Where float32 states are rounded, each layer has a copy of its own; with adapter
+                 Where float32 states are rounded, each layer has a separate copy; with adapter
                  dropout too, and one byte of mask
       attention  queries, keys and values, repeated for all heads, and outputs, 4 c a; a row of
                  the mask, c l
@@ -224,7 +224,7 @@ def per_layer(shape: ModelShape, setup: TrainingSetup) -> float:
 
 
 def logits(shape: ModelShape, setup: TrainingSetup) -> float:
-    """Of one micro-batch, predicted tokens × vocabulary × (c + 3 × 4): the logits, the same in
+    """For one micro-batch, predicted tokens × vocabulary × (c + 3 × 4): the logits, the same in
     float32, their log-softmax and its gradient."""
     if setup.predicted is None:
         return 0.0
@@ -366,6 +366,6 @@ def _changes(setup: TrainingSetup) -> Iterator[dict[str, Any]]:
 
 
 def _settings(change: dict[str, Any]) -> list[str]:
-    """As they are written in a recipe."""
+    """The settings as a recipe writes them."""
     special = {"deepspeed": "engine=deepspeed"}
     return [special.get(name) or f"{name}={str(value).lower()}" for name, value in change.items()]

@@ -19,7 +19,7 @@ class Linear:
 
     @property
     def weights(self) -> int:
-        """How many weights it has, bias included."""
+        """Number of weights, including the bias."""
         return self.inputs * self.outputs + self.bias * self.outputs
 
 
@@ -51,7 +51,7 @@ class ModelShape:
 
     @property
     def weights(self) -> int:
-        """How many weights it has, without a language-model head."""
+        """Number of weights, without a language-model head."""
         inside = sum(linear.weights for linear in self.linears) + self.norms
         return self.layers * inside + self.outside
 
@@ -160,7 +160,7 @@ def _modernbert(c: Mapping[str, Any]) -> ModelShape:
             Linear("mlp.Wo", f, h, mlp),
         ),
         norms=2 * norm,
-        # Embeddings and the last norm; the embeddings' norm makes up for one that block 0 lacks.
+        # Embeddings and the last norm; the embeddings' norm stands for the norm that block 0 lacks.
         outside=c["vocab_size"] * h + norm,
         attention=h,
         mlp=f,
@@ -197,20 +197,20 @@ def resized_config(
     vocabulary_size: int | None = None,
     size: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """The config.json of a student that is made of a base with this one.
+    """The config.json of a student made from a base with this config.
 
     Args:
-        layers: how many of the base's it keeps.
-        vocabulary_size: how many tokens.
-        size: of one that begins at random: layers, hidden, heads and, if not 4 × hidden,
+        layers: number of the base's layers that it keeps.
+        vocabulary_size: number of tokens.
+        size: of a student with random weights: layers, hidden, heads and, if not 4 × hidden,
             intermediate.
     """
     changed = {**config}
     if size is not None:
         names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
         sizes = {"intermediate": 4 * size["hidden"], **size}
-        own = (sizes[name] for name in ("layers", "hidden", "heads", "intermediate"))
-        changed |= dict(zip(names, own, strict=True))
+        values = (sizes[name] for name in ("layers", "hidden", "heads", "intermediate"))
+        changed |= dict(zip(names, values, strict=True))
     if layers is not None:
         changed["num_hidden_layers"] = layers
     if vocabulary_size is not None:

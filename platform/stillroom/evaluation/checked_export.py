@@ -1,4 +1,4 @@
-"""Exports that are opened again and compared with their encoder."""
+"""Exports, reopened and compared with their encoder."""
 
 import json
 from collections.abc import Mapping
@@ -31,8 +31,8 @@ def export_and_check(
     Args:
         folder: does not exist yet.
         sets: texts to calibrate int8 on and to compare.
-        origin: where the texts are from, for readers of export.json.
-        original: gives the encoder's vectors where some are known already; None: it encodes all.
+        origin: the origin of the texts, for readers of export.json.
+        original: returns the encoder's vectors, if some are known already; None: it encodes all.
         on_texts: called after every few hundred texts that the export has encoded.
 
     Returns:

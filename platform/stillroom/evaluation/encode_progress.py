@@ -40,7 +40,7 @@ def encode_in_chunks(
 
 
 class ProgressEmbedder:
-    """An embedder that reports its progress; it encodes as the one that it wraps."""
+    """Wraps an embedder, and reports its progress."""
 
     def __init__(self, embedder: Embedder, on_texts: OnTexts):
         self.embedder, self.on_texts = embedder, on_texts

@@ -27,7 +27,7 @@ class EncodedSets:
     Attributes:
         queries: of the judged queries, float32, (q, dims[0]).
         passages: float32, (p, dims[0]).
-        dims: the sizes that the vectors were trained to be cut to, the full one first.
+        dims: the Matryoshka sizes of the vectors, the full one first.
         normalise: whether vectors, and their prefixes, are of unit length.
         texts_per_second: passages encoded per second, on this machine.
     """
@@ -40,8 +40,10 @@ class EncodedSets:
 
 
 def encode_sets(encoder: Embedder, role: str, sets: Mapping[str, EvaluationSet]) -> EncodedSets:
-    """Vectors of the sets. A teacher uses a set's prompts where it has them, others their own."""
-    queries = _queries(encoder, role, sets)  # first: it warms up what the passages' speed measures
+    """Vectors of the sets. A teacher uses a set's prompts if it has some; other encoders use their
+    own.
+    """
+    queries = _queries(encoder, role, sets)  # first: warms up before speed is measured
     passages, speed = _passages(encoder, role, sets)
     return EncodedSets(queries, passages, encoder.contract.dims, encoder.contract.normalise, speed)
 

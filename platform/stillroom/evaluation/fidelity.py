@@ -34,7 +34,7 @@ def compare_encoders(
     floor: float,
     name: str,
 ) -> dict[str, Any]:
-    """How similar the vectors of all texts are, and what the difference does to nDCG@10.
+    """The similarity of the vectors of all texts, and the effect of the difference on nDCG@10.
 
     Args:
         floor: the lowest cosine that any text may have.

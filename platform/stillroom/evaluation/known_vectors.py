@@ -1,4 +1,4 @@
-"""Vectors that an encoder has made already, so that later steps need not make them again.
+"""Vectors that an encoder has already made, for reuse in later steps.
 
 Shapes: n texts, d dims.
 """
@@ -49,7 +49,7 @@ class KnownVectors:
 
     @classmethod
     def read(cls, file: Path, sets: Mapping[str, EvaluationSet]) -> KnownVectors:
-        """What `write_vectors` kept; empty where there is no file."""
+        """Reads the vectors of `write_vectors`; empty if there is no file."""
         known = cls()
         arrays = load_file(file) if file.exists() else {}
         for name, dataset in sets.items():
@@ -65,7 +65,8 @@ def write_vectors(
     """Keeps the vectors of evaluation sets that were encoded under the encoder's own prompts.
 
     Args:
-        own_prompts: whether all were, as a student's are; else those of sets without prompts.
+        own_prompts: whether all were, as a student's are; otherwise only those of sets without
+            prompts are kept.
     """
     arrays = {
         f"{name}/{role}": np.ascontiguousarray(vectors[name], dtype=np.float32)

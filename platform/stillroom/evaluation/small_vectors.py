@@ -2,7 +2,7 @@
 
 Only stored passages are made small. Queries stay float32, except for `binary`, which compares signs
 with signs. `binary+rescoring` finds the best RESCORE_FACTOR × k that way and orders them again by
-the float32 query against their int8 codes, as Cohere and Hugging Face describe it: a search reads
+the float32 query against their int8 codes, as described by Cohere and Hugging Face: a search reads
 only the bits of all passages, and the codes may be on disk.
 """
 
@@ -87,7 +87,7 @@ def _rank_decoded(
 
 
 def sizes_to_evaluate(trained: Sequence[int], others: Sequence[int]) -> list[int]:
-    """The sizes that vectors were trained to be cut to, and others, the largest first.
+    """The Matryoshka sizes of the vectors, and others, the largest first.
 
     Raises:
         UserError: when a size is larger than the vectors.
@@ -95,7 +95,7 @@ def sizes_to_evaluate(trained: Sequence[int], others: Sequence[int]) -> list[int
     if wrong := [size for size in others if not 0 < size <= trained[0]]:
         raise UserError(
             "dims",
-            f"{wrong[0]} is no size of vectors of {trained[0]} dims",
+            f"{wrong[0]} is not a size of vectors of {trained[0]} dims",
             f"Use sizes from 1 to {trained[0]}",
         )
     return sorted({*trained, *others}, reverse=True)
@@ -110,7 +110,7 @@ def evaluate_precisions(
     """Each set's scores at every precision and size.
 
     Args:
-        sizes: None: those that the vectors were trained to be cut to.
+        sizes: None: the Matryoshka sizes of the vectors.
         calibrations: by size; None: each set's own passages calibrate, as when they are indexed.
 
     Returns:

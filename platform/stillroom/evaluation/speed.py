@@ -1,7 +1,7 @@
 """Texts per second of several encoders, measured in turns.
 
-One encoder after the other, each for minutes, would measure how the machine's load changes
-meanwhile. In short rounds, in turns, all encoders see the same load, and the spread over the rounds
+Measuring each encoder for minutes, one after the other, would also measure changes of the machine's
+load. With short rounds in turns, all encoders see the same load, and the spread over the rounds
 shows how steady it was.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 ROUNDS = 5
 
-ROUND_S = 1.0  # that an encoder works in a round, about
+ROUND_S = 1.0  # of an encoder's work in a round, about
 
 MIN_TEXTS = 32  # in a round
 
@@ -37,12 +37,12 @@ class Speed:
 
 
 def is_unreliable(spread: float | None) -> bool:
-    """Whether rounds differ so much that their median says nothing about the encoder."""
+    """Whether rounds differ so much that their median is meaningless."""
     return spread is not None and spread > MAX_RELIABLE_SPREAD
 
 
 def texts_per_round(texts_per_second: float) -> int:
-    """How many texts an encoder of about this speed gets in a round."""
+    """Number of texts per round for an encoder of about this speed."""
     return max(MIN_TEXTS, round(texts_per_second * ROUND_S))
 
 

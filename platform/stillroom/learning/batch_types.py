@@ -1,4 +1,4 @@
-"""What one worker takes in one step, and the names that objectives and the loop share."""
+"""Batches of one worker and step, and the type names that objectives and the loop share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ Metrics = dict[str, float]  # name → value of one step
 
 
 class Batches(Protocol):
-    """step → this worker's batch, the same whenever it is asked for."""
+    """step → this worker's batch, the same at every call."""
 
     def __call__(self, step: int) -> Any: ...
 

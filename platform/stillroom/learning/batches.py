@@ -1,6 +1,6 @@
 """Training data → each step's batch of token ids.
 
-Which rows a step takes is decided in `order`; texts are tokenised when the batch is made.
+`order` decides which rows a step takes; texts are tokenised when the batch is made.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class PairData:
     Attributes:
         passages: equal passages must be one row.
         source: the number of each pair's source, (pairs,).
-        prompts: of each source, what it puts before its texts; None: the encoder's own.
+        prompts: of each source, the prefix of its texts; None: the encoder's prompt.
         symmetric: of each source, whether its queries and passages are of one kind.
         negatives: passage rows, (pairs, per_query), -1 where there are fewer.
         teacher_queries, teacher_passages: float16 and usually memory-mapped, in the order of
@@ -54,7 +54,7 @@ class PairData:
         """The teacher's vectors of passages of the corpus, sampled without replacement.
 
         Returns:
-            float32, (count, dims), or all where there are fewer; None when count is 0.
+            float32, (count, dims), or all if there are fewer; None when count is 0.
         """
         if not count:
             return None
@@ -71,8 +71,8 @@ def sample_negatives(
 ) -> np.ndarray:
     """`count` passage rows for each pair, (len(rows) × count,).
 
-    Sampled from the pair's own without replacement. Where it has too few, random passages fill the
-    batch: every worker must bring the same number of rows.
+    Sampled from the pair's own without replacement. If it has too few, random passages fill the
+    batch, because every worker must have the same number of rows.
 
     Args:
         negatives: passage rows, (pairs, per_query), -1 where there are fewer.
@@ -81,10 +81,11 @@ def sample_negatives(
     """
     sampled = np.empty((len(rows), count), dtype=np.int64)
     for i, row in enumerate(rows):
-        # Seeded by the pair, not by its position: other numbers of workers sample the same.
+        # Seeded by the pair, not by its position, so that samples do not depend on the number of
+        # workers.
         rng = np.random.default_rng([seed, step, int(row)])
-        own = rng.permutation(negatives[row][negatives[row] >= 0])[:count]
-        sampled[i] = np.concatenate([own, rng.integers(passages, size=count - len(own))])
+        provided = rng.permutation(negatives[row][negatives[row] >= 0])[:count]
+        sampled[i] = np.concatenate([provided, rng.integers(passages, size=count - len(provided))])
     return sampled.reshape(-1)
 
 
@@ -109,7 +110,7 @@ class PairBatches(_ShardedBatches):
     hard_negatives: int
     query_tokens: int
     passage_tokens: int
-    sampled_passages: int = 0  # of the corpus, whose teacher vectors come beside the batch's own
+    sampled_passages: int = 0  # of the corpus, whose teacher vectors are added to the batch's
     shard: WorkerShard = SINGLE_WORKER
 
     def __call__(self, step: int) -> PairBatch:
@@ -131,7 +132,7 @@ class PairBatches(_ShardedBatches):
             ),
             query_ids=torch.tensor([_text_id(query) for query in queries]),
             passage_ids=torch.from_numpy(passages),
-            # Asked of the whole batch: every worker must have the same negatives.
+            # Computed for the whole batch: every worker must have the same negatives.
             symmetric=all(data.symmetric[s] for s in data.source[self.order.rows_at(step)]),
             teacher_queries=_vectors(data.teacher_queries, rows),
             teacher_passages=_vectors(data.teacher_passages, passages),
@@ -189,8 +190,8 @@ class TextBatches(_ShardedBatches):
 class DistillationTextBatches(_ShardedBatches):
     """step → this worker's passages and queries, each in its role, with the teacher's vectors.
 
-    Rows number the passages first, then the queries. A student gets no task prompt: its prompts
-    are its own.
+    Rows number the passages first, then the queries. A student gets no task prompt; it uses its own
+    prompts.
     """
 
     data: PairData
@@ -198,7 +199,7 @@ class DistillationTextBatches(_ShardedBatches):
     prompter: Prompter
     query_tokens: int
     passage_tokens: int
-    sampled_passages: int = 0  # of the corpus, whose teacher vectors come beside the batch's own
+    sampled_passages: int = 0  # of the corpus, whose teacher vectors are added to the batch's
     shard: WorkerShard = SINGLE_WORKER
 
     def __call__(self, step: int) -> TextBatch:
@@ -228,8 +229,9 @@ class MaskedBatches:
     """step → this worker's texts with some tokens masked, each predicted by the state before it.
 
     Args:
-        mask_id: what masked tokens are replaced by.
-        mask_probability: how likely a token is masked; at least one of each text is.
+        mask_id: the replacement of masked tokens.
+        mask_probability: the probability of masking a token; at least one token of each text is
+            masked.
     """
 
     texts: TextBatches
@@ -255,7 +257,7 @@ def mask_tokens(
 ) -> LabelledTokens:
     """A text with some tokens masked.
 
-    The state at i - 1 predicts the token that was at i: the language model's head was trained on
+    The state at i - 1 predicts the original token at i: the language model's head was trained on
     such shifted targets (LLM2Vec, arXiv 2404.05961).
     """
     targets = [IGNORE_INDEX] * len(ids)

@@ -37,9 +37,9 @@ class _AllGather(torch.autograd.Function):
 
 
 def all_gather_with_grad(local_bd: torch.Tensor) -> torch.Tensor:
-    """Rows of all workers, (workers × b, d), in order of rank; gradients flow to each.
+    """Rows of all workers, (workers × b, d), in order of rank; gradients flow back to each worker.
 
-    Every worker must bring the same number of rows. With a loss that is the mean over the
+    Every worker must have the same number of rows. With a loss that is the mean over the
     worker's own queries and gradients averaged over workers, the result equals one process
     holding the whole batch.
     """

@@ -1,4 +1,4 @@
-"""The one training loop, for teacher and student alike.
+"""The training loop for both teacher and student.
 
 A caller gives the engine that updates the weights, the objective, the batches, and callbacks for
 everything that leaves the loop: metrics, checkpoints, evaluation.
@@ -54,7 +54,7 @@ def scheduled_learning_rate(
     """Learning rate of a step: up to `peak` over `warmup` steps, then down to 0 at `steps`.
 
     Args:
-        shape: of the way down: linear, cosine, or constant, which stays at the peak.
+        shape: of the decay: linear, cosine, or constant, which stays at the peak.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -79,8 +79,8 @@ class TrainOptions:
         packed: forwards drop the padding of their batches.
         checkpoint_every: steps between checkpoints; None: only when training is asked to stop.
         evaluate_every: steps between evaluations; None: only after the last step.
-        flops: what texts cost the model.
-        device_flops: peak FLOP/s of one worker's device. The MFU is reported where this and `flops`
+        flops: FLOPs of texts in the model.
+        device_flops: peak FLOP/s of one worker's device. The MFU is reported if this and `flops`
             are known.
     """
 
@@ -99,16 +99,16 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What the loop calls, each on every worker.
+    """Functions that the loop calls, each on every worker.
 
     Attributes:
-        on_step: after each step, with its metrics.
-        save_checkpoint: with the number of steps done, after every `checkpoint_every` steps and
-            when training is asked to stop, but not after the last step.
+        on_step: called after each step, with its metrics.
+        save_checkpoint: called with the number of steps done, after every `checkpoint_every` steps
+            and when training is asked to stop, but not after the last step.
         evaluate: returns the score, the same on every worker; called after every `evaluate_every`
             steps and after the last. None: no evaluation.
-        on_best_score: after a step whose score is the best so far, before its checkpoint.
-        stop_requested: asked in every step; if it is true on one worker, all stop.
+        on_best_score: called after a step whose score is the best so far, before its checkpoint.
+        stop_requested: called in every step; if it is true on one worker, all stop.
     """
 
     on_step: Callable[[Metrics], None] = lambda metrics: None
@@ -137,7 +137,7 @@ def train(
         best_score: the best score of those steps, which a new best must beat.
 
     Raises:
-        NonFiniteLoss: before the update that would have spoiled the weights.
+        NonFiniteLoss: before the update that would have made the weights invalid.
     """
     losses = []
     for step in range(start_step, options.steps):
@@ -178,13 +178,13 @@ def train(
 
 @dataclass(frozen=True)
 class _StepTotals:
-    """What a step's workers bring together.
+    """Totals of a step over all workers.
 
     Attributes:
         mean_loss: over the workers.
         tokens, padded_tokens: of all workers, without and with padding.
-        flops: of all workers; 0 where the cost of a text is not known.
-        stop_requested: on one worker at least.
+        flops: of all workers; 0 if the cost of a text is unknown.
+        stop_requested: on at least one worker.
     """
 
     mean_loss: float
@@ -200,7 +200,7 @@ def _runner(engine: Engine, options: TrainOptions, step: int) -> MicroBatchRunne
         pad_id=options.pad_id,
         micro_batch_tokens=options.micro_batch_tokens,
         cached=options.gradcache,
-        # Dropout depends on the step alone, so a resumed run draws what it would have drawn.
+        # Dropout depends on the step alone, so a resumed run has the same dropout.
         seed=hash((options.seed, step, current_shard().rank)),
     )
 
@@ -281,7 +281,7 @@ def _last_checkpoint(step: int, options: TrainOptions) -> int:
 
 
 def _peak_memory_gib(device: torch.device) -> float:
-    """The most memory that this worker has held so far."""
+    """The peak memory of this worker so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux

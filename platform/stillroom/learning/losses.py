@@ -1,8 +1,8 @@
 """Losses as pure functions of tensors, under the names that the literature gives them.
 
-Shapes: of pairs, b queries of this worker and n candidate passages of all workers; of texts without
-labels, n of this worker and m of all; k vectors to rank; d dims.
-Everything is computed in float32, whatever the model ran in.
+Shapes: for pairs, b queries of this worker and n candidate passages of all workers; for texts
+without labels, n of this worker and m of all; k vectors to rank; d dims. Everything is computed in
+float32, independent of the model's precision.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ def info_nce(
     Args:
         scores_bn: similarity of query and candidate, cosine for unit vectors.
         positive_b: the column of each query's positive.
-        ignore_bn: True where a candidate is no negative (a copy of the positive, say).
+        ignore_bn: True where a candidate is not a negative (for example a copy of the positive).
     """
     logits_bn = scores_bn.float() / temperature
     if ignore_bn is not None:
@@ -74,8 +74,8 @@ def ranking_kl(
 ) -> Tensor:
     """`score_kl` of how a text ranks the teacher's vectors, mean over the texts.
 
-    The student's scores are cosines of its own vectors with the teacher's: its queries are to find
-    the passages of an index that the teacher made.
+    The student's scores are cosines of its own vectors with the teacher's: its queries have to find
+    the passages in an index made by the teacher.
 
     Args:
         targets_kd: the teacher's vectors that are ranked.
@@ -148,7 +148,7 @@ def similarity_order(
 class _SimilarityOrder(torch.autograd.Function):
     """The gradient counts the pairs that a column is on the wrong side of.
 
-    The forward takes it along, so that no triples need be kept.
+    The forward computes the gradient too, so that no triples are stored.
     """
 
     @staticmethod

@@ -1,9 +1,9 @@
 """A step's forwards and backwards: micro-batches under a token budget, and GradCache.
 
-An objective asks for the vectors of any number of texts, and for the loss of predicted tokens. This
+An objective requests the vectors of any number of texts, and the loss of predicted tokens. This
 file decides how they are computed: in micro-batches of texts of similar length; and with GradCache
-(Gao et al., 2021, arXiv 2101.06983) in two passes, so that one micro-batch bounds the memory,
-whatever the size of the contrastive batch.
+(Gao et al., 2021, arXiv 2101.06983) in two passes, so that memory depends on one micro-batch, not
+on the size of the contrastive batch.
 
 Shapes: n texts of this worker, d dims.
 """
@@ -33,8 +33,8 @@ class DeferredBackward:
     """A micro-batch whose forward runs again, with gradients, when its backward is due.
 
     Attributes:
-        seed: of dropout, so that the second forward draws what the first one drew.
-        weights: gives what the outputs are multiplied by before they are summed. For vectors that
+        seed: of dropout, so that both forwards have the same dropout.
+        weights: returns the factors of the outputs before they are summed. For vectors that
             is the loss's gradient, which exists only after the loss's own backward.
         loss_name: of a loss of predicted tokens; empty for vectors.
     """
@@ -51,7 +51,7 @@ class MicroBatchRunner:
     Args:
         micro_batch_tokens: the most tokens of one forward, padding counted.
         cached: GradCache: forwards without gradients first, then one micro-batch at a time.
-        seed: of dropout; every micro-batch draws from a seed of its own, the same in both passes.
+        seed: of dropout; every micro-batch has a separate seed, the same in both passes.
 
     Attributes:
         tokens, padded_tokens: of this worker's texts so far, without and with padding.
@@ -156,7 +156,7 @@ class MicroBatchRunner:
 
 
 def _gradient_of(vectors_nd: torch.Tensor, rows: np.ndarray) -> Callable[[], torch.Tensor]:
-    """The gradient of some rows, once there is one."""
+    """The gradient of some rows, once it exists."""
 
     def gradient() -> torch.Tensor:
         assert vectors_nd.grad is not None

@@ -1,6 +1,5 @@
-"""Which rows of the training data a step takes: a function of (seed, step), never a history.
-
-Resuming therefore needs one integer, and any number of workers may do it.
+"""Which rows of the training data a step takes: a function of (seed, step) alone. Resuming
+therefore needs one integer, and works with any number of workers.
 """
 
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ LENGTH_WINDOW = 32  # batches within which rows are sorted by length
 
 @dataclass(frozen=True)
 class WorkerShard:
-    """Which part of a global batch a worker takes: rows rank, rank + world, rank + 2 world, …"""
+    """The part of a global batch that a worker takes: rows rank, rank + world, rank + 2 world, …"""
 
     rank: int = 0
     world: int = 1
@@ -35,8 +34,8 @@ class BatchOrder:
         weights: share of the batches that each source gets, (sources,); None: by size.
         one_source: a batch's rows are all of one source.
         lengths: of each row's text; batches then hold rows of similar length. None: any.
-        temperature: without weights, shares are as sizes ** (1 / temperature): above 1, small
-            sources are read more often (arXiv 1907.05019).
+        temperature: without weights, shares are proportional to sizes ** (1 / temperature): above
+            1, small sources are read more often (arXiv 1907.05019).
     """
 
     source: np.ndarray
@@ -60,7 +59,7 @@ class BatchOrder:
 
     @cached_property
     def shares(self) -> np.ndarray:
-        """How likely each source is, adding up to 1."""
+        """The probability of each source; they sum to 1."""
         sizes = np.array([len(rows) for rows in self.source_rows])
         by_size = np.where(sizes, sizes ** (1 / self.temperature), 0)
         weights = by_size if self.weights is None else np.where(sizes, self.weights, 0)
@@ -74,7 +73,7 @@ class BatchOrder:
     def _single_source_batch(self, step: int) -> np.ndarray:
         chosen = self._choices(step + 1)
         source = int(chosen[step])
-        nth = int((chosen[:step] == source).sum())  # how many batches of that source came before
+        nth = int((chosen[:step] == source).sum())  # number of earlier batches of that source
         size = len(self.source_rows[source])
         if size < self.global_batch:  # a batch is more than an epoch
             return self._stream(source, nth * self.global_batch, (nth + 1) * self.global_batch)

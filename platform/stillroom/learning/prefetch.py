@@ -1,4 +1,4 @@
-"""Batches prepared in the background, while the step before them is computed."""
+"""Prepares batches in the background, while earlier steps are computed."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -9,13 +9,13 @@ from stillroom.learning.batch_types import Batches
 
 
 class Prefetcher:
-    """The same batches as the ones given, made by a thread up to `depth` steps ahead.
+    """The given batches, made by a thread up to `depth` steps ahead.
 
-    Steps may be asked for in any order. Fast tokenizers release Python's lock, so that one core
-    does it beside the others.
+    Steps may be requested in any order. Fast tokenizers release Python's lock, so the thread runs
+    on another core in parallel.
 
     Args:
-        steps: how many there are: no batch after the last one is made.
+        steps: number of steps; no batch after the last one is made.
     """
 
     def __init__(self, batches: Batches, steps: int, depth: int = 2):

@@ -20,7 +20,7 @@ def fit_projection(
     """Fits the encoder's projection to a sample of texts, before any training.
 
     Args:
-        tokens: of n texts of both roles, cut as training will cut them; a few thousand suffice.
+        tokens: of n texts of both roles, truncated as in training; a few thousand suffice.
         vectors_nd: the teacher's vectors of the same texts.
         batch_tokens: the most tokens of one forward, padding counted.
     """
@@ -38,11 +38,11 @@ def fit_projection(
 
 
 def ridge_regression(states_nh: Tensor, vectors_nd: Tensor, *, ridge: float = 0.3) -> Tensor:
-    """The linear map of a student's states that comes nearest to its teacher's vectors.
+    """The linear map from a student's states that best approximates its teacher's vectors.
 
     Minimises Σ |W x - t|² + λ |W|², where x is a state scaled to unit length, so that every text
-    counts alike, and λ is `ridge` times the mean over the h coordinates of Σ x². It shrinks the
-    directions that the sample shows little of; that is why it holds on other texts.
+    has the same weight, and λ is `ridge` times the mean over the h coordinates of Σ x². It shrinks
+    directions with little variance in the sample, so that the map generalises to other texts.
 
     Args:
         states_nh: pooled states, before any projection.

@@ -26,7 +26,7 @@ class Bm25:
     """An index of Lucene's BM25 (k1 1.5, b .75, English stop words, Snowball stemmer).
 
     Raises:
-        UserError: when the passages have no word.
+        UserError: when the passages contain no words.
     """
 
     def __init__(self, passages: Sequence[str]):

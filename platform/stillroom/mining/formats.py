@@ -25,7 +25,7 @@ class PairTexts:
     rows: dict[str, int] = field(default_factory=dict)
 
     def add_passage(self, text: str) -> int:
-        """The row of a passage, which is added where no equal text is there."""
+        """The row of a passage, which is added unless an equal text exists."""
         row = self.rows.setdefault(text_key(text), len(self.passages))
         if row == len(self.passages):
             self.passages.append(text)
@@ -59,8 +59,9 @@ def _pairs(texts: PairTexts, mined: MinedNegatives) -> Iterator[_Pair]:
 def sentence_transformers(
     texts: PairTexts, mined: MinedNegatives, with_scores: bool
 ) -> Iterator[dict[str, Any]]:
-    """Triplets, one a negative; `label` is the positive's score less the negative's, which
-    MarginMSELoss learns from."""
+    """Triplets, one per negative; `label` is the positive's score minus the negative's, as
+    MarginMSELoss expects.
+    """
     for pair in _pairs(texts, mined):
         for row, score in pair.negatives:
             label = {"label": pair.positive_score - score} if with_scores else {}
@@ -75,7 +76,7 @@ def sentence_transformers(
 def flagembedding(
     texts: PairTexts, mined: MinedNegatives, with_scores: bool
 ) -> Iterator[dict[str, Any]]:
-    """A row a query, with lists of texts and of scores."""
+    """A row per query, with lists of texts and of scores."""
     for pair in _pairs(texts, mined):
         scores = {
             "pos_scores": [pair.positive_score],
@@ -92,7 +93,7 @@ def flagembedding(
 def tevatron(
     texts: PairTexts, mined: MinedNegatives, with_scores: bool
 ) -> Iterator[dict[str, Any]]:
-    """A row a query, with lists of documents."""
+    """A row per query, with lists of documents."""
 
     def document(row: int, score: float) -> dict[str, Any]:
         extra = {"score": score} if with_scores else {}

@@ -11,16 +11,16 @@ import numpy as np
 
 from stillroom.mining.exact import Block, TopK
 
-SAMPLES_PER_LIST = 64  # vectors per list that its centre is learnt from
+SAMPLES_PER_LIST = 64  # training vectors per list, to learn its centre
 
 
 class InvertedFile:
     """Passages in lists around centres, as float16: 2 bytes a number in memory.
 
     Args:
-        blocks: each call gives the passages from the start, as blocks of (rows, vectors).
+        blocks: each call returns the passages from the start, as blocks of (rows, vectors).
         lists: None: four times the square root of the number of passages.
-        probes: lists that a query reads.
+        probes: lists that a query searches.
         device: "cuda" puts the index on this process's GPU where FAISS is built for one.
     """
 
@@ -59,5 +59,5 @@ class InvertedFile:
 
 def recall_of_exact(approximate: np.ndarray, exact: np.ndarray) -> float:
     """The share of the rows in `exact` (q, k) that are in `approximate` (q, any)."""
-    found = (exact[:, :, None] == approximate[:, None, :]).any(2)
-    return float(found[exact >= 0].mean()) if (exact >= 0).any() else 1.0
+    is_found = (exact[:, :, None] == approximate[:, None, :]).any(2)
+    return float(is_found[exact >= 0].mean()) if (exact >= 0).any() else 1.0

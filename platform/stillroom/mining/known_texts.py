@@ -1,4 +1,4 @@
-"""What is known of queries and passages before mining: copies, answers, evaluation texts."""
+"""Known relations of queries and passages before mining: copies, answers, evaluation texts."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
@@ -10,7 +10,7 @@ from stillroom.data.readers.records import EvaluationSet
 
 
 class KnownTexts:
-    """What is known of the texts, by row.
+    """Known relations of the texts, by row.
 
     Shapes: p passages, q queries (pairs).
 
@@ -36,7 +36,7 @@ class KnownTexts:
     ):
         """
         Args:
-            extra_answers: further (queries, passage rows) that answer, such as a query's own text.
+            extra_answers: further answers as (queries, passage rows), such as a query's own text.
         """
         self.group_p, self.positive_q, self.query_text_q = group_p, positive_q, query_text_q
         self.excluded_p = np.zeros(len(group_p), dtype=bool) if excluded_p is None else excluded_p

@@ -33,15 +33,15 @@ REASONS = (POSITIVE, KNOWN, EVALUATION, PROVIDED, NEAR_POSITIVE, ABOVE_MAX_SCORE
 @dataclass(frozen=True)
 class SelectionRule:
     """Positive-aware mining: TopK-PercPos, TopK-MarginPos and TopK-Abs (NV-Retriever, arXiv
-    2407.15831). A limit that is None does not apply; of several the lowest does.
+    2407.15831). A limit of None does not apply; the lowest of several limits applies.
 
     Attributes:
         max_share_of_positive: a candidate that scores above this share of the positive's score
-            counts as an unjudged answer. For a positive below 0 the limit is as far below it, so
-            that it is always on the lower side.
+            counts as an unjudged answer. For a positive below 0, the limit is below it by the same
+            distance.
         absolute_margin: a candidate must score at least this much less than the positive.
-        max_score: the most that a candidate may score, whatever the positive's score.
-        skip_first: how many of the best remaining candidates are passed over.
+        max_score: the highest score of a candidate, independent of the positive's score.
+        skip_first: how many of the best remaining candidates are skipped.
         sample_from: how many candidates after those are sampled from.
         per_query: negatives of each query.
         strategy: samples at random, or takes the best.
@@ -88,7 +88,7 @@ def select_negatives(
 ) -> SelectedNegatives:
     """The negatives of neighbouring queries: those provided with them, then mined ones.
 
-    Provided negatives are taken whatever they score, unless they answer or are excluded.
+    Provided negatives are taken with any score, unless they are answers or excluded.
 
     Args:
         scores, rows: candidates of each query, (q, k), best first, row -1 where there is none.
@@ -128,7 +128,7 @@ def select_negatives(
 
 @dataclass(frozen=True)
 class _Candidates:
-    """What the rules look at.
+    """The inputs of the rules.
 
     Attributes:
         queries: their numbers, (q,).
@@ -148,7 +148,7 @@ class _Candidates:
 def _rejections(
     candidates: _Candidates, texts: KnownTexts, rule: SelectionRule
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(reason, which candidates it rejects, (q, k)). Of several reasons the first one counts."""
+    """(reason, which candidates it rejects, (q, k)). The first of several reasons counts."""
     c = candidates
     yield POSITIVE, c.rows == texts.positive_q[c.queries][:, None]
     yield KNOWN, texts.is_answer(c.queries, c.rows)
@@ -160,7 +160,7 @@ def _rejections(
 
 
 def _limit(positive_score_q: np.ndarray, rule: SelectionRule) -> np.ndarray:
-    """The most that a candidate may score for its positive, (q,)."""
+    """The highest allowed score of a candidate, by its positive, (q,)."""
     limit = np.full(len(positive_score_q), np.inf)
     if rule.max_share_of_positive is not None:
         share = rule.max_share_of_positive
@@ -197,7 +197,7 @@ def _sample(
     taken = pool
     if rule.strategy == "random":
         # The lowest of random numbers are a uniform sample. Each depends on its query and row only,
-        # so that another query, or another block, changes nothing for this one.
+        # so that other queries and blocks do not affect it.
         random = np.where(pool, _random_numbers(seed, queries[:, None], rows), np.uint64(2**64 - 1))
         count = min(rule.per_query, random.shape[1])
         last = np.sort(random, axis=1)[:, count - 1 : count]

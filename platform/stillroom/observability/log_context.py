@@ -1,8 +1,8 @@
-"""The fields that every log line carries beside its message: the run, the stage and the worker.
+"""Fields of every log line besides its message: the run, the stage and the worker.
 
 Lines are text. With STILLROOM_LOGS=json they are JSON with `time` (seconds since 1970), `level`,
-`logger`, `message` and, where known, `run`, `stage`, `rank` and `worker`; then the lines of
-libraries are JSON too.
+`logger`, `message` and, where known, `run`, `stage`, `rank` and `worker`; libraries' lines are then
+JSON too.
 """
 
 import json
@@ -83,9 +83,9 @@ def parse_json_line(line: str) -> dict[str, Any] | None:
 def configure_worker_logging(context: LogContext, **fields: Any) -> None:
     """Sets up a worker's logging: the driver's fields and these, to standard output.
 
-    Ray keeps a worker's standard output and brings it to the driver, with the worker's name before
-    each line. A line of text is therefore the message alone; workers other than the first add their
-    rank.
+    Ray stores a worker's standard output and forwards it to the driver, with the worker's name
+    before each line. A text line is therefore only the message; workers other than the first add
+    their rank.
     """
     _fields.clear()
     _fields.update(context.fields | fields)
@@ -94,7 +94,7 @@ def configure_worker_logging(context: LogContext, **fields: Any) -> None:
     handler.setFormatter(logging.Formatter(f"rank {rank}: %(message)s" if rank else "%(message)s"))
     package = logging.getLogger("stillroom")
     package.setLevel(logging.INFO)
-    package.handlers[:] = [handler]  # in place of another stage's, for which this process worked
+    package.handlers[:] = [handler]  # replaces the handler of an earlier stage in this process
     package.propagate = False
     if context.json_lines:
         handler.setFormatter(JsonFormatter())

@@ -2,7 +2,7 @@
 
 ROOT/.runs/ID/ has a JSON file for each event, named by its time; alive.json, rewritten every few
 seconds while the run lives; and log.jsonl, the lines of the run's driver and its workers. Any
-process of a run may write events: each is a file of its own, whole or absent.
+process of a run may write events: each event is a separate file, complete or absent.
 """
 
 import json
@@ -42,7 +42,7 @@ MEMORY_POLL_S = 0.5  # between two readings of the driver's memory
 
 EVENT_FILE = re.compile(r"\d{17}-[0-9a-f]{6}\.json")
 
-# The logger of lines that Ray brings from workers; not below `stillroom`, which prints.
+# The logger of lines that Ray forwards from workers; not a child of `stillroom`, which prints.
 WORKER_LOGGER = "stillroom-workers"
 
 Event = dict[str, Any]  # "at" in seconds since 1970, "event", and the event's own fields
@@ -51,7 +51,7 @@ Event = dict[str, Any]  # "at" in seconds since 1970, "event", and the event's o
 def record_event(store: Store, event: str, **fields: Any) -> None:
     """Writes an event of this process's run; does nothing outside a run.
 
-    The run goes on if the journal cannot be written: the failure is logged.
+    If the journal cannot be written, the failure is logged and the run continues.
     """
     if "run" not in current_fields():
         return
@@ -108,7 +108,7 @@ class RunJournal:
 
     @contextmanager
     def stage(self, ref: str) -> Iterator[dict[str, Any]]:
-        """Records the stage inside the block; fields put into the dict go with its end."""
+        """Records the stage inside the block; its end event has the fields of the dict."""
         if not self.started:
             self._start()
         record_event(self.store, "stage begins", ref=ref)
@@ -145,7 +145,7 @@ class RunJournal:
             logging.getLogger(name).addHandler(self._log_handler)
         workers = logging.getLogger(WORKER_LOGGER)
         workers.setLevel(logging.INFO)
-        workers.propagate = json_lines_enabled()  # else Ray prints them itself
+        workers.propagate = json_lines_enabled()  # otherwise Ray prints them itself
         self._heartbeat = threading.Thread(target=self._beat, name="journal", daemon=True)
         self._heartbeat.start()
         log.info("run %s: see its timeline with `stillroom runs show %s`", self.run, self.run)

@@ -1,4 +1,4 @@
-"""Where a run's time went, from its journal: as data, a table and an SVG."""
+"""How a run spent its time, from its journal: as data, a table and an SVG."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-DEAD_AFTER_S = 90  # a run that has not ended counts as killed so long after its last heartbeat
+DEAD_AFTER_S = 90  # a run that has not ended counts as killed this long after its last heartbeat
 
 PAGE = jinja2.Environment(
     loader=jinja2.PackageLoader("stillroom.observability", "."), autoescape=True, trim_blocks=True,
@@ -81,7 +81,7 @@ class Timeline:
         return max(0.0, self.seconds - sum(span.seconds for span in self.spans))
 
     def as_json(self) -> dict[str, Any]:
-        """What `stillroom runs --json` prints of the run."""
+        """The run's entry in `stillroom runs --json`."""
         return {
             "run": self.run,
             "outcome": self.outcome,
@@ -157,7 +157,7 @@ def build_timeline(
 
 
 def text_bar(span: Span, timeline: Timeline, width: int) -> str:
-    """A bar that shows when in the run a stage ran, in so many characters."""
+    """A bar of `width` characters that shows when in the run a stage ran."""
     if span.started is None or span.ended is None or not timeline.seconds:
         return ""
     start = int((span.started - timeline.started) / timeline.seconds * width)

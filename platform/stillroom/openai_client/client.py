@@ -17,7 +17,7 @@ import tenacity
 from stillroom.errors import UserError, one_line
 from stillroom.openai_client.requests import Request, estimate_text_tokens
 
-MAX_PAUSE_S = 600.0  # however long an endpoint asks us to wait
+MAX_PAUSE_S = 600.0  # upper limit of waits that an endpoint requests
 
 RETRYABLE_STATUSES = {408, 409, 425, 429}  # and 500 or more
 
@@ -38,7 +38,7 @@ class RateLimiter:
         self.lock = threading.Lock()
 
     def reserve(self, tokens: int, now: float) -> float:
-        """Reserves the next slot for a request of so many tokens; returns the seconds until it."""
+        """Reserves the next slot for a request with these tokens; returns the seconds until it."""
         with self.lock:
             start = max(now, self.free_at)
             pause_s = max(self.seconds_per_request, tokens * self.seconds_per_token)
@@ -50,7 +50,7 @@ class _RetryableError(Exception):
     """A failure that another attempt may not have.
 
     Args:
-        pause_s: how long the endpoint asks us to wait; None if it does not say.
+        pause_s: how long the endpoint asks clients to wait; None if unknown.
     """
 
     def __init__(self, problem: str, pause_s: float | None = None):

@@ -1,4 +1,4 @@
-"""Requests to an OpenAI-compatible endpoint, and what they cost."""
+"""Requests to an OpenAI-compatible endpoint, and their cost."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ class Request:
     Attributes:
         route: `chat/completions`, `completions` or `embeddings`.
         body: the JSON to send, as text: it is part of the request's key.
-        sample: which of several answers to the same body this request asks for.
+        sample: number of this request among several with the same body.
     """
 
     route: str
@@ -28,7 +28,7 @@ class Request:
     def key(self) -> str:
         """The key of its cached response.
 
-        The endpoint's address is no part of it: the same model elsewhere answers the same.
+        It does not contain the endpoint's address: the same model gives the same answers elsewhere.
         """
         return hashlib.sha256(f"{self.route}\n{self.sample}\n{self.body}".encode()).hexdigest()
 
@@ -75,8 +75,8 @@ def affordable_calls(
     """How many more calls a budget pays for; inf without a budget.
 
     Args:
-        spent: what was used so far.
-        per_call: the most that a call uses.
+        spent: the usage so far.
+        per_call: the maximum usage of a call.
         tokens, cost: the budget, each None for no limit; the lower of both counts.
         price_in, price_out: per million tokens.
     """

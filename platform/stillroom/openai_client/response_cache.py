@@ -1,4 +1,4 @@
-"""A cache of responses on disk: what was paid for once is never paid for again."""
+"""A cache of responses on disk: no answer is paid for twice."""
 
 import sqlite3
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Why a step has no artifact: what changed since the newest one of its name."""
+"""Explains why a step has no artifact: the changes since the newest one of its name."""
 
 import json
 from collections.abc import Iterator

@@ -18,7 +18,7 @@ def pipeline(recipe: Recipe, *, gate: bool = True) -> list[Step]:
     """The recipe's steps, each after those that it reads.
 
     Args:
-        gate: without it a release is made whatever was measured, under a key of its own.
+        gate: without it a release is made independent of the measurements, under a different key.
 
     Raises:
         UserError: when a file or model that the recipe names is missing.
@@ -55,7 +55,7 @@ def synthetic_steps(recipe: Recipe) -> list[Step]:
             sources["retriever"] = Store(recipe.root).find(retriever).key
         elif retriever != "bm25":
             sources["retriever"] = model_fingerprint(retriever)
-    # The section's other fields do not influence what is written, and so do not belong to its key.
+    # The section's other fields do not influence the result, so they are not part of its key.
     unrelated: dict[str, Any] = {"max_pairs": None, "held_out": None, "evaluation": {}}
     section = recipe.corpus.model_copy(
         update={"sources": {name: recipe.corpus.sources[name] for name in names}, **unrelated}
@@ -72,7 +72,7 @@ def corpus_step(recipe: Recipe, *synthetic: Step) -> Step:
 def teacher_steps(recipe: Recipe, corpus: Step) -> Iterator[Step]:
     """A step per phase of the teacher, or one for the base as it is; the teacher comes last.
 
-    Where a phase asks for mined negatives, the phase before it mines them.
+    If a phase uses mined negatives, the phase before it mines them.
     """
     phases = recipe.teacher.phases
     if not phases:
@@ -132,7 +132,7 @@ def report_step(
 def release_step(
     recipe: Recipe, corpus: Step, teacher: Step, student: Step, report: Step, *, gate: bool
 ) -> Step:
-    """Packs what serving loads, if the gate passes."""
+    """Packs the release for serving, if the gate passes."""
     args = {
         "section": recipe.release,
         "gate": gate,
@@ -201,6 +201,8 @@ def _without_phases(section: Teacher | Student) -> Section:
 
 
 def _trusted(**sections: Teacher | Student) -> dict[str, Any]:
-    """Which models may run code that comes with them: the recipe says so, and never an artifact."""
+    """Which models may run code that comes with them; only the recipe decides it, never an
+    artifact.
+    """
     roles = [role for role, section in sections.items() if section.trust_remote_code]
     return {"trusted": roles} if roles else {}

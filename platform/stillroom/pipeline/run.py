@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 def stage_function(stage: str) -> Callable[..., Mapping[str, Any]]:
     """The function that makes a stage's artifact, and returns its summary.
 
-    Imported when it is needed: that takes seconds, and a run that reuses everything ends at once.
+    Imported when needed: the import takes seconds, and a run that reuses everything should end at
+    once.
     """
     function: Callable[..., Mapping[str, Any]] = getattr(import_module(STAGES[stage]), stage)
     return function
@@ -82,7 +83,7 @@ def produce(
         artifacts: ref → artifact, of the steps before. Others are opened from the store.
 
     Raises:
-        UserError: whatever the stage raises.
+        UserError: from the stage.
     """
     started_at = time.monotonic()
     if store.exists(step.stage, step.name, step.key):

@@ -1,4 +1,4 @@
-"""Fingerprints of what a recipe reads from outside: files, folders and models."""
+"""Fingerprints of a recipe's external inputs: files, folders and models."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ from stillroom.storage.artifacts import Store
 
 
 def corpus_sources(recipe: Recipe) -> dict[str, str]:
-    """Of the corpus: name → fingerprint.
+    """Fingerprints of the corpus's inputs, by name.
 
     Raises:
         UserError: when a file or model is missing.
     """
-    # Their order counts: a text that several sources hold belongs to the first. JSON of a key has
-    # no order, so it is a source of its own.
+    # Their order matters: a text in several sources belongs to the first. The JSON of a key has no
+    # order, so the list is a separate source.
     sources = {"the list of sources": ", ".join(recipe.corpus.sources)}
     for name, source in recipe.corpus.sources.items():
         if isinstance(source, DocstringSource):
@@ -44,7 +44,8 @@ def corpus_sources(recipe: Recipe) -> dict[str, str]:
 
 
 def teacher_sources(recipe: Recipe) -> dict[str, str]:
-    """Of the teacher's base or members. An API has none: its section says all that counts.
+    """Fingerprints of the teacher's base or members. An API has none: its section determines
+    everything.
 
     Raises:
         UserError: when a model is missing.

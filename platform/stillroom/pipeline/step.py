@@ -29,9 +29,9 @@ class Step:
     Attributes:
         stage: names the function that makes it; see `pipeline.run.STAGES`.
         name: of the artifact: the recipe's name, with a phase's number where there are several.
-        args: the recipe's part in it, as the function's keyword arguments.
+        args: the recipe's part of the inputs, as the function's keyword arguments.
         inputs: role → the step whose artifact is read; keyword arguments as well.
-        sources: name → fingerprint of what is read from outside.
+        sources: name → fingerprint of an external input.
     """
 
     stage: str
@@ -67,7 +67,7 @@ def by_stage(*steps: Step) -> dict[str, Step]:
 
 
 def _as_json(args: dict[str, Any]) -> dict[str, Any]:
-    """The fields of the recipe's section, and the other arguments beside them."""
+    """The fields of the recipe's section, and the other arguments."""
     plain = {
         name: value.model_dump(mode="json") if isinstance(value, Section) else value
         for name, value in args.items()

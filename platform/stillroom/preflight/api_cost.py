@@ -1,4 +1,4 @@
-"""How many tokens an embeddings API would be sent for a corpus."""
+"""Estimates the tokens that would be sent to an embeddings API for a corpus."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,8 @@ from stillroom.storage.artifacts import Artifact
 
 
 def estimate_api_tokens(api: EmbeddingsApi, corpus: Artifact) -> int:
-    """About the most tokens for the vectors of a corpus and its evaluation sets, without the cache.
+    """An estimated maximum of tokens for the vectors of a corpus and its evaluation sets, without
+    the cache.
 
     Sends nothing.
     """

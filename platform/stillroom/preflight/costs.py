@@ -1,4 +1,4 @@
-"""GPU hours of a recipe and their price at list prices. Of a model only config.json is read.
+"""GPU hours of a recipe and their price at list prices. Reads only config.json of models.
 
 Hours are FLOPs divided by a GPU's peak FLOP/s and by the share of the peak that training reaches
 (MFU). Every text counts with the longest length that the recipe allows. Restarts, idle nodes, work
@@ -52,7 +52,7 @@ class Cost:
 
     Attributes:
         flops: None where they are unknown; `why` then says what is missing.
-        gpus: at work at the same time; 0 for work on CPUs.
+        gpus: used at the same time; 0 for work on CPUs.
     """
 
     what: str
@@ -136,7 +136,7 @@ def estimate_costs(recipe: Recipe, *, mfu: float = MFU, texts: int | None = None
     """GPU hours and price of every part of a recipe.
 
     Args:
-        mfu: the share of a GPU's peak FLOP/s that is reached.
+        mfu: the fraction of a GPU's peak FLOP/s that training reaches.
         texts: queries and passages of the corpus; None leaves their embedding out.
 
     Raises:
@@ -307,7 +307,7 @@ def _training(
 def _embedding(
     what: str, flops_per_text: float | None, texts: int | None, scale: ActorPool
 ) -> Cost:
-    """The work of embedding so many texts."""
+    """The work of embedding this many texts."""
     # The report measures one model after another, each on one actor.
     gpus = scale.gpus * (1 if what == "report" else scale.actors)
     if flops_per_text is None:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        what: was checked.
+        what: the subject of the check.
         fix: what to do; empty where the finding is ok.
     """
 

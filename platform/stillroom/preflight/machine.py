@@ -41,10 +41,10 @@ def check_compiler(recipe: Recipe) -> list[Finding]:
 
 
 def check_disk(store: Store, needed: int) -> Finding:
-    """Whether the root has room for so many bytes.
+    """Checks that the root has space for this many bytes.
 
     Raises:
-        UserError: when it has not.
+        UserError: when it does not.
     """
     free = store.free_bytes()
     if free is None:

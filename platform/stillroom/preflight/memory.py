@@ -1,4 +1,4 @@
-"""Whether a recipe's training fits its GPUs. Of a model only config.json is read."""
+"""Whether a recipe's training fits its GPUs. Reads only config.json of models."""
 
 from collections.abc import Iterator
 
@@ -25,7 +25,7 @@ def student_shape(section: Student) -> ModelShape | None:
     """The student's shape without its projection; None for an unknown architecture.
 
     Raises:
-        UserError: when the base has no such layer, or not so many tokens.
+        UserError: when the base has no such layer, or fewer tokens.
     """
     config = read_config(section.base)
     shape = None if config is None else model_shape(config)
@@ -55,7 +55,7 @@ def student_shape(section: Student) -> ModelShape | None:
 
 
 def check_memory(recipe: Recipe) -> Iterator[Finding]:
-    """The memory that each phase of the teacher takes on a worker.
+    """Checks the memory that each phase of the teacher takes on a worker.
 
     Raises:
         UserError: when a phase does not fit scale.teacher.gpu_type, or that type is unknown.
@@ -137,7 +137,7 @@ def training_setup(teacher: Teacher, phase: TeacherPhase, scale: TrainingWorkers
         predicted=predicted,
         candidates=candidates,
         matryoshka_sizes=sizes,
-        workers=scale.min_workers,  # with the fewest, each holds the most
+        workers=scale.min_workers,  # with the fewest workers, each holds the most
         deepspeed=scale.engine == "deepspeed",
         zero_stage=scale.zero_stage,
         offload=scale.offload,

@@ -14,7 +14,7 @@ from stillroom.encoders.model_names import (
 from stillroom.encoders.remote_code import needs_remote_code, remote_code_error
 from stillroom.errors import UserError
 
-# Either says how a model's states become a vector.
+# Either of these files defines how to pool a model's states.
 POOLING_FILES = ("contract.json", "modules.json")
 
 

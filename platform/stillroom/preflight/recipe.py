@@ -1,4 +1,4 @@
-"""`stillroom check`: all that can be known about a run before anything expensive starts."""
+"""`stillroom check`: every check of a run that is possible before anything expensive starts."""
 
 from stillroom.config.recipe import Recipe
 from stillroom.config.scale import TeacherApi
@@ -34,8 +34,8 @@ def check_recipe(recipe: Recipe, steps: list[Step]) -> list[Finding]:
     disk_bytes = 0
     for model in base_models(recipe):
         if model.field.partition(".")[0] in stages:
-            found, weight_bytes = _check_base(recipe, model, store)
-            findings += found
+            model_findings, weight_bytes = _check_base(recipe, model, store)
+            findings += model_findings
             disk_bytes += DISK_PER_WEIGHT * weight_bytes
     if recipe.teacher.api is not None and stages & {"vectors", "report"}:
         findings.append(_check_api(recipe.teacher.api, recipe.scale.teacher_api, store, steps))

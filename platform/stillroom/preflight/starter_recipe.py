@@ -9,7 +9,7 @@ from stillroom.data.readers.documents import CountTokens
 from stillroom.errors import UserError
 from stillroom.reports.describe import describe
 
-# Fewer cannot be split into training pairs and a test set that says anything.
+# Fewer cannot be split into training pairs and a meaningful test set.
 MIN_PAIRS = 40
 
 TOKENS_PER_WORD = 1.5  # of English text, rounded up; other languages need more
@@ -28,13 +28,13 @@ PLAIN = re.compile(r"[A-Za-z/][\w./-]*")  # a string that needs no quotes
 
 @dataclass(frozen=True)
 class PairFacts:
-    """What a recipe has to fit.
+    """Facts about a file of pairs that a recipe has to fit.
 
     Attributes:
         location: of the file, as the user wrote it.
         pairs: how many there are.
         passages: how many distinct positives there are.
-        negatives_per_pair: that the file brings, on average.
+        negatives_per_pair: in the file, on average.
         query_tokens: 95 % of the queries are not longer.
         passage_tokens: 95 % of the positives are not longer.
         measured: whether tokens were counted; otherwise they are estimated from words.
@@ -92,13 +92,15 @@ def describe_pairs(location: str, count: CountTokens | None) -> PairFacts:
     Raises:
         UserError: when there are no pairs, or too few.
     """
-    found = describe(location, model="the student" if count else None, count=count)
-    fields, pairs = found["fields"], found["rows"].get("pairs", 0)
+    description = describe(location, model="the student" if count else None, count=count)
+    fields, pairs = description["fields"], description["rows"].get("pairs", 0)
     if not pairs:
-        kinds = ", ".join(f"{n:,} {kind}" for kind, n in found["rows"].items()) or "no valid rows"
+        kinds = (
+            ", ".join(f"{n:,} {kind}" for kind, n in description["rows"].items()) or "no valid rows"
+        )
         raise UserError(
             f"--pairs {location}",
-            f"holds no pairs but {kinds}",
+            f"holds {kinds} and no pairs",
             'Give JSONL lines such as {"query": "…", "positive": "…"}',
         )
     passages = fields["positive"]["distinct"]
@@ -115,12 +117,12 @@ def describe_pairs(location: str, count: CountTokens | None) -> PairFacts:
         location=location,
         pairs=pairs,
         passages=passages,
-        negatives_per_pair=found["negatives_per_pair"] or 0.0,
+        negatives_per_pair=description["negatives_per_pair"] or 0.0,
         query_tokens=round(per_unit * fields["query"]["lengths"]["p95"]),
         passage_tokens=round(per_unit * fields["positive"]["lengths"]["p95"]),
         measured=count is not None,
         script=max(scripts, key=scripts.__getitem__),
-        skipped_rows=found["left_out"]["counts"].get("wrong", 0),
+        skipped_rows=description["left_out"]["counts"].get("wrong", 0),
     )
 
 
@@ -161,7 +163,7 @@ def _round_up(tokens: float, *, low: int, high: int) -> int:
 
 
 def fill_template(template: str, facts: PairFacts) -> str:
-    """The template with the values that fit, and with a head that says where they are from."""
+    """The template with the values that fit, and with a header that names their origin."""
     head = (
         f"# Fitted by `stillroom init --pairs` to {facts.location}: {facts.pairs:,} pairs with\n"
         f"# {facts.passages:,} distinct passages and {facts.negatives_per_pair:g} negatives each.\n"
@@ -174,7 +176,7 @@ def set_values(text: str, values: Mapping[str, Any]) -> str:
     """YAML with other values at some paths; comments, order and the rest stay as they are.
 
     Args:
-        text: YAML in block style, with one of the keys to change per line and its value beside it.
+        text: YAML in block style, with one of the keys to change per line, followed by its value.
         values: path (keys and list positions, joined by dots) → number, string or list of strings.
 
     Raises:

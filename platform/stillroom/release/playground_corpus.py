@@ -15,7 +15,7 @@ TEXTS_FILE, VECTORS_FILE = "texts.json", "vectors.safetensors"
 
 @dataclass(frozen=True)
 class PcaPlane:
-    """The plane in which vectors vary most: their first two principal components.
+    """The plane of the vectors' largest variance: their first two principal components.
 
     Attributes:
         mean: float32, (d,).
@@ -49,7 +49,7 @@ class PcaPlane:
         """The same plane, rotated or mirrored so that its points come closest to the target's.
 
         Solves the orthogonal Procrustes problem (Schönemann, 1966). The direction of a principal
-        component is arbitrary, and two maps side by side should look alike where they are.
+        component is arbitrary, and similar maps side by side should look alike.
 
         Args:
             points_n2: points in this plane.
@@ -116,7 +116,7 @@ class PlaygroundCorpus:
 
     @staticmethod
     def read(folder: Path) -> PlaygroundCorpus:
-        """Read what `write` wrote."""
+        """Read the files of `write`."""
         content = json.loads((folder / TEXTS_FILE).read_text(encoding="utf-8"))
         arrays = load_file(folder / VECTORS_FILE)
         names = [key.removesuffix(".vectors") for key in arrays if key.endswith(".vectors")]

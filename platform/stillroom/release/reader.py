@@ -46,8 +46,8 @@ class Release:
     def open(cls, ref: str, root: str) -> "Release":
         """Read a release from a folder, or from `root` by reference (`release/quickstart`).
 
-        With `NAME=` before it, the release is served under that name instead of its own. So two
-        releases of one recipe can be served side by side.
+        With the prefix `NAME=`, the release is served under that name, so that two releases of one
+        recipe can be served together.
 
         Raises:
             UserError: when it is missing, altered, not a release, or failed its gate.
@@ -105,7 +105,7 @@ class Release:
 
 @dataclass(frozen=True)
 class _ReleaseFile:
-    """What release.json contains.
+    """The content of release.json.
 
     Attributes:
         exports: format → folder.

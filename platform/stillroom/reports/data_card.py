@@ -84,7 +84,7 @@ def _files(source: Source) -> list[str]:
 
 
 def _drops_table(counts: Mapping[str, int]) -> list[str]:
-    """How many were left after each step of cleaning."""
+    """The number of rows left after each cleaning step."""
     left = counts["read"]
     rows = [["read", "", f"{left:,}", ""]]
     for reason, dropped in counts.items():

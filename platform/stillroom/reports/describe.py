@@ -1,4 +1,5 @@
-"""`stillroom data describe`: what a file or folder of data holds, as plain data, tables and page.
+"""`stillroom data describe`: the content of a file or folder of data, as plain data, tables and a
+page.
 
 Memory is bounded: only samples and hashes of texts are kept.
 """
@@ -26,7 +27,7 @@ EXAMPLES = 5
 
 EXAMPLE_CHARACTERS = 500
 
-MAX_INSTRUCTIONS = 1000  # that are counted apart
+MAX_INSTRUCTIONS = 1000  # that are counted separately
 
 SHOWN_INSTRUCTIONS = 20
 
@@ -65,7 +66,7 @@ class _Collector:
 def describe(
     location: str, *, model: str | None = None, count: CountTokens | None = None
 ) -> dict[str, Any]:
-    """What a location holds, whatever its format; invalid rows are counted and listed.
+    """Describes the data at a location, in any format; invalid rows are counted and listed.
 
     Args:
         model: name of the model whose tokens `count` counts; without either, lengths are in words.

@@ -39,7 +39,7 @@ def write_model_card(
     """Writes README.md into the folder of an encoder or of an export.
 
     Args:
-        artifact: the encoder's, or that which was exported; None for a model from elsewhere.
+        artifact: the encoder's artifact, or the exported one; None for a model from elsewhere.
         report: the content of report.json; None: of the artifact's newest report.
         release: the reference of the release that the folder is in.
     """
@@ -81,7 +81,7 @@ def artifact_of(model: str, store: Store) -> Artifact | None:
 
 
 def _lineage(artifact: Artifact, store: Store) -> Iterator[Artifact]:
-    """What an artifact was made from, inputs before what is made of them; the artifact is last."""
+    """The lineage of an artifact: inputs before their outputs; the artifact is last."""
     by_key = {artifact.key: artifact for artifact in store.list_artifacts()}
     seen: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""HTML pages from the folder `templates`. A page needs no other file, and runs no script."""
+"""HTML pages from the folder `templates`. A page is self-contained, and has no scripts."""
 
 from typing import Any
 
@@ -14,5 +14,5 @@ TEMPLATES = jinja2.Environment(
 
 
 def render_page(template: str, **values: Any) -> str:
-    """The page that a template makes of the values."""
+    """Renders a template with the values."""
     return TEMPLATES.get_template(template).render(**values)

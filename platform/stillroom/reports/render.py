@@ -69,7 +69,7 @@ def render_evaluation(report: Mapping[str, Any], name: str) -> str:
 
 
 def _model_values(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What models.html and small_vectors.html show, which are part of both pages."""
+    """The values of models.html and small_vectors.html, which are part of both pages."""
     header, *rows = score_table(report)
     return {
         "sets": report["sets"],

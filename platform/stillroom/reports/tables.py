@@ -59,7 +59,7 @@ def unreliable_speeds(report: Mapping[str, Any]) -> str | None:
 
 
 def _speed(model: Mapping[str, Any]) -> str:
-    """Texts per second; marked where rounds differed too much for it to say anything."""
+    """Texts per second; marked where rounds differed too much to be reliable."""
     if model["texts_per_second"] is None:
         return "–"
     return f"{model['texts_per_second']:,.0f}{'*' if _is_marked(model) else ''}"

@@ -16,7 +16,7 @@ SAMPLE = 4096  # texts of a field whose length and script are taken
 
 MAX_HASHES = 1 << 17  # of a field; with more distinct texts their number is estimated
 
-SCRIPT_CHARACTERS = 500  # of a text, that its script is found from
+SCRIPT_CHARACTERS = 500  # of a text, from which its script is determined
 
 HISTOGRAM_BINS = 24
 
@@ -101,7 +101,9 @@ class TextStatistics:
 
 
 def reservoir_slot(rng: random.Random, seen: int, size: int) -> int | None:
-    """Where the next item goes in a random sample of `size`, after `seen` items; None: nowhere."""
+    """The position of the next item in a random sample of `size`, after `seen` items; None: not
+    sampled.
+    """
     slot = seen if seen < size else rng.randrange(seen + 1)
     return slot if slot < size else None
 

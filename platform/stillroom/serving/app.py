@@ -1,4 +1,5 @@
-"""`build` makes a Ray Serve application of a YAML's `args`: a router, and replicas of each encoder.
+"""`build` makes a Ray Serve application from a YAML's `args`: a router, and replicas of each
+encoder.
 
 No `from __future__ import annotations` here: Ray Serve reads the type of `build`'s argument.
 """
@@ -33,8 +34,8 @@ from stillroom.storage.root import default_root
 
 HEALTH_PERIOD_S = 2  # within which Serve notices a dead replica, and starts another
 
-# Requests that a router takes beyond what all replicas take and queue: so the router answers 429,
-# with Retry-After, and not Serve's proxy.
+# Requests that a router accepts beyond the capacity of all replicas, so that the router answers 429
+# with Retry-After before Serve's proxy refuses requests.
 SPARE_REQUESTS = 100
 
 
@@ -112,9 +113,9 @@ def _open_releases(args: ServeArgs, root: str) -> dict[str, Release]:
 
 
 def _router_options(args: ServeArgs) -> EncoderOptions:
-    """How routers run: as the encoder in them does; alone, a router only waits.
-
-    Its share of a core is small, and a laptop's two cores are the encoders'.
+    """Serve options of the routers: those of the encoder inside them, if any. A router without an
+    encoder mostly waits: its share of a core is small, since the encoders need a laptop's two
+    cores.
     """
     in_router = [options for options in args.encoders().values() if options.in_router]
     return in_router[0] if in_router else EncoderOptions(replicas=args.routers, num_cpus=0)
@@ -159,7 +160,7 @@ def _served_encoder(args: ServeArgs, release: Release, target: Target) -> Served
 
 
 def _served_models(args: ServeArgs, releases: Mapping[str, Release]) -> list[ServedModel]:
-    """Every name that clients may ask for: each release's own, and its encoders'."""
+    """Every name that clients may request: each release's name, and its encoders' names."""
     contracts = {
         release.encoder_name(target): contract
         for release in releases.values()
@@ -189,7 +190,7 @@ def _release_policy(
     contracts: Mapping[str, BaseContract],
     scaled_to_zero: frozenset[str],
 ) -> Policy:
-    """Who answers to a release's bare name. Raises UserError if that would mix spaces."""
+    """The policy for a release's bare name. Raises UserError if it would mix spaces."""
     name = release.name
     where = f"serve args: policies.{name}" if name in args.policies else "serve args: policy"
     value = args.policies.get(name, args.policy)

@@ -33,9 +33,9 @@ class AutoscaleOptions(Section):
 
     min_replicas: NonNegativeInt = 1  # 0: none while idle; the first caller is asked to retry
     max_replicas: PositiveInt
-    target_ongoing_requests: PositiveFloat = 16  # requests for each replica, with those that wait
-    upscale_delay_s: NonNegativeFloat = 5  # how long there must be more before a replica is added
-    downscale_delay_s: NonNegativeFloat = 120  # … or fewer before one is removed
+    target_ongoing_requests: PositiveFloat = 16  # requests per replica, waiting ones included
+    upscale_delay_s: NonNegativeFloat = 5  # of higher load, before a replica is added
+    downscale_delay_s: NonNegativeFloat = 120  # of lower load, before one is removed
     look_back_period_s: PositiveFloat = 10  # requests are averaged over this time
 
     @model_validator(mode="after")
@@ -50,7 +50,7 @@ class EncoderOptions(Section):
     """How one of a release's encoders runs."""
 
     replicas: NonNegativeInt = 1  # 0: not served
-    autoscale: AutoscaleOptions | None = None  # in place of `replicas`
+    autoscale: AutoscaleOptions | None = None  # instead of `replicas`
     engine: Engine = "auto"  # on a CPU the release's fastest float export, else torch
     in_router: bool = False  # in each router's process; then `replicas` is the number of routers
     num_cpus: NonNegativeFloat = 1  # of a replica; also the threads of a forward
@@ -90,8 +90,8 @@ class ServeArgs(Section):
 
     releases: tuple[str, ...]  # release/quickstart, or a folder; NAME=… gives another name
     root: str | None = None  # where artifacts live; default STILLROOM_ROOT, else runs/
-    policy: str | dict[str, Any] = "auto"  # who answers to a release's bare name: see policies
-    policies: dict[str, str | dict[str, Any]] = {}  # … of single releases, in place of `policy`
+    policy: str | dict[str, Any] = "auto"  # who answers to a bare release name; see policies
+    policies: dict[str, str | dict[str, Any]] = {}  # … for single releases, instead of `policy`
     target_latency_s: PositiveFloat = 10  # requests expected to wait longer get HTTP 429
     routers: PositiveInt = 1  # processes that take requests, where no encoder is in_router
     # Tokens in one forward, padding included; None: see replica.DEFAULT_BATCH_TOKENS.
@@ -103,7 +103,7 @@ class ServeArgs(Section):
     no_auth: bool = False  # without keys: let other machines call, too
     trust_remote_code: bool = False  # run the Python code that models bring with them
     shadow: ShadowOptions | None = None  # compare the student's answers with the teacher's
-    cors_origins: tuple[str, ...] = ()  # whose pages may read answers in a browser
+    cors_origins: tuple[str, ...] = ()  # origins whose pages may read answers in a browser
     access_log: str | None = "-"  # a file on the router's machine, "-" its standard output
     playground: bool = True  # GET / : a page to try a release on
     teacher: EncoderOptions = EncoderOptions()

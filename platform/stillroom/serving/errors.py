@@ -1,4 +1,4 @@
-"""Why a request is not served, by kind. `http.errors` turns kinds into statuses and bodies."""
+"""Errors of requests, by kind. `http.errors` turns kinds into statuses and bodies."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -20,7 +20,7 @@ class ErrorKind(StrEnum):
     UNSUPPORTED_OUTPUT = "unsupported_output"  # ask for another output: this one is not offered
     OVERLOADED = "overloaded"  # try again later: a queue is full, or a rate is used up
     UNAVAILABLE = "unavailable"  # try again later: nothing runs that could answer
-    INTERNAL = "internal"  # report it: a bug of ours
+    INTERNAL = "internal"  # report it: an internal bug
 
 
 class ServingError(Exception):
@@ -28,8 +28,8 @@ class ServingError(Exception):
 
     Args:
         kind: decides the HTTP status and the type of the error's body.
-        message: what went wrong and what to do, for the person who called.
-        param: the request's field at fault.
+        message: the problem and its fix, for the person who called.
+        param: the invalid field of the request.
         code: a stable word for programs, such as `unknown_parameter`; None: the kind's usual one.
         retry_after_s: seconds after which the same request may pass.
     """
@@ -53,7 +53,7 @@ class TooManyTokens(UserError):
 
 
 def unknown_field_message(key: str, allowed: Iterable[str]) -> str:
-    """Says that `key` is unknown, and which of the allowed fields may have been meant."""
+    """The message for an unknown `key`, with the allowed fields that may have been meant."""
     fields = list(allowed)
     nearest = get_close_matches(key, fields, n=1)
     hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Allowed: {', '.join(fields)}"

@@ -49,7 +49,7 @@ def serve_release(
     encoders = list(opened.contracts)
     _check_access(host, no_auth, keys_file)
     _check_port_is_free(host, port)
-    # An encoder in the router saves a process, and a message to it and back.
+    # An encoder in the router saves a process and a round trip.
     in_router = "student" if "student" in encoders else encoders[0]
     with _ray_and_serve():
         resources = _share_per_encoder(ray.cluster_resources(), len(encoders))
@@ -70,25 +70,25 @@ def serve_release(
         print(f"Ready: {opened.name} at {url} (Ctrl-C ends it). Try it there, or:", flush=True)
         print(_example_command(url, opened.name), flush=True)
         _wait_for_signal()
-        with contextlib.suppress(TimeoutError):  # later requests have their answer: 503
+        with contextlib.suppress(TimeoutError):  # later requests get 503
             serve.get_app_handle(APPLICATION).drain.remote().result(timeout_s=DRAIN_S)
 
 
 @contextlib.contextmanager
 def _ray_and_serve() -> Iterator[None]:
-    """Connect to the Ray of RAY_ADDRESS, or start one here; end afterwards what was started."""
+    """Connect to the Ray of RAY_ADDRESS, or start one here; afterwards stop what was started."""
     owns_ray = not ray.is_initialized()
     if owns_ray:
         if address := os.environ.get("RAY_ADDRESS"):
             join_cluster(address, log_to_driver=False)
-        else:  # never one that happens to run here: it may be somebody else's
+        else:  # ignores a Ray that happens to run here: it may be somebody else's
             ray.init(address="local", include_dashboard=False, log_to_driver=False)
     ignore_library_messages()
     serve_is_shared = bool(serve.status().applications)
     try:
         yield
     finally:
-        # The application goes before the proxy, which has answers to pass on.
+        # The application stops before the proxy, which still has answers to forward.
         if APPLICATION in serve.status().applications:
             serve.delete(APPLICATION)
         if not serve_is_shared:

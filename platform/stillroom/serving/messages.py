@@ -1,4 +1,4 @@
-"""What travels between HTTP, the service and the replicas: a request, a job, its result.
+"""Messages between HTTP, the service and the replicas: a request, a job, its result.
 
 Also the small types that more than one layer needs: an encoder's load, and a token.
 """
@@ -13,7 +13,7 @@ from stillroom.encoders.contract import Overlong, Role
 
 @dataclass(frozen=True)
 class EmbedRequest:
-    """What a client asks for; every HTTP schema becomes this.
+    """A client's request; every HTTP schema is converted to it.
 
     Attributes:
         model: a name that GET /v1/models lists.
@@ -53,7 +53,8 @@ class EncodeJob:
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """float32 vectors [n, dims] in the order of the inputs, who made them, and what they cost.
+    """float32 vectors [n, dims] in the order of the inputs, the encoder that made them, and their
+    cost.
 
     Attributes:
         tokenise_s, wait_s, encode_s: where the request's time went in the replica, in seconds. For

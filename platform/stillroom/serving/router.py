@@ -27,8 +27,8 @@ class ServedEncoder:
 
     Attributes:
         batch_tokens: tokens that fill one of its forwards.
-        replicas: of its own deployment; None where it runs in the router's process.
-        in_process: what the router's process is to run; None where it has replicas.
+        replicas: handle of its deployment; None where it runs in the router's process.
+        in_process: the replica to run in the router's process; None where it has a deployment.
         shadow: compares this student's answers with its teacher's.
     """
 
@@ -45,10 +45,10 @@ class Router:
     """Takes HTTP requests and sends them to the encoders.
 
     Args:
-        models: what GET /v1/models lists; the first answers where no name is given.
+        models: the entries of GET /v1/models; the first answers where no name is given.
         encoders: NAME/teacher and NAME/student of every release.
         shadow: how often answers are compared.
-        playground: what GET / shows; None: nothing.
+        playground: the page at GET /; None: no page.
         timeout_s: a request without an answer by then fails (unavailable).
     """
 
@@ -92,14 +92,14 @@ class Router:
             handle.replica.check_health()
 
     async def drain(self) -> None:
-        """Take no new request, and return when the last one taken has its answer."""
+        """Refuse new requests, and return when all accepted ones are answered."""
         await self.service.drain()
 
 
 def _samplers(
     encoders: dict[str, ServedEncoder], options: ShadowOptions | None, metrics: RouterMetrics
 ) -> dict[str, ShadowSampler]:
-    """Student → what samples its answers."""
+    """Student → sampler of its answers."""
     shadow_metrics = ShadowMetrics(metrics.registry)
     return {
         name: ShadowSampler(

@@ -1,6 +1,6 @@
-"""The embedding service: finds the model, decides which encoder answers, sends, returns vectors.
+"""The embedding service: finds the model, chooses the encoder, sends the request, returns vectors.
 
-Knows no HTTP. Errors are ServingErrors, whose kinds `http.errors` turns into statuses.
+Independent of HTTP. Errors are ServingErrors, whose kinds `http.errors` turns into statuses.
 """
 
 import time
@@ -22,7 +22,7 @@ from stillroom.serving.telemetry.tracing import send_span
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What clients may know of a model; of several encoders, what holds for all.
+    """Public information about a model; for several encoders, their common properties.
 
     Attributes:
         contracts: of the encoders that may answer, the documents' first.
@@ -42,7 +42,7 @@ class ModelInfo:
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of a text that every encoder takes."""
+        """Most tokens of a text that every encoder accepts."""
         return min(contract.max_tokens for contract in self.contracts)
 
 
@@ -50,7 +50,7 @@ class EmbeddingService:
     """Answers embedding requests with the encoders that one router process knows.
 
     Args:
-        models: every name that clients may ask for; the first answers where none is given.
+        models: every name that clients may request; the first answers where none is given.
         dispatcher: sends to the encoders.
         max_tokens: of all texts of one request together.
     """
@@ -73,7 +73,7 @@ class EmbeddingService:
         raise ServingError(ErrorKind.NOT_FOUND, message, "model")
 
     def info(self, name: str) -> ModelInfo:
-        """What clients may know of a model. Raises ServingError (not found)."""
+        """Public information about a model. Raises ServingError (not found)."""
         model = self.find(name)
         contracts = self.dispatcher.contracts
         rule = model.policy.rule
@@ -98,14 +98,14 @@ class EmbeddingService:
         return self.dispatcher.loads()
 
     async def drain(self) -> None:
-        """Take no new request, and return when the last one taken has its answer."""
+        """Refuse new requests, and return when all accepted ones are answered."""
         self.draining = True
         await self.dispatcher.idle.wait()
 
     async def embed(self, request: EmbedRequest, record: RequestRecord) -> EncodeResult:
         """The vectors of a request, by the encoder that the model's policy chooses.
 
-        Notes on `record` what is known so far, before anything can fail.
+        Fills in `record` as soon as values are known, before anything can fail.
 
         Raises:
             ServingError: not found, invalid, too large, overloaded or unavailable.

@@ -1,1 +1,1 @@
-"""One function a stage, from input artifacts to one output artifact; Ray at work."""
+"""One function per stage, from input artifacts to one output artifact, run with Ray."""

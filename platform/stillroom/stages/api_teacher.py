@@ -26,12 +26,12 @@ def api_contract(api: EmbeddingsApi) -> ApiContract:
 
 
 def is_api(folder: Path) -> bool:
-    """Whether an encoder's folder stands for an API, and has no weights."""
+    """Whether an encoder's folder describes an API, and has no weights."""
     return (folder / CONTRACT_FILE).exists() and isinstance(BaseContract.read(folder), ApiContract)
 
 
 def api_encoder(folder: Path, scale: TeacherApi, store: Store) -> ApiEncoder | None:
-    """The API that an encoder's folder stands for; None for a folder with weights.
+    """The API that an encoder's folder describes; None for a folder with weights.
 
     Its answers are cached under the root, so that each text is paid for once.
 

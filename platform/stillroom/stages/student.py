@@ -59,8 +59,8 @@ def student(
     """Distils one phase; writes an encoder folder.
 
     Args:
-        vectors: the teacher's; None where the teacher encodes each batch anew.
-        negatives: for a phase that asks for hard negatives.
+        vectors: the teacher's; None if the teacher encodes each batch online.
+        negatives: for a phase with hard negatives.
         student: of the phase before, whose weights this one starts from.
         trusted: holds "teacher" when that may run code that comes with it.
 
@@ -129,7 +129,7 @@ def initial_encoder(
     """The encoder that the first phase trains.
 
     Raises:
-        UserError: when it shares the teacher's space, and its vectors would be no prefix of the
+        UserError: when it shares the teacher's space, but its vectors would not be a prefix of the
             teacher's.
     """
     size = section.output_dims
@@ -166,7 +166,7 @@ def untrained_student(
     space: str,
     projection_dims: int | None = None,
 ) -> Encoder:
-    """The base as the section changes it: nothing in it is from the teacher."""
+    """The base with the section's changes, before it learns from the teacher."""
     return create_encoder(
         section.base,
         space=space,
@@ -188,7 +188,7 @@ def load_next_phase(section: Section, folder: os.PathLike[str], space: str) -> E
 
     Args:
         folder: of the encoder from the phase before.
-        space: id of the vectors' space, where the student has a space of its own.
+        space: id of the vector space, if the student has a separate space.
     """
     encoder = load_encoder(
         Path(folder), trainable=True, trust_remote_code=section.trust_remote_code

@@ -48,7 +48,7 @@ def teacher(
     teacher: Artifact | None = None,
     negatives: Artifact | None = None,
 ) -> Metrics:
-    """Trains one phase; writes an encoder folder with a vector space of its own.
+    """Trains one phase; writes an encoder folder with a new vector space.
 
     Args:
         phase: how to train; None takes the base as it is.
@@ -83,7 +83,7 @@ def teacher(
 def objective_and_batches(
     phase: TeacherPhase, corpus: Artifact, negatives: Artifact | None, seed: int
 ) -> tuple[Objective, Callable[..., Any]]:
-    """What a phase minimises, and its batches as a function of (encoder, worker shard)."""
+    """A phase's objective, and its batches as a function of (encoder, worker shard)."""
     match phase:
         case MntpPhase():
             return token_prediction.Mntp(), functools.partial(

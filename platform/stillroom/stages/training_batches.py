@@ -1,4 +1,4 @@
-"""A phase's batches, from artifacts. Each worker reads its own from storage."""
+"""A phase's batches, from artifacts. Each worker reads its share from storage."""
 
 import dataclasses
 from typing import Any
@@ -24,7 +24,7 @@ from stillroom.stages.corpus.artifact import CorpusData
 from stillroom.stages.vectors.teacher_vectors import TeacherVectors
 from stillroom.storage.artifacts import Artifact
 
-NO_SOURCE = -1  # rows of it are in no batch
+NO_SOURCE = -1  # its rows are in no batch
 
 
 def pair_batches(
@@ -35,7 +35,7 @@ def pair_batches(
     encoder: Encoder,
     shard: WorkerShard,
 ) -> PairBatches:
-    """Pairs, with hard negatives where the phase asks for them."""
+    """Pairs, with hard negatives if the phase uses them."""
     corpus = CorpusData.read(artifact)
     data = dataclasses.replace(
         _pairs(corpus), negatives=_negatives(corpus, negatives, phase.hard_negatives)
@@ -53,7 +53,7 @@ def distillation_batches(
 ) -> PairBatches | DistillationTextBatches:
     """A student's pairs or texts, with the teacher's vectors of them.
 
-    The sources' prompts are the teacher's; a student has its own.
+    The sources' prompts are the teacher's; a student uses its own prompts.
     """
     corpus = teacher_vectors.corpus_data
     queries, passages = teacher_vectors.rows(encoder.device)
@@ -147,7 +147,7 @@ def joint_batches(
     encoder: Encoder,
     shard: WorkerShard,
 ) -> JointBatches:
-    """Pairs for the contrastive loss, and texts to generate beside them."""
+    """Pairs for the contrastive loss, and texts to generate."""
     pairs = pair_batches(artifact, negatives, phase, seed, encoder, shard)
     if phase.generation_data == "pairs":
         data = pairs.data
@@ -159,7 +159,7 @@ def joint_batches(
         pairs,
         GenerationBatches(
             examples,
-            # Another seed than the pairs': their orders would be the same permutations.
+            # A different seed than the pairs', because equal seeds give equal permutations.
             BatchOrder(one_source, seed=seed + 1, global_batch=phase.generation_batch),
             encoder.prompter,
             phase.generation_tokens,
@@ -188,10 +188,10 @@ def _negatives(corpus: CorpusData, mined: Artifact | None, count: int) -> np.nda
         return read_array(mined.path / "negatives.npy")
     if not count:
         return None
-    width = max(count, *(len(given) for given in corpus.negative_rows))
+    width = max(count, *(len(pair_rows) for pair_rows in corpus.negative_rows))
     rows = np.full((len(corpus.queries), width), -1, dtype=np.int64)
-    for row, given in zip(rows, corpus.negative_rows, strict=True):
-        row[: len(given)] = given
+    for row, pair_rows in zip(rows, corpus.negative_rows, strict=True):
+        row[: len(pair_rows)] = pair_rows
     return rows
 
 

@@ -1,1 +1,1 @@
-"""Artifacts, on local disk or object storage, and files that are whole or absent."""
+"""Artifacts, on local disk or object storage, and files that are complete or absent."""

@@ -58,7 +58,7 @@ class Artifact(os.PathLike[str]):
 
     Attributes:
         ref: `STAGE/NAME-KEY`.
-        path: of the files on this machine, whatever the root.
+        path: of the files on this machine, for any root.
     """
 
     ref: str
@@ -93,7 +93,7 @@ class Draft:
 
     Attributes:
         path: the folder to fill. It survives a crash, so that a stage can resume.
-        artifact: the published artifact; set before `publish` where another process was faster.
+        artifact: the published artifact; set before `publish` if another process was faster.
     """
 
     store: "Store"
@@ -162,7 +162,7 @@ class Store:
         return self._read_manifest(stage, f"{name}-{key}") is not None
 
     def open(self, stage: str, name: str, key: str) -> Artifact:
-        """The artifact, its files on this machine and of the sizes that its manifest says.
+        """The artifact, with its files on this machine and of the sizes in its manifest.
 
         Raises:
             UserError: when it is missing, incomplete or altered.
@@ -199,7 +199,7 @@ class Store:
         known = ", ".join(sorted({f"{a.stage}/{a.name}" for a in artifacts})) or "none"
         raise UserError(
             ref,
-            f"is not under {self.root}. Of that stage there is: {known}",
+            f"is not under {self.root}. Artifacts of that stage: {known}",
             "Run its recipe first",
         )
 
@@ -260,7 +260,7 @@ class Store:
         try:
             draft_lock.acquire(timeout=0)
         except filelock.Timeout:
-            log.info("waiting for another process that makes %s/%s", stage, folder)
+            log.info("waiting for another process that is making %s/%s", stage, folder)
             draft_lock.acquire()
         try:
             artifact = self.open(stage, name, key) if self.exists(stage, name, key) else None
@@ -286,7 +286,7 @@ class Store:
             with_retries(lambda: self.fs.delete_dir(folder))
 
     def remove(self, artifact: Artifact) -> None:
-        """Deletes an artifact, its manifest first, so that no half-deleted one looks whole."""
+        """Deletes an artifact, its manifest first, so that a partial deletion is visible."""
         folder = f"{self.base}/{artifact.ref}"
         with_retries(lambda: self.fs.delete_file(f"{folder}/{MANIFEST}"))
         with_retries(lambda: self.fs.delete_dir(folder))
@@ -328,7 +328,8 @@ class Store:
             infos = with_retries(lambda: self.fs.get_file_info(selector))
         except OSError as error:
             raise unreachable_error(f"root: {self.root}", error) from error
-        return [i.base_name for i in infos if NAME.fullmatch(i.base_name)]
+        folders = (info for info in infos if info.type == fs.FileType.Directory)
+        return [info.base_name for info in folders if NAME.fullmatch(info.base_name)]
 
     def _read_manifest(self, stage: str, folder: str) -> dict[str, Any] | None:
         path = f"{self.base}/{stage}/{folder}/{MANIFEST}"
@@ -353,7 +354,7 @@ class Store:
         path = path / manifest["data"]
         lock = self.local_folder / ".locks" / f"{manifest['data']}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(lock):  # all workers of a machine ask at once
+        with filelock.FileLock(lock):  # all workers of a machine call this at the same time
             if not path.is_dir():
                 self._fetch(stage, folder, manifest, path)
         return path

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whenever the process dies."""
+"""Atomic writes: files are complete or absent, even if the process dies."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import IO, Any
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Opens a file to write into, which appears under its name when the block ends.
 
-    It replaces a file of that name. If the block raises, nothing stays.
+    It replaces a file of that name. If the block raises, nothing is left behind.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -27,6 +27,6 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def atomic_write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file that is whole or absent."""
+    """Writes a JSON file atomically."""
     with atomic_write(path) as file:
         json.dump(content, file, indent=1, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""`manifest.json`, which describes an artifact: what made it, when, and every file's SHA-256."""
+"""`manifest.json`, which describes an artifact: its origin, its date, and every file's SHA-256."""
 
 import json
 import re
@@ -31,8 +31,8 @@ def build_manifest(folder: Path, made_by: dict[str, Any], *, remote: bool) -> di
         "made_by": made_by,
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         "files": files,
-        # In object storage every writer has a folder of its own, and the manifest says whose files
-        # count: two machines that publish the same key can never mix theirs.
+        # In object storage every writer has a separate folder, and the manifest names the valid
+        # one: two machines that publish the same key can never mix files.
         **({"data": uuid.uuid4().hex} if remote else {}),
     }
 

@@ -31,7 +31,7 @@ def open_uri(uri: str, where: str) -> tuple[Any, str]:
     AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, where set, replaces Amazon's endpoint.
 
     Args:
-        where: what the error names.
+        where: the place that the error names.
 
     Raises:
         UserError: when it cannot be reached or there is no such bucket.
@@ -55,7 +55,7 @@ def open_uri(uri: str, where: str) -> tuple[Any, str]:
 
 
 def unreachable_error(where: str, error: BaseException) -> UserError:
-    """For storage that `error` kept from being opened."""
+    """The error for storage that cannot be opened because of `error`."""
     return UserError(
         where,
         f"cannot be opened: {one_line(error)}",
@@ -64,7 +64,8 @@ def unreachable_error(where: str, error: BaseException) -> UserError:
 
 
 def with_retries(call: Callable[[], Result], attempts: int | None = None) -> Result:
-    """Calls until storage answers, with growing waits between attempts; returns the result.
+    """Calls a function until storage answers, with growing waits between attempts; returns the
+    result.
 
     Raises:
         OSError: the error of the last attempt; at once, when a file is missing or access denied.
@@ -107,7 +108,7 @@ def upload(local: Path, filesystem: Any, path: str) -> dict[str, Any]:
 
 
 def write_bytes_atomically(content: bytes, filesystem: Any, path: str) -> None:
-    """Writes a small file that is whole or absent, whenever the process dies.
+    """Writes a small file that is complete or absent, even if the process dies.
 
     Raises:
         OSError: when storage refuses it.

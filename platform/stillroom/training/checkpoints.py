@@ -1,8 +1,9 @@
-"""A run's checkpoints under the artifact root: complete or absent, whichever process dies.
+"""A run's checkpoints under the artifact root: complete or absent, even if a process dies.
 
 A checkpoint is a folder `STEP-ATTEMPT/`. Each worker puts its files into it, and then
 `RANK-of-WORLD.json`, a list of these files with sizes and digests. The checkpoint is complete with
-the last worker's list. ATTEMPT keeps apart the workers of an earlier attempt, who may still write.
+the last worker's list. ATTEMPT separates them from the files of an earlier attempt's workers, which
+may still write.
 """
 
 import functools
@@ -59,7 +60,7 @@ class Checkpoints:
         """The name of the newest checkpoint that is complete and undamaged.
 
         Args:
-            with_file: a file that it must hold. Returns None where it does not.
+            with_file: a file that it must contain. Returns None if it does not.
 
         Raises:
             UserError: when the storage cannot be read.
@@ -207,7 +208,7 @@ class CheckpointSaver:
             raise UserError(
                 f"{self.checkpoints.store.root}/{self.checkpoints.path}",
                 f"the checkpoint of step {step} cannot be written: "
-                f"{one_line(error)}. Worker {self.rank}'s part of it lies in {folder}",
+                f"{one_line(error)}. Worker {self.rank}'s part of it is in {folder}",
                 "Repair the storage, and run the same command: it resumes from the checkpoint "
                 "before",
             ) from error

@@ -46,7 +46,7 @@ def fit(task: TrainingTask, scale: TrainingWorkers, tracking: Tracking, out: Dra
     Raises:
         UserError: when a tracking package is missing, checkpoints cannot be stored, or the cluster
             can never hold the workers.
-        SystemExit: when the run was told to stop; it can be resumed.
+        SystemExit: when the run was asked to stop; it can be resumed.
     """
     check_packages(tracking)
     require_capacity(out.stage, scale, scale.min_workers)
@@ -92,8 +92,8 @@ def _run_workers(
                 label_selector=scale.node_labels or None,
             ),
             run_config=ray.train.RunConfig(
-                # Ray's own state of a run is thrown away: Ray writes it in place, and cannot read
-                # what a killed process leaves of it.
+                # Deletes Ray's own state of a run: Ray overwrites it in place, and cannot read an
+                # incomplete one of a killed process.
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
                 worker_runtime_env={"env_vars": _worker_environment(scale)},
@@ -119,10 +119,11 @@ def _worker_environment(scale: TrainingWorkers) -> dict[str, str]:
         "RAYON_NUM_THREADS": str(threads),  # of tokenizers
         "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
         "PYTHONWARNINGS": "ignore::FutureWarning",  # libraries' warnings about one another
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would print every line of ours twice
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would print each of our lines twice
     }
     if not scale.gpus:
-        # Without it DeepSpeed looks for the machine's GPUs, which these workers were not given.
+        # Without it DeepSpeed looks for the machine's GPUs, which are not assigned to these
+        # workers.
         variables["DS_ACCELERATOR"] = "cpu"
         # A step allocates tensors of the same sizes as the last one did. By default malloc returns
         # large blocks to the system, and page faults then take a tenth of a student's step.

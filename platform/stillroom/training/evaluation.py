@@ -1,4 +1,4 @@
-"""nDCG@10 of the present weights while training, by all workers together.
+"""nDCG@10 of the current weights during training, computed by all workers together.
 
 Shapes: q queries, p passages, n texts, d dims.
 """
@@ -66,7 +66,7 @@ class Evaluator:
                     ranking = rank_passages(queries_qd, passages_pd, RANKING_DEPTH)
                     scores.append(score_ranking(ranking, dataset)[SCORE_METRIC])
         self.encoder.train(training)
-        # One worker's value counts: rounding must not make two of them disagree on what is best.
+        # All use one worker's value: rounding must not make them disagree on the best.
         mean = torch.tensor(np.mean(scores or 0.0), device=self.engine.device)
         if current_shard().world > 1:
             dist.broadcast(mean, src=0)
@@ -81,7 +81,7 @@ class Evaluator:
         vectors_nd = torch.zeros(len(tokens), self.encoder.contract.dims[0])
         for start in range(0, len(batches), shard.world):
             number = start + shard.rank
-            # A worker without a batch of its own repeats the last one.
+            # A worker without a batch repeats the last one.
             rows = batches[min(number, len(batches) - 1)]
             batch = pad([tokens[row] for row in rows], self.encoder.pad_id)
             batch_vectors = self.engine.forward(batch)

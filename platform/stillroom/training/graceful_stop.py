@@ -1,7 +1,7 @@
 """Stops a run so that it can still save a checkpoint.
 
 A run is asked to stop by SIGTERM to the driver, as `ray job stop` sends it, by SIGTERM to a worker,
-or by Ray's notice that a node will be taken away.
+or by Ray's notice that a node will be removed.
 """
 
 import logging
@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 POLL_INTERVAL_S = 0.5
 
-WORKER_TIMEOUT_S = 30.0  # without a poll for so long, no worker is there
+WORKER_TIMEOUT_S = 30.0  # without a poll for this long, no worker is running
 
 STOPPED_EXIT_CODE = 128 + signal.SIGTERM
 
@@ -36,7 +36,7 @@ class _StopRequest:
         self.requested, self.done, self.polled_at = False, False, -WORKER_TIMEOUT_S
 
     def request_stop(self) -> bool:
-        """Returns whether workers poll, and so will learn of it."""
+        """Requests a stop. Returns whether workers poll, and so will see it."""
         self.requested = True
         return time.monotonic() - self.polled_at < WORKER_TIMEOUT_S
 
@@ -57,7 +57,7 @@ class StopHandler:
 
     Attributes:
         request: the actor that workers poll.
-        requested: whether the driver was told to stop.
+        requested: whether the driver was asked to stop.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class StopHandler:
         if self.requested or not self._reaches_workers():
             sys.exit(STOPPED_EXIT_CODE)
         self.requested = True
-        log.info("told to stop: saves a checkpoint first")
+        log.info("asked to stop: saves a checkpoint first")
 
     def _reaches_workers(self) -> bool:
         try:
@@ -85,7 +85,7 @@ class StopHandler:
 
 @contextmanager
 def stop_on_sigterm() -> Iterator[StopHandler]:
-    """While workers train: SIGTERM asks them to stop."""
+    """In this block, SIGTERM asks the workers to stop."""
     handler = StopHandler()
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, handler) if in_main_thread else None
@@ -98,11 +98,11 @@ def stop_on_sigterm() -> Iterator[StopHandler]:
 
 
 class StopWatcher:
-    """A worker's side: a thread that watches for requests to stop. Call it to learn of one.
+    """A worker's side: a thread that watches for requests to stop. Call it to check for one.
 
-    Asking Ray about its nodes is a collective of all workers. It runs beside the training, whose
-    steps agree on stopping anyway. Ray Train counts collectives: no other one of Ray Train's may
-    follow once this exists.
+    Querying Ray about its nodes is a collective of all workers. It runs in parallel with the
+    training, whose steps agree on stopping anyway. Ray Train counts collectives: none of its other
+    collectives may follow once this exists.
 
     Args:
         request: the driver's actor.

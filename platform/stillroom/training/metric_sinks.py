@@ -1,4 +1,4 @@
-"""Where a run's metrics go: TensorBoard, Ray's metrics, and on request MLflow or W&B."""
+"""Where a run's metrics go: TensorBoard, Ray's metrics, and optionally MLflow or W&B."""
 
 import importlib.util
 import logging
@@ -76,7 +76,7 @@ class Sink(Protocol):
 
 
 def open_sinks(tracking: Tracking, name: str, logs: str, start_step: int) -> list[Sink]:
-    """The sinks that the recipe asks for.
+    """The sinks that the recipe enables.
 
     Args:
         name: of the run. A resumed run continues the curves of that name.
@@ -97,7 +97,7 @@ def open_sinks(tracking: Tracking, name: str, logs: str, start_step: int) -> lis
         if target is not None:
             try:
                 sinks.append(sink_class(target, name, logs))
-            except Exception as error:  # each package has errors of its own
+            except Exception as error:  # each package has its own errors
                 raise UserError(
                     f"scale.tracking.{field}={target}",
                     f"cannot be written to: {one_line(error, 300).rstrip('.')}",
@@ -140,7 +140,7 @@ class Tracker:
         for sink in list(self.sinks):
             try:
                 getattr(sink, method)(*args, **kwargs)
-            except Exception as error:  # an hour's training is worth more than its curve
+            except Exception as error:  # a failed tracker must not stop the training
                 self.sinks.remove(sink)
                 _warn(f"no more metrics for {type(sink).__name__}", error)
 
@@ -149,7 +149,7 @@ class TensorBoard:
     """Event files, readable while they grow.
 
     Not tensorboardX's `SummaryWriter`: it writes in a thread, behind a queue of ten. When a full
-    disk or a lost connection ends that thread, the next step waits for ever.
+    disk or a lost connection ends that thread, the next step waits forever.
     """
 
     def __init__(self, logs: str, start_step: int):
@@ -157,7 +157,7 @@ class TensorBoard:
             raise ValueError("it can only write to folders, s3:// and gs://")
         directory_check(logs)
         self.events = EventsWriter(f"{logs.rstrip('/')}/events")
-        # Hides the steps that a crashed process wrote after its last checkpoint: they come again.
+        # Hides the steps that a crashed process wrote after its last checkpoint: they are repeated.
         restart = SessionLog(status=SessionLog.START)
         self.events.write_event(
             Event(wall_time=time.time(), step=start_step + 1, session_log=restart)
@@ -206,7 +206,7 @@ class Mlflow:
     """A run of the experiment `stillroom`, at a server or in a `file:` or `sqlite:` URI."""
 
     def __init__(self, uri: str, name: str, logs: str):
-        # Newer versions refuse a folder without this. A `file:` URI asks for one.
+        # Newer versions refuse a folder without this. A `file:` URI requests one.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow import MlflowClient
 

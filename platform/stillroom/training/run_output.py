@@ -1,4 +1,4 @@
-"""What one worker writes of a run: metrics, checkpoints and, at the end, the encoder."""
+"""Output of one worker in a run: metrics, checkpoints and, at the end, the encoder."""
 
 import logging
 import math
@@ -32,7 +32,7 @@ class RunOutput:
     Attributes:
         scratch: a folder on this machine for the best weights so far.
         history: the metrics of every step, from the run's first.
-        start_step: steps that were done when this process took up the run.
+        start_step: steps that were done when this process resumed the run.
     """
 
     task: TrainingTask
@@ -57,7 +57,7 @@ class RunOutput:
         return kept_step(self.history).get(SCORE_METRIC, -math.inf)
 
     def resume(self, checkpoint: Path) -> None:
-        """Takes up the run that a checkpoint is of."""
+        """Resumes the run of a checkpoint."""
         self.start_step = self.engine.load(checkpoint)
         self.history = read_history(checkpoint)[: self.start_step]
         if self.rank == 0 and (checkpoint / BEST_WEIGHTS_FILE).exists():
@@ -74,13 +74,13 @@ class RunOutput:
             log.info(progress_line(metrics, seconds_per_step * (steps - step)))
 
     def keep_best(self) -> None:
-        """Keeps the present weights: their score is the best so far. Called on every worker."""
+        """Keeps the current weights: their score is the best so far. Called on every worker."""
         weights = self.engine.trained_weights()
         if self.rank == 0:
             save_file({n: tensor.contiguous() for n, tensor in weights.items()}, self.best_weights)
 
     def save_checkpoint(self, step: int) -> None:
-        """Saves what a run resumes from. Called on every worker."""
+        """Saves a checkpoint to resume from. Called on every worker."""
 
         def write(folder: Path) -> None:
             self.engine.save(folder, step)

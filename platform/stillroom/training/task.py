@@ -1,4 +1,4 @@
-"""What a stage asks the training harness to do."""
+"""A training task: what a stage passes to the training driver."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from stillroom.learning.order import WorkerShard
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """An encoder, its batches and its objective. Travels to the workers by pickle.
+    """An encoder, its batches and its objective. Pickled to the workers.
 
     Attributes:
         make_encoder, make_batches: functions, so that each worker reads its own copy from storage.

@@ -1,4 +1,4 @@
-"""What each worker of a training run does."""
+"""The function that each worker of a training run executes."""
 
 import functools
 import logging
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """What the driver passes to its workers, by pickle.
+    """Arguments that the driver passes to its workers, by pickle.
 
     Attributes:
         logs: the folder, or URI, of TensorBoard's files; its last part is the run's name.
@@ -60,7 +60,7 @@ def train_worker(setup: WorkerSetup, stop_request: Any) -> None:
     """Trains as one of the workers, from the newest checkpoint if there is one.
 
     Args:
-        stop_request: the actor that tells the workers to stop.
+        stop_request: the actor that the workers poll for requests to stop.
     """
     task, scale, checkpoints = setup.task, setup.scale, setup.checkpoints
     context = ray.train.get_context()
@@ -149,7 +149,7 @@ def trains_packed(encoder: Encoder, scale: TrainingWorkers) -> bool:
 
 
 def _flops(encoder: Encoder) -> FlopCounter | None:
-    """What texts cost the backbone; None of an architecture whose sizes are not known."""
+    """FLOPs of texts in the backbone; None for an architecture of unknown sizes."""
     shape = model_shape(encoder.backbone.config.to_dict())
     trained = [(n, p) for n, p in encoder.backbone.named_parameters() if p.requires_grad]
     adapters = sum(p.numel() for name, p in trained if ".lora_" in name)

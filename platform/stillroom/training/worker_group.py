@@ -14,7 +14,7 @@ WorkerGroupCallback, ControllerCallback = controller_callbacks()
 
 
 def usable_workers(workers: int, batch_sizes: Sequence[int]) -> int:
-    """The most workers, of those there are, that divide batches of all these sizes evenly."""
+    """The largest number of available workers that divides all these batch sizes evenly."""
     return max(n for n in range(1, workers + 1) if not any(size % n for size in batch_sizes))
 
 
@@ -61,7 +61,7 @@ class _FirstWorkers:
 
 
 class StopOnUserError(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc, valid-type]
-    """Ends a run at an error that its user has to correct; Ray would restart the workers."""
+    """Ends a run at an error that the user has to correct; Ray would restart the workers."""
 
     error: UserError | None = None
 

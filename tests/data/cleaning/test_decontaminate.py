@@ -1,4 +1,4 @@
-"""What counts as contamination, and that planted contamination is found among real texts."""
+"""Rules of contamination, and recall of planted contamination among real texts."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ OTHER = (
 
 
 def evaluation(pairs):
-    """Every query has its passage for an answer."""
+    """An evaluation set in which the passage of each pair answers its query."""
     return EvaluationSet(
         {f"p{i}": pair.passage for i, pair in enumerate(pairs)},
         {f"q{i}": pair.query for i, pair in enumerate(pairs)},
@@ -43,14 +43,14 @@ def evaluation(pairs):
 
 
 def kinds(texts, tested):
-    """The kind of each text's match with the one that is tested, if any."""
+    """The kind of each text's match with the tested text, or None."""
     index = ContaminationIndex.build({"set": evaluation([Pair(tested, "answer")])})
     hits = decontaminate([Pair("", text) for text in texts], index)[1]
-    found = {hit.pair: hit.kind for hit in hits}
-    return [found.get(i) for i in range(len(texts))]
+    kind_of_pair = {hit.pair: hit.kind for hit in hits}
+    return [kind_of_pair.get(i) for i in range(len(texts))]
 
 
-# --- what counts ----------------------------------------------------------------------------
+# --- rules ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,14 @@ def kinds(texts, tested):
         (LONG, f"{OTHER} {OTHER} {' '.join(LONG.split()[5:18])} {OTHER}", "overlap"),
         (LONG, f"{OTHER} {OTHER} {' '.join(LONG.split()[5:13])} {OTHER}", None),
         (LONG, OTHER, None),
-        # Short texts: whole, a typo, an exchange; never another number or another thing.
+        # Short texts: a typo or swapped words match; another number or another name does not.
         ("capital of france today", "capital of frnace today", "edited"),
         ("capital of france today", "france capital of today", "edited"),
         ("capital of france today", "capital of spain today", None),
         ("introspection data for the gcr library", "introspection data for the bamf library", None),
         ("winner of 1998 cup", "winner of 1994 cup", None),
         ("capital of france today", f"the capital of france today is warm. {OTHER}", None),
-        # From eight words on it is looked for inside others, word for word.
+        # Texts of eight words or more are also searched inside others, word for word.
         (
             "how do I sort a list of dates",
             f"So: how do I sort a list of dates? {OTHER}",
@@ -99,7 +99,7 @@ def test_a_text_matches_as_the_rules_say(tested, text, kind):
     assert kinds([text], tested) == [kind]
 
 
-def test_judged_queries_and_answers_are_not_trained_on_and_what_is_only_searched_is_no_negative():
+def test_judged_queries_and_answers_are_dropped_and_searched_passages_are_no_negatives():
     evaluation_set = EvaluationSet(
         {"p1": "answer", "p2": OTHER, "p3": LONG, "p4": "irrelevant"},
         {"q1": "asked", "q2": "not judged", "q3": "also asked"},
@@ -122,33 +122,33 @@ def test_judged_queries_and_answers_are_not_trained_on_and_what_is_only_searched
         (5, "query", "copy", "answer", "p1"),
     ]
     assert clean == [Pair("d", OTHER, ("free", "asked")), pairs[4]]
-    # Only reporting leaves the pairs, and still no tested passage among the negatives.
-    reported, same = decontaminate(pairs, index, drop=False)
-    assert (reported, same) == ([*pairs[:3], *clean, pairs[5]], hits)
-    # Of a set that counts as a whole, every passage is an answer.
-    whole = ContaminationIndex.build({"set": evaluation_set}, whole={"set"})
-    assert [hit.pair for hit in decontaminate(pairs, whole)[1]] == [0, 1, 2, 3, 4, 5]
+    # Without `drop` the pairs stay, but tested passages still leave their negatives.
+    reported, same_hits = decontaminate(pairs, index, drop=False)
+    assert (reported, same_hits) == ([*pairs[:3], *clean, pairs[5]], hits)
+    # In a set named in `whole`, every passage counts as an answer.
+    whole_index = ContaminationIndex.build({"set": evaluation_set}, whole={"set"})
+    assert [hit.pair for hit in decontaminate(pairs, whole_index)[1]] == [0, 1, 2, 3, 4, 5]
     assert decontaminate(pairs, ContaminationIndex.build({})) == (pairs, [])
     assert decontaminate([], index) == ([], [])
 
 
 def test_a_common_phrase_is_no_contamination():
-    own = [f"This is about item{i}a, item{i}b, item{i}c and of course item{i}d." for i in range(60)]
-    training = [Pair(f"query {i}", f"{text} {LONG}") for i, text in enumerate(own[:5])]
-    few = evaluation([Pair(f"asked {i}", f"{text} {LONG}") for i, text in enumerate(own[5:10])])
-    many = evaluation([Pair(f"asked {i}", f"{text} {LONG}") for i, text in enumerate(own[5:])])
+    phrases = [
+        f"This is about item{i}a, item{i}b, item{i}c and of course item{i}d." for i in range(60)
+    ]
+    training = [Pair(f"query {i}", f"{text} {LONG}") for i, text in enumerate(phrases[:5])]
+    few = evaluation([Pair(f"asked {i}", f"{text} {LONG}") for i, text in enumerate(phrases[5:10])])
+    many = evaluation([Pair(f"asked {i}", f"{text} {LONG}") for i, text in enumerate(phrases[5:])])
     assert len(decontaminate(training, ContaminationIndex.build({"set": few}))[1]) == 5
     assert decontaminate(training, ContaminationIndex.build({"set": many}))[1] == []
-    # But a text of nothing else is still a copy.
-    assert (
-        len(decontaminate([Pair("a", own[7] + LONG)], ContaminationIndex.build({"set": many}))[1])
-        == 1
-    )
+    # A text of nothing but common phrases is still a copy.
+    copy = [Pair("a", phrases[7] + LONG)]
+    assert len(decontaminate(copy, ContaminationIndex.build({"set": many}))[1]) == 1
 
 
 @pytest.fixture(scope="module")
 def docstrings():
-    """Pairs of a package, and of others."""
+    """(pairs of networkx, pairs of other packages)."""
     return (
         list(docstring_pairs(["networkx"], min_passage_characters=100)),
         list(docstring_pairs(["peft", "fsspec"], min_passage_characters=100)),
@@ -163,23 +163,22 @@ def index(docstrings):
 # --- fast and slow --------------------------------------------------------------------------
 
 
-def test_the_index_finds_what_comparing_all_with_all_does(docstrings):
+def test_the_index_finds_what_comparing_every_two_texts_finds(docstrings):
     tested = [pair.passage for pair in docstrings[0][:80]]
     random = Random(5)
     others = [pair.passage for pair in docstrings[1]]
-    asked = [edit(kind, text, random, others) for kind in EDITS for text in tested[:8]] + others[
-        :20
-    ]
-    known, words = hash_words(tested), hash_words(asked)
-    # Nothing was seen before, and so no phrase is common.
-    found = OverlapIndex.build(known, GramCounts(1)).search(words, run_words=13)
-    shares = zip(found.text_share, found.row_share, found.shares_run, strict=True)
-    fast = dict(zip(zip(found.text, found.row, strict=True), shares, strict=True))
-    assert len(fast) > 80 and set(found.word_weight) == {1.0}
-    lists = [split_words(text) for text in asked], [split_words(text) for text in tested]
+    searched = [edit(kind, text, random, others) for kind in EDITS for text in tested[:8]]
+    searched += others[:20]
+    known, words = hash_words(tested), hash_words(searched)
+    # The counts are empty, so no phrase is common.
+    overlaps = OverlapIndex.build(known, GramCounts(1)).search(words, run_words=13)
+    shares = zip(overlaps.text_share, overlaps.row_share, overlaps.shares_run, strict=True)
+    fast = dict(zip(zip(overlaps.text, overlaps.row, strict=True), shares, strict=True))
+    assert len(fast) > 80 and set(overlaps.word_weight) == {1.0}
+    lists = [split_words(text) for text in searched], [split_words(text) for text in tested]
     grams = [[_grams(text, GRAM_WORDS) for text in texts] for texts in lists]
     rows = [[set(_grams(text, 13)) for text in texts] for texts in lists]
-    for i, row in itertools.product(range(len(asked)), range(len(tested))):
+    for i, row in itertools.product(range(len(searched)), range(len(tested))):
         text_share = _slow_share(grams[0][i], grams[1][row])
         row_share = _slow_share(grams[1][row], grams[0][i])
         shares_run = not rows[0][i].isdisjoint(rows[1][row])
@@ -215,9 +214,10 @@ def test_chunks_processes_and_order_change_nothing(docstrings, monkeypatch):
     assert decontaminate(pairs, pickle.loads(pickle.dumps(index))) == (clean, hits)
     backwards = decontaminate(pairs[::-1], index)[0]
     assert backwards == clean[::-1]
-    held = index.contains_many([pair.passage for pair in pairs])
-    assert held.tolist() == [index.contains(pair.passage) for pair in pairs]
-    assert {i for i, one in enumerate(held) if one} <= {hit.pair for hit in hits}
+    contained_passages = index.contains_many([pair.passage for pair in pairs])
+    assert contained_passages.tolist() == [index.contains(pair.passage) for pair in pairs]
+    contained = {i for i, is_contained in enumerate(contained_passages) if is_contained}
+    assert contained <= {hit.pair for hit in hits}
 
 
 def test_the_index_is_small_compared_with_its_texts(docstrings, index):
@@ -228,7 +228,7 @@ def test_the_index_is_small_compared_with_its_texts(docstrings, index):
     assert tables < 2.5 * size
 
 
-# --- how much is found ----------------------------------------------------------------------
+# --- recall ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", EDITS)
@@ -236,14 +236,14 @@ def test_planted_contamination_is_found(docstrings, index, kind):
     tested, others = docstrings
     texts = [text for pair in tested for text in (pair.query, pair.passage)]
     texts = Random(3).sample([text for text in texts if len(text.split()) >= 16], 250)
-    random, more = Random(7), [pair.passage for pair in others]
-    planted = [Pair("", edit(kind, text, random, more)) for text in texts]
+    random, other_passages = Random(7), [pair.passage for pair in others]
+    planted = [Pair("", edit(kind, text, random, other_passages)) for text in texts]
     recall = len(decontaminate(planted, index)[1]) / len(texts)
     print(f"{kind}: {recall:.4f}")
     assert recall >= (0.99 if kind in ("copied", "respelled") else 0.95)
 
 
-def test_clean_texts_of_the_same_domain_are_left_alone(docstrings, index):
+def test_clean_texts_of_the_same_domain_are_rarely_hits(docstrings, index):
     others = docstrings[1]
     hits = decontaminate(others, index)[1]
     print([(hit.kind, hit.score, hit.text) for hit in hits])
@@ -265,14 +265,14 @@ def test_matches_by_meaning_equal_brute_force():
     noise = units(50)
     paraphrases = rows["passage"] * 0.97 + noise * 0.2
     paraphrases /= np.linalg.norm(paraphrases, axis=1, keepdims=True)
-    asked = {"query": noise, "passage": paraphrases}
+    vectors_of_role = {"query": noise, "passage": paraphrases}
     pairs = [Pair(f"other question {i}", f"in other words {i}") for i in range(50)]
     _, hits = decontaminate(
-        pairs, index, embed=lambda texts, role: asked[role][: len(texts)], similarity=0.9
+        pairs, index, embed=lambda texts, role: vectors_of_role[role][: len(texts)], similarity=0.9
     )
     assert {hit.kind for hit in hits} == {"meaning"}
-    every = np.concatenate([rows["query"], rows["passage"]])
-    cosines = {role: asked[role] @ every.T for role in asked}
+    tested_vectors = np.concatenate([rows["query"], rows["passage"]])
+    cosines = {role: vectors_of_role[role] @ tested_vectors.T for role in vectors_of_role}
     best = np.maximum(cosines["query"].max(axis=1), cosines["passage"].max(axis=1))
     assert [hit.pair for hit in hits] == np.flatnonzero(best >= 0.9).tolist() and len(hits) > 25
     for hit in hits:
@@ -281,17 +281,17 @@ def test_matches_by_meaning_equal_brute_force():
     assert decontaminate(pairs, index) == (pairs, [])
 
 
-# --- shown ----------------------------------------------------------------------------------
+# --- reports and command --------------------------------------------------------------------
 
 
-def test_every_hit_is_counted_and_of_each_set_the_first_are_listed_with_both_texts():
+def test_every_hit_is_counted_and_the_first_of_each_set_are_listed_with_both_texts():
     sets = {"one": evaluation([Pair("<b>asked</b>", LONG)]), "two": evaluation([Pair("x", OTHER)])}
     index = ContaminationIndex.build(sets)
-    found = ContaminationReport(sets, max_listed=2)
+    report = ContaminationReport(sets, max_listed=2)
     for chunk in ([Pair("b asked b", "p"), Pair("a", OTHER)], [Pair("c", LONG)] * 3):
-        found.add("own", len(chunk), decontaminate(chunk, index)[1])
-    found.add("other", 1, [])
-    content = json.loads(json.dumps(found.as_json()))
+        report.add("own", len(chunk), decontaminate(chunk, index)[1])
+    report.add("other", 1, [])
+    content = json.loads(json.dumps(report.as_json()))
     assert (content["found"], content["checked"]) == (5, {"own": 5, "other": 1})
     assert content["counts"] == [
         {"source": "own", "set": "one", "kind": "copy", "pairs": 4},
@@ -332,7 +332,7 @@ def test_the_command_decontaminates_files(tmp_path):
     assert json.loads(done.stdout)["counts"] == counts
     assert json.loads(file.read_text()) == {"query": "a", "positive": OTHER, "negatives": ["free"]}
     assert LONG.upper() in (tmp_path / "report.html").read_text()
-    # What is wrong is told before anything is written.
+    # Errors are reported before anything is written.
     before = file.read_text() + '{"query": "c"}\n'
     file.write_text(before)
     failed = run("--out", file)

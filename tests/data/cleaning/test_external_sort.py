@@ -1,4 +1,4 @@
-"""Sorted runs against sorting in memory."""
+"""Sorted runs, compared with sorting in memory."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -15,12 +15,12 @@ def test_ranges_of_sorted_runs_give_every_record_once_in_order(tmp_path_factory,
     sorted_runs = SortedRuns(tmp_path_factory.mktemp("runs"))
     records, row = [], 0
     for name, run in enumerate(runs):
-        own = np.array(run, dtype=np.uint64)
-        sorted_runs.write(str(name), own, np.arange(row, row + len(run)))
+        hashes = np.array(run, dtype=np.uint64)
+        sorted_runs.write(str(name), hashes, np.arange(row, row + len(run)))
         records += zip(run, range(row, row + len(run)), strict=True)
         row += len(run)
     read = [sorted_runs.read(part)[:2].T.tolist() for part in sorted_runs.hash_ranges(most)]
-    assert [tuple(one) for part in read for one in part] == sorted(records)
+    assert [tuple(record) for part in read for record in part] == sorted(records)
     assert len(sorted_runs) == row
 
 

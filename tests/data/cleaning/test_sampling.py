@@ -12,21 +12,21 @@ OPENING = "The same opening words are shared by every one of the versions of thi
 
 def test_every_query_has_its_own_passage_and_no_other():
     pairs = [Pair(f"query {i}", f"passage {i}") for i in range(9)]
-    found = held_out_set(pairs, queries=5)
-    assert list(found.passages.values()) == [pair.passage for pair in pairs]
-    assert len(found.qrels) == len(found.queries) == 5
-    for query, grades in found.qrels.items():
+    held_out = held_out_set(pairs, queries=5)
+    assert list(held_out.passages.values()) == [pair.passage for pair in pairs]
+    assert len(held_out.qrels) == len(held_out.queries) == 5
+    for query, grades in held_out.qrels.items():
         [(passage, grade)] = grades.items()
         assert grade == 1
-        assert Pair(found.queries[query], found.passages[passage]) in pairs
+        assert Pair(held_out.queries[query], held_out.passages[passage]) in pairs
 
 
 def test_ranks_depend_on_seed_and_text_only_and_never_tie():
     keys = hash_texts(f"text {i}" for i in range(2000))
     assert (random_ranks(keys, 1)[::-1] == random_ranks(keys[::-1], 1)).all()
     assert len(np.unique(random_ranks(keys, 1))) == len(keys)
-    drawn = [set(np.argsort(random_ranks(keys, seed))[:200].tolist()) for seed in (1, 2)]
-    assert len(drawn[0] & drawn[1]) < 60, "two seeds draw the same"
+    samples = [set(np.argsort(random_ranks(keys, seed))[:200].tolist()) for seed in (1, 2)]
+    assert len(samples[0] & samples[1]) < 60, "two seeds draw the same"
 
 
 @given(st.sets(st.integers(0, 2**64 - 1), min_size=1), st.integers(1, 9), st.data())

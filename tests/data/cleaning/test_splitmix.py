@@ -1,4 +1,4 @@
-"""SplitMix64 against its published sequence."""
+"""SplitMix64, compared with its published sequence."""
 
 import numpy as np
 

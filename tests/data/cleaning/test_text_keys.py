@@ -19,6 +19,6 @@ def test_text_keys_ignore_spelling_case_and_white_space():
     assert same[0] == same[1] and len(set(same.tolist())) == 3
 
 
-def test_repeated_marks_all_but_the_first():
+def test_equals_previous_marks_all_but_the_first():
     assert equals_previous(np.array([1, 1, 2, 3, 3, 3])).astype(int).tolist() == [0, 1, 0, 0, 1, 1]
     assert equals_previous(np.array([])).tolist() == []

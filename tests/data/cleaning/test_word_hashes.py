@@ -21,29 +21,29 @@ SCRIPTS = st.text(
 @given(texts=st.lists(SCRIPTS, max_size=8))
 @example(texts=["c++ c+++d #x c#", "", "don’t", "a\uffffb"])
 def test_hashes_correspond_to_the_split_words(texts):
-    found = hash_words(texts)
-    listed = [split_words(text) for text in texts]
-    assert found.counts.tolist() == [len(words) for words in listed]
-    of_word = {}
-    for i, words in enumerate(listed):
-        hashes = found.hashes[found.starts[i] : found.starts[i + 1]].tolist()
+    hashed = hash_words(texts)
+    word_lists = [split_words(text) for text in texts]
+    assert hashed.counts.tolist() == [len(words) for words in word_lists]
+    hash_of_word = {}
+    for i, words in enumerate(word_lists):
+        hashes = hashed.hashes[hashed.starts[i] : hashed.starts[i + 1]].tolist()
         for word, number in zip(words, hashes, strict=True):
-            assert of_word.setdefault(word, number) == number
+            assert hash_of_word.setdefault(word, number) == number
             assert number % 2 == any(char.isdigit() or char in "+#" for char in word)
-    assert len(set(of_word.values())) == len(of_word)
+    assert len(set(hash_of_word.values())) == len(hash_of_word)
     keys = {}
-    for words, key in zip(listed, found.keys.tolist(), strict=True):
+    for words, key in zip(word_lists, hashed.keys.tolist(), strict=True):
         assert keys.setdefault(key, "".join(words)) == "".join(words)
-    assert len({"".join(words) for words in listed}) == len(keys)
+    assert len({"".join(words) for words in word_lists}) == len(keys)
 
 
 def test_the_hashes_of_a_text_do_not_depend_on_the_other_texts(monkeypatch):
     texts = ["one two three", "四五 six", "", "7 + eight’s", "one  TWO\nthree!"] * 3
-    together = hash_words(texts)
+    at_once = hash_words(texts)
     monkeypatch.setattr(module, "CHUNK_CHARACTERS", 12)
-    apart = hash_words(texts)
-    for whole, part in zip(vars(together).values(), vars(apart).values(), strict=True):
-        assert whole.tolist() == part.tolist()
+    in_chunks = hash_words(texts)
+    for expected, result in zip(vars(at_once).values(), vars(in_chunks).values(), strict=True):
+        assert expected.tolist() == result.tolist()
 
 
 def test_case_and_punctuation_are_ignored_and_other_differences_kept():

@@ -21,15 +21,17 @@ def beir(folder, *, corpus=None, queries=None, qrels=None):
 
 
 def test_a_set_is_read_with_titles_and_only_its_judged_queries_count(tmp_path):
-    kept = read_beir(beir(tmp_path))
-    assert kept.passages == {"p1": "T one", "p2": ""}
-    assert kept.qrels == {"q1": {"p1": 2, "p2": 0}}
+    evaluation_set = read_beir(beir(tmp_path))
+    assert evaluation_set.passages == {"p1": "T one", "p2": ""}
+    assert evaluation_set.qrels == {"q1": {"p1": 2, "p2": 0}}
 
 
 def test_a_written_set_is_read_back(tmp_path):
-    kept = EvaluationSet({"p": 'a "b"\n\tc'}, {"q": "ä"}, {"q": {"p": 1}}, {"query": "ö: "})
-    write_beir(kept, tmp_path)
-    assert read_beir(tmp_path) == kept
+    evaluation_set = EvaluationSet(
+        {"p": 'a "b"\n\tc'}, {"q": "ä"}, {"q": {"p": 1}}, {"query": "ö: "}
+    )
+    write_beir(evaluation_set, tmp_path)
+    assert read_beir(tmp_path) == evaluation_set
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"document": "x"}', '{"query": 1}'])

@@ -1,42 +1,11 @@
-"""Conversations in every form."""
+"""Conversations in every layout and file format."""
 
-import gzip
-import json
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from stillroom.data.readers.files import read_conversations
 from stillroom.data.readers.records import Conversation
 from stillroom.errors import UserError
-
-
-def write(path, rows):
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(lines.encode()))
-    elif path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix in (".csv", ".tsv"):
-        import csv
-
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(
-                file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ","
-            )
-            writer.writeheader()
-            writer.writerows(
-                {k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()}
-                for row in rows
-            )
-    else:
-        path.write_text(lines)
-    return path
-
-
-FILES = ["a.jsonl", "a.jsonl.gz", "a.csv", "a.tsv", "a.parquet"]
-
+from support.row_files import FILE_NAMES, write_rows
 
 TURNS = ["Hi", "Hello", 'How do I\nsort, "fast"?', "With sorted()."]
 
@@ -50,31 +19,33 @@ CHAT = [{"role": role, "content": text} for role, text in zip(ROLES, TURNS, stri
 SHOWN = "User:\nHi\n\nAssistant:\nHello\n\nUser:\n" + TURNS[2] + "\n\nAssistant:\n"
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", FILE_NAMES)
 @pytest.mark.parametrize("row", [{"text": TURNS}, {"messages": CHAT}], ids=["text", "messages"])
 def test_the_last_answer_of_a_conversation_is_the_completion(tmp_path, name, row):
-    found = list(read_conversations(write(tmp_path / name, [row])))
-    assert found == [Conversation(SHOWN, TURNS[3], question=TURNS[2])]
+    conversations = list(read_conversations(write_rows(tmp_path / name, [row])))
+    assert conversations == [Conversation(SHOWN, TURNS[3], question=TURNS[2])]
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", FILE_NAMES)
 def test_a_prompt_and_its_completion_are_taken_as_they_are(tmp_path, name):
     row = {"prompt": "<|user|>\nWho?\n", "completion": " me "}
-    [found] = read_conversations(write(tmp_path / name, [row]))
-    assert found == Conversation(row["prompt"], row["completion"], question=row["prompt"])
+    [conversation] = read_conversations(write_rows(tmp_path / name, [row]))
+    assert conversation == Conversation(row["prompt"], row["completion"], question=row["prompt"])
 
 
 def test_unanswered_questions_at_the_end_are_dropped(tmp_path):
-    unanswered = write(tmp_path / "a.jsonl", [{"text": [*TURNS, "And now?"]}])
-    whole = write(tmp_path / "b.jsonl", [{"text": TURNS}])
-    assert list(read_conversations(unanswered)) == list(read_conversations(whole))
+    unanswered = write_rows(tmp_path / "a.jsonl", [{"text": [*TURNS, "And now?"]}])
+    answered = write_rows(tmp_path / "b.jsonl", [{"text": TURNS}])
+    assert list(read_conversations(unanswered)) == list(read_conversations(answered))
 
 
 def test_the_system_message_comes_first_and_is_not_the_question(tmp_path):
     system = {"role": "system", "content": "Be brief."}
-    [found] = read_conversations(write(tmp_path / "a.jsonl", [{"messages": [system, *CHAT]}]))
-    assert found.prompt == "System:\nBe brief.\n\n" + SHOWN
-    assert found.question == TURNS[2]
+    [conversation] = read_conversations(
+        write_rows(tmp_path / "a.jsonl", [{"messages": [system, *CHAT]}])
+    )
+    assert conversation.prompt == "System:\nBe brief.\n\n" + SHOWN
+    assert conversation.question == TURNS[2]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +69,7 @@ def test_the_system_message_comes_first_and_is_not_the_question(tmp_path):
     ],
 )
 def test_a_row_without_a_conversation_is_an_error_with_its_line(tmp_path, row, problem):
-    file = write(tmp_path / "a.jsonl", [{"text": TURNS}, row])
+    file = write_rows(tmp_path / "a.jsonl", [{"text": TURNS}, row])
     with pytest.raises(UserError) as caught:
         list(read_conversations(file))
     assert caught.value.where == f"{file}:2"

@@ -74,7 +74,7 @@ def test_neither_the_name_nor_the_summary_is_left_in_the_passage(installed):
     assert "Weigher" not in weigher.passage
     assert weigher.query not in weigher.passage
     assert "weigh_all()" not in method.passage
-    assert "weigh_all_of_it" in method.passage  # another's name is part of the answer
+    assert "weigh_all_of_it" in method.passage  # the name of another function belongs to the answer
     assert "in some length" in method.passage
 
 
@@ -92,9 +92,9 @@ def test_the_same_environment_gives_the_same_pairs(installed):
 
 def test_several_processes_give_the_same_pairs_in_the_same_order(monkeypatch):
     monkeypatch.setattr(docstrings, "PARALLEL_FROM_FILES", sys.maxsize)
-    alone = list(docstring_pairs(["numpy"]))
+    serial_pairs = list(docstring_pairs(["numpy"]))
     monkeypatch.setattr(docstrings, "PARALLEL_FROM_FILES", 0)
-    assert list(docstring_pairs(["numpy"])) == alone
+    assert list(docstring_pairs(["numpy"])) == serial_pairs
 
 
 def test_the_fingerprint_changes_with_a_version_and_nothing_else(installed):

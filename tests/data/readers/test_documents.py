@@ -1,4 +1,4 @@
-"""Documents are cut into passages that a model can read, and nothing of them is lost."""
+"""Documents are cut into passages that fit a model, and no text is lost."""
 
 import pytest
 from hypothesis import given, settings
@@ -104,12 +104,14 @@ def test_no_passage_is_too_long_and_no_character_is_lost(
     passages = list(read)
     assert max(map(count, passages)) <= most
     assert all(passage.strip() for passage in passages)
-    # Where the passages so far may end, if each begins within or right behind the one before.
+    # Possible ends of the passages so far: each starts within the one before or right after it.
     ends = {0}
     for passage in passages:
-        own = "".join(passage.split())
-        starts = {end - k for end in ends for k in range(len(own) if share else 1)}
+        passage_letters = "".join(passage.split())
+        starts = {end - k for end in ends for k in range(len(passage_letters) if share else 1)}
         ends = {
-            start + len(own) for start in starts if start >= 0 and letters.startswith(own, start)
+            start + len(passage_letters)
+            for start in starts
+            if start >= 0 and letters.startswith(passage_letters, start)
         }
     assert len(letters) in ends

@@ -1,15 +1,11 @@
 """Pairs and passages of every file format; errors with their lines."""
 
-import gzip
-import json
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from stillroom.data.readers.files import read_pairs, read_passages
 from stillroom.data.readers.records import Pair
 from stillroom.errors import UserError
+from support.row_files import FILE_NAMES, write_rows
 
 ROWS = [
     {"query": "one", "positive": "first, with a comma", "negatives": ["no", "nor this"]},
@@ -20,38 +16,12 @@ ROWS = [
 PAIRS = [Pair(row["query"], row["positive"], tuple(row["negatives"])) for row in ROWS]
 
 
-def write(path, rows):
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(lines.encode()))
-    elif path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix in (".csv", ".tsv"):
-        import csv
-
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(
-                file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ","
-            )
-            writer.writeheader()
-            writer.writerows(
-                {k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()}
-                for row in rows
-            )
-    else:
-        path.write_text(lines)
-    return path
-
-
-FILES = ["a.jsonl", "a.jsonl.gz", "a.csv", "a.tsv", "a.parquet"]
-
-
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", FILE_NAMES)
 def test_every_format_gives_the_same_pairs(tmp_path, name):
-    assert list(read_pairs(write(tmp_path / name, ROWS))) == PAIRS
+    assert list(read_pairs(write_rows(tmp_path / name, ROWS))) == PAIRS
 
 
-def test_other_names_of_the_fields_a_byte_order_mark_and_blank_lines_are_understood(tmp_path):
+def test_alternative_field_names_a_byte_order_mark_and_blank_lines_are_accepted(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('\ufeff{"query": "q", "passage": "p", "negative": "n"}\n\n', encoding="utf-8")
     assert list(read_pairs(file)) == [Pair("q", "p", ("n",))]

@@ -1,4 +1,4 @@
-"""Everybody's layouts, as their own tools write them."""
+"""Pair layouts of other tools, as those tools write them."""
 
 import json
 
@@ -68,7 +68,7 @@ KNOWN = {
 
 @pytest.mark.parametrize("form", ["jsonl", "json", "parquet"])
 @pytest.mark.parametrize("case", KNOWN)
-def test_a_layout_is_recognised_and_named_alike_and_gives_a_pair_a_positive(tmp_path, case, form):
+def test_a_recognised_layout_and_a_named_one_give_the_same_pair_per_positive(tmp_path, case, form):
     layout, row, expected = KNOWN[case]
     file = tmp_path / f"a.{form}"
     if form == "parquet":
@@ -96,8 +96,8 @@ def test_scored_pairs_need_a_min_score(tmp_path):
     with pytest.raises(UserError, match="Set min_score"):
         list(read_pairs(file))
     skipped = SkippedRows()
-    found = list(read_pairs(file, min_score=0.8, skipped=skipped))
-    assert found == [Pair("a0.8", "b"), Pair("a1.0", "b")]
+    pairs = list(read_pairs(file, min_score=0.8, skipped=skipped))
+    assert pairs == [Pair("a0.8", "b"), Pair("a1.0", "b")]
     assert skipped.counts == {"below_min_score": 1}
 
 
@@ -110,7 +110,7 @@ def test_a_teacher_s_scores_filter_positives_only_with_a_min_score(tmp_path):
 @pytest.mark.parametrize("case", ["flag", "gritlm", "medi"])
 def test_rows_can_be_filtered_by_their_instruction(tmp_path, case):
     file = write(tmp_path / "a.jsonl", [KNOWN[case][1]])
-    assert {found.instruction for _, found in read_labelled_pairs(file)} == {"Find it"}
+    assert {pair.instruction for _, pair in read_labelled_pairs(file)} == {"Find it"}
     skipped = SkippedRows()
     assert not list(read_pairs(file, instruction="Another", skipped=skipped))
     assert skipped.counts == {"other_instruction": len(KNOWN[case][2])}
@@ -154,7 +154,7 @@ def test_bad_rows_can_be_skipped_and_are_then_counted_and_listed(tmp_path):
     skipped = SkippedRows(skip_bad_rows=True)
     assert list(read_pairs(file, skipped=skipped)) == [Pair("q", "p")] * 2
     assert skipped.counts == {"wrong": 10}
-    assert [one["where"].rpartition(":")[2] for one in skipped.bad_rows] == [
+    assert [row["where"].rpartition(":")[2] for row in skipped.bad_rows] == [
         "1", "2", "3", "4", "5", "7", "8", "9", "10", "11",
     ]  # fmt: skip
     assert skipped.bad_rows[1]["problem"] == "is not a JSON object"
@@ -163,11 +163,11 @@ def test_bad_rows_can_be_skipped_and_are_then_counted_and_listed(tmp_path):
 def test_the_list_of_bad_rows_is_bounded(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("{\n" * 500 + '{"query": "q", "positive": "p"}\n')
-    one, total = SkippedRows(skip_bad_rows=True), SkippedRows()
-    assert len(list(read_pairs(file, skipped=one))) == 1
-    total.add(one)
-    total.add(one)
-    assert (total.counts["wrong"], len(total.bad_rows), len(one.bad_rows)) == (1000, 100, 100)
+    skipped, total = SkippedRows(skip_bad_rows=True), SkippedRows()
+    assert len(list(read_pairs(file, skipped=skipped))) == 1
+    total.add(skipped)
+    total.add(skipped)
+    assert (total.counts["wrong"], len(total.bad_rows), len(skipped.bad_rows)) == (1000, 100, 100)
 
 
 @pytest.mark.parametrize("content", ["{\n{\n", '{"a": "b"}\n', '{"query": "", "positive": "p"}\n'])
@@ -177,7 +177,7 @@ def test_a_file_with_only_bad_rows_is_an_error_even_when_they_are_skipped(tmp_pa
         list(read_pairs(tmp_path / "a.jsonl", skipped=SkippedRows(skip_bad_rows=True)))
 
 
-def test_ms_marco_s_triples_and_collection_are_known_by_having_no_header(tmp_path):
+def test_ms_marco_s_triples_and_collection_are_recognised_without_a_header(tmp_path):
     triples, collection = tmp_path / "triples.tsv", tmp_path / "collection.tsv"
     triples.write_text('is "a" so\tthe "passage" it is\t"no\nwhat is b\tthat is b\tno\n')
     collection.write_text('0\tThe "first of them\n1\tanother one\n')

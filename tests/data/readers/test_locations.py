@@ -1,4 +1,4 @@
-"""Where data lies: the same on this machine and on a server that speaks S3."""
+"""Locations of data: the same on local disk and on an S3 server."""
 
 import gzip
 import importlib.abc
@@ -23,7 +23,7 @@ FILES = ["a.jsonl", "b.csv", "in/c.jsonl.gz", "in/deep/d.tsv", "in/e.md", ".hidd
 
 @pytest.fixture(params=["local", "s3"])
 def folder(request, tmp_path):
-    """A place with FILES, and how to write there."""
+    """(location of FILES, function that writes there)."""
     if request.param == "local":
         root = tmp_path / "data"
 
@@ -31,7 +31,7 @@ def folder(request, tmp_path):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(content)
 
-        place = str(root)
+        location = str(root)
     else:
         bucket = request.getfixturevalue("bucket")
         client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
@@ -39,14 +39,14 @@ def folder(request, tmp_path):
         def put(name, content=b"x"):
             client.put_object(Bucket=bucket, Key=f"{tmp_path.name}/{name}", Body=content)
 
-        place = f"s3://{bucket}/{tmp_path.name}"
+        location = f"s3://{bucket}/{tmp_path.name}"
     for name in FILES:
         put(name)
-    return place, put
+    return location, put
 
 
 @pytest.mark.parametrize(
-    ("place", "expected"),
+    ("path", "expected"),
     [
         ("", ["a.jsonl", "b.csv", "in/c.jsonl.gz", "in/deep/d.tsv"]),
         ("/", ["a.jsonl", "b.csv", "in/c.jsonl.gz", "in/deep/d.tsv"]),
@@ -60,13 +60,13 @@ def folder(request, tmp_path):
                           "in/deep/d.tsv"]),
     ],
 )  # fmt: skip
-def test_files_are_found_in_order_by_folder_and_by_glob(folder, place, expected):
+def test_files_are_found_in_order_by_folder_and_by_glob(folder, path, expected):
     root, _ = folder
-    found = find_files(root + place)
-    assert [file.removeprefix(f"{root}/") for file in found] == expected
+    files = find_files(root + path)
+    assert [file.removeprefix(f"{root}/") for file in files] == expected
 
 
-def test_documents_are_other_kinds_of_files(folder):
+def test_documents_are_found_by_their_own_extensions(folder):
     root, _ = folder
     assert find_files(root, DOCUMENT_EXTENSIONS) == [f"{root}/in/e.md"]
 
@@ -80,14 +80,14 @@ def test_globs_may_be_relative(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("place", "problem"),
+    ("path", "problem"),
     [("/none.jsonl", "does not exist"), ("/*.none", "has no file")],
 )
-def test_a_location_without_files_is_an_error(folder, place, problem):
+def test_a_location_without_files_is_an_error(folder, path, problem):
     root, _ = folder
     with pytest.raises(UserError, match=problem) as caught:
-        find_files(root + place)
-    assert caught.value.where == root + place
+        find_files(root + path)
+    assert caught.value.where == root + path
 
 
 def test_a_missing_bucket_is_an_error(bucket):
@@ -131,7 +131,7 @@ def test_parquet_is_read_from_any_location(folder):
 
 
 def test_a_data_set_is_read_row_by_row_through_datasets(tmp_path, monkeypatch):
-    # `datasets` takes a folder of that name as it takes one of the hub.
+    # `datasets` opens a local folder of that name like a data set of the hub.
     (tmp_path / "set").mkdir()
     rows = [{"anchor": f"q{i}", "positive": "p"} for i in range(3)]
     (tmp_path / "set" / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -149,7 +149,7 @@ def test_offline_the_hub_is_reported_unreachable():
     with pytest.raises(UserError, match="hub:org/none: cannot be read: Couldn't reach"):
         list(read_pairs("hub:org/none"))
     with pytest.raises(
-        UserError, match="hub:org/none@v1: is not a data set that can be had from the hub"
+        UserError, match="hub:org/none@v1: is not a data set that can be loaded from the hub"
     ):
         fingerprint("hub:org/none@v1")
     assert fingerprint(f"hub:org/none@{'a' * 40}:en") == "a" * 40

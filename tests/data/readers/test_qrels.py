@@ -1,4 +1,4 @@
-"""Who answers whom, by id."""
+"""Judgements and triples that name queries and passages by id."""
 
 import pytest
 
@@ -24,13 +24,13 @@ QRELS = {
 @pytest.fixture
 def judged(tmp_path):
     def files(**contents):
-        given = {"collection": COLLECTION, "queries": QUERIES, **contents}
-        places = {}
-        for name, content in given.items():
+        files_to_write = {"collection": COLLECTION, "queries": QUERIES, **contents}
+        paths = {}
+        for name, content in files_to_write.items():
             form = "jsonl" if content.startswith("{") else "tsv"
             (tmp_path / f"{name}.{form}").write_text(content)
-            places[name] = str(tmp_path / f"{name}.{form}")
-        return places
+            paths[name] = str(tmp_path / f"{name}.{form}")
+        return paths
 
     return files
 
@@ -52,9 +52,9 @@ def test_triples_of_ids_become_triples_of_texts(judged):
 
 def test_empty_texts_of_a_collection_are_skipped(judged):
     skipped = SkippedRows()
-    places = judged(qrels="a 0 3 1\na 0 1 1\n")
-    assert list(read_judged_pairs(**places, skipped=skipped)) == [Pair("what is one", "one")]
-    assert list(read_collection(places["collection"], skipped)) == ["one", "two", "four"]
+    paths = judged(qrels="a 0 3 1\na 0 1 1\n")
+    assert list(read_judged_pairs(**paths, skipped=skipped)) == [Pair("what is one", "one")]
+    assert list(read_collection(paths["collection"], skipped)) == ["one", "two", "four"]
     assert skipped.counts == {"empty": 2}
 
 
@@ -73,11 +73,11 @@ def test_empty_texts_of_a_collection_are_skipped(judged):
     ],
 )  # fmt: skip
 def test_inconsistent_files_are_an_error_or_skipped(judged, tmp_path, contents, where, problem):
-    places = judged(**{"qrels": "a 0 1 1\n", **contents})
+    paths = judged(**{"qrels": "a 0 1 1\n", **contents})
     with pytest.raises(UserError) as caught:
-        list(read_judged_pairs(**places))
+        list(read_judged_pairs(**paths))
     assert caught.value.where == f"{tmp_path}/{where}"
     assert problem in caught.value.problem
     skipped = SkippedRows(skip_bad_rows=True)
-    assert list(read_judged_pairs(**places, skipped=skipped)) == [Pair("what is one", "one")]
-    assert [one["where"] for one in skipped.bad_rows] == [f"{tmp_path}/{where}"]
+    assert list(read_judged_pairs(**paths, skipped=skipped)) == [Pair("what is one", "one")]
+    assert [row["where"] for row in skipped.bad_rows] == [f"{tmp_path}/{where}"]

@@ -1,4 +1,4 @@
-"""Files as they are found: any packing, any spelling, any size."""
+"""Rows of real files: any compression, any characters, any size."""
 
 import csv
 import gzip
@@ -30,11 +30,11 @@ def fields(file, **more):
     return [row for _, row in read_rows(str(file), **more)]
 
 
-def packed(path, content: bytes):
+def write_compressed(path, content: bytes):
     if path.suffix == ".zst":
         with pa.CompressedOutputStream(str(path), "zstd") as out:
             out.write(content)
-    elif path.suffix == ".gz":  # of two members, as `cat a.gz b.gz` makes it
+    elif path.suffix == ".gz":  # two members, as `cat a.gz b.gz` writes
         half = len(content) // 2
         path.write_bytes(gzip.compress(content[:half]) + gzip.compress(content[half:]))
     else:
@@ -62,17 +62,17 @@ def test_unusual_characters_survive_every_format_and_compression(tmp_path, form,
         table.writeheader()
         table.writerows(rows)
         text = out.getvalue()
-    file = packed(tmp_path / f"a{form}{packing}", text.encode("utf-8-sig"))
+    file = write_compressed(tmp_path / f"a{form}{packing}", text.encode("utf-8-sig"))
     assert fields(file) == rows
 
 
-def test_letters_composed_and_not_stay_as_they_are_and_count_as_the_same_text(tmp_path):
+def test_composed_and_decomposed_letters_are_kept_and_count_as_the_same_text(tmp_path):
     spellings = [unicodedata.normalize(form, "Ångström café") for form in ("NFC", "NFD")]
     file = tmp_path / "a.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in spellings))
-    found = [row["text"] for row in fields(file)]
-    assert found == spellings and found[0] != found[1]
-    assert text_key(found[0]) == text_key(found[1])
+    texts = [row["text"] for row in fields(file)]
+    assert texts == spellings and texts[0] != texts[1]
+    assert text_key(texts[0]) == text_key(texts[1])
 
 
 @pytest.mark.parametrize("form", ["jsonl", "json", "csv"])
@@ -84,8 +84,8 @@ def test_a_line_of_64_mib_is_read(tmp_path, form):
             out.write(f"query,positive\nq,{text}\n")
         else:
             out.write(f'{{"query": "q", "positive": "{text}"}}\n')
-    [found] = fields(file)
-    assert found["positive"] == text
+    [row] = fields(file)
+    assert row["positive"] == text
 
 
 def test_a_longer_line_is_an_error_or_skipped(tmp_path, monkeypatch):
@@ -110,10 +110,10 @@ def test_json_lists_and_objects_one_after_another_are_read_as_json_reads_them(
     tmp_path_factory, values, indent, one_list
 ):
     file = tmp_path_factory.mktemp("json") / "a.json"
-    each = [json.dumps(value, indent=indent, ensure_ascii=indent is None) for value in values]
-    file.write_text(f"[{', '.join(each)}]" if one_list else "\n".join(each))
+    documents = [json.dumps(value, indent=indent, ensure_ascii=indent is None) for value in values]
+    file.write_text(f"[{', '.join(documents)}]" if one_list else "\n".join(documents))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "JSON_BLOCK_BYTES", 7)  # so that values lie across blocks
+        patch.setattr(module, "JSON_BLOCK_BYTES", 7)  # values then cross block boundaries
         assert fields(file) == values
 
 
@@ -149,7 +149,7 @@ def test_unreadable_rows_are_an_error_with_their_line(tmp_path, name, content, w
 
 
 def test_a_tsv_that_is_not_quoted_keeps_its_quotation_marks(tmp_path):
-    # As the STS benchmark has it: a mark may open a cell, end one, or stand alone.
+    # As in the STS benchmark: a quotation mark may open a cell, end it, or stand alone.
     cells = [["1", '"so" he said', "b"], ["2", '"open', "b"], ["3", 'c"', '"d'], ["4", 'e"', "f"]]
     (tmp_path / "a.tsv").write_text(
         "".join("\t".join(row) + "\n" for row in [["n", "x", "y"], *cells])
@@ -157,7 +157,7 @@ def test_a_tsv_that_is_not_quoted_keeps_its_quotation_marks(tmp_path):
     assert [list(row.values()) for row in fields(tmp_path / "a.tsv")] == cells
 
 
-READ = """
+READ_AND_MEASURE_MEMORY = """
 import resource, sys
 from stillroom.data.readers.files import read_pairs
 for file in sys.argv[1:]:
@@ -172,16 +172,20 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         rows = [{"query": f"q{i}", "positive": f"{i} " * 200} for i in range(count)]
         lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
         files = [
-            packed(tmp_path / f"{count}.jsonl.zst", lines),
-            packed(tmp_path / f"{count}.json", b"[" + lines.replace(b"}\n{", b"},\n{") + b"]"),
+            write_compressed(tmp_path / f"{count}.jsonl.zst", lines),
+            write_compressed(
+                tmp_path / f"{count}.json", b"[" + lines.replace(b"}\n{", b"},\n{") + b"]"
+            ),
             tmp_path / f"{count}.parquet",
         ]
         pq.write_table(pa.Table.from_pylist(rows), files[-1], row_group_size=count)
         done = subprocess.run(
-            [sys.executable, "-c", READ, *map(str, files)], capture_output=True, check=True
+            [sys.executable, "-c", READ_AND_MEASURE_MEMORY, *map(str, files)],
+            capture_output=True,
+            check=True,
         )
-        found, peak = map(int, done.stdout.split())
-        assert found == count
+        rows_read, peak = map(int, done.stdout.split())
+        assert rows_read == count
         peaks.append(peak)
     size = len(lines) >> 20
     assert peaks[1] - peaks[0] < size / 2, f"MiB: {peaks}, of a file of {size}"

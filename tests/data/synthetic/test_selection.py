@@ -24,12 +24,12 @@ scorings = st.integers(1, 8).flatmap(
 @settings(max_examples=100, deadline=None)
 @given(scorings)
 def test_rank_fusion_equals_exact_sums(scorings):
-    def rank(scores, place):
-        return 1 + sum(score > scores[place] for score in scores)
+    def rank(scores, row):
+        return 1 + sum(score > scores[row] for score in scores)
 
-    places = range(len(scorings[0]))
-    exact = {p: sum(Fraction(1, 60 + rank(scores, p)) for scores in scorings) for p in places}
-    assert reciprocal_rank_fusion(scorings) == sorted(places, key=lambda p: (-exact[p], p))
+    rows = range(len(scorings[0]))
+    exact = {p: sum(Fraction(1, 60 + rank(scores, p)) for scores in scorings) for p in rows}
+    assert reciprocal_rank_fusion(scorings) == sorted(rows, key=lambda p: (-exact[p], p))
 
 
 def test_ties_of_one_scoring_are_broken_by_the_other():
@@ -46,7 +46,7 @@ PASSAGES = ("seed", "better", "related", "off", "Better ")
         # Equal grades: the likelihood decides, and without it the retriever's order.
         ((3, 3, 1, 0, None), (-2.0, -1.0, -3.0, -4.0, 0.0), (1, 3)),
         ((3, 3, 1, 0, None), None, (0, 3)),
-        # Nothing is graded below the positive, or only a copy of it.
+        # No passage, or only a copy of the positive, has a lower grade.
         ((3, 3, 3, None, None), None, (0, None)),
         ((None, 3, None, None, 0), None, (1, None)),
         ((1, 0, None, None, None), None, "no passage answers the query"),
@@ -67,11 +67,11 @@ def test_a_sampled_negative_is_from_the_worse_half_and_not_always_the_worst():
     grades = [3, 2, 2, 1, 1, 0, 0]
     texts = [f"text {i}" for i in range(7)]
     rng = np.random.default_rng(0)
-    drawn = {
+    negatives = {
         choose_positive_and_negative(texts, grades, None, min_grade=2, rng=rng)[1]
         for _ in range(50)
     }
-    assert drawn == {4, 5, 6}
+    assert negatives == {4, 5, 6}
 
 
 PROMPT, QUERY = "<text>\nñandú\n</text>\nQuery:", " fast bird"
@@ -81,17 +81,17 @@ PROMPT, QUERY = "<text>\nñandú\n</text>\nQuery:", " fast bird"
     ("tokens", "written"),
     [
         (["<text>\n", "ñandú", "\n</text>\n", "Query:", " fast", " bird", "!"], "!"),
-        # The server stopped at once; and one that shows bytes of a character one by one.
+        # A server that stops at once, and one whose tokens are single bytes of a character.
         (["<text>\n", "ñandú", "\n</text>\n", "Query:", " fast", " bird"], ""),
         (["<text>\n", "\\xc3", "\\xb1", "andú", "\n</text>\n", "Query:", " fast", " bird"], ""),
     ],
 )
 def test_the_likelihood_covers_only_the_query_s_tokens(tokens, written):
     logprobs = [None, *(-100.0 for _ in tokens[1:])]
-    for at, token in enumerate(tokens):
-        logprobs[at] = {" fast": -3.0, " bird": -1.0}.get(token, logprobs[at])
-    found = query_likelihood(PROMPT + QUERY + written, tokens, logprobs, PROMPT, QUERY)
-    assert found == -2.0
+    for position, token in enumerate(tokens):
+        logprobs[position] = {" fast": -3.0, " bird": -1.0}.get(token, logprobs[position])
+    likelihood = query_likelihood(PROMPT + QUERY + written, tokens, logprobs, PROMPT, QUERY)
+    assert likelihood == -2.0
 
 
 @pytest.mark.parametrize(

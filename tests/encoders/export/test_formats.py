@@ -21,7 +21,7 @@ from stillroom.evaluation.fidelity import compare_encoders, texts_with_roles
 from support.make_encoder import make_encoder
 
 TEXTS = ["one", "another text, and a longer one", "third " * 30]
-BOTH = [(text, role) for text in TEXTS for role in ("query", "passage")]
+TEXTS_IN_BOTH_ROLES = [(text, role) for text in TEXTS for role in ("query", "passage")]
 LORA = LoraOptions(rank=4, alpha=8)
 
 
@@ -54,18 +54,18 @@ def onnx(student, sets, tmp_path_factory):
 @pytest.mark.promise("vectors")
 def test_onnx_gives_the_encoder_s_vectors_for_any_texts_roles_and_sizes(student, onnx):
     assert is_exported(onnx)
-    theirs = ExportedEncoder(onnx, threads=1)
-    assert theirs.contract == student.contract
-    assert theirs.parameters_total == student.parameters_total
+    exported = ExportedEncoder(onnx, threads=1)
+    assert exported.contract == student.contract
+    assert exported.parameters_total == student.parameters_total
     for texts in (TEXTS, TEXTS[:1], ["word " * 90] * 2):
         for role, dims in (("query", None), ("passage", 32)):
             np.testing.assert_allclose(
-                theirs.encode(texts, role, dims=dims, batch_tokens=64),
+                exported.encode(texts, role, dims=dims, batch_tokens=64),
                 student.encode(texts, role, dims=dims),
                 atol=1e-5,
             )
     with pytest.raises(UserError, match="dims: 33"):
-        theirs.encode(TEXTS, "query", dims=33)
+        exported.encode(TEXTS, "query", dims=33)
 
 
 @pytest.mark.promise("vectors")
@@ -83,7 +83,7 @@ def test_a_decoder_s_merged_adapter_is_exported_bidirectional(decoder, tmp_path)
             torch.nn.init.normal_(weight, std=0.1)
     save_encoder(trained, tmp_path / "adapter")
     merged = load_encoder(tmp_path / "adapter")
-    export_encoder(merged, "onnx", tmp_path / "onnx", BOTH)
+    export_encoder(merged, "onnx", tmp_path / "onnx", TEXTS_IN_BOTH_ROLES)
     np.testing.assert_allclose(
         ExportedEncoder(tmp_path / "onnx").encode(TEXTS, "query"),
         merged.encode(TEXTS, "query"),
@@ -98,9 +98,9 @@ def test_int8_leaves_as_few_nodes_in_float_as_its_floor_allows(
     folder = tmp_path / "int8"
     shutil.copytree(onnx, folder)
     sample = int8.CalibrationSample.draw(student, texts_with_roles(sets), 64)
-    everything = quantise(onnx / ONNX_FILE, folder / ONNX_FILE, sample)
+    unrestricted = quantise(onnx / ONNX_FILE, folder / ONNX_FILE, sample)
     lowest = sample.cosines(ExportedEncoder(folder).forward).min()
-    assert everything["float"] == [] and int8.MIN_COSINE < lowest < 0.99999
+    assert unrestricted["float"] == [] and int8.MIN_COSINE < lowest < 0.99999
     # A floor so high that something has to stay in float.
     monkeypatch.setattr(int8, "MIN_COSINE", lowest + 0.3 * (1 - lowest))
     details = quantise(onnx / ONNX_FILE, folder / ONNX_FILE, sample)
@@ -108,9 +108,9 @@ def test_int8_leaves_as_few_nodes_in_float_as_its_floor_allows(
     assert sample.cosines(ExportedEncoder(folder).forward).min() >= int8.MIN_COSINE
     assert {path.name for path in folder.iterdir()} == {path.name for path in onnx.iterdir()}
     if quantise is int8.quantise_static:  # the dynamic ranges depend on the batch
-        theirs = ExportedEncoder(folder)
-        beside = theirs.encode(TEXTS, "query")[:1]
-        np.testing.assert_allclose(theirs.encode(TEXTS[:1], "query"), beside, atol=1e-5)
+        exported = ExportedEncoder(folder)
+        batched = exported.encode(TEXTS, "query")[:1]
+        np.testing.assert_allclose(exported.encode(TEXTS[:1], "query"), batched, atol=1e-5)
 
 
 def test_a_text_that_misses_the_floor_is_named(student, sets):
@@ -134,7 +134,7 @@ def test_a_sample_has_texts_of_all_lengths(student):
 def test_a_sentence_transformers_folder_holds_prompts_projection_and_smaller_sizes(
     student, tmp_path
 ):
-    export_encoder(student, "sentence-transformers", tmp_path / "out", BOTH)
+    export_encoder(student, "sentence-transformers", tmp_path / "out", TEXTS_IN_BOTH_ROLES)
     reopened = FORMATS["sentence-transformers"].reopen(tmp_path / "out")
     for role in ("query", "passage"):
         np.testing.assert_allclose(reopened(TEXTS, role), student.encode(TEXTS, role), atol=1e-5)
@@ -178,11 +178,14 @@ def test_a_lora_teacher_opens_in_plain_transformers_with_peft_and_in_sentence_tr
     vectors = (states * counted).sum(1) / counted.sum(1)
     vectors = torch.nn.functional.normalize(vectors, dim=-1).numpy()
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
-    other = teacher.encode(TEXTS, "passage")
-    assert abs(other - expected).max() > 0.01, "the prompt is seen"
+    passage_vectors = teacher.encode(TEXTS, "passage")
+    assert abs(passage_vectors - expected).max() > 0.01, "the prompt is seen"
 
     export_encoder(
-        load_encoder(tmp_path / "teacher"), "sentence-transformers", tmp_path / "merged", BOTH
+        load_encoder(tmp_path / "teacher"),
+        "sentence-transformers",
+        tmp_path / "merged",
+        TEXTS_IN_BOTH_ROLES,
     )
     theirs = SentenceTransformer(str(tmp_path / "merged"))
     np.testing.assert_allclose(theirs.encode_query(TEXTS), expected, atol=1e-5)
@@ -191,7 +194,7 @@ def test_a_lora_teacher_opens_in_plain_transformers_with_peft_and_in_sentence_tr
 def test_what_sentence_transformers_cannot_express_is_refused(decoder, tmp_path):
     model = make_encoder(decoder, pooling="last", append_eos=True, precision="float32")
     with pytest.raises(UserError, match="append_eos"):
-        export_encoder(model, "sentence-transformers", tmp_path / "out", BOTH)
+        export_encoder(model, "sentence-transformers", tmp_path / "out", TEXTS_IN_BOTH_ROLES)
 
 
 def test_a_failed_export_leaves_nothing_behind(tmp_path):
@@ -201,5 +204,5 @@ def test_a_failed_export_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_formats_are_the_recipe_s():
+def test_formats_are_those_that_a_recipe_may_name():
     assert set(get_args(ExportFormat)) == set(FORMATS)

@@ -1,5 +1,5 @@
-"""A student may be made of any BERT-like base, some of its layers, fewer tokens, or no more
-than its architecture."""
+"""A student is made from any BERT-like base: some of its layers, fewer tokens, or only its
+architecture."""
 
 from pathlib import Path
 
@@ -50,16 +50,17 @@ SIZES = {
     "num_attention_heads": 4,
     "max_position_embeddings": 66,
 }
-FOUR = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}  # RoBERTa's kin
+# RoBERTa and its relatives
+ROBERTA_SPECIAL = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 WORD_PIECE = {"pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3}
 BASES = {
     "bert": (lambda: BertModel(BertConfig(**SIZES)), word_piece_tokenizer),
-    "roberta": (lambda: RobertaModel(RobertaConfig(**SIZES, **FOUR)), roberta_tokenizer),
+    "roberta": (lambda: RobertaModel(RobertaConfig(**SIZES, **ROBERTA_SPECIAL)), roberta_tokenizer),
     "xlm-roberta": (
-        lambda: XLMRobertaModel(XLMRobertaConfig(**SIZES, **FOUR)),
+        lambda: XLMRobertaModel(XLMRobertaConfig(**SIZES, **ROBERTA_SPECIAL)),
         unigram_tokenizer,
     ),
-    "mpnet": (lambda: MPNetModel(MPNetConfig(**SIZES, **FOUR)), roberta_tokenizer),
+    "mpnet": (lambda: MPNetModel(MPNetConfig(**SIZES, **ROBERTA_SPECIAL)), roberta_tokenizer),
     "distilbert": (
         lambda: DistilBertModel(
             DistilBertConfig(
@@ -94,11 +95,11 @@ BASES = {
     ),
 }  # fmt: skip
 TEXTS = ["one two three four five six seven eight nine ten " * 2, "a", "of the models"]
-MANY = ["the model is a tensor of the array", "array of arrays", "compute the gradient"]
+PRUNING_TEXTS = ["the model is a tensor of the array", "array of arrays", "compute the gradient"]
 
 
 @pytest.fixture(scope="module")
-def folder_of(tmp_path_factory):
+def base_folder(tmp_path_factory):
     """Architecture → a folder with a tiny random model of it."""
     folders = {}
 
@@ -108,7 +109,7 @@ def folder_of(tmp_path_factory):
             torch.manual_seed(0)
             model, tokenizer = BASES[name]
             model = model()
-            for p in model.parameters():  # norms and biases start at 1 and 0, and would prove less
+            for p in model.parameters():  # norms and biases at 1 and 0 would prove less
                 p.data += 0.05 * torch.randn_like(p)
             model.save_pretrained(folders[name])
             tokenizer().save_pretrained(folders[name])
@@ -117,12 +118,12 @@ def folder_of(tmp_path_factory):
     return folder
 
 
-def student_of(folder, **changes):
+def make_student(folder, **changes):
     return make_encoder(folder, **{"precision": "float32", "max_tokens": 64, **changes}).eval()
 
 
 def take_a_step(encoder):
-    """As training would, on the texts' vectors."""
+    """Takes one training step on the texts' vectors."""
     engine = TorchEngine(encoder, weight_decay=0.01, max_grad_norm=1.0)
     vectors = encoder(pad(encoder.prompter(TEXTS, "passage"), encoder.pad_id))
     loss = 1 - vectors[:, 0].mean()
@@ -134,11 +135,11 @@ def take_a_step(encoder):
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_a_student_of_some_layers_is_the_base_without_the_others(folder_of, name):
-    whole = student_of(folder_of(name))
+def test_a_student_of_some_layers_is_the_base_without_the_others(base_folder, name):
+    base = make_student(base_folder(name))
     [layers] = [
         module
-        for module in whole.backbone.modules()
+        for module in base.backbone.modules()
         if isinstance(module, torch.nn.ModuleList) and len(module) == 4
     ]
 
@@ -147,55 +148,55 @@ def test_a_student_of_some_layers_is_the_base_without_the_others(folder_of, name
 
     for number in (1, 3):
         layers[number].register_forward_hook(skip)
-    cut = student_of(folder_of(name), layers=[0, 2])
+    cut = make_student(base_folder(name), layers=[0, 2])
     vectors = cut.encode(TEXTS, "passage")
-    np.testing.assert_allclose(vectors, whole.encode(TEXTS, "passage"), atol=1e-6)
-    assert abs(vectors - student_of(folder_of(name)).encode(TEXTS, "passage")).max() > 1e-3
+    np.testing.assert_allclose(vectors, base.encode(TEXTS, "passage"), atol=1e-6)
+    assert abs(vectors - make_student(base_folder(name)).encode(TEXTS, "passage")).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", BASES)
 @pytest.mark.parametrize(
     "changes",
     [
-        {"layers": [0, 2], "vocabulary_size": 700, "texts": MANY},
+        {"layers": [0, 2], "vocabulary_size": 700, "texts": PRUNING_TEXTS},
         {"size": {"layers": 3, "hidden": 24, "heads": 3}, "projection_dims": 40},
     ],
     ids=["cut", "random"],
 )
-def test_a_trained_student_of_any_base_opens_as_it_was_saved(folder_of, tmp_path, name, changes):
-    student = student_of(folder_of(name), **changes)
+def test_a_trained_student_of_any_base_opens_as_it_was_saved(base_folder, tmp_path, name, changes):
+    student = make_student(base_folder(name), **changes)
     before = student.encode(TEXTS, "passage")
     take_a_step(student.train())
     vectors = student.encode(TEXTS, "passage")
     assert abs(vectors - before).max() > 1e-3
     save_encoder(student, tmp_path)
-    again = load_encoder(tmp_path)
-    assert again.parameters_total == student.parameters_total
-    np.testing.assert_allclose(again.encode(TEXTS, "passage"), vectors, atol=1e-6)
+    loaded = load_encoder(tmp_path)
+    assert loaded.parameters_total == student.parameters_total
+    np.testing.assert_allclose(loaded.encode(TEXTS, "passage"), vectors, atol=1e-6)
     theirs = SentenceTransformer(str(tmp_path)).encode(TEXTS)
     np.testing.assert_allclose(theirs, vectors, atol=1e-6)
 
 
-def test_layers_that_differ_by_their_place_are_refused(folder_of):
-    with pytest.raises(UserError, match="ModernBertModel differ by their place.* layer 0.* first"):
-        student_of(folder_of("modernbert"), layers=[2, 3])
+def test_layers_that_differ_by_position_are_refused(base_folder):
+    with pytest.raises(UserError, match="ModernBertModel differ by position.* layer 0.* first"):
+        make_student(base_folder("modernbert"), layers=[2, 3])
 
 
 def test_a_base_that_shares_its_layers_is_refused_by_name(tmp_path):
     AlbertModel(AlbertConfig(**SIZES, embedding_size=16)).save_pretrained(tmp_path)
     word_piece_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="AlbertModel does not keep its 4 layers in one list"):
-        student_of(str(tmp_path), layers=[0, 2])
+        make_student(str(tmp_path), layers=[0, 2])
 
 
 # --- random weights -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_a_student_of_a_size_has_it_and_its_seed_s_weights(folder_of, name):
+def test_a_student_of_a_given_size_has_that_size_and_its_seed_s_weights(base_folder, name):
     size = {"layers": 5, "hidden": 24, "heads": 3, "intermediate": 40}
     first, same, other = (
-        student_of(folder_of(name), size=size, seed=seed, max_tokens=80) for seed in (1, 1, 2)
+        make_student(base_folder(name), size=size, seed=seed, max_tokens=80) for seed in (1, 1, 2)
     )
     config = first.backbone.config
     sizes = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
@@ -209,22 +210,22 @@ def test_a_student_of_a_size_has_it_and_its_seed_s_weights(folder_of, name):
     assert abs(vectors - other.encode(TEXTS, "passage")).max() > 1e-3
 
 
-def test_a_student_of_a_size_needs_no_weights_of_its_base(folder_of, tmp_path):
+def test_a_student_of_a_given_size_needs_no_weights_of_its_base(base_folder, tmp_path):
     BertConfig(**SIZES).save_pretrained(tmp_path)
     word_piece_tokenizer().save_pretrained(tmp_path)
-    student_of(str(tmp_path), size={"layers": 1, "hidden": 16, "heads": 2})
+    make_student(str(tmp_path), size={"layers": 1, "hidden": 16, "heads": 2})
     with pytest.raises(UserError, match="student.size.*hidden"):
-        student_of(str(tmp_path), size={"layers": 1, "hidden": 16, "heads": 3})
+        make_student(str(tmp_path), size={"layers": 1, "hidden": 16, "heads": 3})
 
 
-def test_a_decoder_gives_no_architecture_to_a_student(decoder):
+def test_a_decoder_is_refused_as_a_student_s_architecture(decoder):
     with pytest.raises(UserError, match="llama is a decoder"):
-        student_of(str(decoder), size={"layers": 1, "hidden": 16, "heads": 2})
+        make_student(str(decoder), size={"layers": 1, "hidden": 16, "heads": 2})
 
 
-def test_a_modernbert_of_more_layers_goes_on_with_its_pattern(folder_of):
+def test_a_deeper_modernbert_continues_its_layer_pattern(base_folder):
     size = {"layers": 5, "hidden": 24, "heads": 3}
-    kinds = student_of(folder_of("modernbert"), size=size).backbone.config.layer_types
-    base = load_backbone(Path(folder_of("modernbert"))).config.layer_types
+    kinds = make_student(base_folder("modernbert"), size=size).backbone.config.layer_types
+    base = load_backbone(Path(base_folder("modernbert"))).config.layer_types
     assert kinds[:4] == base
     assert kinds[4] == base[2]

@@ -1,4 +1,4 @@
-"""A base becomes an encoder, an encoder a folder, and the folder the same encoder again."""
+"""An encoder is created from a base, saved to a folder and loaded unchanged."""
 
 import json
 
@@ -32,8 +32,8 @@ TEXTS = [
 LORA = LoraOptions(rank=4, alpha=8)
 
 
-def shake(encoder, scale=0.2):
-    """Changes weights as training would: adapters start at zero and would prove nothing."""
+def perturb_weights(encoder, scale=0.2):
+    """Changes weights as training would: adapters that start at zero would prove nothing."""
     torch.manual_seed(1)
     for p in encoder.parameters():
         if p.requires_grad:
@@ -55,7 +55,7 @@ def test_the_attention_of_a_base_is_detected(encoder, decoder):
 
 
 @pytest.mark.parametrize("echo", [False, True])
-def test_only_an_echo_s_first_token_has_seen_the_text_s_last_under_causal_attention(decoder, echo):
+def test_under_causal_attention_only_an_echo_s_first_token_sees_the_text_s_last(decoder, echo):
     model = make_encoder(
         decoder,
         attention="causal",
@@ -96,16 +96,16 @@ def test_a_vector_does_not_depend_on_its_neighbours_or_their_order(decoder, pool
     model = make_encoder(
         decoder, attention="bidirectional", pooling=pooling, append_eos=True, precision="float32"
     )
-    alone = np.concatenate([model.encode([text], "query") for text in TEXTS])
-    together = model.encode(TEXTS, "query")
-    backwards = model.encode(TEXTS[::-1], "query", batch_tokens=40)[::-1]
-    np.testing.assert_allclose(together, alone, atol=2e-6)
-    np.testing.assert_allclose(backwards, alone, atol=2e-6)
-    np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, atol=1e-6)
+    single = np.concatenate([model.encode([text], "query") for text in TEXTS])
+    batched = model.encode(TEXTS, "query")
+    reversed_order = model.encode(TEXTS[::-1], "query", batch_tokens=40)[::-1]
+    np.testing.assert_allclose(batched, single, atol=2e-6)
+    np.testing.assert_allclose(reversed_order, single, atol=2e-6)
+    np.testing.assert_allclose(np.linalg.norm(single, axis=1), 1, atol=1e-6)
 
 
 @pytest.mark.parametrize("device, max_tokens", [("cpu", 2048), ("meta", 8192)])
-def test_a_forward_has_as_many_tokens_as_its_device_is_fastest_with(decoder, device, max_tokens):
+def test_a_forward_has_its_device_s_fastest_number_of_tokens(decoder, device, max_tokens):
     model = make_encoder(decoder).to(device)
     batch_tokens = []
 
@@ -123,10 +123,8 @@ def test_dims_that_the_contract_does_not_have_are_refused(decoder):
     model = make_encoder(decoder)
     model.contract = model.contract.model_copy(update={"dims": (64, 32)})
     short = model.encode(TEXTS, "query", dims=32)
-    whole = model.encode(TEXTS, "query")[:, :32]
-    np.testing.assert_allclose(
-        short, whole / np.linalg.norm(whole, axis=1, keepdims=True), atol=1e-6
-    )
+    full = model.encode(TEXTS, "query")[:, :32]
+    np.testing.assert_allclose(short, full / np.linalg.norm(full, axis=1, keepdims=True), atol=1e-6)
     with pytest.raises(UserError, match="Use 64, 32"):
         model.encode(TEXTS, "query", dims=16)
 
@@ -134,8 +132,8 @@ def test_dims_that_the_contract_does_not_have_are_refused(decoder):
 # --- on disk --------------------------------------------------------------------------------
 
 
-def test_an_adapter_is_saved_alone_and_loads_as_it_was_trained(decoder, tmp_path):
-    model = shake(
+def test_an_adapter_is_saved_without_its_base_and_loads_as_it_was_trained(decoder, tmp_path):
+    model = perturb_weights(
         make_encoder(
             decoder,
             attention="bidirectional",
@@ -151,20 +149,20 @@ def test_an_adapter_is_saved_alone_and_loads_as_it_was_trained(decoder, tmp_path
     )
     assert abs(untouched.encode(TEXTS, "query") - model.encode(TEXTS, "query")).max() > 0.01
     for trainable in (False, True):
-        again = load_encoder(tmp_path, trainable=trainable)
-        assert again.contract == model.contract
+        loaded = load_encoder(tmp_path, trainable=trainable)
+        assert loaded.contract == model.contract
         np.testing.assert_allclose(
-            again.encode(TEXTS, "query"), model.encode(TEXTS, "query"), atol=1e-5
+            loaded.encode(TEXTS, "query"), model.encode(TEXTS, "query"), atol=1e-5
         )
         assert (
-            any(p.requires_grad and "lora" in n for n, p in again.named_parameters()) is trainable
+            any(p.requires_grad and "lora" in n for n, p in loaded.named_parameters()) is trainable
         )
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(decoder)
 
 
 def test_bfloat16_keeps_a_merged_adapter_s_vectors_close_to_the_trained_ones(decoder, tmp_path):
-    model = shake(
+    model = perturb_weights(
         make_encoder(decoder, attention="bidirectional", precision="bfloat16", lora=LORA),
         scale=0.05,
     )
@@ -187,14 +185,14 @@ def test_an_encoder_without_adapter_opens_here_and_in_sentence_transformers(
         layers=[1],
         projection_dims=projection,
     )
-    shake(model, 0.02)
+    perturb_weights(model, 0.02)
     save_encoder(model, tmp_path)
-    again = load_encoder(tmp_path)
+    loaded = load_encoder(tmp_path)
     theirs = SentenceTransformer(str(tmp_path))
-    assert again.contract.dims == (projection or 64,)
+    assert loaded.contract.dims == (projection or 64,)
     for role, encode in (("query", theirs.encode_query), ("passage", theirs.encode_document)):
         expected = model.encode(TEXTS, role)
-        np.testing.assert_allclose(again.encode(TEXTS, role), expected, atol=1e-6)
+        np.testing.assert_allclose(loaded.encode(TEXTS, role), expected, atol=1e-6)
         np.testing.assert_allclose(encode(TEXTS), expected, atol=1e-6)
 
 
@@ -210,8 +208,8 @@ def test_a_sentence_transformers_folder_gives_that_library_s_vectors(minilm):
     np.testing.assert_allclose(ours.encode(TEXTS, "query"), theirs.encode(TEXTS), atol=1e-6)
 
 
-def test_a_continued_phase_goes_on_with_the_adapter_of_the_one_before(decoder, tmp_path):
-    model = shake(make_encoder(decoder, precision="float32", lora=LORA))
+def test_a_later_phase_continues_with_the_previous_phase_s_adapter(decoder, tmp_path):
+    model = perturb_weights(make_encoder(decoder, precision="float32", lora=LORA))
     save_encoder(model, tmp_path / "one")
     second = load_encoder(tmp_path / "one", trainable=True)
     save_encoder(second, tmp_path / "two")
@@ -222,7 +220,7 @@ def test_a_continued_phase_goes_on_with_the_adapter_of_the_one_before(decoder, t
     )
 
 
-def test_an_encoder_of_ours_is_a_base_with_its_own_contract(encoder, tmp_path):
+def test_a_saved_encoder_used_as_a_base_brings_its_contract(encoder, tmp_path):
     save_encoder(make_encoder(encoder, pooling="cls", max_tokens=17), tmp_path)
     derived = create_encoder(str(tmp_path), space="t")
     assert (derived.contract.pooling, derived.contract.max_tokens) == ("cls", 17)
@@ -233,11 +231,11 @@ def test_layers_are_kept_by_their_numbers(tmp_path):
     from support.tiny_models import tiny_encoder
 
     folder = tiny_encoder(tmp_path, layers=4)
-    whole = AutoModel.from_pretrained(folder)
+    base = AutoModel.from_pretrained(folder)
     student = make_encoder(folder, layers=[0, 3]).backbone
     assert len(student.encoder.layer) == student.config.num_hidden_layers == 2
     for i, number in enumerate((0, 3)):
-        ours, theirs = student.encoder.layer[i], whole.encoder.layer[number]
+        ours, theirs = student.encoder.layer[i], base.encoder.layer[number]
         assert torch.equal(ours.attention.self.query.weight, theirs.attention.self.query.weight)
 
 
@@ -319,7 +317,7 @@ def test_code_that_comes_with_a_model_is_refused_by_name_and_not_run(custom_code
         with pytest.raises(UserError, match=r"config.json: AutoModel is own.OwnModel.*--trust"):
             attempt()
     assert not (tmp_path / "ran").exists()
-    # A folder of ours that was made with that code does not allow it either.
+    # A folder that we saved with that code does not allow it either.
     model = create_encoder(str(custom_code_model), space="s", lora=LORA, trust_remote_code=True)
     save_encoder(model, folder)
     with pytest.raises(UserError, match="own.OwnModel"):
@@ -343,8 +341,8 @@ def test_trusted_code_encodes_and_is_saved_with_the_model(custom_code_model, enc
     )
     assert model.contract.architecture == "encoder"
     save_encoder(model, tmp_path / "again")
-    again = load_encoder(tmp_path / "again", trust_remote_code=True)
-    for candidate in (model, again, load_encoder(custom_code_model, trust_remote_code=True)):
+    loaded = load_encoder(tmp_path / "again", trust_remote_code=True)
+    for candidate in (model, loaded, load_encoder(custom_code_model, trust_remote_code=True)):
         np.testing.assert_allclose(candidate.encode(TEXTS, "query"), expected, atol=1e-5)
     with pytest.raises(UserError, match="own.OwnModel"):
         load_encoder(tmp_path / "again")
@@ -366,7 +364,7 @@ def test_a_module_with_custom_code_is_refused_trusted_or_not(encoder, tmp_path, 
     modules = (tmp_path / "modules.json").read_text()
     modules = modules.replace("sentence_transformers.models.Transformer", "custom_st.Transformer")
     (tmp_path / "modules.json").write_text(modules)
-    with pytest.raises(UserError, match="asks to run code of its own: custom_st.Transformer"):
+    with pytest.raises(UserError, match="asks to run its own code: custom_st.Transformer"):
         load_encoder(tmp_path, trust_remote_code=trusted)
 
 
@@ -396,5 +394,5 @@ def test_a_fingerprint_changes_with_the_weights(encoder, tmp_path):
     save_encoder(make_encoder(encoder), tmp_path)
     before = model_fingerprint(str(tmp_path))
     assert model_fingerprint(str(tmp_path)) == before
-    save_encoder(shake(load_encoder(tmp_path, trainable=True)), tmp_path)
+    save_encoder(perturb_weights(load_encoder(tmp_path, trainable=True)), tmp_path)
     assert model_fingerprint(str(tmp_path)) != before

@@ -14,7 +14,7 @@ from stillroom.encoders.safe_read import read_tensors
 from stillroom.errors import UserError
 from support.make_encoder import make_encoder
 
-TINY = Path(__file__).parents[3] / "jobs" / "recipes" / "tiny.yaml"
+TINY_RECIPE = Path(__file__).parents[3] / "jobs" / "recipes" / "tiny.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def test_two_builds_are_equal_byte_for_byte(family, tmp_path):
     }
 
 
-# Of embeddings and tokens. They change only with VERSION.
+# Digests of embeddings and of tokens, which change only with VERSION.
 @pytest.mark.parametrize(
     ("name", "weight", "expected"),
     [
@@ -44,7 +44,7 @@ def test_two_builds_are_equal_byte_for_byte(family, tmp_path):
         ("random:bert", "embeddings.word_embeddings.weight", ("07c1f788", "9906b547")),
     ],
 )
-def test_weights_and_tokens_are_those_of_every_other_machine(name, weight, expected):
+def test_weights_and_tokens_are_the_same_on_every_machine(name, weight, expected):
     model = make_encoder(name, precision="float32")
     embeddings = read_tensors(locate_model(name) / "model.safetensors")[weight]
     vocabulary = sorted(model.tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -52,19 +52,19 @@ def test_weights_and_tokens_are_those_of_every_other_machine(name, weight, expec
     assert (digest(embeddings.numpy().tobytes()), digest(tokens.encode())) == expected
 
 
-def test_the_name_says_the_sizes():
+def test_a_random_model_s_name_sets_its_sizes():
     config = read_config("random:mistral:layers=3,hidden=32,heads=2,vocabulary=600,seed=7")
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
     assert [config[size] for size in sizes] == [3, 32, 2, 600]
 
 
 def test_another_seed_gives_other_weights_and_the_same_tokenizer():
-    one, other = locate_model("random:bert"), locate_model("random:bert:seed=1")
-    assert (one / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
-    assert (one / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
+    first, second = locate_model("random:bert"), locate_model("random:bert:seed=1")
+    assert (first / "tokenizer.json").read_bytes() == (second / "tokenizer.json").read_bytes()
+    assert (first / "model.safetensors").read_bytes() != (second / "model.safetensors").read_bytes()
 
 
-def test_it_is_made_once_and_its_fingerprint_needs_no_files(tmp_path):
+def test_a_random_model_is_built_once_and_its_fingerprint_needs_no_files(tmp_path):
     before = model_fingerprint("random:llama")
     assert not (tmp_path / "cache").exists()
     folder = locate_model("random:llama")
@@ -88,13 +88,13 @@ def test_an_unknown_family_or_size_is_refused_by_name(name, problem):
             call(name)
 
 
-def test_more_tokens_than_there_are_is_refused_and_leaves_nothing(tmp_path):
+def test_too_large_a_vocabulary_is_refused_and_leaves_no_folder(tmp_path):
     with pytest.raises(UserError, match=r"its tokenizer has \d+ tokens, not 90000"):
         locate_model("random:bert:vocabulary=90000")
     assert not [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]
 
 
-def test_a_build_leaves_the_caller_s_random_numbers_alone(tmp_path):
+def test_a_build_does_not_change_the_caller_s_random_state(tmp_path):
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -105,7 +105,7 @@ def test_a_build_leaves_the_caller_s_random_numbers_alone(tmp_path):
 def test_the_tiny_recipe_needs_no_environment_variable(monkeypatch):
     for name in list(os.environ):
         monkeypatch.delenv(name)
-    recipe = read_recipe(TINY)
+    recipe = read_recipe(TINY_RECIPE)
     assert (recipe.teacher.base, recipe.student.base) == ("random:llama", "random:bert")
-    other = read_recipe(TINY, ["teacher.base=random:mistral:layers=3,hidden=32"])
-    assert other.teacher.base == "random:mistral:layers=3,hidden=32"
+    overridden = read_recipe(TINY_RECIPE, ["teacher.base=random:mistral:layers=3,hidden=32"])
+    assert overridden.teacher.base == "random:mistral:layers=3,hidden=32"

@@ -74,7 +74,7 @@ TEXTS = ["one two three four five six seven eight nine ten", "a text that is muc
 
 
 @pytest.fixture(scope="module")
-def folder_of(tmp_path_factory):
+def model_folder(tmp_path_factory):
     """Architecture → a folder with a tiny random model of it."""
     folders = {}
 
@@ -85,14 +85,14 @@ def folder_of(tmp_path_factory):
             {**DECODERS, **ENCODERS}[name]().save_pretrained(folders[name])
             tokenizer = byte_pair_tokenizer() if name in DECODERS else word_piece_tokenizer()
             if name == "mpnet":
-                tokenizer.pad_token = "[UNK]"  # its padding is id 1, whatever the config says
+                tokenizer.pad_token = "[UNK]"  # MPNet pads with id 1, whatever its config says
             tokenizer.save_pretrained(folders[name])
         return folders[name]
 
     return folder
 
 
-def encoder_of(folder, attention, pooling="mean"):
+def build_encoder(folder, attention, pooling="mean"):
     return make_encoder(folder, attention=attention, pooling=pooling, precision="float32").eval()
 
 
@@ -100,9 +100,9 @@ def encoder_of(folder, attention, pooling="mean"):
 @pytest.mark.parametrize(("name", "attention"), KINDS)
 @pytest.mark.promise("attention")
 def test_the_first_state_knows_the_last_token_if_and_only_if_bidirectional(
-    folder_of, name, attention, padding
+    model_folder, name, attention, padding
 ):
-    model = encoder_of(folder_of(name), attention, pooling="cls")
+    model = build_encoder(model_folder(name), attention, pooling="cls")
     vectors = []
     for last in ("ten", "six"):
         texts = [TEXTS[0].replace("ten", last), *(TEXTS[1:2] if padding else [])]
@@ -117,32 +117,32 @@ def test_the_first_state_knows_the_last_token_if_and_only_if_bidirectional(
 @pytest.mark.parametrize(("name", "attention"), KINDS)
 @pytest.mark.promise("vectors")
 def test_a_vector_is_the_same_alone_and_beside_others_padded_on_either_side(
-    folder_of, name, attention
+    model_folder, name, attention
 ):
-    model = encoder_of(folder_of(name), attention)
-    alone = np.concatenate([model.encode([text], "passage") for text in TEXTS])
-    np.testing.assert_allclose(model.encode(TEXTS, "passage"), alone, atol=2e-6)
+    model = build_encoder(model_folder(name), attention)
+    single = np.concatenate([model.encode([text], "passage") for text in TEXTS])
+    np.testing.assert_allclose(model.encode(TEXTS, "passage"), single, atol=2e-6)
     # Only BERT counts positions from the start of the row, padding included: hence `pad` pads on
     # the right by default.
     if name != "bert":
-        left = model(pad(model.prompter(TEXTS, "passage"), model.pad_id, side="left"))
-        np.testing.assert_allclose(left.detach(), alone, atol=2e-6)
+        left_padded = model(pad(model.prompter(TEXTS, "passage"), model.pad_id, side="left"))
+        np.testing.assert_allclose(left_padded.detach(), single, atol=2e-6)
 
 
 @pytest.mark.promise("attention")
-def test_a_bidirectional_mistral_sees_beyond_the_window_in_its_first_layer(folder_of):
+def test_a_bidirectional_mistral_sees_beyond_the_window_in_its_first_layer(model_folder):
     ids = torch.arange(5, 25)[None]
-    other = torch.cat([ids[:, :-1], ids[:, :1]], 1)
-    backbone = load_backbone(folder_of("mistral"), "bidirectional").eval()
+    changed_ids = torch.cat([ids[:, :-1], ids[:, :1]], 1)
+    backbone = load_backbone(model_folder("mistral"), "bidirectional").eval()
     backbone.layers = backbone.layers[:1]
-    first, second = (backbone(input_ids=i).last_hidden_state[0, 0] for i in (ids, other))
+    first, second = (backbone(input_ids=i).last_hidden_state[0, 0] for i in (ids, changed_ids))
     assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize(("name", "model"), [(n, type(f()).__name__) for n, f in ENCODERS.items()])
-def test_an_encoder_refuses_to_be_causal_by_name(folder_of, name, model):
+def test_causal_attention_in_an_encoder_is_refused_by_name(model_folder, name, model):
     with pytest.raises(UserError, match=f"attention: causal: has no effect on {model}"):
-        encoder_of(folder_of(name), "causal")
+        build_encoder(model_folder(name), "causal")
 
 
 def test_a_decoder_that_cannot_look_ahead_is_refused_by_name(tmp_path):
@@ -154,8 +154,8 @@ def test_a_decoder_that_cannot_look_ahead_is_refused_by_name(tmp_path):
     ).save_pretrained(tmp_path)  # fmt: skip
     byte_pair_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="bidirectional: has no effect on GPTNeoModel"):
-        encoder_of(tmp_path, "bidirectional")
-    assert encoder_of(tmp_path, "causal").contract.attention == "causal"
+        build_encoder(tmp_path, "bidirectional")
+    assert build_encoder(tmp_path, "causal").contract.attention == "causal"
 
 
 def test_a_model_whose_attention_depends_on_padding_is_refused_by_name(tmp_path):
@@ -163,4 +163,4 @@ def test_a_model_whose_attention_depends_on_padding_is_refused_by_name(tmp_path)
     BertModel(BertConfig(**SIZES, is_causal=True)).save_pretrained(tmp_path)
     word_piece_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="BertModel: attends in one way with padding"):
-        encoder_of(tmp_path, "bidirectional")
+        build_encoder(tmp_path, "bidirectional")

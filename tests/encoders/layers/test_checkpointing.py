@@ -34,23 +34,23 @@ def gradients(model):
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_checkpointing_computes_layers_twice_and_gives_the_same_gradients(request, kind, lora):
     folder = request.getfixturevalue(kind)
-    both = []
+    results = []
     for checkpointed in (False, True):
         model, calls = encoder_and_calls(folder, checkpointed=checkpointed, lora=lora)
         batch = pad(model.prompter(TEXTS, "query"), model.pad_id)
         torch.manual_seed(0)  # of dropout
         model(batch)[:, :7].sum().backward()
         assert len(calls) == 1 + checkpointed
-        both.append(gradients(model))
-    assert both[0].keys() == both[1].keys()
-    torch.testing.assert_close(both[1], both[0], rtol=1e-5, atol=1e-7)
+        results.append(gradients(model))
+    assert results[0].keys() == results[1].keys()
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
 @pytest.mark.parametrize("padded", [False, True])
-def test_recomputed_layers_attend_as_at_first(decoder, lora, padded):
+def test_recomputed_layers_attend_as_in_the_first_pass(decoder, lora, padded):
     """Both attentions run before either's backward, as in a joint step."""
-    both = []
+    results = []
     for checkpointed in (False, True):
         model, _ = encoder_and_calls(
             decoder, checkpointed=checkpointed, attention="bidirectional",
@@ -65,8 +65,8 @@ def test_recomputed_layers_attend_as_at_first(decoder, lora, padded):
         assert batch.mask_bl.all() == labelled.mask_bl.all() == (not padded)
         torch.manual_seed(0)
         (model(labelled).sum() + model(batch)[:, :7].sum()).backward()
-        both.append(gradients(model))
-    torch.testing.assert_close(both[1], both[0], rtol=1e-5, atol=1e-6)
+        results.append(gradients(model))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
 
 
 def test_vectors_can_be_encoded_during_training(decoder):

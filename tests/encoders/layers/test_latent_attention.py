@@ -33,8 +33,8 @@ def norm(x, layer):
     return centred / torch.sqrt(centred.square().mean() + layer.eps) * layer.weight + layer.bias
 
 
-def slow(module, states_ld):
-    """One text's states, token by token and head by head."""
+def transform_slowly(module, states_ld):
+    """Transforms one text's states token by token and head by head."""
     attend, feed = module.cross_attend_blocks
     heads, e = SIZES["heads"], SIZES["head_dims"]
     transformed = []
@@ -61,30 +61,30 @@ def slow(module, states_ld):
 def test_latent_attention_is_what_a_loop_over_tokens_and_heads_computes():
     torch.manual_seed(0)
     module = LatentAttention(16, LatentAttentionSizes(**SIZES))
-    for p in module.parameters():  # norms begin as the identity, and would prove nothing
+    for p in module.parameters():  # norms start as the identity and would prove nothing
         p.data += 0.1 * torch.randn_like(p)
     states = torch.randn(2, 4, 16)
-    expected = torch.stack([slow(module, one) for one in states])
+    expected = torch.stack([transform_slowly(module, text_states) for text_states in states])
     torch.testing.assert_close(module(states), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_vector_is_the_mean_of_the_transformed_states_that_count(decoder):
+def test_a_vector_is_the_mean_of_the_transformed_states_of_pooled_tokens(decoder):
     model = pooled_by_latents(decoder, prompts={"query": "find: "}, pool_prompt=False).eval()
     [tokens] = model.prompter(TEXTS[:1], "query")
     assert tokens.pool_from > 0
     states = model.backbone(input_ids=torch.tensor([tokens.ids])).last_hidden_state[0]
-    expected = slow(model.latent_attention, states)[tokens.pool_from :].mean(0)
+    expected = transform_slowly(model.latent_attention, states)[tokens.pool_from :].mean(0)
     [vector] = model(pad([tokens], model.pad_id))
     torch.testing.assert_close(vector, expected / expected.norm(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_does_not_reach_a_vector_that_latents_pooled(decoder, side):
+def test_padding_does_not_affect_a_vector_pooled_by_latents(decoder, side):
     model = pooled_by_latents(decoder).eval()
     tokens = model.prompter(TEXTS, "passage")
-    alone = torch.cat([model(pad([one], model.pad_id)) for one in tokens])
-    together = model(pad(tokens, model.pad_id, side=side))
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=2e-6)
+    single = torch.cat([model(pad([text], model.pad_id)) for text in tokens])
+    batched = model(pad(tokens, model.pad_id, side=side))
+    torch.testing.assert_close(batched, single, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
@@ -98,13 +98,13 @@ def test_latents_are_trained_saved_and_loaded_as_they_were(decoder, tmp_path, lo
     save_encoder(model, tmp_path)
     assert "cross_attend_blocks.0.to_kv.weight" in load_file(tmp_path / "pooling.safetensors")
     for trainable in (False, True):
-        again = load_encoder(tmp_path, trainable=trainable)
-        assert again.contract == model.contract
-        assert again.contract.latents == LatentAttentionSizes(**SIZES)
+        loaded = load_encoder(tmp_path, trainable=trainable)
+        assert loaded.contract == model.contract
+        assert loaded.contract.latents == LatentAttentionSizes(**SIZES)
         np.testing.assert_allclose(
-            again.encode(TEXTS, "query"), model.encode(TEXTS, "query"), atol=1e-5
+            loaded.encode(TEXTS, "query"), model.encode(TEXTS, "query"), atol=1e-5
         )
-    # What sentence-transformers would open without its latents is not offered to it.
+    # sentence-transformers would open the folder without its latents, so it is not offered one.
     assert not (tmp_path / "modules.json").exists()
 
 
@@ -119,18 +119,18 @@ def test_a_further_phase_keeps_the_latents_and_another_pooling_drops_them(decode
     )
     assert second.contract.latents == first.contract.latents
     assert torch.equal(second.latent_attention.latents, first.latent_attention.latents)
-    other = make_encoder(tmp_path, space="t")
-    assert (other.contract.latents, other.latent_attention) == (None, None)
+    without_latents = make_encoder(tmp_path, space="t")
+    assert (without_latents.contract.latents, without_latents.latent_attention) == (None, None)
 
 
 def test_the_first_latents_are_a_function_of_the_seed(decoder):
-    one, same, other = (
+    first, same, other = (
         pooled_by_latents(decoder, seed=seed).latent_attention.latents for seed in (1, 1, 2)
     )
-    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert torch.equal(first, same) and not torch.equal(first, other)
 
 
-def test_served_in_bfloat16_latents_take_half_the_memory_and_keep_the_vectors(decoder, tmp_path):
+def test_latents_served_in_bfloat16_take_half_the_memory_and_keep_the_vectors(decoder, tmp_path):
     model = pooled_by_latents(decoder, precision="bfloat16", lora=LORA)
     assert {p.dtype for p in model.latent_attention.parameters()} == {torch.float32}
     save_encoder(model, tmp_path)
@@ -140,7 +140,7 @@ def test_served_in_bfloat16_latents_take_half_the_memory_and_keep_the_vectors(de
     assert cosines.min() > 0.999
 
 
-def test_latents_that_are_not_there_are_an_error_and_not_random(decoder, tmp_path):
+def test_missing_latents_are_an_error_and_not_random(decoder, tmp_path):
     save_encoder(pooled_by_latents(decoder), tmp_path)
     (tmp_path / "pooling.safetensors").unlink()
     with pytest.raises(UserError, match="pooling.safetensors: does not exist"):

@@ -1,4 +1,4 @@
-"""LoRA and its variants compute what their papers say, and train, save and load."""
+"""LoRA and its variants follow their papers' formulas, and are trained, saved and loaded."""
 
 import dataclasses
 
@@ -79,7 +79,7 @@ def test_training_lowers_the_loss_and_the_trained_adapter_loads_again(
     assert abs(after - before).max() > 0.01
     save_encoder(model, tmp_path)
     for trainable in (False, True):
-        again = load_encoder(tmp_path, trainable=trainable).encode(TEXTS, "query")
+        reloaded = load_encoder(tmp_path, trainable=trainable).encode(TEXTS, "query")
         if precision == "float32":
-            np.testing.assert_allclose(again, after, atol=1e-5)
-        assert (again * after).sum(1).min() > 0.999
+            np.testing.assert_allclose(reloaded, after, atol=1e-5)
+        assert (reloaded * after).sum(1).min() > 0.999

@@ -1,4 +1,4 @@
-"""oneDNN's linear layers compute what torch's do, forward and backward."""
+"""oneDNN's linear layers equal torch's, forward and backward."""
 
 import pytest
 import torch
@@ -41,33 +41,33 @@ GRADIENTS = {
 @pytest.mark.parametrize("name", INPUTS)
 @pytest.mark.parametrize("loss", GRADIENTS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_values_and_gradients_are_torch_s(name, loss, bias):
+def test_values_and_gradients_equal_torch_s(name, loss, bias):
     results = []
     for layer in layers(bias):
-        given = INPUTS[name]().requires_grad_()
-        values = layer(given)
+        inputs = INPUTS[name]().requires_grad_()
+        values = layer(inputs)
         GRADIENTS[loss](values).backward()
-        results.append([values, given.grad, *(tensor.grad for tensor in layer.parameters())])
+        results.append([values, inputs.grad, *(tensor.grad for tensor in layer.parameters())])
     for plain, fast in zip(*results, strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
     with torch.inference_mode():
-        torch.testing.assert_close(layer(given), values, rtol=0, atol=0)
+        torch.testing.assert_close(layer(inputs), values, rtol=0, atol=0)
 
 
 def test_frozen_weights_get_no_gradient_and_save_no_input():
     _, fast = layers()
     fast.requires_grad_(False)
     saved = []
-    given = rows(7, 24).requires_grad_()
+    inputs = rows(7, 24).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: saved.append(tensor) or tensor, lambda x: x
     ):
-        fast(given).sum().backward()
+        fast(inputs).sum().backward()
     assert [tensor.shape for tensor in saved] == [fast.weight.shape]
-    assert fast.weight.grad is None and given.grad is not None
+    assert fast.weight.grad is None and inputs.grad is not None
 
 
-def test_autocast_and_other_precisions_are_torch_s():
+def test_autocast_and_other_precisions_give_torch_s_results():
     plain, fast = layers()
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(fast(rows(7, 24)), plain(rows(7, 24)), rtol=0, atol=0)
@@ -84,7 +84,7 @@ def test_an_encoder_s_layers_are_onednn_s_where_that_is_faster(decoder, monkeypa
     assert kinds == {OneDnnLinear if faster else torch.nn.Linear}
 
 
-def test_a_module_keeps_its_weights_and_the_names_of_them():
+def test_a_module_keeps_its_weights_and_their_names():
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     use_onednn(module)

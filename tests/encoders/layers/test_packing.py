@@ -78,7 +78,7 @@ MODELS = {
 
 
 @pytest.fixture(scope="module")
-def folder_of(tmp_path_factory):
+def model_folder(tmp_path_factory):
     folders = {}
 
     def folder(name):
@@ -92,7 +92,7 @@ def folder_of(tmp_path_factory):
     return folder
 
 
-def encoder_of(folder, attention, *, packed, **changes):
+def build_encoder(folder, attention, *, packed, **changes):
     fields = {"precision": "float32", "head": True, **changes}
     model = make_encoder(folder, attention=attention, **fields).train()
     if packed:
@@ -115,16 +115,16 @@ def results(model, side="right", texts=TEXTS):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.promise("attention")
-def test_packed_equals_padded(folder_of, name, attention, side):
-    padded = results(encoder_of(folder_of(name), attention, packed=False))
-    packed = results(encoder_of(folder_of(name), attention, packed=True), side)
+def test_packed_equals_padded(model_folder, name, attention, side):
+    padded = results(build_encoder(model_folder(name), attention, packed=False))
+    packed = results(build_encoder(model_folder(name), attention, packed=True), side)
     torch.testing.assert_close(packed, padded, rtol=1e-4, atol=2e-5)
 
 
-def test_rows_are_filled_up_to_few_lengths_without_changing_results(folder_of):
-    """oneDNN compiles and keeps kernels for each length."""
-    padded = encoder_of(folder_of("llama"), "bidirectional", packed=False)
-    packed = encoder_of(folder_of("llama"), "bidirectional", packed=True)
+def test_rows_are_filled_up_to_few_lengths_without_changing_results(model_folder):
+    """Few lengths, because oneDNN compiles and caches kernels for each of them."""
+    padded = build_encoder(model_folder("llama"), "bidirectional", packed=False)
+    packed = build_encoder(model_folder("llama"), "bidirectional", packed=True)
     rows, tokens = [], []
     packed.backbone.register_forward_pre_hook(
         lambda _, args, named: rows.append(named["input_ids"].shape[1]), with_kwargs=True
@@ -137,16 +137,18 @@ def test_rows_are_filled_up_to_few_lengths_without_changing_results(folder_of):
     assert all(n <= row <= n * 33 / 32 for n, row in zip(tokens, rows, strict=True))
     between = {row for row in rows if 128 < row <= 256}
     assert len(between) <= 32 < len({n for n in tokens if 128 < n <= 256})
-    many = [*TEXTS * 7, "x"]
-    packed_results = results(packed, texts=many)
-    assert rows[-2] > sum(len(text.ids) for text in packed.prompter(many, "query"))
-    torch.testing.assert_close(packed_results, results(padded, texts=many), rtol=1e-4, atol=2e-5)
+    texts = [*TEXTS * 7, "x"]
+    packed_results = results(packed, texts=texts)
+    assert rows[-2] > sum(len(text.ids) for text in packed.prompter(texts, "query"))
+    torch.testing.assert_close(packed_results, results(padded, texts=texts), rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_packed_equals_padded_in_bfloat16_to_its_rounding(folder_of, name):
+def test_packed_equals_padded_in_bfloat16_to_its_rounding(model_folder, name):
     padded, packed = (
-        encoder_of(folder_of(name), "bidirectional", packed=packed, lora=LORA, precision="bfloat16")
+        build_encoder(
+            model_folder(name), "bidirectional", packed=packed, lora=LORA, precision="bfloat16"
+        )
         for packed in (False, True)
     )
     cosines = (padded.encode(TEXTS, "query") * packed.encode(TEXTS, "query")).sum(1)
@@ -170,15 +172,15 @@ def test_on_a_cpu_packed_attention_is_float32_though_the_forward_is_bfloat16():
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_packed_layers_are_recomputed_as_at_first(folder_of, lora):
-    plain = encoder_of(folder_of("llama"), "bidirectional", packed=True, lora=lora)
-    checkpointed = encoder_of(folder_of("llama"), "bidirectional", packed=True, lora=lora)
+def test_recomputed_packed_layers_give_the_same_gradients(model_folder, lora):
+    plain = build_encoder(model_folder("llama"), "bidirectional", packed=True, lora=lora)
+    checkpointed = build_encoder(model_folder("llama"), "bidirectional", packed=True, lora=lora)
     checkpoint_activations(checkpointed.backbone)
     torch.testing.assert_close(results(checkpointed), results(plain), rtol=1e-5, atol=1e-6)
 
 
-def test_a_packed_backbone_is_given_no_padding(folder_of):
-    model = encoder_of(folder_of("llama"), "bidirectional", packed=True)
+def test_a_packed_backbone_is_given_no_padding(model_folder):
+    model = build_encoder(model_folder("llama"), "bidirectional", packed=True)
     shapes = []
     model.backbone.layers[0].register_forward_pre_hook(
         lambda _, inputs: shapes.append(inputs[0].shape)
@@ -188,8 +190,8 @@ def test_a_packed_backbone_is_given_no_padding(folder_of):
     assert shapes == [(1, sum(len(text.ids) for text in tokens), 32)]
 
 
-def test_dropout_reaches_packed_attention(folder_of):
-    model = encoder_of(folder_of("llama"), "bidirectional", packed=True)
+def test_dropout_reaches_packed_attention(model_folder):
+    model = build_encoder(model_folder("llama"), "bidirectional", packed=True)
     batch = pad(model.prompter(TEXTS, "query"), model.pad_id)
     assert torch.equal(model(batch), model(batch))
     for layer in model.backbone.layers:
@@ -197,8 +199,8 @@ def test_dropout_reaches_packed_attention(folder_of):
     assert not torch.equal(model(batch), model(batch))
 
 
-def test_an_encoder_that_was_trained_packed_is_saved_like_any_other(folder_of, tmp_path):
-    model = encoder_of(folder_of("mistral"), "bidirectional", packed=True)
+def test_an_encoder_that_was_trained_packed_is_saved_like_any_other(model_folder, tmp_path):
+    model = build_encoder(model_folder("mistral"), "bidirectional", packed=True)
     save_encoder(model, tmp_path)
     assert packing.PACKED not in json.loads((tmp_path / "config.json").read_text()).values()
     np.testing.assert_allclose(
@@ -207,8 +209,8 @@ def test_an_encoder_that_was_trained_packed_is_saved_like_any_other(folder_of, t
 
 
 @pytest.mark.parametrize(("causal", "window"), [(True, None), (False, None), (True, 4)])
-def test_the_kernel_of_a_gpu_takes_what_it_is_given(causal, window):
-    """Its shapes and types alone: a fake tensor needs no such device, and computes nothing."""
+def test_the_gpu_kernel_accepts_its_inputs_shapes_and_types(causal, window):
+    """Checks shapes and types only: a fake tensor needs no GPU and computes nothing."""
     with FakeTensorMode():
         sizes = {"query": (4, torch.float32), "key": (2, torch.float32), "value": (2, torch.half)}
         row = [torch.empty(1, h, 9, 8, dtype=t, device="cuda") for h, t in sizes.values()]
@@ -221,12 +223,14 @@ def test_the_kernel_of_a_gpu_takes_what_it_is_given(causal, window):
 
 
 ENCODER = {**{name: SIZES[name] for name in list(SIZES)[:5]}, "max_position_embeddings": 66}
-FOUR = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+ROBERTA_SPECIAL = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 STUDENTS = {
     "bert": (lambda: BertModel(BertConfig(**ENCODER)), word_piece_tokenizer),
-    "roberta": (lambda: RobertaModel(RobertaConfig(**ENCODER, **FOUR)), roberta_tokenizer),
+    "roberta": (
+        lambda: RobertaModel(RobertaConfig(**ENCODER, **ROBERTA_SPECIAL)), roberta_tokenizer,
+    ),
     "xlm-roberta": (
-        lambda: XLMRobertaModel(XLMRobertaConfig(**ENCODER, **FOUR)), unigram_tokenizer,
+        lambda: XLMRobertaModel(XLMRobertaConfig(**ENCODER, **ROBERTA_SPECIAL)), unigram_tokenizer,
     ),
     "electra": (
         lambda: ElectraModel(ElectraConfig(**ENCODER, embedding_size=16)), word_piece_tokenizer,
@@ -248,18 +252,18 @@ def test_a_packed_encoder_gives_a_padded_one_s_vectors_and_gradients(name, pooli
     model, tokenizer = STUDENTS[name]
     model().save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
-    both = []
+    outputs = []
     for packed in (False, True):
-        student = encoder_of(tmp_path, None, packed=packed, head=False, pooling=pooling)
+        student = build_encoder(tmp_path, None, packed=packed, head=False, pooling=pooling)
         set_dropout(student.backbone, 0.0)
         vectors = student(pad(student.prompter(TEXTS, "passage"), student.pad_id))
         vectors[:, :5].sum().backward()
         gradients = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
-        both.append((vectors, gradients))
-    torch.testing.assert_close(*both, rtol=1e-4, atol=2e-5)
+        outputs.append((vectors, gradients))
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=2e-5)
 
 
-def test_forwards_without_padding_take_as_many_tokens_as_they_may():
+def test_packed_batches_fill_their_token_budget():
     lengths = [3, 50, 7, 20, 20, 61, 9]
     budget = 60
 

@@ -72,7 +72,7 @@ def test_an_adapter_s_vectors_are_those_of_peft_s_own_merged_model(
     )
 
 
-def test_training_begins_with_the_adapter_merged_and_is_saved_upon_it(decoder, tmp_path):
+def test_training_starts_from_the_merged_adapter_and_is_saved_on_top_of_it(decoder, tmp_path):
     folder = adapter(decoder, tmp_path / "adapter", AutoModel)
     lora = LoraOptions(rank=2, alpha=4)
     model = make_encoder(folder, precision="float32", lora=lora, head=True)
@@ -114,7 +114,7 @@ def test_an_adapter_on_a_base_that_knows_its_pooling_needs_none(encoder, tmp_pat
         ({"target_modules": ["query"]}, "does not fit LlamaModel"),
     ],
 )
-def test_an_adapter_that_cannot_be_used_says_why(decoder, tmp_path, change, message):
+def test_an_unusable_adapter_is_refused_with_the_reason(decoder, tmp_path, change, message):
     folder = adapter(decoder, tmp_path / "adapter", AutoModel)
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -125,6 +125,6 @@ def test_an_adapter_that_cannot_be_used_says_why(decoder, tmp_path, change, mess
 def test_pickled_weights_of_an_adapter_are_refused(decoder, tmp_path):
     folder = adapter(decoder, tmp_path / "adapter", AutoModel)
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    for read in (load_encoder, model_fingerprint):
+    for load in (load_encoder, model_fingerprint):
         with pytest.raises(UserError, match="pickled weights .* are never loaded"):
-            read(str(folder))
+            load(str(folder))

@@ -26,7 +26,7 @@ def test_each_pooling_gives_what_is_computed_by_hand(mask, expected):
 
 @pytest.mark.parametrize("name", POOLINGS)
 def test_states_in_bfloat16_are_pooled_in_float32(name):
-    """3,000 near-equal values: bfloat16 counts by twos from 256 on, and would lose most of them."""
+    """3,000 similar values: bfloat16 counts in twos from 256 on and would lose most of them."""
     torch.manual_seed(0)
     tokens = 3000
     states = (torch.randn(2, tokens, 8) + 3).bfloat16()
@@ -48,7 +48,7 @@ def test_states_in_bfloat16_are_pooled_in_float32(name):
         in_bfloat16 += token * weight[:, None]
     in_bfloat16 /= weights.bfloat16().sum(1, keepdim=True)
     if name in ("mean", "latent", "weighted_mean"):
-        assert abs(in_bfloat16 - exact).max() > 0.1, "the test would notice"
+        assert abs(in_bfloat16 - exact).max() > 0.1, "the test would notice bfloat16"
 
 
 def test_an_encoder_that_computes_in_bfloat16_pools_and_predicts_in_float32(decoder):
@@ -68,10 +68,12 @@ def test_an_encoder_that_computes_in_bfloat16_pools_and_predicts_in_float32(deco
     torch.testing.assert_close(vectors, exact.float(), rtol=1e-4, atol=1e-5)
 
     targets = torch.where(batch.mask_bl == 1, batch.ids_bl, IGNORE_INDEX)
-    costs = model(LabelledBatch(batch.ids_bl, batch.mask_bl, targets, "causal"))
-    assert (logits[0].dtype, costs.dtype) == (torch.bfloat16, torch.float32)
-    wanted = targets[targets != IGNORE_INDEX]
-    slow = -logits[0].double().log_softmax(-1)[torch.arange(len(wanted)), wanted]
+    losses = model(LabelledBatch(batch.ids_bl, batch.mask_bl, targets, "causal"))
+    assert (logits[0].dtype, losses.dtype) == (torch.bfloat16, torch.float32)
+    predicted_ids = targets[targets != IGNORE_INDEX]
+    expected_nll = (
+        -logits[0].double().log_softmax(-1)[torch.arange(len(predicted_ids)), predicted_ids]
+    )
     rows = (targets != IGNORE_INDEX).nonzero()[:, 0]
-    sums = torch.stack([slow[rows == row].sum() for row in range(2)])
-    torch.testing.assert_close(costs, sums.float(), rtol=1e-5, atol=0)
+    sums = torch.stack([expected_nll[rows == row].sum() for row in range(2)])
+    torch.testing.assert_close(losses, sums.float(), rtol=1e-5, atol=0)

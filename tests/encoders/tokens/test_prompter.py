@@ -90,7 +90,7 @@ def test_the_prompt_s_tokens_can_be_left_out_of_pooling(given_ids):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_hides_nothing_and_adds_nothing(side):
+def test_padding_hides_no_token_and_adds_none(side):
     tokens = [Tokens([5, 6, 7], 1), Tokens([8], 0)]
     batch = pad(tokens, 2, side=side)
     assert batch.ids_bl.tolist() == [[5, 6, 7], [2, 2, 8] if side == "left" else [8, 2, 2]]
@@ -133,7 +133,7 @@ def test_an_empty_text_behind_a_prompt_is_still_pooled():
 @pytest.mark.parametrize("given_ids", [False, True])
 @pytest.mark.parametrize("text", ["short", LONG])
 @pytest.mark.parametrize("prompt", ["", "find: "])
-def test_an_echo_is_the_same_text_again_cut_or_not_and_alone_is_pooled(prompt, text, given_ids):
+def test_an_echo_repeats_the_text_cut_or_not_and_only_the_echo_is_pooled(prompt, text, given_ids):
     tokenizer = byte_pair_tokenizer()
     prompter = Prompter(tokenizer, contract(echo=True, prompts={"query": prompt}))
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -145,9 +145,9 @@ def test_an_echo_is_the_same_text_again_cut_or_not_and_alone_is_pooled(prompt, t
     assert first == second == ids[: len(second)]
     before = tokens.ids[1 : tokens.pool_from - len(second)]
     assert before == tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    # Cut only where there was no room for more.
-    left = 24 - len(tokens.ids)
-    assert len(second) == len(ids) or left < 2
+    # The text is cut only if there was no room for more.
+    room_left = 24 - len(tokens.ids)
+    assert len(second) == len(ids) or room_left < 2
 
 
 def test_an_empty_text_echoes_as_its_eos():
@@ -173,19 +173,21 @@ def test_only_a_completion_and_its_eos_are_predicted_each_by_the_token_before_it
 
 @pytest.mark.parametrize("prompt", ["", "short", LONG])
 @pytest.mark.parametrize("completion", ["", "short", LONG])
-def test_a_completion_has_half_of_the_room_and_a_cut_one_has_no_eos(prompt, completion):
+def test_a_completion_gets_half_of_the_tokens_and_a_cut_one_has_no_eos(prompt, completion):
     tokenizer = byte_pair_tokenizer()
     [text] = Prompter(tokenizer, contract()).label_completions(
         [(prompt, completion)], max_tokens=20
     )
     assert len(text.ids) == len(text.labels) <= 20
     labels = [label for label in text.labels if label != IGNORE_INDEX]
-    whole = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    assert labels == whole[: len(labels)]
-    assert len(labels) >= min(len(whole), 9)
+    full_completion = [
+        *tokenizer(completion, add_special_tokens=False)["input_ids"],
+        tokenizer.eos_token_id,
+    ]
+    assert labels == full_completion[: len(labels)]
+    assert len(labels) >= min(len(full_completion), 9)
     before = text.ids[: len(text.ids) - len(labels)]
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     assert before[0] == tokenizer.bos_token_id
-    assert (
-        before[1:] == prompt_ids[len(prompt_ids) - len(before) + 1 :]
-    )  # the end of the prompt is kept
+    # The end of the prompt is kept.
+    assert before[1:] == prompt_ids[len(prompt_ids) - len(before) + 1 :]

@@ -1,4 +1,4 @@
-"""A pruned vocabulary changes nothing for texts of kept tokens, and can spell all others."""
+"""A pruned vocabulary keeps the vectors of texts of kept tokens, and can spell all others."""
 
 import json
 
@@ -43,11 +43,14 @@ SIZES = {
     "num_attention_heads": 4,
     "max_position_embeddings": 66,
 }
-FOUR = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+ROBERTA_SPECIAL = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 BASES = {
     "WordPiece": (lambda: BertModel(BertConfig(**SIZES)), word_piece_tokenizer),
-    "BPE": (lambda: RobertaModel(RobertaConfig(**SIZES, **FOUR)), roberta_tokenizer),
-    "Unigram": (lambda: XLMRobertaModel(XLMRobertaConfig(**SIZES, **FOUR)), unigram_tokenizer),
+    "BPE": (lambda: RobertaModel(RobertaConfig(**SIZES, **ROBERTA_SPECIAL)), roberta_tokenizer),
+    "Unigram": (
+        lambda: XLMRobertaModel(XLMRobertaConfig(**SIZES, **ROBERTA_SPECIAL)),
+        unigram_tokenizer,
+    ),
 }
 WORDS = sorted({word for text in training_texts() for word in text.split()})
 CORPUS = [" ".join(text.split()[:150]) for text in training_texts()]
@@ -72,7 +75,7 @@ def base_and_student(request, tmp_path_factory):
     return base, load_encoder(folder / "pruned")
 
 
-def tokens_of(encoder, text):
+def encoder_tokens(encoder, text):
     return encoder.tokenizer.convert_ids_to_tokens(encoder.prompter([text], "query")[0].ids)
 
 
@@ -83,9 +86,11 @@ def test_a_text_of_kept_tokens_has_the_same_tokens_and_the_very_same_vector(
 ):
     base, student = base_and_student
     vocabulary = student.tokenizer.get_vocab()
-    # Those of the drawn words whose tokens were all kept.
-    text = " ".join(word for word in words if vocabulary.keys() >= {*tokens_of(base, f"a {word}")})
-    assert tokens_of(student, text) == tokens_of(base, text)
+    # Only the words whose tokens were all kept.
+    text = " ".join(
+        word for word in words if vocabulary.keys() >= {*encoder_tokens(base, f"a {word}")}
+    )
+    assert encoder_tokens(student, text) == encoder_tokens(base, text)
     np.testing.assert_array_equal(student.encode([text], "query"), base.encode([text], "query"))
 
 
@@ -106,11 +111,11 @@ def test_the_corpus_s_frequent_words_are_kept_and_most_others_are_not(base_and_s
     )
 )
 @settings(max_examples=40, deadline=None)
-def test_what_the_base_can_spell_the_student_can(base_and_student, text):
+def test_the_student_can_spell_what_its_base_can(base_and_student, text):
     base, student = base_and_student
     unknown = base.tokenizer.unk_token
-    if unknown not in tokens_of(base, text):
-        assert unknown not in tokens_of(student, text)
+    if unknown not in encoder_tokens(base, text):
+        assert unknown not in encoder_tokens(student, text)
         texts = [
             encoder.tokenizer.decode(encoder.tokenizer(text)["input_ids"]).replace(" ##", "")
             for encoder in base_and_student
@@ -152,9 +157,9 @@ def test_a_merged_token_keeps_the_tokens_it_is_merged_from():
     # Through "bc", which is merged before "ab".
     assert subwords.merged_from("abc") == {0, 1, 2, 4, 5}
     assert subwords.merged_from("cab") == {0, 1, 2, 3, 6}
-    new = {token: i for i, token in enumerate(["a", "b", "c", "bc", "abc"])}
-    assert subwords.renumbered(new) == {
-        "type": "BPE", "vocab": new, "merges": [["b", "c"], ["a", "bc"]],
+    kept_vocabulary = {token: i for i, token in enumerate(["a", "b", "c", "bc", "abc"])}
+    assert subwords.renumbered(kept_vocabulary) == {
+        "type": "BPE", "vocab": kept_vocabulary, "merges": [["b", "c"], ["a", "bc"]],
     }  # fmt: skip
 
 
@@ -166,8 +171,8 @@ def test_equally_frequent_tokens_are_kept_in_the_order_of_their_ids():
     others = prune_vocabulary(tokenizer, SIZE - 1, counts).ids
     assert VOCABULARY - 1 in others
     [last] = {*ids.tolist()} - {*others.tolist()}
-    left = {*range(VOCABULARY)} - {*ids.tolist()}
-    assert last == min({*left, last})
+    dropped = {*range(VOCABULARY)} - {*ids.tolist()}
+    assert last == min({*dropped, last})
 
 
 def test_tokens_are_counted_in_evenly_spaced_texts(monkeypatch):
@@ -205,7 +210,7 @@ def test_a_word_level_tokenizer_is_refused_by_its_kind():
         prune_vocabulary(tokenizer, 2, np.zeros(3))
 
 
-def test_merges_with_marks_at_words_ends_are_refused():
+def test_merges_with_end_of_word_marks_are_refused():
     content = json.loads(roberta_tokenizer().backend_tokenizer.to_str())
     content["model"]["end_of_word_suffix"] = "</w>"
     with pytest.raises(UserError, match="end_of_word_suffix cannot be narrowed"):

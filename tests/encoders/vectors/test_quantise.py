@@ -21,15 +21,15 @@ def normal(rows, dims, seed=0):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 40), st.integers(0, 99))
-def test_int8_is_off_by_half_a_step_at_most_and_clips_at_its_range(rows, dims, seed):
-    seen = normal(rows, dims, seed)
-    seen[:, 0] = 0.25  # a constant dimension
-    calibration = Calibration.fit(seen)
-    again = calibration.decode(calibration.encode(seen))
-    assert (np.abs(again - seen) <= 0.5001 * calibration.step + 1e-6).all()
-    beyond = calibration.decode(calibration.encode(seen * 3))
-    assert (beyond >= seen.min(axis=0) - 1e-6).all()
-    assert (beyond <= seen.max(axis=0) + 1e-5).all()
+def test_int8_errs_by_half_a_step_at_most_and_clips_at_its_range(rows, dims, seed):
+    vectors = normal(rows, dims, seed)
+    vectors[:, 0] = 0.25  # a constant dimension
+    calibration = Calibration.fit(vectors)
+    decoded = calibration.decode(calibration.encode(vectors))
+    assert (np.abs(decoded - vectors) <= 0.5001 * calibration.step + 1e-6).all()
+    clipped = calibration.decode(calibration.encode(vectors * 3))
+    assert (clipped >= vectors.min(axis=0) - 1e-6).all()
+    assert (clipped <= vectors.max(axis=0) + 1e-5).all()
 
 
 @pytest.mark.parametrize("dims", [1, 8, 13, 384])
@@ -42,12 +42,12 @@ def test_signs_round_trip_and_take_one_bit_each(dims):
 
 
 def test_calibrations_of_all_sizes_are_read_as_written(tmp_path):
-    written = {dims: Calibration.fit(normal(9, dims)) for dims in (32, 8)}
-    write_calibrations(tmp_path, written)
-    read = read_calibrations(tmp_path)
-    assert set(read) == {32, 8}
-    for dims, calibration in written.items():
-        np.testing.assert_array_equal(read[dims].low, calibration.low)
-        np.testing.assert_array_equal(read[dims].step, calibration.step)
+    calibrations = {dims: Calibration.fit(normal(9, dims)) for dims in (32, 8)}
+    write_calibrations(tmp_path, calibrations)
+    loaded = read_calibrations(tmp_path)
+    assert set(loaded) == {32, 8}
+    for dims, calibration in calibrations.items():
+        np.testing.assert_array_equal(loaded[dims].low, calibration.low)
+        np.testing.assert_array_equal(loaded[dims].step, calibration.step)
     with pytest.raises(UserError, match="does not exist"):
         read_calibrations(tmp_path / "elsewhere")

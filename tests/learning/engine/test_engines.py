@@ -1,4 +1,4 @@
-"""Every engine, number of workers and kind of micro-batch takes the steps of one plain process."""
+"""Every engine, number of workers and kind of micro-batch takes the same steps as one process."""
 
 import functools
 from pathlib import Path
@@ -40,9 +40,9 @@ from stillroom.learning.order import BatchOrder
 from support.process_group import in_workers
 
 STEPS = 2
-MICRO = 48  # tokens: gives several micro-batches of every kind, on two workers
+MICRO_BATCH_TOKENS = 48  # so few that two workers have several micro-batches of every kind
 BATCH = 8
-EVERYTHING = objectives.Contrastive(
+CONTRASTIVE_WITH_EVERY_OPTION = objectives.Contrastive(
     temperature=0.05,
     query_to_query=True,
     passage_to_passage=True,
@@ -51,7 +51,7 @@ EVERYTHING = objectives.Contrastive(
 )
 OBJECTIVES = {
     "contrastive": objectives.Contrastive(temperature=0.05),
-    "contrastive with everything": EVERYTHING,
+    "contrastive with everything": CONTRASTIVE_WITH_EVERY_OPTION,
     "hard negatives alone": objectives.Contrastive(temperature=0.05, in_batch_negatives=False),
     "simcse": objectives.Simcse(temperature=0.05),
     "mntp": Mntp(),
@@ -78,7 +78,7 @@ OBJECTIVES = {
 }
 
 
-def data(dims: int) -> PairData:
+def pair_data(dims: int) -> PairData:
     rng = np.random.default_rng(0)
     words = ["river", "stone", "cloud", "paper", "glass", "iron", "moss", "salt", "wind", "clay"]
 
@@ -86,8 +86,8 @@ def data(dims: int) -> PairData:
         return [" ".join(rng.choice(words, size=rng.integers(3, 9))) for _ in range(n)]
 
     def vectors(n: int) -> np.ndarray:
-        drawn = rng.normal(size=(n, dims))
-        return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float16)
+        values = rng.normal(size=(n, dims))
+        return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float16)
 
     return PairData(
         queries=texts(24),
@@ -104,8 +104,8 @@ def data(dims: int) -> PairData:
     )
 
 
-def batches_of(objective: object, encoder):
-    pairs = data(64)
+def create_batches(objective: object, encoder):
+    pairs = pair_data(64)
     shard = current_shard()
     order = BatchOrder(pairs.source, seed=1, global_batch=BATCH)
     pair_batches = PairBatches(
@@ -136,11 +136,11 @@ def batches_of(objective: object, encoder):
 
 
 class Killed(Exception):
-    pass
+    """Raised in place of a kill."""
 
 
 class RecordedBatches:
-    """Batches that record the steps asked for, and kill the run at one of them."""
+    """Batches that record the requested steps, and raise `Killed` at one of them."""
 
     def __init__(self, batches, seen, killed_at):
         self.batches, self.seen, self.killed_at = batches, seen, killed_at
@@ -158,24 +158,24 @@ def train_steps(
     objective: str,
     engine: str,
     *,
-    micro: int = 10**6,
-    cached: bool = False,
+    micro_batch_tokens: int = 10**6,
+    gradcache: bool = False,
     lora: bool = True,
     projected: bool = False,
     dropout: float = 0.0,
-    keep: Path | None = None,
-    start: Path | None = None,
+    save_to: Path | None = None,
+    resume_from: Path | None = None,
     steps: int = STEPS,
     seen: list | None = None,
     killed_at: int | None = None,
 ) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
-    """Losses, norms of gradients and trained weights of a few steps. Adam does not see a
-    gradient's size, so the norms must be compared as well.
+    """Trains a few steps; returns losses, gradient norms and trained weights. Adam is invariant
+    to a gradient's scale, so the norms must be compared as well.
 
     Args:
-        keep: where the checkpoint of step 2 is left, and what was gathered then.
-        start: a checkpoint to go on from.
-        seen: gets each step and its batch's ids.
+        save_to: folder for the checkpoint of step 2 and the weights gathered then.
+        resume_from: folder of a checkpoint to resume.
+        seen: receives each step and its batch's ids.
     """
     predicts = objective.startswith(("mntp", "joint"))
     encoder = create_encoder(
@@ -193,23 +193,24 @@ def train_steps(
         seed=3,
     )
     encoder.train()
-    made = engine_of(encoder, engine)
+    training_engine = create_engine(encoder, engine)
 
     def checkpoint(step: int) -> None:
-        if keep is not None:
-            keep.mkdir(parents=True, exist_ok=True)
-            made.save(keep, step)
-            gathered = made.trained_weights()
+        if save_to is not None:
+            save_to.mkdir(parents=True, exist_ok=True)
+            training_engine.save(save_to, step)
+            gathered = training_engine.trained_weights()
             if current_shard().rank == 0:
-                save_file(gathered, keep / "gathered.safetensors")
+                save_file(gathered, save_to / "gathered.safetensors")
 
     norms: list[float] = []
-    batches = batches_of(OBJECTIVES[objective], encoder)
+    batches = create_batches(OBJECTIVES[objective], encoder)
     losses = train(
-        made, OBJECTIVES[objective],
+        training_engine, OBJECTIVES[objective],
         RecordedBatches(batches, [] if seen is None else seen, killed_at),
         TrainOptions(
-            steps=steps, seed=5, pad_id=encoder.pad_id, micro_batch_tokens=micro, gradcache=cached,
+            steps=steps, seed=5, pad_id=encoder.pad_id, micro_batch_tokens=micro_batch_tokens,
+            gradcache=gradcache,
             learning_rate=functools.partial(
                 scheduled_learning_rate, steps=steps, warmup=1, peak=1e-2
             ),
@@ -219,43 +220,51 @@ def train_steps(
             on_step=lambda metrics: norms.append(metrics["gradient_norm"]),
             save_checkpoint=checkpoint,
         ),
-        start_step=0 if start is None else made.load(start),
+        start_step=0 if resume_from is None else training_engine.load(resume_from),
     )  # fmt: skip
-    return losses, norms, made.trained_weights()
+    return losses, norms, training_engine.trained_weights()
 
 
-def engine_of(module: torch.nn.Module, engine: str) -> TorchEngine | DeepSpeedEngine:
+def create_engine(module: torch.nn.Module, engine: str) -> TorchEngine | DeepSpeedEngine:
     if engine == "torch":
         return TorchEngine(module, weight_decay=0.01, max_grad_norm=1.0)
     stage, _, offload = engine.removeprefix("zero-").partition(" ")
-    made = DeepSpeedEngine(
+    deepspeed_engine = DeepSpeedEngine(
         module, weight_decay=0.01, max_grad_norm=1.0, zero_stage=int(stage),
         batch_per_worker=BATCH // current_shard().world, offload=offload or "none",
     )  # fmt: skip
-    assert bool(offload) == made.engine.zero_cpu_offload()
-    assert (offload == "parameters") == bool(made.engine.zero_offload_param())
-    return made
+    assert bool(offload) == deepspeed_engine.engine.zero_cpu_offload()
+    assert (offload == "parameters") == bool(deepspeed_engine.engine.zero_offload_param())
+    return deepspeed_engine
 
 
-def train_every_objective(folder: Path, engine: str, **how: object) -> dict[str, object]:
+def train_every_objective(folder: Path, engine: str, **options: object) -> dict[str, object]:
     """`train_steps` for every objective, in one process group."""
-    return {name: train_steps(folder, name, engine, **how) for name in OBJECTIVES}
+    return {name: train_steps(folder, name, engine, **options) for name in OBJECTIVES}
 
 
 def train_plain_and_cached(folder: Path, engine: str) -> list[dict[str, object]]:
-    """The same in micro-batches, without and with GradCache."""
+    """`train_every_objective` in micro-batches, without and with GradCache."""
     return [
-        train_every_objective(folder, engine, micro=MICRO, cached=cached)
+        train_every_objective(
+            folder, engine, micro_batch_tokens=MICRO_BATCH_TOKENS, gradcache=cached
+        )
         for cached in (False, True)
     ]
 
 
-def plain_or_cached(folder: Path, engine: str, odd: int) -> list[dict[str, object]]:
-    """Half of these: every other objective with GradCache, and the rest without. An engine and the
-    next, with `odd` 0 and 1, have every pair of engine, objective and GradCache between them."""
+def train_half_plain_half_cached(folder: Path, engine: str, odd: int) -> list[dict[str, object]]:
+    """Half of `train_plain_and_cached`: every other objective with GradCache, the rest without.
+    Two engines with `odd` 0 and 1 together cover every objective with and without GradCache."""
     return [
         {
-            name: train_steps(folder, name, engine, micro=MICRO, cached=(number + odd) % 2 == 1)
+            name: train_steps(
+                folder,
+                name,
+                engine,
+                micro_batch_tokens=MICRO_BATCH_TOKENS,
+                gradcache=(number + odd) % 2 == 1,
+            )
             for number, name in enumerate(OBJECTIVES)
         }
     ]
@@ -264,131 +273,141 @@ def plain_or_cached(folder: Path, engine: str, odd: int) -> list[dict[str, objec
 Training = tuple[list[float], list[float], dict[str, torch.Tensor]]
 
 
-def assert_same(found: Training, expected: Training, name: str = "") -> None:
-    for values, expected_values in zip(found[:2], expected[:2], strict=True):
+def assert_same(result: Training, expected: Training, name: str = "") -> None:
+    for values, expected_values in zip(result[:2], expected[:2], strict=True):
         assert values == pytest.approx(expected_values, rel=1e-4), name
-    assert found[2].keys() == expected[2].keys()
+    assert result[2].keys() == expected[2].keys()
     for weight, tensor in expected[2].items():
-        # Of whole tensors: where a gradient is next to nothing, Adam makes much of its rounding.
-        distance = torch.linalg.vector_norm(found[2][weight] - tensor)
+        # Compare whole tensors: Adam magnifies rounding where a gradient is almost zero.
+        distance = torch.linalg.vector_norm(result[2][weight] - tensor)
         assert distance <= 1e-3 * torch.linalg.vector_norm(tensor), f"{name}: {weight}"
 
 
-def assert_all_same(found: dict[str, Training], expected: dict[str, Training]) -> None:
+def assert_all_same(results: dict[str, Training], expected: dict[str, Training]) -> None:
     for name in OBJECTIVES:
-        assert_same(found[name], expected[name], name)
+        assert_same(results[name], expected[name], name)
 
 
 @pytest.fixture(scope="module")
-def alone(decoder):
-    """What one process does with plain torch and whole batches, the obvious way."""
+def reference(decoder):
+    """Trainings by one process, with plain torch and whole batches."""
     return train_every_objective(decoder, "torch")
 
 
 @pytest.mark.promise("gradients")
-def test_micro_batches_take_the_steps_of_whole_batches(alone, decoder):
+def test_micro_batches_take_the_same_steps_as_whole_batches(reference, decoder):
     for trainings in train_plain_and_cached(decoder, "torch"):
-        assert_all_same(trainings, alone)
+        assert_all_same(trainings, reference)
 
 
 @pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.promise("gradients")
-def test_several_workers_take_the_steps_of_one(workers, alone, decoder):
-    for worker in in_workers(workers, plain_or_cached, decoder, "torch", odd=workers // 4):
+def test_several_workers_take_the_same_steps_as_one(workers, reference, decoder):
+    for worker in in_workers(
+        workers, train_half_plain_half_cached, decoder, "torch", odd=workers // 4
+    ):
         for trainings in worker:
-            assert_all_same(trainings, alone)
+            assert_all_same(trainings, reference)
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 @pytest.mark.promise("gradients")
-def test_deepspeed_takes_the_steps_of_plain_torch(zero, alone, decoder):
-    for worker in in_workers(2, plain_or_cached, decoder, f"zero-{zero}", odd=zero % 2):
+def test_deepspeed_takes_the_same_steps_as_plain_torch(zero, reference, decoder):
+    for worker in in_workers(
+        2, train_half_plain_half_cached, decoder, f"zero-{zero}", odd=zero % 2
+    ):
         for trainings in worker:
-            assert_all_same(trainings, alone)
+            assert_all_same(trainings, reference)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("engine", ["torch", "zero-0", "zero-1", "zero-2", "zero-3"])
 @pytest.mark.promise("gradients")
-def test_any_number_of_workers_of_any_engine_takes_the_steps_of_one(
-    workers, engine, alone, decoder
+def test_any_number_of_workers_of_any_engine_takes_the_same_steps_as_one(
+    workers, engine, reference, decoder
 ):
     for worker in in_workers(workers, train_plain_and_cached, decoder, engine):
         for trainings in worker:
-            assert_all_same(trainings, alone)
+            assert_all_same(trainings, reference)
 
 
 OFFLOADING = ["zero-1 optimizer", "zero-2 optimizer", "zero-3 optimizer", "zero-3 parameters"]
 
 
-def all_offloaded(folder: Path, keep: Path) -> list[dict[str, Training]]:
-    """For every way of offloading, in one process group: adapters, their last step resumed, and
-    every weight; with a projection and a head, which some of a step's backwards do not reach."""
-    how = {"micro": MICRO, "cached": True, "projected": True}
+def train_with_every_offloading(folder: Path, checkpoint_root: Path) -> list[dict[str, Training]]:
+    """For every way of offloading, in one process group: trains adapters, resumes their last step,
+    and trains all weights. A projection and a head are there, which some of a step's backwards do
+    not reach."""
+    options = {"micro_batch_tokens": MICRO_BATCH_TOKENS, "gradcache": True, "projected": True}
     return [
         {
-            "adapters": train_steps(folder, "joint", engine, steps=3, keep=keep / engine, **how),
-            "resumed": train_steps(folder, "joint", engine, steps=3, start=keep / engine, **how),
-            "everything": train_steps(folder, "joint", engine, lora=False, **how),
+            "adapters": train_steps(
+                folder, "joint", engine, steps=3, save_to=checkpoint_root / engine, **options
+            ),
+            "resumed": train_steps(
+                folder, "joint", engine, steps=3, resume_from=checkpoint_root / engine, **options
+            ),
+            "all weights": train_steps(folder, "joint", engine, lora=False, **options),
         }
         for engine in OFFLOADING
     ]
 
 
 @pytest.mark.promise("gradients")
-def test_offloading_takes_the_steps_of_plain_torch(decoder, tmp_path):
+def test_offloading_takes_the_same_steps_as_plain_torch(decoder, tmp_path):
     adapters = train_steps(decoder, "joint", "torch", steps=3, projected=True)
-    everything = train_steps(decoder, "joint", "torch", projected=True, lora=False)
+    all_weights = train_steps(decoder, "joint", "torch", projected=True, lora=False)
     losses, norms, weights = adapters
-    for worker in in_workers(2, all_offloaded, decoder, tmp_path):
-        for engine, found in zip(OFFLOADING, worker, strict=True):
-            assert_same(found["adapters"], adapters, engine)
-            assert_same(found["resumed"], (losses[2:], norms[2:], weights), engine)
-            assert_same(found["everything"], everything, engine)
+    for worker in in_workers(2, train_with_every_offloading, decoder, tmp_path):
+        for engine, results in zip(OFFLOADING, worker, strict=True):
+            assert_same(results["adapters"], adapters, engine)
+            assert_same(results["resumed"], (losses[2:], norms[2:], weights), engine)
+            assert_same(results["all weights"], all_weights, engine)
 
 
 @pytest.mark.parametrize("engine", ["torch", "zero-3"])
 @pytest.mark.promise("gradients")
 def test_full_training_takes_the_same_steps_with_one_and_two_workers(engine, decoder):
-    alone = train_steps(decoder, "joint", "torch", lora=False)
-    how = {"micro": MICRO, "cached": True, "lora": False}
-    assert any(name.startswith("head") for name in alone[2])
-    for training in in_workers(2, train_steps, decoder, "joint", engine, **how):
-        assert_same(training, alone)
+    reference = train_steps(decoder, "joint", "torch", lora=False)
+    options = {"micro_batch_tokens": MICRO_BATCH_TOKENS, "gradcache": True, "lora": False}
+    assert any(name.startswith("head") for name in reference[2])
+    for training in in_workers(2, train_steps, decoder, "joint", engine, **options):
+        assert_same(training, reference)
 
 
 def step_of_a_large_embedding(rows: list[list[int]]) -> tuple[dict[str, torch.Tensor], int]:
-    """A step on one worker's rows, or on the mean of all: the weights, and the bytes reduced."""
+    """Takes a step on this worker's rows (alone: the mean of all rows); returns the weights and
+    the bytes that were reduced."""
     torch.manual_seed(0)
-    made = TorchEngine(
+    engine = TorchEngine(
         torch.nn.Sequential(torch.nn.Embedding(1000, 4), torch.nn.Linear(4, 2)),
         weight_decay=0.01, max_grad_norm=1.0,
     )  # fmt: skip
     shard = current_shard()
     local_rows = rows if shard.world == 1 else [rows[shard.rank]]
-    losses = [made.forward(torch.tensor(ids)).square().sum() for ids in local_rows]
-    made.backward(sum(losses) / len(losses), last=True)
+    losses = [engine.forward(torch.tensor(ids)).square().sum() for ids in local_rows]
+    engine.backward(sum(losses) / len(losses), last=True)
     with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as reduce:
-        made.step(1e-2)
-    return made.trained_weights(), sum(call.args[0].nbytes for call in reduce.call_args_list)
+        engine.step(1e-2)
+    return engine.trained_weights(), sum(call.args[0].nbytes for call in reduce.call_args_list)
 
 
 def test_workers_exchange_only_the_embedding_rows_that_their_texts_use():
     rows = [[3, 7, 7], [7, 999]]
-    alone, _ = step_of_a_large_embedding(rows)
+    expected, _ = step_of_a_large_embedding(rows)
     for weights, sent_bytes in in_workers(2, step_of_a_large_embedding, rows):
-        torch.testing.assert_close(weights, alone)
-        assert sent_bytes == 1000 + 3 * 4 * 4 + (4 * 2 + 2) * 4  # which rows, these, and the layer
+        torch.testing.assert_close(weights, expected)
+        assert sent_bytes == 1000 + 3 * 4 * 4 + (4 * 2 + 2) * 4  # row flags, 3 rows, the layer
 
 
 @pytest.mark.parametrize("objective", ["contrastive", "simcse"])
 @pytest.mark.promise("gradients")
 def test_gradcache_repeats_dropout_in_its_second_pass(objective, decoder):
-    how = {"dropout": 0.3, "micro": MICRO}
-    once = train_steps(decoder, objective, "torch", **how)
-    assert_same(train_steps(decoder, objective, "torch", cached=True, **how), once)
-    without = train_steps(decoder, objective, "torch", micro=MICRO)
+    options = {"dropout": 0.3, "micro_batch_tokens": MICRO_BATCH_TOKENS}
+    once = train_steps(decoder, objective, "torch", **options)
+    assert_same(train_steps(decoder, objective, "torch", gradcache=True, **options), once)
+    without = train_steps(decoder, objective, "torch", micro_batch_tokens=MICRO_BATCH_TOKENS)
     with pytest.raises(AssertionError):
         assert_same(once, without)  # dropout does something here
 
@@ -400,48 +419,66 @@ def test_gradcache_repeats_dropout_in_its_second_pass(objective, decoder):
     "objective", ["contrastive with everything", "simcse", "mntp", "joint", "distillation"]
 )
 @pytest.mark.promise("resume")
-def test_a_killed_run_resumed_retraces_the_uninterrupted_one(objective, decoder, tmp_path):
-    how = {"dropout": 0.2, "micro": MICRO, "cached": True, "steps": 5}
+def test_a_killed_run_resumed_repeats_the_losses_of_an_uninterrupted_one(
+    objective, decoder, tmp_path
+):
+    options = {
+        "dropout": 0.2,
+        "micro_batch_tokens": MICRO_BATCH_TOKENS,
+        "gradcache": True,
+        "steps": 5,
+    }
     seen, before, after = [], [], []
-    losses, norms, weights = train_steps(decoder, objective, "torch", seen=seen, **how)
+    losses, norms, weights = train_steps(decoder, objective, "torch", seen=seen, **options)
     with pytest.raises(Killed):
-        train_steps(decoder, objective, "torch", keep=tmp_path, seen=before, killed_at=3, **how)
-    resumed = train_steps(decoder, objective, "torch", start=tmp_path, seen=after, **how)
+        train_steps(
+            decoder, objective, "torch", save_to=tmp_path, seen=before, killed_at=3, **options
+        )
+    resumed = train_steps(decoder, objective, "torch", resume_from=tmp_path, seen=after, **options)
     assert (before, after) == (seen[:3], seen[2:])
     assert resumed[:2] == (losses[2:], norms[2:])
     assert all(torch.equal(resumed[2][name], tensor) for name, tensor in weights.items())
 
 
 ENGINES = ["torch", "zero-0", "zero-1", "zero-2", "zero-3"]
-CHECKPOINTED = {"micro": MICRO, "cached": True, "projected": True, "steps": 3}
+CHECKPOINTED = {
+    "micro_batch_tokens": MICRO_BATCH_TOKENS,
+    "gradcache": True,
+    "projected": True,
+    "steps": 3,
+}
 
 
-def all_checkpointed(folder: Path, keep: Path) -> None:
+def checkpoint_every_engine(folder: Path, checkpoint_root: Path) -> None:
     for engine in ENGINES:
-        train_steps(folder, "joint", engine, keep=keep / engine, **CHECKPOINTED)
+        train_steps(folder, "joint", engine, save_to=checkpoint_root / engine, **CHECKPOINTED)
 
 
-def all_resumed(folder: Path, kept: Path) -> list[Training]:
-    """Each engine goes on from the checkpoint of the one before it."""
+def resume_every_engine(folder: Path, checkpoint_root: Path) -> list[Training]:
+    """Each engine resumes the checkpoint of the previous one."""
     return [
-        train_steps(folder, "joint", engine, start=kept / ENGINES[i - 1], **CHECKPOINTED)
+        train_steps(
+            folder, "joint", engine, resume_from=checkpoint_root / ENGINES[i - 1], **CHECKPOINTED
+        )
         for i, engine in enumerate(ENGINES)
     ]
 
 
 @pytest.fixture(scope="module")
 def checkpoints(decoder, tmp_path_factory):
-    """Those of every engine with one worker and with two; and what plain torch did alone."""
+    """Checkpoints of every engine with one worker and with two, and plain torch's training."""
     folder = tmp_path_factory.mktemp("checkpoints")
     for workers in (1, 2):
-        in_workers(workers, all_checkpointed, decoder, folder / str(workers))
-    plain = train_steps(decoder, "joint", "torch", keep=folder / "plain", projected=True, steps=3)
+        in_workers(workers, checkpoint_every_engine, decoder, folder / str(workers))
+    plain = train_steps(
+        decoder, "joint", "torch", save_to=folder / "plain", projected=True, steps=3
+    )
     return folder, plain
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_checkpoint_has_every_trained_tensor_whole(engine, workers, checkpoints, decoder):
+def test_a_checkpoint_holds_every_trained_tensor_in_full(engine, workers, checkpoints, decoder):
     folder, (_, _, weights) = checkpoints
     step, saved = read_checkpoint(folder / str(workers) / engine)
     _, expected = read_checkpoint(folder / "plain")
@@ -452,10 +489,10 @@ def test_a_checkpoint_has_every_trained_tensor_whole(engine, workers, checkpoint
         assert weight.numel() > 0
         assert torch.equal(saved(f"weight.{name}"), gathered[name])
         for kind in TENSOR_KINDS:
-            found, right = saved(f"{kind}.{name}"), expected(f"{kind}.{name}")
-            assert found.shape == weight.shape and found.dtype == torch.float32
-            distance = torch.linalg.vector_norm(found - right)
-            assert distance <= 1e-3 * torch.linalg.vector_norm(right), f"{kind}.{name}"
+            tensor, expected_tensor = saved(f"{kind}.{name}"), expected(f"{kind}.{name}")
+            assert tensor.shape == weight.shape and tensor.dtype == torch.float32
+            distance = torch.linalg.vector_norm(tensor - expected_tensor)
+            assert distance <= 1e-3 * torch.linalg.vector_norm(expected_tensor), f"{kind}.{name}"
     assert len([*(folder / str(workers) / engine).glob("trained-*")]) == workers
 
 
@@ -465,32 +502,35 @@ def test_any_engine_resumes_from_any_other_with_any_number_of_workers(
     before, after, checkpoints, decoder
 ):
     folder, (losses, norms, weights) = checkpoints
-    for worker in in_workers(after, all_resumed, decoder, folder / str(before)):
-        for engine, found in zip(ENGINES, worker, strict=True):
-            assert_same(found, (losses[2:], norms[2:], weights), engine)
+    for worker in in_workers(after, resume_every_engine, decoder, folder / str(before)):
+        for engine, result in zip(ENGINES, worker, strict=True):
+            assert_same(result, (losses[2:], norms[2:], weights), engine)
 
 
-def resume_uneven(folder: Path, engine: str) -> list[dict[str, torch.Tensor]]:
-    """Nine weights and three: after a checkpoint, and after a step more, without and with it."""
+def train_and_resume_uneven_tensors(folder: Path, engine: str) -> list[dict[str, torch.Tensor]]:
+    """Weights (nine and three values) at a checkpoint and one step later, of the engine that saved
+    it and of one that resumed it: saved, resumed, saved later, resumed later."""
 
-    def step(made: TorchEngine | DeepSpeedEngine) -> dict[str, torch.Tensor]:
-        made.backward(made.forward(torch.eye(3)).square().sum(), last=True)
-        made.step(1e-2)
-        return made.trained_weights()
+    def step(engine: TorchEngine | DeepSpeedEngine) -> dict[str, torch.Tensor]:
+        engine.backward(engine.forward(torch.eye(3)).square().sum(), last=True)
+        engine.step(1e-2)
+        return engine.trained_weights()
 
     torch.manual_seed(0)
-    made = engine_of(torch.nn.Linear(3, 3), engine)
-    first = step(made)
-    made.save(folder, 1)
-    second = step(made)
-    again = engine_of(torch.nn.Linear(3, 3), engine)
-    assert again.load(folder) == 1
-    return [first, again.trained_weights(), second, step(again)]
+    training_engine = create_engine(torch.nn.Linear(3, 3), engine)
+    first = step(training_engine)
+    training_engine.save(folder, 1)
+    second = step(training_engine)
+    resumed_engine = create_engine(torch.nn.Linear(3, 3), engine)
+    assert resumed_engine.load(folder) == 1
+    return [first, resumed_engine.trained_weights(), second, step(resumed_engine)]
 
 
 @pytest.mark.parametrize("engine", ENGINES + OFFLOADING)
 def test_tensors_that_two_workers_cannot_split_evenly_are_resumed(engine, tmp_path):
-    for first, resumed, second, resumed_second in in_workers(2, resume_uneven, tmp_path, engine):
+    for first, resumed, second, resumed_second in in_workers(
+        2, train_and_resume_uneven_tensors, tmp_path, engine
+    ):
         torch.testing.assert_close(resumed, first, atol=0, rtol=0)
         torch.testing.assert_close(resumed_second, second, atol=0, rtol=0)
         assert not second["weight"].equal(first["weight"])
@@ -507,7 +547,7 @@ def test_a_checkpoint_is_written_in_parts(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"lacks weight\.4"):
         saved("weight.4")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RuntimeError, match="no checkpoint"):
+    with pytest.raises(RuntimeError, match="is not one step's checkpoint"):
         read_checkpoint(tmp_path / "empty")
 
 
@@ -516,7 +556,7 @@ def test_a_loss_of_nan_stops_training_before_it_spoils_the_weights(decoder):
         str(decoder), space="s", options=ContractOptions(pooling="mean", precision="float32")
     )
     before = {name: p.detach().clone() for name, p in encoder.named_parameters()}
-    batches = batches_of(None, encoder)
+    batches = create_batches(None, encoder)
 
     def broken(runner, batch):
         return runner.embed(batch.queries).sum() * float("nan"), {}

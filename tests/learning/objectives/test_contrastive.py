@@ -1,4 +1,4 @@
-"""Contrastive objectives against loops that spell out who is whose negative."""
+"""Contrastive objectives against plain loops that list each query's negatives."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ def unit_vectors(rng, n):
 
 
 class FixedVectors:
-    """A runner that returns vectors made beforehand, in turn."""
+    """A runner that returns prepared vectors in turn."""
 
     device = CPU
 
@@ -49,7 +49,7 @@ def batch():
 def loss_slowly(
     pairs, q, p, *, in_batch_negatives, query_to_query, passage_to_passage, margin, size
 ):
-    """The loss on the first `size` dims, one query and one candidate after the other."""
+    """The loss on the first `size` dims, one query and one candidate at a time."""
     q, p = (torch.nn.functional.normalize(v[:, :size], dim=-1).tolist() for v in (q, p))
     ids, queries = pairs.passage_ids.tolist(), pairs.query_ids.tolist()
 
@@ -61,8 +61,8 @@ def loss_slowly(
         positive = dot(q[i], p[i])
         others = []
         for j in range(len(p)):
-            own_hard = B + i * HARD <= j < B + (i + 1) * HARD
-            if j != i and ids[j] != ids[i] and (in_batch_negatives or own_hard):
+            is_own_negative = B + i * HARD <= j < B + (i + 1) * HARD
+            if j != i and ids[j] != ids[i] and (in_batch_negatives or is_own_negative):
                 others.append(dot(q[i], p[j]))
         if query_to_query:
             for j in range(B):
@@ -85,25 +85,27 @@ def test_every_kind_of_negative_equals_a_plain_loop(
     batch, in_batch_negatives, query_to_query, passage_to_passage, margin
 ):
     pairs, q, p = batch
-    how = {
+    options = {
         "in_batch_negatives": in_batch_negatives,
         "query_to_query": query_to_query,
         "passage_to_passage": passage_to_passage,
     }
-    objective = Contrastive(temperature=T, false_negative_margin=margin, **how)
+    objective = Contrastive(temperature=T, false_negative_margin=margin, **options)
     loss, _ = objective(FixedVectors(q, p), pairs)
-    slow = loss_slowly(pairs, q, p, margin=margin, size=DIMS, **how)
-    assert float(loss) == pytest.approx(slow, rel=1e-5)
+    expected = loss_slowly(pairs, q, p, margin=margin, size=DIMS, **options)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_in_a_symmetric_batch_other_queries_are_negatives(batch):
     pairs, q, p = batch
-    asked, _ = Contrastive(temperature=T, query_to_query=True)(FixedVectors(q, p), pairs)
+    with_query_to_query, _ = Contrastive(temperature=T, query_to_query=True)(
+        FixedVectors(q, p), pairs
+    )
     symmetric = dataclasses.replace(pairs, symmetric=True)
     loss, _ = Contrastive(temperature=T)(FixedVectors(q, p), symmetric)
     assert (
         float(loss)
-        == float(asked)
+        == float(with_query_to_query)
         != float(Contrastive(temperature=T)(FixedVectors(q, p), pairs)[0])
     )
 
@@ -112,17 +114,17 @@ def test_matryoshka_adds_the_losses_of_prefixes_of_unit_length(batch):
     pairs, q, p = batch
     objective = Contrastive(temperature=T, dims={DIMS: 1.0, 4: 0.5, 2: 0.25})
     loss, _ = objective(FixedVectors(q, p), pairs)
-    how = {
+    options = {
         "in_batch_negatives": True,
         "query_to_query": False,
         "passage_to_passage": False,
         "margin": None,
     }
-    slow = sum(
-        weight * loss_slowly(pairs, q, p, size=size, **how)
+    expected = sum(
+        weight * loss_slowly(pairs, q, p, size=size, **options)
         for size, weight in ((DIMS, 1.0), (4, 0.5), (2, 0.25))
     )
-    assert float(loss) == pytest.approx(slow, rel=1e-5)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_in_simcse_a_text_is_its_own_positive_and_its_copies_are_not_negatives():
@@ -131,12 +133,12 @@ def test_in_simcse_a_text_is_its_own_positive_and_its_copies_are_not_negatives()
     loss, _ = Simcse(temperature=T)(
         FixedVectors(first, second), TextBatch([None] * 4, torch.tensor([7, 8, 9, 7]))
     )
-    slow = 0.0
+    expected = 0.0
     for i in range(4):
-        kept = [j for j in range(4) if j == i or {i, j} != {0, 3}]
-        powers = {j: math.exp(float(first[i] @ second[j]) / T) for j in kept}
-        slow -= math.log(powers[i] / sum(powers.values())) / 4
-    assert float(loss) == pytest.approx(slow, rel=1e-5)
+        candidates = [j for j in range(4) if j == i or {i, j} != {0, 3}]
+        powers = {j: math.exp(float(first[i] @ second[j]) / T) for j in candidates}
+        expected -= math.log(powers[i] / sum(powers.values())) / 4
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_token_weights_make_a_mean_over_tokens_or_over_samples():

@@ -1,4 +1,4 @@
-"""`ranking_kl` against a plain loop, its passages, and where the recipe allows it."""
+"""`ranking_kl` against a plain loop, its sampled passages, and where a recipe may use it."""
 
 import math
 
@@ -15,7 +15,7 @@ from stillroom.learning.objectives.distillation import Distillation
 
 
 class FixedVectors:
-    """A runner that returns vectors made beforehand."""
+    """A runner that returns prepared vectors."""
 
     device = torch.device("cpu")
 
@@ -107,10 +107,10 @@ def test_sampled_passages_are_the_same_for_all_workers_and_differ_by_step():
     passages = unit_vectors(5, 40).numpy()
     data = PairData([], [""] * 40, np.zeros(0), np.zeros(0), teacher_passages=passages,
                     sampleable_rows=np.arange(1, 40, 2))  # fmt: skip
-    first, again, next_one = (
+    first, repeated, next_step = (
         data.sample_teacher_passages(8, seed=1, step=step).numpy() for step in (3, 3, 4)
     )
-    assert (first == again).all() and (first != next_one).any()
+    assert (first == repeated).all() and (first != next_step).any()
     rows = [int(np.flatnonzero((passages == vector).all(1))[0]) for vector in first]
     assert len(set(rows)) == 8 and all(row % 2 for row in rows)
     assert len(data.sample_teacher_passages(99, seed=1, step=0)) == 20  # all of them

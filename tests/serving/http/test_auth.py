@@ -95,7 +95,7 @@ def test_keys_are_revoked_and_added_while_the_router_runs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("taken", "waits"),
+    ("withdrawals", "waits"),
     [
         ([(0, 1)] * 4, [0, 0, 0, 20]),  # three a minute, and the fourth when one has come back
         ([(0, 3), (19, 1), (21, 1)], [0, 1, 0]),
@@ -104,9 +104,9 @@ def test_keys_are_revoked_and_added_while_the_router_runs(tmp_path):
         ([(0, 1), (600, 3), (600, 1)], [0, 0, 20]),  # idle for long, no more than a minute's worth
     ],
 )
-def test_a_token_bucket_admits_what_a_minute_allows(taken, waits):
+def test_a_token_bucket_admits_what_a_minute_allows(withdrawals, waits):
     bucket = TokenBucket(per_minute=3, level=3, updated_s=0)
-    assert [bucket.take(amount, now) for now, amount in taken] == pytest.approx(waits)
+    assert [bucket.take(amount, now) for now, amount in withdrawals] == pytest.approx(waits)
 
 
 def test_each_owner_has_a_rate_and_learns_when_to_retry():

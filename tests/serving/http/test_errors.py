@@ -59,7 +59,7 @@ def test_no_kind_of_error_is_missing_from_the_table():
     assert HTTP_ERRORS.keys() == set(ErrorKind)
 
 
-def test_an_error_may_have_a_code_of_its_own():
+def test_an_error_may_override_the_code_of_its_kind():
     error = ServingError(ErrorKind.INVALID, "what?", code="invalid_json")
     body = json.loads(error_response("openai", error).body)
     assert body["error"]["code"] == "invalid_json"

@@ -15,7 +15,7 @@ def body(**fields) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("given", "inputs"),
+    ("value", "inputs"),
     [
         ("one", ["one"]),
         (["one", "two"], ["one", "two"]),
@@ -23,8 +23,8 @@ def body(**fields) -> bytes:
         ([[5, 6], [7]], [[5, 6], [7]]),
     ],
 )
-def test_every_form_of_input_becomes_one_entry_per_vector(given, inputs):
-    request = parse(body(input=given)).to_request()
+def test_every_form_of_input_becomes_one_entry_per_vector(value, inputs):
+    request = parse(body(input=value)).to_request()
     assert (request.token_ids or request.texts) == inputs
     assert len(request) == len(inputs)
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document is true: what it says is accepted and answered as it says."""
+"""The OpenAPI document matches the behaviour of the API."""
 
 import httpx
 import hypothesis

@@ -3,7 +3,7 @@ import pytest
 from stillroom.serving.replica.batch_planning import choose_batch, choose_request, split_threads
 
 
-def test_the_next_forward_serves_the_oldest_request_or_the_one_with_the_least_left():
+def test_the_next_forward_serves_the_oldest_request_or_the_one_with_the_fewest_texts_left():
     texts_left = {3: 10, 5: 1, 8: 4}  # oldest first
     assert choose_request(texts_left, oldest=True) == 3
     assert choose_request(texts_left, oldest=False) == 5

@@ -1,4 +1,4 @@
-"""The batcher decides what shares a forward; the encoder runs that as it is, with equal vectors."""
+"""The encoder runs each of the batcher's batches as one forward, with unchanged vectors."""
 
 import asyncio
 
@@ -31,19 +31,19 @@ def encoder(request, tmp_path):
     return EnsembleEncoder(ensemble_contract(members, "concatenate", space="s"), members)
 
 
-def tokens_of(encoder, count):
+def make_tokens(encoder, count):
     texts = ["word " * (1 + 7 * number % 40) + str(number) for number in range(count)]
     return encoder.prompter(texts, "passage")
 
 
 def test_a_ready_batch_gives_the_vectors_that_sorting_and_splitting_gives(encoder):
-    tokens = tokens_of(encoder, 20)
+    tokens = make_tokens(encoder, 20)
     split = encoder.encode_tokens(tokens, batch_tokens=BATCH_TOKENS)
     np.testing.assert_allclose(encoder.encode_batch(tokens), split, atol=1e-5)
 
 
 def test_many_callers_get_the_vectors_of_a_lone_caller_and_every_batch_is_one_forward(encoder):
-    tokens = tokens_of(encoder, 200)
+    tokens = make_tokens(encoder, 200)
     expected = encoder.encode_tokens(tokens)
     batches, forwards = [], []
     first_model = encoder.members[0] if isinstance(encoder, EnsembleEncoder) else encoder

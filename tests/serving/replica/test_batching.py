@@ -100,7 +100,7 @@ def test_a_query_does_not_wait_for_another_clients_thousand_documents():
     asyncio.run(main())
 
 
-def test_of_equal_requests_the_first_is_finished_before_the_next_starts():
+def test_equal_requests_are_finished_one_after_another():
     async def main():
         forward = RecordingForward()
         batcher = Batcher(forward, batch_tokens=50, max_wait_s=0)
@@ -222,15 +222,15 @@ def test_without_concurrency_a_forward_has_all_threads_and_runs_alone():
     async def main():
         forward = RecordingForward()
 
-        def alone(tokens, threads):
-            assert threads == 3 and alone.free.acquire(blocking=False)
+        def exclusive_forward(tokens, threads):
+            assert threads == 3 and exclusive_forward.free.acquire(blocking=False)
             try:
                 return forward(tokens, threads)
             finally:
-                alone.free.release()
+                exclusive_forward.free.release()
 
-        alone.free = threading.Lock()
-        batcher = Batcher(alone, batch_tokens=10, max_wait_s=0, threads=3)
+        exclusive_forward.free = threading.Lock()
+        batcher = Batcher(exclusive_forward, batch_tokens=10, max_wait_s=0, threads=3)
         await asyncio.gather(*(batcher.encode([text(5), text(6)]) for _ in range(20)))
         assert len(forward.batches) >= 20
 

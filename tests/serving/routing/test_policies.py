@@ -135,7 +135,7 @@ def test_a_request_waits_for_an_encoder_that_is_never_scaled_to_zero():
     assert isinstance(decision, Send) and decision.model == "a/teacher"
 
 
-def test_a_fallback_answers_only_in_a_size_that_it_has_and_the_wanted_encoder_is_started():
+def test_a_fallback_answers_only_in_a_size_that_it_has_and_the_requested_encoder_is_started():
     policy = Policy(rule("teacher"), 60, ALL_OF_A, find_fallbacks(rule("teacher"), SHARED_PREFIX))
     load = {"a/teacher": EncoderLoad(ready=0), "a/student": IDLE}
     small, full = (

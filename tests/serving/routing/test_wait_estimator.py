@@ -58,8 +58,8 @@ def test_a_stall_is_noticed_while_it_lasts_and_a_new_pace_is_learned_after_it():
 
 def test_requests_of_one_forward_count_with_their_joint_throughput():
     estimator = WaitEstimator(full_batch_cost=1)
-    one_forward = start_many(estimator, 32, cost=1, now=0.0)
-    finish_all(estimator, one_forward, now=1.0)
+    requests = start_many(estimator, 32, cost=1, now=0.0)
+    finish_all(estimator, requests, now=1.0)
     start_many(estimator, 320, cost=1, now=1.0)
     assert estimator.wait_s(now=1.0) == pytest.approx(10.0)
 
@@ -119,7 +119,7 @@ def test_a_burst_that_is_over_does_not_make_later_requests_seem_slow():
     assert estimator.wait_s(now=110.0) < 4  # the last of the burst waited for ten seconds
 
 
-def test_requests_without_an_answer_are_seen_to_take_long():
+def test_unanswered_requests_raise_the_expected_wait():
     estimator = WaitEstimator(full_batch_cost=4000)
     run_one_at_a_time(estimator, 50, cost=20, seconds=0.1)
     start_many(estimator, 3, cost=20, now=100.0)
@@ -127,11 +127,11 @@ def test_requests_without_an_answer_are_seen_to_take_long():
 
 
 @pytest.mark.parametrize("overload", [2, 10, 50])
-def test_whatever_the_overload_accepted_requests_wait_at_most_the_target_and_one_service(overload):
+def test_under_any_overload_accepted_requests_wait_at_most_the_target_and_one_service(overload):
     target_s, service_s = 2.0, 0.1  # one request at a time
     estimator, running, waits, refused = WaitEstimator(full_batch_cost=1), [], [], 0
     finish_all(estimator, [estimator.start(1, now=-1.0)], now=-1.0 + service_s)  # a known pace
-    free_at = 0.0  # when the encoder has done all that it was given
+    free_at = 0.0  # when the encoder has finished all accepted requests
     for number in range(3000):
         now = number * service_s / overload
         while running and running[0][0] <= now:

@@ -1,4 +1,4 @@
-"""A recipe's sources, of every format, whole and in parts."""
+"""Sources of a recipe: every format, read at once and in parts."""
 
 import json
 import pickle
@@ -33,7 +33,7 @@ CONTENTS = {
     "docs/b.txt": "Other words.\n",
     "wrong.jsonl": '{"query": "q", "positive": "p"}\n{\n{"query": "r", "positive": ""}\n',
 }
-ASKED = [Pair("what is one", "one", ("two",))]
+JUDGED = [Pair("what is one", "one", ("two",))]
 FORMATS = {
     "files": (
         {"pairs": ["pairs", "flag.jsonl"], "passages": ["*.txt"], "conversations": ["chats.jsonl"]},
@@ -53,7 +53,7 @@ FORMATS = {
     ),
     "msmarco": (
         {"collection": "collection.tsv", "queries": "queries.tsv", "triples": "triples.txt"},
-        ASKED,
+        JUDGED,
         ["one", "two"],
     ),
     "documents": (
@@ -84,19 +84,20 @@ def source(tmp_path, monkeypatch):
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_source_of_every_format_is_the_same_whole_and_in_pickled_parts(source, format):
     fields, pairs, passages = FORMATS[format]
-    own = source(format, **fields)
+    section = source(format, **fields)
     for read, expected in ((sources.iter_pairs, pairs), (sources.iter_passages, passages)):
-        whole = list(read(own))
-        apart = pickle.loads(pickle.dumps(sources.split_source(own)))
-        assert [one for part in apart for one in read(part)] == whole
-        assert expected is None or whole == expected
-    assert own.provides("passages")
-    assert own.provides("pairs") == (format != "documents")
+        rows = list(read(section))
+        parts = pickle.loads(pickle.dumps(sources.split_source(section)))
+        assert [row for part in parts for row in read(part)] == rows
+        assert expected is None or rows == expected
+    assert section.provides("passages")
+    assert section.provides("pairs") == (format != "documents")
 
 
 def test_conversations_are_read_beside_pairs(source):
-    own = source("files", **FORMATS["files"][0])
-    assert [one.completion for one in sources.iter_conversations(own)] == ["v"]
+    section = source("files", **FORMATS["files"][0])
+    completions = [chat.completion for chat in sources.iter_conversations(section)]
+    assert completions == ["v"]
 
 
 def test_files_are_parts_in_the_order_of_the_recipe(source):
@@ -119,7 +120,7 @@ def test_bad_rows_fail_unless_the_source_skips_them_and_are_then_counted(source)
     for part in sources.split_source(skipping):
         assert list(sources.iter_pairs(part, skipped)) == [Pair("q", "p")]
     assert skipped.counts == {"wrong": 2}
-    assert [one["where"] for one in skipped.bad_rows] == ["wrong.jsonl:2", "wrong.jsonl:3"]
+    assert [row["where"] for row in skipped.bad_rows] == ["wrong.jsonl:2", "wrong.jsonl:3"]
 
 
 @pytest.mark.parametrize(
@@ -147,17 +148,17 @@ def test_a_corpus_is_made_anew_when_any_of_its_files_changes(source, tmp_path, f
         )
 
     before = corpus_sources(Recipe)
-    seen = set()
+    noticed_files = set()
     for name in CONTENTS:
         (tmp_path / name).write_text(json.dumps({"text": "other"}))
         if corpus_sources(Recipe) != before:
-            seen.add(name)
+            noticed_files.add(name)
             before = corpus_sources(Recipe)
-    read = {
+    read_files = {
         "files": {"pairs/1.jsonl", "pairs/2.csv", "flag.jsonl", "chats.jsonl", "more.txt",
                   "qrels.txt", "triples.txt"},
         "beir": {"beir/corpus.jsonl", "beir/queries.jsonl", "beir/qrels/train.tsv"},
         "msmarco": {"collection.tsv", "queries.tsv", "triples.txt"},
         "documents": {"docs/a.md", "docs/b.txt"},
     }  # fmt: skip
-    assert seen == read[format]
+    assert noticed_files == read_files[format]

@@ -1,4 +1,4 @@
-"""The stage itself, on the files of two sources, into a real store."""
+"""The corpus stage, run on the files of two sources and a real store."""
 
 import dataclasses
 import json
@@ -26,10 +26,10 @@ from stillroom.stages.corpus.stage import corpus
 from stillroom.storage.artifacts import Store
 
 
-def long_text(own):
-    """So many words that two texts with them count as copies; different for each argument."""
+def long_text(label):
+    """A text so long that near copies of it count as copies; it differs for each label."""
     words = "so many words that two which begin with them are taken for copies of one another"
-    return " ".join(f"{word}{own}{half}" for half in "ab" for word in words.split())
+    return " ".join(f"{word}{label}{half}" for half in "ab" for word in words.split())
 
 
 LONG = long_text("tested")
@@ -53,7 +53,7 @@ def pairs(name, count):
 
 
 class CorpusResult:
-    """A corpus artifact, read back."""
+    """A corpus artifact that was read back."""
 
     def __init__(self, artifact, summary):
         self.artifact, self.summary = artifact, summary
@@ -61,19 +61,26 @@ class CorpusResult:
         self.sources = json.loads((artifact.path / "sources.json").read_text())
 
     def pairs(self, source):
-        """(query, positive) of the pairs under a source's number."""
+        """(query, positive) of the pairs of a source."""
         rows = zip(
             self.files.queries, self.files.positive_rows, self.files.pair_sources, strict=True
         )
-        number = self.files.source_names.index(source)
-        return [(query, self.files.passages[row]) for query, row, of in rows if of == number]
+        wanted_number = self.files.source_names.index(source)
+        return [
+            (query, self.files.passages[row])
+            for query, row, source_number in rows
+            if source_number == wanted_number
+        ]
 
     def rows(self):
-        """Pairs with everything of theirs as texts, and passages with their sources."""
+        """(source, pair) of every pair, with texts for rows; (passage, source) of every passage."""
         files = self.files
         pairs = [
-            (int(of), Pair(query, files.passages[row], tuple(files.passages[i] for i in negatives)))
-            for query, row, negatives, of in zip(
+            (
+                int(source),
+                Pair(query, files.passages[row], tuple(files.passages[i] for i in negatives)),
+            )
+            for query, row, negatives, source in zip(
                 files.queries,
                 files.positive_rows,
                 files.negative_rows,
@@ -86,26 +93,33 @@ class CorpusResult:
 
 @pytest.fixture
 def make(tmp_path):
-    """Runs the stage. Sources are name → fields of the recipe, with rows in place of files, which
-    then have `cut` rows each."""
+    """Runs the stage.
+
+    `sources` is name → fields of the recipe, with rows in place of files. The rows are written to
+    files of `cut` rows each.
+    """
     write_beir(TESTED, tmp_path / "tested")
 
     def make(sources, cut=1000, **section):
-        named = {}
+        source_fields = {}
         for name, fields in sources.items():
-            named[name] = {"format": "files", **fields}
+            source_fields[name] = {"format": "files", **fields}
             for kind in {"pairs", "passages", "conversations"} & set(fields):
-                named[name][kind] = []
+                source_fields[name][kind] = []
                 for start in range(0, len(fields[kind]), cut):
                     file = tmp_path / f"{name}-{kind}-{start}.jsonl"
                     rows = fields[kind][start : start + cut]
                     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-                    named[name][kind].append(str(file))
-        content = {"sources": named, "evaluation": {"tested": str(tmp_path / "tested")}, **section}
-        read = Corpus.model_validate_json(json.dumps(content))
+                    source_fields[name][kind].append(str(file))
+        content = {
+            "sources": source_fields,
+            "evaluation": {"tested": str(tmp_path / "tested")},
+            **section,
+        }
+        section_config = Corpus.model_validate_json(json.dumps(content))
         store = Store(str(tmp_path / "runs"))
         with store.draft("corpus", "two", f"k{len(store.list_artifacts())}") as draft:
-            summary = corpus(section=read, seed=3, scale=Scale(), out=draft)
+            summary = corpus(section=section_config, seed=3, scale=Scale(), out=draft)
             return CorpusResult(draft.publish({}), summary)
 
     return make
@@ -128,15 +142,15 @@ def test_every_pair_keeps_its_source_and_every_source_its_prompts(make):
 
 def test_a_held_out_set_keeps_the_prompts_of_its_source(make):
     prompts = {"query": "Instruct: Find it\nQuery: ", "passage": ""}
-    sources = {"plain": {"pairs": pairs("own", 9)}, "told": {"pairs": pairs("other", 9)}}
-    sources["told"]["prompts"] = prompts
-    for source, expected in (("plain", {}), ("told", prompts)):
+    sources = {"plain": {"pairs": pairs("own", 9)}, "prompted": {"pairs": pairs("other", 9)}}
+    sources["prompted"]["prompts"] = prompts
+    for source, expected in (("plain", {}), ("prompted", prompts)):
         held_out = {"queries": 1, "passages": 2, "source": source}
         sets = read_evaluation_sets(make(sources, held_out=held_out).artifact)
         assert sets["held-out"].prompts == expected
 
 
-def test_a_positive_is_of_its_pair_s_source_and_other_passages_of_the_first_that_has_them(make):
+def test_a_positive_belongs_to_its_pair_s_source_and_other_passages_to_the_first_source(make):
     answer = pair("other", 1)["positive"]
     result = make(
         {
@@ -151,9 +165,9 @@ def test_a_positive_is_of_its_pair_s_source_and_other_passages_of_the_first_that
         }
     )
     files = result.files
-    found = dict(zip(files.passages, files.passage_sources.tolist(), strict=True))
-    assert len(found) == len(files.passages), "a text stands in two rows"
-    assert found == {
+    source_of_passage = dict(zip(files.passages, files.passage_sources.tolist(), strict=True))
+    assert len(source_of_passage) == len(files.passages), "a text stands in two rows"
+    assert source_of_passage == {
         pair("own", 1)["positive"]: 0,
         answer: 1,
         "a negative of both": 0,
@@ -165,15 +179,15 @@ def test_a_positive_is_of_its_pair_s_source_and_other_passages_of_the_first_that
 
 @pytest.mark.promise("mining")
 def test_a_pair_is_never_its_own_negative_and_has_none_twice(make):
-    own = pair("own", 1)
-    own["negatives"] = ["one", own["positive"], "two", "One"]
-    files = make({"own": {"pairs": [own]}}).files
+    only_pair = pair("own", 1)
+    only_pair["negatives"] = ["one", only_pair["positive"], "two", "One"]
+    files = make({"own": {"pairs": [only_pair]}}).files
     assert [[files.passages[row] for row in rows] for rows in files.negative_rows] == [
         ["one", "two"]
     ]
 
 
-def test_a_pair_that_two_sources_have_counts_once_in_the_first(make):
+def test_a_pair_in_two_sources_counts_once_in_the_first(make):
     first = {"query": "Asked twice", "positive": "answered twice"}
     again = {"query": "asked TWICE", "positive": "Answered  twice"}
     result = make(
@@ -186,7 +200,7 @@ def test_a_pair_that_two_sources_have_counts_once_in_the_first(make):
     assert counts["other"]["pairs"]["repeated_passages"] == 1
 
 
-def test_near_copies_of_held_out_passages_are_trained_on_in_no_source(make):
+def test_no_source_trains_on_near_copies_of_held_out_passages(make):
     held_out = {"queries": 2, "passages": 5, "source": "own"}
     like = [pair("own", number) for number in range(12)]
     for number, row in enumerate(like):
@@ -204,7 +218,7 @@ def test_near_copies_of_held_out_passages_are_trained_on_in_no_source(make):
     assert len(tested.passages) == 5 and all(q.startswith("own") for q in tested.queries.values())
     beginnings = {beginning_key(text) for text in tested.passages.values()}
     assert not beginnings & {beginning_key(text) for text in result.files.passages}
-    # The other seven are trained on: in both sources, and as passages.
+    # The other seven are training data: in both sources, and as passages.
     assert (len(result.pairs("other")), len(result.pairs("own"))) == (7 + 1, 7)
     assert sum(text.endswith("again") for text in result.files.passages) == 7
     counts = result.summary["sources"]
@@ -247,12 +261,12 @@ def test_contaminated_rows_are_dropped_from_every_source(make):
     assert counts["other"]["passages"]["tested"] == 1
 
 
-def test_conversations_of_all_sources_are_kept_once_and_without_any_there_is_no_file(make):
-    one, two = {"prompt": "a", "completion": "b"}, {"text": ["c", "d"]}
+def test_repeated_conversations_are_kept_once_and_without_any_there_is_no_file(make):
+    prompted, chat = {"prompt": "a", "completion": "b"}, {"text": ["c", "d"]}
     result = make(
         {
-            "own": {"pairs": pairs("own", 2), "conversations": [one, one]},
-            "other": {"conversations": [{"prompt": "a ", "completion": "B"}, two]},
+            "own": {"pairs": pairs("own", 2), "conversations": [prompted, prompted]},
+            "other": {"conversations": [{"prompt": "a ", "completion": "B"}, chat]},
         }
     )
     assert result.files.conversations == [("a", "b"), ("User:\nc\n\nAssistant:\n", "d")]
@@ -271,7 +285,7 @@ def test_at_most_max_pairs_of_each_source_are_trained_on(make):
     assert result.summary["sources"]["own"]["pairs"]["beyond_max_pairs"] == 30 - 3 - 10
 
 
-def test_counts_add_up_and_are_those_of_the_tables(make):
+def test_counts_add_up_and_equal_the_rows_of_the_tables(make):
     both = {"query": "both", "positive": "of both"}
     result = make(
         {
@@ -288,8 +302,8 @@ def test_counts_add_up_and_are_those_of_the_tables(make):
     for kinds in result.summary["sources"].values():
         for counts in kinds.values():
             assert counts["read"] == sum(n for reason, n in counts.items() if reason != "read")
-    of_passages = [of["passages"] for of in result.summary["sources"].values()]
-    assert [(of["kept"], of["repeated"], of["tested"]) for of in of_passages] == [
+    passage_counts = [kinds["passages"] for kinds in result.summary["sources"].values()]
+    assert [(count["kept"], count["repeated"], count["tested"]) for count in passage_counts] == [
         (1, 1, 1),
         (0, 1, 0),
     ]
@@ -334,59 +348,71 @@ def test_a_source_with_nothing_left_is_an_error(make, other, problem):
 # --- at any size ----------------------------------------------------------------------------
 
 
-def slow(sources, seed, held_out, most):
-    """What `rows` gives, one pair after the other in memory."""
+def slow_corpus(sources, seed, held_out, max_pairs):
+    """The expected `CorpusResult.rows`, computed in memory one pair after the other."""
     everything = [
         (number, Pair(row["query"], row["positive"], tuple(row["negatives"])))
         for number, fields in enumerate(sources.values())
         for row in fields["pairs"]
     ]
-    asked = {(text_key(pair.query), text_key(pair.passage)) for _, pair in everything}
-    left = [(of, pair) for of, pair in everything if text_key(pair.query) != text_key(pair.passage)]
+    known_pairs = {(text_key(pair.query), text_key(pair.passage)) for _, pair in everything}
+    remaining = [
+        (source, pair)
+        for source, pair in everything
+        if text_key(pair.query) != text_key(pair.passage)
+    ]
     for name in ("passage", "query"):
         first = {}
-        for of, pair in left:
-            first.setdefault(text_key(getattr(pair, name)), (of, pair))
-        left = list(first.values())
-    lot = {}
-    for of, pair in left:
-        if of == 0:
+        for source, pair in remaining:
+            first.setdefault(text_key(getattr(pair, name)), (source, pair))
+        remaining = list(first.values())
+    beginnings = {}
+    for source, pair in remaining:
+        if source == 0:
             beginning = beginning_key(pair.passage)
-            lot.setdefault(beginning, (random_ranks(hash_texts([beginning]), seed)[0], pair))
-    drawn = dict(sorted(lot.items(), key=lambda item: item[1][0])[:held_out])
-    tested = [pair for _, pair in drawn.values()]
-    left = [(of, pair) for of, pair in left if of or beginning_key(pair.passage) not in drawn]
-    kept_set = EvaluationSet(
+            beginnings.setdefault(beginning, (random_ranks(hash_texts([beginning]), seed)[0], pair))
+    held_out_beginnings = dict(sorted(beginnings.items(), key=lambda item: item[1][0])[:held_out])
+    tested = [pair for _, pair in held_out_beginnings.values()]
+    remaining = [
+        (source, pair)
+        for source, pair in remaining
+        if source or beginning_key(pair.passage) not in held_out_beginnings
+    ]
+    held_out_set = EvaluationSet(
         {str(i): pair.passage for i, pair in enumerate(tested)},
         {"0": tested[0].query},
         {"0": {"0": 1}},
     )
-    judged = ContaminationIndex.build({"tested": TESTED, "held-out": kept_set}, whole={"held-out"})
-    clean = [(of, pair) for of, pair in left if decontaminate([pair], judged)[0]]
-    kept = []
-    for source in range(len(sources)):
-        own = [(of, pair) for of, pair in clean if of == source]
+    index = ContaminationIndex.build(
+        {"tested": TESTED, "held-out": held_out_set}, whole={"held-out"}
+    )
+    clean = [(source, pair) for source, pair in remaining if decontaminate([pair], index)[0]]
+    sampled = []
+    for wanted_source in range(len(sources)):
+        source_pairs = [(source, pair) for source, pair in clean if source == wanted_source]
         order = np.argsort(
-            [random_ranks(hash_texts([normalise(pair.query)]), seed)[0] for _, pair in own]
+            [random_ranks(hash_texts([normalise(pair.query)]), seed)[0] for _, pair in source_pairs]
         )
-        kept += [own[i] for i in sorted(order[:most])]
+        sampled += [source_pairs[i] for i in sorted(order[:max_pairs])]
     rows = {}
-    for of, pair in kept:
-        rows[text_key(pair.passage)] = (pair.passage, of)
+    for source, pair in sampled:
+        rows[text_key(pair.passage)] = (pair.passage, source)
     pairs = []
-    for of, pair in kept:
+    for source, pair in sampled:
         negatives = {}
         for text in pair.negatives:
             if text_key(text) == text_key(pair.passage) or text_key(text) in negatives:
                 continue
-            if (text_key(pair.query), text_key(text)) not in asked and not judged.contains(text):
-                rows.setdefault(text_key(text), (text, of))
+            if (text_key(pair.query), text_key(text)) not in known_pairs and not index.contains(
+                text
+            ):
+                rows.setdefault(text_key(text), (text, source))
                 negatives[text_key(text)] = rows[text_key(text)][0]
-        pairs.append((of, dataclasses.replace(pair, negatives=tuple(negatives.values()))))
+        pairs.append((source, dataclasses.replace(pair, negatives=tuple(negatives.values()))))
     for number, fields in enumerate(sources.values()):
         for row in fields.get("passages", ()):
-            text = row["text"].strip()  # as passages are read, for they may have a title
-            if not judged.contains(text):
+            text = row["text"].strip()  # the reader strips passages, because they may have a title
+            if not index.contains(text):
                 rows.setdefault(text_key(text), (text, number))
     return pairs, list(rows.values())
 
@@ -408,7 +434,7 @@ distinct = [
     max_examples=12,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
-    phases=[Phase.reuse, Phase.generate],  # an example takes too long to be made smaller
+    phases=[Phase.reuse, Phase.generate],  # no shrinking: each example takes too long
 )
 @given(
     st.lists(row, max_size=25),
@@ -427,7 +453,7 @@ def test_the_corpus_equals_that_of_a_slow_implementation_for_any_chunk_size(
     if passages:
         sources["other"]["passages"] = [*passages, {"text": "of the end"}]
     result = make(sources, cut=cut, max_pairs=7, held_out={"queries": 1, "passages": 2})
-    assert result.rows() == slow(sources, 3, held_out=2, most=7)
+    assert result.rows() == slow_corpus(sources, 3, held_out=2, max_pairs=7)
 
 
 MANY = {
@@ -443,9 +469,9 @@ MANY = {
 def test_parallel_and_serial_runs_write_the_same_files(ray_cluster, make, monkeypatch):
     options = {"cut": 16, "max_pairs": 30, "held_out": {"queries": 1, "passages": 4}}
     monkeypatch.setattr(stage, "SIZES", ChunkSizes(rows=20, records=60))
-    alone = make(MANY, **options).artifact.manifest["files"]
+    serial_files = make(MANY, **options).artifact.manifest["files"]
     monkeypatch.setattr(stage, "SIZES", ChunkSizes(rows=20, records=60, serial_bytes=0))
-    assert make(MANY, **options).artifact.manifest["files"] == alone
+    assert make(MANY, **options).artifact.manifest["files"] == serial_files
 
 
 @pytest.mark.parametrize("small", [1 << 20, 0], ids=["one process", "Ray"])
@@ -464,7 +490,7 @@ def test_a_bad_line_leaves_no_artifact(ray_cluster, make, tmp_path, monkeypatch,
 def test_a_negative_that_is_a_positive_of_the_same_query_is_dropped_and_counted(make):
     rows = [
         {"query": "Which?", "positive": "this", "negatives": ["that", "neither"]},
-        {"query": "which?", "positive": "That"},  # dropped, but an answer all the same
+        {"query": "which?", "positive": "That"},  # dropped, but still an answer
         {"query": "who?", "positive": "she", "negatives": ["this", "That"]},
     ]
     result = make({"own": {"pairs": rows[:1]}, "other": {"pairs": rows[1:]}})
@@ -472,7 +498,7 @@ def test_a_negative_that_is_a_positive_of_the_same_query_is_dropped_and_counted(
         [result.files.passages[i] for i in negatives] for negatives in result.files.negative_rows
     ]
     assert given_negatives == [["neither"], ["this", "That"]]
-    counts = {name: of["negatives"] for name, of in result.summary["sources"].items()}
+    counts = {name: kinds["negatives"] for name, kinds in result.summary["sources"].items()}
     assert (counts["own"]["conflicts"], counts["other"]["conflicts"]) == (1, 0)
 
 
@@ -481,18 +507,18 @@ def words(number, count=60):
 
 
 def test_near_copies_are_dropped_within_and_across_sources_if_configured(make):
-    own = [{"query": f"own {i}", "positive": words(i)} for i in range(12)]
+    own_rows = [{"query": f"own {i}", "positive": words(i)} for i in range(12)]
     copies = [
         {"query": f"copy {i}", "positive": words(i).replace(" ", "\n", 3) + " more"}
         for i in range(5)
     ]
     texts = [{"text": words(i) + " again"} for i in (0, 40)] + [{"text": words(40) + " and again"}]
     sources = {
-        "own": {"pairs": [*own, copies[0]], "passages": texts},
+        "own": {"pairs": [*own_rows, copies[0]], "passages": texts},
         "other": {"pairs": [*copies[1:], pair("other", 1)]},
     }
     result = make(sources, near_duplicates={"min_jaccard": 0.8})
-    assert [query for query, _ in result.pairs("own")] == [row["query"] for row in own]
+    assert [query for query, _ in result.pairs("own")] == [row["query"] for row in own_rows]
     assert [query for query, _ in result.pairs("other")] == ["other query 1"]
     assert result.files.passages[-1] == words(40) + " again"
     counts = result.summary["sources"]
@@ -502,7 +528,7 @@ def test_near_copies_are_dropped_within_and_across_sources_if_configured(make):
     assert len(make(sources).files.queries) == 12 + 5 + 1
 
 
-def test_sources_may_have_a_max_pairs_each(make):
+def test_max_pairs_can_be_set_per_source(make):
     sources = {name: {"pairs": pairs(name, 9)} for name in ("own", "other", "third")}
     result = make(sources, max_pairs={"own": 2, "third": 30})
     assert [len(result.pairs(name)) for name in sources] == [2, 9, 9]
@@ -510,21 +536,23 @@ def test_sources_may_have_a_max_pairs_each(make):
 
 def test_held_out_and_sampled_pairs_do_not_depend_on_other_pairs(make):
     options = {"max_pairs": 6, "held_out": {"queries": 1, "passages": 4}}
-    alone = make({"own": {"pairs": pairs("own", 20)}}, **options)
-    turned = make(
+    single = make({"own": {"pairs": pairs("own", 20)}}, **options)
+    reversed_pairs = make(
         {"own": {"pairs": pairs("own", 20)[::-1]}, "other": {"pairs": pairs("other", 9)}}, **options
     )
-    assert alone.pairs("own") == turned.pairs("own")[::-1]
-    tested = [read_evaluation_sets(result.artifact)["held-out"] for result in (alone, turned)]
+    assert single.pairs("own") == reversed_pairs.pairs("own")[::-1]
+    tested = [
+        read_evaluation_sets(result.artifact)["held-out"] for result in (single, reversed_pairs)
+    ]
     assert tested[0] == tested[1]
 
 
 def test_the_data_card_says_what_was_dropped_and_why(make):
     sources = {"own": {"pairs": [*pairs("own", 8), pair("own", 1)], "license": "CC-BY-4.0"}}
     result = make(sources, max_pairs=5, held_out={"queries": 1, "passages": 2})
-    told = (result.artifact.path / "card.md").read_text()
-    assert "| own | files | CC-BY-4.0 | 5 of 9 |" in told
-    steps = [line.split(" | ")[:3] for line in re.findall(r"^\| (.* \| .*) \|$", told, re.M)]
+    card = (result.artifact.path / "card.md").read_text()
+    assert "| own | files | CC-BY-4.0 | 5 of 9 |" in card
+    steps = [line.split(" | ")[:3] for line in re.findall(r"^\| (.* \| .*) \|$", card, re.M)]
     assert [step for step in steps if step[0] in ("read", "repeated_passages", "held_out")] == [
         ["read", "", "9"],
         ["repeated_passages", "−1", "8"],

@@ -1,4 +1,4 @@
-"""Mining for files of the user's own."""
+"""Mining negatives for a user's own files."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def files(tmp_path):
     return tmp_path
 
 
-def mine(folder, models=("bm25",), **changes):
+def run_mining(folder, models=("bm25",), **changes):
     fields = {
         "pairs": [folder / "pairs.jsonl"],
         "passages": [folder / "passages.jsonl"],
@@ -71,7 +71,7 @@ def mine(folder, models=("bm25",), **changes):
 def test_bad_input_is_reported_before_anything_starts(files, changes, expected):
     shared_ray.stop()
     with pytest.raises(UserError, match=expected):
-        mine(files, **changes)
+        run_mining(files, **changes)
     assert not ray.is_initialized()
     assert not (files / "mined.jsonl").exists()
 
@@ -79,11 +79,11 @@ def test_bad_input_is_reported_before_anything_starts(files, changes, expected):
 def test_an_existing_file_is_not_overwritten(files):
     (files / "mined.jsonl").write_text("mine")
     with pytest.raises(UserError, match="exists already"):
-        mine(files)
+        run_mining(files)
     assert (files / "mined.jsonl").read_text() == "mine"
 
 
-def test_a_rule_that_cannot_hold_is_refused(files):
+def test_an_impossible_selection_rule_is_refused(files):
     words = ["mine", "bm25", "--pairs", str(files / "pairs.jsonl"), "--out", str(files / "m")]
     with pytest.raises(UserError, match="sample_from must be at least per_query"):
         CliRunner().invoke(app, [*words, "--sample-from", "2"], catch_exceptions=False)
@@ -97,17 +97,17 @@ def test_the_command_mines_with_a_model_and_a_cross_encoder_decides(ray_cluster,
         files / "model",
     )
     reader = tiny_cross_encoder(files / "reader")
-    named = {
+    settings = {
         "pairs": files / "pairs.jsonl", "passages": files / "passages.jsonl",
         "evaluation": files / "set", "out": files / "mined.jsonl", "format": "flagembedding",
         "cross-encoder": reader, "max-share-of-positive": 1.0, "per-query": 3, "sample-from": 3,
         "strategy": "top",
     }  # fmt: skip
-    options = [word for name, value in named.items() for word in (f"--{name}", str(value))]
-    done = CliRunner().invoke(
+    options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    result = CliRunner().invoke(
         app, ["mine", str(files / "model"), *options, "--scores", "--json"], catch_exceptions=False
     )
-    summary = json.loads(done.stdout)
+    summary = json.loads(result.stdout)
     lines = [json.loads(line) for line in (files / "mined.jsonl").read_text().splitlines()]
     assert [(line["query"], line["pos"]) for line in lines] == [
         (row["query"], [row["positive"]]) for row in ROWS
@@ -119,22 +119,24 @@ def test_the_command_mines_with_a_model_and_a_cross_encoder_decides(ray_cluster,
         MORE[0],
         MORE[1],
     }
-    for number, line in enumerate(lines):
-        given = ["given with the pair"] if number == 1 else []
-        allowed = passages - known.get(number, {ROWS[number]["positive"]}) - set(given)
+    for index, line in enumerate(lines):
+        given_negatives = ["given with the pair"] if index == 1 else []
+        allowed = passages - known.get(index, {ROWS[index]["positive"]}) - set(given_negatives)
         scores = {text: score([(line["query"], text)])[0] for text in passages}
-        own = scores[ROWS[number]["positive"]]
-        ranked = sorted((t for t in allowed if scores[t] <= own), key=lambda t: -scores[t])
-        assert line["neg"] == [*given, *ranked][:3]
+        positive_score = scores[ROWS[index]["positive"]]
+        ranked = sorted(
+            (t for t in allowed if scores[t] <= positive_score), key=lambda t: -scores[t]
+        )
+        assert line["neg"] == [*given_negatives, *ranked][:3]
         np.testing.assert_allclose(line["neg_scores"], [scores[t] for t in line["neg"]], atol=1e-5)
-        np.testing.assert_allclose(line["pos_scores"], [own], atol=1e-5)
+        np.testing.assert_allclose(line["pos_scores"], [positive_score], atol=1e-5)
     assert summary["kept"] == sum(len(line["neg"]) for line in lines) > 0
     assert summary["pairs"] == len(ROWS)
-    # Nothing of the work is left beside the file.
+    # No intermediate file is left beside the output.
     assert [path.name for path in files.iterdir() if path.name.startswith(".")] == []
 
 
-def test_the_formats_are_those_of_their_trainers(files):
+def test_mined_files_have_the_formats_of_their_trainers(files):
     texts = read_texts([files / "pairs.jsonl"], [])
     mined = MinedNegatives(
         negatives=np.array([[1, 2], [3, -1], *([[-1, -1]] * 7)]),
@@ -143,21 +145,21 @@ def test_the_formats_are_those_of_their_trainers(files):
         rejected={},
         recall={},
     )
-    own, negatives = texts.passages[0], texts.passages[1:4]
+    positive, negatives = texts.passages[0], texts.passages[1:4]
     triplets = list(FORMATS["sentence-transformers"](texts, mined, True))
     assert triplets[0] == {
-        "anchor": texts.queries[0], "positive": own, "negative": negatives[0], "label": 0.5,
+        "anchor": texts.queries[0], "positive": positive, "negative": negatives[0], "label": 0.5,
     }  # fmt: skip
-    assert [one["negative"] for one in triplets] == negatives
+    assert [triplet["negative"] for triplet in triplets] == negatives
     (flag, *_), (tevatron, *_) = (
         list(FORMATS[name](texts, mined, name == "tevatron"))
         for name in ("flagembedding", "tevatron")
     )
-    assert flag == {"query": texts.queries[0], "pos": [own], "neg": negatives[:2]}
+    assert flag == {"query": texts.queries[0], "pos": [positive], "neg": negatives[:2]}
     assert tevatron == {
         "query_id": "0",
         "query": texts.queries[0],
-        "positive_passages": [{"docid": "0", "title": "", "text": own, "score": 1.0}],
+        "positive_passages": [{"docid": "0", "title": "", "text": positive, "score": 1.0}],
         "negative_passages": [
             {"docid": "1", "title": "", "text": negatives[0], "score": 0.5},
             {"docid": "2", "title": "", "text": negatives[1], "score": 0.25},

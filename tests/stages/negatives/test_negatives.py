@@ -1,4 +1,4 @@
-"""The stage itself, against loops over every query and passage."""
+"""The negatives stage, compared with loops over every query and passage."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ DIMS = 16
 LONG = (
     "the same opening of boilerplate that two copies share, letter for letter and all along, " * 2
 )
-# One of the passages that are trained on is searched by this set, and another is its answer's copy.
+# This set searches p1, which is also a training passage; p2 answers its query.
 TESTED = EvaluationSet(
     {"p1": "passage 3 about bees", "p2": "the tested answer"},
     {"q": "the tested query"},
@@ -42,26 +42,26 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 @dataclasses.dataclass
-class Made:
+class MiningCorpus:
     store: Any
     corpus: Any
     files: CorpusData
 
     def vectors(self, queries, passages, key, shard=7):
-        """An artifact of given vectors."""
+        """Publishes the vectors as an artifact, in shuffled shards."""
         with self.store.draft("vectors", "own", key) as draft:
-            for name, given in (("queries", queries), ("passages", passages)):
+            for name, vectors in (("queries", queries), ("passages", passages)):
                 folder = draft.path / name
                 folder.mkdir()
-                order = np.random.default_rng(1).permutation(len(given))
+                order = np.random.default_rng(1).permutation(len(vectors))
                 write_array(folder / "order.npy", order)
-                for i in range(-(-len(given) // shard)):
+                for i in range(-(-len(vectors) // shard)):
                     rows = order[i * shard : (i + 1) * shard]
-                    write_array(shard_path(folder, i), given[rows].astype(np.float16))
+                    write_array(shard_path(folder, i), vectors[rows].astype(np.float16))
             return draft.publish({})
 
-    def mine(self, key, scale=None, searched=True, **fields):
-        """(negatives, scores, counts)"""
+    def run_stage(self, key, scale=None, searched=True, **fields):
+        """Runs the stage; returns (negatives, scores, counts)."""
         vectors = {name: fields.pop(name) for name in list(fields) if name.startswith("vectors")}
         section = Negatives(include_evaluation_passages=searched, **fields)
         with self.store.draft("negatives", "own", key) as draft:
@@ -69,13 +69,17 @@ class Made:
                 section=section, seed=5, corpus=self.corpus, out=draft, **vectors,
                 scale=Scale(negatives=scale or SearchActors()),
             )  # fmt: skip
-            made = draft.publish({})
-        counts = json.loads((made.path / "counts.json").read_text())
-        return np.load(made.path / "negatives.npy"), np.load(made.path / "scores.npy"), counts
+            artifact = draft.publish({})
+        counts = json.loads((artifact.path / "counts.json").read_text())
+        return (
+            np.load(artifact.path / "negatives.npy"),
+            np.load(artifact.path / "scores.npy"),
+            counts,
+        )
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def mining_corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mined")
     subjects = ("bees", "snow", "bread")
     rows = [
@@ -104,7 +108,7 @@ def made(tmp_path_factory):
         section = Corpus.model_validate_json(json.dumps(content))
         corpus(section=section, seed=0, scale=Scale(), out=draft)
         artifact = draft.publish({})
-    return Made(store, artifact, CorpusData.read(artifact))
+    return MiningCorpus(store, artifact, CorpusData.read(artifact))
 
 
 def unit(rng, count):
@@ -113,25 +117,30 @@ def unit(rng, count):
 
 
 @pytest.fixture(scope="module")
-def dense(made):
-    """Vectors under which queries are near their positives, and everything that copies one is
-    nearer still."""
+def dense(mining_corpus):
+    """(queries, passages), as vectors.
+
+    Queries are near their positives. Positives 0 and 1 have the same vector; so do query 5 and the
+    passage with its text.
+    """
     rng = np.random.default_rng(2)
-    passages = unit(rng, len(made.files.passages))
-    queries = passages[made.files.positive_rows] + 0.3 * unit(rng, len(made.files.queries))
-    passages[made.files.positive_rows[1]] = passages[made.files.positive_rows[0]]
-    own = made.files.passages.index(made.files.queries[5].upper())
-    passages[own] = queries[5] = unit(rng, 1)[0]
+    passages = unit(rng, len(mining_corpus.files.passages))
+    queries = passages[mining_corpus.files.positive_rows] + 0.3 * unit(
+        rng, len(mining_corpus.files.queries)
+    )
+    passages[mining_corpus.files.positive_rows[1]] = passages[mining_corpus.files.positive_rows[0]]
+    query_copy = mining_corpus.files.passages.index(mining_corpus.files.queries[5].upper())
+    passages[query_copy] = queries[5] = unit(rng, 1)[0]
     return queries.astype(np.float16), passages
 
 
-def row_of(made, text):
-    return made.files.passages.index(text)
+def row_of(mining_corpus, text):
+    return mining_corpus.files.passages.index(text)
 
 
-def selected(made, queries, passages, searched=True, **fields):
-    """What the stage selects, in this process."""
-    files, section = made.files, Negatives(**fields)
+def selected(mining_corpus, queries, passages, searched=True, **fields):
+    """The stage's selection, computed in this process."""
+    files, section = mining_corpus.files, Negatives(**fields)
     texts = find_known_texts(
         files.queries,
         files.passages,
@@ -140,53 +149,61 @@ def selected(made, queries, passages, searched=True, **fields):
         [TESTED],
         include_evaluation_passages=searched,
     )
-    asked = queries.astype(np.float32)
-    found = search(asked, [(np.arange(len(passages)), passages)], len(passages))
-    own = row_dots(asked, passages[files.positive_rows])
+    query_vectors = queries.astype(np.float32)
+    candidates = search(query_vectors, [(np.arange(len(passages)), passages)], len(passages))
+    positive_scores = row_dots(query_vectors, passages[files.positive_rows])
     return select_negatives(
-        *found, positive_score_q=own, texts=texts, rule=selection_rule(section), seed=0
+        *candidates,
+        positive_score_q=positive_scores,
+        texts=texts,
+        rule=selection_rule(section),
+        seed=0,
     )
 
 
 @pytest.mark.promise("mining")
-def test_the_best_candidates_below_the_share_are_mined_with_any_actors_and_memory(made, dense):
+def test_the_best_candidates_below_the_limit_are_mined_with_any_actors_and_memory(
+    mining_corpus, dense
+):
     queries, passages = dense
-    vectors = made.vectors(queries, passages, "a")
+    vectors = mining_corpus.vectors(queries, passages, "a")
     fields = {"strategy": "top", "per_query": 3, "sample_from": 3}
     scale = SearchActors(actors=2, memory_gib=4e-5)
-    rows, scores, counts = made.mine("a0", scale, vectors=vectors, **fields)
-    here = selected(made, queries, passages, **fields)
-    np.testing.assert_array_equal(rows, here.negatives)
-    mined = ~np.isnan(here.scores)
-    np.testing.assert_array_equal(scores[mined], here.scores[mined])
-    every = queries.astype(np.float64) @ passages.astype(np.float64).T
+    rows, scores, counts = mining_corpus.run_stage("a0", scale, vectors=vectors, **fields)
+    expected = selected(mining_corpus, queries, passages, **fields)
+    np.testing.assert_array_equal(rows, expected.negatives)
+    mined = ~np.isnan(expected.scores)
+    np.testing.assert_array_equal(scores[mined], expected.scores[mined])
+    all_scores = queries.astype(np.float64) @ passages.astype(np.float64).T
     copies = {0: {0, 1}, 1: {0, 1}}
-    for q, own in enumerate(made.files.positive_rows):
-        limit = every[q, own] - abs(every[q, own]) * 0.05
-        known = {made.files.positive_rows[i] for i in copies.get(q, {q})}
-        if q == 5:  # its own text is a passage
-            known.add(row_of(made, made.files.queries[5].upper()))
-        given = [row for row in made.files.negative_rows[q] if row not in known]
+    for q, positive_row in enumerate(mining_corpus.files.positive_rows):
+        limit = all_scores[q, positive_row] - abs(all_scores[q, positive_row]) * 0.05
+        known = {mining_corpus.files.positive_rows[i] for i in copies.get(q, {q})}
+        if q == 5:  # a passage has the text of this query
+            known.add(row_of(mining_corpus, mining_corpus.files.queries[5].upper()))
+        given_negatives = [row for row in mining_corpus.files.negative_rows[q] if row not in known]
         allowed = [
             row
-            for row in np.argsort(-every[q], kind="stable")
-            if every[q, row] <= limit and row not in known and row not in given
+            for row in np.argsort(-all_scores[q], kind="stable")
+            if all_scores[q, row] <= limit and row not in known and row not in given_negatives
         ]
-        # Copies of one another are not both negatives of the same query.
-        first, second = (made.files.positive_rows[i] for i in (0, 1))
+        # Two copies are not both negatives of one query.
+        first, second = (mining_corpus.files.positive_rows[i] for i in (0, 1))
         if first in allowed and second in allowed:
             allowed.remove(max(first, second, key=allowed.index))
-        assert rows[q].tolist() == [*given, *allowed][:3]
-        np.testing.assert_allclose(scores[q], every[q, rows[q]], atol=1e-3)
+        assert rows[q].tolist() == [*given_negatives, *allowed][:3]
+        np.testing.assert_allclose(scores[q], all_scores[q, rows[q]], atol=1e-3)
     assert counts["rejected"][KNOWN] >= 3
     assert counts["rejected"][NEAR_POSITIVE] > 0
     assert sum(counts["scores"]["negatives"]) == counts["kept"] == (rows >= 0).sum()
     assert sum(counts["scores"]["positives"]) == len(queries)
 
 
-def test_finished_blocks_are_kept_and_the_rest_is_mined_with_any_memory(made, dense, tmp_path):
-    folder = made.vectors(*dense, "blocks").path
-    files, section = made.files, Negatives()
+def test_finished_blocks_are_reused_and_the_rest_is_mined_with_any_memory(
+    mining_corpus, dense, tmp_path
+):
+    folder = mining_corpus.vectors(*dense, "blocks").path
+    files, section = mining_corpus.files, Negatives()
     texts = find_known_texts(
         files.queries,
         files.passages,
@@ -205,26 +222,26 @@ def test_finished_blocks_are_kept_and_the_rest_is_mined_with_any_memory(made, de
 
     expected = mined(1.0)
     mined(1e-5, tmp_path)
-    kept = sorted(tmp_path.glob("*.npz"))
-    assert len(kept) > 2
-    for block in kept[2:]:
+    block_files = sorted(tmp_path.glob("*.npz"))
+    assert len(block_files) > 2
+    for block in block_files[2:]:
         block.unlink()
-    (tmp_path / f"{kept[2].stem}.partial").write_bytes(b"half of a bl")
-    # Who reads the first block again finds what was never mined.
-    first = dict(np.load(kept[0]))
-    np.savez(kept[0], **{**first, "positive": first["positive"] + 7})
-    found = mined(3e-5, tmp_path)
-    np.testing.assert_array_equal(found.negatives, expected.negatives)
-    np.testing.assert_array_equal(found.scores, expected.scores)
-    assert found.rejected == expected.rejected
-    changed = found.positive_scores - expected.positive_scores
+    (tmp_path / f"{block_files[2].stem}.partial").write_bytes(b"half of a bl")
+    # The first block is altered: the result shows whether it was read or mined again.
+    first = dict(np.load(block_files[0]))
+    np.savez(block_files[0], **{**first, "positive": first["positive"] + 7})
+    result = mined(3e-5, tmp_path)
+    np.testing.assert_array_equal(result.negatives, expected.negatives)
+    np.testing.assert_array_equal(result.scores, expected.scores)
+    assert result.rejected == expected.rejected
+    changed = result.positive_scores - expected.positive_scores
     assert changed.tolist() == [7] * len(first["positive"]) + [0] * (
         len(changed) - len(first["positive"])
     )
 
 
-def test_a_killed_search_actor_is_restarted_and_asked_again(made, dense):
-    folder = made.vectors(*dense, "killed").path
+def test_a_killed_search_actor_is_restarted_and_searches_again(mining_corpus, dense):
+    folder = mining_corpus.vectors(*dense, "killed").path
     pool = SharedActors(SearchActors(actors=2), reserves_cpus=True, share_count=1)
     searchers = DenseMiner(folder, 8, pool)
     scores, rows = searchers.start_search(0, 24, 8)()
@@ -235,58 +252,60 @@ def test_a_killed_search_actor_is_restarted_and_asked_again(made, dense):
 
 
 @pytest.mark.promise("mining")
-def test_passages_of_evaluation_sets_are_never_negatives(made, dense):
+def test_passages_of_evaluation_sets_are_never_negatives(mining_corpus, dense):
     queries, passages = dense[0].copy(), dense[1]
-    searched = row_of(made, TESTED.passages["p1"])
-    queries[6] = passages[made.files.positive_rows[6]] + 0.9 * passages[searched]
+    searched = row_of(mining_corpus, TESTED.passages["p1"])
+    queries[6] = passages[mining_corpus.files.positive_rows[6]] + 0.9 * passages[searched]
     fields = {"max_share_of_positive": None, "sample_from": 40, "per_query": 40}
-    found = selected(made, queries, passages, searched=False, **fields)
-    assert searched not in found.negatives
-    assert found.rejected[EVALUATION] == len(queries) - 1  # its own query's positive aside
-    found = selected(made, queries, passages, searched=True, **fields)
-    assert searched in found.negatives[6]
-    assert found.rejected[EVALUATION] == 0
+    result = selected(mining_corpus, queries, passages, searched=False, **fields)
+    assert searched not in result.negatives
+    assert result.rejected[EVALUATION] == len(queries) - 1  # all but the query whose positive it is
+    result = selected(mining_corpus, queries, passages, searched=True, **fields)
+    assert searched in result.negatives[6]
+    assert result.rejected[EVALUATION] == 0
 
 
-def test_a_false_negative_is_refused_by_its_score(made, dense):
+def test_a_false_negative_is_refused_by_its_score(mining_corpus, dense):
     queries, passages = dense[0], dense[1].copy()
-    planted = row_of(made, "more of snow 3")
-    # An unjudged answer: as near to the query as the positive, to within a few per cent.
-    passages[planted] = passages[made.files.positive_rows[8]] + 0.01 * passages[0]
+    planted = row_of(mining_corpus, "more of snow 3")
+    # An unjudged answer: within a few per cent as near to the query as the positive.
+    passages[planted] = passages[mining_corpus.files.positive_rows[8]] + 0.01 * passages[0]
     fields = {"strategy": "top", "sample_from": 4}
-    assert planted not in selected(made, queries, passages, **fields).negatives[8]
+    assert planted not in selected(mining_corpus, queries, passages, **fields).negatives[8]
     fields["max_share_of_positive"] = None
-    assert planted in selected(made, queries, passages, **fields).negatives[8]
+    assert planted in selected(mining_corpus, queries, passages, **fields).negatives[8]
 
 
-def test_candidates_of_several_miners_are_scored_by_the_model(made, dense):
+def test_candidates_of_several_miners_are_scored_by_the_model(mining_corpus, dense):
     queries, passages = dense
-    vectors = made.vectors(queries, passages, "d")
+    vectors = mining_corpus.vectors(queries, passages, "d")
     wide = {"sample_from": 40, "per_query": 40, "max_share_of_positive": None}
-    both, scores, _ = made.mine("d1", miner=("bm25", "teacher"), vectors=vectors, **wide)
+    both, scores, _ = mining_corpus.run_stage(
+        "d1", miner=("bm25", "teacher"), vectors=vectors, **wide
+    )
     exact = queries.astype(np.float64) @ passages.astype(np.float64).T
     for q in range(len(queries)):
         mined = both[q][both[q] >= 0]
         np.testing.assert_allclose(scores[q, : len(mined)], exact[q, mined], atol=1e-3)
 
 
-def test_bm25_alone_scores_its_own_candidates(made):
-    files, index = made.files, Bm25Actor(made.files.passages, 1)
+def test_bm25_alone_scores_its_own_candidates(mining_corpus):
+    files, index = mining_corpus.files, Bm25Actor(mining_corpus.files.passages, 1)
     scores, rows = index.search(files.queries, 9)
     np.testing.assert_array_equal(index.scores(files.queries, rows), scores)
-    every = np.stack(list(Bm25(files.passages).scores(files.queries)))
-    np.testing.assert_array_equal(-np.sort(-every, axis=1)[:, :9], np.maximum(scores, 0))
+    all_scores = np.stack(list(Bm25(files.passages).scores(files.queries)))
+    np.testing.assert_array_equal(-np.sort(-all_scores, axis=1)[:, :9], np.maximum(scores, 0))
 
 
-def test_approximate_search_below_its_recall_floor_is_refused(made, dense):
-    vectors = made.vectors(*dense, "e")
+def test_approximate_search_below_its_recall_floor_is_refused(mining_corpus, dense):
+    vectors = mining_corpus.vectors(*dense, "e")
     ivf = {"min_passages": 10, "passages_per_index": 20, "nlist": 8, "min_recall": 0.99}
     fields = {"vectors": vectors, "strategy": "top", "sample_from": 4}
     with pytest.raises(UserError, match=r"ivf.min_recall: approximate search finds 0\.\d+ of"):
-        made.mine("e0", **fields, ivf=Ivf(**ivf, nprobe=1))
-    # Every list is read: what is found is what exact search finds, scored in the same way.
-    rows, scores, counts = made.mine("e1", **fields, ivf=Ivf(**ivf, nprobe=8))
-    expected = selected(made, *dense, strategy="top", sample_from=4)
+        mining_corpus.run_stage("e0", **fields, ivf=Ivf(**ivf, nprobe=1))
+    # With every list probed, results and scores equal those of exact search.
+    rows, scores, counts = mining_corpus.run_stage("e1", **fields, ivf=Ivf(**ivf, nprobe=8))
+    expected = selected(mining_corpus, *dense, strategy="top", sample_from=4)
     assert counts["recall"] == {"teacher": 1.0}
     np.testing.assert_array_equal(rows, expected.negatives)
     mined = ~np.isnan(expected.scores)

@@ -22,17 +22,19 @@ def test_chosen_passages_keep_to_the_limit_and_answers_come_first(limit):
     judged = {queries[qid]: grades for qid, grades in qrels.items()}
     for example in examples:
         assert all(judged[example.query].get(ids[row]) == 1 for row in example.answers)
-    found = sum(len(example.answers) for example in examples)
-    assert found == min(limit, EXAMPLES)
+    answers = sum(len(example.answers) for example in examples)
+    assert answers == min(limit, EXAMPLES)
 
 
 @pytest.mark.parametrize("count", [1, 3, 200])
 def test_near_vectors_share_a_cluster(count):
     rng = np.random.default_rng(0)
     centres = 10 * np.eye(MAX_CLUSTERS, 16)
-    of = np.arange(count) % MAX_CLUSTERS
-    found = cluster_vectors((centres[of] + rng.normal(size=(count, 16)) / 10).astype(np.float16))
-    assert len(found) == count
-    assert np.all(np.diff(np.bincount(found)) <= 0)  # the largest first
-    for centre in set(of.tolist()):
-        assert len(set(found[of == centre].tolist())) == 1
+    centre_of_vector = np.arange(count) % MAX_CLUSTERS
+    clusters = cluster_vectors(
+        (centres[centre_of_vector] + rng.normal(size=(count, 16)) / 10).astype(np.float16)
+    )
+    assert len(clusters) == count
+    assert np.all(np.diff(np.bincount(clusters)) <= 0)  # the largest first
+    for centre in set(centre_of_vector.tolist()):
+        assert len(set(clusters[centre_of_vector == centre].tolist())) == 1

@@ -1,4 +1,4 @@
-"""What is timed: which models together, and on which texts."""
+"""Speed measurement: which models are timed together, and on which texts."""
 
 import pytest
 

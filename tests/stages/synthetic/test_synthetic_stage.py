@@ -1,4 +1,4 @@
-"""The stage against a language model on a real socket, whose answers are scripted."""
+"""The synthetic stage with a language model on a real socket whose answers are scripted."""
 
 import json
 import re
@@ -31,13 +31,13 @@ from stillroom.storage.artifacts import Store
 from support.openai_endpoint import Endpoint, Reply, chat, echoed
 
 
-def unkept(root):
-    """A journal that is never begun."""
+def unused_journal(root):
+    """A journal that is never started."""
     return RunJournal(Store(root), "test", {})
 
 
-def asked_for(body):
-    """What a prompt wants: tasks, example, query or grade."""
+def prompt_kind(body):
+    """(kind, prompt). The kind is tasks, example, query or grade."""
     prompt = body["messages"][0]["content"]
     kinds = {
         "tasks": f"Name {TASKS_PER_BRAINSTORM} tasks",
@@ -49,11 +49,11 @@ def asked_for(body):
     return kind, prompt
 
 
-def write_well(route, body):
-    """A language model that does as it is told."""
+def answer_correctly(route, body):
+    """A language model that follows every prompt."""
     if route == "completions":
         return echoed(body["prompt"], likelihood)
-    kind, prompt = asked_for(body)
+    kind, prompt = prompt_kind(body)
     if kind == "grade":
         return chat(str(grade(prompt)))
     if kind == "query":
@@ -62,8 +62,8 @@ def write_well(route, body):
     elif kind == "tasks":
         answer = [f"Find {body['seed']} of {i}" for i in range(TASKS_PER_BRAINSTORM)]
     else:
-        own = f"{body['seed']} {crc32(prompt.encode())}"
-        answer = {"query": f"q {own}", "positive": f"p {own}", "hard_negative": f"n {own}"}
+        suffix = f"{body['seed']} {crc32(prompt.encode())}"
+        answer = {"query": f"q {suffix}", "positive": f"p {suffix}", "hard_negative": f"n {suffix}"}
     return chat(json.dumps(answer), tokens=(100, 20))
 
 
@@ -81,7 +81,7 @@ def grade(prompt):
 
 
 def likelihood(word, prompt):
-    """Of the query's words; those of the text before it must not count."""
+    """Log-likelihood of a word of the query; words of the text before it must not count."""
     text, _, query = prompt.rpartition("A query that this text answers:")
     if word not in query.split():
         return -50.0
@@ -90,11 +90,11 @@ def likelihood(word, prompt):
 
 @pytest.fixture
 def recipe(tmp_path):
-    """Writes a recipe file: fields of corpus.synthetic, and an endpoint's address."""
+    """Writes a recipe file with an endpoint's address and fields of corpus.synthetic."""
     (tmp_path / "passages.txt").write_text("\n".join(PASSAGES) + "\n")
     pair = {"query": "a question", "positive": "its answer"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
-    # A set to measure on, which the corpus cannot do without.
+    # The corpus requires an evaluation set.
     (tmp_path / "set" / "qrels").mkdir(parents=True)
     (tmp_path / "set" / "corpus.jsonl").write_text('{"_id": "p", "text": "the tested answer"}\n')
     (tmp_path / "set" / "queries.jsonl").write_text('{"_id": "q", "text": "the tested query"}\n')
@@ -105,7 +105,7 @@ def recipe(tmp_path):
         files = {"pairs": ["pairs.jsonl"], "passages": ["passages.txt"]}
         named = {kind: [str(tmp_path / path) for path in paths] for kind, paths in files.items()}
         content = {
-            "name": "told",
+            "name": "tiny",
             "root": str(tmp_path / "runs"),
             "corpus": {
                 "sources": {"own": {"format": "files", **named}},
@@ -121,23 +121,25 @@ def recipe(tmp_path):
                 "synthetic": {"base_url": url, "max_concurrency": max_concurrency, "attempts": 2}
             },
         }
-        (tmp_path / "told.yaml").write_text(json.dumps(content))
-        return tmp_path / "told.yaml"
+        (tmp_path / "tiny.yaml").write_text(json.dumps(content))
+        return tmp_path / "tiny.yaml"
 
     return recipe
 
 
-def made(file):
-    """The artifact, its pairs, and what the stage says of it."""
-    read = read_recipe(file)
-    [step] = synthetic_steps(read)
-    artifact = produce(step, {}, Store(read.root), read.scale, unkept(read.root)).artifact
+def generate(file):
+    """Runs the stage; returns (artifact, pairs, summary)."""
+    settings = read_recipe(file)
+    [step] = synthetic_steps(settings)
+    artifact = produce(
+        step, {}, Store(settings.root), settings.scale, unused_journal(settings.root)
+    ).artifact
     summary = artifact.manifest["made_by"]["summary"]
     assert json.loads((artifact.path / "counts.json").read_text()) == summary
     return artifact, list(read_pairs(artifact.path / "pairs.jsonl")), summary
 
 
-def estimated(file):
+def estimated_calls(file):
     [step] = synthetic_steps(read_recipe(file))
     return {part["part"]: part["calls"] for part in estimate_usage(**step.args)}
 
@@ -147,51 +149,57 @@ TASKS = {"examples": {"short-long": 70, "similarity": 5}}
 
 def test_examples_of_invented_tasks_are_written_and_rejected_answers_counted(ray_cluster, recipe):
     def write(route, body):
-        kind, _ = asked_for(body)
+        kind, _ = prompt_kind(body)
         if kind == "example" and body["seed"] % 5 == 0:
             return chat("I am sorry")
         if kind == "example" and body["seed"] % 5 == 1:
             return chat("{", finish="length")
-        return write_well(route, body)
+        return answer_correctly(route, body)
 
     with Endpoint(write) as server:
         file = recipe(server.url, tasks=TASKS, query_template="To do: {task}\n{query}")
-        artifact, pairs, summary = made(file)
+        artifact, pairs, summary = generate(file)
         bodies = [json.loads(body) for _, body in server.calls]
-        seeds = [body["seed"] for body in bodies if asked_for(body)[0] == "example"]
-        assert estimated(file) == {
+        seeds = [body["seed"] for body in bodies if prompt_kind(body)[0] == "example"]
+        assert estimated_calls(file) == {
             "brainstorms of short-long": 2,
             "short-long": 70,
             "similarity": 5,
         }
         assert len(bodies) == 77 and {*server.request_counts().values()} == {1}
-        good = [seed for seed in seeds if seed % 5 > 1]
+        accepted_seeds = [seed for seed in seeds if seed % 5 > 1]
         rejected = {"no JSON": 0, "cut at the limit of tokens": 0}
         for reasons in summary["rejected"].values():
             rejected = {reason: n + reasons.get(reason, 0) for reason, n in rejected.items()}
         assert list(rejected.values()) == [sum(seed % 5 == i for seed in seeds) for i in (0, 1)]
-        assert len(pairs) == len(good) == summary["pairs"] == sum(summary["made"].values())
-        assert sorted(int(pair.passage.split()[1]) for pair in pairs) == sorted(good)
+        assert (
+            len(pairs) == len(accepted_seeds) == summary["pairs"] == sum(summary["made"].values())
+        )
+        assert sorted(int(pair.passage.split()[1]) for pair in pairs) == sorted(accepted_seeds)
         assert all(pair.negatives == (f"n {pair.passage[2:]}",) for pair in pairs)
         tasks = [re.fullmatch(r"To do: (.+)\nq .+", pair.query)[1] for pair in pairs]
         assert "Find texts that say the same" in tasks and max(map(tasks.count, tasks)) <= 5
         assert summary["tokens"]["tokens_in"] == sum(100 if s % 5 > 1 else 10 for s in seeds) + 200
         # Another artifact of the same requests costs nothing.
-        again, same, summary = made(recipe(server.url, tasks=TASKS, query_template="{query}"))
-        assert again.ref != artifact.ref and [p.passage for p in same] == [p.passage for p in pairs]
+        again, same_pairs, summary = generate(
+            recipe(server.url, tasks=TASKS, query_template="{query}")
+        )
+        assert again.ref != artifact.ref and [p.passage for p in same_pairs] == [
+            p.passage for p in pairs
+        ]
         assert summary["calls"] == {"made": 0, "kept_from_before": 77} and len(server.calls) == 77
 
 
 def test_the_positive_is_the_best_neighbour_and_not_always_the_passage_itself(ray_cluster, recipe):
-    wanted = {"count": 9, "neighbours": 4}
-    with Endpoint(write_well) as server:
-        file = recipe(server.url, passages=wanted)
-        _, pairs, summary = made(file)
-        expected = estimated(file)
+    passages_section = {"count": 9, "neighbours": 4}
+    with Endpoint(answer_correctly) as server:
+        file = recipe(server.url, passages=passages_section)
+        _, pairs, summary = generate(file)
+        expected = estimated_calls(file)
     assert len(pairs) == 9
     for pair in pairs:
         topic = pair.query.split()[0]
-        # Note and account are graded alike: the query's likelihood tells them apart.
+        # Note and account have equal grades; the likelihood of the query decides.
         assert ACCOUNT in pair.passage and pair.passage.startswith(topic)
         assert ASIDE in pair.negatives[0]
     counts = summary["passages"]
@@ -199,9 +207,9 @@ def test_the_positive_is_the_best_neighbour_and_not_always_the_passage_itself(ra
     assert (counts["asked"], counts["positive_is_another"]) == (9, 6)
     calls = {kind: 0 for kind in ("query", "grade", "completions")}
     for route, body in server.calls:
-        calls[route if route in calls else asked_for(json.loads(body))[0]] += 1
+        calls[route if route in calls else prompt_kind(json.loads(body))[0]] += 1
     assert calls["query"] == expected["queries"] == 9
-    # Fewer than at most: three texts have a word of the query, and the seed is among them.
+    # Below the estimate: only three texts share a word with the query, the seed among them.
     assert calls["grade"] == 27 <= expected["grades"] and calls["completions"] == 28
 
 
@@ -209,21 +217,23 @@ def test_without_likelihoods_grades_alone_decide_and_the_artifact_says_so(ray_cl
     def write(route, body):
         if route == "completions":
             raise Reply(404)
-        kind, prompt = asked_for(body)
+        kind, prompt = prompt_kind(body)
         if kind == "grade" and "text 13" in prompt.split("</text>")[0]:
             return chat("It depends.")
-        return write_well(route, body)
+        return answer_correctly(route, body)
 
-    wanted = {"count": 9, "neighbours": 4, "negative": "sampled"}
+    passages_section = {"count": 9, "neighbours": 4, "negative": "sampled"}
     with Endpoint(write) as server:
-        _, pairs, summary = made(recipe(server.url, passages=wanted))
+        _, pairs, summary = generate(recipe(server.url, passages=passages_section))
         with pytest.raises(UserError, match="likelihood: the endpoint's /completions") as error:
-            made(recipe(server.url, passages={**wanted, "likelihood": "required"}))
+            generate(recipe(server.url, passages={**passages_section, "likelihood": "required"}))
     assert "404" in str(error.value)
     assert not summary["passages"]["likelihood_offered"]
     assert summary["passages"]["ranked_by_likelihood_too"] == 0
-    # BM25's order decides among those graded alike: the seed's number is in the query.
-    assert summary["passages"]["positive_is_another"] == 4  # three asides, and what has no grade
+    # BM25's order decides between equal grades: the query holds the number of the seed passage.
+    assert (
+        summary["passages"]["positive_is_another"] == 4
+    )  # three asides and the passage without a grade
     assert summary["rejected"]["grades"] == {"no grade": 3}
     assert not any("text 13" in text for pair in pairs for text in (pair.passage, *pair.negatives))
 
@@ -236,30 +246,30 @@ def test_the_vector_retriever_equals_brute_force(encoder, tmp_path):
     )
     save_encoder(model, tmp_path / "model")
     queries = ["otters", "a full account of granite"]
-    similar = model.encode(queries, "query") @ model.encode(PASSAGES, "passage").T
-    found = VectorRetriever(PASSAGES, tmp_path / "model").find(queries, 4)
-    assert found.tolist() == (-similar).argsort(1)[:, :4].tolist()
+    similarities = model.encode(queries, "query") @ model.encode(PASSAGES, "passage").T
+    neighbours = VectorRetriever(PASSAGES, tmp_path / "model").find(queries, 4)
+    assert neighbours.tolist() == (-similarities).argsort(1)[:, :4].tolist()
 
 
 def test_a_budget_stops_generation_and_a_larger_one_continues_it(ray_cluster, recipe):
     tasks = {"examples": {"similarity": 40}}
-    with Endpoint(write_well) as server:
+    with Endpoint(answer_correctly) as server:
         small, larger = (
-            made(recipe(server.url, tasks=tasks, max_answer_tokens=100, budget=budget))
+            generate(recipe(server.url, tasks=tasks, max_answer_tokens=100, budget=budget))
             for budget in ({"tokens": 2000}, {"cost": 0.2, "price_in": 50.0, "price_out": 100.0})
         )
-        # Nothing was paid for twice, though two artifacts were made.
+        # Two artifacts were made, and nothing was paid for twice.
         assert {*server.request_counts().values()} == {1}
         sizes = [len(pairs) for _, pairs, _ in (small, larger)]
         assert 0 < sizes[0] < sizes[1] == len(server.calls) < 40
     assert small[1] == larger[1][: sizes[0]]
     assert small[2]["budget_reached"] == [f"similarity: {sizes[0]} of 40"]
-    # Each answer takes 120: what is left would not surely pay for one more.
+    # Each answer takes 120 tokens; the rest of the budget might not pay for one more.
     assert 1000 < sum(small[2]["tokens"].values()) == 120 * sizes[0] <= 2000
     assert 0.15 < larger[2]["cost"] <= 0.2
-    with Endpoint(write_well) as server:
+    with Endpoint(answer_correctly) as server:
         with pytest.raises(UserError, match="nothing was made.*similarity: 0 of 40"):
-            made(recipe(server.url, tasks=tasks, budget={"tokens": 10}))
+            generate(recipe(server.url, tasks=tasks, budget={"tokens": 10}))
         assert server.calls == []
 
 
@@ -272,19 +282,19 @@ def test_answers_of_an_endpoint_that_fails_later_are_kept(ray_cluster, recipe):
             if len(answered) == 5:
                 raise Reply(401, text="the key has expired")
             answered.append(body["seed"])
-        return write_well(route, body)
+        return answer_correctly(route, body)
 
     with Endpoint(write) as server, pytest.raises(UserError, match="401: the key has expired"):
-        made(recipe(server.url, tasks=tasks))
-    with Endpoint(write_well) as server:
-        # Served elsewhere; the answers of before count.
-        _, pairs, summary = made(recipe(server.url, tasks=tasks))
+        generate(recipe(server.url, tasks=tasks))
+    with Endpoint(answer_correctly) as server:
+        # Another endpoint; the stored answers count.
+        _, pairs, summary = generate(recipe(server.url, tasks=tasks))
         seeds = {json.loads(body)["seed"] for _, body in server.calls}
     assert len(pairs) == 12 and summary["calls"] == {"made": 7, "kept_from_before": 5}
     assert not seeds & set(answered)
 
 
-ALONE = """
+SEPARATE_PROCESS = """
 import sys
 import ray
 from typer.testing import CliRunner
@@ -303,7 +313,7 @@ with Store(read.root).draft(step.stage, step.name, step.key) as draft:
 
 def test_a_killed_run_never_pays_twice(ray_cluster, recipe):
     tasks, free = {"examples": {"similarity": 9}}, threading.Event()
-    sixth = threading.Event()
+    sixth_request = threading.Event()
     lock, answered = threading.Lock(), []
 
     def write(route, body):
@@ -312,38 +322,38 @@ def test_a_killed_run_never_pays_twice(ray_cluster, recipe):
             if not hold:
                 answered.append(body["seed"])
         if hold:
-            sixth.set()
-            free.wait()  # for ever, as the killed run sees it
-        return write_well(route, body)
+            sixth_request.set()
+            free.wait()  # the killed run never gets this answer
+        return answer_correctly(route, body)
 
     with Endpoint(write) as server:
         file = recipe(server.url, tasks=tasks, max_concurrency=1)
-        process = subprocess.Popen([sys.executable, "-c", ALONE, ray_cluster, str(file)])
+        process = subprocess.Popen([sys.executable, "-c", SEPARATE_PROCESS, ray_cluster, str(file)])
         try:
-            assert sixth.wait(timeout=120)
+            assert sixth_request.wait(timeout=120)
         finally:
             process.kill()
             process.wait()
             free.set()
         assert not Store(read_recipe(file).root).list_artifacts("synthetic")
-        _, pairs, summary = made(file)
+        _, pairs, summary = generate(file)
         times = [count for _, count in server.request_counts().items()]
     assert len(pairs) == 9 and summary["calls"] == {"made": 4, "kept_from_before": 5}
-    # The one that was never answered came twice; none that was.
+    # Only the request that was never answered was sent twice.
     assert sorted(times) == [1] * 8 + [2]
 
 
 def test_generated_pairs_become_one_more_source_of_the_corpus(ray_cluster, recipe, tmp_path):
     prompts = {"query": "Instruct: find\nQuery: ", "passage": ""}
-    with Endpoint(write_well) as server:
+    with Endpoint(answer_correctly) as server:
         file = recipe(server.url, tasks={"examples": {"similarity": 4}}, prompts=prompts)
         done = CliRunner().invoke(app, ["data", "synthesize", str(file), "--json"])
-    told = json.loads(done.stdout)
-    artifact = Store(read_recipe(file).root).find(told["ref"])
-    pairs = list(read_pairs(Path(told["path"])))
-    assert told["pairs"] == len(pairs) == 4
+    printed = json.loads(done.stdout)
+    artifact = Store(read_recipe(file).root).find(printed["ref"])
+    pairs = list(read_pairs(Path(printed["path"])))
+    assert printed["pairs"] == len(pairs) == 4
     section = read_recipe(file).corpus
-    with Store(str(tmp_path / "corpora")).draft("corpus", "told", "0") as draft:
+    with Store(str(tmp_path / "corpora")).draft("corpus", "tiny", "0") as draft:
         corpus(section=section, seed=1, synthetic=artifact, scale=Scale(), out=draft)
         files = CorpusData.read(draft.publish({}))
     assert files.source_names == ["own", "synthetic"]
@@ -358,19 +368,19 @@ def test_generated_pairs_become_one_more_source_of_the_corpus(ray_cluster, recip
 
 
 def test_a_dry_run_estimates_usage_without_requests(recipe):
-    with Endpoint(write_well) as server:
+    with Endpoint(answer_correctly) as server:
         budget = {"price_in": 1.0, "price_out": 4.0}
-        wanted = {"count": 5, "neighbours": 3}
-        file = recipe(server.url, tasks=TASKS, passages=wanted, budget=budget)
+        passages_section = {"count": 5, "neighbours": 3}
+        file = recipe(server.url, tasks=TASKS, passages=passages_section, budget=budget)
         done = CliRunner().invoke(app, ["data", "synthesize", str(file), "--dry-run", "--json"])
         assert server.calls == []
-    told = json.loads(done.stdout)
-    calls = {part["part"]: part["calls"] for part in told["parts"]}
+    printed = json.loads(done.stdout)
+    calls = {part["part"]: part["calls"] for part in printed["parts"]}
     assert calls == {
         "brainstorms of short-long": 2, "short-long": 70, "similarity": 5,
         "queries": 5, "grades": 20, "likelihoods": 20,
     }  # fmt: skip
-    total = told["total"]
+    total = printed["total"]
     assert total["calls"] == sum(calls.values())
     assert total["tokens_out"] == (2 + 70 + 5 + 5) * 1024 + 20 * 16 + 20
     assert total["cost"] == pytest.approx((total["tokens_in"] + 4 * total["tokens_out"]) / 1e6)
@@ -404,7 +414,7 @@ def test_generated_pairs_are_planned_before_the_corpus(recipe, decoder, encoder)
         ({"tasks": {"examples": {"translation": 3}}}, "need two languages"),
         ({"tasks": TASKS, "budget": {"cost": 1.0}}, "cost needs price_in"),
         ({"tasks": TASKS, "query_template": "{task}"}, "must hold {query}"),
-        ({"passages": {"count": 1, "sources": ["other"]}}, "names 'other', which is no source"),
+        ({"passages": {"count": 1, "sources": ["other"]}}, "names 'other', which is not a source"),
     ],
 )
 def test_an_impossible_section_is_refused(recipe, fields, problem):
@@ -421,4 +431,4 @@ def test_a_missing_endpoint_or_key_is_an_error_with_its_name(recipe, ray_cluster
     )
     [step] = synthetic_steps(read)
     with pytest.raises(UserError, match="the environment has no WRITER_KEY"):
-        produce(step, {}, Store(read.root), read.scale, unkept(read.root))
+        produce(step, {}, Store(read.root), read.scale, unused_journal(read.root))

@@ -1,4 +1,4 @@
-"""Teacher vectors of a corpus whose sources have prompts of their own."""
+"""Teacher vectors: prompts of each source, stored shards, texts that cannot be encoded."""
 
 import json
 import os
@@ -43,26 +43,26 @@ PROMPTS = {"query": "Instruct: Find it\nQuery: ", "passage": "Found: "}
 
 
 def test_a_text_is_embedded_with_the_prompt_of_its_source(ray_cluster, decoder, tmp_path):
-    named = {}
+    sources = {}
     for name in ("own", "other"):
         file = tmp_path / f"{name}.jsonl"
         rows = [{"query": f"{name} {i}?", "positive": f"{name} " * (i + 1)} for i in range(5)]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        named[name] = {"format": "files", "pairs": [str(file)]}
-    named["other"]["prompts"] = PROMPTS
+        sources[name] = {"format": "files", "pairs": [str(file)]}
+    sources["other"]["prompts"] = PROMPTS
     write_beir(EvaluationSet({"p": "a"}, {"q": "b"}, {"q": {"p": 1}}), tmp_path / "set")
-    content = {"sources": named, "evaluation": {"set": str(tmp_path / "set")}}
+    content = {"sources": sources, "evaluation": {"set": str(tmp_path / "set")}}
     section = Corpus.model_validate_json(json.dumps(content))
     store = Store(str(tmp_path / "runs"))
     with store.draft("corpus", "two", "k") as draft:
         corpus(section=section, seed=0, scale=Scale(), out=draft)
         texts = draft.publish({})
     with store.draft("teacher", "two", "k") as draft:
-        own = {"query": "Query: ", "passage": ""}
+        prompts = {"query": "Query: ", "passage": ""}
         encoder = create_encoder(
             str(decoder),
             space="two",
-            options=ContractOptions(pooling="mean", prompts=own, precision="float32"),
+            options=ContractOptions(pooling="mean", prompts=prompts, precision="float32"),
         )
         save_encoder(encoder, draft.path)
         teacher = draft.publish({})
@@ -71,28 +71,28 @@ def test_a_text_is_embedded_with_the_prompt_of_its_source(ray_cluster, decoder, 
         vectors(
             section=Vectors(shard_size=4), corpus=texts, teacher=teacher, scale=scale, out=draft
         )
-        made = draft.publish({})
-        queries, passages = (StoredVectors(made.path / one) for one in ("queries", "passages"))
+        path = draft.publish({}).path
+        queries, passages = (StoredVectors(path / name) for name in ("queries", "passages"))
     with store.draft("vectors", "two-miner0", "k") as draft:
-        # Another model, by an artifact's reference: it was told no task, and has its own prompts.
+        # Another model, named by an artifact's reference: it keeps its own prompts.
         vectors(section=Vectors(), corpus=texts, model="teacher/two", scale=Scale(), out=draft)
-        others = StoredVectors(draft.publish({}).path / "queries")
+        other_vectors = StoredVectors(draft.publish({}).path / "queries")
     files, encoder = CorpusData.read(texts), load_encoder(teacher.path)
     expected = [encoder.encode([text], "query")[0] for text in files.queries]
-    np.testing.assert_allclose(others[np.arange(len(expected))], expected, atol=1e-3)
-    for role, found, of, source in (
+    np.testing.assert_allclose(other_vectors[np.arange(len(expected))], expected, atol=1e-3)
+    for role, stored, role_texts, source_numbers in (
         ("query", queries, files.queries, files.pair_sources),
         ("passage", passages, files.passages, files.passage_sources),
     ):
-        # One text after the other: the slow way.
+        # The slow way: one text after the other.
         expected = [
-            encoder.encode([text], role, prompt=PROMPTS[role] if number else own[role])[0]
-            for text, number in zip(of, source, strict=True)
+            encoder.encode([text], role, prompt=PROMPTS[role] if number else prompts[role])[0]
+            for text, number in zip(role_texts, source_numbers, strict=True)
         ]
-        np.testing.assert_allclose(found[np.arange(len(of))], expected, atol=1e-3)
+        np.testing.assert_allclose(stored[np.arange(len(role_texts))], expected, atol=1e-3)
 
 
-def test_more_shards_than_a_process_may_open_files_are_read(tmp_path):
+def test_vectors_are_read_from_more_shards_than_a_process_may_open_files(tmp_path):
     expected = np.random.default_rng(0).normal(size=(600, 4)).astype(np.float16)
     np.save(tmp_path / "order.npy", np.arange(600))
     for number, shard in enumerate(np.split(expected, 300)):
@@ -101,10 +101,10 @@ def test_more_shards_than_a_process_may_open_files_are_read(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + 200, limits[1]))
     try:
-        found = StoredVectors(tmp_path)
+        stored = StoredVectors(tmp_path)
         rows = np.random.default_rng(1).permutation(600)
-        np.testing.assert_array_equal(found[rows], expected[rows])
-        np.testing.assert_array_equal(found[rows[:50]], expected[rows[:50]])
+        np.testing.assert_array_equal(stored[rows], expected[rows])
+        np.testing.assert_array_equal(stored[rows[:50]], expected[rows[:50]])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
@@ -117,35 +117,35 @@ def test_a_changed_text_is_refused_even_when_other_rows_are_right(tmp_path):
         tmp_path / DIGESTS_FILE,
         np.array([text_digest(None, text) for text in texts], dtype=np.uint64),
     )
-    found = VerifiedVectors(StoredVectors(tmp_path), ["one", "two", "another"], [None] * 3)
+    verified = VerifiedVectors(StoredVectors(tmp_path), ["one", "two", "another"], [None] * 3)
     for _ in range(2):
-        np.testing.assert_array_equal(found[np.array([1, 0])], [[0, 1, 0], [1, 0, 0]])
+        np.testing.assert_array_equal(verified[np.array([1, 0])], [[0, 1, 0], [1, 0, 0]])
         with pytest.raises(UserError, match="row 2: holds the vector of another text"):
-            found[np.array([0, 2])]
+            verified[np.array([0, 2])]
 
 
 def test_a_text_that_fails_its_encoder_is_found_and_all_others_get_vectors():
-    asked = []
+    batch_sizes = []
 
     def encode(rows):
-        asked.append(len(rows))
+        batch_sizes.append(len(rows))
         if 11 in rows:
             raise ValueError("a text that nobody can read")
-        found = np.repeat(rows[:, None].astype(np.float32), 4, axis=1)
-        found[rows == 5] = np.nan
-        if 8 in rows and len(rows) > 1:  # it spoils those that are beside it
-            found[:] = np.inf
-        return found
+        encoded = np.repeat(rows[:, None].astype(np.float32), 4, axis=1)
+        encoded[rows == 5] = np.nan
+        if 8 in rows and len(rows) > 1:  # row 8 spoils every row of its batch
+            encoded[:] = np.inf
+        return encoded
 
-    found, failed = encode_isolating_failures(encode, 64, 4)
+    encoded_texts, failed = encode_isolating_failures(encode, 64, 4)
     assert failed == {
         5: "its vector is not finite",
         11: "ValueError: a text that nobody can read",
     }
     expected = np.repeat(np.arange(64, dtype=np.float16)[:, None], 4, axis=1)
     expected[[5, 11]] = 0
-    np.testing.assert_array_equal(found, expected)
-    assert len(asked) < 64
+    np.testing.assert_array_equal(encoded_texts, expected)
+    assert len(batch_sizes) < 64
 
 
 def test_when_every_text_fails_the_encoder_s_error_is_raised():
@@ -158,7 +158,7 @@ def test_when_every_text_fails_the_encoder_s_error_is_raised():
 
 @pytest.fixture
 def poisoned(decoder, tmp_path):
-    """A store with a corpus, and a teacher for whom one of its words is no number."""
+    """(store, corpus, teacher). The teacher encodes one word of the corpus as NaN."""
     rows = [{"query": f"about {i}", "positive": f"it is number {i}"} for i in range(12)]
     rows[3]["positive"] = rows[7]["query"] = "a quagga"
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -183,10 +183,10 @@ def poisoned(decoder, tmp_path):
         ids = [
             encoder.tokenizer(text)["input_ids"] for text in ("a quagga", "it is about number a")
         ]
-        own = sorted({*ids[0]} - {*ids[1]})
-        assert own, "a token that no other text has"
+        token_ids = sorted({*ids[0]} - {*ids[1]})
+        assert token_ids, "no token that other texts lack"
         with torch.no_grad():
-            encoder.backbone.get_input_embeddings().weight[own[0]] = float("nan")
+            encoder.backbone.get_input_embeddings().weight[token_ids[0]] = float("nan")
         save_encoder(encoder, draft.path)
         teacher = draft.publish({})
     return store, texts, teacher
@@ -197,42 +197,46 @@ def test_a_text_that_cannot_be_encoded_is_named_or_skipped_in_all_later_stages(
 ):
     store, texts, teacher = poisoned
     files = CorpusData.read(texts)
-    given = {"section": Vectors(shard_size=5), "corpus": texts, "teacher": teacher}
+    arguments = {"section": Vectors(shard_size=5), "corpus": texts, "teacher": teacher}
     query, passage = files.queries.index("a quagga"), files.passages.index("a quagga")
     with (
         pytest.raises(UserError, match=f"queries, row {query} of source zoo: cannot .* 'a quagga'"),
         store.draft("vectors", "zoo", "k") as draft,
     ):
-        vectors(**given, scale=Scale(), out=draft)
+        vectors(**arguments, scale=Scale(), out=draft)
     scale = Scale(vectors=EmbeddingActors(on_error="skip"))
     with store.draft("vectors", "zoo", "k") as draft:
-        summary = vectors(**given, scale=scale, out=draft)
-        by_teacher = draft.publish({"summary": summary})
-    told = by_teacher.manifest["made_by"]["summary"]["skipped"]
-    assert told == {
+        summary = vectors(**arguments, scale=scale, out=draft)
+        vectors_artifact = draft.publish({"summary": summary})
+    skipped = vectors_artifact.manifest["made_by"]["summary"]["skipped"]
+    assert skipped == {
         "queries": {f"row {query}": "'a quagga': its vector is not finite"},
         "passages": {f"row {passage}": "'a quagga': its vector is not finite"},
     }
     teacher_vectors = TeacherVectors(
-        texts, lambda files, device: stored_vectors(files, teacher, by_teacher)
+        texts, lambda files, device: stored_vectors(files, teacher, vectors_artifact)
     )
     student = create_encoder(
         str(encoder), space="s", options=ContractOptions(pooling="mean", precision="float32")
     )
     numbers = {"global_batch": 5, "steps": 1, "learning_rate": 1.0, "query_tokens": 16}
-    for data, gone in (
+    for phase_data, skipped_ids in (
         ("pairs", {query, [*files.positive_rows].index(passage)}),
         ("texts", {passage, len(files.passages) + query}),
     ):
-        phase = {"data": data, "passage_tokens": 16, **numbers}
-        if data == "pairs":
+        phase = {"data": phase_data, "passage_tokens": 16, **numbers}
+        if phase_data == "pairs":
             phase["hard_negatives"] = 0
         section = {"base": str(encoder), "space": "teacher", "phases": [phase]}
         [settings] = Student.model_validate_json(json.dumps(section)).phases
         batches = distillation_batches(teacher_vectors, None, settings, 0, student, WorkerShard())
-        drawn = {int(row) for step in range(12) for row in batches.ids(step)}
-        count = len(files.queries) if data == "pairs" else len(files.passages) + len(files.queries)
-        assert drawn == {*range(count)} - gone
+        batch_ids = {int(row) for step in range(12) for row in batches.ids(step)}
+        count = (
+            len(files.queries)
+            if phase_data == "pairs"
+            else len(files.passages) + len(files.queries)
+        )
+        assert batch_ids == {*range(count)} - skipped_ids
 
 
 def test_a_killed_actor_costs_no_finished_shard(ray_cluster, decoder, tmp_path):
@@ -246,24 +250,24 @@ def test_a_killed_actor_costs_no_finished_shard(ray_cluster, decoder, tmp_path):
     texts = [f"a text of number {i}" for i in range(160)]
     parts = [TextsToEmbed("killed", "query", texts, [None] * len(texts))]
     folder, shards = tmp_path / "killed", 80
-    made_before = {}
+    inodes_before = {}
 
     def kill():
-        """The actor, once some of its shards are there."""
+        """Kills the actor once some of its shards exist."""
         deadline = time.monotonic() + 120
         while len([*folder.glob("shard-*.npy")]) < 5:
             assert time.monotonic() < deadline
             time.sleep(0.001)  # polls for a condition, with a deadline
         for process in psutil.Process().children(recursive=True):
             if process.cmdline() and process.cmdline()[0].startswith("ray::MapWorker"):
-                made_before.update({f: f.stat().st_ino for f in folder.glob("shard-*.npy")})
+                inodes_before.update({f: f.stat().st_ino for f in folder.glob("shard-*.npy")})
                 os.kill(process.pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
     embed(parts, teacher, tmp_path, 2, EmbeddingActors())
     killer.join()
-    assert 5 <= len(made_before) < shards
-    assert all(file.stat().st_ino == number for file, number in made_before.items())
-    found = StoredVectors(folder)[np.arange(len(texts))]
-    np.testing.assert_allclose(found, load_encoder(teacher).encode(texts, "query"), atol=1e-3)
+    assert 5 <= len(inodes_before) < shards
+    assert all(file.stat().st_ino == inode for file, inode in inodes_before.items())
+    stored = StoredVectors(folder)[np.arange(len(texts))]
+    np.testing.assert_allclose(stored, load_encoder(teacher).encode(texts, "query"), atol=1e-3)

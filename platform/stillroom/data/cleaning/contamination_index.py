@@ -1,9 +1,9 @@
-"""What evaluation sets ask and answer, indexed so that training texts can be matched with it.
+"""An index of the queries and answers of evaluation sets, which training texts are matched with.
 
-What counts. A training text is contaminated if it matches a *judged query* or an *answer*: a
+What counts: a training text is contaminated if it matches a *judged query* or an *answer*: a
 passage that is relevant to one. A passage that is searched but answers nothing may be trained on,
-because the searched collection is often the one that is trained on; it is only never a negative.
-In sets that are given as `whole`, every passage is an answer.
+because the searched collection is often the one that is trained on; it is just never used as a
+negative. In sets that are passed as `whole`, every passage is an answer.
 
 What matches, after NFKC, case folding and without punctuation:
 
@@ -20,9 +20,8 @@ What matches, after NFKC, case folding and without punctuation:
   but with a synonym in four words it need not be.
 - `meaning`: the cosine of two vectors, if an encoder is given.
 
-Phrases that more than `overlap_index.COMMON_TEXTS` texts of the evaluation sets have count less
-the more texts have them: a paragraph about the licence in ten thousand descriptions gives no
-answer away.
+Phrases that more than `overlap_index.COMMON_TEXTS` texts of the evaluation sets have count less the
+more texts have them: a paragraph about the licence in ten thousand descriptions reveals no answer.
 """
 
 from collections import Counter
@@ -72,7 +71,7 @@ class Matches:
     Attributes:
         text: index of the text.
         row: row of the index.
-        score: what is shared, 0 to 1.
+        score: the shared fraction, 0 to 1.
         kind: index in MATCH_KINDS.
     """
 
@@ -277,7 +276,7 @@ class ContaminationIndex:
 
 
 def character_similarity(one: Sequence[str], other: Sequence[str]) -> tuple[float, float]:
-    """How similar two lists of words are, whatever their order.
+    """The similarity of two lists of words, independent of order.
 
     Returns:
         The share of all characters that they have in common; and the same of the words that only

@@ -1,4 +1,4 @@
-"""What decontamination found, for people to look at."""
+"""The results of decontamination, for people to read."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ class ContaminationReport:
 
     Attributes:
         evaluation_sets: for the texts that were matched.
-        action: what is done with contaminated pairs.
+        action: how contaminated pairs are handled.
         max_listed: how many hits of each evaluation set are listed.
         checked: how many pairs of each source were checked.
         counts: contaminated pairs by source, evaluation set and kind of match.

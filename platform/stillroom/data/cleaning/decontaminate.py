@@ -1,4 +1,4 @@
-"""Removes training pairs that give away what evaluation sets ask or answer.
+"""Removes training pairs that reveal queries or answers of evaluation sets.
 
 `contamination_index` defines what counts and what matches.
 """
@@ -27,10 +27,10 @@ class Hit:
 
     Attributes:
         pair: index of the pair.
-        what: which of its texts matches.
+        what: the name of the matching text.
         text: that text.
         kind: how it matches, see `contamination_index`.
-        score: what is shared, 0 to 1.
+        score: the shared fraction, 0 to 1.
         set, role, id: the evaluation text that it matches.
     """
 

@@ -30,7 +30,7 @@ def decontaminate_files(
         index: of the evaluation sets.
         out: may be one of the files; None only reports.
         max_listed: how many hits of each evaluation set the report lists.
-        embed, similarity: as `decontaminate` has them.
+        embed, similarity: as in `decontaminate`.
 
     Raises:
         UserError: when a file is wrong; `out` is then left as it was.

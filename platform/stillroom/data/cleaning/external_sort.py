@@ -21,7 +21,7 @@ class SortedRuns:
     """Records of uint64 columns in files, each sorted by its first column, the key.
 
     Any number of processes may write runs, each under its own name. A reader of a range of keys
-    then gets the same records in the same order, whatever runs they came in.
+    then gets the same records in the same order, independent of the runs.
     """
 
     folder: Path

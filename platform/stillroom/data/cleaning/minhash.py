@@ -25,7 +25,7 @@ BATCH_TEXTS = 2048  # their words fit into a processor's cache
 
 COMPARED_NEIGHBOURS = 8  # texts of a band that a text is compared with, besides the first
 
-MIN_RECALL = 0.9  # of pairs exactly at the asked similarity; higher above it
+MIN_RECALL = 0.9  # of pairs exactly at the given similarity; higher above it
 
 # Scripts without spaces between words: every character counts as a word.
 UNSPACED_CHARACTERS = re.compile(

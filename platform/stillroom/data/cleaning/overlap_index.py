@@ -1,4 +1,4 @@
-"""An index of texts by word n-grams: which of them a text shares words with, and how much."""
+"""An index of texts by word n-grams: finds the texts that share words with a text, and how many."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from stillroom.data.cleaning.word_hashes import (
 
 GRAM_WORDS = 4  # words of the n-grams that shared text is made of
 
-WINDOW_GRAMS = 4  # of so many neighbouring grams of a long text, the rarest is indexed
+WINDOW_GRAMS = 4  # of this many neighbouring grams of a long text, the rarest is indexed
 
 SHORT_TEXT_WORDS = 40  # of texts up to this length every gram is indexed
 
@@ -72,7 +72,7 @@ class Overlaps:
         text_share: the share of the searched text's words in runs that the indexed text has too.
         row_share: the share of the indexed text's words in runs that the searched text has too.
         word_weight: the mean weight of the searched text's words; 1 if it has no common phrase.
-        shares_run: whether both have a run of words in common, as long as was asked for and of
+        shares_run: whether both have a run of words in common, of the requested length and with
             hardly any common phrase.
     """
 
@@ -88,8 +88,8 @@ class Overlaps:
 class OverlapIndex:
     """Texts by their rarest grams.
 
-    Every run of GRAM_WORDS + WINDOW_GRAMS - 1 words of an indexed text holds one of its indexed
-    grams, common phrases aside: winnowing (Schleimer et al., 2003), by rarity instead of by a
+    Every run of GRAM_WORDS + WINDOW_GRAMS - 1 words of an indexed text contains one of its indexed
+    grams, except for common phrases: winnowing (Schleimer et al., 2003), by rarity instead of by a
     random order.
 
     Attributes:

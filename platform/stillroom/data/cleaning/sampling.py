@@ -1,7 +1,7 @@
 """Sampling of texts: a held-out test set, and a sample of the pairs.
 
 Whether a text is drawn is a function of the seed and the text alone. So it depends neither on the
-order of files nor on the number of processes, and a text added later changes nothing for others.
+order of files nor on the number of processes, and a text added later does not affect others.
 """
 
 from collections.abc import Callable, Iterable, Sequence

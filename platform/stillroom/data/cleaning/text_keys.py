@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-BEGINNING_CHARACTERS = 120  # texts that share so many first characters count as near-copies
+BEGINNING_CHARACTERS = 120  # texts that share this many first characters count as near-copies
 
 
 def normalise(text: str) -> str:

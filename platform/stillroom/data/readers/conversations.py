@@ -1,4 +1,4 @@
-"""Rows → conversations, in the three forms that data sets have."""
+"""Rows → conversations, in the three forms that data sets use."""
 
 import itertools
 
@@ -22,7 +22,7 @@ def parse_conversation(row: Fields, where: str) -> Conversation:
     - `text`: a list of turns, user and assistant alternating, as in GritLM's data.
     - `messages`: a list of `role` and `content`, as in OpenAI's API.
 
-    Of turns, the assistant's last is the completion. The turns before it become the prompt: each
+    The assistant's last turn is the completion. The turns before it become the prompt: each
     under its speaker's name and followed by an empty line, then the assistant's name.
 
         User:
@@ -67,7 +67,7 @@ def _from_turns(turns: list[tuple[str, str]], field: str, where: str) -> Convers
         raise UserError(
             where,
             f"{field!r} has no assistant's turn that follows another",
-            "Give what is asked and what is answered, or remove the row",
+            "Give a user's turn and the assistant's answer, or remove the row",
         )
     *before, (_, completion) = turns
     shown = [f"{SPEAKER_NAMES[role]}:\n{text}\n\n" for role, text in before]

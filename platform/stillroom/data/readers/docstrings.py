@@ -15,7 +15,7 @@ from pathlib import Path
 from stillroom.data.readers.records import Pair
 from stillroom.errors import UserError
 
-OWN_PACKAGE = "stillroom"  # left out: every version of it would give another corpus
+OWN_PACKAGE = "stillroom"  # excluded: every version of it would give another corpus
 
 PARALLEL_FROM_FILES = 500  # fewer are parsed before other processes have started
 
@@ -35,8 +35,8 @@ def docstring_pairs(
 ) -> Iterator[Pair]:
     """Pairs from the source files of installed distributions, always in the same order.
 
-    Files are parsed, not imported. The summary and the name of what is documented are removed
-    from the passage, or matching would be trivial.
+    Files are parsed, not imported. The summary and the documented name are removed from the
+    passage; otherwise matching would be trivial.
 
     Args:
         packages: names of distributions; None takes all.

@@ -10,7 +10,8 @@ from stillroom.errors import UserError
 
 CountTokens = Callable[[str], int]  # tokens of a text, without special tokens
 
-# A text with fewer tokens a character is cut before its tokens are counted, which takes long.
+# A text with fewer tokens per character is cut before its tokens are counted, because counting is
+# slow.
 MIN_TOKENS_PER_CHARACTER = 1 / 16
 
 CUT_SEARCH_CHARACTERS = 4096  # distance from the middle of a text in which it may be cut
@@ -41,7 +42,7 @@ def read_document(
         count_tokens: counts the tokens of a text.
         max_tokens: of a passage.
         overlap_tokens: a passage repeats the last paragraphs (or parts of one) of the passage
-            before it, as many as fit into so many tokens.
+            before it, as many as fit into this many tokens.
         skipped: counts bad lines, and decides whether they are skipped.
 
     Raises:
@@ -110,7 +111,7 @@ def pack_passages(
     *,
     has_headings: bool = False,
 ) -> Iterator[str]:
-    """Joins pieces of at most `max_tokens` tokens to passages of at most as many.
+    """Joins pieces of at most `max_tokens` tokens into passages of at most `max_tokens` tokens.
 
     Args:
         overlap_tokens: see `read_document`.
@@ -131,7 +132,7 @@ def pack_passages(
             end = len(held)
             while has_headings and len(held) - end + 1 < new and HEADING.match(held[end - 1][0]):
                 end -= 1
-            # A whole has not quite as many tokens as its parts together: count again.
+            # A joined text can have other tokens than its parts: count again.
             passage = PARAGRAPH_BREAK.join(text for text, _ in held[:end])
             yield from halve_to_fit(passage, count_tokens, max_tokens)
             moved = held[end:]

@@ -15,7 +15,7 @@ def text_field(row: Fields, field: str, where: str) -> str:
     """A field that must hold text.
 
     Raises:
-        UserError: when it is absent, no string, blank or broken Unicode.
+        UserError: when it is absent, not a string, blank or broken Unicode.
     """
     value = row.get(field)
     if value is None:
@@ -74,7 +74,7 @@ def list_field(row: Fields, field: str, where: str, example: str) -> list[Any]:
     """A field that must hold a list; in a table's cell it is JSON.
 
     Args:
-        example: what the error tells the user to write.
+        example: an example value for the error message.
     """
     value = row[field]
     if isinstance(value, str):

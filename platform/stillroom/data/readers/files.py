@@ -35,7 +35,7 @@ HEADER_NAMES = {name for pair in PAIR_FIELDS for name in pair} | {
 
 
 def detect_file_kind(file: str) -> tuple[str, str]:
-    """The layout of a file and what its rows are, by its name and its first row.
+    """The layout of a file and the kind of its rows, from its name and its first row.
 
     Rows are `pairs`, `passages`, `conversations`, `judgements` or `documents`.
 
@@ -85,7 +85,7 @@ def read_pairs(
         if labelled.graded and min_score is None:
             raise UserError(
                 where,
-                "has a score, and nothing says which scores are of pairs to train on",
+                "has a score, and no minimum score of training pairs is set",
                 "Set min_score on the source",
             )
         if min_score is not None and labelled.score is not None and labelled.score < min_score:
@@ -187,7 +187,7 @@ def _parse_rows(
 
 
 def _headerless_columns(file: str, columns: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The columns, if the file is a .tsv of as many whose first line is text, not a header."""
+    """The columns, if the file is a .tsv with this number of columns and no header."""
     if file_format(file).extension != ".tsv":
         return None
     _, first_line = next(read_lines(file), ("", ""))

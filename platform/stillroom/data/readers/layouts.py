@@ -22,7 +22,7 @@ from stillroom.errors import UserError
 
 SCORE_FIELDS = ("score", "label", "similarity_score")
 
-# What data sets of sentence-transformers call their two columns, which go by position.
+# Column names in data sets of sentence-transformers; the columns are used by position.
 PAIR_FIELDS = (
     ("anchor", "positive"),
     ("sentence1", "sentence2"),
@@ -33,11 +33,11 @@ PAIR_FIELDS = (
 
 @dataclass(frozen=True)
 class LabelledPair:
-    """A pair and what its row says about it.
+    """A pair and further information of its row.
 
     Attributes:
         score: how well the passage answers the query, on the data set's own scale.
-        graded: whether only the score tells if the passage answers the query at all.
+        graded: whether only the score decides if the passage answers the query at all.
         instruction: the task that the row names.
     """
 

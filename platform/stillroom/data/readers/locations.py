@@ -36,7 +36,7 @@ COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
 
 
 class FileFormat(NamedTuple):
-    """What a file's name says about its content.
+    """The format of a file, from its name.
 
     Attributes:
         extension: such as `.jsonl`, in lower case, without that of the compression.
@@ -85,7 +85,7 @@ def find_files(location: str, extensions: tuple[str, ...] = DATA_EXTENSIONS) -> 
     """The files at a location, sorted.
 
     Args:
-        location: a single file is returned whatever its extension.
+        location: a single file is returned with any extension.
         extensions: of files in a folder; hidden ones are left out.
 
     Raises:
@@ -216,7 +216,7 @@ def _hub_commit(location: str) -> str:
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(
             location,
-            "is not a data set that can be had from the hub",
+            "is not a data set that can be loaded from the hub",
             f"Correct the name, unset HF_HUB_OFFLINE, or pin a commit: hub:{dataset.name}@COMMIT",
         ) from error
 

@@ -1,4 +1,4 @@
-"""What readers give: pairs, conversations, evaluation sets; and what they skip."""
+"""Results of readers: pairs, conversations, evaluation sets, and skipped rows."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from stillroom.errors import UserError
 
-# Called with what is wrong with a row. Raises it, or returns and the row is skipped.
+# Called with the error of a row. It raises the error, or returns and the row is skipped.
 OnBadRow = Callable[[UserError], None]
 
 
@@ -41,7 +41,7 @@ class EvaluationSet:
     Attributes:
         passages, queries: id → text.
         qrels: query id → passage id → grade; relevant above 0.
-        prompts: what the set's task puts before a `query` or a `passage`, for instruction-tuned
+        prompts: the task's prefix of a `query` or a `passage`, for instruction-tuned
             teachers; without an entry a model's own prompt is used.
     """
 

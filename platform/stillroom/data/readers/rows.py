@@ -42,7 +42,7 @@ def read_rows(
 
     Args:
         columns: names of the columns of a .csv or .tsv without a header and without quotes.
-        on_bad_row: called with what is wrong with a row; if it returns, the row is skipped.
+        on_bad_row: called with the error of a row; if it returns, the row is skipped.
 
     Raises:
         UserError: when there is no row, or the file cannot be read.
@@ -95,7 +95,7 @@ def _rows(file: str, columns: Sequence[str] | None, on_bad_row: OnBadRow) -> Ite
 def read_lines(file: str, on_bad_row: OnBadRow = raise_bad_row) -> Iterator[tuple[str, str]]:
     """(where, line) of a text file, without line ends and byte order mark.
 
-    Only a line feed ends a line: U+2028 and the like are characters of a text.
+    Only a line feed ends a line: U+2028 and similar ones are characters of a text.
     """
     number = 0
     with open_stream(file) as opened:
@@ -147,7 +147,7 @@ def _json_values(file: str, on_bad_row: OnBadRow) -> Iterator[Row]:
     for block, last in _text_blocks(file):
         unread += block
         if len(unread) < 2 * tried and not last:
-            continue  # read on: a long value should be tried only a few times
+            continue  # read more first: a long value should be parsed only a few times
         position, tried = 0, 0
         # Commas and brackets between values are skipped without checking their order.
         while (start := JSON_SEPARATORS.match(unread, position).end()) < len(unread):  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Parses and checks what a language model answers to the prompts of `prompts`."""
+"""Parses and checks a language model's answers to the prompts of `prompts`."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def parse_example(answer: str, template: TaskTemplate) -> tuple[str, str, str]:
     """Query, positive and hard negative.
 
     Raises:
-        RejectedAnswer: when the answer is not those three texts, or they are no valid example.
+        RejectedAnswer: when the answer is not three such texts, or they are not a valid example.
     """
     texts = _parse_texts(answer, EXAMPLE_FIELDS)
     keys = [text_key(text) for text in texts]
@@ -41,7 +41,7 @@ def parse_example(answer: str, template: TaskTemplate) -> tuple[str, str, str]:
         raise RejectedAnswer("two of its texts are the same")
     descriptions = (template.query, template.positive, template.negative)
     if set(keys) & {text_key(description) for description in descriptions}:
-        raise RejectedAnswer("repeats what it was asked for")
+        raise RejectedAnswer("repeats the request")
     query, positive, negative = texts
     return query, positive, negative
 
@@ -50,7 +50,7 @@ def parse_query(answer: str) -> tuple[str, str]:
     """Task and query.
 
     Raises:
-        RejectedAnswer: when the answer is not those two texts.
+        RejectedAnswer: when the answer is not two such texts.
     """
     task, query = _parse_texts(answer, ("task", "query"))
     return task, query
@@ -83,7 +83,7 @@ def _parse_texts(answer: str, fields: Sequence[str]) -> list[str]:
     if not isinstance(content, dict):
         raise RejectedAnswer("no JSON object")
     if set(content) != set(fields):
-        raise RejectedAnswer("other fields than asked for")
+        raise RejectedAnswer("other fields than requested")
     if not all(isinstance(content[field], str) for field in fields):
         raise RejectedAnswer("a field that is no text")
     texts = [content[field].strip() for field in fields]

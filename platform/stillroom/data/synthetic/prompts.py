@@ -1,12 +1,12 @@
 """Prompts for a language model that writes training data.
 
-There are two methods. From tasks (E5-mistral, arXiv 2401.00368): the model invents tasks of a
-kind, then writes examples of each. From passages (FRet of Gecko, arXiv 2403.20327): it writes a
-task and a query for a passage and grades what a retriever finds for that query; the best becomes
-the positive.
+There are two methods. From tasks (E5-mistral, arXiv 2401.00368): the model invents tasks of a kind,
+then writes examples of each. From passages (FRet of Gecko, arXiv 2403.20327): it writes a task and
+a query for a passage and grades a retriever's results for that query; the best becomes the
+positive.
 
 Prompts are plain text; `stages.synthetic` sends them. Cached answers are found by the prompt, so
-every change of its words is paid for.
+every change of a prompt's words costs money.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class RejectedAnswer(ValueError):
 
 @dataclass(frozen=True)
 class TaskTemplate:
-    """A kind of task: what its queries and passages are.
+    """A kind of task, with descriptions of its queries and passages.
 
     Attributes:
         query, positive, negative: descriptions of the fields of an example.

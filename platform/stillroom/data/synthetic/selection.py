@@ -14,7 +14,7 @@ def query_likelihood(
     """Mean log-likelihood of the query's tokens after the prompt.
 
     Args:
-        echoed: prompt, query, and what the model wrote after them.
+        echoed: prompt, query, and the model's continuation.
         tokens, logprobs: of `echoed`. Joined, the tokens need not equal it: of a character that is
             split over several tokens, each shows something.
 

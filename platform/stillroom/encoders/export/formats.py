@@ -49,10 +49,10 @@ EncodeTexts = Callable[[list[str], Role], np.ndarray]  # texts → float32, (n, 
 
 @dataclass(frozen=True)
 class FormatSpec:
-    """How a format is written and opened again, and how close its vectors must be.
+    """How a format is written and reopened, and how close its vectors must be.
 
     Attributes:
-        write: (encoder, folder, sample) → what export.json says about the format.
+        write: (encoder, folder, sample) → the format's fields in export.json.
         reopen: folder → a function that encodes with it, as other programs open it.
         floor: the lowest allowed cosine between a text's vector of the encoder and the export.
     """
@@ -103,7 +103,7 @@ logging.getLogger("torch.onnx._internal.exporter._registration").addFilter(_not_
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder, which gets its name when the block has ended without an error."""
+    """A temporary folder, renamed to its final name when the block ends without an error."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -135,7 +135,7 @@ def _to_onnx(encoder: Encoder, folder: Path, sample: CalibrationSample) -> dict[
     batch = pad(encoder.prompter(TRACED_TEXTS, "query"), encoder.pad_id)
     axes = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they address torch's developers
+        warnings.simplefilter("ignore")  # they are for torch's developers
         torch.onnx.export(
             _TensorEncoder(encoder),
             (batch.ids_bl, batch.mask_bl, batch.pool_mask_bl),

@@ -21,11 +21,11 @@ from stillroom.encoders.export.runtimes import graph_inputs, open_onnx, open_ope
 from stillroom.encoders.micro_batches import CPU_BATCH_TOKENS, Forward, encode_in_batches
 from stillroom.encoders.tokens.batch import Tokens, pad
 
-MIN_COSINE = 0.993  # of the sample; other texts come out lower than those searched on
+MIN_COSINE = 0.993  # on the sample; other texts score lower than the sample
 
 MAX_FLOAT_SHARE = 0.5  # of the products; with more of them in float it would not be int8
 
-RANKING_STRIDE = 8  # one text in so many of the sample ranks the nodes by their error
+RANKING_STRIDE = 8  # nodes are ranked by error on every 8th text of the sample
 
 # Kinds of nodes that are quantised → which input is the weight. Gather looks up embeddings.
 WEIGHT_INPUT = {"MatMul": 1, "Gather": 0}
@@ -167,7 +167,7 @@ def _quantise_until_close(
 
     Args:
         quantise: writes the model with the named nodes quantised.
-        open_model: opens what it wrote.
+        open_model: opens the written model.
 
     Returns:
         `quantised`: how many nodes are; `float`: the names of the others; `sample`: how many texts
@@ -177,7 +177,7 @@ def _quantise_until_close(
     worst_first: list[str] = []
 
     def is_close(float_count: int) -> bool:
-        """Whether the model is close enough with so many of the worst nodes in float."""
+        """Whether the model is close enough with this many of the worst nodes in float."""
         quantise([node for node in nodes if node not in worst_first[:float_count]], out)
         return bool(sample.cosines(open_model(out)).min() >= MIN_COSINE)
 
@@ -236,7 +236,7 @@ def _quantisation_errors(
 
 
 def _rounded(values: np.ndarray, bits: int, axis: int | None) -> np.ndarray:
-    """Values rounded to a grid of so many bits between their extremes, per axis or overall."""
+    """Values rounded to a grid of this many bits between their extremes, per axis or overall."""
     low = np.minimum(values.min(axis, keepdims=True), 0)
     step = (np.maximum(values.max(axis, keepdims=True), 0) - low) / (2**bits - 1)
     step = np.maximum(step, np.finfo(np.float32).tiny)

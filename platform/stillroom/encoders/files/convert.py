@@ -15,7 +15,7 @@ from stillroom.storage.artifacts import cache_folder
 
 
 def make_once(identity: str, make: Callable[[Path], Path]) -> Path:
-    """A model's folder in the cache, made at the first call; a killed call leaves nothing there.
+    """A model's folder in the cache, made at the first call; a killed call leaves nothing behind.
 
     Args:
         identity: everything that the folder's content depends on.
@@ -60,7 +60,7 @@ def unpack_zip(parts: list[Path], folder: Path) -> Path:
     """Joins a zip's parts and unpacks it; returns the outermost folder that holds config.json.
 
     Raises:
-        UserError: when a member lies outside the folder, or there is no config.json.
+        UserError: when a member is outside the folder, or there is no config.json.
     """
     joined = folder / "joined.zip"
     with joined.open("wb") as out:

@@ -1,4 +1,4 @@
-"""Makes an encoder of a base: another contract or size, an adapter, a projection, a head."""
+"""Makes an encoder from a base: another contract or size, an adapter, a projection, a head."""
 
 import functools
 from collections.abc import Sequence
@@ -44,13 +44,13 @@ def create_encoder(
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> Encoder:
-    """A new encoder made of a base, for training.
+    """A new encoder made from a base, for training.
 
     Args:
         base: as `locate_model` names it: an encoder of ours or of sentence-transformers, a plain
             Hugging Face model, for which `options` must set pooling, or a LoRA adapter of PEFT,
             which is merged.
-        space: id of the vector space that it writes into.
+        space: id of the vector space that it encodes into.
         lora: adds an adapter, and freezes the base's weights; None trains every weight.
         projection_dims: adds a linear map to this many dims.
         head: loads the language model's head, to train on predicted tokens.
@@ -58,7 +58,7 @@ def create_encoder(
         trust_remote_code: runs Python code that comes with the base.
 
     Raises:
-        UserError: when the base is missing, or cannot be changed as asked.
+        UserError: when the base is missing, or cannot be changed as requested.
     """
     options, resize = options or ContractOptions(), resize or Resize()
     precision = fastest_precision() if options.precision == "auto" else options.precision
@@ -75,7 +75,8 @@ def create_encoder(
             attention=options.attention,
             pooling=options.pooling,
             latents=LatentAttentionSizes(**options.latents or {}),
-            # Frozen weights need no float32 copy; trained ones would lose small updates without.
+            # Frozen weights need no float32 copy; without one, trained weights would lose small
+            # updates.
             dtype=getattr(torch, precision) if lora is not None else torch.float32,
             trust_remote_code=trust_remote_code,
             build_backbone=build,
@@ -105,7 +106,7 @@ def combine_encoders(
 def _changed(
     contract: Contract, options: ContractOptions, precision: str, *, base: str, space: str
 ) -> Contract:
-    """The contract with the fields that the options set, but for those that `read_encoder` sets."""
+    """The contract with the fields that the options set, except those that `read_encoder` sets."""
     changes: dict[str, Any] = {
         "append_eos": options.append_eos,
         "echo": options.echo,
@@ -177,7 +178,7 @@ def fastest_precision() -> Precision:
     """The precision in which this machine multiplies fastest without losing range."""
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported(False) else "float32"
-    # A CPU that only emulates bfloat16 is faster in float32. Older torch cannot tell.
+    # A CPU that only emulates bfloat16 is faster in float32. Older torch cannot report it.
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return "bfloat16" if native else "float32"

@@ -27,7 +27,7 @@ from stillroom.encoders.model_names import TOKENIZER_FILES, adapter_base, locate
 from stillroom.encoders.safe_read import read_tensors
 from stillroom.errors import UserError
 
-# What a folder of ours may hold beside the transformer and contract.json.
+# Optional files of our folders, besides the transformer and contract.json.
 ADAPTER_FOLDER = "adapter"
 
 PROJECTION_FILE = "projection.safetensors"
@@ -36,17 +36,17 @@ HEAD_FILE = "head.safetensors"
 
 LATENT_ATTENTION_FILE = "pooling.safetensors"
 
-DEFAULT_MAX_TOKENS = 512  # of a plain model, which has no limit of its own
+DEFAULT_MAX_TOKENS = 512  # of a plain model, which defines no limit
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How to read an encoder; None keeps what the folder says.
+    """How to read an encoder; None keeps the folder's setting.
 
     Attributes:
         dtype: of the weights; None: float32 to train, and of decoders the contract's precision.
-        trainable: keeps an adapter apart, to train it further; otherwise it is merged.
-        build_backbone: (folder, attention, dtype=…) → the transformer, in place of loading it.
+        trainable: keeps an adapter separate, to train it further; otherwise it is merged.
+        build_backbone: (folder, attention, dtype=…) → the transformer, instead of loading it.
     """
 
     attention: Attention | None = None
@@ -65,7 +65,7 @@ def read_encoder(folder: Path, name: str, options: ReadOptions) -> Encoder:
         name: the base and the space of a model that has no contract.
 
     Raises:
-        UserError: when it cannot be loaded, or nothing says how to pool.
+        UserError: when it cannot be loaded, or nothing defines the pooling.
     """
     if (folder / CONTRACT_FILE).exists():
         return _with_own_contract(folder, options)
@@ -84,7 +84,7 @@ def read_encoder(folder: Path, name: str, options: ReadOptions) -> Encoder:
 
 
 def base_folders(folder: Path) -> list[Path]:
-    """The folder, the folder of the base that it was made of, that one's base, and so on."""
+    """The folder, the folder of its base, of the base's base, and so on."""
     has_contract = (folder / CONTRACT_FILE).exists()
     base = Contract.read(folder).base if has_contract else adapter_base(folder)
     return [folder] if base is None else [folder, *base_folders(locate_model(base))]
@@ -168,7 +168,7 @@ def _without_contract(model: SentenceTransformersModel, name: str, options: Read
         pool_prompt=model.pool_prompt,
         max_tokens=model.max_tokens or min(DEFAULT_MAX_TOKENS, longest),
         dims=(hidden_size(backbone) if projection is None else projection.out_features,),
-        # Vectors that the library does not normalise are compared by cosine all the same.
+        # Vectors that the library does not normalise are compared by cosine as well.
         normalise=True,
         space=name,
     )
@@ -199,7 +199,7 @@ def _tokenizer(folder: Path, code: bool) -> Any:
 
 
 def _transformer_folder(folder: Path) -> Path:
-    """Where the transformer lies in a folder that is not ours."""
+    """The transformer's location in a folder of another format."""
     if (folder / sentence_transformers.MODULES_FILE).exists():
         return sentence_transformers.read_modules(folder).weights
     return folder

@@ -59,15 +59,15 @@ def load_encoder(
 
     Args:
         folder: a folder, or any name that `locate_model` knows.
-        trainable: keeps adapters apart, to train on; otherwise they are merged.
+        trainable: keeps adapters separate, to train on; otherwise they are merged.
         head: loads the language model's head, as in `create_encoder`.
         trust_remote_code: runs Python code that comes with the model. Nothing in the folder can
-            allow that.
-        access: to an API. Without it no API is asked: a folder of unknown origin must not send
+            enable that.
+        access: to an API. Without it no API is called: a folder of unknown origin must not send
             texts away.
 
     Raises:
-        UserError: when it is missing, a plain model that says nothing of pooling, has no weights
+        UserError: when it is missing, a plain model that does not define pooling, has no weights
             to train, or is an API without access.
     """
     located = locate_model(str(folder), include_code=trust_remote_code)

@@ -1,4 +1,4 @@
-"""What `create_encoder` may change of a base: its contract, and its size."""
+"""What `create_encoder` can change in a base: its contract, and its size."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -11,11 +11,11 @@ from stillroom.encoders.contract import Attention, Pooling, Precision
 
 @dataclass(frozen=True)
 class ContractOptions:
-    """Fields of the new encoder's contract; None keeps what the base's own contract says.
+    """Fields of the new encoder's contract; None keeps the value of the base's contract.
 
     Attributes:
         latents: count, heads and head_dims of latent attention, where pooling is latent and the
-            base has none of its own.
+            base has none.
         prompts: of "query" and "passage".
         precision: "auto" is bfloat16 where the machine computes in it natively, else float32.
     """
@@ -43,9 +43,9 @@ class Resize:
 
     Attributes:
         layers: numbers of the base's layers to keep, in order; None: all.
-        size: layers, hidden, heads and intermediate of random weights, in place of the base's; see
+        size: layers, hidden, heads and intermediate of random weights, instead of the base's; see
             `random_backbone`.
-        vocabulary_size: keeps at most so many tokens, the most frequent in `texts`; see
+        vocabulary_size: keeps at most this many tokens, the most frequent in `texts`; see
             `prune_vocabulary`.
     """
 

@@ -1,4 +1,4 @@
-"""Weights that installed Python packages carry, named `package:MODULE/relative/path`."""
+"""Weights inside installed Python packages, named `package:MODULE/relative/path`."""
 
 import importlib.metadata
 import importlib.util
@@ -11,7 +11,7 @@ PACKAGE = "package:"
 
 
 def package_path(name: str) -> Path:
-    """The file or folder that a name stands for, found without importing the package.
+    """The file or folder of a name, located without importing the package.
 
     Raises:
         UserError: when the package is not installed, or holds no such file.
@@ -22,7 +22,7 @@ def package_path(name: str) -> Path:
     spec = importlib.util.find_spec(module) if module.isidentifier() else None
     if spec is not None and spec.origin is not None:
         located = Path(spec.origin).parent / path
-    else:  # not importable: its files are listed all the same
+    else:  # not importable, but its files are listed
         for file in importlib.metadata.files(distribution) or []:
             if file.as_posix().partition("/")[2] == path:
                 located = Path(str(file.locate()))

@@ -53,7 +53,8 @@ def load_backbone(
         trust_remote_code: runs Python code in the folder, if the model needs it.
 
     Raises:
-        UserError: when it cannot be loaded, needs code that is not trusted, or cannot attend so.
+        UserError: when it cannot be loaded, needs code that is not trusted, or cannot use this
+            attention.
     """
     if not trust_remote_code and needs_remote_code(folder):
         raise remote_code_error(folder)
@@ -62,14 +63,15 @@ def load_backbone(
         if attention is not None and is_decoder(config):
             # On the config: newer versions of transformers silently ignore it on the modules.
             config.is_causal = attention == "causal"
-            # A window on every layer hides distant tokens, so it goes. A window on some layers is
-            # part of the architecture, as in ModernBERT, whose other layers see all tokens.
+            # A window on every layer hides distant tokens, so it is removed. A window on some
+            # layers is part of the architecture, as in ModernBERT, whose other layers see all
+            # tokens.
             windowed = getattr(config, "sliding_window", None) and not hasattr(
                 config, "layer_types"
             )
             if windowed and attention == "bidirectional":
                 config.sliding_window = None
-        # Progress bars garble a job's log; what the warnings are about is checked below.
+        # Progress bars garble a job's log; the causes of the warnings are checked below.
         logging.disable_progress_bar()
         logging.set_verbosity_error()
         backbone, info = AutoModel.from_pretrained(

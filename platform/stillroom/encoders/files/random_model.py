@@ -60,7 +60,7 @@ SUFFIXES = ("", "", "", "", "s", "ed", "ing", "er", "ly", "ment")
 
 @dataclass(frozen=True)
 class RandomModel:
-    """What a `random:` name stands for.
+    """The model that a `random:` name describes.
 
     Attributes:
         layers, hidden, heads: of the transformer; `hidden` must be a multiple of 2 × `heads`.
@@ -116,18 +116,18 @@ def build_random_model(name: str, folder: Path) -> Path:
 
     from stillroom.encoders.files.save_transformer import save_transformer
 
-    wanted = parse_random_name(name)
-    make = word_piece_tokenizer if wanted.family == "bert" else byte_level_bpe_tokenizer
-    tokenizer = make(training_text(), wanted.vocabulary)
-    if len(tokenizer) != wanted.vocabulary:
+    spec = parse_random_name(name)
+    make = word_piece_tokenizer if spec.family == "bert" else byte_level_bpe_tokenizer
+    tokenizer = make(training_text(), spec.vocabulary)
+    if len(tokenizer) != spec.vocabulary:
         raise UserError(
             name,
-            f"its tokenizer has {len(tokenizer)} tokens, not {wanted.vocabulary}",
+            f"its tokenizer has {len(tokenizer)} tokens, not {spec.vocabulary}",
             f"Set vocabulary={len(tokenizer)}",
         )
     with torch.random.fork_rng():  # a caller's random numbers must not depend on the cache
-        model = _transformer(wanted)
-    set_weights(model, wanted.seed)
+        model = _transformer(spec)
+    set_weights(model, spec.seed)
     save_transformer(model, folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -142,12 +142,13 @@ def training_text(sentences: int = 4000) -> list[str]:
     suffixes = generator.integers(0, len(SUFFIXES), sum(lengths))
     words = iter([WORDS[r] + SUFFIXES[s] for r, s in zip(ranks, suffixes, strict=True)])
     text = [" ".join(itertools.islice(words, length)).capitalize() + "." for length in lengths]
-    # Each ASCII character begins a word, ends one and stands alone: WordPiece knows no others.
+    # Each ASCII character occurs at the start, at the end and as a whole word: WordPiece knows no
+    # other characters.
     return [*text, *(f"{c} {c}a a{c}" for c in string.printable.strip())]
 
 
 def byte_level_bpe_tokenizer(texts: Iterable[str], vocabulary: int, *, add_bos: bool = True) -> Any:
-    """As Llama 3's and GPT-2's tokenizer: byte-level BPE, which adds no end of text itself."""
+    """Like the tokenizers of Llama 3 and GPT-2: byte-level BPE without an end of text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -177,10 +178,10 @@ def byte_level_bpe_tokenizer(texts: Iterable[str], vocabulary: int, *, add_bos: 
 
 
 def word_piece_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
-    """As BERT's tokenizer: lower-cased word pieces between CLS and SEP.
+    """Like BERT's tokenizer: lower-cased word pieces between CLS and SEP.
 
-    Its tokens are letters, then the most frequent words and ends of words. The library's own
-    trainer numbers them otherwise in every process.
+    Its tokens are letters, then the most frequent words and ends of words. The library's trainer
+    numbers them differently in every process.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -217,27 +218,29 @@ def word_piece_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     )
 
 
-def _transformer(wanted: RandomModel) -> Any:
-    """The transformers model of that family and size: a decoder with its head, a BERT without."""
+def _transformer(spec: RandomModel) -> Any:
+    """The transformers model of that family and size: a decoder with its head, or a BERT without
+    one.
+    """
     import transformers
 
     sizes: dict[str, int] = {
-        "vocab_size": wanted.vocabulary,
-        "hidden_size": wanted.hidden,
-        "intermediate_size": 2 * wanted.hidden,
-        "num_hidden_layers": wanted.layers,
-        "num_attention_heads": wanted.heads,
+        "vocab_size": spec.vocabulary,
+        "hidden_size": spec.hidden,
+        "intermediate_size": 2 * spec.hidden,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
         "max_position_embeddings": MAX_LENGTH,
     }
-    if wanted.family == "bert":
+    if spec.family == "bert":
         return transformers.BertModel(transformers.BertConfig(**sizes, pad_token_id=0))
     sizes |= {
-        "num_key_value_heads": wanted.heads // 2 if wanted.heads % 2 == 0 else wanted.heads,
+        "num_key_value_heads": spec.heads // 2 if spec.heads % 2 == 0 else spec.heads,
         "bos_token_id": 0,
         "eos_token_id": 1,
         "pad_token_id": 2,
     }
-    if wanted.family == "mistral":
+    if spec.family == "mistral":
         return transformers.MistralForCausalLM(
             transformers.MistralConfig(**sizes, sliding_window=32)
         )

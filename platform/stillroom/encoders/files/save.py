@@ -33,9 +33,9 @@ def save_encoder(
 ) -> None:
     """Writes contract, tokenizer and weights.
 
-    Of an encoder with an adapter only the adapter is written, of a language model's head only a
-    trained one, of an ensemble all members, of an API only the contract. A folder without an
-    adapter opens in sentence-transformers too, where that library can express the contract.
+    Writes only the adapter of an encoder that has one, the language model's head only if it was
+    trained, all members of an ensemble, and only the contract of an API. sentence-transformers can
+    open a folder without an adapter, if the library can express the contract.
 
     Args:
         state_dict: trained tensors by their names in the encoder, where the encoder holds only
@@ -75,7 +75,9 @@ def save_encoder(
 
 
 def merge_adapters(encoder: Encoder, state_dict: Mapping[str, torch.Tensor]) -> Encoder:
-    """The encoder with trained tensors loaded and its adapters merged, to be saved whole."""
+    """The encoder with trained tensors loaded and its adapters merged, to be saved as a complete
+    model.
+    """
     encoder.load_state_dict(dict(state_dict), strict=False)
     encoder.backbone = encoder.backbone.merge_and_unload()
     return encoder

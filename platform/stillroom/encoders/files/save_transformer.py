@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 
 def save_transformer(model: Any, folder: Path, **options: Any) -> None:
-    """`save_pretrained`, without what libraries print while they save.
+    """`save_pretrained`, without the output of libraries while they save.
 
     Args:
         options: further arguments of `save_pretrained`.

@@ -1,4 +1,4 @@
-"""The folder format of sentence-transformers: read in place of a contract, written beside ours."""
+"""The folder format of sentence-transformers: read instead of a contract, written with ours."""
 
 import json
 from dataclasses import dataclass, field
@@ -32,11 +32,11 @@ POOLING_NAMES: dict[str, Pooling] = {
 
 @dataclass(frozen=True)
 class SentenceTransformersModel:
-    """What such a folder says of its model.
+    """The description of a model in such a folder.
 
     Attributes:
         weights: the folder with the transformer.
-        max_tokens: None where the folder does not say.
+        max_tokens: None if the folder does not define it.
         projection: the weight of a dense module, (out, in).
     """
 
@@ -61,7 +61,7 @@ def read_modules(folder: Path) -> SentenceTransformersModel:
         if package.partition(".")[0] != "sentence_transformers":
             raise UserError(
                 str(folder / MODULES_FILE),
-                f"asks to run code of its own: {module['type']}",
+                f"asks to run its own code: {module['type']}",
                 "Use a model of that library's own modules: with trust_remote_code, too, only "
                 "classes that config.json names for transformers are run",
             )
@@ -107,7 +107,7 @@ def _pooling(folder: Path, config: dict[str, Any]) -> Pooling:
         poolings = [POOLING_NAMES[config["pooling_mode"]]]
     if len(poolings) != 1:
         raise UserError(
-            str(folder), "does not pool in one way that we know", "Set pooling in the recipe"
+            str(folder), "does not use one supported pooling", "Set pooling in the recipe"
         )
     return poolings[0]
 
@@ -132,7 +132,7 @@ def supports_contract(contract: Contract) -> bool:
 def write_modules(
     folder: Path, contract: Contract, hidden: int, projection: torch.Tensor | None
 ) -> None:
-    """Writes the library's files beside the transformer's, so that it opens the same encoder.
+    """Adds the library's files to the transformer's, so that it opens the same encoder.
 
     Args:
         hidden: dims of the transformer's states.

@@ -1,4 +1,4 @@
-"""Makes a decoder attend causally or bidirectionally, and checks which a model really does."""
+"""Makes a decoder attend causally or bidirectionally, and checks which one a model really uses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ def detect_attention(backbone: Any) -> Attention:
 
 
 def check_attention(backbone: Any, attention: Attention | None) -> None:
-    """Raises UserError when the model does not attend as asked; None asks for nothing."""
+    """Raises UserError when the model does not use the requested attention; None requests none."""
     if attention is not None and detect_attention(backbone) != attention:
         raise UserError(
             f"attention: {attention}",
@@ -41,7 +41,9 @@ def check_attention(backbone: Any, attention: Attention | None) -> None:
 
 @contextmanager
 def use_attention(backbone: Any, attention: Attention) -> Iterator[None]:
-    """Within it a decoder attends so; afterwards its config, which is saved, is restored."""
+    """Inside this block a decoder uses the given attention. Afterwards its config, which is saved
+    with the model, is restored.
+    """
     config = backbone.config
     before = getattr(config, "is_causal", True)
     config.is_causal = attention == "causal"
@@ -52,7 +54,9 @@ def use_attention(backbone: Any, attention: Attention) -> Iterator[None]:
 
 
 def _sees_ahead(backbone: Any, padding: int) -> bool:
-    """Whether a text's first state depends on its last token, beside a text with that padding."""
+    """Whether a text's first state depends on its last token, in a batch with a text of this
+    padding.
+    """
     size = int(backbone.config.vocab_size)
     ids_bl = (torch.arange(4, 12) % size).repeat(2, 1).to(backbone.device)
     changed_bl = ids_bl.clone()

@@ -1,4 +1,6 @@
-"""What is asked of a transformer of any architecture: sizes, dropout, activation checkpointing."""
+"""Properties and settings of transformers of any architecture: sizes, dropout, activation
+checkpointing.
+"""
 
 import warnings
 from typing import Any
@@ -10,16 +12,17 @@ from stillroom.errors import UserError
 
 
 def without_pooler(backbone: Any) -> Any:
-    """The backbone without BERT's pooler, a head for another task: it must not be counted or
-    decayed."""
+    """The backbone without BERT's pooler, a head for another task, which must not be counted or
+    decayed.
+    """
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
     return backbone
 
 
 def checkpoint_activations(backbone: Any) -> None:
-    """Turns on activation checkpointing (arXiv 1604.06174): a third more time, for memory that
-    hardly grows with the number of layers.
+    """Turns on activation checkpointing (arXiv 1604.06174): takes a third more time, and memory
+    that hardly grows with the number of layers.
 
     Raises:
         UserError: when the architecture does not support it.
@@ -48,7 +51,7 @@ def set_dropout(backbone: Any, share: float) -> None:
 
 
 def is_decoder(config: Any) -> bool:
-    """Whether the architecture was made to generate text, whatever its attention is now."""
+    """Whether the architecture was made to generate text, independent of its current attention."""
     custom = getattr(config, "auto_map", None) or {}  # of a model that comes with its own code
     return (
         config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES

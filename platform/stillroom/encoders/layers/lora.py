@@ -60,7 +60,7 @@ def has_adapter(backbone: Any) -> bool:
 
 
 def check_adapter(folder: Path) -> None:
-    """Raises UserError for an adapter without Safetensors: PEFT itself would unpickle others."""
+    """Raises UserError for an adapter without Safetensors: PEFT would unpickle other formats."""
     weights = folder / SAFETENSORS_WEIGHTS_NAME
     if not weights.is_file():
         raise not_safetensors_error(weights, "it is missing")
@@ -70,7 +70,7 @@ def load_adapter(backbone: Any, folder: Path, *, trainable: bool) -> Any:
     """The backbone with an adapter that `save_adapter` wrote and `check_adapter` accepted.
 
     Args:
-        trainable: keeps the adapter apart, to train it further; otherwise it is merged.
+        trainable: keeps the adapter separate, to train it further; otherwise it is merged.
     """
     adapted = PeftModel.from_pretrained(backbone, folder, is_trainable=trainable)
     return _without_float32_copies(adapted) if trainable else adapted.merge_and_unload()
@@ -82,7 +82,7 @@ def save_adapter(
     """Writes the adapter without its base.
 
     Args:
-        base: the name of the base that is written, rather than its path on this machine.
+        base: the name of the base to write, instead of its path on this machine.
         state_dict: all tensors of the backbone with its adapter.
     """
     config = backbone.peft_config["default"]
@@ -121,10 +121,10 @@ def merge_adapter(backbone: Any, folder: Path) -> Any:
     try:
         adapted = get_peft_model(model, config)
         # PEFT itself only warns of missing weights, and trains or merges without them.
-        wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        # Weights beside the adapter's may be whole layers that were saved with it.
-        unknown = tensors.keys() - wanted.keys() - adapted.state_dict().keys()
-        if different := sorted((wanted.keys() - tensors.keys()) | unknown):
+        expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        # Other weights than the adapter's may be full layers that were saved with it.
+        unknown = tensors.keys() - expected.keys() - adapted.state_dict().keys()
+        if different := sorted((expected.keys() - tensors.keys()) | unknown):
             raise ValueError(
                 f"{len(different)} weights of one are not in the other, {different[0]} first"
             )
@@ -158,8 +158,9 @@ def _config(folder: Path) -> LoraConfig:
 
 
 def _without_float32_copies(adapted: Any) -> Any:
-    """Stops PEFT from copying each layer's input to float32, which autocast would round again: the
-    same gradients, faster and in less memory."""
+    """Stops PEFT from copying each layer's input to float32, which autocast would round again.
+    Gradients stay the same, and training needs less time and memory.
+    """
     for module in adapted.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = False

@@ -1,6 +1,6 @@
 """Linear layers that use oneDNN on CPUs where it is faster than torch's default, MKL.
 
-MKL leaves AVX-512 unused on processors of other makers than Intel: on an AMD EPYC (Zen 5) it
+MKL does not use AVX-512 on processors that are not Intel's: on an AMD EPYC (Zen 5) it
 reaches 105 GFLOP/s a core in float32, and oneDNN, which comes with torch, 240.
 """
 
@@ -30,7 +30,7 @@ class OneDnnLinear(torch.nn.Linear):
             input.device.type != "cpu"
             or input.dtype != torch.float32
             or self.weight.dtype != torch.float32
-            or torch.is_autocast_enabled("cpu")  # another precision is wanted
+            or torch.is_autocast_enabled("cpu")  # another precision is requested
             or torch.compiler.is_compiling()  # or exporting: no other runtime has oneDNN's operator
         )
         if use_default:

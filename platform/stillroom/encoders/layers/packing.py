@@ -91,7 +91,7 @@ def packed_states(backbone: Any, ids_bl: Tensor, mask_bl: Tensor, **inputs: Any)
 
 
 def _spare(tokens: int) -> int:
-    """How many tokens to add so that only 32 lengths occur between any length and its double.
+    """Number of tokens to add so that only 32 lengths occur between any length and its double.
 
     oneDNN compiles and keeps kernels for each shape: for all lengths, more than a GiB of them.
     """
@@ -113,11 +113,11 @@ def packed_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of texts in one row, which transformers calls in place of a layer's own.
+    """Attention of texts in one row, which transformers calls instead of a layer's attention.
 
     Args:
         lengths: of the texts; only tokens of the same text attend to each other.
-        starts: where each text begins, and where the last one ends: int32 (b + 1,).
+        starts: the start of each text, and the end of the last one: int32 (b + 1,).
         is_causal: None leaves it to the module.
     """
     is_causal = bool(module.is_causal) if is_causal is None else is_causal

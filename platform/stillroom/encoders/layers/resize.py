@@ -34,7 +34,7 @@ def keep_layers(backbone: Any, layers: Sequence[int]) -> None:
     """Keeps only the layers with these numbers, in this order.
 
     Raises:
-        UserError: when there is no such layer, or the rest would load as another model.
+        UserError: when there is no such layer, or the remaining ones would load as another model.
     """
     config = backbone.config
     name = _layer_list(backbone)
@@ -121,8 +121,9 @@ def _config_fields(config: Any, size: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _layer_list(backbone: Any) -> str:
-    """The name of the module list that holds a backbone's layers: the one list of that length
-    which lies in no other list."""
+    """The name of the module list that holds a backbone's layers: the only list of that length that
+    is not inside another list.
+    """
     count = backbone.config.num_hidden_layers
     lists = [
         name for name, module in backbone.named_modules() if isinstance(module, torch.nn.ModuleList)
@@ -139,8 +140,9 @@ def _layer_list(backbone: Any) -> str:
 
 
 def _check_loads_unchanged(backbone: Any, layers: Sequence[int]) -> None:
-    """Refuses layers that the architecture would build differently at their new place: ModernBERT's
-    first layer, for one, has no norm before attention."""
+    """Refuses layers that the architecture would build differently at their new position:
+    ModernBERT's first layer, for one, has no norm before attention.
+    """
     with torch.device("meta"):
         rebuilt = AutoModel.from_config(backbone.config)
     ours, theirs = (
@@ -152,7 +154,7 @@ def _check_loads_unchanged(backbone: Any, layers: Sequence[int]) -> None:
         different = sorted(name for name in names if ours.get(name) != theirs.get(name))
         raise UserError(
             f"student.layers: {list(layers)}",
-            f"the layers of {type(backbone).__name__} differ by their place: {different[0]} would "
+            f"the layers of {type(backbone).__name__} differ by position: {different[0]} would "
             "be lost or random",
             "Keep layer 0, and keep it first",
         )

@@ -7,7 +7,7 @@ from stillroom.encoders.model_names import locate_model
 from stillroom.errors import UserError
 
 
-@lru_cache(maxsize=4)  # a folder of documents asks once per file
+@lru_cache(maxsize=4)  # a folder of documents calls this once per file
 def token_counter(model: str) -> Callable[[str], int]:
     """A function that counts a text's tokens, without special ones.
 
@@ -16,7 +16,7 @@ def token_counter(model: str) -> Callable[[str], int]:
     """
     folder = locate_model(model)
     file = folder / "tokenizer.json"
-    if file.is_file():  # the Rust library reads it alone, without torch
+    if file.is_file():  # the Rust library reads it without torch
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(file))

@@ -1,4 +1,4 @@
-"""Text → prompted, cut and properly ended ids. The only place where a prompt meets a text."""
+"""Text → prompted, cut and properly ended ids. Prompts are added to texts only here."""
 
 import copy
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from stillroom.errors import UserError
 class Prompter:
     """Turns texts into the ids that the encoder reads: start + prompt + text + end.
 
-    Built by hand, since tokenizers differ in what they add and in when they cut it off. Start and
-    end are what the tokenizer puts around a text itself (such as CLS and SEP); where the contract
-    says so, end is EOS. The text is cut so that all of it fits. To echo (arXiv 2402.15449), the
-    text comes twice and its second copy is pooled: under causal attention that copy has seen the
-    whole text.
+    Built by hand, since tokenizers differ in the special tokens that they add and in when they cut
+    them off. Start and end are the tokens that the tokenizer puts around a text (such as CLS and
+    SEP); if the contract requires it, the end is EOS. The text is cut so that all of it fits. To
+    echo (arXiv 2402.15449), the text comes twice and its second copy is pooled: under causal
+    attention that copy has seen the whole text.
     """
 
     def __init__(self, tokenizer: Any, contract: Contract):
@@ -108,7 +108,7 @@ class Prompter:
         """(prompt, completion) pairs with labels for the completion and its EOS, each predicted by
         the causal state before it.
 
-        A long prompt loses its beginning, so that the completion has half of the room.
+        The beginning of a long prompt is cut off, so that the completion gets half of the room.
         """
         eos = [self.tokenizer.eos_token_id]
         labelled = []
@@ -127,8 +127,9 @@ class Prompter:
         return str(getattr(self.contract.prompts, role))
 
     def _room(self, max_tokens: int | None) -> int:
-        """The most ids of prompt and text. The end is not cut: "last" pools EOS, also of a cut
-        text."""
+        """The most ids of prompt and text. The end is not cut, because "last" pools EOS even if the
+        text was cut.
+        """
         limit = min(max_tokens or self.contract.max_tokens, self.contract.max_tokens)
         return max(1, limit - len(self.start) - len(self.end))
 
@@ -164,7 +165,7 @@ class Prompter:
         )
 
     def _add_start_and_end(self, encoded: list[list[int]], text_starts: list[int]) -> list[Tokens]:
-        """Whole ids; `text_starts` counts the leading ids that are not the text's."""
+        """Whole ids; `text_starts` counts the leading ids that do not belong to the text."""
         # An empty text still needs one token.
         empty = [self.tokenizer.eos_token_id or 0]
         pools_all = self.contract.pool_prompt and not self.contract.echo
@@ -172,7 +173,7 @@ class Prompter:
         for text, text_start in zip(encoded, text_starts, strict=True):
             ids = self.start + text + self.end or empty
             pool_from = 0 if pools_all else len(self.start) + text_start
-            # Where only the prompt is left, pool that rather than nothing.
+            # If only the prompt is left, pool the prompt.
             tokens.append(Tokens(ids, pool_from if pool_from < len(ids) else 0))
         return tokens
 
@@ -191,7 +192,7 @@ def _shorten(ids: Sequence[int], room: int, overlong: Overlong, fixed: int = 0) 
 
 
 def _common_prefix(prompt_ids: list[int], ids: list[int]) -> int:
-    """How many leading ids are the prompt's alone.
+    """Number of leading ids that belong only to the prompt.
 
     A tokenizer may join the prompt's last letters with the text's first; such a token counts as
     the text's.

@@ -39,12 +39,12 @@ def prune_vocabulary(
     """A tokenizer of at most `max_tokens` tokens.
 
     It keeps special and added tokens, the needed ones, those that can spell any text, and then the
-    most frequent; of equally frequent tokens, the lower id first. A token that is merged from
-    others brings these along.
+    most frequent; of equally frequent tokens, the lower id first. If a token is merged from others,
+    these are kept too.
 
     Args:
         counts: how often each token occurs, by id; see `count_tokens`.
-        needed: ids to keep in any case.
+        needed: ids to always keep.
 
     Raises:
         UserError: when the tokenizer cannot be pruned, or `max_tokens` is too small or too large.

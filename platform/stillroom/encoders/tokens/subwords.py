@@ -1,4 +1,4 @@
-"""Kinds of subword tokenizers: how each builds tokens from letters, and how to remove some.
+"""Kinds of subword tokenizers: how each builds tokens from letters, and how to remove tokens.
 
 A text is tokenised as before when all of its tokens are kept, with the tokens that they are merged
 from: the longest match and the best path are still found, and merges happen in the same order.

@@ -56,7 +56,7 @@ class Calibration:
         return (np.clip(steps, 0, 255) - 128).astype(np.int8)
 
     def decode(self, codes_nd: np.ndarray) -> np.ndarray:
-        """The values that codes stand for, float32 (..., d)."""
+        """The values of codes, float32 (..., d)."""
         return self.low + (codes_nd.astype(np.float32) + 128) * self.step
 
 

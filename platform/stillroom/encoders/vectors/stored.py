@@ -17,7 +17,7 @@ DIGESTS_FILE = "digests.npy"
 
 
 class StoredVectors:
-    """Vectors of one list of texts, memory-mapped and read by the texts' rows.
+    """Memory-mapped vectors of a list of texts, read by the texts' rows.
 
     `order.npy` lists rows, the shortest text first; shard i holds the vectors of
     order[i × shard_size : (i + 1) × shard_size]. `digests.npy` has a digest of each row's text and

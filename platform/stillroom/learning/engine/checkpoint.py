@@ -1,9 +1,9 @@
-"""Checkpoints that any engine, with any number of workers, can read.
+"""Checkpoints that every engine can read, with any number of workers.
 
-Every trained tensor and AdamW's two moments of it are stored whole, in float32, by name. The
-checkpoints of DeepSpeed itself hold the workers' slices, which only as many workers can read, in
-pickles, which can run code. No memory ever holds a whole model: tensors are gathered one at a time,
-each is kept and written by one worker, and readers map the files.
+Every trained tensor and its two AdamW moments are stored unpartitioned, in float32, by name.
+DeepSpeed's own checkpoints hold the workers' slices, which only the same number of workers can
+read, in pickles, which can run code. No memory ever holds a whole model: tensors are gathered one
+at a time, each is kept and written by one worker, and readers map the files.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,7 +25,8 @@ TENSOR_KINDS = (WEIGHT, "exp_avg", "exp_avg_sq")  # the moments as torch's AdamW
 
 
 def write_checkpoint(folder: Path, step: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Writes this worker's share of a checkpoint; all workers' shares together are whole.
+    """Writes this worker's share of a checkpoint; all workers' shares together are the complete
+    checkpoint.
 
     Called on every worker.
 
@@ -59,21 +60,22 @@ def read_checkpoint(folder: Path) -> tuple[int, Callable[[str], torch.Tensor]]:
     """Opens a checkpoint.
 
     Returns:
-        The steps that were done, and a function `KIND.NAME` → whole tensor, which reads it then.
+        The steps that were done, and a function `KIND.NAME` → whole tensor, which reads it when
+        called.
 
     Raises:
-        RuntimeError: when the folder is no whole checkpoint; by the function, when the checkpoint
-            has no such tensor.
+        RuntimeError: when the folder is not a complete checkpoint; from the function, when the
+            checkpoint has no such tensor.
     """
     files = [safe_open(file, "pt") for file in sorted(folder.glob(FILE_PATTERN))]
     steps = {int(file.metadata()["step"]) for file in files}
     if len(steps) != 1:
-        raise RuntimeError(f"{folder} is no checkpoint of one step: it has files of steps {steps}")
-    file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        raise RuntimeError(f"{folder} is not one step's checkpoint: it has files of steps {steps}")
+    file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (safe_open files are no dicts)
 
     def tensor(name: str) -> torch.Tensor:
         if name not in file_of:
-            raise RuntimeError(f"the checkpoint {folder} lacks {name}: it is of another model")
+            raise RuntimeError(f"the checkpoint {folder} lacks {name}: it belongs to another model")
         whole: torch.Tensor = file_of[name].get_tensor(name)
         return whole
 

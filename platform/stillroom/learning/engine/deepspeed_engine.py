@@ -1,4 +1,4 @@
-"""Training by DeepSpeed, ZeRO stages 0 to 3. The only file that imports DeepSpeed."""
+"""Training with DeepSpeed, ZeRO stages 0 to 3. The only file that imports DeepSpeed."""
 
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ class DeepSpeedEngine:
 
     Args:
         max_grad_norm: the gradient's global norm is clipped to it.
-        batch_per_worker: DeepSpeed asks for it; nothing here depends on it.
-        offload: what lies in main memory instead of the GPU's: the optimizer with the float32
-            copy of what is trained (stages 1 to 3), or every parameter as well (stage 3).
+        batch_per_worker: required by DeepSpeed; nothing here depends on it.
+        offload: what is in main memory instead of the GPU's: the optimizer with the float32 copy of
+            the trained weights (stages 1 to 3), or every parameter as well (stage 3).
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class DeepSpeedEngine:
         # With offloading, DeepSpeed's own count of backwards drops the gradients of weights that a
         # step's last backward does not reach; without the count it sums all of them.
         self.counts_backwards = offload == "none"
-        # The CPU updates what is offloaded. There torch's fused AdamW is as fast as DeepSpeed's
+        # The CPU updates offloaded weights. There torch's fused AdamW is as fast as DeepSpeed's
         # own, ten times the plain one, and needs no compiler with CUDA's toolkit.
         self.optimizer = adamw(module, weight_decay, fused=offload != "none" or None)
         self.engine: Any = deepspeed.initialize(
@@ -73,8 +73,8 @@ class DeepSpeedEngine:
         self.forward = self.engine
         init_optimizer_state(self.optimizer, self._updated_tensors())
         if zero_stage in (1, 2):
-            # So that moments can be found by parameter. DeepSpeed would do so after a first step,
-            # but while it updates the first group of parameters, and never see the others'.
+            # Lets moments be looked up by parameter. DeepSpeed would do so after a first step,
+            # but while it updates the first group of parameters, and never reach the other groups.
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     @property
@@ -82,7 +82,8 @@ class DeepSpeedEngine:
         return torch.device(self.engine.device)
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        # Set before each backward: plain repeated ones are silently wrong under ZeRO 1 and 2.
+        # Set before each backward: repeated backwards without it are silently wrong under ZeRO 1
+        # and 2.
         if self.counts_backwards:
             self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss)
@@ -114,7 +115,7 @@ class DeepSpeedEngine:
         step, saved = checkpoint.read_checkpoint(folder)
         set_step_count(self.optimizer, step)
         for name, p in trained_parameters(self.module):
-            # ZeRO updates a copy in float32, of which the model's own weights are made after steps.
+            # ZeRO updates a float32 copy, from which it makes the model's weights after steps.
             with deepspeed.zero.GatheredParameters([p], modifier_rank=0):
                 p.data.copy_(saved(f"{WEIGHT}.{name}"))
             for kind in TENSOR_KINDS:
@@ -122,7 +123,9 @@ class DeepSpeedEngine:
         return step
 
     def _updated_tensors(self) -> list[torch.Tensor]:
-        """What AdamW updates on this worker: parameters, or from ZeRO 1 on its slices of them."""
+        """The tensors that AdamW updates on this worker: parameters or, from ZeRO 1 on, its slices
+        of them.
+        """
         if self.zero_stage == 0:
             return [p for _, p in trained_parameters(self.module)]
         if self.zero_stage == 3:
@@ -147,7 +150,7 @@ class DeepSpeedEngine:
         if self.zero_stage == 0:
             weight_or_moment(self.optimizer, p, kind).copy_(whole)
         elif self.zero_stage == 3:
-            # DeepSpeed's own slicing fails for a tensor that the workers cannot share evenly.
+            # DeepSpeed's slicing fails for a tensor that the workers cannot divide evenly.
             size = p.ds_tensor.numel()
             local = whole.flatten()[current_shard().rank * size :][:size]
             padded = torch.nn.functional.pad(local, (0, size - len(local)))

@@ -1,6 +1,6 @@
-"""What the training loop asks of an engine: backward, step, save and load.
+"""The interface of an engine for the training loop: backward, step, save and load.
 
-Both engines mean the same by a step: the gradients of all backwards since the last step are summed,
+A step is the same in both engines: the gradients of all backwards since the last step are summed,
 averaged over the workers, clipped to a global norm, and applied with AdamW.
 """
 
@@ -27,14 +27,15 @@ class Engine(Protocol):
         """Adds the loss's gradients to those of this step.
 
         Args:
-            last: no backward follows before `step`; true of one backward a step, on every worker.
+            last: no backward follows before `step`; true for one backward per step, on every
+                worker.
         """
 
     def step(self, learning_rate: float) -> float:
         """Applies one update; returns the gradient's norm before clipping."""
 
     def save(self, folder: Path, step: int) -> None:
-        """Writes this worker's share of a checkpoint after so many steps."""
+        """Writes this worker's share of a checkpoint after `steps` steps."""
 
     def load(self, folder: Path) -> int:
         """Loads a checkpoint of any engine and any number of workers; returns its steps."""

@@ -1,4 +1,4 @@
-"""The trained parameters and AdamW's state, as both engines handle them."""
+"""The trained parameters and AdamW's state, shared by both engines."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -45,7 +45,7 @@ def checkpoint_tensors(
 def weight_or_moment(
     optimizer: torch.optim.AdamW, p: torch.nn.Parameter, kind: str
 ) -> torch.Tensor:
-    """A weight or one of its moments, where every worker holds the whole."""
+    """A weight or one of its moments, for engines whose workers hold whole tensors."""
     return p.detach() if kind == WEIGHT else optimizer.state[p][kind]
 
 
@@ -60,7 +60,7 @@ def init_optimizer_state(optimizer: torch.optim.AdamW, updated: list[Any]) -> No
 
 
 def set_step_count(optimizer: torch.optim.AdamW, step: int) -> None:
-    """Tells AdamW how many steps were done."""
+    """Sets AdamW's count of finished steps."""
     for state in optimizer.state.values():
         state["step"].fill_(step)
 

@@ -57,8 +57,8 @@ class TorchEngine:
     def _average_gradients(self) -> None:
         """Averages gradients over the workers.
 
-        Of embeddings, only the rows travel that some worker's texts use: embeddings are most of a
-        small encoder's weights, and a batch uses few rows.
+        Of embeddings, only the rows that some worker's texts use are exchanged: embeddings are most
+        of a small encoder's weights, and a batch uses few rows.
         """
         gradients = {p: torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters}
         used_rows = _used_rows([gradients[p] for p in self.embeddings])
@@ -95,7 +95,7 @@ def _trained_embeddings(module: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 def _used_rows(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Of each embedding the rows with a gradient on some worker, the same on all workers."""
+    """For each embedding, the rows with a gradient on some worker, the same on all workers."""
     if not gradients:
         return []
     used = torch.cat([gradient.any(dim=1) for gradient in gradients]).byte()

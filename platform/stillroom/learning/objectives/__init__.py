@@ -1,1 +1,1 @@
-"""What a training step minimises: contrastive, token prediction, distillation."""
+"""Objectives of a training step: contrastive, token prediction, distillation."""

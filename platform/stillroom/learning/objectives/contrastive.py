@@ -58,7 +58,7 @@ class Contrastive:
         false_negative_margin: a candidate that scores above the positive + margin is ignored
             (Qwen3-Embedding, arXiv 2506.05176); None keeps all.
         dims: Matryoshka (arXiv 2205.13147): size → weight of the same loss on the vectors' first
-            so many dims, brought to unit length again; None: the whole vectors alone.
+            `size` dims, normalised again; None: only the full vectors.
     """
 
     temperature: float
@@ -72,7 +72,7 @@ class Contrastive:
         batch = batch.to(runner.device)
         q_bd = runner.embed(batch.queries)
         p_md = runner.embed(batch.passages)
-        # Gathered once, whatever is made of them: Matryoshka's sizes are prefixes of these.
+        # Gathered once for all uses: Matryoshka's sizes are prefixes of these.
         p_nd = all_gather_with_grad(p_md)
         query_to_query = self.query_to_query or batch.symmetric
         q_nd = all_gather_with_grad(q_bd) if query_to_query else None

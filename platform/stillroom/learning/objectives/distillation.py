@@ -32,28 +32,25 @@ Losses = dict[str, Tensor]
 class Distillation:
     """Distils a teacher's vectors: the weighted sum of the losses below.
 
-    On all texts, queries and passages of pairs included:
-      cosine: distance of a text's two vectors; both models write into one space.
-      pairwise_mse: squared error of the cosines among the batch's texts.
-      similarity_order: hinge on the order of those cosines, with `similarity_order_margin`.
-      ranking_kl: KL(teacher ‖ student) of how a text ranks the teacher's vectors of all texts, its
-        own included, and of passages sampled from the corpus. The student's queries are to find
-        the teacher's passages: the distance that `cosine` leaves between the two matters where
-        other texts lie.
-    On pairs, where each query's candidates are all passages of all workers:
-      score_kl: KL(teacher ‖ student) of the softmaxes of their scores.
-      margin_mse: MarginMSE.
-      contrastive: InfoNCE on the pairs themselves, which a weak teacher cannot spoil.
-    A loss of weight 0 is not computed. Formulas and papers: `learning.losses`.
+    On all texts, queries and passages of pairs included: cosine: distance of a text's two vectors;
+    both models encode into one space. pairwise_mse: squared error of the cosines among the batch's
+    texts. similarity_order: hinge on the order of those cosines, with `similarity_order_margin`.
+    ranking_kl: KL(teacher ‖ student) of how a text ranks the teacher's vectors of all texts, its
+    own included, and of passages sampled from the corpus. The student's queries have to find the
+    teacher's passages: the distance that `cosine` leaves between the two matters in directions
+    where other texts are. On pairs, where each query's candidates are all passages of all workers:
+    score_kl: KL(teacher ‖ student) of the softmaxes of their scores. margin_mse: MarginMSE.
+    contrastive: InfoNCE on the pairs themselves, which does not depend on the teacher's quality. A
+    loss of weight 0 is not computed. Formulas and papers: `learning.losses`.
 
     Attributes:
         false_negative_margin: a candidate that the teacher scores above the positive + margin is
-            no negative of `contrastive`; None keeps all.
+            not a negative of `contrastive`; None keeps all.
         dims: Matryoshka (arXiv 2205.13147): size → weight of the same losses on the vectors' first
-            so many dims, brought to unit length again; None: the whole vectors alone. Vectors are
-            compared with the teacher's prefix, cosines with those of its whole vectors.
-        temperature, teacher_temperature: what the student's and the teacher's cosines are divided
-            by before a softmax.
+            `size` dims, normalised again; None: only the full vectors. Vectors are compared with
+            the teacher's prefix, cosines with those of its whole vectors.
+        temperature, teacher_temperature: divisors of the student's and the teacher's cosines before
+            a softmax.
     """
 
     cosine: float = 0.0
@@ -174,7 +171,7 @@ def _require_teacher(vectors: Tensor | None, device: torch.device) -> Tensor:
 class _Candidates:
     """The worker's queries against all workers' passages.
 
-    Gathered once, whatever is made of them: Matryoshka's sizes are prefixes of these.
+    Gathered once for all uses: Matryoshka's sizes are prefixes of these.
     """
 
     queries_bd: Tensor
@@ -192,7 +189,7 @@ class _Candidates:
 
 @dataclass(frozen=True)
 class _TextCosines:
-    """What losses on cosines among texts need.
+    """Inputs of the losses on cosines among texts.
 
     Attributes:
         student_md: the student's vectors of all workers' texts.

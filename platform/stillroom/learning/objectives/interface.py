@@ -1,4 +1,4 @@
-"""What every objective is: a step's batch → its loss and metrics."""
+"""The interface of objectives: a step's batch → its loss and metrics."""
 
 from collections.abc import Callable
 

@@ -17,7 +17,7 @@ from stillroom.learning.objectives.contrastive import Contrastive
 def loss_weights(
     texts: Sequence[LabelledTokens], mean_over: Literal["token", "sample"], device: torch.device
 ) -> Tensor:
-    """What each text's summed loss is multiplied by, (n,).
+    """The factor of each text's summed loss, (n,).
 
     Args:
         mean_over: "token" makes the loss a mean over all workers' target tokens; "sample" a mean

@@ -1,4 +1,4 @@
-"""The access log: one line of JSON for each request, never with a text in it."""
+"""The access log: one line of JSON for each request, without any of its texts."""
 
 import logging
 import re

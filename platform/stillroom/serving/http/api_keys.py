@@ -32,7 +32,7 @@ class ApiKey:
 
     @classmethod
     def parse(cls, where: str, entry: str) -> "ApiKey":
-        """Parse `[NAME:]KEY [RATE=NUMBER …]`, the key in the clear or as `sha256:HEX`.
+        """Parse `[NAME:]KEY [RATE=NUMBER …]`, the key in plain text or as `sha256:HEX`.
 
         Raises UserError at `where` for a faulty entry. The message never contains the key.
         """
@@ -79,7 +79,7 @@ def _parse_rate(where: str, owner: str, rate: str) -> tuple[str, float]:
 
 @dataclass(frozen=True)
 class ApiKeys:
-    """The keys that may call. Without keys and without a file, none is configured.
+    """The valid API keys. Without keys and without a file, none is configured.
 
     Digests, not keys: these travel to the router through Ray, whose state others can read.
 

@@ -1,4 +1,4 @@
-"""Who may call, and how often: keys compared in constant time, rates by token buckets.
+"""Authentication and rate limits: keys compared in constant time, rates by token buckets.
 
 A rate holds for each router process by itself. With r of them, a client whose requests are spread
 over all may have up to r times as much.
@@ -28,7 +28,7 @@ ANONYMOUS = "anonymous"  # the client's name where no keys are configured
 
 @dataclass(frozen=True)
 class AuthenticatedRequest:
-    """A request whose sender is known.
+    """A request with a known sender.
 
     Attributes:
         key: None where everyone may call.
@@ -173,7 +173,7 @@ def is_loopback(host: str) -> bool:
 def is_local(request: Request) -> bool:
     """Whether a request certainly comes from this machine.
 
-    Both its peer and the host name that it asked for must be local: requests through a proxy, or
+    Both its peer and its host name must be local: requests through a proxy, or
     from a web page whose host name resolves to this machine (DNS rebinding), have a local peer too.
     """
     # HAProxy, where Serve runs one, is everyone's peer.

@@ -15,7 +15,7 @@ ErrorFormat = Literal["openai", "tei"]
 
 @dataclass(frozen=True)
 class HttpError:
-    """How one kind of error is answered.
+    """The HTTP response to one kind of error.
 
     Attributes:
         type, code: of OpenAI's body. Its clients choose their exception by the status.
@@ -31,7 +31,7 @@ class HttpError:
 
 
 HTTP_ERRORS = {
-    # TEI knows no 400: what it cannot read or does not offer is 422.
+    # TEI has no 400: unreadable or unsupported input is 422.
     ErrorKind.INVALID: HttpError(400, "invalid_request_error", "invalid_value", "Tokenizer", 422),
     ErrorKind.UNAUTHORIZED: HttpError(401, "authentication_error", "invalid_api_key", "Validation"),
     ErrorKind.NOT_FOUND: HttpError(404, "invalid_request_error", "model_not_found", "Validation"),
@@ -44,7 +44,7 @@ HTTP_ERRORS = {
     ErrorKind.INTERNAL: HttpError(500, "server_error", None, "Unhealthy"),
     ErrorKind.UNAVAILABLE: HttpError(503, "server_error", "overloaded", "Unhealthy"),
 }
-TEI_ONLY = {ErrorKind.UNSUPPORTED_OUTPUT}  # only a route of TEI's answers with it
+TEI_ONLY = {ErrorKind.UNSUPPORTED_OUTPUT}  # only a TEI route uses it
 
 
 def statuses(error_format: ErrorFormat) -> tuple[int, ...]:
@@ -55,7 +55,7 @@ def statuses(error_format: ErrorFormat) -> tuple[int, ...]:
 
 
 def error_response(error_format: ErrorFormat, error: ServingError) -> JSONResponse:
-    """The whole answer to a request that is not served: status, headers and body."""
+    """The whole response to a refused request: status, headers and body."""
     http = HTTP_ERRORS[error.kind]
     headers = {}
     if error.retry_after_s is not None:
@@ -70,7 +70,7 @@ def error_response(error_format: ErrorFormat, error: ServingError) -> JSONRespon
 
 
 def unknown_url_response(status: int, message: str) -> JSONResponse:
-    """The answer where no route matches: Starlette's 404 or 405 with a body like OpenAI's."""
+    """The response when no route matches: Starlette's 404 or 405 with a body like OpenAI's."""
     body = _openai_body(message, "invalid_request_error", None, "unknown_url")
     return JSONResponse(body, status)
 

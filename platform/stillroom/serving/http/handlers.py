@@ -28,7 +28,7 @@ class Handlers:
 
     Attributes:
         render_metrics: the text of GET /metrics.
-        max_concurrent, max_batch_tokens: what GET /info tells.
+        max_concurrent, max_batch_tokens: shown by GET /info.
     """
 
     service: EmbeddingService
@@ -143,7 +143,7 @@ class Handlers:
         return await self.service.embed(request, call.record)
 
     def _model_name(self, request: Request) -> str:
-        """The model that a request of TEI's asks for: its schema has no field for it."""
+        """The model that a TEI request names; TEI's schema has no field for it."""
         headers, query = request.headers, request.query_params
         return query.get("model") or headers.get("x-stillroom-model") or self.service.default_model
 

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def split_inputs(inputs: str | Sequence[Any]) -> tuple[list[str], list[list[int]] | None]:
-    """The texts of an input and None; or no texts, and each text's token ids."""
+    """(texts, None) for an input of texts; (no texts, token ids of each) for one of token ids."""
     several = [inputs] if isinstance(inputs, str) else inputs
     texts = [text for text in several if isinstance(text, str)]
     return texts, None if texts else id_lists(several)

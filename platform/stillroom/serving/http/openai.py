@@ -1,6 +1,6 @@
 """The OpenAI embeddings API as schemas: bytes to a checked request, vectors to bytes.
 
-Reference: https://platform.openai.com/docs/api-reference/embeddings. Two fields more:
+Reference: https://platform.openai.com/docs/api-reference/embeddings. Two additional fields:
 `input_type` (as Cohere and Voyage have it) and `instruction` (for instruct teachers).
 """
 
@@ -55,7 +55,7 @@ class Embedding(BaseModel):
 
     object: Literal["embedding"]
     index: int
-    embedding: list[float] | str = Field(description="A string of base64 where it was asked for.")
+    embedding: list[float] | str = Field(description="A base64 string if requested.")
 
 
 class Usage(BaseModel):
@@ -66,7 +66,7 @@ class Usage(BaseModel):
 
 
 class EmbeddingList(BaseModel):
-    """What POST /v1/embeddings answers with."""
+    """The response of POST /v1/embeddings."""
 
     object: Literal["list"]
     data: list[Embedding]
@@ -75,7 +75,7 @@ class EmbeddingList(BaseModel):
 
 
 class Model(BaseModel):
-    """A name that clients may ask for; of two encoders, what holds for both."""
+    """A model name that clients may use; for two encoders, their common properties."""
 
     id: str
     object: Literal["model"]
@@ -89,14 +89,14 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """What GET /v1/models answers with."""
+    """The response of GET /v1/models."""
 
     object: Literal["list"]
     data: list[Model]
 
 
 class Error(BaseModel):
-    """What went wrong, and which field of the request is at fault."""
+    """The problem, and the invalid field of the request."""
 
     message: str
     type: str
@@ -105,13 +105,13 @@ class Error(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Every answer other than 200."""
+    """Every response other than 200."""
 
     error: Error
 
 
 def parse(body: bytes) -> EmbeddingRequest:
-    """Check a request's body. Raises ServingError (invalid) that names the field at fault."""
+    """Check a request's body. Raises ServingError (invalid) that names the invalid field."""
     try:
         request = EmbeddingRequest.model_validate_json(body)
     except ValidationError as error:
@@ -137,7 +137,7 @@ def _field_error(error: ValidationError) -> ServingError:
     if first["type"] == "missing":
         return _invalid(f"{field} is required", field, "missing_required_parameter")
     if field == "input":
-        # Each arm of the union has its own complaint; together they explain nothing.
+        # The errors of the union's members together would explain nothing.
         message = "input must be a text, a list of texts, token ids or a list of token ids"
         return _invalid(message, field, "invalid_type")
     return _invalid(f"{field or 'the body'}: {first['msg']}", field)
@@ -148,7 +148,7 @@ def _invalid(message: str, param: str | None = None, code: str | None = None) ->
 
 
 def model_body(info: ModelInfo) -> dict[str, Any]:
-    """An entry of GET /v1/models; fields beyond OpenAI's say what a client must know."""
+    """An entry of GET /v1/models; fields beyond OpenAI's describe the vectors."""
     return {
         "id": info.id,
         "object": "model",

@@ -17,7 +17,7 @@ class ApiRoute:
 
     Attributes:
         name: of the handler in `handlers.Handlers`.
-        error_format: whose error bodies the route has.
+        error_format: the format of the route's error bodies.
         request_body, response_body: None: no body, and an answer by `response_schema`.
         response_schema: where no model describes the answer; None with no model: plain text.
         response_example: of the answer.

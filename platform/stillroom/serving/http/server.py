@@ -31,7 +31,7 @@ log = logging.getLogger("ray.serve")
 
 CLIENT_LEFT = 499  # nginx's number; only metrics and the log show it
 
-UNKNOWN_ROUTE = "none"  # in metrics and the log, where paths that clients invent must not be
+UNKNOWN_ROUTE = "none"  # in metrics and the log, which must not contain paths that clients invent
 
 # Headers of answers that pages of `cors_origins` may read.
 EXPOSED_HEADERS = [
@@ -48,14 +48,14 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 @dataclass(frozen=True)
 class HttpSettings:
-    """What an operator decides about a router's HTTP side.
+    """An operator's settings of a router's HTTP API.
 
     Attributes:
         keys: who may call; none configured: only this machine, unless `no_auth`.
         limits: of one request.
         cors_origins: whose pages may read answers in a browser.
         access_log: a file, "-" for standard output, None for nowhere.
-        max_concurrent, max_batch_tokens: what GET /info tells.
+        max_concurrent, max_batch_tokens: shown by GET /info.
     """
 
     keys: ApiKeys
@@ -137,7 +137,7 @@ class HttpApi:
                 self._count(request, path, record, CLIENT_LEFT, started)
                 raise
             except Exception:
-                log.exception("unexpected error")  # clients learn nothing of our internals
+                log.exception("unexpected error")  # hides internals from clients
                 message = "internal error; see the server's log"
                 response = error_response(error_format, ServingError(ErrorKind.INTERNAL, message))
             self._count(request, path, record, response.status_code, started)

@@ -37,7 +37,7 @@ class Body(BaseModel):
 
 
 class TruncationOptions(Body):
-    """What every request for vectors may say of its texts."""
+    """How a request for vectors handles long texts."""
 
     truncate: bool | None = Field(
         default=None, description="false: a text that is too long is refused; else it is cut."
@@ -110,7 +110,7 @@ class TokenizeRequest(Body):
     prompt_name: PromptName | None = None
 
     def texts(self) -> list[str]:
-        """The texts, also where one came without a list."""
+        """The texts as a list, even if one came without a list."""
         return [self.inputs] if isinstance(self.inputs, str) else self.inputs
 
     def role(self) -> Role | None:
@@ -130,7 +130,7 @@ class DecodeRequest(Body):
 
 
 class ErrorResponse(BaseModel):
-    """Every answer other than 200."""
+    """Every response other than 200."""
 
     error: str
     error_type: Literal["Unhealthy", "Backend", "Overloaded", "Validation", "Tokenizer"]
@@ -159,7 +159,7 @@ class ModelType(BaseModel):
 
 
 class Info(BaseModel):
-    """What GET /info answers with."""
+    """The response of GET /info."""
 
     model_id: str
     model_sha: str | None
@@ -175,7 +175,7 @@ class Info(BaseModel):
 
 
 def parse(schema: type[B], body: bytes) -> B:
-    """Check a request's body. Raises ServingError (invalid) that names the field at fault."""
+    """Check a request's body. Raises ServingError (invalid) that names the invalid field."""
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
@@ -216,9 +216,9 @@ def tokens_body(texts: list[list[Token]]) -> bytes:
 def info(
     model: ModelInfo, *, max_concurrent: int, max_batch_tokens: int, max_texts: int, version: str
 ) -> Info:
-    """A model in TEI's terms. Of two encoders: what holds for both, else what holds for the first.
+    """A model in TEI's terms. For two encoders: their common properties, else those of the first.
 
-    TEI has no word for the pooling of an ensemble, which is shown as `mean`.
+    TEI has no name for the pooling of an ensemble, which is shown as `mean`.
     """
     first = model.contracts[0]
     single = first if isinstance(first, Contract) else None

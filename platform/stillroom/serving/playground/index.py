@@ -16,7 +16,7 @@ LABEL_LENGTH = 90  # characters of a passage in its label on the map
 
 @serve.deployment
 class PlaygroundIndex:
-    """Exact search with FAISS in the corpora that releases carry.
+    """Exact search with FAISS in the corpora that releases contain.
 
     Args:
         releases: those with a corpus.

@@ -55,7 +55,7 @@ def playground_routes(
     Args:
         playground: None: switched off; every route answers 404.
         api: authenticates and counts the page's requests like the API's own.
-        encode: has one encoder do a job.
+        encode: runs a job on one encoder.
     """
     read_body = api.handlers.read_body
 
@@ -85,7 +85,7 @@ def playground_routes(
         return await enabled().map(query.get("release", ""), query.get("corpus", ""))
 
     async def search(call: AuthenticatedRequest) -> bytes:
-        page = enabled()  # first: where it is switched off, no body is wrong
+        page = enabled()  # first: when it is switched off, bodies are not checked
         return await page.search(_parse(SearchRequest, await read_body(call)), encode)
 
     async def compare(call: AuthenticatedRequest) -> bytes:
@@ -113,7 +113,7 @@ def _json_route(
 
 
 def _parse(schema: type[R], body: bytes) -> R:
-    """Check a request's body. Raises ServingError (invalid) that names the field at fault."""
+    """Check a request's body. Raises ServingError (invalid) that names the invalid field."""
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The playground: one page that asks teacher and student the same question and shows both answers.
+"""The playground: one page that sends the same query to teacher and student and shows both results.
 
 The page and its files are open to all. Its requests are authenticated like the API's.
 
@@ -33,7 +33,7 @@ EncodeFunction = Callable[[str, EncodeJob], Awaitable[EncodeResult]]  # (encoder
 
 
 class PlaygroundRequest(BaseModel):
-    """What every request of the page says."""
+    """Fields of every request of the page."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -61,8 +61,8 @@ class Playground:
 
     Attributes:
         releases: by name, with the contracts of the encoders that are served.
-        index: None where no release carries a corpus.
-        needs_key: whether callers need a key, which the page then asks for.
+        index: None where no release contains a corpus.
+        needs_key: whether callers need a key; the page then shows a field for it.
     """
 
     releases: Mapping[str, Release]
@@ -90,7 +90,7 @@ class Playground:
         return await _from_index(index.map.remote(release, corpus))
 
     async def search(self, request: SearchRequest, encode: EncodeFunction) -> bytes:
-        """JSON: each encoder's hits; of an encoder that cannot answer, its error's message.
+        """JSON: each encoder's hits; for an encoder that cannot answer, its error message.
 
         Raises:
             ServingError: when no encoder can answer.
@@ -99,7 +99,8 @@ class Playground:
         index = self._index(release, request.corpus)
         answers: dict[str, Any] = {}
         errors = []
-        # One after the other: side by side, each model would slow the other's time.
+        # One after the other: in parallel, the models would slow each other, and the times would be
+        # wrong.
         for target in release.contracts:
             started = time.perf_counter()
             try:
@@ -151,7 +152,7 @@ class Playground:
 
 
 def build_playground(releases: Mapping[str, Release], needs_key: bool) -> Playground:
-    """The playground of an application, with an index where a release carries a corpus."""
+    """The playground of an application, with an index where a release contains a corpus."""
     with_corpora = [release for release in releases.values() if release.corpora]
     if not with_corpora:
         return Playground(releases, None, needs_key)

@@ -50,7 +50,7 @@ class _PendingRequest:
     waiting: dict[int, int]  # index in the request → the text's tokens, longest first
     done: "asyncio.Future[None]"
     unfinished: int  # texts
-    vectors: np.ndarray | None = None  # once the first forward has told the width
+    vectors: np.ndarray | None = None  # once the first forward has shown the width
     running: int = 0  # forwards with texts of the request …
     running_since: float = 0.0  # … and when the first of them started
     encode_s: float = 0.0
@@ -96,10 +96,10 @@ class Batcher:
 
     Args:
         forward: texts of one forward, and how many threads it may use → float32 vectors [n, d], in
-            order. Runs in a thread of the batcher's own, so the event loop keeps taking requests.
+            order. Runs in the batcher's thread, so the event loop keeps accepting requests.
         batch_tokens: in one forward, padding included.
         max_wait_s: how long a forward that is not full waits for more texts when nothing else
-            runs, if the forward before it was shared: a lone caller would wait in vain.
+            runs, if the forward before it was shared: a single caller would wait in vain.
         packed: a forward has no padding.
         threads: for one forward, or with `concurrent` for several at once.
         concurrent: several forwards may run at once, each on some of the threads.
@@ -150,16 +150,16 @@ class Batcher:
         try:
             await request.done
         finally:
-            # Done: nothing is left to drop. Cancelled: the client has left, nothing more is spent.
+            # Done: nothing is left to drop. Cancelled: the client disconnected, so stop its work.
             self._drop(number)
         return request.result(arrived)
 
     def alive(self) -> bool:
-        """False when the loop has died and requests would wait for ever."""
+        """False when the loop has died and requests would wait forever."""
         return self._loop is None or not self._loop.done()
 
     async def _run(self) -> None:
-        # A bug of ours in one forward ends the group, and with it this loop: see `alive`.
+        # An internal bug in one forward ends the group, and with it this loop: see `alive`.
         async with asyncio.TaskGroup() as forwards:
             while True:
                 was_idle = self._free_threads
@@ -180,7 +180,7 @@ class Batcher:
         return sum(tokens for tokens, _, _ in self._waiting)
 
     def _take_batch(self, budget: int) -> list[tuple[_PendingRequest, int]]:
-        """Remove the next forward's texts from those that wait."""
+        """Remove the next forward's texts from the waiting ones."""
         texts_left = {number: len(request.waiting) for number, request in self._requests.items()}
         first = choose_request(texts_left, oldest=self._oldest_next)
         self._oldest_next = not self._oldest_next
@@ -226,7 +226,7 @@ class Batcher:
         if not failed.done.done():
             failed.done.set_exception(error)
             for number in [n for n, request in self._requests.items() if request is failed]:
-                self._drop(number)  # its other texts would be encoded for nobody
+                self._drop(number)  # nobody would receive its other texts
 
     def _drop(self, number: int) -> None:
         if self._requests.pop(number, None) is not None:

@@ -11,8 +11,8 @@ Engine = Literal[
 ]
 
 # Export → the package that runs it; fastest first, as tests/benchmarks/serving.py measures. int8 is
-# faster still and not among them: its vectors differ from those that were evaluated, so it has to
-# be asked for by name.
+# even faster but not listed: its vectors differ from the evaluated ones, so it must be requested by
+# name.
 AUTO_ON_CPU: dict[Engine, str] = {"openvino": "openvino", "onnx": "onnxruntime"}
 
 
@@ -32,7 +32,7 @@ def check_engine(where: str, engine: Engine, release: Release, target: Target, g
 
 
 def choose_engine(release: Release, target: Target, engine: Engine, gpu: bool) -> Engine:
-    """The engine that `engine` stands for.
+    """Resolves `engine`, which may be `auto`.
 
     `auto` is torch on a GPU. On a CPU it is the fastest export that the release contains and this
     machine can run, else torch.

@@ -24,7 +24,7 @@ def load_engine(
 
     Args:
         threads: of one forward of an export. Torch's threads are set for the process.
-        trust_remote_code: runs the Python that the model brings with it.
+        trust_remote_code: runs Python code that comes with the model.
 
     Raises:
         UserError: when the engine's package is missing here, or the release is incomplete.

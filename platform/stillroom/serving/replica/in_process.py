@@ -1,4 +1,4 @@
-"""A replica in the router's own process, called like replicas elsewhere but without messages."""
+"""A replica in the router's process, called like a remote replica but without messages."""
 
 import asyncio
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class LocalHandle:
 
     Args:
         replica: its methods are coroutines.
-        max_ongoing: calls at once; one more raises BackPressureError, as with Serve.
+        max_ongoing: concurrent calls; one more raises BackPressureError, as with Serve.
     """
 
     replica: Any
@@ -52,11 +52,11 @@ class _Method:
 
 @dataclass(frozen=True)
 class InProcessReplica:
-    """The replica that a router process shall create in itself; travels to that process.
+    """Describes the replica that a router process creates in itself; pickled to that process.
 
     Attributes:
         arguments: for Replica.
-        max_ongoing: calls at once.
+        max_ongoing: concurrent calls.
     """
 
     arguments: tuple[Any, ...]

@@ -46,10 +46,10 @@ class Replica:
 
     Args:
         release, target: which encoder.
-        engine: what runs it; see engine_choice.py.
+        engine: runtime of the model; see engine_choice.py.
         max_batch_tokens: in one forward, padding included.
         batch_wait_ms: how long a forward that is not full waits for more texts on an idle replica.
-        trust_remote_code: runs the Python that the model brings with it.
+        trust_remote_code: runs Python code that comes with the model.
     """
 
     def __init__(
@@ -94,8 +94,9 @@ class Replica:
         self.warm_up()
 
     def warm_up(self) -> None:
-        """Encode a short, a long and a full batch, so that no caller pays for what a runtime sets
-        up at first use."""
+        """Encode a short, a long and a full batch, so that no caller waits for a runtime's setup at
+        first use.
+        """
         max_tokens = min(self.encoder.contract.max_tokens, self.max_batch_tokens)
         short = self.encoder.prompter(["warm"], "query")
         long = self.encoder.prompter(["warm " * max_tokens], "passage", max_tokens=max_tokens)
@@ -106,7 +107,7 @@ class Replica:
     def encode_batch(self, tokens: list[Tokens], threads: int) -> np.ndarray:
         """One forward, of the texts that the batcher chose."""
         if threads != torch.get_num_threads():
-            torch.set_num_threads(threads)  # of this thread's own
+            torch.set_num_threads(threads)  # of this thread only
         return self.encoder.encode_batch(tokens)
 
     async def encode(self, job: EncodeJob) -> EncodeResult:
@@ -144,7 +145,7 @@ class Replica:
         return await self._with_prompter(partial(decode, ids=ids, skip_special=skip_special))
 
     async def _with_prompter(self, use: Callable[[Prompter | EnsemblePrompter], T]) -> T:
-        """Call `use` with a prompter that no other thread has, off the event loop."""
+        """Call `use` with a prompter that no other thread uses, off the event loop."""
 
         def borrow() -> T:
             prompter = self.prompters.get()

@@ -1,4 +1,4 @@
-"""A replica's tokenizer: texts to token ids, for the model and for clients that ask for them."""
+"""A replica's tokenizer: texts to token ids, for the model and for clients."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,7 @@
 """How well a student's vectors agree with its teacher's, text by text: NumPy, no Ray.
 
-In one space the cosine of both vectors says how well they agree. In any spaces the rank
-correlation does: both models order the same recent texts by similarity to this text.
+In one space, agreement is the cosine of both vectors. In any spaces, it is a rank correlation: both
+models order the same recent texts by similarity to this text.
 """
 
 from collections import deque
@@ -36,7 +36,7 @@ class AgreementTracker:
     """Compares one student's vectors with its teacher's, and remembers recent texts' vectors.
 
     Args:
-        same_space: both write into one space, with vectors of one size.
+        same_space: both encode into one space, with vectors of one size.
     """
 
     def __init__(self, *, same_space: bool):

@@ -11,8 +11,8 @@ class DisagreementFile:
     """JSON Lines with `text`, which a recipe's source of `format: files` reads as passages.
 
     Args:
-        file: replaced as a whole by a rename, so that a reader never sees half of it. What it
-            contains already is kept.
+        file: replaced by a rename, so that readers never see a partial file. Its existing rows are
+            kept.
         max_texts: texts in the file.
     """
 

@@ -1,4 +1,4 @@
-"""Sends requests to the encoders' replicas: asks the policy, retries, falls back.
+"""Sends requests to the encoders' replicas: applies the policy, retries, falls back.
 
 No `from __future__ import annotations` here: Ray Serve reads the types of a deployment.
 """
@@ -35,7 +35,7 @@ from stillroom.serving.routing.wait_estimator import WaitEstimator
 
 log = logging.getLogger("ray.serve")
 
-MAX_ATTEMPTS = 3  # replicas that a request is sent to before the client is asked to come back
+MAX_ATTEMPTS = 3  # replicas that a request is sent to before the client is asked to retry
 
 QUEUE_FULL_RETRY_S = 1  # a full queue moves within a second or so
 
@@ -47,7 +47,7 @@ class NoReplicaAnswered(ServingError):
 
 
 class Dispatcher:
-    """One router process's view of the encoders, and its way to them.
+    """One router process's view of the encoders; sends requests to them.
 
     Args:
         handles: encoder (NAME/teacher or NAME/student) → its replicas.
@@ -116,7 +116,7 @@ class Dispatcher:
         return decision
 
     def wake(self, name: str) -> None:
-        """Have Serve start a replica, which it does when a request waits for one."""
+        """Make Serve start a replica: it does so when a request waits for one."""
         if name not in self.starting:
             self.starting[name] = asyncio.create_task(self._wake(name))
 
@@ -131,8 +131,8 @@ class Dispatcher:
     async def encode_with_fallback(
         self, policy: Policy, decision: Send, job: EncodeJob
     ) -> tuple[Send, EncodeResult]:
-        """Encode as decided. If the encoder has lost its last replica, its fallback encodes,
-        including what waited for it.
+        """Encode as decided. If the encoder has lost its last replica, its fallback encodes, also
+        the requests that waited for it.
 
         Returns:
             The decision that was carried out, and the result.
@@ -146,7 +146,7 @@ class Dispatcher:
         try:
             fallback = await self._fallback_if_lost(attempt, policy, decision)
         finally:
-            attempt.cancel()  # without effect on one that has ended
+            attempt.cancel()  # no effect if it has ended
         if fallback is None:
             return decision, attempt.result()
         reason = not_running_reason(decision.model)
@@ -164,11 +164,11 @@ class Dispatcher:
         if not isinstance(attempt.exception(), NoReplicaAnswered):
             return None
         loads = self.loads()
-        loads[model] = replace(loads[model], lost=True)  # Serve may not have told us yet
+        loads[model] = replace(loads[model], lost=True)  # Serve may not have reported it yet
         return running_fallback(policy, model, dims, loads, self.contracts)
 
     async def encode(self, name: str, job: EncodeJob) -> EncodeResult:
-        """Have one of an encoder's replicas do a job; another replica if that one dies.
+        """Run a job on one of an encoder's replicas; on another one if that dies.
 
         Encoding changes no state, so sending a job twice is safe.
 
@@ -208,7 +208,7 @@ class Dispatcher:
                 response.cancel()
                 raise _unanswered(ServingError) from None
             except asyncio.CancelledError:
-                response.cancel()  # the client has left
+                response.cancel()  # the client disconnected
                 raise
             except (RayActorError, RayServeException) as error:
                 log.warning("attempt %d of %d: %s", attempt, MAX_ATTEMPTS, error)
@@ -228,7 +228,9 @@ def _unanswered(error_type: type[ServingError]) -> ServingError:
 
 
 def estimated_cost(request: EmbedRequest) -> int:
-    """What encoding a request costs, in characters; one more for each text, which is never free."""
+    """Cost of encoding a request, in characters; plus one per text, since even an empty text costs
+    something.
+    """
     if request.token_ids is not None:
         return sum(1 + CHARACTERS_PER_TOKEN * len(ids) for ids in request.token_ids)
     return sum(1 + len(text) for text in request.texts)

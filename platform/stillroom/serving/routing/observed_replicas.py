@@ -1,4 +1,4 @@
-"""What Ray Serve knows about an encoder's replicas, in this process."""
+"""Ray Serve's view of an encoder's replicas, in this process."""
 
 from typing import Any, ClassVar
 
@@ -20,7 +20,9 @@ class ObservedReplicas:
         return len(self._request_router.curr_replicas)
 
     def ongoing(self) -> int:
-        """Requests in all replicas, other routers' too, as far as Serve knows in this process."""
+        """Requests in all replicas, including other routers' requests, as far as Serve knows in
+        this process.
+        """
         queue_lengths = self._request_router.replica_queue_len_cache
         replicas = list(self._request_router.curr_replicas)
         return sum(queue_lengths.get(replica) or 0 for replica in replicas)

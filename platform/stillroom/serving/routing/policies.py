@@ -1,7 +1,7 @@
 """Which encoder answers a request: a policy, features and load in, a decision out. Pure.
 
-One name's requests may reach several encoders only when one index can hold their vectors: the
-same space, one normalisation and a vector size that all of them have.
+Requests for one name may go to several encoders only if one index can hold their vectors: the same
+space, the same normalisation and a common vector size.
 """
 
 import math
@@ -24,7 +24,7 @@ class Send:
         model: the encoder, NAME/teacher or NAME/student.
         dims: size of the vectors to return.
         reason: why this encoder; a label of metrics.
-        wake: the encoder that was wanted and has no running replica, to be started.
+        wake: the preferred encoder, which has no running replica and must be started.
     """
 
     model: str
@@ -46,7 +46,7 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Policy:
-    """A rule, and what holds whichever encoder the rule picks.
+    """A rule, and settings that are independent of the encoder that the rule picks.
 
     Attributes:
         max_wait_s: requests expected to wait longer are refused.
@@ -92,13 +92,14 @@ def choose_encoder(
 def running_fallback(
     policy: Policy, model: str, dims: int, loads: Loads, contracts: Contracts
 ) -> str | None:
-    """The encoder that answers in place of one without running replicas.
+    """The encoder that answers for one without running replicas.
 
     None where `model` runs, or its fallback does not run or lacks vectors of size `dims`.
     """
 
     def is_down(encoder: str) -> bool:
-        # A router that has just started knows of no replicas yet: that alone is not a loss.
+        # A router that has just started knows of no replicas yet: this does not mean that they
+        # died.
         return policy.is_asleep(encoder, loads) or loads[encoder].lost
 
     fallback = policy.fallbacks.get(model)
@@ -123,7 +124,7 @@ def common_dims(rule: Rule, contracts: Contracts) -> tuple[int, ...]:
 
 
 def auto_policy(teacher: BaseContract | None, student: BaseContract | None) -> str:
-    """What the policy `auto` stands for: asymmetric where one index can hold both encoders'
+    """The meaning of the policy `auto`: asymmetric where one index can hold both encoders'
     vectors, else the student."""
     if student is None:
         return "teacher"
@@ -133,7 +134,7 @@ def auto_policy(teacher: BaseContract | None, student: BaseContract | None) -> s
 
 
 def find_fallbacks(rule: Rule, contracts: Contracts) -> dict[str, str]:
-    """For each encoder of a rule, another that may answer in its place, where there is one.
+    """For each encoder of a rule, another that may answer for it, if any.
 
     Candidates are the rule's other encoders, then the other encoder of the same release.
     """

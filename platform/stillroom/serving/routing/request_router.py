@@ -1,4 +1,4 @@
-"""Ray Serve's choice among an encoder's replicas, made readable for the dispatcher.
+"""Ray Serve's choice among an encoder's replicas, made visible to the dispatcher.
 
 Serve pickles everything in this file by value, and rebuilds it in the router's process. State
 that the dispatcher reads must therefore be in another module: observed_replicas.py.
@@ -11,7 +11,7 @@ from stillroom.serving.routing.observed_replicas import ObservedReplicas
 class ObservedRequestRouter(power_of_two_request_router()):  # type: ignore[misc]
     """Serve's own choice, registered in `ObservedReplicas`.
 
-    Serve tells the owner of a handle neither the number of running replicas nor their queues. Its
+    A handle of Serve exposes neither the number of running replicas nor their queues. Its
     public `request_router_config` names the class that holds both.
     """
 

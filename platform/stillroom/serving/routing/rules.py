@@ -1,7 +1,7 @@
 """The rules of a policy: features of a request and the encoders' load in, one encoder out.
 
 Rules nest: `spill`, or `{asymmetric: {passage: {spill: {limit: 64}}, query: student}}`. The
-innermost rules are encoders: `teacher` and `student` of the name's own release, or `NAME/teacher`
+innermost rules are encoders: `teacher` and `student` of the named release, or `NAME/teacher`
 of another release that is served. Everything here is pure: no Ray, no clock.
 """
 
@@ -25,10 +25,10 @@ Loads = Mapping[str, EncoderLoad]  # encoder (NAME/teacher or NAME/student) → 
 
 @dataclass(frozen=True)
 class RequestFeatures:
-    """What a rule may look at in a request.
+    """Features of a request that a rule may use.
 
     Attributes:
-        dimensions: the vector size that was asked for; None: the policy's largest.
+        dimensions: the requested vector size; None: the policy's largest.
         max_characters: length of its longest text.
         hash_fraction: in [0, 1), uniform over texts, always the same for the same text.
     """
@@ -40,7 +40,7 @@ class RequestFeatures:
 
     @classmethod
     def from_request(cls, request: EmbedRequest) -> "RequestFeatures":
-        """Features of a request's n ≥ 1 texts, or of the token ids in their place."""
+        """Features of a request's n ≥ 1 texts, or of their token ids."""
         if request.token_ids:
             first = str(list(request.token_ids[0]))
             max_characters = CHARACTERS_PER_TOKEN * max(map(len, request.token_ids))
@@ -99,7 +99,7 @@ class Asymmetric(Rule):
     """Documents to one encoder, queries to another.
 
     By default the large one encodes documents, which is done once, and the small one encodes
-    queries, which somebody waits for.
+    queries, for which a user waits.
     """
 
     passage: Rule = TEACHER
@@ -164,10 +164,10 @@ def parse_policy(where: str, value: Any, release: str) -> Rule:
     Args:
         where: the value's place in the config, for errors.
         value: an encoder, a rule's name, or {a rule's name: its fields}.
-        release: the name whose `teacher` and `student` are meant.
+        release: the release that `teacher` and `student` refer to.
 
     Raises:
-        UserError: names the field at fault.
+        UserError: names the invalid field.
     """
     if isinstance(value, str) and value not in RULES:
         target = value.rpartition("/")[2]

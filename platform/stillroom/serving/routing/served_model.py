@@ -1,4 +1,4 @@
-"""A name that clients may ask for, and the policy that chooses who answers."""
+"""A name that clients may request, and the policy that chooses its encoder."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
 """Compares a sample of the student's answers with its teacher's, in production.
 
-A share of the student's answers is encoded again by the teacher, after the client has received
-its own. See agreement.py for how they are compared.
+A share of the student's answers is encoded again by the teacher, after the client has received its
+answer. See agreement.py for how they are compared.
 
 No `from __future__ import annotations` here: Ray Serve reads the types of a deployment.
 """
@@ -35,7 +35,7 @@ BUCKETS = (-0.5, 0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999
 
 
 class ShadowOptions(BaseModel):
-    """What is compared, and what is done with the result."""
+    """Which answers are compared, and what happens with the results."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -62,12 +62,12 @@ class ShadowResult:
 class Shadow:
     """Compares one release's student with its teacher.
 
-    There is one replica of it, and it takes one answer at a time: it never has more than one
-    request at the teacher.
+    It has one replica, which handles one answer at a time, so the teacher never has more than one
+    of its requests.
 
     Args:
         teacher: the teacher's replicas.
-        teacher_contract, student_contract: for their spaces and vector sizes.
+        teacher_contract, student_contract: give their spaces and vector sizes.
         file: where the texts with the least agreement are kept; None: nowhere.
         max_texts: in that file.
     """
@@ -141,7 +141,7 @@ class ShadowMetrics:
 
 
 class ShadowSampler:
-    """Samples one router's answers for a Shadow; nobody waits for it.
+    """Samples one router's answers for a Shadow, without delaying requests.
 
     Args:
         model: the student.
@@ -162,7 +162,7 @@ class ShadowSampler:
         self.last: ShadowResult | None = None
 
     def maybe_compare(self, job: EncodeJob, vectors: np.ndarray, teacher_load: EncoderLoad) -> None:
-        """Start comparing an answer if it is sampled and the teacher has nothing else to do."""
+        """Start comparing an answer if it is sampled and the teacher is idle."""
         request = job.request
         if request.token_ids is not None or random.random() >= self.options.share:
             return

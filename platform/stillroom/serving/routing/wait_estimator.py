@@ -12,7 +12,7 @@ class RunningRequest:
 
     Attributes:
         cost: as given to `WaitEstimator.start`.
-        light_clock_s: what the estimator's light clock showed when the request started.
+        light_clock_s: the estimator's light clock when the request started.
     """
 
     cost: float
@@ -22,9 +22,9 @@ class RunningRequest:
 class WaitEstimator:
     """Expected wait at one encoder, from the requests that one router sends to it.
 
-    Light load, less ongoing than fills a forward: a request takes about the same time whatever it
-    costs, so lone queries say nothing about throughput. Heavy load: work is done at a rate, so
-    the wait is all ongoing cost at that rate. Each of the two is measured only while it lasts.
+    Light load, less ongoing than fills a forward: a request takes about the same time at any cost,
+    so lone queries say nothing about throughput. Heavy load: work is done at a rate, so the wait is
+    all ongoing cost at that rate. Each of the two is measured only while it lasts.
 
     Costs are in any one unit, here characters. Times are seconds of one monotonic clock.
 
@@ -37,7 +37,7 @@ class WaitEstimator:
         self._ongoing_cost = 0.0
         self._full_batch_cost = full_batch_cost
         self._light_clock_s = 0.0  # runs under light load only
-        self._last_finish_s = 0.0  # what the light clock showed when a request last finished
+        self._last_finish_s = 0.0  # the light clock when a request last finished
         self._latency = DecayedRate()  # light load: finished requests, their summed light seconds
         self._throughput = DecayedRate()  # heavy load: finished cost, seconds
         self._now_s = 0.0
@@ -50,8 +50,9 @@ class WaitEstimator:
         return RunningRequest(cost, self._light_clock_s)
 
     def finish(self, request: RunningRequest, now: float, *, completed: bool) -> None:
-        """Record that a request ended. One that was given up (`completed` is False) says nothing
-        about speed."""
+        """Record that a request ended. An abandoned one (`completed` is False) says nothing about
+        speed.
+        """
         self._advance(now)
         if completed and self._is_light():
             self._latency.amount += 1
@@ -84,7 +85,7 @@ class WaitEstimator:
 
     def _advance(self, now: float) -> None:
         elapsed_s = now - self._now_s
-        # Time without work is not slowness: it neither counts nor makes past measurements older.
+        # Time without work is not slowness: it is not counted and does not age measurements.
         if self.ongoing and self._is_light():
             self._latency.decay(elapsed_s)
             self._light_clock_s += elapsed_s

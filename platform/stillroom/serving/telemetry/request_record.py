@@ -1,4 +1,4 @@
-"""What is known of one request, for metrics, the access log and traces."""
+"""Facts about one request, for metrics, the access log and traces."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ class RequestRecord:
 
     Attributes:
         model: the encoder that answered.
-        reason: why that encoder.
+        reason: why this encoder was chosen.
         client: the name of the API key.
         phases: phase → seconds.
         span: OpenTelemetry's, where that is on.
@@ -45,5 +45,5 @@ class RequestRecord:
         self.phases = {
             phase: seconds for phase, seconds in in_replica.items() if seconds is not None
         }
-        # The rest: the message there, Ray's queues, and the vectors' way back.
+        # The rest: sending the message, Ray's queues, and returning the vectors.
         self.phases["send"] = max(0.0, round_trip_s - sum(self.phases.values()))

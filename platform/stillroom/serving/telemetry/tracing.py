@@ -1,6 +1,6 @@
 """OpenTelemetry spans: one for each request and one for each of its phases, in any process.
 
-Tracing is on where OTEL_EXPORTER_OTLP_ENDPOINT is set, and otherwise nothing of it is imported.
+Tracing is on where OTEL_EXPORTER_OTLP_ENDPOINT is set; otherwise OpenTelemetry is not imported.
 Names, samplers and batches are configured as usual:
 https://opentelemetry.io/docs/specs/otel/configuration/. Spans contain what the access log does,
 and never a text.
@@ -29,7 +29,7 @@ TraceHeaders = Mapping[str, str]  # W3C trace context: the parent of spans in ot
 
 
 def check_exporter() -> None:
-    """Raise UserError where spans are wanted and the package that sends them is missing."""
+    """Raise UserError if tracing is on and the package that sends spans is missing."""
     if not _is_on():
         return
     try:
@@ -45,7 +45,7 @@ def check_exporter() -> None:
 
 
 def start_request_span(method: str, route: str, headers: Mapping[str, str]) -> "Span | None":
-    """Start a request's span, a child of its sender's where `traceparent` is among the headers.
+    """Start a request's span, a child of the sender's span if the headers contain `traceparent`.
 
     None where tracing is off, and for anything but a POST: probes and scrapes have no span.
     """

@@ -14,7 +14,7 @@ from stillroom.storage.artifacts import Artifact
 
 @dataclass(frozen=True)
 class CorpusData:
-    """Texts of a corpus, and how they belong together.
+    """Texts of a corpus, and their relations.
 
     Attributes:
         queries: of each pair.
@@ -22,7 +22,7 @@ class CorpusData:
         negative_rows: passages that came with each pair as negatives, as rows of `passages`.
         pair_sources: the source of each pair, as an index in `source_names`, int16, (pairs,).
         passage_sources: the same of each passage; a positive has the source of its pair.
-        source_prompts: what each source puts before its texts; None for the model's own prompts.
+        source_prompts: each source's prefix of its texts; None for the model's own prompts.
         source_symmetric: whether queries and passages of each source are texts of one kind.
         conversations: (prompt, completion) of all sources.
     """

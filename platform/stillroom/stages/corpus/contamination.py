@@ -1,4 +1,4 @@
-"""Drops rows that give away what evaluation sets ask or answer."""
+"""Drops rows that reveal queries or answers of evaluation sets."""
 
 import functools
 import hashlib

@@ -1,4 +1,4 @@
-"""Drops repeated rows: of rows that are the same, the first stays."""
+"""Drops repeated rows: the first of equal rows stays."""
 
 import functools
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from stillroom.stages.corpus.shards import (
 def drop_duplicates(
     workspace: CleaningWorkspace, shards: Sequence[Shard], *, beginnings_of: int
 ) -> None:
-    """Keeps the first pair of each passage, and of those the first of each query.
+    """Keeps the first pair of each passage, then the first of those pairs for each query.
 
     A query with two passages would make a right answer count as a negative. For the same reason a
     negative is dropped if it is a positive of the same query, in its own pair or in another.

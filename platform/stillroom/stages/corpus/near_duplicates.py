@@ -79,6 +79,6 @@ def _find_copies(
     later, earlier = minhash.near_duplicates(
         band[kept], rows[kept], np.stack(sketch, axis=1)[kept], min_jaccard
     )
-    wanted = later >= first
+    selected = later >= first
     copies = workspace.sorted_runs(copies_name)
-    copies.write(f"{key_range[0]:020d}", later[wanted], earlier[wanted])
+    copies.write(f"{key_range[0]:020d}", later[selected], earlier[selected])

@@ -47,7 +47,7 @@ class TextPositions:
 
     @property
     def end(self) -> int:
-        """One more than the last position."""
+        """The last position plus 1."""
         return self.positives + self.negatives + self.passages
 
 

@@ -1,4 +1,4 @@
-"""Draws pairs at random: for a held-out test set, and of sources that have too many."""
+"""Draws pairs at random: for a held-out test set, and from sources with too many pairs."""
 
 from collections.abc import Sequence
 
@@ -28,18 +28,18 @@ def hold_out(
     Raises:
         UserError: when no passage would be left to train on.
     """
-    drawn = workspace.map_hash_ranges(_draw, "beginnings", count=passages, seed=seed)
-    distinct = sum(count for count, _ in drawn)
+    selected = workspace.map_hash_ranges(_draw, "beginnings", count=passages, seed=seed)
+    distinct = sum(count for count, _ in selected)
     if distinct <= passages:
         raise UserError(
             "corpus.held_out.passages",
-            f"{passages} are asked for, and the source has {distinct} distinct passages, which "
+            f"{passages} are requested, and the source has {distinct} distinct passages, which "
             "leaves none to train on",
             "Hold out fewer, or give more pairs",
         )
-    ranks, beginnings, rows = np.concatenate([lowest for _, lowest in drawn], axis=1)
+    ranks, beginnings, rows = np.concatenate([lowest for _, lowest in selected], axis=1)
     order = np.argsort(ranks)[:passages]
-    # Whatever decontamination takes for a copy: no beginning is on both sides of the split.
+    # Passages that begin alike count as copies, so no beginning is on both sides of the split.
     tested = np.sort(beginnings[order])
     workspace.map_hash_ranges(_drop_beginnings, "beginnings", tested=tested)
     return _read_pairs(shards, rows[order].astype(np.int64))

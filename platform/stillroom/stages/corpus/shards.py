@@ -28,7 +28,9 @@ from stillroom.stages.corpus.sources import SourcePart
 
 
 class Verdict(IntEnum):
-    """What became of a row: a pair, a negative of one, a passage or a conversation."""
+    """Whether a row is kept or why it was dropped; rows are pairs, negatives, passages or
+    conversations.
+    """
 
     KEPT = 0
     QUERY_IS_PASSAGE = 1
@@ -59,12 +61,12 @@ DROP_REASONS: dict[str, tuple[Verdict, ...]] = {
 
 @dataclass(frozen=True)
 class ChunkSizes:
-    """How much a process holds at a time. Results do not depend on it.
+    """How much data a process holds at a time. Results do not depend on it.
 
     Attributes:
         rows, characters: limits of a shard; the first one reached ends it.
         records: of a range of sorted runs, about.
-        serial_bytes: with no more input than this, a single process is the fastest.
+        serial_bytes: up to this much input, a single process is the fastest.
     """
 
     rows: int = 1 << 15
@@ -124,7 +126,7 @@ class CleaningWorkspace:
     parallel: bool
 
     def sorted_runs(self, name: str) -> SortedRuns:
-        """The sorted runs of a name; there need be none yet."""
+        """The sorted runs of this name, which may be empty."""
         return SortedRuns(self.folder / name)
 
     def verdicts(self, kind: str) -> Any:

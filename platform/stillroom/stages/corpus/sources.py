@@ -25,7 +25,7 @@ from stillroom.storage.artifacts import Artifact
 
 @dataclass(frozen=True)
 class SourcePart:
-    """What one worker reads of a source. Plain data, which pickles.
+    """A part of a source that one worker reads. Plain data that can be pickled.
 
     Attributes:
         kind: of the rows to read.

@@ -94,7 +94,7 @@ def corpus(
 
 
 def _count(workspace: CleaningWorkspace, shards: Shards, source: int) -> dict[str, Counts]:
-    """How many rows of each kind a source had, and what became of them."""
+    """Counts of each kind of rows in a source, by verdict."""
     counts = {}
     for kind, reasons in DROP_REASONS.items():
         verdicts = workspace.verdicts(kind)

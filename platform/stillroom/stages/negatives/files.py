@@ -48,7 +48,7 @@ def mine_files(
 
     Args:
         models: the miners: `bm25`, or models as named everywhere.
-        passages: files of passages to mine from, beside the pairs' own.
+        passages: files of more passages to mine from.
         evaluation: folders of sets in BEIR layout; their passages never become negatives.
         format: one of `FORMATS`.
         with_scores: also writes the scores of positives and negatives.
@@ -65,7 +65,9 @@ def mine_files(
     if out.exists():
         raise UserError(f"--out {out}", "exists already", "Name a new file")
     if not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}", "its folder does not exist", "Create it, or name another")
+        raise UserError(
+            f"--out {out}", "its folder does not exist", "Create it, or name another folder"
+        )
     store = Store(root)
     names = [resolve_artifact_name(name, store) for name in models]
     folders = {name: None if name == "bm25" else locate_model(name) for name in names}

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MiningTexts:
-    """What is mined: queries, the passages to search, and what is known of both."""
+    """Input of mining: queries, the passages to search, and known relations between them."""
 
     queries: Sequence[str]
     passages: Sequence[str]
@@ -155,11 +155,11 @@ def _candidates(
         searches = pending
         # The next block is searched while negatives are selected from this one.
         pending = start(first + block_size) if first + block_size < queries.stop else []
-        found = []
+        results = []
         for miner, wait in zip(miners, searches, strict=True):
             scores, rows = wait()
-            found.append((scores if miner is scorer else scorer.scores(first, rows), rows))
-        yield first, merge_top_k(found, depth * len(found))
+            results.append((scores if miner is scorer else scorer.scores(first, rows), rows))
+        yield first, merge_top_k(results, depth * len(results))
 
 
 def _select(

@@ -70,7 +70,7 @@ class SharedActors:
             num_cpus=self.scale.cpus if self.reserves_cpus else 0,
             num_gpus=self.scale.gpus / self.share_count,
             label_selector=self.scale.node_labels,
-            # An actor that dies is restarted, and what it did not answer is asked again.
+            # A dead actor is restarted, and its unanswered calls are repeated.
             max_restarts=-1,
             max_task_retries=-1,
         )(actor_class)
@@ -79,7 +79,7 @@ class SharedActors:
 
     @property
     def max_actors(self) -> int:
-        """As many as the recipe asks for, but no more than the cluster can ever hold: Ray would
+        """As many as the recipe requests, but no more than the cluster can ever hold: Ray would
         wait for the others forever."""
         room = bundles_that_fit(cluster_node_types(), bundle_for(self.scale))
         return max(1, min(self.scale.actors, room))
@@ -158,15 +158,15 @@ class DenseMiner:
             merge_top_k(ray.get(self._search(sample, k, exact=exact)), k)[1]
             for exact in (False, True)
         ]
-        found = recall_of_exact(*rows)
-        if found < self.ivf.min_recall:
+        recall = recall_of_exact(*rows)
+        if recall < self.ivf.min_recall:
             raise UserError(
                 "negatives.ivf.min_recall",
-                f"approximate search finds {found:.3f} of what exact search finds, which is less "
+                f"approximate search finds {recall:.3f} of what exact search finds, which is less "
                 f"than {self.ivf.min_recall}",
                 f"Raise negatives.ivf.nprobe above {self.ivf.nprobe}, or search exactly",
             )
-        return found
+        return recall
 
     def _queries(self, rows: np.ndarray) -> np.ndarray:
         return self.queries[rows].astype(np.float32)

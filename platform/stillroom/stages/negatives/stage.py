@@ -87,7 +87,7 @@ def negatives(
 
 
 def _examples(data: CorpusData, rows: np.ndarray, count: int = 5) -> list[dict[str, Any]]:
-    """A few pairs with their negatives, for people to read."""
+    """A few pairs with their negatives, to show in the report."""
     pairs = np.flatnonzero((rows >= 0).any(1))
     return [
         {

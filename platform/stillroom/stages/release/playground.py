@@ -1,4 +1,4 @@
-"""What a release carries for the playground: passages of its evaluation sets, and their maps.
+"""The playground data of a release: passages of its evaluation sets, and their maps.
 
 Shapes: n passages, d dims.
 """
@@ -43,7 +43,7 @@ def write_playground(
     """Writes SET/ as a `PlaygroundCorpus` for each evaluation set.
 
     Args:
-        chosen: set → what `choose_passages` chose.
+        chosen: set → the result of `choose_passages`.
         known: role → the vectors of all these passages; the first role's make the clusters.
     """
     for name, (ids, examples) in chosen.items():
@@ -99,8 +99,8 @@ def _encode(
 def choose_passages(dataset: EvaluationSet, limit: int) -> tuple[list[str], list[ExampleQuery]]:
     """Ids of at most `limit` passages, in the set's order, and some queries to try.
 
-    Both are evenly spaced over the set. The queries' answers are chosen first: an example query
-    should find something.
+    Both are evenly spaced over the set. The queries' answers are chosen first, so that example
+    queries find something.
     """
     judged = [query_id for query_id in dataset.queries if query_id in dataset.qrels]
     query_ids = [judged[row] for row in evenly_spaced(len(judged), EXAMPLES)]

@@ -36,12 +36,12 @@ class GateFailed(UserError):
 
 
 class ReleaseManifest(TypedDict):
-    """What release.json says."""
+    """The content of release.json."""
 
     name: str
     ref: str
     models: dict[str, str]  # role → folder
-    exports: dict[str, dict[str, Any]]  # format → folder, and how like the student it is
+    exports: dict[str, dict[str, Any]]  # format → folder, and its comparison with the student
     space: dict[str, str]  # role → id of its vector space
     report: str
     playground: list[str]  # sets
@@ -64,14 +64,14 @@ def release(
 
     That is teacher/ and student/ with their cards, the student's calibration, student/FORMAT for
     every export, playground/SET/ where the recipe has a playground, report.json, report.html and
-    release.json. Vectors that the report's measurement made are not made again.
+    release.json. Reuses the vectors that the report made.
 
     Args:
         gate: without it, everything is released, and the failures are recorded.
         trusted: which of teacher and student may run code that comes with them.
 
     Returns:
-        What release.json says.
+        The content of release.json.
 
     Raises:
         GateFailed: naming every floor that was missed and by how much. Nothing is released.
@@ -94,7 +94,7 @@ def release(
     known = {
         role: KnownVectors.read(report.path / VECTORS_FOLDER / f"{role}.safetensors", sets)
         for role, model in models.items()
-        if not is_api(model.path)  # it is not served either
+        if not is_api(model.path)  # it is not served
     }
     exports = _export(section, student, sets, known["student"], out, measured, trusted)
     playground = _playground(section, models, sets, known, scale, out, trusted)

@@ -32,11 +32,11 @@ MEMORY_SHARE = 0.5  # of free memory that models may take which are timed in tur
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """A model's entry in the report, and what else its encoding gave.
+    """A model's entry in the report, and other results of its measurement.
 
     Attributes:
-        encoded: the evaluation sets' vectors, of teacher and student alone.
-        calibrations: dims → ranges of the vectors' values, of the student alone.
+        encoded: the evaluation sets' vectors, only of teacher and student.
+        calibrations: dims → ranges of the vectors' values, only of the student.
         weight_bytes: of its weights in memory.
     """
 
@@ -47,7 +47,7 @@ class MeasuredModel:
 
 
 def texts_to_encode(models: int, sets: Mapping[str, EvaluationSet]) -> int:
-    """How many texts so many models encode: judged queries, and passages."""
+    """Number of texts that these models encode: judged queries, and passages."""
     per_model = sum(len(s.judged_queries()) + len(s.passages) for s in sets.values())
     return per_model * models
 
@@ -55,7 +55,7 @@ def texts_to_encode(models: int, sets: Mapping[str, EvaluationSet]) -> int:
 def measure_models(
     models: Mapping[str, ModelSource], corpus: Artifact, scale: ActorPool, progress: Progress
 ) -> dict[str, MeasuredModel]:
-    """Measures each model, one after the other: each may need all that the scale gives.
+    """Measures the models one after the other: each may need all resources of the scale.
 
     The entries' speed is the median over rounds in which all models are timed in turns.
     """
@@ -80,7 +80,7 @@ def measure_api(
 ) -> MeasuredModel:
     """Measures a teacher behind an API, from this process, which has its cache.
 
-    How fast an API answers says nothing about its model.
+    Reports no speed: an API's response time says nothing about its model.
     """
     encoded = encode_sets(ProgressEmbedder(api, progress.add), "teacher", sets)
     entry = report_entry("teacher", api.parameters_total, encoded, sets)
@@ -119,7 +119,7 @@ def _weight_bytes(encoder: Embedder) -> int:
 
 @dataclass(frozen=True)
 class _TimedModel:
-    """What `_time_models` needs of a `MeasuredModel`."""
+    """The fields of a `MeasuredModel` that `_time_models` needs."""
 
     source: ModelSource
     texts_per_second: float  # about

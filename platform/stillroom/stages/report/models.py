@@ -21,7 +21,7 @@ from stillroom.storage.artifacts import Artifact
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model with weights. Travels to a task by pickle.
+    """A model with weights. Pickled to a Ray task.
 
     Attributes:
         role: in the report: teacher, student, teacher_base or student_base.
@@ -71,7 +71,7 @@ def _teacher_before_training(teacher: Artifact, trust_remote_code: bool) -> Enco
 
 
 def _student_before_training(student: Artifact, corpus: Artifact) -> Encoder:
-    """The student as it was made from its base, without the initial projection."""
+    """The student as created from its base, without the initial projection."""
     made_by = student.manifest["made_by"]["section"]
     fields = {name: made_by[name] for name in Student.model_fields if name in made_by}
     section = validate(Student, {**fields, "phases": [made_by["phase"]]}, str(student.path))

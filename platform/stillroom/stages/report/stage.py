@@ -39,13 +39,13 @@ from stillroom.storage.artifacts import Artifact, Draft
 from stillroom.storage.atomic import atomic_write_json
 from stillroom.training.history import METRICS_FILE, read_history
 
-VECTORS_FOLDER = "vectors"  # of ROLE.safetensors: vectors that a release need not make again
+VECTORS_FOLDER = "vectors"  # of ROLE.safetensors: vectors that the release reuses
 
 log = logging.getLogger(__name__)
 
 
 class Report(TypedDict):
-    """What report.json says."""
+    """The content of report.json."""
 
     sets: dict[str, dict[str, int]]  # set → counts of queries and passages
     models: dict[str, dict[str, Any]]  # name → entry, as `report_entry` makes it
@@ -71,7 +71,7 @@ def report(
         trusted: which of teacher and student may run code that comes with them.
 
     Returns:
-        What report.json says.
+        The content of report.json.
     """
     sets = read_evaluation_sets(corpus)
     require_capacity("report", scale.report, 1)
@@ -141,7 +141,7 @@ def _warn_of_unreliable_speeds(entries: dict[str, dict[str, Any]]) -> None:
         if is_unreliable(spread) and entry["role"] != "asymmetric":  # the teacher's speed
             log.warning(
                 "report: the speed of %s is unreliable: its fastest round was %.1f times as fast "
-                "as its slowest. Something else uses this machine, or the sets are very small",
+                "as its slowest. The machine is busy with other work, or the sets are very small",
                 name, spread,
             )  # fmt: skip
 
@@ -154,7 +154,7 @@ def _losses(artifact: Artifact) -> list[tuple[int, float]]:
 
 
 def describe_hardware() -> str:
-    """What the speeds were measured on."""
+    """The hardware and software of the measurement."""
     gpus = ray.cluster_resources().get("GPU", 0)
     memory = psutil.virtual_memory().total / 2**30
     return (

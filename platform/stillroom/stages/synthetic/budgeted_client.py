@@ -1,4 +1,4 @@
-"""Many concurrent requests to a language model, under one budget, none of them paid for twice."""
+"""Many concurrent requests to a language model, under one budget; no request is paid for twice."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +35,7 @@ class BudgetedClient:
     Attributes:
         spent: usage of all completions, those from the cache included.
         calls: completions `made` by the endpoint and `kept_from_before` in the cache.
-        budget_reached: where the budget ended the requests, for people.
+        budget_reached: where the budget ended the requests, as text.
     """
 
     def __init__(self, budget: Budget, endpoint: LanguageModelEndpoint, cache: ResponseCache):
@@ -70,10 +70,10 @@ class BudgetedClient:
         ]
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        """Completions in the order of the requests, whatever the budget.
+        """Completions in the order of the requests, without regard to the budget.
 
         Raises:
-            UserError: when the endpoint fails; what it answered by then is cached.
+            UserError: when the endpoint fails; its earlier answers are cached.
         """
         completions: dict[str, Completion] = {}
         pending: dict[Any, Request] = {}
@@ -123,13 +123,12 @@ class BudgetedClient:
         return completion
 
     def affordable_ranges(self, count: int, max_usage: Usage, what: str) -> Iterator[range]:
-        """Ranges of the numbers below `count`, each as long as the budget certainly pays for.
-
-        What a range really took is counted before the next one.
+        """Ranges of the numbers below `count`, each as long as the budget certainly covers. The
+        actual usage of a range is counted before the next one.
 
         Args:
-            max_usage: the most that one number takes.
-            what: is asked for, for people.
+            max_usage: the most that one number can cost.
+            what: name of the requested items, for messages.
         """
         done = 0
         while done < count:
@@ -150,7 +149,7 @@ class BudgetedClient:
 
         Args:
             request: makes the request of a number.
-            what: is asked for, for people.
+            what: name of the requested items, for messages.
         """
         prompt_tokens = max(estimate_text_tokens(request(number).body) for number in range(count))
         max_usage = Usage(prompt_tokens, max_answer_tokens)

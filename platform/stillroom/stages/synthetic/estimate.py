@@ -1,4 +1,4 @@
-"""Estimates what the requests of `corpus.synthetic` take, without sending any."""
+"""Estimates the usage of the requests of `corpus.synthetic`, without sending any."""
 
 import math
 from dataclasses import asdict
@@ -20,7 +20,7 @@ TYPICAL_TASK_CHARACTERS = 120
 
 
 def estimate_usage(section: Corpus, seed: int) -> list[dict[str, Any]]:
-    """The most that each part of the requests takes: calls, tokens_in, tokens_out and cost.
+    """The maximum usage of each part of the requests: calls, tokens_in, tokens_out and cost.
 
     Assumes that every answer is as long as allowed and that none is rejected.
 

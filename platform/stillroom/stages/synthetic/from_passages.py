@@ -1,4 +1,4 @@
-"""Queries for passages, whose positives are chosen among what a retriever finds for them
+"""Queries for passages, whose positives are chosen among the results of a retriever
 (FRet of Gecko, arXiv 2403.20327)."""
 
 import logging
@@ -80,7 +80,7 @@ def usage_per_passage(
 ) -> list[tuple[int, Usage]]:
     """(calls, usage of all of them) for one passage, at most.
 
-    Items are for writing its query, grading candidates and, if asked for, likelihoods.
+    Items are for writing its query, grading candidates and, if requested, likelihoods.
 
     Args:
         passage_tokens: of a passage's visible part.
@@ -108,7 +108,7 @@ class PassageExampleGenerator:
 
     Attributes:
         pool: see `draw_pool`.
-        retrieve: finds passages of the pool.
+        retrieve: searches the pool.
     """
 
     settings: Synthetic
@@ -173,8 +173,8 @@ class PassageExampleGenerator:
         options = self._options
         neighbours = self.retrieve([query for _, query in queries.values()], options.neighbours)
         candidates = {
-            row: _with_own_passage(row, found)
-            for row, found in zip(queries, neighbours, strict=True)
+            row: _with_own_passage(row, indices)
+            for row, indices in zip(queries, neighbours, strict=True)
         }
         grades = self._grade(queries, candidates)
         likelihoods: list[list[float] | None] = [None] * len(queries)
@@ -247,7 +247,7 @@ class PassageExampleGenerator:
     def _endpoint_offers_likelihood(self) -> bool:
         """Whether the endpoint echoes a prompt with its log-probabilities.
 
-        Many do not, and some ignore the wish silently.
+        Many do not, and some ignore the option silently.
 
         Raises:
             UserError: when it does not and the recipe requires it.

@@ -56,7 +56,7 @@ def generate_from_tasks(
 
 
 def brainstorm_calls(settings: Synthetic, examples: int) -> int:
-    """How many brainstorms give the tasks of so many examples."""
+    """Number of brainstorms that give enough tasks for the examples."""
     assert settings.tasks is not None
     return math.ceil(examples / (settings.tasks.examples_per_task * TASKS_PER_BRAINSTORM))
 

@@ -17,8 +17,8 @@ def chat_request(
 
     Args:
         max_tokens: of the answer.
-        sample_seed: the recipe's seed and a number; other numbers give other answers to the same
-            question.
+        sample_seed: the recipe's seed and a number; different numbers give different answers to the
+            same question.
         temperature: None takes that of the settings.
     """
     seed = 0 if sample_seed is None else int(np.random.default_rng(sample_seed).integers(2**31))

@@ -14,10 +14,10 @@ Parsed = TypeVar("Parsed")
 
 @dataclass
 class RejectionCounts:
-    """Counts of rejected answers and examples, by what was asked for and by reason.
+    """Counts of rejected answers and examples, by request and by reason.
 
     Attributes:
-        counts: what was asked for → reason → answers.
+        counts: request → reason → answers.
         queries: keys of the queries so far, to reject repeated ones.
     """
 

@@ -1,8 +1,8 @@
 """The synthetic stage: pairs that a language model writes, from tasks and from passages.
 
-Requests are sent in rounds: as many as the budget certainly pays for, and what they really took
-is counted before the next round. So the budget alone decides where generation ends, not the order
-of the answers, and a killed run is repeated from the cached answers.
+Requests are sent in rounds, each as large as the budget certainly covers; the actual usage is
+counted before the next round. So the budget alone decides where generation ends, not the order of
+the answers, and a killed run is repeated from the cached answers.
 """
 
 import json
@@ -32,8 +32,8 @@ def synthetic(*, section: Corpus, seed: int, scale: Scale, out: Draft) -> dict[s
     Answers are cached in the store's local folder, for all runs.
 
     Returns:
-        The content of counts.json: what was made and rejected, usage, and where the budget ended
-        generation.
+        The content of counts.json: counts of made and rejected examples, usage, and where the
+        budget ended generation.
 
     Raises:
         UserError: when the endpoint fails, or nothing was made.

@@ -65,7 +65,7 @@ def embed(
 ) -> None:
     """Writes the missing shards of each folder.
 
-    One pool of actors makes them all, so that each loads the model once.
+    One pool of actors makes all shards, so that each actor loads the model once.
 
     Args:
         out: the folder of the folders.
@@ -99,8 +99,8 @@ def embed(
         encoded = map(_ShardEncoder(api), rows)
     else:
         require_capacity("vectors", scale, 1)
-        # Ray's C++ prints here that 'MapWorker(Map(…))' has arguments in the object store: Ray Data
-        # puts the function there. No setting of Ray leaves out this line and keeps other errors.
+        # Ray's C++ code prints here that 'MapWorker(Map(…))' has arguments in the object store,
+        # because Ray Data puts the function there. No setting of Ray hides only this line.
         encoded = (
             ray.data.from_items(rows, override_num_blocks=len(rows))
             .map(
@@ -156,7 +156,7 @@ class _ShardFolder:
         return len(self.rows(number))
 
     def row(self, number: int) -> dict[str, Any]:
-        """What `_ShardEncoder` needs for a shard."""
+        """The input of `_ShardEncoder` for a shard."""
         rows = self.rows(number)
         return {
             "part": self.part.folder,
@@ -167,7 +167,7 @@ class _ShardFolder:
         }
 
     def write(self, row: dict[str, Any], *, skip: bool) -> None:
-        """Writes what `_ShardEncoder` made of a shard.
+        """Writes the result of `_ShardEncoder` for a shard.
 
         Raises:
             UserError: at a text that could not be encoded, unless such are to be skipped.
@@ -231,7 +231,7 @@ class _ShardEncoderActor(_ShardEncoder):
 def encode_isolating_failures(
     encode: Callable[[np.ndarray], np.ndarray], count: int, dims: int
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Encodes texts of which some may make the encoder fail; these are found by halving.
+    """Encodes texts, some of which may make the encoder fail; halving finds these.
 
     Args:
         encode: rows of texts → their vectors, (rows, dims).
@@ -241,7 +241,7 @@ def encode_isolating_failures(
         Vectors, float16 (count, dims), zeros for texts that failed; and row → reason.
 
     Raises:
-        Exception: the encoder's own, where every one of several texts fails.
+        Exception: the encoder's error, if every one of several texts fails.
     """
     result = np.zeros((count, dims), dtype=np.float16)
     failed: dict[int, str] = {}
@@ -263,7 +263,7 @@ def encode_isolating_failures(
         finite = np.isfinite(vectors).all(1)
         result[rows[finite]] = vectors[finite]
         if len(rows) > 1:
-            # Alone, a text cannot be spoilt by others in its batch.
+            # Encoded alone, a text cannot be affected by others in its batch.
             pending += [rows[i : i + 1] for i in np.flatnonzero(~finite)]
         elif not finite.all():
             failed[int(rows[0])] = "its vector is not finite"

@@ -19,7 +19,7 @@ from stillroom.storage.atomic import atomic_write_json
 
 
 class VectorsSummary(TypedDict):
-    """What the manifest of a `vectors` artifact says of it."""
+    """The summary in the manifest of a `vectors` artifact."""
 
     queries: int
     passages: int
@@ -42,7 +42,7 @@ def vectors(
     A text gets the prompt of its source, as in training. Shards that a killed run left are kept.
 
     Args:
-        model: the name of another encoder, used in place of the teacher, with its own prompts.
+        model: the name of another encoder, used instead of the teacher, with its own prompts.
         trusted: holds "teacher" when that may run code that comes with it.
 
     Raises:

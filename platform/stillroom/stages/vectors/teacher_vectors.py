@@ -1,4 +1,4 @@
-"""A teacher's vectors of a corpus by row: from a `vectors` artifact, or encoded when asked for."""
+"""A teacher's vectors of a corpus by row: from a `vectors` artifact, or encoded on demand."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ TEACHER_FILE = "teacher.json"  # in a `vectors` artifact: the fingerprint of the
 
 @dataclass(frozen=True)
 class OnlineVectors:
-    """Vectors by row of texts, encoded when they are asked for."""
+    """Vectors by row of texts, encoded on demand."""
 
     encoder: Embedder
     texts: Sequence[str]
@@ -48,14 +48,14 @@ class VectorSource(VectorRows, Protocol):
     def skipped(self) -> Sequence[int]: ...
 
 
-# (corpus, device) → the vectors of its queries and of its passages. A teacher that encodes them
-# when asked does so on that device.
+# (corpus, device) → the vectors of its queries and of its passages. A teacher that encodes on
+# demand does so on that device.
 OpenVectors = Callable[[CorpusData, torch.device], tuple[VectorSource, VectorSource]]
 
 
 @dataclass
 class TeacherVectors:
-    """A corpus and its teacher's vectors; a worker reads them once. Travels to it by pickle."""
+    """A corpus and its teacher's vectors; a worker reads them once. Pickled to it."""
 
     corpus: Artifact
     open: OpenVectors
@@ -66,14 +66,14 @@ class TeacherVectors:
         return CorpusData.read(self.corpus)
 
     def rows(self, device: torch.device) -> tuple[VectorSource, VectorSource]:
-        """Vectors of the queries and of the passages; opened once, for a worker has one device."""
+        """Vectors of the queries and of the passages; opened once: a worker has one device."""
         if self._rows is None:
             self._rows = self.open(self.corpus_data, device)
         return self._rows
 
 
 def online_vectors(corpus: CorpusData, teacher: Embedder) -> tuple[VectorSource, VectorSource]:
-    """The teacher's vectors of a corpus's queries and passages, encoded when asked for."""
+    """The teacher's vectors of a corpus's queries and passages, encoded on demand."""
     return (
         OnlineVectors(teacher, corpus.queries, corpus.prompts_of("query"), "query"),
         OnlineVectors(teacher, corpus.passages, corpus.prompts_of("passage"), "passage"),
@@ -86,7 +86,7 @@ def stored_vectors(
     """The teacher's vectors of a corpus's queries and passages, from a `vectors` artifact.
 
     Raises:
-        UserError: when they are another teacher's, or of other texts or prompts.
+        UserError: when they belong to another teacher, or to other texts or prompts.
     """
     fingerprint = json.loads((vectors.path / TEACHER_FILE).read_text())["fingerprint"]
     if fingerprint != model_fingerprint(str(teacher.path)):

@@ -1,4 +1,4 @@
-"""What the commands do beyond calling a stage."""
+"""Pruning keeps what is in use."""
 
 from typer.testing import CliRunner
 
@@ -15,7 +15,7 @@ def publish(store, stage, key, inputs=None):
     log.touch()
 
 
-def test_prune_keeps_the_newest_and_all_that_a_release_was_made_from(tmp_path):
+def test_prune_keeps_the_newest_artifacts_and_all_that_a_release_was_made_from(tmp_path):
     store = Store(str(tmp_path))
     publish(store, "teacher", "released")
     publish(store, "release", "only", {"teacher": "released"})
@@ -24,10 +24,10 @@ def test_prune_keeps_the_newest_and_all_that_a_release_was_made_from(tmp_path):
     publish(store, "teacher", "newest", {"corpus": "shared"})
     done = CliRunner().invoke(app, ["runs", "prune", "--yes", "--root", str(tmp_path)])
     assert done.exit_code == 0 and "teacher/small-replaced" in done.output
-    left = {artifact.ref for artifact in store.list_artifacts()}
-    assert left == {
+    remaining = {artifact.ref for artifact in store.list_artifacts()}
+    assert remaining == {
         "teacher/small-released", "teacher/small-newest", "release/small-only",
         "corpus/small-shared",
     }  # fmt: skip
     logs = {folder.name for folder in (tmp_path / ".logs").iterdir()}
-    assert logs == {ref.replace("/", "-") for ref in left}
+    assert logs == {ref.replace("/", "-") for ref in remaining}
