@@ -1,11 +1,12 @@
 """FLOPs of training, and the peak FLOP/s of devices: arithmetic, without torch.
 
 For a text of l tokens, weights in linear layers N (frozen) and A (trained), L layers whose queries
-have width a: forward   2 l (N + A) + 4 L l² a backward  2 l N + 4 l A + 8 L l² a    frozen weights
-pass on gradients, but have none themselves MFU, the share of the device's peak that training uses,
-counts only these: neither padding nor the recomputation of gradient checkpointing and GradCache.
-Embeddings, norms, softmax and costs per text are left out, and the first block counts like any
-other, though its inputs may need no gradient.
+have width a:
+  forward   2 l (N + A) + 4 L l² a
+  backward  2 l N + 4 l A + 8 L l² a    frozen weights pass on gradients, but have none themselves
+MFU, the share of the device's peak that training uses, counts only these: neither padding nor the
+recomputation of gradient checkpointing and GradCache. Embeddings, norms, softmax and costs per text
+are left out, and the first block counts like any other, though its inputs may need no gradient.
 """
 
 from collections.abc import Sequence

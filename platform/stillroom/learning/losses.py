@@ -1,8 +1,8 @@
 """Losses as pure functions of tensors, under the names that the literature gives them.
 
 Shapes: for pairs, b queries of this worker and n candidate passages of all workers; for texts
-without labels, n of this worker and m of all; k vectors to rank; d dims. Everything is computed in
-float32, independent of the model's precision.
+without labels, n of this worker and m of all; k vectors to rank; d dims.
+Everything is computed in float32, independent of the model's precision.
 """
 
 from typing import Any

@@ -1,5 +1,6 @@
-"""Which rows of the training data a step takes: a function of (seed, step) alone. Resuming
-therefore needs one integer, and works with any number of workers.
+"""Which rows of the training data a step takes: a function of (seed, step) alone.
+
+Resuming therefore needs one integer, and works with any number of workers.
 """
 
 from collections.abc import Sequence

@@ -113,9 +113,10 @@ def _open_releases(args: ServeArgs, root: str) -> dict[str, Release]:
 
 
 def _router_options(args: ServeArgs) -> EncoderOptions:
-    """Serve options of the routers: those of the encoder inside them, if any. A router without an
-    encoder mostly waits: its share of a core is small, since the encoders need a laptop's two
-    cores.
+    """Serve options of the routers: those of the encoder inside them, if any.
+
+    A router without an encoder mostly waits: its share of a core is small, since the encoders need
+    a laptop's two cores.
     """
     in_router = [options for options in args.encoders().values() if options.in_router]
     return in_router[0] if in_router else EncoderOptions(replicas=args.routers, num_cpus=0)

@@ -32,16 +32,19 @@ Losses = dict[str, Tensor]
 class Distillation:
     """Distils a teacher's vectors: the weighted sum of the losses below.
 
-    On all texts, queries and passages of pairs included: cosine: distance of a text's two vectors;
-    both models encode into one space. pairwise_mse: squared error of the cosines among the batch's
-    texts. similarity_order: hinge on the order of those cosines, with `similarity_order_margin`.
-    ranking_kl: KL(teacher ‖ student) of how a text ranks the teacher's vectors of all texts, its
-    own included, and of passages sampled from the corpus. The student's queries have to find the
-    teacher's passages: the distance that `cosine` leaves between the two matters in directions
-    where other texts are. On pairs, where each query's candidates are all passages of all workers:
-    score_kl: KL(teacher ‖ student) of the softmaxes of their scores. margin_mse: MarginMSE.
-    contrastive: InfoNCE on the pairs themselves, which does not depend on the teacher's quality. A
-    loss of weight 0 is not computed. Formulas and papers: `learning.losses`.
+    On all texts, queries and passages of pairs included:
+      cosine: distance of a text's two vectors; both models encode into one space.
+      pairwise_mse: squared error of the cosines among the batch's texts.
+      similarity_order: hinge on the order of those cosines, with `similarity_order_margin`.
+      ranking_kl: KL(teacher ‖ student) of how a text ranks the teacher's vectors of all texts, its
+        own included, and of passages sampled from the corpus. The student's queries have to find
+        the teacher's passages: the distance that `cosine` leaves between the two matters in
+        directions where other texts are.
+    On pairs, where each query's candidates are all passages of all workers:
+      score_kl: KL(teacher ‖ student) of the softmaxes of their scores.
+      margin_mse: MarginMSE.
+      contrastive: InfoNCE on the pairs themselves, independent of the teacher's quality.
+    A loss of weight 0 is not computed. Formulas and papers: `learning.losses`.
 
     Attributes:
         false_negative_margin: a candidate that the teacher scores above the positive + margin is

@@ -123,8 +123,9 @@ class BudgetedClient:
         return completion
 
     def affordable_ranges(self, count: int, max_usage: Usage, what: str) -> Iterator[range]:
-        """Ranges of the numbers below `count`, each as long as the budget certainly covers. The
-        actual usage of a range is counted before the next one.
+        """Ranges of the numbers below `count`, each as long as the budget certainly covers.
+
+        The actual usage of a range is counted before the next one.
 
         Args:
             max_usage: the most that one number can cost.
