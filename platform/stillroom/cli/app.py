@@ -27,11 +27,8 @@ app = typer.Typer(
 )
 
 runs_app = typer.Typer()
-
 data_app = typer.Typer(no_args_is_help=True, help="Describe, clean or generate data.")
-
 out = Console(emoji=False)  # `random:llama:` is a model, not an emoji
-
 err = Console(stderr=True, emoji=False)
 
 RecipePath = Annotated[

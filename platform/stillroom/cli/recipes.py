@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from stillroom.preflight.costs import Costs
 
 Until = Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")]
-
 Only = Annotated[str | None, typer.Option(metavar="STAGE", help="Make only this stage.")]
 
 Gate = Annotated[

@@ -10,10 +10,7 @@ import stillroom
 from stillroom.errors import UserError
 
 PACKAGE = Path(stillroom.__file__).parent
-
 CHECKOUT = PACKAGE.parents[1]
-
-
 SERVE = "serve/"  # before the name of a serving configuration
 
 

@@ -15,9 +15,7 @@ from stillroom.config.scale import ActorPool, TrainingWorkers
 from stillroom.errors import UserError
 
 HEAD_RESOURCE = "node:__internal_head__"
-
 NODE_GROUP_LABEL = "ray.io/node-group"  # set on every node that `ray up` or KubeRay started
-
 UNITS = {"CPU": "CPUs", "GPU": "GPUs"}
 
 

@@ -36,11 +36,8 @@ DEFAULT_ENV_VARS = {
 }
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-
 MIB = 1 << 20
-
 AGENT_TIMEOUT_S = 60  # for a head that answers to be able to run jobs
-
 RECONNECT_TIMEOUT_S = 300  # for a lost head to come back
 
 

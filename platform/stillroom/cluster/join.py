@@ -11,7 +11,6 @@ from stillroom.cluster.ray_private import request_cluster_id
 from stillroom.errors import UserError, one_line
 
 CONNECT_TIMEOUT_S = 10
-
 HOST_PORT = re.compile(r"(?:\w+://)?(\[[^\]]+\]|[^/\[\]]+):(\d+)/*")
 
 

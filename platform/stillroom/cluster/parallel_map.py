@@ -15,7 +15,6 @@ from stillroom.observability.log_context import (
 )
 
 Item = TypeVar("Item")
-
 Result = TypeVar("Result")
 
 

@@ -15,9 +15,7 @@ from ray.util.metrics import Counter
 from stillroom.cluster.gauges import Gauges
 
 LOG_INTERVAL_S = 10.0
-
 Result = TypeVar("Result")
-
 log = logging.getLogger(__name__)
 
 

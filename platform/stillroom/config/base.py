@@ -5,11 +5,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
 Dropout = Annotated[float, Field(ge=0, lt=1)]
-
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
-
 DataKind = Literal["pairs", "passages", "conversations"]  # what a source can provide
 
 

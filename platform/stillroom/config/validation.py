@@ -9,7 +9,6 @@ from pydantic import BaseModel, ValidationError
 from stillroom.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
-
 Schema = dict[str, Any]  # JSON schema, as pydantic writes it
 
 

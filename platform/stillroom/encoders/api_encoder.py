@@ -18,7 +18,6 @@ from stillroom.openai_client.requests import Request, Usage, affordable_calls, e
 from stillroom.openai_client.response_cache import ResponseCache
 
 BYTES_PER_TOKEN = 3  # as `estimate_text_tokens` counts
-
 DEFAULT_REQUEST_TOKENS = 8192
 
 

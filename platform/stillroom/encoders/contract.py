@@ -9,15 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from stillroom.errors import UserError
 
 Role = Literal["query", "passage"]
-
 Architecture = Literal["decoder", "encoder"]
-
 Attention = Literal["causal", "bidirectional"]
-
 Pooling = Literal["mean", "weighted_mean", "last", "cls", "latent"]
-
 Precision = Literal["float32", "bfloat16", "float16"]
-
 CombineMethod = Literal["concatenate", "average"]
 
 # What happens to a text that is too long: its end or its beginning is cut off, or it is refused.

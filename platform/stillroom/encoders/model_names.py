@@ -35,7 +35,6 @@ from stillroom.errors import UserError
 from stillroom.storage.artifacts import Artifact, Store
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 TOKENIZER_FILES = (

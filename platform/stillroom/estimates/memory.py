@@ -13,7 +13,6 @@ from typing import Any, Literal
 from stillroom.estimates.model_shape import ModelShape
 
 GIB = 2**30
-
 FLOAT = 4  # bytes of a float32
 
 # DeepSpeed's defaults, in elements: the buffer that gradients are reduced through, and the weights

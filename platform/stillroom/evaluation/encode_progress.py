@@ -12,9 +12,7 @@ from stillroom.encoders.contract import BaseContract, Role
 from stillroom.encoders.interface import Embedder
 
 CHUNK = 512  # texts between two reports
-
 EncodeTexts = Callable[[list[str], Role], np.ndarray]  # texts → float32, (n, d)
-
 OnTexts = Callable[[int], None]  # called with a number of texts, once these are encoded
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 METRIC = "ndcg@10"
-
 SPEED = "texts_per_second"
 
 

@@ -11,11 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 ROUNDS = 5
-
 ROUND_S = 1.0  # of an encoder's work in a round, about
-
 MIN_TEXTS = 32  # in a round
-
 MAX_RELIABLE_SPREAD = 1.5
 
 

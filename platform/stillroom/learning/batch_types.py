@@ -10,7 +10,6 @@ import torch
 from stillroom.encoders.tokens.batch import LabelledTokens, Tokens
 
 Tensor = torch.Tensor
-
 Metrics = dict[str, float]  # name → value of one step
 
 

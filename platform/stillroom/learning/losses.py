@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 
 Tensor = torch.Tensor
-
 MAX_TRIPLES = 1 << 24  # that `similarity_order` compares at once
 
 

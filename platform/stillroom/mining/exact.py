@@ -16,15 +16,10 @@ import numpy as np
 import torch
 
 TopK = tuple[np.ndarray, np.ndarray]  # scores float32, rows int64, both (q, k), best first
-
 Block = tuple[np.ndarray, np.ndarray]  # rows int64 (n,), vectors float16 or float32 (n, d)
-
 QUERIES_PER_PRODUCT = 256  # queries of one matrix product
-
 REFINED_NUMBERS = 1 << 18  # numbers gathered at once to refine: they fit in one core's cache
-
 BFLOAT16_STEP = 2.0**-8  # between neighbouring bfloat16 around 1
-
 MAX_ROW = np.uint64(2**32 - 1)
 
 

@@ -12,21 +12,13 @@ import numpy as np
 from stillroom.mining.known_texts import KnownTexts
 
 POSITIVE = "the positive"
-
 KNOWN = "a copy of the positive, or another positive of the query"
-
 EVALUATION = "in an evaluation set"
-
 PROVIDED = "provided with the pair already"
-
 NEAR_POSITIVE = "too close to the positive"
-
 ABOVE_MAX_SCORE = "above max_score"
-
 REPEATED = "a copy of a better candidate"
-
 SKIPPED = "passed over by skip_first"
-
 REASONS = (POSITIVE, KNOWN, EVALUATION, PROVIDED, NEAR_POSITIVE, ABOVE_MAX_SCORE, REPEATED, SKIPPED)
 
 

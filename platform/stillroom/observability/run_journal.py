@@ -31,15 +31,10 @@ from stillroom.storage.artifacts import Store
 from stillroom.storage.atomic import atomic_write_json
 
 log = logging.getLogger(__name__)
-
 RUNS_FOLDER = ".runs"
-
 HEARTBEAT_FILE, LOG_FILE = "alive.json", "log.jsonl"
-
 HEARTBEAT_S = 20.0  # between two heartbeats
-
 MEMORY_POLL_S = 0.5  # between two readings of the driver's memory
-
 EVENT_FILE = re.compile(r"\d{17}-[0-9a-f]{6}\.json")
 
 # The logger of lines that Ray forwards from workers; not a child of `stillroom`, which prints.

@@ -18,9 +18,7 @@ from stillroom.errors import UserError, one_line
 from stillroom.openai_client.requests import Request, estimate_text_tokens
 
 MAX_PAUSE_S = 600.0  # upper limit of waits that an endpoint requests
-
 RETRYABLE_STATUSES = {408, 409, 425, 429}  # and 500 or more
-
 FATAL_STATUSES = {401, 402, 403, 404}  # no other request would succeed
 
 

@@ -30,7 +30,6 @@ from stillroom.preflight.memory import student_shape, training_setup
 MFU = 0.26
 
 DEFAULT_TOKENS = 512  # of a text, where the recipe sets no max_tokens
-
 UNKNOWN_ARCHITECTURE = "its architecture is unknown"
 
 

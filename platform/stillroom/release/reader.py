@@ -12,9 +12,7 @@ from stillroom.errors import UserError
 from stillroom.storage.manifest import MANIFEST, verify
 
 Target = Literal["teacher", "student"]
-
 TARGETS: tuple[Target, ...] = ("teacher", "student")
-
 ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # no slash: a path with an = is a path
 
 

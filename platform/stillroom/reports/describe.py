@@ -24,13 +24,9 @@ from stillroom.reports.page import render_page
 from stillroom.reports.text_statistics import PERCENTILES, TextStatistics, reservoir_slot
 
 EXAMPLES = 5
-
 EXAMPLE_CHARACTERS = 500
-
 MAX_INSTRUCTIONS = 1000  # that are counted separately
-
 SHOWN_INSTRUCTIONS = 20
-
 Row = tuple[str, dict[str, list[str]], str]  # what a row is, its texts by field, its instruction
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from stillroom.encoders.vectors.quantise import VECTOR_PRECISIONS
 
 WIDTH, HEIGHT, MARGIN = 560, 200, 40
-
 SCORE_TICK = 20  # ticks of the nDCG@10 axis are 1/20 apart
 
 

@@ -13,13 +13,9 @@ from stillroom.data.cleaning.text_keys import text_key
 from stillroom.data.readers.documents import CountTokens
 
 SAMPLE = 4096  # texts of a field whose length and script are taken
-
 MAX_HASHES = 1 << 17  # of a field; with more distinct texts their number is estimated
-
 SCRIPT_CHARACTERS = 500  # of a text, from which its script is determined
-
 HISTOGRAM_BINS = 24
-
 PERCENTILES = (5, 50, 95, 99)
 
 

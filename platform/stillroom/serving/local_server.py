@@ -21,7 +21,6 @@ from stillroom.serving.http.auth import is_loopback
 from stillroom.storage.root import default_root
 
 APPLICATION = "stillroom"
-
 DRAIN_S = 60  # for ongoing requests when the server is stopped
 
 

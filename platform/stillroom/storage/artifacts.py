@@ -35,7 +35,6 @@ from stillroom.storage.object_store import (
 )
 
 log = logging.getLogger(__name__)
-
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 

@@ -15,13 +15,9 @@ from pyarrow import fs
 from stillroom.errors import UserError, one_line
 
 ATTEMPTS = 6  # of a request: about 20 seconds with the waits between them
-
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
-
 BLOCK = 1 << 20  # bytes of one read
-
 Result = TypeVar("Result")
-
 log = logging.getLogger(__name__)
 
 

@@ -3,7 +3,6 @@
 import os
 
 ROOT_VARIABLE = "STILLROOM_ROOT"
-
 ROOT_FOLDER = "runs"  # under the working directory
 
 

@@ -32,11 +32,8 @@ from stillroom.storage.object_store import (
 )
 
 FOLDER_NAME = re.compile(r"(\d{9})-[0-9a-f]+")
-
 FILE_LIST = re.compile(r"\d+-of-(\d+)\.json")
-
 NOT_FOUND = fs.FileType.NotFound
-
 log = logging.getLogger(__name__)
 
 

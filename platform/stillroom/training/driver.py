@@ -29,7 +29,6 @@ from stillroom.training.worker import WorkerSetup, train_worker
 from stillroom.training.worker_group import StopOnUserError, WorkerGroupConfig
 
 log = logging.getLogger(__name__)
-
 RESIZE_POLL_S = 60.0  # Ray Train's default; of no effect for a fixed number of workers
 
 

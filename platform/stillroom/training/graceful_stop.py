@@ -19,13 +19,9 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 POLL_INTERVAL_S = 0.5
-
 WORKER_TIMEOUT_S = 30.0  # without a poll for this long, no worker is running
-
 STOPPED_EXIT_CODE = 128 + signal.SIGTERM
-
 log = logging.getLogger(__name__)
-
 _terminated = threading.Event()  # this process got SIGTERM
 
 

@@ -7,7 +7,6 @@ from stillroom.learning.batch_types import Metrics
 from stillroom.learning.loop import SCORE_METRIC
 
 METRICS_FILE = "metrics.jsonl"  # a line per step
-
 BEST_WEIGHTS_FILE = "best.safetensors"  # in a checkpoint: the weights of the best score so far
 
 

@@ -23,9 +23,7 @@ from stillroom.learning.batch_types import Metrics
 from stillroom.learning.loop import SCORE_METRIC
 
 log = logging.getLogger(__name__)
-
 FLUSH_INTERVAL_S = 10  # after which TensorBoard shows a step
-
 MLFLOW_EXPERIMENT = "stillroom"
 
 

@@ -21,7 +21,6 @@ from stillroom.training.metric_sinks import Tracker, progress_line
 from stillroom.training.task import TrainingTask
 
 log = logging.getLogger(__name__)
-
 LOG_LINES = 20  # progress lines of a run, about
 
 

@@ -45,19 +45,12 @@ from stillroom.data.cleaning.word_hashes import (
 from stillroom.data.readers.records import EvaluationSet
 
 MatchKind = Literal["copy", "edited", "contains", "part", "overlap", "meaning"]
-
 MATCH_KINDS: tuple[MatchKind, ...] = ("copy", "edited", "contains", "part", "overlap", "meaning")
-
 MIN_CONTAINED_WORDS = 8  # shorter texts are not looked for inside others
-
 MAX_SHORT_WORDS = 24  # texts up to this length match if one of their words differs
-
 MIN_TEXT_SIMILARITY = 0.85  # share of the characters of two texts
-
 MIN_TYPO_SIMILARITY = 0.5  # share of the characters of two words
-
 MIN_LENGTH_RATIO = 0.75  # of texts that are about as long
-
 CHUNK_TEXTS = 4096  # compared at a time
 
 # (texts, "query" or "passage") → unit vectors, float, (texts, dims)

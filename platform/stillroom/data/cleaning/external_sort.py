@@ -10,9 +10,7 @@ import numpy as np
 from stillroom.storage.atomic import atomic_write
 
 KeyRange = tuple[int, int]  # first key, and the key after the last
-
 KEY_SPACE = 1 << 64  # keys are uint64
-
 MAX_COLUMNS = 4
 
 

@@ -18,13 +18,9 @@ from stillroom.data.cleaning.splitmix import splitmix64
 from stillroom.data.cleaning.text_keys import equals_previous, fold_case
 
 PERMUTATIONS = 128  # numbers in a signature
-
 SHINGLE_WORDS = 3
-
 BATCH_TEXTS = 2048  # their words fit into a processor's cache
-
 COMPARED_NEIGHBOURS = 8  # texts of a band that a text is compared with, besides the first
-
 MIN_RECALL = 0.9  # of pairs exactly at the given similarity; higher above it
 
 # Scripts without spaces between words: every character counts as a word.
@@ -36,7 +32,6 @@ UNSPACED_CHARACTERS = re.compile(
 _rng = np.random.default_rng(0)
 
 _FACTORS = _rng.integers(1 << 32, size=PERMUTATIONS, dtype=np.uint32) | np.uint32(1)
-
 _TERMS = _rng.integers(1 << 32, size=PERMUTATIONS, dtype=np.uint32)
 
 # The number of set bits in each byte.

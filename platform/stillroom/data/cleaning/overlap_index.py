@@ -13,21 +13,13 @@ from stillroom.data.cleaning.word_hashes import (
 )
 
 GRAM_WORDS = 4  # words of the n-grams that shared text is made of
-
 WINDOW_GRAMS = 4  # of this many neighbouring grams of a long text, the rarest is indexed
-
 SHORT_TEXT_WORDS = 40  # of texts up to this length every gram is indexed
-
 COMMON_TEXTS = 10  # a gram that more texts have is a stock phrase or boilerplate
-
 ENOUGH_RARE_GRAMS = 8  # a text with as many rarer grams has its common ones left out
-
 MAX_POSTINGS = 32  # texts listed for one gram
-
 MIN_SHARED_GRAMS = 2  # indexed grams in common before two texts are compared
-
 MIN_RUN_WEIGHT = 0.9  # mean weight of the words in a shared run that counts as a match
-
 WORDS_PER_BATCH = 1 << 19  # compared at a time
 
 

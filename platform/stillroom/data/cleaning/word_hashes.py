@@ -10,9 +10,7 @@ import numpy as np
 from stillroom.data.cleaning.splitmix import GOLDEN_RATIO, mix_bits
 
 MAX_TEXT_CHARACTERS = 1 << 20  # longer texts are cut
-
 CHUNK_CHARACTERS = 1 << 20  # hashed at a time; one long text may have more
-
 TEXT_END = "\uffff"  # separates texts; never a character of a text
 
 # Scripts without spaces between words: Han, kana, Thai, Lao, Khmer, Burmese. Each of their
@@ -34,7 +32,6 @@ UNSPACED_SCRIPTS = (
 _SEPARATOR, _LETTER, _WORD, _IGNORED = range(4)
 
 _BASE = GOLDEN_RATIO  # of the polynomials; odd, so it has an inverse
-
 _BASE_INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
 
 

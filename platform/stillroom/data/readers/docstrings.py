@@ -16,17 +16,11 @@ from stillroom.data.readers.records import Pair
 from stillroom.errors import UserError
 
 OWN_PACKAGE = "stillroom"  # excluded: every version of it would give another corpus
-
 PARALLEL_FROM_FILES = 500  # fewer are parsed before other processes have started
-
 MAX_FILE_BYTES = 1 << 20  # larger files are generated code
-
 SUMMARY_WORDS = range(4, 41)
-
 MAX_PASSAGE_CHARACTERS = 1500  # more than any encoder here reads
-
 TEST_PATH = re.compile(r"(^|/)(tests?|testing|_tests?)/|(^|/)(test_[^/]*|conftest)\.py$")
-
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -15,9 +15,7 @@ CountTokens = Callable[[str], int]  # tokens of a text, without special tokens
 MIN_TOKENS_PER_CHARACTER = 1 / 16
 
 CUT_SEARCH_CHARACTERS = 4096  # distance from the middle of a text in which it may be cut
-
 PARAGRAPH_BREAK = "\n\n"
-
 HEADING = re.compile(r"#{1,6}\s")
 
 # Ends of sentences, then ends of words.

@@ -7,7 +7,6 @@ from typing import Any
 from stillroom.errors import UserError
 
 Fields = Mapping[str, Any]
-
 ID_FIELDS = ("_id", "id", "docid", "pid", "qid", "query_id")
 
 

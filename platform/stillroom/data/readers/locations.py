@@ -21,17 +21,11 @@ from stillroom.errors import UserError
 from stillroom.storage.object_store import open_uri
 
 HUB_PREFIX = "hub:"
-
 UNKNOWN_SIZE = 1 << 40  # bytes; of data sets of the hub
-
 DATA_EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
-
 DOCUMENT_EXTENSIONS = (".md", ".markdown", ".txt")
-
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}  # not around .parquet, which compresses itself
-
 BUFFER_BYTES = 1 << 20  # bytes
-
 COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
 
 

@@ -27,9 +27,7 @@ SUPPORTED_FORMATS = (
 )
 
 MAX_LINE_BYTES = 1 << 27  # a longer line means a file without line ends
-
 JSON_BLOCK_BYTES = 1 << 20  # of a .json, read at a time
-
 JSON_SEPARATORS = re.compile(r"[\s,\[\]]*")  # between the values of a .json
 
 csv.field_size_limit(MAX_LINE_BYTES)

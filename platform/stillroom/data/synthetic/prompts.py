@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 
 TASKS_PER_BRAINSTORM = 20
-
 MAX_GRADE = 3
 
 
@@ -46,7 +45,6 @@ class TaskTemplate:
 
 
 SHORT_LENGTHS = ("fewer than 5", "5 to 10", "10 to 20")
-
 LONG_LENGTHS = ("40 to 80", "100 to 150", "200 to 300")
 
 TASK_TEMPLATES = {
@@ -112,7 +110,6 @@ CLARITY_LEVELS = (
 )
 
 AUDIENCES = ("a child", "a pupil of a secondary school", "a student", "an expert of the field")
-
 EXAMPLE_FIELDS = ("query", "positive", "hard_negative")
 
 

@@ -43,7 +43,6 @@ SAMPLE_TEXTS = 64  # that a format is calibrated on
 TRACED_TEXTS = ("short", "A sentence of some words, which is no question.", "many words " * 60)
 
 WriteFormat = Callable[[Encoder, Path, CalibrationSample], dict[str, Any]]
-
 EncodeTexts = Callable[[list[str], Role], np.ndarray]  # texts → float32, (n, dims)
 
 

@@ -22,9 +22,7 @@ from stillroom.encoders.micro_batches import CPU_BATCH_TOKENS, Forward, encode_i
 from stillroom.encoders.tokens.batch import Tokens, pad
 
 MIN_COSINE = 0.993  # on the sample; other texts score lower than the sample
-
 MAX_FLOAT_SHARE = 0.5  # of the products; with more of them in float it would not be int8
-
 RANKING_STRIDE = 8  # nodes are ranked by error on every 8th text of the sample
 
 # Kinds of nodes that are quantised → which input is the weight. Gather looks up embeddings.

@@ -17,13 +17,9 @@ from stillroom.encoders.tokens.prompter import Prompter
 from stillroom.errors import UserError
 
 ONNX_FILE = "model.onnx"
-
 OPENVINO_FILE = "openvino_model.xml"
-
 EXPORT_FILE = "export.json"  # how the export was made and checked
-
 INPUTS = ("input_ids", "attention_mask", "pool_mask")
-
 OUTPUT = "vectors"
 
 

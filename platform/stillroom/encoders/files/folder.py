@@ -31,11 +31,8 @@ from stillroom.errors import UserError
 ADAPTER_FOLDER = "adapter"
 
 PROJECTION_FILE = "projection.safetensors"
-
 HEAD_FILE = "head.safetensors"
-
 LATENT_ATTENTION_FILE = "pooling.safetensors"
-
 DEFAULT_MAX_TOKENS = 512  # of a plain model, which defines no limit
 
 

@@ -20,13 +20,9 @@ import numpy as np
 from stillroom.errors import UserError
 
 RANDOM = "random:"
-
 VERSION = 1  # raise it when the same name would give other weights or tokens
-
 MAX_LENGTH = 256  # tokens of a text
-
 FAMILIES = ("llama", "mistral", "bert")
-
 WEIGHT_STD = 0.02  # as transformers initialises Llama and BERT
 
 # What tokenizers are trained on: common English, and the vocabulary of documentation.
@@ -54,7 +50,6 @@ organisation environment experience important significant
 """
 
 WORDS = VOCABULARY_TEXT.split()
-
 SUFFIXES = ("", "", "", "", "s", "ed", "ing", "er", "ly", "ment")
 
 

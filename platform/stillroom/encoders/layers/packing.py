@@ -15,7 +15,6 @@ from stillroom.encoders.layers.backbone import position_offset
 from stillroom.errors import UserError
 
 PACKED = "packed"
-
 MIN_TORCH_ON_GPU = "2.12"  # varlen_attn with a scale, windows and grouped queries
 
 # Architectures that take positions as an input, and do not mix the tokens of different texts

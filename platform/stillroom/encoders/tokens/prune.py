@@ -19,9 +19,7 @@ from stillroom.encoders.tokens.subwords import SUBWORD_MODELS, SubwordModel
 from stillroom.errors import UserError
 
 MAX_COUNTED_TEXTS = 200_000
-
 CHUNK = 4096  # texts tokenised at once
-
 FIELD = "student.vocabulary_size"
 
 

@@ -17,9 +17,7 @@ from stillroom.errors import UserError
 VectorPrecision = Literal["float32", "float16", "int8", "binary", "binary+rescoring"]
 
 VECTOR_PRECISIONS: tuple[VectorPrecision, ...] = get_args(VectorPrecision)
-
 RESCORE_FACTOR = 4  # a search by bits takes 4 × k candidates, which int8 codes order again
-
 CALIBRATION_FILE = "calibration.safetensors"
 
 

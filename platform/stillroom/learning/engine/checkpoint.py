@@ -16,11 +16,8 @@ from safetensors.torch import save_file
 from stillroom.learning.gather import current_shard
 
 FILE_PATTERN = "trained-*.safetensors"
-
 FILE_BYTES = 2**30  # of a file: about as much waits in a worker's memory
-
 WEIGHT = "weight"
-
 TENSOR_KINDS = (WEIGHT, "exp_avg", "exp_avg_sq")  # the moments as torch's AdamW names them
 
 

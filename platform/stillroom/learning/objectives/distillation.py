@@ -24,7 +24,6 @@ from stillroom.learning.micro_batch_runner import MicroBatchRunner
 from stillroom.learning.objectives.contrastive import matryoshka_prefix, positive_columns
 
 Tensor = torch.Tensor
-
 Losses = dict[str, Tensor]
 
 

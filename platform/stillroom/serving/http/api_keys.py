@@ -8,11 +8,8 @@ from pathlib import Path
 from stillroom.errors import UserError
 
 KEYS_VARIABLE = "STILLROOM_API_KEYS"
-
 HASHED = "sha256"  # NAME:sha256:HEX
-
 UNNAMED = "unnamed"  # the owner of a key without a name
-
 RATES = ("requests_per_minute", "texts_per_minute")
 
 

@@ -22,7 +22,6 @@ from stillroom.serving.http.api_keys import ApiKey, ApiKeys, read_keys_file
 from stillroom.serving.telemetry.request_record import RequestRecord
 
 log = logging.getLogger("ray.serve")
-
 ANONYMOUS = "anonymous"  # the client's name where no keys are configured
 
 

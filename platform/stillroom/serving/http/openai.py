@@ -18,9 +18,7 @@ from stillroom.serving.messages import EmbedRequest, EncodeResult
 from stillroom.serving.service import ModelInfo
 
 Encoding = Literal["float", "base64"]
-
 InputType = Literal["query", "document"]
-
 ROLES: dict[InputType, Role] = {"query": "query", "document": "passage"}
 
 

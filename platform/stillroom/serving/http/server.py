@@ -28,9 +28,7 @@ from stillroom.serving.telemetry.metrics import RouterMetrics
 from stillroom.serving.telemetry.request_record import RequestRecord
 
 log = logging.getLogger("ray.serve")
-
 CLIENT_LEFT = 499  # nginx's number; only metrics and the log show it
-
 UNKNOWN_ROUTE = "none"  # in metrics and the log, which must not contain paths that clients invent
 
 # Headers of answers that pages of `cors_origins` may read.

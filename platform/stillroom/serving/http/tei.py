@@ -20,13 +20,9 @@ from stillroom.serving.messages import Token
 from stillroom.serving.service import ModelInfo
 
 ROLES: dict[str, Role] = {"query": "query", "document": "passage", "passage": "passage"}
-
 PromptName = Literal["query", "document", "passage"]
-
 Direction = Literal["left", "right", "Left", "Right"]
-
 TokenIds = list[NonNegativeInt]
-
 B = TypeVar("B", bound="Body")
 
 

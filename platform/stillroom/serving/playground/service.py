@@ -24,11 +24,8 @@ from stillroom.serving.messages import EmbedRequest, EncodeJob, EncodeResult
 from stillroom.serving.playground.index import PlaygroundIndex
 
 MAX_HITS = 50
-
 Text = Annotated[str, Field(min_length=1, max_length=20_000)]
-
 T = TypeVar("T")
-
 EncodeFunction = Callable[[str, EncodeJob], Awaitable[EncodeResult]]  # (encoder, job) → vectors
 
 

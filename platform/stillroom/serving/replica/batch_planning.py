@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 
 MAX_PADDING = 0.25  # share of a forward's tokens that may be padding …
-
 SMALL_BATCH = 1 / 8  # … unless the forward fills less than this share of the budget
-
 MIN_FORWARD = 1 / 16  # of the budget: a smaller separate forward costs more than it saves
 
 

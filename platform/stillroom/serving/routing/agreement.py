@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 
 MAX_PROBES = 64  # recent texts that orders are compared on …
-
 MIN_PROBES = 8  # … and how many are enough for an order
 
 

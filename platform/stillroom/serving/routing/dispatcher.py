@@ -34,11 +34,8 @@ from stillroom.serving.routing.shadow import ShadowSampler
 from stillroom.serving.routing.wait_estimator import WaitEstimator
 
 log = logging.getLogger("ray.serve")
-
 MAX_ATTEMPTS = 3  # replicas that a request is sent to before the client is asked to retry
-
 QUEUE_FULL_RETRY_S = 1  # a full queue moves within a second or so
-
 FALLBACK_POLL_S = 0.25  # how often a waiting request checks whether its encoder is lost
 
 

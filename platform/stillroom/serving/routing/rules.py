@@ -19,7 +19,6 @@ from stillroom.release.reader import TARGETS
 from stillroom.serving.messages import EmbedRequest, EncoderLoad
 
 CHARACTERS_PER_TOKEN = 4  # to compare token ids with texts
-
 Loads = Mapping[str, EncoderLoad]  # encoder (NAME/teacher or NAME/student) → its load
 
 

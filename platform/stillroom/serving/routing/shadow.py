@@ -26,11 +26,8 @@ from stillroom.serving.routing.agreement import Agreement, AgreementTracker
 from stillroom.serving.routing.disagreement_file import DisagreementFile
 
 log = logging.getLogger("ray.serve")
-
 NEWEST_WEIGHT = 0.02  # of the newest text in the running means
-
 MAX_TEXTS = 8  # of one request
-
 BUCKETS = (-0.5, 0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999, 1)
 
 

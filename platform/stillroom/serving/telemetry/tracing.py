@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-
 EXPORTER = "opentelemetry.exporter.otlp.proto.http"
-
 TraceHeaders = Mapping[str, str]  # W3C trace context: the parent of spans in other processes
 
 

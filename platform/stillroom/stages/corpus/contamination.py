@@ -17,7 +17,6 @@ from stillroom.errors import UserError
 from stillroom.stages.corpus.shards import CleaningWorkspace, Shard, Verdict
 
 HELD_OUT_SET = "held-out"  # name of the evaluation set that is split off a source
-
 INDEX_FILE = "contamination-index.pickle"
 
 

@@ -31,7 +31,6 @@ from stillroom.storage.artifacts import Artifact, Draft
 from stillroom.storage.atomic import atomic_write_json
 
 SIZES = ChunkSizes()
-
 Counts = dict[str, int]  # "read", reasons to drop, "kept"; "read" is the sum of the others
 
 

@@ -32,7 +32,6 @@ PAIRS_SCHEMA = pa.schema(
 )
 
 PASSAGES_SCHEMA = pa.schema({"text": pa.string(), "source": pa.int16()})
-
 CONVERSATIONS_SCHEMA = pa.schema({"prompt": pa.string(), "completion": pa.string()})
 
 

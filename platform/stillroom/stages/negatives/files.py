@@ -26,7 +26,6 @@ from stillroom.storage.artifacts import Store
 from stillroom.storage.atomic import atomic_write
 
 log = logging.getLogger(__name__)
-
 SHARD_SIZE = 1024  # texts encoded at once
 
 

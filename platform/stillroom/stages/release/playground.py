@@ -28,9 +28,7 @@ from stillroom.release.playground_corpus import (
 from stillroom.storage.artifacts import Artifact
 
 MAX_CLUSTERS = 8  # more colours cannot be told apart
-
 EXAMPLES = 8
-
 MAX_CHARACTERS = 4000  # of a text that is shown; more does not help to compare hits
 
 

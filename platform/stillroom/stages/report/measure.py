@@ -26,7 +26,6 @@ from stillroom.stages.report.models import ModelSource
 from stillroom.storage.artifacts import Artifact
 
 CALIBRATION_PASSAGES = 1024  # of the corpus
-
 MEMORY_SHARE = 0.5  # of free memory that models may take which are timed in turns
 
 

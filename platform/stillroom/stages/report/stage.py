@@ -40,7 +40,6 @@ from stillroom.storage.atomic import atomic_write_json
 from stillroom.training.history import METRICS_FILE, read_history
 
 VECTORS_FOLDER = "vectors"  # of ROLE.safetensors: vectors that the release reuses
-
 log = logging.getLogger(__name__)
 
 

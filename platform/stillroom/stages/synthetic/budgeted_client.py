@@ -22,7 +22,6 @@ from stillroom.openai_client.requests import (
 from stillroom.openai_client.response_cache import ResponseCache
 
 log = logging.getLogger(__name__)
-
 MAX_ROUND_REQUESTS = 1000  # bounds memory
 
 

@@ -32,13 +32,9 @@ from stillroom.stages.synthetic.rejections import RejectionCounts
 from stillroom.stages.synthetic.retriever import Retriever
 
 log = logging.getLogger(__name__)
-
 CHAT_TEMPLATE_TOKENS = 32  # that a chat template adds to a prompt
-
 TASK_AND_QUERY_TOKENS = 128  # of a task and a query together, for estimates
-
 Queries = dict[int, tuple[str, str]]  # index of a passage in the pool → task and query
-
 Candidates = dict[int, list[int]]  # the same index → indices of the passages that were found
 
 
