@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from support import shared_ray
 from support.in_process_cli import run_command
 from support.tiny_models import tiny_encoder
 
@@ -152,6 +153,7 @@ def test_too_little_disk_is_refused(stillroom, tmp_path):
 
 @pytest.mark.parametrize("command", ["run", "check"])
 def test_an_unreachable_cluster_is_refused(stillroom, command):
+    shared_ray.stop()  # in a process that has joined a Ray, none is looked for
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

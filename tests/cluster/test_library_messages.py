@@ -16,6 +16,7 @@ IGNORED = [
     "Requesting resources: {'CPU': 1.0} * 2",
     "Setting up process group for: env:// [rank=0, world_size=2]",
     "DeepSpeed deepspeed.ops.comm.deepspeed_shm_comm_op built successfully",
+    "Failed to query Ray Train Controller actor state. State API may be temporarily unavailable.",
 ]
 KEPT = [
     "[2026-01-01 10:00:00,000 E 1 2] core_worker.cc:2465: Actor with class name: 'Miner' and ID: "

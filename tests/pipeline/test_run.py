@@ -1,9 +1,9 @@
 """The whole pipeline on tiny real models and two workers: run, reused, killed and resumed."""
 
+import contextlib
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from safetensors.torch import load_file
@@ -122,7 +123,10 @@ def killed(workplace):
         assert process.poll() is None, (workplace.folder / "output").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)  # polls for a condition, with a deadline
-    os.killpg(process.pid, signal.SIGKILL)
+    # Ray's processes too, as when the machine dies: alone, its workers would train on for seconds.
+    for running in [process, *psutil.Process(process.pid).children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            running.kill()
     process.wait()
     stages = [artifact.stage for artifact in workplace.store().list_artifacts()]
     return stages, workplace.show_runs()["runs"][0]

@@ -16,6 +16,8 @@ IGNORED_MESSAGES = "|".join(
         # Ray Train also logs "Attempting to start training worker group", which says the same.
         r"Requesting resources: ",
         r"Setting up process group for: ",
+        # Its cleaner asks a dashboard, which a Ray on one machine does not have.
+        r"Failed to query Ray Train Controller actor state\. ",
         r"^DeepSpeed \S+ built successfully$",
         # Ray Data: our stages report their progress.
         r"^Starting execution of Dataset ",
