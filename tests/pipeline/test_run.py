@@ -34,7 +34,7 @@ STAGES = ["corpus", "teacher", "vectors", "negatives", "student", "report", "rel
 
 
 # More steps than the recipe has, so that a run can be killed between two checkpoints.
-STEPS = 20
+STEPS = 12
 COMMAND = [
     "run", TINY, f"teacher.phases.0.steps={STEPS}", "scale.teacher.checkpoint_every=2",
     "student.space=teacher", "release.asymmetric_retention=0", "scale.student.workers=1",

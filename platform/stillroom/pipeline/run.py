@@ -97,10 +97,11 @@ def produce(
     from stillroom.cluster.progress import show_progress
     from stillroom.cluster.session import connect
 
-    connect(scale)
+    # Opened first: a root that cannot be written is refused before Ray starts.
     with store.draft(step.stage, step.name, step.key) as draft:
         if draft.artifact is not None:  # made by another process meanwhile
             return StepResult(step, draft.artifact, True, time.monotonic() - started_at)
+        connect(scale)
         with journal.stage(step.ref) as event, show_progress(step.ref):
             log.info("%s: begins", step.ref)
             summary = stage_function(step.stage)(**step.args, **inputs, scale=scale, out=draft)
