@@ -40,7 +40,8 @@ def train_with_sentence_transformers(
     kept_layers = [transformer.auto_model.encoder.layer[i] for i in layers]
     transformer.auto_model.encoder.layer = torch.nn.ModuleList(kept_layers)
     set_dropout(transformer.auto_model, dropout)
-    width, dims = encoder.projection.in_features, encoder.projection.out_features
+    linear = encoder.projection.linear
+    width, dims = linear.in_features, linear.out_features
     dense = Dense(width, dims, bias=False, activation_function=torch.nn.Identity())
     model = SentenceTransformer(modules=[transformer, pooling, dense], device=device)
     clock = Clock()
@@ -72,7 +73,7 @@ def train_with_sentence_transformers(
         trainer.get_train_dataloader = in_order(trainer, phase.global_batch)
         trainer.train()
     encoder.backbone.load_state_dict(transformer.auto_model.state_dict())
-    encoder.projection.load_state_dict({"weight": dense.linear.weight.detach().float()})
+    encoder.projection.linear.load_state_dict({"weight": dense.linear.weight.detach().float()})
     return clock.ended - clock.started
 
 

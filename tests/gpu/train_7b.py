@@ -108,7 +108,6 @@ def encoder(size: Size, device: torch.device) -> Encoder:
         architecture="decoder",
         attention="bidirectional",
         pooling="mean",
-        append_eos=False,
         max_tokens=size.passage_tokens,
         dims=(size.hidden,),
         precision=size.precision,

@@ -151,7 +151,7 @@ class Student(Section):
     space: Literal["own", "teacher"] = "own"
     output_dims: PositiveInt | None = None
     matryoshka: dict[PositiveInt, PositiveFloat] | None = None
-    pooling: Literal["mean", "weighted_mean", "last", "cls"] | None = None
+    pooling: Literal["mean", "weighted_mean", "last", "cls", "max", "mean_sqrt_len"] | None = None
     prompts: Prompts | None = None
     max_tokens: PositiveInt | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -13,7 +13,7 @@ class TeacherMember(Section):
 
     base: str  # as a single teacher's, or an artifact such as teacher/NAME-KEY
     attention: Literal["causal", "bidirectional"] | None = None
-    pooling: Literal["mean", "weighted_mean", "last", "cls"] | None = None
+    pooling: Literal["mean", "weighted_mean", "last", "cls", "max", "mean_sqrt_len"] | None = None
     append_eos: bool | None = None
     prompts: Prompts | None = None
     max_tokens: PositiveInt | None = None
@@ -92,7 +92,9 @@ class Teacher(Section):
     api: EmbeddingsApi | None = None
     trust_remote_code: bool = False
     attention: Literal["causal", "bidirectional"] | None = None
-    pooling: Literal["mean", "weighted_mean", "last", "cls", "latent"] | None = None
+    pooling: (
+        Literal["mean", "weighted_mean", "last", "cls", "max", "mean_sqrt_len", "latent"] | None
+    ) = None
     latents: Latents = Latents()
     echo: bool = False
     append_eos: bool = False

@@ -11,7 +11,9 @@ from stillroom.errors import UserError
 Role = Literal["query", "passage"]
 Architecture = Literal["decoder", "encoder"]
 Attention = Literal["causal", "bidirectional"]
-Pooling = Literal["mean", "weighted_mean", "last", "cls", "latent"]
+Pooling = Literal["mean", "weighted_mean", "last", "cls", "max", "mean_sqrt_len", "latent"]
+Similarity = Literal["cosine", "dot"]
+Activation = Literal["identity", "tanh", "relu", "gelu", "silu", "sigmoid"]
 Precision = Literal["float32", "bfloat16", "float16"]
 CombineMethod = Literal["concatenate", "average"]
 
@@ -40,12 +42,32 @@ class LatentAttentionSizes(BaseModel):
     head_dims: PositiveInt | None = None  # None: the width of the states
 
 
+class ProjectionLayer(BaseModel):
+    """One layer between the pooled states and the vector; its weights are in the model's folder.
+
+    Attributes:
+        kind: `dense` is a linear map and an activation; `layer_norm` keeps the size.
+        dims: of its output.
+        bias: of a dense layer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["dense", "layer_norm"] = "dense"
+    dims: PositiveInt
+    bias: bool = False
+    activation: Activation = "identity"
+
+
 class BaseContract(BaseModel):
     """Properties of vectors that every user of them must know.
 
     Attributes:
         max_tokens: the most ids of a text, including prompt, special tokens and second copy.
         dims: the sizes that a vector may be cut to (Matryoshka), the full one first.
+        normalise: whether vectors are of unit length; never needed for `dot`.
+        similarity: how two vectors are compared. Vectors of `cosine` are always normalised, so that
+            an index may take their inner product.
         space: the id of the vector space; encoders of the same space may share one index.
     """
 
@@ -54,12 +76,19 @@ class BaseContract(BaseModel):
     max_tokens: PositiveInt
     dims: tuple[PositiveInt, ...]
     normalise: bool = True
+    similarity: Similarity = "cosine"
     space: str
 
     @model_validator(mode="after")
     def _dims_fall(self) -> Self:
         if not self.dims or list(self.dims) != sorted(set(self.dims), reverse=True):
             raise ValueError("dims must be distinct sizes, the largest first")
+        return self
+
+    @model_validator(mode="after")
+    def _cosine_is_an_inner_product(self) -> Self:
+        if self.similarity == "cosine" and not self.normalise:
+            raise ValueError("vectors that are compared by cosine are normalised")
         return self
 
     def resolve_dims(self, dims: int | None) -> int:
@@ -112,9 +141,12 @@ class Contract(BaseContract):
     Attributes:
         base: the model that training started from, as `locate_model` names it.
         latents: set exactly when pooling is latent.
-        append_eos: the ids of every text end in EOS, even when the text is cut.
+        projection: the layers between the pooled states and the vector.
         echo: the text is given twice, and its second copy is pooled.
-        pool_prompt: False leaves the prompt's tokens out of pooling.
+        named_prompts: further prompts, by the names that the model's authors gave them.
+        pool_prompt: False leaves the prompt, and the tokens before it, out of pooling.
+
+    The tokens that stand before and behind every text, such as CLS and EOS, are the tokenizer's.
     """
 
     base: str
@@ -122,9 +154,10 @@ class Contract(BaseContract):
     attention: Attention
     pooling: Pooling
     latents: LatentAttentionSizes | None = None
-    append_eos: bool
+    projection: tuple[ProjectionLayer, ...] = ()
     echo: bool = False
     prompts: Prompts = Prompts()
+    named_prompts: dict[str, str] = Field(default_factory=dict)
     pool_prompt: bool = True
     precision: Precision = "float32"
 
@@ -188,6 +221,8 @@ def index_conflict(first: BaseContract, second: BaseContract) -> str | None:
     """
     if first.space != second.space:
         return f"their spaces differ ({first.space} and {second.space})"
+    if first.similarity != second.similarity:
+        return f"one is searched by {first.similarity}, the other by {second.similarity}"
     if first.normalise != second.normalise:
         return "only one of them normalises its vectors"
     if not set(first.dims) & set(second.dims):

@@ -18,6 +18,7 @@ from stillroom.encoders.layers.attention import use_attention
 from stillroom.encoders.layers.latent_attention import LatentAttention
 from stillroom.encoders.layers.onednn_linear import use_onednn
 from stillroom.encoders.layers.pooling import POOLINGS
+from stillroom.encoders.layers.projection import Projection
 from stillroom.encoders.micro_batches import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, encode_in_batches
 from stillroom.encoders.tokens.batch import IGNORE_INDEX, Batch, LabelledBatch, Tokens, pad
 from stillroom.encoders.tokens.prompter import Prompter
@@ -27,7 +28,7 @@ class Encoder(TokenEncoder, torch.nn.Module):
     """A transformer that encodes according to its contract.
 
     Args:
-        projection: bias-free linear map of the pooled vector into another model's dims.
+        projection: the layers between the pooled states and the vector.
         head: the language model's head, (vocabulary, hidden), to train on predicted tokens.
         latent_attention: transforms the states before latent pooling.
     """
@@ -37,7 +38,7 @@ class Encoder(TokenEncoder, torch.nn.Module):
         contract: Contract,
         tokenizer: Any,
         backbone: Any,
-        projection: torch.nn.Linear | None = None,
+        projection: Projection | None = None,
         head: torch.nn.Linear | None = None,
         latent_attention: LatentAttention | None = None,
     ):
@@ -95,7 +96,8 @@ class Encoder(TokenEncoder, torch.nn.Module):
             return self.summed_nll(batch)
         vectors = self.pooled(batch)
         if self.projection is not None:
-            vectors = F.linear(vectors, self.projection.weight.float())
+            vectors = self.projection(vectors)
+        vectors = vectors[:, : self.contract.dims[0]]  # a base's vectors may be cut
         return F.normalize(vectors, dim=-1) if self.contract.normalise else vectors
 
     def pooled(self, batch: Batch) -> torch.Tensor:

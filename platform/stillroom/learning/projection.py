@@ -25,7 +25,8 @@ def fit_projection(
         batch_tokens: the most tokens of one forward, padding counted.
     """
     assert encoder.projection is not None, "the encoder has no projection to fit"
-    width = encoder.projection.in_features
+    linear = encoder.projection.linear
+    width = linear.in_features
     states_nh = torch.empty(len(tokens), width, device=encoder.device)
     training = encoder.training
     encoder.eval()
@@ -34,7 +35,7 @@ def fit_projection(
             batch = pad([tokens[row] for row in rows], encoder.pad_id).to(encoder.device)
             states_nh[torch.from_numpy(rows)] = encoder.pooled(batch)
     encoder.train(training)
-    encoder.projection.weight.data.copy_(ridge_regression(states_nh, vectors_nd.to(encoder.device)))
+    linear.weight.data.copy_(ridge_regression(states_nh, vectors_nd.to(encoder.device)))
 
 
 def ridge_regression(states_nh: Tensor, vectors_nd: Tensor, *, ridge: float = 0.3) -> Tensor:

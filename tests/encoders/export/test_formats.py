@@ -192,8 +192,8 @@ def test_a_lora_teacher_opens_in_plain_transformers_with_peft_and_in_sentence_tr
 
 
 def test_what_sentence_transformers_cannot_express_is_refused(decoder, tmp_path):
-    model = make_encoder(decoder, pooling="last", append_eos=True, precision="float32")
-    with pytest.raises(UserError, match="append_eos"):
+    model = make_encoder(decoder, pooling="last", echo=True, precision="float32")
+    with pytest.raises(UserError, match="echo"):
         export_encoder(model, "sentence-transformers", tmp_path / "out", TEXTS_IN_BOTH_ROLES)
 
 

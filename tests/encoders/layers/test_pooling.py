@@ -12,9 +12,29 @@ STATES = torch.tensor([[[1.0], [2.0], [3.0], [4.0]]])
 @pytest.mark.parametrize(
     ("mask", "expected"),
     [
-        ([1, 1, 1, 0], {"mean": 2, "weighted_mean": 14 / 6, "last": 3, "cls": 1}),
+        (
+            [1, 1, 1, 0],
+            {
+                "mean": 2,
+                "weighted_mean": 14 / 6,
+                "last": 3,
+                "cls": 1,
+                "max": 3,
+                "mean_sqrt_len": 6 / 3**0.5,
+            },
+        ),
         ([0, 1, 1, 1], {"mean": 3, "weighted_mean": 20 / 6, "last": 4, "cls": 2}),
-        ([0, 1, 0, 1], {"mean": 3, "weighted_mean": 10 / 3, "last": 4, "cls": 2}),
+        (
+            [0, 1, 0, 1],
+            {
+                "mean": 3,
+                "weighted_mean": 10 / 3,
+                "last": 4,
+                "cls": 2,
+                "max": 4,
+                "mean_sqrt_len": 6 / 2**0.5,
+            },
+        ),
         ([0, 0, 1, 0], {"mean": 3, "weighted_mean": 3, "last": 3, "cls": 3}),
     ],
 )
@@ -38,8 +58,14 @@ def test_states_in_bfloat16_are_pooled_in_float32(name):
         "weighted_mean": mask.cumsum(1) * mask,
         "last": torch.arange(tokens) == tokens - 1,
         "cls": mask.cumsum(1).eq(1) & mask.eq(1),
+        "max": mask,
+        "mean_sqrt_len": mask,
     }[name].double().expand(2, tokens)  # fmt: skip
     exact = (states.double() * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+    if name == "max":
+        exact = states.double().masked_fill(mask[..., None] == 0, -torch.inf).amax(1)
+    if name == "mean_sqrt_len":
+        exact = exact * weights.sum(1, keepdim=True).sqrt()
     pooled = POOLINGS[name](states, mask)
     assert pooled.dtype == torch.float32
     torch.testing.assert_close(pooled, exact.float(), atol=1e-4, rtol=1e-4)
@@ -64,7 +90,7 @@ def test_an_encoder_that_computes_in_bfloat16_pools_and_predicts_in_float32(deco
     assert (states[0].dtype, vectors.dtype) == (torch.bfloat16, torch.float32)
     counted = batch.mask_bl[..., None]
     exact = (states[0].double() * counted).sum(1) / counted.sum(1)
-    exact = torch.nn.functional.normalize(exact @ model.projection.weight.T.double(), dim=-1)
+    exact = torch.nn.functional.normalize(exact @ model.projection.linear.weight.T.double(), dim=-1)
     torch.testing.assert_close(vectors, exact.float(), rtol=1e-4, atol=1e-5)
 
     targets = torch.where(batch.mask_bl == 1, batch.ids_bl, IGNORE_INDEX)

@@ -4,10 +4,17 @@ import torch
 from stillroom.encoders.contract import Contract
 from stillroom.encoders.tokens.batch import IGNORE_INDEX, LabelledTokens, Tokens, pad, pad_labelled
 from stillroom.encoders.tokens.prompter import Prompter, instruct_prompt
+from stillroom.encoders.tokens.special_tokens import append_eos
 from stillroom.errors import UserError
 from support.tiny_models import byte_pair_tokenizer, word_piece_tokenizer
 
 LONG = "many words follow one another here, and they never seem to come to an end at all " * 5
+
+
+def tokenizer_with_end():
+    tokenizer = byte_pair_tokenizer()
+    append_eos(tokenizer)
+    return tokenizer
 
 
 def contract(**changes):
@@ -16,7 +23,6 @@ def contract(**changes):
         "architecture": "decoder",
         "attention": "bidirectional",
         "pooling": "last",
-        "append_eos": True,
         "max_tokens": 24,
         "dims": (64,),
         "space": "s",
@@ -26,8 +32,8 @@ def contract(**changes):
 
 @pytest.mark.parametrize("text", ["", "short", LONG])
 @pytest.mark.parametrize("prompt", ["", "Instruct: find it\nQuery: "])
-def test_a_text_ends_in_eos_cut_or_not_and_is_never_too_long(text, prompt):
-    tokenizer = byte_pair_tokenizer()
+def test_a_text_ends_in_the_template_s_end_cut_or_not_and_is_never_too_long(text, prompt):
+    tokenizer = tokenizer_with_end()
     prompter = Prompter(tokenizer, contract(prompts={"query": prompt}))
     [tokens] = prompter([text], "query")
     assert tokens.ids[-1] == tokenizer.eos_token_id
@@ -36,22 +42,22 @@ def test_a_text_ends_in_eos_cut_or_not_and_is_never_too_long(text, prompt):
     assert len(tokens.ids) <= 24
 
 
-def test_without_eos_in_the_contract_a_decoder_s_text_has_none():
+def test_a_decoder_whose_template_has_no_end_gets_none():
     tokenizer = byte_pair_tokenizer()
-    [tokens] = Prompter(tokenizer, contract(append_eos=False))(["short"], "passage")
+    [tokens] = Prompter(tokenizer, contract())(["short"], "passage")
     assert tokenizer.eos_token_id not in tokens.ids
 
 
 @pytest.mark.parametrize("text", ["short", LONG])
 def test_an_encoder_s_text_keeps_cls_and_sep_cut_or_not(text):
     tokenizer = word_piece_tokenizer()
-    prompter = Prompter(tokenizer, contract(architecture="encoder", append_eos=False))
+    prompter = Prompter(tokenizer, contract(architecture="encoder"))
     [tokens] = prompter([text], "passage")
     assert tokens.ids == tokenizer(text, truncation=True, max_length=24)["input_ids"]
 
 
 def test_each_role_has_its_own_prompt_exactly_as_written():
-    tokenizer = byte_pair_tokenizer()
+    tokenizer = tokenizer_with_end()
     prompts = {"query": "Instruct: find\nQuery: ", "passage": "Passage: "}
     prompter = Prompter(tokenizer, contract(prompts=prompts, max_tokens=99))
     for role, prompt in prompts.items():
@@ -60,7 +66,7 @@ def test_each_role_has_its_own_prompt_exactly_as_written():
 
 
 def test_a_task_s_instruction_replaces_the_query_s_prompt():
-    tokenizer = byte_pair_tokenizer()
+    tokenizer = tokenizer_with_end()
     prompter = Prompter(tokenizer, contract(prompts={"query": "find: "}, max_tokens=99))
     prompt = instruct_prompt("Find a duplicate")
     [tokens] = prompter(["a text"], "query", prompt=prompt)
@@ -72,7 +78,7 @@ def test_a_task_s_instruction_replaces_the_query_s_prompt():
 
 @pytest.mark.parametrize("given_ids", [False, True])
 def test_the_prompt_s_tokens_can_be_left_out_of_pooling(given_ids):
-    tokenizer = byte_pair_tokenizer()
+    tokenizer = tokenizer_with_end()
     fields = {"prompts": {"query": "Instruct: find\nQuery: "}, "max_tokens": 99}
 
     def pooled(pool_prompt):
@@ -114,14 +120,14 @@ def test_padded_labels_are_ignored():
 @pytest.mark.parametrize("given_ids", [False, True])
 @pytest.mark.parametrize("echo", [False, True])
 def test_a_prompt_that_leaves_no_room_for_a_text_is_refused(echo, given_ids):
-    prompter = Prompter(byte_pair_tokenizer(), contract(echo=echo, prompts={"query": LONG}))
+    prompter = Prompter(tokenizer_with_end(), contract(echo=echo, prompts={"query": LONG}))
     with pytest.raises(UserError, match="prompt and text together may have 22"):
         prompter.from_ids([[5]], "query") if given_ids else prompter(["cut off"], "query")
 
 
 def test_an_empty_text_behind_a_prompt_is_still_pooled():
     tokenizer = byte_pair_tokenizer()
-    fields = {"prompts": {"query": "find: "}, "pool_prompt": False, "append_eos": False}
+    fields = {"prompts": {"query": "find: "}, "pool_prompt": False}
     [tokens] = Prompter(tokenizer, contract(**fields))([""], "query")
     batch = pad([tokens], tokenizer.pad_token_id)
     assert torch.equal(batch.pool_mask_bl, batch.mask_bl)
@@ -134,7 +140,7 @@ def test_an_empty_text_behind_a_prompt_is_still_pooled():
 @pytest.mark.parametrize("text", ["short", LONG])
 @pytest.mark.parametrize("prompt", ["", "find: "])
 def test_an_echo_repeats_the_text_cut_or_not_and_only_the_echo_is_pooled(prompt, text, given_ids):
-    tokenizer = byte_pair_tokenizer()
+    tokenizer = tokenizer_with_end()
     prompter = Prompter(tokenizer, contract(echo=True, prompts={"query": prompt}))
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     [tokens] = prompter.from_ids([ids], "query") if given_ids else prompter([text], "query")
@@ -151,7 +157,7 @@ def test_an_echo_repeats_the_text_cut_or_not_and_only_the_echo_is_pooled(prompt,
 
 
 def test_an_empty_text_echoes_as_its_eos():
-    tokenizer = byte_pair_tokenizer()
+    tokenizer = tokenizer_with_end()
     prompter = Prompter(tokenizer, contract(echo=True, prompts={"query": "find: "}))
     [tokens] = prompter([""], "query")
     assert tokens.ids[tokens.pool_from :] == [tokenizer.eos_token_id]
@@ -161,7 +167,7 @@ def test_an_empty_text_echoes_as_its_eos():
 
 
 def test_only_a_completion_and_its_eos_are_predicted_each_by_the_token_before_it():
-    tokenizer = byte_pair_tokenizer()
+    tokenizer = tokenizer_with_end()
     prompter = Prompter(tokenizer, contract())
     [text] = prompter.label_completions([("a question", " and its answer")], max_tokens=99)
     assert tokenizer.decode(text.ids) == "<s>a question and its answer</s>"
@@ -174,7 +180,7 @@ def test_only_a_completion_and_its_eos_are_predicted_each_by_the_token_before_it
 @pytest.mark.parametrize("prompt", ["", "short", LONG])
 @pytest.mark.parametrize("completion", ["", "short", LONG])
 def test_a_completion_gets_half_of_the_tokens_and_a_cut_one_has_no_eos(prompt, completion):
-    tokenizer = byte_pair_tokenizer()
+    tokenizer = tokenizer_with_end()
     [text] = Prompter(tokenizer, contract()).label_completions(
         [(prompt, completion)], max_tokens=20
     )

@@ -25,7 +25,6 @@ def contract(space="s1", dims=(32,), normalise=True) -> Contract:
         architecture="encoder",
         attention="bidirectional",
         pooling="mean",
-        append_eos=False,
         prompts=Prompts(),
         pool_prompt=False,
         max_tokens=32,

@@ -120,7 +120,7 @@ def _to_sentence_transformers(
     if not (folder / sentence_transformers.MODULES_FILE).exists():
         raise UserError(
             "--format sentence-transformers",
-            "cannot express EOS at the end (append_eos), echo or latent pooling",
+            "cannot express echo or latent pooling",
             "Export it as onnx",
         )
     return {}

@@ -21,6 +21,7 @@ from stillroom.encoders.files.pretrained import load_head
 from stillroom.encoders.layers.backbone import hidden_size, max_input_tokens
 from stillroom.encoders.layers.latent_attention import LatentAttention
 from stillroom.encoders.layers.lora import LoraOptions, add_lora
+from stillroom.encoders.layers.projection import linear_projection
 from stillroom.encoders.layers.resize import keep_layers, random_backbone
 from stillroom.encoders.model_names import locate_model
 from stillroom.encoders.tokens.prune import (
@@ -29,6 +30,7 @@ from stillroom.encoders.tokens.prune import (
     prune_embeddings,
     prune_vocabulary,
 )
+from stillroom.encoders.tokens.special_tokens import append_eos
 from stillroom.errors import UserError
 
 
@@ -82,10 +84,14 @@ def create_encoder(
             build_backbone=build,
         ),
     )
+    if options.append_eos:
+        append_eos(encoder.tokenizer)
     contract = _changed(encoder.contract, options, precision, base=base, space=space)
     _resize(encoder, contract, resize, options.max_tokens)
     if resize.size is not None:
-        contract = contract.model_copy(update={"dims": (hidden_size(encoder.backbone),)})
+        contract = contract.model_copy(
+            update={"dims": (hidden_size(encoder.backbone),), "projection": ()}
+        )
     if head:
         encoder.head = load_head(base_folders(folder), encoder.backbone)
         encoder.head.requires_grad_(lora is None)
@@ -108,7 +114,6 @@ def _changed(
 ) -> Contract:
     """The contract with the fields that the options set, except those that `read_encoder` sets."""
     changes: dict[str, Any] = {
-        "append_eos": options.append_eos,
         "echo": options.echo,
         "prompts": None if options.prompts is None else Prompts(**options.prompts),
         "pool_prompt": options.pool_prompt,
@@ -161,10 +166,12 @@ def _with_new_weights(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if projection_dims is not None:
-            projection = torch.nn.Linear(width, projection_dims, bias=False)
+            projection = linear_projection(width, projection_dims)
             # Cosines survive an orthogonal map: the student starts as good as its base.
-            torch.nn.init.orthogonal_(projection.weight)
-            contract = contract.model_copy(update={"dims": (projection_dims,)})
+            torch.nn.init.orthogonal_(projection.linear.weight)
+            contract = contract.model_copy(
+                update={"dims": (projection_dims,), "projection": projection.spec}
+            )
         if lora is not None:
             backbone = add_lora(backbone, lora)
         if contract.latents is not None and latent_attention is None:

@@ -1,6 +1,7 @@
 """Reads the encoder in a folder: ours, a PEFT adapter, sentence-transformers' or a plain model."""
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +19,26 @@ from stillroom.encoders.contract import (
 from stillroom.encoders.encoder import Encoder
 from stillroom.encoders.files import sentence_transformers
 from stillroom.encoders.files.pretrained import load_backbone, load_tokenizer
-from stillroom.encoders.files.sentence_transformers import SentenceTransformersModel
+from stillroom.encoders.files.sentence_transformers import (
+    SentenceTransformersModel,
+    transformer_folder,
+)
 from stillroom.encoders.layers.attention import detect_attention
-from stillroom.encoders.layers.backbone import hidden_size, is_decoder, max_input_tokens
+from stillroom.encoders.layers.backbone import (
+    hidden_size,
+    is_decoder,
+    max_input_tokens,
+    position_rows,
+)
 from stillroom.encoders.layers.latent_attention import LatentAttention
 from stillroom.encoders.layers.lora import check_adapter, load_adapter, merge_adapter
+from stillroom.encoders.layers.projection import Projection
 from stillroom.encoders.model_names import TOKENIZER_FILES, adapter_base, locate_model
 from stillroom.encoders.safe_read import read_tensors
+from stillroom.encoders.tokens.special_tokens import lower_case_first
 from stillroom.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Optional files of our folders, besides the transformer and contract.json.
 ADAPTER_FOLDER = "adapter"
@@ -76,7 +89,7 @@ def read_encoder(folder: Path, name: str, options: ReadOptions) -> Encoder:
             "is a plain model, which does not say how its states become a vector",
             "Set pooling (mean, weighted_mean, last, cls or latent) in the recipe",
         )
-    plain = SentenceTransformersModel(folder, options.pooling)
+    plain = SentenceTransformersModel(folder, options.pooling, is_complete=False)
     return _without_contract(plain, name, options)
 
 
@@ -121,8 +134,9 @@ def _load(folder: Path, contract: Contract, options: ReadOptions) -> Encoder:
         build = options.build_backbone or functools.partial(load_backbone, trust_remote_code=code)
         backbone = build(folder, contract.attention, dtype=dtype)
     projection = None
-    if (folder / PROJECTION_FILE).exists():
-        projection = _projection(read_tensors(folder / PROJECTION_FILE)["weight"])
+    if contract.projection:
+        projection = Projection(hidden_size(backbone), contract.projection)
+        projection.load_state_dict(read_tensors(folder / PROJECTION_FILE))
     tokenizer = load_tokenizer(folder, trust_remote_code=code)
     return Encoder(contract, tokenizer, backbone, projection)
 
@@ -152,24 +166,42 @@ def _without_contract(model: SentenceTransformersModel, name: str, options: Read
     else:
         backbone = options.build_backbone(model.weights, options.attention, dtype=dtype)
     tokenizer = _tokenizer(model.weights, options.trust_remote_code)
-    longest = max_input_tokens(backbone, tokenizer)
-    projection = _projection(model.projection)
+    if model.lower_case:
+        lower_case_first(tokenizer)
+    projection = model.projection
+    width = hidden_size(backbone) if projection is None else projection.out_dims
     contract = Contract(
         base=name,
         architecture="decoder" if is_decoder(backbone.config) else "encoder",
         attention=options.attention or detect_attention(backbone),
         pooling=options.pooling or model.pooling,
         latents=options.latents if options.pooling == "latent" else None,
-        append_eos=False,
+        projection=() if projection is None else projection.spec,
         prompts=model.prompts,
+        named_prompts=model.named_prompts,
         pool_prompt=model.pool_prompt,
-        max_tokens=model.max_tokens or min(DEFAULT_MAX_TOKENS, longest),
-        dims=(hidden_size(backbone) if projection is None else projection.out_features,),
-        # Vectors that the library does not normalise are compared by cosine as well.
-        normalise=True,
+        max_tokens=_max_tokens(model, backbone, tokenizer),
+        dims=(min(width, model.truncate_dim or width),),
+        normalise=model.normalise,
+        similarity=model.similarity,
         space=name,
     )
     return Encoder(contract, tokenizer, backbone, projection)
+
+
+def _max_tokens(model: SentenceTransformersModel, backbone: Any, tokenizer: Any) -> int:
+    """The folder's limit; without one, all that the model reads, or of a plain model some."""
+    longest = max_input_tokens(backbone, tokenizer)
+    if model.max_tokens is None:
+        return longest if model.is_complete else min(DEFAULT_MAX_TOKENS, longest)
+    rows = position_rows(backbone)
+    if rows is not None and model.max_tokens > rows:
+        logger.warning(
+            "%s: max_seq_length is %d, and the model has %d positions: longer texts are cut there",
+            model.weights, model.max_tokens, rows,
+        )  # fmt: skip
+        return rows
+    return model.max_tokens
 
 
 def _backbone(folder: Path, attention: Attention | None, dtype: torch.dtype, code: bool) -> Any:
@@ -177,7 +209,7 @@ def _backbone(folder: Path, attention: Attention | None, dtype: torch.dtype, cod
     if (folder / CONTRACT_FILE).exists():
         options = ReadOptions(dtype=dtype, trust_remote_code=code)
         return _load(folder, Contract.read(folder), options).backbone
-    weights = _transformer_folder(folder)
+    weights = transformer_folder(folder)
     base = adapter_base(weights)
     if base is None:
         return load_backbone(weights, attention, dtype=dtype, trust_remote_code=code)
@@ -191,20 +223,5 @@ def _tokenizer(folder: Path, code: bool) -> Any:
         has_contract = (folder / CONTRACT_FILE).exists()
         base = Contract.read(folder).base if has_contract else adapter_base(folder)
         if base is not None:
-            return _tokenizer(_transformer_folder(locate_model(base, include_code=code)), code)
+            return _tokenizer(transformer_folder(locate_model(base, include_code=code)), code)
     return load_tokenizer(folder, trust_remote_code=code)
-
-
-def _transformer_folder(folder: Path) -> Path:
-    """The transformer's location in a folder of another format."""
-    if (folder / sentence_transformers.MODULES_FILE).exists():
-        return sentence_transformers.read_modules(folder).weights
-    return folder
-
-
-def _projection(weight: torch.Tensor | None) -> torch.nn.Linear | None:
-    if weight is None:
-        return None
-    linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    linear.weight.data.copy_(weight)
-    return linear

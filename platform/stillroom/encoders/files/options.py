@@ -16,6 +16,7 @@ class ContractOptions:
     Attributes:
         latents: count, heads and head_dims of latent attention, where pooling is latent and the
             base has none.
+        append_eos: writes EOS into the tokenizer's template, unless that has an end already.
         prompts: of "query" and "passage".
         precision: "auto" is bfloat16 where the machine computes in it natively, else float32.
     """

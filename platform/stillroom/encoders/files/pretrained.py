@@ -13,6 +13,7 @@ from stillroom.encoders.contract import Attention
 from stillroom.encoders.layers.attention import check_attention
 from stillroom.encoders.layers.backbone import is_decoder, without_pooler
 from stillroom.encoders.remote_code import needs_remote_code, remote_code_error
+from stillroom.encoders.tokens.special_tokens import add_configured_tokens
 from stillroom.errors import UserError, one_line
 
 LM_HEAD_WEIGHT = "lm_head.weight"
@@ -36,6 +37,13 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            str(folder),
+            "has a tokenizer without a token for padding, for the end or for unknown words",
+            "Name one of its tokens as pad_token in tokenizer_config.json",
+        )
+    add_configured_tokens(tokenizer, folder)
     return tokenizer
 
 

@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from stillroom.encoders.api_encoder import ApiEncoder
 from stillroom.encoders.encoder import Encoder
 from stillroom.encoders.ensemble import EnsembleEncoder
-from stillroom.encoders.files import sentence_transformers
 from stillroom.encoders.files.folder import (
     ADAPTER_FOLDER,
     HEAD_FILE,
@@ -18,6 +17,7 @@ from stillroom.encoders.files.folder import (
     PROJECTION_FILE,
 )
 from stillroom.encoders.files.pretrained import LM_HEAD_WEIGHT
+from stillroom.encoders.files.save_sentence_transformers import supports_contract, write_modules
 from stillroom.encoders.files.save_transformer import save_transformer
 from stillroom.encoders.layers.backbone import hidden_size
 from stillroom.encoders.layers.lora import (
@@ -53,15 +53,18 @@ def save_encoder(
     contract = encoder.contract
     backbone: Any = encoder.backbone
     weights = _with_prefix("backbone.", tensors)
-    projection = tensors.get("projection.weight")
+    projection = _with_prefix("projection.", tensors)
     if has_adapter(backbone):
         save_adapter(backbone, folder / ADAPTER_FOLDER, base=contract.base, state_dict=weights)
     else:
         save_transformer(backbone, folder, state_dict=weights)
-        if sentence_transformers.supports_contract(contract):
-            sentence_transformers.write_modules(folder, contract, hidden_size(backbone), projection)
-    if projection is not None:
-        save_file({"weight": projection.contiguous()}, folder / PROJECTION_FILE)
+        if supports_contract(contract):
+            write_modules(folder, contract, hidden_size(backbone), projection)
+    if projection:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in projection.items()},
+            folder / PROJECTION_FILE,
+        )
     if encoder.latent_attention is not None:
         latent_attention = _with_prefix("latent_attention.", tensors)
         save_file(

@@ -10,6 +10,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from stillroom.errors import UserError
 
+LONGEST_INPUT = 32768  # tokens of a text, where a model's files name no limit
+
 
 def without_pooler(backbone: Any) -> Any:
     """The backbone without BERT's pooler, a head for another task, which must not be counted or
@@ -59,6 +61,14 @@ def is_decoder(config: Any) -> bool:
     )
 
 
+def position_rows(backbone: Any) -> int | None:
+    """The most tokens that the model's position table has rows for; None without such a table."""
+    table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
+    if not isinstance(table, torch.nn.Embedding):
+        return None
+    return table.num_embeddings - position_offset(backbone)
+
+
 def position_offset(backbone: Any) -> int:
     """The position of a text's first token: models like RoBERTa count from behind the padding's
     id, and the rows of the position table before it are unused."""
@@ -73,6 +83,7 @@ def hidden_size(backbone: Any) -> int:
 
 
 def max_input_tokens(backbone: Any, tokenizer: Any) -> int:
-    """The most ids of a text that the model reads."""
-    positions = getattr(backbone.config, "max_position_embeddings", tokenizer.model_max_length)
-    return int(min(positions - position_offset(backbone), tokenizer.model_max_length))
+    """The most ids of a text that the model reads, as far as its files say it."""
+    positions = getattr(backbone.config, "max_position_embeddings", None) or LONGEST_INPUT
+    longest = min(tokenizer.model_max_length, LONGEST_INPUT)
+    return int(min(positions - position_offset(backbone), longest))

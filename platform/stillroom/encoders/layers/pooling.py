@@ -21,6 +21,18 @@ def weighted_mean(states_bld: Tensor, mask_bl: Tensor) -> Tensor:
     return _weighted(states_bld, mask_bl.float().cumsum(1) * mask_bl)
 
 
+def mean_sqrt_len(states_bld: Tensor, mask_bl: Tensor) -> Tensor:
+    """The sum of the tokens that count, divided by the root of their number."""
+    mask_bl = mask_bl.float()
+    return _weighted(states_bld, mask_bl) * mask_bl.sum(1, keepdim=True).sqrt()
+
+
+def maximum(states_bld: Tensor, mask_bl: Tensor) -> Tensor:
+    """The largest value of each dim among the tokens that count."""
+    ignored_bl1 = (mask_bl == 0).unsqueeze(-1)
+    return states_bld.float().masked_fill(ignored_bl1, float("-inf")).amax(1)
+
+
 def last(states_bld: Tensor, mask_bl: Tensor) -> Tensor:
     """The last token that counts, with padding on either side."""
     positions = torch.arange(mask_bl.shape[1], device=mask_bl.device)
@@ -48,5 +60,7 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "weighted_mean": weighted_mean,
     "last": last,
     "cls": cls,
+    "max": maximum,
+    "mean_sqrt_len": mean_sqrt_len,
     "latent": mean,  # of states after latent attention
 }

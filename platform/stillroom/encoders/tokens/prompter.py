@@ -6,35 +6,22 @@ from typing import Any
 
 from stillroom.encoders.contract import Contract, Overlong, Role
 from stillroom.encoders.tokens.batch import IGNORE_INDEX, LabelledTokens, Tokens
+from stillroom.encoders.tokens.special_tokens import special_tokens_around
 from stillroom.errors import UserError
 
 
 class Prompter:
     """Turns texts into the ids that the encoder reads: start + prompt + text + end.
 
-    Built by hand, since tokenizers differ in the special tokens that they add and in when they cut
-    them off. Start and end are the tokens that the tokenizer puts around a text (such as CLS and
-    SEP); if the contract requires it, the end is EOS. The text is cut so that all of it fits. To
-    echo (arXiv 2402.15449), the text comes twice and its second copy is pooled: under causal
-    attention that copy has seen the whole text.
+    Built by hand, since tokenizers differ in when they cut off the special tokens that they add.
+    Start and end are the tokens that the tokenizer puts around a text, such as CLS and SEP. The
+    text is cut so that all of it fits, its end included. To echo (arXiv 2402.15449), the text comes
+    twice and its second copy is pooled: under causal attention that copy has seen the whole text.
     """
 
     def __init__(self, tokenizer: Any, contract: Contract):
         self.tokenizer, self.contract = tokenizer, contract
-        marker = tokenizer("a", add_special_tokens=False)["input_ids"]
-        around = tokenizer("a", add_special_tokens=True)["input_ids"]
-        at = next(i for i in range(len(around)) if around[i : i + len(marker)] == marker)
-        self.start, self.end = around[:at], around[at + len(marker) :]
-        if contract.append_eos and self.end != [tokenizer.eos_token_id]:
-            if tokenizer.eos_token_id is None:
-                raise UserError(
-                    "contract.append_eos",
-                    "the tokenizer has no EOS token",
-                    "Set append_eos: false, or use a base that has one",
-                )
-            self.end = [tokenizer.eos_token_id]
-        elif contract.architecture == "decoder" and not contract.append_eos:
-            self.end = []
+        self.start, self.end = special_tokens_around(tokenizer)
 
     def copy(self) -> "Prompter":
         """A prompter with its own tokenizer, for another thread: tokenizers are not thread-safe."""
@@ -172,7 +159,8 @@ class Prompter:
         tokens = []
         for text, text_start in zip(encoded, text_starts, strict=True):
             ids = self.start + text + self.end or empty
-            pool_from = 0 if pools_all else len(self.start) + text_start
+            # Without a prompt nothing is left out: CLS, too, is pooled.
+            pool_from = 0 if pools_all or not text_start else len(self.start) + text_start
             # If only the prompt is left, pool the prompt.
             tokens.append(Tokens(ids, pool_from if pool_from < len(ids) else 0))
         return tokens
