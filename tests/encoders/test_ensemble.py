@@ -48,7 +48,9 @@ def test_vectors_combine_the_members_wherever_the_folder_is(
     members, tmp_path, method, dims, normalised
 ):
     for member in members:
-        member.contract = member.contract.model_copy(update={"normalise": normalised})
+        similarity = "cosine" if normalised else "dot"
+        changes = {"normalise": normalised, "similarity": similarity}
+        member.contract = member.contract.model_copy(update=changes)
     ensemble = combine_encoders(members, method, space="both")
     assert (ensemble.contract.dims, ensemble.contract.max_tokens) == (dims, 32)
     save_encoder(ensemble, tmp_path / "here")
