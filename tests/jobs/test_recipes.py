@@ -10,10 +10,9 @@ from stillroom.config.load import read_recipe
 from stillroom.errors import UserError
 from stillroom.pipeline.plan import pipeline
 from stillroom.preflight.memory import check_memory
+from support.recipes import FOLDER, RECIPES
 from support.tiny_models import tiny_decoder, tiny_encoder
 
-FOLDER = Path(__file__).parents[2] / "jobs" / "recipes"
-RECIPES = sorted(FOLDER.glob("*.yaml"))
 BIG = [file for file in RECIPES if "gpu_type:" in file.read_text()]
 # Sizes of the bases that big recipes name, as their config.json has them.
 MISTRAL_7B = {
