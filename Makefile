@@ -9,7 +9,7 @@ PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loa
 FOLDERS := platform jobs infra tests
 STYLE := $(BIN)/ruff check $(FOLDERS) && $(BIN)/ruff format --check $(FOLDERS) && $(BIN)/mypy
 
-.PHONY: bench browser clients clusters gpu promises quality quickstart soak strong-teacher style test test-full versions
+.PHONY: bench browser clients clusters exports gpu languages promises quality quickstart soak strong-teacher style test test-full versions
 
 # The whole path on this machine, with real models.
 quickstart: $(VENV)/quickstart
@@ -55,6 +55,10 @@ quality: $(VENV)/bench $(VENV)/strong-teacher
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/exports.py --data $(DATA)
 	$(BIN)/python tests/benchmarks/decontamination.py --data $(dir $(wildcard $(DATA)/*/corpus.jsonl))
 
+# BM25 in seventeen languages, on package descriptions that apt fetches (Debian or Ubuntu).
+languages: $(VENV)/bench
+	$(BIN)/python tests/benchmarks/languages.py
+
 # Speed and memory of training 7B, on this machine's GPU.
 gpu: $(VENV)/quickstart
 	$(BIN)/python tests/gpu/train_7b.py
@@ -68,6 +72,10 @@ browser: $(VENV)/dev
 clients: $(VENV)/dev
 	$(BIN)/pip install --quiet --editable '.[dev,clients]'
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clients/frameworks.py
+
+# Exports opened by sentence-transformers on ONNX, Optimum, fastembed and, on node, transformers.js.
+exports: $(VENV)/dev $(VENV)/exports/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clients/exports.py
 
 # A server under load while it is updated and scaled: minutes, 10,000 requests, no failure. And the
 # small pipeline, of which random processes are killed: its artifacts must be those of one in peace.
@@ -105,6 +113,15 @@ $(VENV)/strong-teacher: $(VENV)/quickstart
 
 $(VENV)/bench: $(VENV)/quickstart
 	$(BIN)/pip install --quiet --editable '.[quickstart,bench]'
+	touch $@
+
+# Apart from the rest: Optimum wants transformers below 5, and fastembed huggingface-hub below 2.
+# Without npm's scripts onnxruntime-node fetches no CUDA; its CPU library is in the package.
+$(VENV)/exports/installed: $(VENV)/torch
+	$(PYTHON) -m venv $(VENV)/exports
+	command -v nvidia-smi >/dev/null || $(VENV)/exports/bin/pip install --quiet $(TORCH)+cpu || true
+	$(VENV)/exports/bin/pip install --quiet $(TORCH) 'sentence-transformers[onnx]' 'fastembed>=0.9'
+	npm install --silent --no-save --ignore-scripts --prefix $(VENV)/exports '@huggingface/transformers@4'
 	touch $@
 
 $(VENV)/dev: $(VENV)/quickstart

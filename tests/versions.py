@@ -21,6 +21,9 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.version import Version
+
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".venv-versions"
 PYTHONS = ("3.11", "3.12", "3.13")
@@ -43,14 +46,19 @@ class Cell:
 
 
 @functools.cache
-def lowest_versions() -> dict[str, str]:
-    """The lower bound, or the only version, of each of LIBRARIES in pyproject.toml."""
+def admitted() -> dict[str, Requirement]:
+    """What pyproject.toml admits of each of LIBRARIES."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    bounds = {}
-    for requirement in project["dependencies"]:
-        name, version = re.match(r"([\w.-]+)[^=>]*[=>]=\s*([\w.]+)", requirement).groups()
-        bounds[name] = version
-    return {name: bounds[name] for name in LIBRARIES}
+    requirements = map(Requirement, project["dependencies"])
+    return {item.name: item for item in requirements if item.name in LIBRARIES}
+
+
+def lowest_versions() -> dict[str, str]:
+    """The lower bound, or the only version, of each of LIBRARIES."""
+    return {
+        name: next(part.version for part in item.specifier if part.operator in (">=", "=="))
+        for name, item in admitted().items()
+    }
 
 
 def find_python(version: str) -> str | None:
@@ -67,7 +75,8 @@ def newest_torch(python: str) -> str:
     """The requirement that `make` gets: without a GPU it asks for the CPU's build of it."""
     words = [python, "-m", "pip", "index", "versions", "torch"]
     shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    return f"torch=={re.search(r'[(]([0-9.]+)', shown)[1]}"
+    versions = re.search("Available versions: (.*)", shown)[1].split(", ")
+    return f"torch=={max(admitted()['torch'].specifier.filter(versions), key=Version)}"
 
 
 def install(cell: Cell, python: str) -> str:

@@ -313,7 +313,7 @@ class Experiment:
         )
         file = self.figures / "BM25.json"
         if not file.exists():
-            write_figures(file, evaluate_bm25(self.sets()))
+            write_figures(file, evaluate_bm25(self.sets(), dict.fromkeys(self.sets(), "en")))
 
     def encode_teacher(self, teacher):
         """The teacher's vectors of the sets; writes its figures if they are not there yet."""
@@ -325,7 +325,8 @@ class Experiment:
             figures = report_entry("teacher", encoder.parameters_total, encoded, self.sets())
             write_figures(self.figures / f"{TEACHER}.json", figures)
         with np.load(file) as passages:
-            return EncodedSets({}, dict(passages), self.teacher_contract.dims[:1], True, 0.0)
+            contract = self.teacher_contract
+            return EncodedSets({}, dict(passages), contract.dims[:1], contract.comparison, 0.0)
 
     def measure(self, name, make, seed=None):
         """Measures a model on the sets, and with the teacher's passages if they share a space."""

@@ -215,7 +215,7 @@ def references(root, seed):
         root / "figures" / f"{name}, seed {seed}.json" for name in ("BM25", "untrained")
     )
     if not bm25.exists():
-        write_scores(bm25, evaluate_bm25(sets))
+        write_scores(bm25, evaluate_bm25(sets, dict.fromkeys(sets, "en")))
     if not untrained.exists():
         write_scores(
             untrained, evaluate_encoder(make_encoder(BASE, max_tokens=64, **MEAN), "teacher", sets)

@@ -246,7 +246,7 @@ def test_without_passages_the_page_explains_and_compares_texts(visit, release):
         encoder.encode(["an answer"], "passage"),
     )
     cosine = float(query[0] @ passage[0])
-    expect(page.locator("#cosines .student dd")).to_have_text(f"{cosine:.3f}")
+    expect(page.locator("#scores .student dd")).to_have_text(f"{cosine:.3f}")
 
 
 def test_the_page_needs_no_key_but_its_requests_do(url):

@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from stillroom.encoders.files.save import save_encoder
 from support import shared_ray
 from support.in_process_cli import run_command
+from support.make_encoder import make_encoder
 from support.tiny_models import tiny_encoder
 
 TINY = Path(__file__).parents[2] / "jobs" / "recipes" / "tiny.yaml"
@@ -28,8 +31,8 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def stillroom(tmp_path):
-    def run(*words, env=None):
-        return run_command(*words, cwd=tmp_path, env=env)
+    def run(*words, env=None, stdin=""):
+        return run_command(*words, cwd=tmp_path, env=env, stdin=stdin)
 
     return run
 
@@ -135,17 +138,28 @@ def test_a_base_without_a_tokenizer_is_refused(stillroom, model, tmp_path):
 def test_a_base_whose_weights_are_pickled_is_refused(stillroom, model, tmp_path):
     copy = shutil.copytree(model, tmp_path / "pickled")
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
-    assert refused(stillroom("run", TINY, f"student.base={copy}"), "no weights in Safetensors")
+    assert refused(
+        stillroom("run", TINY, f"student.base={copy}"),
+        "student.base", "no weights in Safetensors, only pytorch_model.bin",
+    )  # fmt: skip
 
 
-def test_too_little_disk_is_refused(stillroom, tmp_path):
+def test_a_model_with_a_broken_weight_prints_no_vector(stillroom, model, tmp_path):
+    save_encoder(make_encoder(model, precision="float32"), tmp_path / "broken")
+    tensors = load_file(tmp_path / "broken" / "model.safetensors")
+    tensors["encoder.layer.0.output.dense.bias"][3] = float("nan")
+    save_file(tensors, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
+    done = stillroom("encode", str(tmp_path / "broken"), stdin="a text\n")
+    assert refused(done, "model.safetensors: encoder.layer.0.output.dense.bias: holds numbers that")
+    assert done.stdout == ""
+
+
+def test_too_little_disk_is_refused(stillroom, model, tmp_path):
     # The run needs three times the free space.
     size = shutil.disk_usage("/dev/shm").free
-    weights = tmp_path / "huge"
-    weights.mkdir()
-    (weights / "config.json").write_text("{}")
-    (weights / "tokenizer.json").write_text("{}")
-    with (weights / "model.safetensors").open("wb") as file:
+    weights = shutil.copytree(model, tmp_path / "huge")
+    (weights / "2_Dense").mkdir()
+    with (weights / "2_Dense" / "model.safetensors").open("wb") as file:
         file.truncate(size)  # sparse: it takes no space itself
     done = stillroom("run", TINY, f"teacher.base={weights}", "root=/dev/shm/stillroom-test")
     assert refused(done, "GiB free, and the run needs about")
@@ -166,7 +180,23 @@ def test_an_unreachable_cluster_is_refused(stillroom, command):
     [
         (["run", "no-such.yaml"], "there is no such recipe"),
         (["run", TINY, "--until", "nowhere"], "'nowhere' is not a stage"),
-        (["serve", "release/none"], "release/none"),
+        (["serve", "release/none", "--port", "0"], "release/none"),
+        (["serve", "/no/such/model", "--port", "0"], "/no/such/model: there is no such folder"),
+        (["serve", "student/none", "--port", "0"], "student/none: is not under runs"),
+        (["serve", "random:bert", "--port", "0"], "random:bert: is a plain model"),
+        (["serve", "x", "--pooling", "best"], "--pooling: 'best' is unknown"),
+        (["serve", "release/x", "--pooling", "mean", "--port", "0"], "--pooling: is for a plain"),
+        (["serve", "x", "--host", "0.0.0.0"], "no API key is configured"),
+        (["release", "create", "mine"], "names no model"),
+        (["release", "create", "mine", "--student", "student/none"], "student/none: is not under"),
+        (
+            ["release", "create", "mine", "mean_retenton=1", "--student", "x"],
+            "Did you mean 'mean_retention'",
+        ),
+        (
+            ["release", "create", "mine", "--student", "random:bert", "--gate", "."],
+            "holds no evaluation set",
+        ),
         (["export", "student/none", "--format", "tar", "--out", "x"], "'tar' is unknown"),
         (["evaluate", "student/none", "--data", "."], "holds no evaluation set"),
         (["evaluate", "x", "--data", ".", "--dims", "8,many"], "'8,many' is not a list of sizes"),

@@ -59,7 +59,7 @@ def test_a_serving_configuration_is_copied_with_the_command_that_deploys_it(stil
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--from", "quikstart", "new.yaml"], "Use one of e5-bert-base, "),
+        (["--from", "quikstart", "new.yaml"], "Use one of distil-e5-mistral, "),
         (["--from", "tiny", "--pairs", "pairs.jsonl", "new.yaml"], "Use one of them"),
         (["there.yaml"], "there.yaml: exists already"),
         (["New Recipe.yaml"], "is not a recipe's file name"),
@@ -111,7 +111,7 @@ def test_invalid_rows_are_counted_in_a_note(stillroom, tmp_path):
 def facts(**changes):
     defaults = {
         "location": "pairs.jsonl", "pairs": 5000, "passages": 5000, "negatives_per_pair": 0.0,
-        "query_tokens": 10, "passage_tokens": 100, "measured": True, "script": "Latin",
+        "query_tokens": 10, "passage_tokens": 100, "measured": True, "language": "en",
         "skipped_rows": 0,
     }  # fmt: skip
     return PairFacts(**{**defaults, **changes})
@@ -129,10 +129,10 @@ def test_any_size_of_data_gives_a_valid_recipe(tmp_path, pairs, tokens):
     assert recipe.teacher.phases[0].global_batch <= (pairs - held_out.passages) / 4
 
 
-def test_a_note_advises_other_models_for_texts_in_another_script():
-    [note] = [note for note in facts(script="Cyrillic").summary()["notes"] if "script" in note]
-    assert "most texts are in Cyrillic script" in note
-    assert not [note for note in facts().summary()["notes"] if "script" in note]
+def test_a_note_advises_other_models_for_texts_that_are_not_english():
+    notes = [note for note in facts(language="de").summary()["notes"] if "language" in note]
+    assert len(notes) == 1 and "German" in notes[0] and "multilingual" in notes[0]
+    assert not [note for note in facts().summary()["notes"] if "language" in note]
 
 
 def test_set_values_changes_only_the_values_at_the_given_paths():

@@ -249,3 +249,24 @@ def test_without_any_pairs_the_error_names_the_phase_that_needs_them(recipe):
         UserError, match=r"student.phases\[0\] needs pairs, and no source under corpus.sources"
     ):
         read_recipe(recipe(change))
+
+
+# --- prompts by name ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("section", ["teacher", "student"])
+def test_a_prompt_s_name_is_for_queries_unless_roles_are_given(recipe, section):
+    for given, names in (
+        ("web_search_query", ("web_search_query", None)),
+        ({"passage": "sts"}, (None, "sts")),
+    ):
+        path = recipe(lambda content, given=given: content[section].update(prompt=given))
+        prompt = getattr(read_recipe(path, []), section).prompt
+        assert (prompt.query, prompt.passage) == names
+
+
+@pytest.mark.parametrize("section", ["teacher", "student"])
+def test_prompts_as_texts_and_by_name_are_refused_together(recipe, section):
+    path = recipe(lambda content: content[section].update(prompt="web", prompts={"query": "web: "}))
+    with pytest.raises(UserError, match=f"{section}: prompts gives the texts and prompt names"):
+        read_recipe(path, [])

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stillroom.config.teacher import EmbeddingsApi
 from stillroom.encoders.api_encoder import (
     ApiAccess,
     ApiEncoder,
@@ -27,6 +28,7 @@ from stillroom.encoders.files.load import load_encoder
 from stillroom.encoders.files.save import save_encoder
 from stillroom.errors import UserError
 from stillroom.openai_client.requests import estimate_text_tokens
+from stillroom.stages.api_teacher import api_contract
 from support.make_encoder import make_encoder
 from support.openai_endpoint import Endpoint, Reply, embeddings
 
@@ -79,6 +81,27 @@ def test_vectors_are_the_model_s_of_unit_length_and_in_order(model, tmp_path, ma
     assert cached_api.spent.tokens_in > 0, "cached vectors count towards the budget"
 
 
+def test_vectors_that_dot_compares_are_kept_as_the_api_sends_them(encoder, tmp_path):
+    raw = make_encoder(encoder, precision="float32", similarity="dot").eval()
+    expected = 3 * raw.encode(TEXTS, "passage")  # the endpoint's are three times as long
+    assert np.ptp(np.linalg.norm(expected, axis=1)) > 0
+    access = ApiAccess(cache=tmp_path / "answers")
+    kinds = {"dot": {"similarity": "dot", "normalise": False}, "cosine": {}}
+    with Endpoint(embeddings(raw)) as server:
+        for kind in ("dot", "cosine", "dot"):  # one cache for both
+            vectors = api_encoder(server.url, access, **kinds[kind]).encode(TEXTS, "passage")
+            lengths = 1 if kind == "dot" else np.linalg.norm(expected, axis=1, keepdims=True)
+            np.testing.assert_allclose(vectors, expected / lengths, atol=1e-5)
+    assert set(Counter(inputs(server)).values()) == {1}
+
+
+def test_a_recipe_s_api_says_how_its_vectors_are_compared():
+    api = {"base_url": "http://x", "model": "m", "dims": 4}
+    for similarity, expected in ((None, ("cosine", True)), ("dot", ("dot", False))):
+        fields = api if similarity is None else {**api, "similarity": similarity}
+        assert api_contract(EmbeddingsApi(**fields)).comparison == expected
+
+
 def test_temporary_failures_and_broken_answers_are_retried(model):
     right = embeddings(model)
     wrong = [
@@ -108,6 +131,32 @@ def test_temporary_failures_and_broken_answers_are_retried(model):
         vectors = api.encode(TEXTS, "passage")
     np.testing.assert_allclose(vectors, model.encode(TEXTS, "passage"), atol=1e-6)
     assert len(server.calls) == len(wrong) + 1
+
+
+@pytest.mark.parametrize(
+    ("vector", "reason"),
+    [
+        ([float("nan")] * 64, "text 2 'another': its vector is not finite"),
+        ([1e39] * 64, "text 2 'another': its vector is not finite"),
+        ([1e30] * 64, "text 2 'another': its vector is not finite"),  # no inner product is finite
+        ([0.0] * 64, "text 2 'another': its vector has length zero"),
+        ([None] * 64, "text 2 'another': its vector is not finite"),
+        (None, "vectors that differ in size"),
+        ([[1.0]] * 64, "vectors that differ in size"),
+        ([1.0] * 63, "vectors that differ in size"),
+    ],
+)
+def test_an_unusable_vector_is_refused_and_its_text_named(vector, reason):
+    def answer(route, body):
+        items = [{"index": 0, "embedding": [1.0] * 64}, {"index": 1, "embedding": vector}]
+        return {"data": items}
+
+    with Endpoint(answer) as server:
+        api = api_encoder(server.url, ApiAccess(first_pause_s=0.0, attempts=2))
+        with pytest.raises(UserError) as refused:
+            api.encode(["one", "another"], "passage")
+    assert "failed 2 times, at last with: an answer that cannot be used (" in str(refused.value)
+    assert reason in str(refused.value)
 
 
 def test_base64_vectors_are_read(model):

@@ -3,7 +3,7 @@ import dataclasses
 from stillroom.data.readers.records import EvaluationSet
 from stillroom.encoders.files.create import create_encoder
 from stillroom.encoders.files.options import ContractOptions
-from stillroom.evaluation.evaluate import evaluate_encoder
+from stillroom.evaluation.evaluate import encode_sets, evaluate_encoder
 
 PASSAGES = {f"p{i}": f"the answer number {i} of many, {'so ' * (i % 5)}it is" for i in range(40)}
 EVALUATION_SET = EvaluationSet(
@@ -34,3 +34,21 @@ def test_teachers_use_a_set_s_prompts_and_students_their_own(decoder):
         == evaluate_encoder(encoder(plain), "student", {"one": EVALUATION_SET})["scores"]
         != expected
     )
+
+
+def test_a_prompt_given_for_queries_replaces_the_encoder_s_and_the_set_s(decoder):
+    encoder = create_encoder(
+        str(decoder),
+        space="s",
+        options=ContractOptions(
+            pooling="mean", precision="float32", prompts={"query": "own: ", "passage": "own: "}
+        ),
+    )
+    prompted = dataclasses.replace(EVALUATION_SET, prompts=TASK_PROMPTS)
+    for role, sets in (("student", {"one": EVALUATION_SET}), ("teacher", {"one": prompted})):
+        given = encode_sets(encoder, role, sets, query_prompt="given: ")
+        expected = encoder.encode(EVALUATION_SET.judged_queries(), "query", prompt="given: ")
+        assert (given.queries["one"] == expected).all()
+        own = encode_sets(encoder, role, sets)
+        assert (given.passages["one"] == own.passages["one"]).all()
+        assert (own.queries["one"] != expected).any()

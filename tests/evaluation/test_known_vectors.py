@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from stillroom.data.readers.records import EvaluationSet
+from stillroom.encoders.contract import Comparison
 from stillroom.evaluation import encode_progress, known_vectors
 from stillroom.evaluation.encode_progress import encode_in_chunks
 from stillroom.evaluation.evaluate import EncodedSets
@@ -27,7 +28,7 @@ ENCODED = EncodedSets(
     queries={name: vectors(dataset.judged_queries()) for name, dataset in SETS.items()},
     passages={name: vectors(list(dataset.passages.values())) for name, dataset in SETS.items()},
     dims=(2,),
-    normalise=False,
+    comparison=Comparison("dot", normalise=False),
     texts_per_second=1.0,
 )
 

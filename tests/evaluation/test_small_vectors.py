@@ -17,6 +17,7 @@ from stillroom.evaluation.evaluate import (
     encode_asymmetric,
     encode_sets,
     report_entry,
+    score_ranking,
     shared_dims,
 )
 from stillroom.evaluation.metrics import rank_passages
@@ -25,6 +26,7 @@ from stillroom.evaluation.small_vectors import (
     rank_quantised,
     sizes_to_evaluate,
 )
+from support.make_encoder import make_encoder
 
 SETS = {
     name: EvaluationSet(
@@ -134,6 +136,38 @@ def test_all_sizes_and_precisions_are_measured_from_one_encoding(models):
     )
     with pytest.raises(UserError, match="65 is not a size of vectors of 64 dims"):
         sizes_to_evaluate(encoded.dims, [65])
+
+
+@pytest.mark.parametrize("precision", VECTOR_PRECISIONS)
+def test_raw_vectors_are_ranked_by_inner_product_at_every_precision(precision):
+    rng = np.random.default_rng(5)
+    passages = (rng.integers(-60, 61, size=(40, 6)) * rng.uniform(0.1, 4, (40, 1))).astype("f4")
+    queries = (rng.integers(-60, 61, size=(9, 6)) / 4).astype(np.float32)
+    calibration = Calibration.fit(passages)
+    expected = rank_slowly(precision, queries, passages, 10, calibration)
+    assert rank_quantised(precision, queries, passages, 10, calibration).tolist() == expected
+
+
+def test_raw_vectors_that_float16_cannot_hold_are_refused():
+    passages = np.array([[1.0, 2.0], [70_000.0, 1.0]], dtype=np.float32)
+    with pytest.raises(UserError, match="text 2: its vector is not finite"):
+        rank_quantised("float16", passages, passages, 2, Calibration.fit(passages))
+
+
+def test_an_encoder_that_dot_compares_is_ranked_by_its_raw_vectors_and_plain_prefixes(encoder):
+    teacher = make_encoder(encoder, precision="float32", similarity="dot", dims=(64, 8)).eval()
+    encoded = encode_sets(teacher, "teacher", SETS)
+    entries = evaluate_precisions(encoded, SETS)["answer"]
+    assert report_entry("teacher", 1, encoded, SETS)["similarity"] == "dot"
+    part = SETS["answer"]
+    passages = teacher.encode(list(part.passages.values()), "passage")
+    queries = teacher.encode(part.judged_queries(), "query")
+    for dims in (64, 8):
+        scores = queries[:, :dims].astype(np.float64) @ passages[:, :dims].T.astype(np.float64)
+        ranking = np.argsort(-scores, axis=1, kind="stable")[:, :100]
+        entry = next(e for e in entries if (e["dims"], e["precision"]) == (dims, "float32"))
+        for metric, score in score_ranking(ranking, part).items():
+            assert entry[metric] == pytest.approx(score)
 
 
 def test_a_student_searches_its_teacher_s_passages_at_their_shared_sizes(models):

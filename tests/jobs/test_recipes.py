@@ -27,6 +27,28 @@ MISTRAL_7B = {
 CONFIGS = {
     "mistralai/Mistral-7B-v0.1": MISTRAL_7B,
     "mistralai/Mistral-7B-Instruct-v0.2": MISTRAL_7B,
+    "intfloat/e5-mistral-7b-instruct": MISTRAL_7B,
+    "Qwen/Qwen3-Embedding-0.6B": {
+        "model_type": "qwen3",
+        "vocab_size": 151669,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": True,
+    },
+    "google/embeddinggemma-300m": {
+        "model_type": "gemma3_text",
+        "vocab_size": 262144,
+        "hidden_size": 768,
+        "intermediate_size": 1152,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+    },
     "google-bert/bert-base-uncased": {
         "model_type": "bert",
         "vocab_size": 30522,

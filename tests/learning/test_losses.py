@@ -14,6 +14,7 @@ from stillroom.learning.losses import (
     pairwise_mse,
     score_kl,
     similarity_order,
+    squared_l2,
 )
 
 
@@ -76,6 +77,21 @@ def test_score_kl_is_zero_for_equal_scores_even_where_some_are_ignored(scores):
     assert float(kl) == pytest.approx(0, abs=1e-6)
 
 
+def test_an_ignored_candidate_counts_as_absent_whatever_the_scale_of_the_scores(scores):
+    """Raw inner products over a small temperature may be below any number that stands for it."""
+    student, teacher = (20 * rows - 5000 for rows in scores)
+    ignore = torch.zeros(5, 9, dtype=torch.bool)
+    ignore[:, 4:6] = True
+    temperatures = {"student_temperature": 0.05, "teacher_temperature": 0.05}
+    raw = torch.tensor(student, requires_grad=True)
+    computed = score_kl(raw, torch.tensor(teacher), ignore_bn=ignore, **temperatures)
+    without = (torch.tensor(np.delete(rows, [4, 5], axis=1)) for rows in (student, teacher))
+    torch.testing.assert_close(computed, score_kl(*without, **temperatures))
+    [gradient] = torch.autograd.grad(computed, raw)
+    assert gradient.isfinite().all()
+    assert not gradient[:, 4:6].any()
+
+
 def test_cosine_depends_on_direction_but_not_on_length():
     a = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0]])
     b = torch.tensor([[3.0, 0.0], [0.0, -1.0], [0.0, 5.0]])
@@ -86,8 +102,20 @@ def test_leaf_s_squared_distance_is_twice_the_cosine_loss_of_unit_vectors(scores
     student, teacher = (
         torch.nn.functional.normalize(torch.tensor(rows), dim=-1) for rows in scores
     )
-    leaf = (student - teacher).square().sum(-1).mean()
-    torch.testing.assert_close(2 * cosine(student, teacher), leaf.float())
+    torch.testing.assert_close(2 * cosine(student, teacher), squared_l2(student, teacher))
+
+
+def test_squared_l2_equals_a_plain_loop_and_sees_lengths(scores):
+    student, teacher = scores
+    expected = sum(
+        (s - t) ** 2
+        for s_row, t_row in zip(student, teacher, strict=True)
+        for s, t in zip(s_row, t_row, strict=True)
+    ) / len(student)
+    computed = squared_l2(torch.tensor(student), torch.tensor(teacher))
+    assert float(computed) == pytest.approx(expected, rel=1e-5)
+    longer = torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+    assert (float(cosine(*longer)), float(squared_l2(*longer))) == (0.0, 4.0)
 
 
 def test_margin_mse_equals_a_plain_loop(scores):

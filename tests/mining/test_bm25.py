@@ -6,19 +6,29 @@ import pytest
 
 from stillroom.errors import UserError
 from stillroom.mining.bm25 import Bm25
+from support.scripts import ALPHABETS, exact_match_pairs
+
+
+def bm25(passages, language="en"):
+    return Bm25(passages, [language] * len(passages))
+
+
+def search(passages, queries, k, language="en"):
+    return bm25(passages, language).search(queries, [language] * len(queries), k)
+
 
 PASSAGES = ["The cats are sleeping on a mat", "a dog barked", "running dogs and running cats", ""]
 
 
 def test_words_match_across_endings_and_stop_words_do_not():
-    rows, scores = Bm25(PASSAGES).search(["cat sleeps", "the of and"], 3)
+    rows, scores = search(PASSAGES, ["cat sleeps", "the of and"], 3)
     assert rows[0].tolist() == [0, 2, -1]
     assert scores[0, 0] > scores[0, 1] > 0
     assert rows[1].tolist() == [-1, -1, -1]
 
 
 def test_scores_follow_lucene_s_formula():
-    rows, scores = Bm25(PASSAGES).search(["bark"], 1)
+    rows, scores = search(PASSAGES, ["bark"], 1)
     length, average = 2, np.mean([3, 2, 4, 0])  # words without stop words
     idf = np.log(1 + (4 - 1 + 0.5) / (1 + 0.5))
     expected = idf * 1 / (1 + 1.5 * (1 - 0.75 + 0.75 * length / average))
@@ -27,14 +37,28 @@ def test_scores_follow_lucene_s_formula():
 
 
 def test_more_results_than_passages_are_filled_with_minus_one():
-    rows, _ = Bm25(PASSAGES).search(["dog", "zebra"], 9)
+    rows, _ = search(PASSAGES, ["dog", "zebra"], 9)
     assert sorted(row for row in rows[0].tolist() if row >= 0) == [1, 2]
     assert rows[1].tolist() == [-1] * 9
 
 
 def test_passages_without_a_word_are_refused():
     with pytest.raises(UserError, match="no word that BM25 can index"):
-        Bm25(["", "the"]).search(["x"], 1)
+        bm25(["", "the"])
+
+
+@pytest.mark.parametrize("language", ALPHABETS)
+def test_a_query_that_stands_word_for_word_in_one_passage_finds_it(language):
+    queries, passages = zip(*exact_match_pairs(language), strict=True)
+    rows, _ = search(passages, queries, 1, language)
+    assert (rows[:, 0] == np.arange(400)).sum() == 400
+
+
+def test_texts_of_each_language_are_compared_by_its_own_words():
+    passages = ["die Häuser am Fluss", "the houses by the river", "maisons et rivières"]
+    index = Bm25(passages, ["de", "en", "fr"])
+    rows, _ = index.search(["Haus", "house", "rivière"], ["de", "en", "fr"], 1)
+    assert rows[:, 0].tolist() == [0, 1, 2]
 
 
 def test_an_installed_jax_stays_off_the_gpu(tmp_path):
@@ -50,7 +74,7 @@ def test_an_installed_jax_stays_off_the_gpu(tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from stillroom.mining.bm25 import Bm25\n"
-        "Bm25(['a word']); print(sys.modules['jax'].__file__)\n"
+        "Bm25(['a word'], ['en']); print(sys.modules['jax'].__file__)\n"
     )
     completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert completed.returncode == 0, completed.stderr

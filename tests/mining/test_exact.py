@@ -23,12 +23,18 @@ def brute_force(queries, passages, k):
 
 
 def vectors(rng, count, kind):
-    """Whole numbers have many ties; near copies differ by less than bfloat16 can represent."""
+    """Whole numbers have many ties; near copies differ by less than bfloat16 can represent; raw
+    vectors of a model that dot compares have lengths from .1 to 1,000, and scores of any size."""
     if kind == "whole":
         return rng.integers(-2, 3, size=(count, 5)).astype(np.float16)
     if kind == "copies":
         centre = rng.normal(size=(2, 33))
         return (centre[rng.integers(0, 2, count)] + rng.normal(size=(count, 1)) * 1e-3).astype("f2")
+    if kind == "raw":
+        lengths = 10.0 ** rng.uniform(-1, 3, size=(count, 1))
+        return (lengths * (rng.normal(size=33) + rng.normal(size=(count, 33))) / 33**0.5).astype(
+            "f2"
+        )
     return rng.normal(size=(count, 33)).astype(np.float16)
 
 
@@ -37,7 +43,7 @@ def vectors(rng, count, kind):
 @example(seed=0, kind="whole", passages=12, k=5, cuts=[], per_product=50, dtype=torch.float32)
 @given(
     seed=st.integers(0, 10**6),
-    kind=st.sampled_from(["whole", "copies", "normal"]),
+    kind=st.sampled_from(["whole", "copies", "normal", "raw"]),
     passages=st.integers(1, 120),
     k=st.integers(1, 45),
     cuts=st.lists(st.integers(0, 120), max_size=3),

@@ -77,6 +77,26 @@ def test_the_limit_is_below_a_positive_score_of_any_sign(positive_score, expecte
     ).negatives.tolist() == [expected]
 
 
+@pytest.mark.parametrize("scale", [1, 8, 80])
+@pytest.mark.parametrize("offset", [0.0, -2.0])
+def test_a_share_of_the_positive_selects_the_same_at_every_scale_of_scores(scale, offset):
+    """Inner products of raw vectors may be 80, or below 0, where cosines are near 1."""
+    scores = np.array([1.0, 0.97, 0.951, 0.94, 0.8, 0.7]) + offset
+    expected = select_for_one_query(scores, range(6), positive_score=1.0 + offset)
+    selected = select_for_one_query(scale * scores, range(6), positive_score=scale * (1.0 + offset))
+    assert selected.negatives.tolist() == expected.negatives.tolist()
+    assert selected.rejected == expected.rejected
+
+
+def test_a_margin_and_a_highest_score_have_the_scores_own_unit():
+    of_raw = {"max_share_of_positive": None, "absolute_margin": 5.0, "max_score": 70.0}
+    selected = select_for_one_query([79.0, 76.0, 72.0, 69.0], range(1, 5), positive_score=80.0,
+                                    **of_raw)  # fmt: skip
+    assert selected.negatives.tolist() == [[4, -1]]
+    assert selected.rejected[reasons.NEAR_POSITIVE] == 2
+    assert selected.rejected[reasons.ABOVE_MAX_SCORE] == 1
+
+
 def test_random_negatives_are_a_uniform_sample_of_the_best():
     counts = np.zeros(6)
     for seed in range(600):

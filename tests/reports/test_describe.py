@@ -103,6 +103,21 @@ def test_scripts_go_by_the_names_of_letters(text, script):
     assert script_of(text) == script
 
 
+def test_texts_without_spaces_are_as_long_as_their_characters_and_told_apart_by_script(tmp_path):
+    chinese, english = "河里的水一年四季都很清澈冰凉。", "The water in the river is clear and cold"
+    rows = [{"text": chinese * 4}] * 6 + [{"text": english}] * 2
+    description = describe(write(tmp_path / "a.jsonl", rows))
+    passages = description["fields"]["passage"]
+    assert (passages["lengths"]["p50"], passages["language"]) == (4 * 14, "zh")
+    assert passages["by_script"] == {
+        "Cjk": {"words": 56, "characters": 60},
+        "Latin": {"words": 9, "characters": len(english)},
+    }
+    tables = dict(description_tables(description))
+    assert tables["texts, lengths in words"][1][-1] == "Chinese"
+    assert tables["scripts, mean lengths"][1] == ["passage", "Cjk", "75%", "56.0", "60.0"]
+
+
 def test_the_command_prints_tables_one_json_document_or_writes_a_page(tmp_path, decoder):
     rows = [{"query": f"q {i}", "positive": "<script>[bold]p" * (i + 1)} for i in range(30)]
     file = write(tmp_path / "a.jsonl", [*rows, *([{"query": "q"}] * 30)])

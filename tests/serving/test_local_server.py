@@ -245,7 +245,7 @@ def test_a_release_that_failed_its_gate_is_not_served(release, tmp_path):
     content = json.loads((copy / "release.json").read_text())
     content["gate"] = {"passed": False, "failures": ["too weak"], "overridden": False}
     (copy / "release.json").write_text(json.dumps(content))
-    done = run_command("serve", copy, cwd=tmp_path)
+    done = run_command("serve", copy, "--port", 0, cwd=tmp_path)
     assert done.returncode == 2
     assert "failed its gate: too weak" in done.stderr
     assert "Traceback" not in done.stderr

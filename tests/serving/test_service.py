@@ -109,3 +109,4 @@ def test_a_model_of_two_encoders_is_described_by_their_common_properties():
     both, teacher = asyncio.run(main())
     assert (both.policy, both.space, both.dims, both.max_tokens) == ("asymmetric", "s1", (4,), 32)
     assert (teacher.policy, teacher.dims, teacher.max_tokens) == ("teacher", (8, 4), 64)
+    assert both.similarity == "cosine"

@@ -69,7 +69,7 @@ def test_an_error_in_a_section_is_reported_with_the_section(args, message):
         ),
         (
             "student: {in_router: true}, teacher: {in_router: true}",
-            "other encoder is in the router",
+            "another encoder is in the router",
         ),
         ("student: {in_router: true}, routers: 2", "student.in_router: its `replicas` set"),
         (
@@ -77,6 +77,16 @@ def test_an_error_in_a_section_is_reported_with_the_section(args, message):
             "teacher.in_router: shadow needs teacher replicas",
         ),
         ("student: {in_router: true}, releases: [a, b]", "several"),
+        ("models: {bge: {modl: x}}", "models.bge.unknown field 'modl'. Did you mean 'model'"),
+        ("models: {bge: {model: x, pooling: best}}", "models.bge.pooling"),
+        ("models: {a b: {model: x}}", "models.a b: cannot be a model's name"),
+        ("releases: [], models: {bge: {model: x}}, student: {}", "student: is for releases"),
+        ("releases: [], models: {bge: {model: x}}, shadow: {}", "shadow: is for releases"),
+        ("releases: []", "Name at least one release or model"),
+        (
+            "student: {in_router: true}, models: {bge: {model: x, in_router: true}}",
+            "another encoder is in the router",
+        ),
     ],
 )
 def test_an_error_deep_in_the_args_is_reported_with_its_path(tmp_path, args, message):
@@ -103,7 +113,7 @@ CANARY = {"tiny": {"canary": {"share": 0.1, "to": "next/student", "rest": "stude
 
 def test_two_releases_of_one_name_are_served_under_two_names(release):
     build({"releases": [release, f"next={release}"], "policies": CANARY, "shadow": {}})
-    with pytest.raises(UserError, match=f"two releases are named 'tiny'.*next={release}"):
+    with pytest.raises(UserError, match=f"releases or models are named 'tiny'.*next={release}"):
         build({"releases": [release, release]})
 
 
@@ -122,3 +132,16 @@ def test_two_releases_of_one_name_are_served_under_two_names(release):
 def test_args_that_cannot_be_served_are_refused_at_deployment(release, two_spaces, args, message):
     with pytest.raises(UserError, match=message):
         build({"releases": [release, f"next={two_spaces}"], **args})
+
+
+def test_models_and_releases_are_served_side_by_side(release):
+    student = {"model": f"{release}/student", "num_gpus": 1}
+    build({"releases": [release], "models": {"BAAI/bge-small": student}})
+    for name, message in (
+        ("tiny", "two releases or models are named 'tiny'"),
+        ("tiny/student", "is also the name of a release's encoder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build({"releases": [release], "models": {name: student}})
+    with pytest.raises(UserError, match="policies.bge: is not the name of a release"):
+        build({"releases": [release], "models": {"bge": student}, "policies": {"bge": "student"}})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
 
 from stillroom.cli.app import app
@@ -20,7 +21,6 @@ from stillroom.encoders.vectors.quantise import write_calibrations
 from stillroom.errors import UserError
 from stillroom.evaluation.evaluate import evaluate_encoder
 from stillroom.pipeline.plan import pipeline
-from stillroom.pipeline.run import stage_function
 from stillroom.preflight.recipe import check_recipe
 from stillroom.release.reader import Release
 from stillroom.serving.app import build
@@ -31,7 +31,9 @@ from stillroom.stages.release.stage import release
 from stillroom.stages.student import fit_projection_start, initial_encoder
 from stillroom.stages.vectors.teacher_vectors import TeacherVectors, stored_vectors
 from stillroom.storage.artifacts import Store
+from support.library_folders import save_library_model, static_embedding
 from support.openai_endpoint import Endpoint, Reply, embeddings
+from support.run_stages import run_stages
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +77,6 @@ def recipe(encoder, tmp_path):
         return read_recipe(path, overrides)
 
     return read
-
-
-def run_stages(recipe, *stages):
-    """Runs the named stages of the plan; returns stage → artifact."""
-    store, artifacts = Store(recipe.root), {}
-    for step in pipeline(recipe, gate=False):
-        if step.stage in stages:
-            inputs = {role: artifacts[source.stage] for role, source in step.inputs.items()}
-            with store.draft(step.stage, step.name, step.key) as draft:
-                if draft.artifact is None:
-                    stage_function(step.stage)(**step.args, **inputs, scale=recipe.scale, out=draft)
-                artifacts[step.stage] = draft.artifact or draft.publish(step.made_by)
-    return artifacts
 
 
 def check_vectors(artifacts, expected):
@@ -188,6 +177,35 @@ def test_an_ensemble_of_teachers_trains_a_student_and_is_released_with_its_membe
         return (await batcher.encode(served.prompter(texts, "query"))).vectors
 
     np.testing.assert_allclose(asyncio.run(batched()), expected(texts, "query"), atol=1e-5)
+
+
+def test_a_teacher_that_sentence_transformers_runs_teaches_a_student_and_is_served(
+    ray_cluster, recipe, tmp_path
+):
+    base = save_library_model(tmp_path / "static", [static_embedding()])
+    settings = recipe({"base": str(base)})
+    [finding] = [f for f in check_recipe(settings, pipeline(settings)) if f.what == "teacher.base"]
+    assert "run by sentence-transformers" in finding.detail
+    artifacts = run_stages(settings, "corpus", "teacher", "vectors")
+    library = SentenceTransformer(str(base), device="cpu")
+
+    def expected(texts, role):
+        return library.encode(list(texts), normalize_embeddings=True)
+
+    check_vectors(artifacts, expected)
+    contract = BaseContract.read(artifacts["teacher"].path)
+    assert contract.base == str(base) and contract.space == artifacts["teacher"].path.name
+    student = untrained_student(settings, artifacts)
+    assert (student.contract.space, student.contract.dims) == (contract.space, (64,))
+    folder = publish_release(settings, artifacts, student)
+    build({"releases": [str(folder)], "policy": "asymmetric"})
+    served = load_encoder(Release.open(str(folder), "nowhere").encoder_folder("teacher"))
+    texts = ["what is this?", "it is that"]
+    np.testing.assert_allclose(
+        served.encode_batch(served.prompter(texts, "passage")),
+        expected(texts, "passage"),
+        atol=1e-5,
+    )
 
 
 def test_members_weights_and_combination_are_part_of_the_key(recipe, model, tmp_path):

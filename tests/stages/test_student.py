@@ -14,7 +14,7 @@ from stillroom.config.corpus import Corpus
 from stillroom.config.recipe import Vectors
 from stillroom.config.scale import Scale
 from stillroom.config.student import Student
-from stillroom.encoders.contract import BaseContract, Contract
+from stillroom.encoders.contract import BaseContract, Comparison, Contract, index_conflict
 from stillroom.encoders.files.create import create_encoder
 from stillroom.encoders.files.load import load_encoder
 from stillroom.encoders.files.options import ContractOptions
@@ -27,9 +27,11 @@ from stillroom.learning.order import WorkerShard
 from stillroom.stages.corpus.artifact import CorpusData
 from stillroom.stages.corpus.stage import corpus
 from stillroom.stages.student import (
+    check_losses,
     fit_projection_start,
     initial_encoder,
     load_next_phase,
+    student_comparison,
     untrained_student,
 )
 from stillroom.stages.training_batches import distillation_batches
@@ -113,7 +115,12 @@ def train_phase(section, number, texts, teacher, vectors, folder=None, before=No
         encoder = load_next_phase(section, before, "tiny")
     losses = train(
         TorchEngine(encoder, weight_decay=0.0, max_grad_norm=1.0),
-        Distillation(**phase.losses.model_dump(), dims=section.matryoshka),
+        Distillation(
+            **phase.losses.model_dump(),
+            dims=section.matryoshka,
+            normalise=encoder.contract.normalise,
+            teacher_normalise=BaseContract.read(teacher.path).normalise,
+        ),
         distillation_batches(teacher_vectors, None, phase, 0, encoder, WorkerShard()),
         TrainOptions(
             steps=STEPS, learning_rate=lambda step: 1e-3, seed=0, pad_id=encoder.pad_id,
@@ -151,6 +158,132 @@ def test_each_phase_starts_from_the_one_before_in_the_teacher_s_space(artifacts,
         )
     ]
     assert cosines[0] < 0.5 < 0.8 < min(cosines[1:]), cosines
+
+
+@pytest.fixture(scope="module")
+def dot_teacher(decoder, artifacts, tmp_path_factory):
+    """A published teacher whose vectors have lengths from about 4 to 8, and dims (64, 32)."""
+    store = Store(str(tmp_path_factory.mktemp("dot")))
+    with store.draft("teacher", "dot", "k") as draft:
+        options = ContractOptions(
+            pooling="mean", prompts=PROMPTS, precision="float32", similarity="dot", dims=(64, 32)
+        )
+        save_encoder(create_encoder(str(decoder), space="tiny-k", options=options), draft.path)
+        return draft.publish({})
+
+
+def test_a_student_in_the_space_of_a_dot_teacher_learns_its_vectors_lengths(
+    artifacts, dot_teacher, encoder, tmp_path
+):
+    losses = {"squared_l2": 1, "score_kl": 1, "contrastive": 0}
+    section = student_section(
+        encoder, {**TEXTS, "losses": {"squared_l2": 1}}, {**PAIRS, "losses": losses},
+        matryoshka={64: 1.0, 32: 0.5},
+    )  # fmt: skip
+    train_phase(section, 0, artifacts[0], dot_teacher, None, folder=tmp_path / "first")
+    train_phase(
+        section, 1, artifacts[0], dot_teacher, None,
+        folder=tmp_path / "second", before=tmp_path / "first",
+    )  # fmt: skip
+    contract = Contract.read(tmp_path / "second")
+    assert (contract.similarity, contract.normalise) == ("dot", False)
+    assert index_conflict(contract, BaseContract.read(dot_teacher.path)) is None
+    texts = [f"it is {i} and {i * i} " * (i + 1) for i in range(9)]
+    teacher, student = (
+        load_encoder(folder).encode(texts, "passage")
+        for folder in (dot_teacher.path, tmp_path / "second")
+    )
+    for size in (64, 32):  # a cut is a plain prefix
+        error = np.linalg.norm(student[:, :size] - teacher[:, :size], axis=1)
+        assert (error < 0.5 * np.linalg.norm(teacher[:, :size], axis=1)).all(), error
+    assert np.linalg.norm(student, axis=1) == pytest.approx(
+        np.linalg.norm(teacher, axis=1), rel=0.25
+    )
+
+
+def test_a_student_of_cosines_learns_the_ranking_of_a_dot_teacher(artifacts, dot_teacher, encoder):
+    fields = {"space": "own", "similarity": "cosine"}
+    section = student_section(
+        encoder, {**PAIRS, "losses": {"score_kl": 1, "contrastive": 0}}, **fields
+    )
+    terms = BaseContract.read(dot_teacher.path)
+    assert student_comparison(section, terms.comparison, Comparison("dot", False)).normalise
+    teacher_vectors = TeacherVectors(
+        artifacts[0], lambda files, device: online_vectors(files, load_encoder(dot_teacher.path))
+    )
+    student = initial_encoder(section, 0, "own-k", terms, teacher_vectors)
+    assert student.contract.comparison == ("cosine", True)
+    losses = train(
+        TorchEngine(student.train(), weight_decay=0.0, max_grad_norm=1.0),
+        Distillation(**section.phases[0].losses.model_dump(), teacher_normalise=False),
+        distillation_batches(teacher_vectors, None, section.phases[0], 0, student, WorkerShard()),
+        TrainOptions(
+            steps=STEPS, learning_rate=lambda step: 1e-3, seed=0, pad_id=student.pad_id,
+            micro_batch_tokens=512,
+        ),
+    )  # fmt: skip
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]), losses
+
+
+COSINE, RAW = Comparison("cosine", True), Comparison("dot", False)
+
+
+@pytest.mark.parametrize(
+    ("space", "similarity", "teacher", "base", "expected"),
+    [
+        ("teacher", None, RAW, COSINE, RAW),
+        ("teacher", None, COSINE, RAW, COSINE),
+        ("teacher", "dot", RAW, COSINE, RAW),
+        ("own", None, RAW, COSINE, COSINE),
+        ("own", None, COSINE, RAW, RAW),
+        ("own", "cosine", COSINE, RAW, COSINE),
+        ("own", "dot", RAW, COSINE, RAW),
+    ],
+)
+def test_a_student_is_compared_as_its_space_or_its_base_or_its_recipe_says(
+    space, similarity, teacher, base, expected
+):
+    phase = {**PAIRS, "losses": {"score_kl": 1}}
+    section = student_section("b", phase, space=space, similarity=similarity)
+    assert student_comparison(section, teacher, base) == expected
+
+
+def test_a_similarity_that_the_teacher_s_space_does_not_have_is_refused():
+    section = student_section("b", {**PAIRS, "losses": {"score_kl": 1}}, similarity="cosine")
+    with pytest.raises(UserError, match="is cosine, and the teacher's space is searched by dot"):
+        student_comparison(section, RAW, COSINE)
+
+
+@pytest.mark.parametrize(
+    ("loss", "student", "teacher", "problem"),
+    [
+        ("cosine", RAW, RAW, "does not see the lengths"),
+        ("pairwise_mse", COSINE, RAW, "have another scale"),
+        ("margin_mse", COSINE, RAW, "have another scale"),
+        ("squared_l2", RAW, RAW, None),
+        ("ranking_kl", RAW, RAW, None),
+        ("pairwise_mse", RAW, RAW, None),
+        ("margin_mse", RAW, COSINE, None),
+        ("similarity_order", COSINE, RAW, None),
+        ("score_kl", COSINE, RAW, None),
+        ("cosine", COSINE, COSINE, None),
+        ("cosine", Comparison("dot", True), Comparison("dot", True), None),
+    ],
+)
+def test_a_loss_that_would_lose_what_dot_compares_is_refused(loss, student, teacher, problem):
+    losses = student_section("b", {**PAIRS, "losses": {loss: 1}}).phases[0].losses
+    if problem is None:
+        check_losses(losses, student, teacher, "student.phases[0].losses")
+        return
+    with pytest.raises(UserError, match=rf"student\.phases\[0\]\.losses\.{loss}: .*{problem}"):
+        check_losses(losses, student, teacher, "student.phases[0].losses")
+
+
+@pytest.mark.parametrize("other", [{"space": "teacher"}, {"space": "own", "output_dims": 32}])
+def test_a_layer_norm_of_vectors_that_a_new_map_replaces_is_refused(other):
+    phase = {**PAIRS, "losses": {"score_kl": 1}}
+    with pytest.raises(ValueError, match="layer_norm is of the base's own vectors"):
+        student_section("b", phase, layer_norm=True, **other)
 
 
 def test_an_online_teacher_gives_the_losses_of_its_stored_vectors(artifacts, encoder):

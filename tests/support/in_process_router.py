@@ -10,19 +10,18 @@ import threading
 
 import uvicorn
 
-from stillroom.encoders.files.load import load_encoder
 from stillroom.encoders.interface import truncate_vectors
 from stillroom.release.reader import Release
-from stillroom.serving.config import RequestLimits
+from stillroom.release.single_model import SingleModel
+from stillroom.serving.app import served_models
+from stillroom.serving.config import RequestLimits, ServeArgs
 from stillroom.serving.http.api_keys import ApiKeys
 from stillroom.serving.http.server import HttpSettings
 from stillroom.serving.messages import EncodeResult
 from stillroom.serving.replica import tokenizer
+from stillroom.serving.replica.engines import load_engine
 from stillroom.serving.replica.in_process import LocalHandle
 from stillroom.serving.router import Router, ServedEncoder
-from stillroom.serving.routing.policies import Policy, auto_policy
-from stillroom.serving.routing.rules import parse_policy
-from stillroom.serving.routing.served_model import ServedModel
 
 
 class UnbatchedReplica:
@@ -43,31 +42,36 @@ class UnbatchedReplica:
             space=encoder.contract.space, release="release/tiny-0123456789ab",
         )  # fmt: skip
 
-    async def tokenize(self, texts, role, special):
+    async def tokenize(self, texts, role, special, prompt_name):
         prompter = self.encoder.prompter
-        return tokenizer.describe_tokens(prompter, texts, role=role, special=special)
+        return tokenizer.describe_tokens(
+            prompter, texts, role=role, special=special, prompt_name=prompt_name
+        )
 
     async def decode(self, ids, skip_special):
         return tokenizer.decode(self.encoder.prompter, ids, skip_special=skip_special)
 
 
 @contextlib.contextmanager
-def in_process_router(release_folder, before_encode=lambda job: None, **settings):
-    """Yields the URL of a router with these HttpSettings, its replicas calling `before_encode`."""
-    release = Release.open(str(release_folder), "runs")
-    rules = {"tiny": auto_policy(release.contracts["teacher"], release.contracts["student"])}
-    rules |= {f"tiny/{target}": target for target in release.contracts}
-    models = [
-        ServedModel(name, release, Policy(parse_policy("policy", rule, "tiny")))
-        for name, rule in rules.items()
-    ]
+def in_process_router(served, before_encode=lambda job: None, **settings):
+    """Yields the URL of a router with these HttpSettings, its replicas calling `before_encode`.
+
+    `served` is a release's folder, or a `SingleModel`.
+    """
+    if isinstance(served, SingleModel):
+        release = served
+        args = ServeArgs.read({"models": {release.name: {"model": release.ref}}})
+    else:
+        release = Release.open(str(served), "runs")
+        args = ServeArgs.read({"releases": [str(served)]})
+    models = served_models(args, {release.name: release})
 
     def served_encoder(target):
-        encoder = load_encoder(release.encoder_folder(target))
+        encoder = load_engine(release, target, "auto", threads=1)
         replica = UnbatchedReplica(encoder, before_encode)
         return ServedEncoder(release, 4096, LocalHandle(replica, max_ongoing=1000))
 
-    encoders = {f"tiny/{target}": served_encoder(target) for target in release.contracts}
+    encoders = {release.encoder_name(t): served_encoder(t) for t in release.contracts}
     defaults = {
         "keys": ApiKeys(),
         "no_auth": False,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.logging import RichHandler
 
-from stillroom.cli.app import app, data_app, err, runs_app
+from stillroom.cli.app import app, data_app, err, release_app, runs_app
 from stillroom.cli.data import decontaminate, describe, synthesize
 from stillroom.cli.doctor import doctor
 from stillroom.cli.export import export
@@ -17,6 +17,7 @@ from stillroom.cli.init import init
 from stillroom.cli.mine import mine
 from stillroom.cli.models import encode, evaluate, serve
 from stillroom.cli.recipes import check, plan, run
+from stillroom.cli.releases import create
 from stillroom.cli.runs import prune, runs, show
 from stillroom.cli.submit import submit
 from stillroom.cluster.library_messages import IGNORED_MESSAGES
@@ -30,13 +31,20 @@ COMMANDS: tuple[Command, ...] = (
     init, check, plan, run, submit, evaluate, encode, mine, export, serve, doctor,
 )  # fmt: skip
 DATA_COMMANDS: tuple[Command, ...] = (describe, synthesize, decontaminate)
+RELEASE_COMMANDS: tuple[Command, ...] = (create,)
 RUNS_COMMANDS: tuple[Command, ...] = (show, prune)
 
-for group, commands in ((app, COMMANDS), (data_app, DATA_COMMANDS), (runs_app, RUNS_COMMANDS)):
+for group, commands in (
+    (app, COMMANDS),
+    (data_app, DATA_COMMANDS),
+    (release_app, RELEASE_COMMANDS),
+    (runs_app, RUNS_COMMANDS),
+):
     for command in commands:
         group.command()(command)
 runs_app.callback()(runs)
 app.add_typer(data_app, name="data")
+app.add_typer(release_app, name="release")
 app.add_typer(runs_app, name="runs", invoke_without_command=True)
 
 __all__ = ["app", "main"]

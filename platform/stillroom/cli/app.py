@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 
 runs_app = typer.Typer()
+release_app = typer.Typer(no_args_is_help=True, help="Make releases of your own models.")
 data_app = typer.Typer(no_args_is_help=True, help="Describe, clean or generate data.")
 out = Console(emoji=False)  # `random:llama:` is a model, not an emoji
 err = Console(stderr=True, emoji=False)
@@ -59,6 +60,11 @@ Root = Annotated[
 
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+]
+
+PromptName = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="One of the prompts that the model's own files name."),
 ]
 
 ApiKeyEnv = Annotated[
@@ -98,6 +104,16 @@ def require_lasting_root(root: str) -> str:
         f"Set root (or {ROOT_VARIABLE}) to s3://BUCKET/PREFIX, or to the absolute path of a folder "
         "that all nodes share",
     )
+
+
+def check_pooling(pooling: str | None, option: str) -> Any:
+    """Returns a `Pooling`, or None. Raises UserError for other values of the option."""
+    from stillroom.encoders.contract import Pooling
+
+    poolings = get_args(Pooling)
+    if pooling is not None and pooling not in poolings:
+        raise UserError(option, f"{pooling!r} is unknown", f"Use one of {', '.join(poolings)}")
+    return pooling
 
 
 def load_model(
@@ -145,11 +161,16 @@ def print_table(
 
 def print_report(report: dict[str, Any]) -> None:
     """Prints the scores of report.json: a table of models, and one per model of small vectors."""
-    from stillroom.reports.tables import score_table, small_vector_table, unreliable_speeds
+    from stillroom.reports.tables import (
+        bm25_languages,
+        score_table,
+        small_vector_table,
+        unreliable_speeds,
+    )
 
     header, *rows = score_table(report)
     print_table(header, rows)
-    if note := unreliable_speeds(report):
+    for note in filter(None, (unreliable_speeds(report), bm25_languages(report))):
         out.print(note, soft_wrap=True)
     for name, model in report["models"].items():
         if "vectors" in model:

@@ -41,17 +41,23 @@ def describe(
 ) -> None:
     """Describe a file or folder of data.
 
-    Shows layouts, counts, text lengths, scripts, repeated texts and invalid rows.
+    Shows layouts, counts, text lengths, scripts, repeated texts and invalid rows; with --model,
+    also that model's prompts and the tokens around a text.
 
     Example: stillroom data describe pairs.jsonl --model student/quickstart --html pairs.html
     """
-    from stillroom.encoders.model_names import resolve_artifact_name
+    from stillroom.encoders.model_names import locate_model, resolve_artifact_name
     from stillroom.encoders.tokens.count import token_counter
     from stillroom.reports import describe as described
     from stillroom.storage.artifacts import Store
 
-    count = None if model is None else token_counter(resolve_artifact_name(model, Store(root)))
-    description = described.describe(path, model=model, count=count)
+    count, inputs = None, None
+    if model is not None:
+        from stillroom.encoders.files.inputs import role_inputs
+
+        named = resolve_artifact_name(model, Store(root))
+        count, inputs = token_counter(named), role_inputs(locate_model(named))
+    description = described.describe(path, model=model, count=count, inputs=inputs)
     if html is not None:
         html.write_text(described.render_description(description), encoding="utf-8")
     if as_json:

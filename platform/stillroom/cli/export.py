@@ -122,15 +122,20 @@ def _comparison_texts(
             raise UserError(f"--texts {texts}", "holds no text", "Write one text per line")
         # Both as queries and as passages: their prompts can differ.
         return {texts.stem: EvaluationSet(by_id, by_id, {})}, str(texts)
+    packages = ", ".join(DOCSTRING_PACKAGES)
+    return {"docstrings": docstring_texts()}, f"docstrings of {packages}, not your data"
+
+
+def docstring_texts() -> "EvaluationSet":
+    """Texts that every installation has: summaries of docstrings, and the docstrings."""
     from stillroom.data.readers.docstrings import docstring_pairs
+    from stillroom.data.readers.records import EvaluationSet
 
     pairs = list(docstring_pairs(DOCSTRING_PACKAGES))
     pairs = pairs[:: max(1, len(pairs) // DOCSTRING_PAIRS)]
     by_number = {str(number): pair for number, pair in enumerate(pairs)}
-    docstrings = EvaluationSet(
+    return EvaluationSet(
         {number: pair.passage for number, pair in by_number.items()},
         {number: pair.query for number, pair in by_number.items()},
         {},
     )
-    packages = ", ".join(DOCSTRING_PACKAGES)
-    return {"docstrings": docstrings}, f"docstrings of {packages}, not your data"

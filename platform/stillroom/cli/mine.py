@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from stillroom.cli.app import AsJson, Root, out, print_json, stdout_to_stderr
+from stillroom.cli.app import AsJson, PromptName, Root, out, print_json, stdout_to_stderr
 from stillroom.storage.root import ROOT_FOLDER
 
 
@@ -33,6 +33,9 @@ def mine(
     format: Annotated[
         str, typer.Option(help="sentence-transformers, flagembedding or tevatron.")
     ] = "sentence-transformers",
+    language: Annotated[
+        str, typer.Option(help="The texts' language, for bm25: auto, or a code such as de.")
+    ] = "auto",
     scores: Annotated[
         bool, typer.Option("--scores", help="Write the passages' scores too.")
     ] = False,
@@ -52,6 +55,7 @@ def mine(
     cross_encoder: Annotated[
         str | None, typer.Option(help="A cross-encoder whose scores replace the miner's.")
     ] = None,
+    prompt_name: PromptName = None,
     actors: Annotated[int, typer.Option(help="Processes that embed and search.")] = 1,
     cpus: Annotated[float, typer.Option(help="CPUs per process.")] = 1.0,
     gpus: Annotated[float, typer.Option(help="GPUs per process.")] = 0.0,
@@ -66,6 +70,7 @@ def mine(
 
     Example: stillroom mine teacher/quickstart --pairs pairs.jsonl --out triplets.jsonl
     """
+    from stillroom.config.languages import check_language
     from stillroom.config.recipe import Negatives
     from stillroom.config.scale import Scale
     from stillroom.config.validation import validate
@@ -96,7 +101,9 @@ def mine(
             evaluation=evaluation or [],
             out=to,
             format=format,
+            language=check_language(language, "--language"),
             section=section,
+            prompt_name=prompt_name,
             with_scores=scores,
             seed=seed,
             root=root,
@@ -107,5 +114,7 @@ def mine(
         print_json(summary)
         return
     out.print(f"Wrote {summary['kept']:,} negatives for {summary['pairs']:,} pairs to {to}")
+    if "language" in summary:
+        out.print(f"  language of the texts: {summary['language']}")
     for reason, count in summary["rejected"].items():
         out.print(f"  rejected: {reason}: {count:,}")

@@ -1,13 +1,14 @@
 """Types that every section of a recipe uses."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 DataKind = Literal["pairs", "passages", "conversations"]  # what a source can provide
+Similarity = Literal["cosine", "dot"]
 
 
 class Section(BaseModel):
@@ -21,6 +22,37 @@ class Prompts(Section):
 
     query: str = ""
     passage: str = ""
+
+
+class PromptNames(Section):
+    """Names of prompts that a model's own configuration has; null keeps the role's own prompt."""
+
+    query: str | None = None
+    passage: str | None = None
+
+
+def _for_queries(value: Any) -> Any:
+    return {"query": value} if isinstance(value, str) else value
+
+
+class PromptedModel(Section):
+    """A model, and what is put before its texts.
+
+    Attributes:
+        prompts: the texts themselves; null: the model's own.
+        prompt: the names of two of the model's own prompts; a single name is that for queries.
+    """
+
+    prompts: Prompts | None = None
+    prompt: Annotated[PromptNames, BeforeValidator(_for_queries)] | None = None
+
+    @model_validator(mode="after")
+    def _prompts_have_one_source(self) -> Self:
+        if self.prompts is not None and self.prompt is not None:
+            raise ValueError(
+                "prompts gives the texts and prompt names some of the model's: set one of them"
+            )
+        return self
 
 
 class SourceFields(Section):

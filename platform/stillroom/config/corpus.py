@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
 from stillroom.config.base import DataKind, Name, Section, SourceFields
+from stillroom.config.languages import AUTO, Language
 from stillroom.config.synthetic import Synthetic
 
 
@@ -200,6 +201,8 @@ class Corpus(Section):
     """Sources, cleaning and evaluation sets.
 
     Attributes:
+        language: of all texts, evaluation sets included, for BM25; by default detected for each
+            source and each set.
         near_duplicates: null keeps near-copies, because the right choice depends on the data.
             Crawled pages repeat themselves, and copies are false negatives of each other; in a
             catalogue, nearly equal texts are different answers.
@@ -208,6 +211,7 @@ class Corpus(Section):
     """
 
     sources: dict[Name, Annotated[Source, Field(discriminator="format")]] = Field(min_length=1)
+    language: Language = AUTO
     near_duplicates: NearDuplicates | None = None
     max_pairs: PairLimit | None = None
     held_out: HeldOut | None = None

@@ -1,6 +1,7 @@
 """A recipe's YAML file → the validated recipe. The only reader of recipes."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from omegaconf.errors import (
 
 from stillroom.config.recipe import Recipe
 from stillroom.config.secrets import secret_fields
-from stillroom.config.validation import validate
+from stillroom.config.validation import Model, validate
 from stillroom.errors import UserError, one_line
 
 
@@ -43,6 +44,20 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         )
     content.setdefault("name", path.stem)
     return validate(Recipe, content, str(path))
+
+
+def read_fields(model: type[Model], fields: Sequence[str], where: str) -> Model:
+    """A section of `field=value` alone, validated.
+
+    Args:
+        where: for errors.
+
+    Raises:
+        UserError: naming every wrong field.
+    """
+    config = OmegaConf.create({})
+    _apply(config, list(fields))
+    return validate(model, _resolve(config, Path(where)), where)
 
 
 def _parse(path: Path) -> DictConfig:

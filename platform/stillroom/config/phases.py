@@ -66,14 +66,16 @@ class ContrastivePhase(PairPhase):
         in_batch_negatives: passages of other pairs are negatives.
         query_to_query: other queries are negatives too.
         passage_to_passage: for the positive, other passages are negatives too.
-        false_negative_margin: ignores candidates that score above the positive + margin.
+        temperature: null: .03, or 1 for a base whose vectors dot compares (`teacher.similarity`).
+        false_negative_margin: ignores candidates that score above the positive + margin; cosines
+            differ by some tenths, raw inner products by whole numbers.
         matryoshka: vector size → weight (arXiv 2205.13147).
         merge_adapter_first: merges the adapter trained so far, and starts a new one.
         evaluate_every: steps; the best weights are kept.
     """
 
     objective: Literal["contrastive"]
-    temperature: PositiveFloat = 0.03
+    temperature: PositiveFloat | None = None
     negatives: Literal["mined", "given"] = "mined"
     in_batch_negatives: bool = True
     query_to_query: bool = False
@@ -100,11 +102,15 @@ class MntpPhase(TrainingPhase):
 
 
 class SimcsePhase(TrainingPhase):
-    """Unsupervised contrastive learning: one text under two dropout masks (arXiv 2104.08821)."""
+    """Unsupervised contrastive learning: one text under two dropout masks (arXiv 2104.08821).
+
+    Attributes:
+        temperature: null: .05, or 1 for a base whose vectors dot compares.
+    """
 
     objective: Literal["simcse"]
     max_tokens: PositiveInt = 128
-    temperature: PositiveFloat = 0.05
+    temperature: PositiveFloat | None = None
     dropout: Annotated[float, Field(gt=0, lt=1)] = 0.3
     merge_adapter_first: bool = False
 

@@ -68,7 +68,9 @@ class Negatives(Section):
             first of them that is a model scores all candidates.
         max_share_of_positive: a candidate may score at most this share of its positive's score;
             null sets no limit, here and in the next two.
-        absolute_margin: a candidate must score at least this much less than its positive.
+        absolute_margin: a candidate must score at least this much less than its positive. This and
+            `max_score` have the unit of the scores: cosines are at most 1, and inner products of a
+            miner that dot compares may be some tens; the report shows both distributions.
         max_score: a candidate may score at most this.
         skip_first: how many of the best candidates to skip.
         sample_from: draws from this many of the best remaining candidates.
@@ -171,11 +173,14 @@ class Recipe(Section):
 
     Attributes:
         root: where artifacts live: a local folder, or a URI that pyarrow.fs opens.
+        max_unknown: the share of a source's or a set's letters that the tokenizers of teacher and
+            student may not know. Only checked; no artifact depends on it.
     """
 
     name: Name
     root: str = Field(default_factory=default_root)
     seed: NonNegativeInt = 17
+    max_unknown: Fraction = 0.05
     corpus: Corpus
     teacher: Teacher
     vectors: Vectors = Vectors()

@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from stillroom.config.base import Dropout, Prompts, Section
+from stillroom.config.base import Dropout, PromptedModel, Section, Similarity
 from stillroom.config.phases import PairPhase, TrainingPhase
 
 
@@ -19,26 +19,29 @@ class TextLosses(Section):
     """Weights of the losses that need no labels; `stillroom.learning.losses` defines them.
 
     Attributes:
-        cosine: cosine distance to the teacher's vector. LEAF's squared L2 distance
-            (arXiv 2509.12539) is twice as much, since vectors have unit length.
-        pairwise_mse: squared error of the cosines between the batch's texts: Jasper's similarity
+        cosine: cosine distance to the teacher's vector, so of directions only.
+        squared_l2: squared distance to the teacher's vector (LEAF, arXiv 2509.12539). For unit
+            vectors it is twice `cosine`; for a teacher that dot compares it fits lengths too.
+        pairwise_mse: squared error of the scores between the batch's texts: Jasper's similarity
             loss (arXiv 2412.19048).
-        similarity_order: hinge loss on which of two texts is closer to a third: Jasper's relative
-            similarity loss (same paper), with `similarity_order_margin`.
+        similarity_order: hinge loss on which of two texts scores higher with a third: Jasper's
+            relative similarity loss (same paper), with `similarity_order_margin`, which is on the
+            scale of the student's scores.
         ranking_kl: KL divergence between two rankings of the teacher's vectors of the batch's
             texts: by the teacher's vector of a text, and by the student's. It trains queries of the
             student to find passages of the teacher in one index.
-        temperature: of the student's softmaxes.
-        teacher_temperature: of the teacher's softmaxes.
+        temperature: of the student's softmaxes; null: .05, or 1 where dot compares its vectors.
+        teacher_temperature: of the teacher's softmaxes; null: the same by the teacher's vectors.
     """
 
     cosine: NonNegativeFloat = 0.0
+    squared_l2: NonNegativeFloat = 0.0
     pairwise_mse: NonNegativeFloat = 0.0
     similarity_order: NonNegativeFloat = 0.0
     similarity_order_margin: NonNegativeFloat = 0.015
     ranking_kl: NonNegativeFloat = 0.0
-    temperature: PositiveFloat = 0.05
-    teacher_temperature: PositiveFloat = 0.05
+    temperature: PositiveFloat | None = None
+    teacher_temperature: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _at_least_one(self) -> "TextLosses":
@@ -49,7 +52,7 @@ class TextLosses(Section):
     @classmethod
     def loss_names(cls) -> tuple[str, ...]:
         """The fields that are weights of losses."""
-        return ("cosine", "pairwise_mse", "similarity_order", "ranking_kl")
+        return ("cosine", "squared_l2", "pairwise_mse", "similarity_order", "ranking_kl")
 
 
 class PairLosses(TextLosses):
@@ -58,6 +61,7 @@ class PairLosses(TextLosses):
     Attributes:
         score_kl: KL divergence between the softmaxes of the teacher's and the student's scores.
         margin_mse: MarginMSE (arXiv 2010.02666), on the margin of the positive over each candidate.
+            A student of raw vectors can take on any margins; one of cosines only those of cosines.
         contrastive: InfoNCE on the pairs themselves, without the teacher.
         false_negative_margin: in `contrastive`, ignores a candidate that the teacher scores above
             the positive + margin; null ignores none.
@@ -128,7 +132,7 @@ class StudentSize(Section):
         return self
 
 
-class Student(Section):
+class Student(PromptedModel):
     """A BERT-like encoder, distilled in one or more phases.
 
     Attributes:
@@ -137,6 +141,9 @@ class Student(Section):
         size: random weights of this size; null: the base's weights.
         vocabulary_size: keeps at most this many tokens, the corpus's most frequent; null: all.
         space: `teacher` projects into the teacher's vector space, so one index can hold both.
+        similarity: how its vectors are compared; null: as the teacher's in its space, else
+            as its base's.
+        layer_norm: standardises the base's vectors before they are cut, as `teacher.layer_norm`.
         output_dims: of a vector. null: the base's or, in the teacher's space, the teacher's; there
             a smaller one must be among the teacher's Matryoshka sizes.
         matryoshka: vector size → weight (arXiv 2205.13147).
@@ -149,10 +156,11 @@ class Student(Section):
     size: StudentSize | None = None
     vocabulary_size: PositiveInt | None = None
     space: Literal["own", "teacher"] = "own"
+    similarity: Similarity | None = None
+    layer_norm: bool = False
     output_dims: PositiveInt | None = None
     matryoshka: dict[PositiveInt, PositiveFloat] | None = None
     pooling: Literal["mean", "weighted_mean", "last", "cls", "max", "mean_sqrt_len"] | None = None
-    prompts: Prompts | None = None
     max_tokens: PositiveInt | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     dropout: Dropout = 0.0
@@ -163,11 +171,11 @@ class Student(Section):
         if not self.phases:
             raise ValueError("has no phases, so it would learn nothing: add one")
         for i, phase in enumerate(self.phases):
-            for name in ("cosine", "ranking_kl"):
+            for name in ("cosine", "squared_l2", "ranking_kl"):
                 if self.space == "own" and getattr(phase.losses, name):
                     raise ValueError(
                         f"phases[{i}].losses.{name} compares vectors with the teacher's, so it "
-                        "needs space: teacher; pairwise_mse and similarity_order compare cosines "
+                        "needs space: teacher; pairwise_mse and similarity_order compare scores "
                         "and work in any space"
                     )
             if phase.ranking_kl_passages and not phase.losses.ranking_kl:
@@ -180,6 +188,16 @@ class Student(Section):
                     f"{phase.ranking_kl_passages:,} passages at every step: leave out "
                     "ranking_kl_passages or online_teacher"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _standardises_its_base_s_vectors(self) -> "Student":
+        if self.layer_norm and (self.space == "teacher" or self.output_dims is not None):
+            name = "space: teacher" if self.space == "teacher" else "output_dims"
+            raise ValueError(
+                f"layer_norm is of the base's own vectors, and {name} puts a new linear map in "
+                "their place: leave out one of them"
+            )
         return self
 
     @model_validator(mode="after")

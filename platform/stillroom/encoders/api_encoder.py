@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from stillroom.encoders.contract import ApiContract, Role
+from stillroom.encoders.interface import truncate_vectors
+from stillroom.encoders.usable_vectors import UnusableVectorError, require_usable
 from stillroom.errors import UserError
 from stillroom.openai_client.client import OpenAIClient, RateLimiter
 from stillroom.openai_client.requests import Request, Usage, affordable_calls, estimate_text_tokens
@@ -57,7 +59,7 @@ class ApiVector:
 
 
 class ApiEncoder:
-    """Vectors from an API, of unit length. Each distinct text is sent once."""
+    """Vectors from an API, of unit length for cosine. Each distinct text is sent once."""
 
     parameters_total = 0  # unknown
 
@@ -107,7 +109,7 @@ class ApiEncoder:
         for answer in self._vectors(list(rows), role, max_tokens):
             self.spent += Usage(answer.tokens)
             vectors_nd[rows[answer.text]] = answer.vector
-        return vectors_nd
+        return truncate_vectors(vectors_nd, vectors_nd.shape[1], self.contract.normalise)
 
     def _vectors(self, texts: list[str], role: Role, max_tokens: int) -> Iterator[ApiVector]:
         """Vectors of distinct texts, first those in the cache."""
@@ -168,7 +170,7 @@ class ApiEncoder:
                 f"{body['refused']} {body['reason']}",
                 "Lower max_tokens or texts_per_request, or correct extra_body",
             )
-        vectors = parse_vectors(body, len(texts))
+        vectors = parse_vectors(body, texts)
         if vectors.shape[1] != self.contract.dims[0]:
             raise UserError(
                 where,
@@ -176,7 +178,6 @@ class ApiEncoder:
                 f"{self.contract.dims[0]}",
                 "Correct teacher.api.dims, or set send_dimensions if the model can cut its vectors",
             )
-        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         # A request's tokens are divided among its texts in proportion to their estimates.
         tokens = np.array([estimate_text_tokens(text) for text in texts])
         billed = (body.get("usage") or {}).get("prompt_tokens")
@@ -232,31 +233,36 @@ class ApiEncoder:
         fields = json.dumps(
             [self._fixed_fields(role), self.contract.base_url, text], sort_keys=True
         )
-        return hashlib.sha256(f"vector {fields}".encode()).hexdigest()
+        return hashlib.sha256(f"vector as sent {fields}".encode()).hexdigest()
 
     def _read(self, content: str, request: Request) -> object:
         """Checks an answer for the client, which repeats requests with broken answers."""
-        return parse_vectors(json.loads(content), len(json.loads(request.body)["input"]))
+        return parse_vectors(json.loads(content), json.loads(request.body)["input"])
 
 
-def parse_vectors(body: Mapping[str, Any], count: int) -> np.ndarray:
-    """The vectors of an answer in the order of its request: float32 (count, dims).
+def parse_vectors(body: Mapping[str, Any], texts: Sequence[str]) -> np.ndarray:
+    """The vectors of an answer in the order of its request's texts: float32 (texts, dims).
 
     Raises:
         ValueError, KeyError, TypeError: when the number of vectors is wrong, an index comes twice,
-            or a vector is not finite or all zeros.
+            or a vector is not finite or has no length.
     """
     rows = {}
     for item in body["data"]:
         vector = item["embedding"]
         if isinstance(vector, str):
             vector = np.frombuffer(base64.b64decode(vector, validate=True), dtype="<f4")
-        rows[int(item["index"])] = np.asarray(vector, dtype=np.float32)
-    if sorted(rows) != list(range(count)) or len(body["data"]) != count:
-        raise ValueError(f"{len(body['data'])} vectors for {count} texts")
-    vectors = np.stack([rows[i] for i in range(count)])  # ValueError when their sizes differ
-    if vectors.ndim != 2 or not np.isfinite(vectors).all() or not vectors.any(axis=1).all():
-        raise ValueError("vectors that are not finite, or all zeros")
+        with np.errstate(over="ignore"):  # it is refused below
+            rows[int(item["index"])] = np.asarray(vector, dtype=np.float32)
+    if sorted(rows) != list(range(len(texts))) or len(body["data"]) != len(texts):
+        raise ValueError(f"{len(body['data'])} vectors for {len(texts)} texts")
+    if len({vector.shape for vector in rows.values()}) != 1 or rows[0].ndim != 1:
+        raise ValueError("vectors that differ in size, or are no lists of numbers")
+    vectors = np.stack([rows[i] for i in range(len(texts))])
+    try:
+        require_usable(vectors, normalised=False, texts=texts)
+    except UnusableVectorError as error:
+        raise ValueError(f"{error.where}: {error.problem}") from None
     return vectors
 
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
@@ -59,6 +59,22 @@ class ProjectionLayer(BaseModel):
     activation: Activation = "identity"
 
 
+class Comparison(NamedTuple):
+    """How two vectors of an encoder are compared, and whether they are of unit length."""
+
+    similarity: Similarity
+    normalise: bool
+
+    def changed_to(self, similarity: Similarity | None) -> "Comparison":
+        """The same by another similarity; None, or the one that it is, changes nothing.
+
+        A change to `dot` keeps the vectors' lengths: inner products of unit vectors are cosines.
+        """
+        if similarity in (None, self.similarity):
+            return self
+        return Comparison(similarity, normalise=similarity == "cosine")
+
+
 class BaseContract(BaseModel):
     """Properties of vectors that every user of them must know.
 
@@ -90,6 +106,11 @@ class BaseContract(BaseModel):
         if self.similarity == "cosine" and not self.normalise:
             raise ValueError("vectors that are compared by cosine are normalised")
         return self
+
+    @property
+    def comparison(self) -> Comparison:
+        """How vectors are compared."""
+        return Comparison(self.similarity, self.normalise)
 
     def resolve_dims(self, dims: int | None) -> int:
         """The size of the requested vectors; None is the full one.
@@ -170,7 +191,7 @@ class Contract(BaseContract):
 
 class EnsembleContract(BaseContract):
     """Several encoders as one (Jasper and Stella, arXiv 2412.19048): the concatenation or the mean
-    of the members' unit vectors, of unit length again.
+    of the members' unit vectors, of unit length again. Its similarity is cosine.
 
     Attributes:
         members: folders inside this one, each an encoder with its own contract.
@@ -197,10 +218,33 @@ class ApiContract(BaseContract):
     extra_body: dict[Role, dict[str, Any]] = Field(default_factory=dict)
 
 
+class LibraryContract(BaseContract):
+    """A model that a library runs by itself, from the files of its base.
+
+    Attributes:
+        base: the model, as `locate_model` names it; its weights stay where they are.
+        prompts: of the roles; `named_prompts` has all that the model's authors named.
+        precision: of its weights.
+    """
+
+    library: Literal["sentence-transformers"]
+    base: str
+    prompts: Prompts = Prompts()
+    named_prompts: dict[str, str] = Field(default_factory=dict)
+    precision: Precision = "float32"
+
+
+# A contract's class by the field that no other class has.
+CONTRACT_CLASSES: dict[str, type[BaseContract]] = {
+    "members": EnsembleContract,
+    "base_url": ApiContract,
+    "library": LibraryContract,
+}
+
+
 def _contract_class(content: Any) -> type[BaseContract]:
-    if isinstance(content, dict) and "members" in content:
-        return EnsembleContract
-    return ApiContract if isinstance(content, dict) and "base_url" in content else Contract
+    fields = content if isinstance(content, dict) else {}
+    return next((kind for name, kind in CONTRACT_CLASSES.items() if name in fields), Contract)
 
 
 def no_weights_error(where: str, contract: BaseContract) -> UserError:
@@ -210,7 +254,11 @@ def no_weights_error(where: str, contract: BaseContract) -> UserError:
         problem = f"is the API at {contract.base_url}, whose weights are not here"
     elif isinstance(contract, EnsembleContract):
         problem = "is several models, which have no weights as one"
-    return UserError(where, f"{problem}: it only gives vectors", "Name a single model")
+    elif isinstance(contract, LibraryContract):
+        problem = f"is run by {contract.library}, and its weights are not read here"
+    return UserError(
+        where, f"{problem}: it only gives vectors", "Name a single model that stillroom reads"
+    )
 
 
 def index_conflict(first: BaseContract, second: BaseContract) -> str | None:

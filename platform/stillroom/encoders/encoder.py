@@ -15,6 +15,7 @@ from stillroom.encoders.contract import Attention, Contract
 from stillroom.encoders.interface import TokenEncoder
 from stillroom.encoders.layers import packing
 from stillroom.encoders.layers.attention import use_attention
+from stillroom.encoders.layers.backbone import broken_weight
 from stillroom.encoders.layers.latent_attention import LatentAttention
 from stillroom.encoders.layers.onednn_linear import use_onednn
 from stillroom.encoders.layers.pooling import POOLINGS
@@ -78,6 +79,10 @@ class Encoder(TokenEncoder, torch.nn.Module):
         head = 0 if self.head is None else self.head.weight.numel()
         return sum(p.numel() for p in self.parameters()) - head
 
+    def broken_weight(self) -> str | None:
+        """As `TokenEncoder.broken_weight`."""
+        return broken_weight(self)
+
     @property
     def _forward_tokens(self) -> int:
         return CPU_BATCH_TOKENS if self.device.type == "cpu" else GPU_BATCH_TOKENS
@@ -94,7 +99,23 @@ class Encoder(TokenEncoder, torch.nn.Module):
         batch = batch.to(self.device)
         if isinstance(batch, LabelledBatch):
             return self.summed_nll(batch)
-        vectors = self.pooled(batch)
+        return self.vectors(self.token_states(batch), batch)
+
+    def token_states(self, batch: Batch, **inputs: torch.Tensor) -> torch.Tensor:
+        """The states that are pooled, (b, l, d).
+
+        Args:
+            inputs: of the transformer, beside the batch's.
+        """
+        states = self._states(batch.ids_bl, batch.mask_bl, self.contract.attention, **inputs)
+        if self.latent_attention is not None:
+            with self._autocast():
+                states = self.latent_attention(states)
+        return states
+
+    def vectors(self, states_bld: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Vectors of the batch with these states, as `forward` returns them."""
+        vectors = self._pool(states_bld, batch)
         if self.projection is not None:
             vectors = self.projection(vectors)
         vectors = vectors[:, : self.contract.dims[0]]  # a base's vectors may be cut
@@ -102,29 +123,34 @@ class Encoder(TokenEncoder, torch.nn.Module):
 
     def pooled(self, batch: Batch) -> torch.Tensor:
         """Pooled states, before projection and normalisation: float32 (b, d)."""
-        states = self._states(batch.ids_bl, batch.mask_bl, self.contract.attention)
-        if self.latent_attention is not None:
-            with self._autocast():
-                states = self.latent_attention(states)
+        return self._pool(self.token_states(batch), batch)
+
+    def _pool(self, states_bld: torch.Tensor, batch: Batch) -> torch.Tensor:
         # CLS is before the prompt; it is pooled even if the prompt is not.
         pools_cls = self.contract.pooling == "cls" and not self.contract.echo
         mask_bl = batch.mask_bl if pools_cls else batch.pool_mask_bl
-        return POOLINGS[self.contract.pooling](states, mask_bl)
+        return POOLINGS[self.contract.pooling](states_bld, mask_bl)
 
     def _states(
-        self, ids_bl: torch.Tensor, mask_bl: torch.Tensor, attention: Attention
+        self,
+        ids_bl: torch.Tensor,
+        mask_bl: torch.Tensor,
+        attention: Attention,
+        **inputs: torch.Tensor,
     ) -> torch.Tensor:
         if self.contract.architecture == "encoder":
             with self._autocast():
                 if packing.is_packed(self.backbone):
                     return packing.packed_states(self.backbone, ids_bl, mask_bl)
-                return self.backbone(input_ids=ids_bl, attention_mask=mask_bl).last_hidden_state
+                return self.backbone(
+                    input_ids=ids_bl, attention_mask=mask_bl, **inputs
+                ).last_hidden_state
         # No cache: nothing is generated, and all layers' keys take much memory.
         with self._autocast(), use_attention(self.backbone, attention):
             if packing.is_packed(self.backbone):
                 return packing.packed_states(self.backbone, ids_bl, mask_bl, use_cache=False)
             return self.backbone(
-                input_ids=ids_bl, attention_mask=mask_bl, use_cache=False
+                input_ids=ids_bl, attention_mask=mask_bl, use_cache=False, **inputs
             ).last_hidden_state
 
     def _autocast(self) -> Any:

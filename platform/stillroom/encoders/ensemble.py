@@ -6,11 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from stillroom.encoders.contract import CombineMethod, EnsembleContract, Overlong, Role
+from stillroom.encoders.contract import (
+    CombineMethod,
+    Comparison,
+    EnsembleContract,
+    Overlong,
+    Role,
+)
 from stillroom.encoders.encoder import Encoder
 from stillroom.encoders.interface import TokenEncoder, truncate_vectors
+from stillroom.encoders.library_encoder import LibraryEncoder, LibraryPrompter
 from stillroom.encoders.tokens.batch import Tokens
 from stillroom.encoders.tokens.prompter import Prompter
+from stillroom.encoders.usable_vectors import require_usable
 from stillroom.errors import UserError
 
 
@@ -24,7 +32,7 @@ class EnsembleTokens(Tokens):
 class EnsemblePrompter:
     """`Prompter` for an ensemble, whose members have their own tokenizers and prompts."""
 
-    def __init__(self, members: Sequence[Prompter]):
+    def __init__(self, members: Sequence[Prompter | LibraryPrompter]):
         self.members = members
 
     def copy(self) -> "EnsemblePrompter":
@@ -67,7 +75,7 @@ class EnsemblePrompter:
 class EnsembleEncoder(TokenEncoder):
     """The concatenation or mean of its members' unit vectors, of unit length again."""
 
-    def __init__(self, contract: EnsembleContract, members: Sequence[Encoder]):
+    def __init__(self, contract: EnsembleContract, members: Sequence[Encoder | LibraryEncoder]):
         self.contract, self.members = contract, list(members)
         self.prompter = EnsemblePrompter([member.prompter for member in self.members])
 
@@ -85,6 +93,11 @@ class EnsembleEncoder(TokenEncoder):
     def parameters_total(self) -> int:
         """Number of weights of all members."""
         return sum(member.parameters_total for member in self.members)
+
+    def broken_weight(self) -> str | None:
+        """As `TokenEncoder.broken_weight`, with the member's number."""
+        weights = ((number, member.broken_weight()) for number, member in enumerate(self.members))
+        return next((f"members.{n}.{weight}" for n, weight in weights if weight is not None), None)
 
     def to(self, device: str) -> "EnsembleEncoder":
         """Moves all members to a device."""
@@ -113,7 +126,9 @@ class EnsembleEncoder(TokenEncoder):
             )
             for number, member in enumerate(self.members)
         ]
-        return truncate_vectors(self._combine(vectors), size, True)
+        combined = truncate_vectors(self._combine(vectors), size, True)
+        require_usable(combined, normalised=True)  # members may point in opposite directions
+        return combined
 
     def _combine(self, vectors: Sequence[np.ndarray]) -> np.ndarray:
         unit_vectors = [truncate_vectors(rows, rows.shape[1], True) for rows in vectors]
@@ -126,14 +141,32 @@ COMBINE_METHODS = {
 }
 
 
+def require_unit_vectors(number: int, base: str, comparison: Comparison) -> None:
+    """Refuses a member whose scores depend on the lengths of its vectors.
+
+    Raises:
+        UserError: when its vectors are not of unit length.
+    """
+    if not comparison.normalise:
+        raise UserError(
+            f"teacher.members.{number}",
+            f"{base} is compared by dot, so its scores depend on the lengths of its vectors, and "
+            "members are combined by unit vectors",
+            "Set its similarity: cosine if directions are enough, or use it alone",
+        )
+
+
 def ensemble_contract(
-    members: Sequence[Encoder], method: CombineMethod, *, space: str
+    members: Sequence[Encoder | LibraryEncoder], method: CombineMethod, *, space: str
 ) -> EnsembleContract:
     """The contract of an ensemble whose members are in the folders members/0, members/1 and so on.
 
     Raises:
-        UserError: when vectors of different sizes are to be averaged.
+        UserError: when vectors of different sizes are to be averaged, or when a member's scores
+            depend on lengths of vectors, which the combination does not keep.
     """
+    for number, member in enumerate(members):
+        require_unit_vectors(number, member.contract.base, member.contract.comparison)
     sizes = [member.contract.dims for member in members]
     if method == "concatenate":
         # Only one size: a prefix would omit the later members.

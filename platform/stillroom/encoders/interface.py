@@ -6,6 +6,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from stillroom.encoders.contract import BaseContract, Role
+from stillroom.encoders.usable_vectors import (
+    NOT_FINITE,
+    PLAIN_TEXT,
+    UnusableVectorError,
+    broken_model_error,
+    broken_weight_error,
+)
 
 
 class Embedder(Protocol):
@@ -34,9 +41,11 @@ class TokenEncoder:
     """Base of the encoders that turn texts into token ids first.
 
     Attributes:
+        contract: a `BaseContract`; each kind of encoder has its own.
         prompter: texts → the tokens that `encode_tokens` takes.
     """
 
+    contract: Any
     prompter: Any
 
     @property
@@ -52,7 +61,8 @@ class TokenEncoder:
     def encode_batch(self, tokens: Sequence[Any]) -> np.ndarray:
         """Vectors of texts in one forward, in their order: float32 (n, dims[0]).
 
-        For callers that have sorted and split the texts already, as serving has.
+        For callers that have sorted and split the texts already, as serving has. They check the
+        vectors themselves (`require_usable`): the texts may be of several requests.
         """
         raise NotImplementedError
 
@@ -61,6 +71,10 @@ class TokenEncoder:
     ) -> np.ndarray:
         """As `encode`, for texts that are token ids already."""
         raise NotImplementedError
+
+    def broken_weight(self) -> str | None:
+        """The name of a weight that is not finite; None where there is none, or none is known."""
+        return None
 
     def encode(
         self,
@@ -80,10 +94,26 @@ class TokenEncoder:
             prompt: replaces the contract's prompt.
 
         Raises:
+            UnusableVectorError: for a text whose vector is not finite or has no length.
+            BrokenModelError: when the weights are at fault.
             UserError: when dims is not one of the contract's.
         """
         tokens = self.prompter(texts, role, prompt=prompt)
-        return self.encode_tokens(tokens, batch_tokens=batch_tokens, dims=dims)
+        try:
+            return self.encode_tokens(tokens, batch_tokens=batch_tokens, dims=dims)
+        except UnusableVectorError as error:
+            self._require_whole_model()
+            raise error.of_text(error.row, error.problem, texts[error.row]) from None
+
+    def _require_whole_model(self) -> None:
+        """Raises BrokenModelError when the weights, not a text, are at fault."""
+        if (weight := self.broken_weight()) is not None:
+            raise broken_weight_error(f"model: {weight}")
+        try:
+            self.encode_tokens(self.prompter([PLAIN_TEXT], "query"))
+        except UnusableVectorError as error:
+            if error.problem == NOT_FINITE:
+                raise broken_model_error("model") from None
 
 
 def truncate_vectors(vectors: np.ndarray, dims: int, normalise: bool) -> np.ndarray:

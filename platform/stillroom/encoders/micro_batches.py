@@ -7,6 +7,7 @@ import numpy as np
 from stillroom.encoders.contract import BaseContract
 from stillroom.encoders.interface import truncate_vectors
 from stillroom.encoders.tokens.batch import Batch, Tokens, pad
+from stillroom.encoders.usable_vectors import require_usable
 
 # Tokens of one forward: more leave a CPU's caches, fewer leave a GPU idle.
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 8192
@@ -29,15 +30,21 @@ def encode_in_batches(
     Args:
         max_tokens: the most tokens of one forward, padding counted unless `packed`.
         dims: one of the contract's sizes; None: the full one.
+
+    Raises:
+        UnusableVectorError: after the forward that gives a vector which is not finite or has no
+            length.
     """
-    size = contract.resolve_dims(dims)
-    vectors_nd = np.empty((len(tokens), contract.dims[0]), dtype=np.float32)
+    size, normalise = contract.resolve_dims(dims), contract.normalise
+    vectors_nd = np.empty((len(tokens), size), dtype=np.float32)
     lengths = [len(text.ids) for text in tokens]
     for rows in micro_batches(lengths, max_tokens, packed=packed):
-        vectors_nd[rows] = forward(pad([tokens[row] for row in rows], pad_id))
-    if size == contract.dims[0]:
-        return vectors_nd
-    return truncate_vectors(vectors_nd, size, contract.normalise)
+        vectors = forward(pad([tokens[row] for row in rows], pad_id))
+        if size != contract.dims[0]:
+            vectors = truncate_vectors(vectors, size, normalise)
+        require_usable(vectors, normalised=normalise, rows=rows)
+        vectors_nd[rows] = vectors
+    return vectors_nd
 
 
 def micro_batches(

@@ -31,6 +31,7 @@ from stillroom.encoders.files.random_model import (
     build_random_model,
     parse_random_name,
 )
+from stillroom.encoders.safe_read import check_files
 from stillroom.errors import UserError
 from stillroom.storage.artifacts import Artifact, Store
 
@@ -178,6 +179,7 @@ def _folder(name: str, files: Sequence[str] = MODEL_FILES) -> Path:
     """A path's folder, or a hub id's after a download of those files."""
     path = Path(name).expanduser()
     if path.is_dir():
+        check_files(path)
         return path
     if path.exists():
         raise UserError(name, "is a file, not a model's folder", "Name the folder that holds it")
@@ -187,10 +189,12 @@ def _folder(name: str, files: Sequence[str] = MODEL_FILES) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(files)))
+        folder = Path(snapshot_download(name, allow_patterns=list(files)))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(
             name,
             "is neither a folder here nor a model that the hub gives",
             "Correct the name, download it beforehand, or unset HF_HUB_OFFLINE",
         ) from error
+    check_files(folder)
+    return folder

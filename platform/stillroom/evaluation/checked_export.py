@@ -12,6 +12,7 @@ from stillroom.encoders.contract import Role
 from stillroom.encoders.encoder import Encoder
 from stillroom.encoders.export.formats import FORMATS, QUANTISED_COSINE, export_encoder
 from stillroom.encoders.export.runtimes import EXPORT_FILE
+from stillroom.encoders.usable_vectors import require_usable
 from stillroom.evaluation.encode_progress import EncodeTexts, OnTexts, encode_in_chunks
 from stillroom.evaluation.fidelity import compare_encoders, texts_with_roles
 
@@ -49,7 +50,9 @@ def export_and_check(
     encode = kind.reopen(folder)
 
     def reopened(texts: list[str], role: Role) -> np.ndarray:
-        return encode_in_chunks(lambda chunk: encode(chunk, role), texts, on_texts)
+        vectors = encode_in_chunks(lambda chunk: encode(chunk, role), texts, on_texts)
+        require_usable(vectors, normalised=encoder.contract.normalise, texts=texts)
+        return vectors
 
     check = compare_encoders(original or encoder.encode, reopened, sets, floor=floor, name=format)
     description["check"] = {"origin": origin, "floor": floor, **check}

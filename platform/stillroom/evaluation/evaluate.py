@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from stillroom.data.readers.records import EvaluationSet
-from stillroom.encoders.contract import BaseContract, Role, index_conflict
+from stillroom.encoders.contract import BaseContract, Comparison, Role, index_conflict
 from stillroom.encoders.interface import Embedder, truncate_vectors
+from stillroom.encoders.usable_vectors import require_usable
 from stillroom.errors import UserError
 from stillroom.evaluation.metrics import rank_passages, retrieval_scores
 from stillroom.mining.bm25 import Bm25
@@ -28,38 +29,57 @@ class EncodedSets:
         queries: of the judged queries, float32, (q, dims[0]).
         passages: float32, (p, dims[0]).
         dims: the Matryoshka sizes of the vectors, the full one first.
-        normalise: whether vectors, and their prefixes, are of unit length.
+        comparison: how vectors, and their prefixes, are compared, and if they have unit length.
         texts_per_second: passages encoded per second, on this machine.
     """
 
     queries: dict[str, np.ndarray]
     passages: dict[str, np.ndarray]
     dims: tuple[int, ...]
-    normalise: bool
+    comparison: Comparison
     texts_per_second: float
 
 
-def encode_sets(encoder: Embedder, role: str, sets: Mapping[str, EvaluationSet]) -> EncodedSets:
+def encode_sets(
+    encoder: Embedder,
+    role: str,
+    sets: Mapping[str, EvaluationSet],
+    *,
+    query_prompt: str | None = None,
+) -> EncodedSets:
     """Vectors of the sets. A teacher uses a set's prompts if it has some; other encoders use their
     own.
+
+    Args:
+        query_prompt: replaces all prompts of queries.
     """
-    queries = _queries(encoder, role, sets)  # first: warms up before speed is measured
+    queries = _queries(
+        encoder, role, sets, query_prompt
+    )  # first: warms up before speed is measured
     passages, speed = _passages(encoder, role, sets)
-    return EncodedSets(queries, passages, encoder.contract.dims, encoder.contract.normalise, speed)
+    contract = encoder.contract
+    return EncodedSets(queries, passages, contract.dims, contract.comparison, speed)
 
 
 def encode_asymmetric(
-    student: Embedder, teacher: Embedder, sets: Mapping[str, EvaluationSet]
+    student: Embedder,
+    teacher: Embedder,
+    sets: Mapping[str, EvaluationSet],
+    *,
+    query_prompt: str | None = None,
 ) -> EncodedSets:
     """The student's queries and the teacher's passages.
+
+    Args:
+        query_prompt: replaces all prompts of queries.
 
     Raises:
         UserError: as `shared_dims`, before anything is encoded.
     """
     dims = shared_dims(student.contract, teacher.contract)
-    queries = _queries(student, "student", sets)
+    queries = _queries(student, "student", sets, query_prompt)
     passages, speed = _passages(teacher, "teacher", sets)
-    return _combine(queries, passages, dims, student.contract.normalise, speed)
+    return _combine(queries, passages, dims, student.contract.comparison, speed)
 
 
 def combine_asymmetric(
@@ -71,7 +91,7 @@ def combine_asymmetric(
         dims: from `shared_dims`.
     """
     return _combine(
-        student.queries, teacher.passages, dims, student.normalise, teacher.texts_per_second
+        student.queries, teacher.passages, dims, student.comparison, teacher.texts_per_second
     )
 
 
@@ -91,10 +111,14 @@ def shared_dims(student: BaseContract, teacher: BaseContract) -> tuple[int, ...]
 
 
 def _queries(
-    encoder: Embedder, role: str, sets: Mapping[str, EvaluationSet]
+    encoder: Embedder, role: str, sets: Mapping[str, EvaluationSet], prompt: str | None
 ) -> dict[str, np.ndarray]:
     return {
-        name: encoder.encode(part.judged_queries(), "query", prompt=_prompt(part, role, "query"))
+        name: encoder.encode(
+            part.judged_queries(),
+            "query",
+            prompt=_prompt(part, role, "query") if prompt is None else prompt,
+        )
         for name, part in sets.items()
     }
 
@@ -122,13 +146,18 @@ def _combine(
     queries: dict[str, np.ndarray],
     passages: dict[str, np.ndarray],
     dims: tuple[int, ...],
-    normalise: bool,
+    comparison: Comparison,
     texts_per_second: float,
 ) -> EncodedSets:
-    def cut(vectors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: truncate_vectors(v, dims[0], normalise) for name, v in vectors.items()}
+    normalise = comparison.normalise
 
-    return EncodedSets(cut(queries), cut(passages), dims, normalise, texts_per_second)
+    def cut(vectors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        prefixes = {name: truncate_vectors(v, dims[0], normalise) for name, v in vectors.items()}
+        for vectors_nd in prefixes.values():
+            require_usable(vectors_nd, normalised=normalise)
+        return prefixes
+
+    return EncodedSets(cut(queries), cut(passages), dims, comparison, texts_per_second)
 
 
 def evaluate_encoder(
@@ -150,6 +179,7 @@ def report_entry(
         "role": role,
         "parameters": parameters,
         "dims": encoded.dims[0],
+        "similarity": encoded.comparison.similarity,
         "texts_per_second": encoded.texts_per_second,
         "scores": {
             name: score_ranking(
@@ -160,18 +190,26 @@ def report_entry(
     }
 
 
-def evaluate_bm25(sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
-    """A report's entry for BM25, which has no parameters and no vectors."""
+def evaluate_bm25(
+    sets: Mapping[str, EvaluationSet], languages: Mapping[str, str]
+) -> dict[str, Any]:
+    """A report's entry for BM25, which has no parameters and no vectors.
+
+    Args:
+        languages: of each set.
+    """
     scores = {}
     for name, part in sets.items():
-        index = Bm25(list(part.passages.values()))
-        ranking, _ = index.search(part.judged_queries(), RANKING_DEPTH)
+        passages, queries = list(part.passages.values()), part.judged_queries()
+        index = Bm25(passages, [languages[name]] * len(passages))
+        ranking, _ = index.search(queries, [languages[name]] * len(queries), RANKING_DEPTH)
         scores[name] = score_ranking(ranking, part)
     return {
         "role": "bm25",
         "parameters": 0,
         "dims": 0,
         "texts_per_second": None,
+        "languages": {name: languages[name] for name in sets},
         "scores": scores,
     }
 

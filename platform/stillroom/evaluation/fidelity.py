@@ -7,7 +7,7 @@ import numpy as np
 
 from stillroom.data.readers.records import EvaluationSet
 from stillroom.encoders.contract import Role
-from stillroom.encoders.export.int8 import row_cosines
+from stillroom.encoders.export.int8 import row_agreement
 from stillroom.errors import UserError
 from stillroom.evaluation.encode_progress import EncodeTexts
 from stillroom.evaluation.evaluate import RANKING_DEPTH, score_ranking
@@ -37,7 +37,8 @@ def compare_encoders(
     """The similarity of the vectors of all texts, and the effect of the difference on nDCG@10.
 
     Args:
-        floor: the lowest cosine that any text may have.
+        floor: the lowest cosine that any text may have; for vectors of different lengths, see
+            `row_agreement`.
         name: of the format, for the error.
 
     Returns:
@@ -55,7 +56,7 @@ def compare_encoders(
         query_vectors = original(queries, "query"), exported(queries, "query")
         passage_vectors = original(passages, "passage"), exported(passages, "passage")
         for vectors in (query_vectors, passage_vectors):
-            similarities += row_cosines(*vectors).tolist()
+            similarities += row_agreement(*vectors).tolist()
         texts += queries + passages
         if part.qrels:
             judged = [row for row, query in enumerate(part.queries) if query in part.qrels]

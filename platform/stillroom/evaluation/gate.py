@@ -55,7 +55,7 @@ def _failures(report: Mapping[str, Any], floors: GateFloors) -> Iterator[str]:
     for precision, floor in floors.small_vectors.items():
         what = f"the share of the student's nDCG@10 that {precision} vectors keep"
         yield from _below(what, _precision_retention(student, precision), floor)
-    fast, slow = student.get(SPEED), teacher.get(SPEED)
+    fast, slow = student.get(SPEED), (teacher or {}).get(SPEED)
     yield from _below("the student's texts per second", fast, floors.texts_per_second)
     yield from _below(
         "the student's speed as a multiple of the teacher's",

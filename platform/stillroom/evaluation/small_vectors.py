@@ -1,9 +1,10 @@
 """Retrieval quality when passages are stored in fewer bytes: every precision × every size.
 
 Only stored passages are made small. Queries stay float32, except for `binary`, which compares signs
-with signs. `binary+rescoring` finds the best RESCORE_FACTOR × k that way and orders them again by
-the float32 query against their int8 codes, as described by Cohere and Hugging Face: a search reads
-only the bits of all passages, and the codes may be on disk.
+with signs, and so ignores the lengths of raw vectors. `binary+rescoring` finds the best
+RESCORE_FACTOR × k that way and orders them again by the float32 query against their int8 codes, as
+described by Cohere and Hugging Face: a search reads only the bits of all passages, and the codes
+may be on disk.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 
 from stillroom.data.readers.records import EvaluationSet
 from stillroom.encoders.interface import truncate_vectors
+from stillroom.encoders.usable_vectors import require_usable
 from stillroom.encoders.vectors.quantise import (
     RESCORE_FACTOR,
     VECTOR_PRECISIONS,
@@ -41,7 +43,10 @@ def rank_quantised(
     if precision == "float32":
         return rank_passages(queries_qd, passages_pd, depth)
     if precision == "float16":
-        return rank_passages(queries_qd, passages_pd.astype(np.float16), depth)
+        with np.errstate(over="ignore"):
+            halves = passages_pd.astype(np.float16)
+        require_usable(halves, normalised=False)  # raw vectors may have numbers above 65,504
+        return rank_passages(queries_qd, halves, depth)
     if precision == "int8":
         codes = calibration.encode(passages_pd)
         return _rank_decoded(queries_qd, codes, calibration.decode, depth)
@@ -118,12 +123,16 @@ def evaluate_precisions(
         search reads, `rescored_bytes` per vector that are read only for candidates, and the scores.
     """
     entries: dict[str, list[dict[str, Any]]] = {name: [] for name in sets}
+    normalise = encoded.comparison.normalise
     for name, part in sets.items():
         for dims in sizes or encoded.dims:
             queries_qd, passages_pd = (
-                truncate_vectors(vectors, dims, encoded.normalise)
+                truncate_vectors(vectors, dims, normalise)
                 for vectors in (encoded.queries[name], encoded.passages[name])
             )
+            require_usable(queries_qd, normalised=normalise, texts=part.judged_queries())
+            passages = list(part.passages.values())
+            require_usable(passages_pd, normalised=normalise, texts=passages)
             calibration = calibrations[dims] if calibrations else Calibration.fit(passages_pd)
             for precision in VECTOR_PRECISIONS:
                 ranking = rank_quantised(

@@ -31,8 +31,8 @@ class PairBatch:
             query together.
         query_ids, passage_ids: equal ids are equal texts.
         symmetric: queries and passages are of one kind.
-        teacher_queries, teacher_passages: the teacher's vectors, float32 with unit rows; None when
-            no student is trained.
+        teacher_queries, teacher_passages: the teacher's vectors, float32; None when no student is
+            trained.
         teacher_sampled: the teacher's vectors of other passages, the same on every worker.
     """
 

@@ -22,7 +22,7 @@ def info_nce(
     -log(exp(s_positive / τ) / Σ_candidates exp(s / τ)), with τ the temperature.
 
     Args:
-        scores_bn: similarity of query and candidate, cosine for unit vectors.
+        scores_bn: inner products of query and candidate, which are cosines for unit vectors.
         positive_b: the column of each query's positive.
         ignore_bn: True where a candidate is not a negative (for example a copy of the positive).
     """
@@ -51,16 +51,24 @@ def score_kl(
     """
     student_bn = student_bn.float() / student_temperature
     teacher_bn = teacher_bn.float() / teacher_temperature
-    if ignore_bn is not None:
-        # A finite floor: -inf on both sides would make 0 × inf in the divergence.
-        student_bn = student_bn.masked_fill(ignore_bn, -1e4)
-        teacher_bn = teacher_bn.masked_fill(ignore_bn, -1e4)
     return F.kl_div(
-        F.log_softmax(student_bn, -1),
-        F.log_softmax(teacher_bn, -1),
+        _log_shares(student_bn, ignore_bn),
+        _log_shares(teacher_bn, ignore_bn),
         reduction="batchmean",
         log_target=True,
     )
+
+
+def _log_shares(scores_bn: Tensor, ignore_bn: Tensor | None) -> Tensor:
+    """The log-softmax over each row; 0 where a candidate is ignored.
+
+    Two zeros add nothing to a divergence, where two of -inf would make 0 × inf. No low score could
+    stand for an ignored candidate: raw inner products may be of any size.
+    """
+    if ignore_bn is None:
+        return F.log_softmax(scores_bn, -1)
+    shares_bn = F.log_softmax(scores_bn.masked_fill(ignore_bn, float("-inf")), -1)
+    return shares_bn.masked_fill(ignore_bn, 0)
 
 
 def ranking_kl(
@@ -73,12 +81,12 @@ def ranking_kl(
 ) -> Tensor:
     """`score_kl` of how a text ranks the teacher's vectors, mean over the texts.
 
-    The student's scores are cosines of its own vectors with the teacher's: its queries have to find
-    the passages in an index made by the teacher.
+    The student's scores are inner products of its own vectors with the teacher's: its queries have
+    to find the passages in an index made by the teacher.
 
     Args:
         targets_kd: the teacher's vectors that are ranked.
-        teacher_nk: the teacher's cosines of the texts with them.
+        teacher_nk: the teacher's inner products of the texts with them.
     """
     return score_kl(
         student_nd @ targets_kd.T,
@@ -91,18 +99,27 @@ def ranking_kl(
 def cosine(student_nd: Tensor, teacher_nd: Tensor) -> Tensor:
     """Cosine distance of a text's two vectors, 1 − cos, in [0, 2]; mean over the texts.
 
-    Jasper's first loss (arXiv 2412.19048). LEAF's squared L2 distance (arXiv 2509.12539) is twice
-    as much for unit vectors.
+    Jasper's first loss (arXiv 2412.19048). It does not depend on the vectors' lengths.
     """
     return (1 - F.cosine_similarity(student_nd.float(), teacher_nd.float(), dim=-1)).mean()
 
 
+def squared_l2(student_nd: Tensor, teacher_nd: Tensor) -> Tensor:
+    """Squared distance of a text's two vectors, |s − t|²; mean over the texts.
+
+    LEAF's loss (arXiv 2509.12539). Of unit vectors it is twice `cosine`; of raw ones it also fits
+    the lengths. MSELoss of sentence-transformers (arXiv 2004.09813) is this divided by the dims.
+    """
+    return (student_nd.float() - teacher_nd.float()).square().sum(-1).mean()
+
+
 def pairwise_mse(student_nm: Tensor, teacher_nm: Tensor) -> Tensor:
-    """Mean squared error of the cosines among texts, (s − t)²; Jasper's similarity loss
+    """Mean squared error of the scores among texts, (s − t)²; of cosines, Jasper's similarity loss
     (arXiv 2412.19048).
 
     Args:
-        student_nm, teacher_nm: each model's cosines of the worker's texts with all texts.
+        student_nm, teacher_nm: each model's inner products of the worker's texts with all texts,
+            on one scale.
     """
     return F.mse_loss(student_nm.float(), teacher_nm.float())
 
@@ -116,7 +133,7 @@ def margin_mse(
     over the queries.
 
     Args:
-        student_bn, teacher_bn: each model's scores of query and candidate.
+        student_bn, teacher_bn: each model's scores of query and candidate, on one scale.
         positive_b: the column of each query's positive.
         ignore_bn: True where a candidate is a copy of the positive.
     """
@@ -134,10 +151,11 @@ def similarity_order(
     (arXiv 2412.19048).
 
     max(0, s_k − s_j + margin), mean over all j and k of a text that the teacher orders t_j > t_k,
-    then over the texts. Takes n × m × m steps in the memory of n × m.
+    then over the texts. Takes n × m × m steps in the memory of n × m. Of the teacher only the order
+    counts, so its scores may have any scale; the margin is on that of the student's.
 
     Args:
-        student_nm, teacher_nm: each model's cosines of the worker's texts with all texts.
+        student_nm, teacher_nm: each model's inner products of the worker's texts with all texts.
         ignore_nm: True where the column is the row's own text.
     """
     loss: Tensor = _SimilarityOrder.apply(student_nm.float(), teacher_nm.float(), margin, ignore_nm)

@@ -74,7 +74,7 @@ class MicroBatchRunner:
         return self.engine.device
 
     def embed(self, texts: Sequence[Tokens]) -> torch.Tensor:
-        """Unit vectors of texts, in their order: float32, (n, d), with gradients."""
+        """The model's vectors of texts, in their order: float32, (n, d), with gradients."""
         chunks = self._split([len(text.ids) for text in texts])
         parts: list[torch.Tensor] = []
         micro: list[tuple[Batch, int]] = []  # each micro-batch and its seed

@@ -21,7 +21,7 @@ def fit_projection(
 
     Args:
         tokens: of n texts of both roles, truncated as in training; a few thousand suffice.
-        vectors_nd: the teacher's vectors of the same texts.
+        vectors_nd: the teacher's vectors of the same texts, as long as the encoder's shall be.
         batch_tokens: the most tokens of one forward, padding counted.
     """
     assert encoder.projection is not None, "the encoder has no projection to fit"
@@ -35,24 +35,27 @@ def fit_projection(
             batch = pad([tokens[row] for row in rows], encoder.pad_id).to(encoder.device)
             states_nh[torch.from_numpy(rows)] = encoder.pooled(batch)
     encoder.train(training)
+    if encoder.contract.normalise:
+        # Every text then has the same weight. Where lengths count, W x itself must be the vector.
+        states_nh = torch.nn.functional.normalize(states_nh, dim=-1)
     linear.weight.data.copy_(ridge_regression(states_nh, vectors_nd.to(encoder.device)))
 
 
 def ridge_regression(states_nh: Tensor, vectors_nd: Tensor, *, ridge: float = 0.3) -> Tensor:
     """The linear map from a student's states that best approximates its teacher's vectors.
 
-    Minimises Σ |W x - t|² + λ |W|², where x is a state scaled to unit length, so that every text
-    has the same weight, and λ is `ridge` times the mean over the h coordinates of Σ x². It shrinks
-    directions with little variance in the sample, so that the map generalises to other texts.
+    Minimises Σ |W x - t|² + λ |W|², where x is a state, and λ is `ridge` times the mean over the h
+    coordinates of Σ x². It shrinks directions with little variance in the sample, so that the map
+    generalises to other texts.
 
     Args:
         states_nh: pooled states, before any projection.
-        vectors_nd: the teacher's vectors of the same texts, of unit length.
+        vectors_nd: the teacher's vectors of the same texts.
 
     Returns:
         W, float32, (d, h).
     """
-    x_nh = torch.nn.functional.normalize(states_nh.double(), dim=-1)
+    x_nh = states_nh.double()
     gram_hh = x_nh.T @ x_nh
     gram_hh.diagonal().add_(ridge * gram_hh.diagonal().mean().item())
     return torch.linalg.solve(gram_hh, x_nh.T @ vectors_nd.double()).T.float()

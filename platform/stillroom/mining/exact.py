@@ -34,7 +34,7 @@ def search(
     """The best k passages of each query; -inf and row -1 where there are fewer.
 
     Args:
-        queries_qd: float32, unit rows for cosine.
+        queries_qd: float32; of unit length for cosine, as the passages are, else of any length.
         passages: blocks of any size, each row in one of them. Rows are below 2**32 - 1.
         passages_per_product: of one matrix product; memory grows with it.
     """

@@ -1,6 +1,8 @@
 """Approximate search with an inverted file (IVF; Sivic and Zisserman, 2003), by FAISS.
 
-Only the lists whose centres are nearest to a query are read.
+Only the lists whose centres are nearest to a query are read. Centres are directions: a passage is
+in the list of its own direction, whatever its length. Where lengths decide more than directions,
+more lists must be read, which the measured recall shows.
 """
 
 from collections.abc import Callable, Iterable

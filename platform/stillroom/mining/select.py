@@ -27,6 +27,10 @@ class SelectionRule:
     """Positive-aware mining: TopK-PercPos, TopK-MarginPos and TopK-Abs (NV-Retriever, arXiv
     2407.15831). A limit of None does not apply; the lowest of several limits applies.
 
+    Limits are on the scores that candidates have: cosines, inner products of raw vectors, which may
+    be some tens or below 0, or a cross-encoder's. A share of the positive means the same at every
+    scale of scores; `absolute_margin` and `max_score` have the scores' own unit.
+
     Attributes:
         max_share_of_positive: a candidate that scores above this share of the positive's score
             counts as an unjudged answer. For a positive below 0, the limit is below it by the same

@@ -152,7 +152,8 @@ class OpenAIClient:
         try:
             self.parse(response.text, request)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise _RetryableError(f"an answer that is not OpenAI's: {excerpt}") from error
+            reason = f"{type(error).__name__}: {one_line(error, 150)}"
+            raise _RetryableError(f"an answer that cannot be used ({reason}): {excerpt}") from error
         return response.text
 
 

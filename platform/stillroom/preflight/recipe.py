@@ -1,5 +1,7 @@
 """`stillroom check`: every check of a run that is possible before anything expensive starts."""
 
+from dataclasses import replace
+
 from stillroom.config.recipe import Recipe
 from stillroom.config.scale import TeacherApi
 from stillroom.config.teacher import EmbeddingsApi
@@ -37,6 +39,17 @@ def check_recipe(recipe: Recipe, steps: list[Step]) -> list[Finding]:
             model_findings, weight_bytes = _check_base(recipe, model, store)
             findings += model_findings
             disk_bytes += DISK_PER_WEIGHT * weight_bytes
+    if stages & {"teacher", "student"}:
+        from stillroom.preflight.inputs import check_inputs
+        from stillroom.preflight.tokenizers import check_tokenizers
+
+        findings += check_inputs(recipe, store, stages)
+        findings += check_tokenizers(recipe, store, stages)
+    if "student" in stages:
+        # Imported here: torch takes seconds to load, and other checks can fail before.
+        from stillroom.preflight.similarity import check_similarity
+
+        findings.append(check_similarity(recipe, store))
     if recipe.teacher.api is not None and stages & {"vectors", "report"}:
         findings.append(_check_api(recipe.teacher.api, recipe.scale.teacher_api, store, steps))
     if "teacher" in stages and recipe.teacher.phases:
@@ -51,11 +64,12 @@ def check_recipe(recipe: Recipe, steps: list[Step]) -> list[Finding]:
 def _check_base(recipe: Recipe, model: BaseModel, store: Store) -> tuple[list[Finding], int]:
     """Findings about a base, and the bytes of the weights that training will start from."""
     student = recipe.student if model.field == "student.base" else None
-    named = BaseModel(
-        model.field, resolve_artifact_name(model.name, store), model.pooling, model.trusted
-    )
+    named = replace(model, name=resolve_artifact_name(model.name, store))
     size = check_model(named, weights=student is None or student.size is None)
-    findings = [Finding(model.field, True, f"{model.name}: {size / 2**20:,.0f} MiB")]
+    from stillroom.preflight.trial import try_model  # loads torch
+
+    tried = try_model(named)
+    findings = [Finding(model.field, True, f"{model.name}: {size / 2**20:,.0f} MiB; {tried}")]
     shape = None if student is None else student_shape(student)
     if shape is not None:
         size = 4 * shape.weights

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stillroom.config.languages import LANGUAGES, UNKNOWN
 from stillroom.data.readers.documents import CountTokens
 from stillroom.errors import UserError
 from stillroom.reports.describe import describe
@@ -18,7 +19,7 @@ TOKENS_PER_WORD = 1.5  # of English text, rounded up; other languages need more
 PROMPT_TOKENS = 16
 
 EPOCHS = 3  # of the teacher; the student sees each pair twice as often
-ENGLISH_SCRIPT = "Latin"
+ENGLISH = ("en", UNKNOWN)  # UNKNOWN: no letters
 ENTRY = re.compile(r"(?P<indent> *)(?P<dash>- )?(?P<key>[\w-]+): *(?P<value>.*)")  # a line of YAML
 PLAIN = re.compile(r"[A-Za-z/][\w./-]*")  # a string that needs no quotes
 
@@ -35,7 +36,7 @@ class PairFacts:
         query_tokens: 95 % of the queries are not longer.
         passage_tokens: 95 % of the positives are not longer.
         measured: whether tokens were counted; otherwise they are estimated from words.
-        script: of most queries and positives.
+        language: of the positives, a key of LANGUAGES.
         skipped_rows: invalid rows.
     """
 
@@ -46,7 +47,7 @@ class PairFacts:
     query_tokens: int
     passage_tokens: int
     measured: bool
-    script: str
+    language: str
     skipped_rows: int
 
     def summary(self) -> dict[str, Any]:
@@ -63,10 +64,10 @@ class PairFacts:
                 f"invalid rows, which would stop the run: {self.skipped_rows:,}. `stillroom data "
                 f"describe {self.location}` lists them; correct them, or set on_error: skip"
             )
-        if self.script != ENGLISH_SCRIPT:
+        if self.language not in ENGLISH:
             notes.append(
-                f"most texts are in {self.script} script, and both base models know mainly "
-                "English: set teacher.base and student.base to multilingual models"
+                f"language of the passages: {LANGUAGES[self.language]}. Both base models know "
+                "mainly English: set teacher.base and student.base to multilingual models"
             )
         return {
             "location": self.location,
@@ -75,6 +76,7 @@ class PairFacts:
             "negatives_per_pair": self.negatives_per_pair,
             "query_tokens_p95": self.query_tokens,
             "passage_tokens_p95": self.passage_tokens,
+            "language": self.language,
             "notes": notes,
         }
 
@@ -109,7 +111,6 @@ def describe_pairs(location: str, count: CountTokens | None) -> PairFacts:
             f"Give pairs with at least {MIN_PAIRS} distinct passages",
         )
     per_unit = 1.0 if count else TOKENS_PER_WORD
-    scripts = {**fields["query"]["scripts"], **fields["positive"]["scripts"]}
     return PairFacts(
         location=location,
         pairs=pairs,
@@ -118,7 +119,7 @@ def describe_pairs(location: str, count: CountTokens | None) -> PairFacts:
         query_tokens=round(per_unit * fields["query"]["lengths"]["p95"]),
         passage_tokens=round(per_unit * fields["positive"]["lengths"]["p95"]),
         measured=count is not None,
-        script=max(scripts, key=scripts.__getitem__),
+        language=fields["positive"]["language"],
         skipped_rows=description["left_out"]["counts"].get("wrong", 0),
     )
 

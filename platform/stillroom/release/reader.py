@@ -11,8 +11,9 @@ from stillroom.encoders.safe_read import path_inside
 from stillroom.errors import UserError
 from stillroom.storage.manifest import MANIFEST, verify
 
-Target = Literal["teacher", "student"]
-TARGETS: tuple[Target, ...] = ("teacher", "student")
+# An encoder of a release, or the only encoder of a `SingleModel`.
+Target = Literal["teacher", "student", "model"]
+TARGETS: tuple[Target, ...] = ("teacher", "student")  # of a release
 ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # no slash: a path with an = is a path
 
 
@@ -24,7 +25,8 @@ class Release:
         ref: exact reference, which a replica on another machine opens.
         contracts: of the encoders that can be served.
         folders: of each encoder, inside the release's folder.
-        exports: of each encoder: format → folder, inside the release's folder.
+        exports: of each encoder: format → folder, inside the release's folder. An encoder that is
+            an export itself has its own folder there.
         created: Unix seconds.
         api_urls: of encoders that are models behind an API, and are not served here.
         corpora: names of the corpora for the playground.
@@ -50,9 +52,9 @@ class Release:
         Raises:
             UserError: when it is missing, altered, not a release, or failed its gate.
         """
-        alias, equals, rest = ref.partition("=")
-        if equals and ALIAS.fullmatch(alias):
-            return replace(cls.open(rest, root), name=alias)
+        alias, ref = split_alias(ref)
+        if alias is not None:
+            return replace(cls.open(ref, root), name=alias)
         folder = _find_folder(ref, root)
         if (folder / MANIFEST).is_file():  # a copy from a remote root has been verified
             verify(folder, json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
@@ -67,30 +69,33 @@ class Release:
             root=root,
             contracts={t: c for t, c in contracts.items() if not isinstance(c, ApiContract)},
             folders=content.folders,
-            exports={
-                target: {
-                    format: path
-                    for format, path in content.exports.items()
-                    if path.startswith(f"{sub}/")
-                }
-                for target, sub in content.folders.items()
-            },
+            exports={target: content.exports_of(target) for target in content.folders},
             created=int(path.stat().st_mtime),
             api_urls={t: c.base_url for t, c in contracts.items() if isinstance(c, ApiContract)},
             corpora=content.corpora,
         )
 
+    @property
+    def folder(self) -> Path:
+        """The release's folder on this machine; downloads a remote root's release if needed."""
+        return _find_folder(self.ref, self.root)
+
     def encoder_folder(self, target: Target) -> Path:
-        """The encoder's folder on this machine; downloads a remote root's release if needed."""
-        return _find_folder(self.ref, self.root) / self.folders[target]
+        """The encoder's folder on this machine; see `folder`."""
+        return self.folder / self.folders[target]
+
+    def own_format(self, target: Target) -> str | None:
+        """The format of an encoder that is an export itself; None where it has weights."""
+        folder = self.folders[target]
+        return next((f for f, path in self.exports[target].items() if path == folder), None)
 
     def export_folder(self, target: Target, format: str) -> Path:
-        """The folder of the encoder's export on this machine; see `encoder_folder`."""
-        return _find_folder(self.ref, self.root) / self.exports[target][format]
+        """The folder of the encoder's export on this machine; see `folder`."""
+        return self.folder / self.exports[target][format]
 
     def corpus_folder(self, name: str) -> Path:
-        """The folder of one of `corpora` on this machine; see `encoder_folder`."""
-        return _find_folder(self.ref, self.root) / "playground" / name
+        """The folder of one of `corpora` on this machine; see `folder`."""
+        return self.folder / "playground" / name
 
     def encoder_name(self, target: Target) -> str:
         """NAME/teacher or NAME/student, as clients and the router name the encoder."""
@@ -107,6 +112,7 @@ class _ReleaseFile:
 
     Attributes:
         exports: format → folder.
+        formats: of encoders that are exports themselves.
         failures: of the gate; None: it passed, or was overridden.
     """
 
@@ -114,6 +120,7 @@ class _ReleaseFile:
     ref: str | None
     folders: dict[Target, str]
     exports: dict[str, str]
+    formats: dict[Target, str]
     corpora: tuple[str, ...]
     failures: list[Any] | None
 
@@ -129,6 +136,7 @@ class _ReleaseFile:
                 ref=content.get("ref"),
                 folders={target: models[target] for target in TARGETS if target in models},
                 exports={format: export["folder"] for format, export in exports.items()},
+                formats=dict(content.get("formats", {})),
                 corpora=tuple(content.get("playground", ())),
                 failures=None if passed else list(gate.get("failures", [])),
             )
@@ -136,6 +144,14 @@ class _ReleaseFile:
             raise UserError(
                 str(path), f"not a release ({error!r})", "Name the artifact of a release stage"
             ) from error
+
+    def exports_of(self, target: Target) -> dict[str, str]:
+        """Format → folder, of the exports that an encoder has or is."""
+        folder = self.folders[target]
+        exports = {f: path for f, path in self.exports.items() if path.startswith(f"{folder}/")}
+        if target in self.formats:
+            exports[self.formats[target]] = folder
+        return exports
 
     def check(self, folder: Path, path: Path) -> None:
         """Raise UserError for a path outside the release's folder, or a failed gate."""
@@ -149,6 +165,17 @@ class _ReleaseFile:
                 f"the release failed its gate: {failures}",
                 "Train longer, or release it again with the gate overridden",
             )
+
+
+def split_alias(ref: str) -> tuple[str | None, str]:
+    """(NAME, the rest) of `NAME=…`; (None, all) of a reference without a name."""
+    alias, equals, rest = ref.partition("=")
+    return (alias, rest) if equals and ALIAS.fullmatch(alias) else (None, ref)
+
+
+def is_release(ref: str) -> bool:
+    """Whether a reference without a name means a release, which may be missing, or else a model."""
+    return _is_folder(ref) or (ref.startswith("release/") and not Path(ref).exists())
 
 
 def _is_folder(ref: str) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stillroom.config.corpus import Corpus, DocstringSource, Source
+from stillroom.config.languages import LANGUAGES
 from stillroom.data.readers.records import EvaluationSet
 
 # Count in counts.json → its explanation in the card.
@@ -51,10 +52,11 @@ def data_card(
                 lines += [f"### {kind}", "", *_drops_table(counts)]
     lines += ["## Evaluation sets", ""]
     lines += _table(
-        ["set", "queries", "passages", "from"],
+        ["set", "language", "queries", "passages", "from"],
         [
             [
                 name,
+                LANGUAGES[summary["languages"]["evaluation"][name]],
                 f"{len(judged.qrels):,}",
                 f"{len(judged.passages):,}",
                 section.evaluation.get(name, "taken out of a source"),
@@ -72,8 +74,9 @@ def _sources_table(section: Corpus, summary: Mapping[str, Any]) -> list[str]:
         section.sources.items(), summary["sources"].values(), strict=True
     ):
         kept = [f"{counts[kind]['kept']:,} of {counts[kind]['read']:,}" for kind in kinds]
-        rows.append([name, source.format, source.license or "not stated", *kept])
-    return _table(["source", "format", "license", *kinds], rows)
+        language = LANGUAGES[summary["languages"]["sources"][name]]
+        rows.append([name, source.format, source.license or "not stated", language, *kept])
+    return _table(["source", "format", "license", "language", *kinds], rows)
 
 
 def _files(source: Source) -> list[str]:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from stillroom.config.languages import LANGUAGES
 from stillroom.data.readers.documents import CountTokens, split_paragraphs
 from stillroom.data.readers.files import (
     detect_file_kind,
@@ -19,6 +20,7 @@ from stillroom.data.readers.files import (
 from stillroom.data.readers.locations import DATA_EXTENSIONS, DOCUMENT_EXTENSIONS, find_files
 from stillroom.data.readers.records import SkippedRows
 from stillroom.data.readers.rows import read_lines, read_rows
+from stillroom.data.text.words import count_words
 from stillroom.errors import UserError
 from stillroom.reports.page import render_page
 from stillroom.reports.text_statistics import PERCENTILES, TextStatistics, reservoir_slot
@@ -60,23 +62,28 @@ class _Collector:
 
 
 def describe(
-    location: str, *, model: str | None = None, count: CountTokens | None = None
+    location: str,
+    *,
+    model: str | None = None,
+    count: CountTokens | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Describes the data at a location, in any format; invalid rows are counted and listed.
 
     Args:
         model: name of the model whose tokens `count` counts; without either, lengths are in words.
+        inputs: what that model reads of a query and of a passage.
 
     Returns:
         `files` (each with its layout and what its rows are), `rows` (kind → number), `left_out`,
-        `fields` (numbers of texts, distinct and repeated ones, lengths, histogram, scripts),
-        `negatives_per_pair`, `instructions` and `examples`. Lengths and scripts are of a random
-        sample of each field.
+        `fields` (numbers of texts, distinct and repeated ones, lengths, histogram, language,
+        scripts, and words and characters by script), `negatives_per_pair`, `instructions`,
+        `inputs` and `examples`. Lengths, language and scripts are of a random sample of each field.
 
     Raises:
         UserError: when nothing can be read.
     """
-    collector = _Collector(count or (lambda text: len(text.split())))
+    collector = _Collector(count or count_words)
     skipped = SkippedRows(skip_bad_rows=True)
     files: list[dict[str, Any]] = []
     unreadable: list[UserError] = []
@@ -106,6 +113,7 @@ def describe(
         "fields": {name: texts.summary() for name, texts in fields.items() if texts.count},
         "negatives_per_pair": round(negatives / pairs, 2) if pairs else None,
         "instructions": dict(collector.instructions.most_common(SHOWN_INSTRUCTIONS)),
+        "inputs": dict(inputs or {}),
         "examples": collector.examples,
     }
 
@@ -152,8 +160,15 @@ def description_tables(description: Mapping[str, Any]) -> Iterator[tuple[str, li
     yield (
         f"texts, lengths in {description['unit']}",
         [
-            [*header, "longest", "scripts"],
+            [*header, "longest", "language"],
             *(_field_row(*item) for item in description["fields"].items()),
+        ],
+    )
+    yield (
+        "scripts, mean lengths",
+        [
+            ["field", "script", "texts", "words", "characters"],
+            *(row for item in description["fields"].items() for row in _script_rows(*item)),
         ],
     )
     left_out = description["left_out"]
@@ -163,6 +178,9 @@ def description_tables(description: Mapping[str, Any]) -> Iterator[tuple[str, li
     if left_out["wrong"]:
         invalid = [[row["where"], row["problem"]] for row in left_out["wrong"]]
         yield "invalid rows", [["where", "problem"], *invalid]
+    if description["inputs"]:
+        rows_of_inputs = [[role, text] for role, text in description["inputs"].items()]
+        yield "what the model reads", [["role", "prompt and tokens"], *rows_of_inputs]
     if description["instructions"]:
         instructions = [[text, f"{n:,}"] for text, n in description["instructions"].items()]
         yield "instructions", [["instruction", "pairs"], *instructions]
@@ -170,15 +188,26 @@ def description_tables(description: Mapping[str, Any]) -> Iterator[tuple[str, li
 
 def _field_row(name: str, texts: Mapping[str, Any]) -> list[str]:
     about = "" if texts["exact"] else "≈ "
-    scripts = list(texts["scripts"].items())[:3]
     return [
         name,
         f"{texts['texts']:,}",
         f"{about}{texts['distinct']:,}",
         f"{about}{texts['repeated']:,}",
         *(f"{length:,}" for length in texts["lengths"].values()),
-        ", ".join(f"{script} {share:.0%}" for script, share in scripts),
+        LANGUAGES[texts["language"]],
     ]
+
+
+def _script_rows(name: str, texts: Mapping[str, Any]) -> Iterator[list[str]]:
+    for script, share in texts["scripts"].items():
+        lengths = texts["by_script"][script]
+        yield [
+            name,
+            script,
+            f"{share:.0%}" if share >= 0.01 else f"{share:.2%}",
+            f"{lengths['words']:,}",
+            f"{lengths['characters']:,}",
+        ]
 
 
 def render_description(description: Mapping[str, Any]) -> str:

@@ -3,13 +3,14 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
 
-from stillroom.encoders.contract import Contract
+from stillroom.encoders.contract import BaseContract
 from stillroom.encoders.export.runtimes import EXPORT_FILE
 from stillroom.encoders.files import sentence_transformers
 from stillroom.encoders.model_names import HUB_ID, locate_model
@@ -27,6 +28,24 @@ CARDS = jinja2.Environment(
 CARDS.filters["as_code"] = lambda prompt: f"`{json.dumps(prompt, ensure_ascii=False)}`"
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from that was trained elsewhere.
+
+    Attributes:
+        model: its name on every machine.
+        fingerprint: of its files.
+        license: that its own card says; None: unknown.
+        measured: what was measured of it and its partner in the release, as a sentence.
+    """
+
+    model: str
+    fingerprint: str
+    license: str | None
+    measured: str | None
+    proof: tuple[int, float] | None = None  # texts, and their least cosine to the library's vectors
+
+
 def write_model_card(
     folder: Path,
     name: str,
@@ -35,6 +54,8 @@ def write_model_card(
     *,
     report: Mapping[str, Any] | None = None,
     release: str | None = None,
+    role: str | None = None,
+    origin: Origin | None = None,
 ) -> None:
     """Writes README.md into the folder of an encoder or of an export.
 
@@ -42,24 +63,30 @@ def write_model_card(
         artifact: the encoder's artifact, or the exported one; None for a model from elsewhere.
         report: the content of report.json; None: of the artifact's newest report.
         release: the reference of the release that the folder is in.
+        role: teacher or student in that release; None: as its artifact was trained.
+        origin: of a model that was trained elsewhere.
     """
-    contract = Contract.read(folder)
+    contract = BaseContract.read(folder)
     exported = _read_json(folder / EXPORT_FILE)
-    role = artifact.stage if artifact else None
+    stage = artifact.stage if artifact else None
+    role = role or stage
+    base = origin.model if origin else _base(contract)
     lineage = list(_lineage(artifact, store)) if artifact else []
     report = report or _newest_report(artifact, store)
     sentence_transformers_folder = (folder / sentence_transformers.MODULES_FILE).exists()
     tags = ["sentence-transformers"] if sentence_transformers_folder else []
     tags += ["sentence-similarity", "feature-extraction", "stillroom"]
-    tags += ["distillation"] if role == "student" else []
+    tags += ["distillation"] if stage == "student" else []
     tags += [exported["format"]] if exported and exported["format"] not in tags else []
     text = CARDS.get_template("model_card.md").render(
         name=name,
-        role=role,
+        stage=stage,
         contract=contract,
         exported=exported,
-        license=_license(contract.base),
-        base_model=contract.base if _is_hub_id(contract.base) else None,
+        origin=origin,
+        base=base,
+        license=origin.license if origin else base_license(base),
+        base_model=base if _is_hub_id(base) else None,
         sentence_transformers_folder=sentence_transformers_folder,
         tags=tags,
         release=release,
@@ -71,6 +98,11 @@ def write_model_card(
         data=_data_card(lineage),
     )
     (folder / README).write_text(text, encoding="utf-8")
+
+
+def _base(contract: BaseContract) -> str:
+    """What an encoder was made from, as its contract says."""
+    return str(getattr(contract, "base", "several models"))
 
 
 def artifact_of(model: str, store: Store) -> Artifact | None:
@@ -118,8 +150,8 @@ def _is_hub_id(base: str) -> bool:
     return bool(HUB_ID.fullmatch(base)) and not Path(base).exists()
 
 
-def _license(base: str) -> str | None:
-    """The license in the base's own model card."""
+def base_license(base: str) -> str | None:
+    """The license in the base's own model card; None where it says none."""
     try:
         card = (locate_model(base) / README).read_text(encoding="utf-8")
         license = yaml.safe_load(card.split("---")[1])["license"]

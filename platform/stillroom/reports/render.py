@@ -16,6 +16,7 @@ from stillroom.reports.plots import (
     quality_plot,
 )
 from stillroom.reports.tables import (
+    bm25_languages,
     comparisons,
     mean_over_sets,
     score_table,
@@ -75,7 +76,7 @@ def _model_values(report: Mapping[str, Any]) -> dict[str, Any]:
         "sets": report["sets"],
         "header": header,
         "rows": rows,
-        "speed_note": unreliable_speeds(report),
+        "notes": list(filter(None, (unreliable_speeds(report), bm25_languages(report)))),
         "bars": {name: _bars(report, name) for name in report["sets"]},
         "small_vectors": {
             name: _small_vectors(model["vectors"])

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from stillroom.config.languages import LANGUAGES
 from stillroom.evaluation.gate import mean_ndcg, model_with_role
 from stillroom.evaluation.speed import is_unreliable
 
@@ -42,7 +43,7 @@ def score_table(report: Mapping[str, Any]) -> list[list[str]]:
         [
             name,
             f"{model['parameters'] / 1e6:,.1f} M" if model["parameters"] else "–",
-            str(model["dims"] or "–"),
+            f"{model['dims'] or '–'}{', dot' if model.get('similarity') == 'dot' else ''}",
             _speed(model),
             *(f"{model['scores'][set_name][metric]:.3f}" for set_name, metric in columns),
         ]
@@ -56,6 +57,21 @@ def unreliable_speeds(report: Mapping[str, Any]) -> str | None:
     if not spreads:
         return None
     return f"* rounds differed by up to {max(spreads):.1f} times: this speed is unreliable"
+
+
+def bm25_languages(report: Mapping[str, Any]) -> str | None:
+    """The note under a score table that says whose words BM25 compared; None without BM25."""
+    languages = (model_with_role(report, "bm25") or {}).get("languages")
+    if not languages:
+        return None
+    sets_by_language: dict[str, list[str]] = {}
+    for name, code in languages.items():
+        sets_by_language.setdefault(code, []).append(name)
+    named = [
+        LANGUAGES[code] + (f" ({', '.join(sets)})" if len(sets_by_language) > 1 else "")
+        for code, sets in sets_by_language.items()
+    ]
+    return f"BM25 took the texts' language to be: {', '.join(named)}"
 
 
 def _speed(model: Mapping[str, Any]) -> str:

@@ -5,14 +5,16 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from stillroom.data.cleaning.text_keys import text_key
 from stillroom.data.readers.documents import CountTokens
+from stillroom.data.text.detection import SAMPLE_CHARACTERS, SAMPLE_TEXTS, detect_language
+from stillroom.data.text.words import count_words
 
-SAMPLE = 4096  # texts of a field whose length and script are taken
+SAMPLE = 4096  # texts of a field whose lengths and script are taken
 MAX_HASHES = 1 << 17  # of a field; with more distinct texts their number is estimated
 SCRIPT_CHARACTERS = 500  # of a text, from which its script is determined
 HISTOGRAM_BINS = 24
@@ -51,15 +53,24 @@ class DistinctCounter:
         return len(self.hashes) * (self.mask + 1)
 
 
+class SampledText(NamedTuple):
+    """A text's script, and its lengths: in the unit asked for, in words, in characters."""
+
+    script: str
+    length: int
+    words: int
+    characters: int
+
+
 @dataclass
 class TextStatistics:
-    """Collects statistics of a field's texts; lengths and scripts are of a random sample."""
+    """Collects statistics of a field's texts; all but counts are of a random sample."""
 
     random: random.Random
     count: int = 0
     distinct: DistinctCounter = field(default_factory=DistinctCounter)
-    lengths: list[int] = field(default_factory=list)
-    scripts: list[str] = field(default_factory=list)
+    sampled: list[SampledText] = field(default_factory=list)
+    beginnings: list[str] = field(default_factory=list)  # of some, to detect their language
 
     def add(self, text: str, length: CountTokens) -> None:
         """Adds a text."""
@@ -67,17 +78,19 @@ class TextStatistics:
         slot = reservoir_slot(self.random, self.count, SAMPLE)
         self.count += 1
         if slot is not None:
-            self.lengths[slot : slot + 1] = [length(text)]
-            self.scripts[slot : slot + 1] = [script_of(text)]
+            sampled = SampledText(script_of(text), length(text), count_words(text), len(text))
+            self.sampled[slot : slot + 1] = [sampled]
+            if slot < SAMPLE_TEXTS:
+                self.beginnings[slot : slot + 1] = [text[:SAMPLE_CHARACTERS]]
 
     def summary(self) -> dict[str, Any]:
         """The statistics as plain data."""
-        lengths = np.array(self.lengths)
+        lengths = np.array([text.length for text in self.sampled])
         distinct = min(self.count, len(self.distinct))
         longest = int(np.percentile(lengths, 99)) + 1
         bins = min(HISTOGRAM_BINS, longest)
         counts, edges = np.histogram(np.minimum(lengths, longest), bins, (0, longest))
-        scripts = Counter(self.scripts).most_common()
+        scripts = Counter(text.script for text in self.sampled).most_common()
         return {
             "texts": self.count,
             "distinct": distinct,
@@ -92,8 +105,16 @@ class TextStatistics:
                 [round(float(low), 1), round(float(high), 1), int(count)]
                 for low, high, count in zip(edges, edges[1:], counts, strict=False)
             ],
-            "scripts": {name: round(count / len(self.scripts), 4) for name, count in scripts},
+            "scripts": {name: round(count / len(self.sampled), 4) for name, count in scripts},
+            "by_script": {name: self._mean_lengths(name) for name, _ in scripts},
+            "language": detect_language(self.beginnings),
         }
+
+    def _mean_lengths(self, script: str) -> dict[str, float]:
+        """Mean numbers of words and characters of the sampled texts in a script."""
+        texts = [(text.words, text.characters) for text in self.sampled if text.script == script]
+        words, characters = np.mean(texts, axis=0).round(1).tolist()
+        return {"words": words, "characters": characters}
 
 
 def reservoir_slot(rng: random.Random, seen: int, size: int) -> int | None:

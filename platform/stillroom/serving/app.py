@@ -5,7 +5,8 @@ No `from __future__ import annotations` here: Ray Serve reads the type of `build
 """
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -43,18 +44,25 @@ def build(args: dict[str, Any]) -> Application:
     """The Serve application for `args` (see ServeArgs).
 
     Raises:
-        UserError: for faulty args, a release that is missing or failed its gate, a policy that
-            would mix spaces, and keys that cannot be read.
+        UserError: for faulty args, a release that is missing or failed its gate, a model that is
+            missing or cannot encode, a policy that would mix spaces, and keys that cannot be read.
     """
     checked = ServeArgs.read(args)
+    return application(checked, open_releases(checked))
+
+
+def application(checked: ServeArgs, releases: Mapping[str, Release]) -> Application:
+    """The Serve application for releases and models that are open; raises as `build` does.
+
+    Args:
+        releases: from `open_releases`.
+    """
     tracing.check_exporter()
-    if not checked.releases:
-        raise UserError("serve args: releases", "is empty", "Name at least one release")
-    releases = _open_releases(checked, checked.root or default_root())
     encoders = _served_encoders(checked, releases)
-    options = checked.encoders()
     concurrent = SPARE_REQUESTS + sum(
-        options[target].capacity for release in releases.values() for target in release.contracts
+        _options(checked, release, target).capacity
+        for release in releases.values()
+        for target in release.contracts
     )
     http = HttpSettings(
         keys=ApiKeys.read(os.environ, checked.keys_file),
@@ -73,7 +81,7 @@ def build(args: dict[str, Any]) -> Application:
             graceful_shutdown_timeout_s=checked.timeout_s,
         )
         .bind(
-            _served_models(checked, releases),
+            served_models(checked, releases),
             encoders,
             checked.shadow,
             build_playground(releases, http.keys.configured) if checked.playground else None,
@@ -83,19 +91,27 @@ def build(args: dict[str, Any]) -> Application:
     )
 
 
-def _open_releases(args: ServeArgs, root: str) -> dict[str, Release]:
-    """Name → release, with the contracts of the encoders that are to be served only."""
+def open_releases(args: ServeArgs) -> dict[str, Release]:
+    """Name → release or model, with the contracts of the encoders that are to be served only.
+
+    Raises:
+        UserError: for one that is missing or cannot be served, and for a name given twice.
+    """
+    root = args.root or default_root()
     releases: dict[str, Release] = {}
-    served = [target for target, options in args.encoders().items() if options.max_replicas]
-    for ref in args.releases:
-        release = Release.open(ref, root)
+    opened = [Release.open(ref, root) for ref in args.releases]
+    for release in [*opened, *_models(args, root)]:
         if release.name in releases:
             raise UserError(
                 "serve args: releases",
-                f"two releases are named {release.name!r}",
-                f"Give one another name: next={ref}",
+                f"two releases or models are named {release.name!r}",
+                f"Give one another name: next={release.ref}",
             )
-        contracts = {t: release.contracts[t] for t in served if t in release.contracts}
+        contracts = {
+            target: contract
+            for target, contract in release.contracts.items()
+            if _options(args, release, target).max_replicas
+        }
         if not contracts:
             raise UserError(
                 "serve args",
@@ -103,13 +119,34 @@ def _open_releases(args: ServeArgs, root: str) -> dict[str, Release]:
                 "Give an encoder replicas",
             )
         releases[release.name] = replace(release, contracts=contracts)
-    if unknown := set(args.policies) - set(releases):
+    with_policy = [name for name in releases if name not in args.models]
+    if unknown := set(args.policies) - set(with_policy):
         raise UserError(
             f"serve args: policies.{min(unknown)}",
             "is not the name of a release that is served",
-            f"Use one of {', '.join(releases)}",
+            f"Use one of {', '.join(with_policy)}",
         )
     return releases
+
+
+def _models(args: ServeArgs, root: str) -> Iterator[Release]:
+    if not args.models:
+        return
+    from stillroom.release.open_model import open_single_model  # needs torch
+
+    for name, options in args.models.items():
+        yield open_single_model(
+            name,
+            options.model,
+            root,
+            pooling=options.pooling,
+            trust_remote_code=args.trust_remote_code,
+        )
+
+
+def _options(args: ServeArgs, release: Release, target: Target) -> EncoderOptions:
+    """How an encoder runs."""
+    return args.sections()[args.section(release.name, target)]
 
 
 def _router_options(args: ServeArgs) -> EncoderOptions:
@@ -118,7 +155,7 @@ def _router_options(args: ServeArgs) -> EncoderOptions:
     A router without an encoder mostly waits: its share of a core is small, since the encoders need
     a laptop's two cores.
     """
-    in_router = [options for options in args.encoders().values() if options.in_router]
+    in_router = [options for options in args.sections().values() if options.in_router]
     return in_router[0] if in_router else EncoderOptions(replicas=args.routers, num_cpus=0)
 
 
@@ -139,9 +176,10 @@ def _served_encoders(args: ServeArgs, releases: Mapping[str, Release]) -> dict[s
 
 
 def _served_encoder(args: ServeArgs, release: Release, target: Target) -> ServedEncoder:
-    name, options = release.encoder_name(target), args.encoders()[target]
+    name, options = release.encoder_name(target), _options(args, release, target)
     gpu = options.num_gpus > 0
-    check_engine(f"serve args: {target}.engine", options.engine, release, target, gpu)
+    where = f"serve args: {args.section(release.name, target)}.engine"
+    check_engine(where, options.engine, release, target, gpu)
     batch_tokens = args.max_batch_tokens or DEFAULT_BATCH_TOKENS["gpu" if gpu else "cpu"]
     arguments = (
         release,
@@ -160,7 +198,7 @@ def _served_encoder(args: ServeArgs, release: Release, target: Target) -> Served
     return ServedEncoder(release, batch_tokens, replicas)
 
 
-def _served_models(args: ServeArgs, releases: Mapping[str, Release]) -> list[ServedModel]:
+def served_models(args: ServeArgs, releases: Mapping[str, Release]) -> list[ServedModel]:
     """Every name that clients may request: each release's name, and its encoders' names."""
     contracts = {
         release.encoder_name(target): contract
@@ -170,8 +208,8 @@ def _served_models(args: ServeArgs, releases: Mapping[str, Release]) -> list[Ser
     scaled_to_zero = frozenset(
         release.encoder_name(target)
         for release in releases.values()
-        for target, options in args.encoders().items()
-        if options.autoscale and options.autoscale.min_replicas == 0
+        for target in release.contracts
+        if _options(args, release, target).min_replicas == 0
     )
     models = []
     for release in releases.values():
@@ -179,9 +217,18 @@ def _served_models(args: ServeArgs, releases: Mapping[str, Release]) -> list[Ser
         models.append(ServedModel(release.name, release, policy))
         for target in release.contracts:
             encoder = release.encoder_name(target)
+            if encoder == release.name:  # a single model, which `policy` names already
+                continue
             # A request for one encoder is never answered by another: no fallbacks.
             policy = Policy(SingleEncoder(model=encoder), args.target_latency_s, scaled_to_zero)
             models.append(ServedModel(encoder, release, policy))
+    names = [model.id for model in models]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(
+            f"serve args: models.{twice[0]}",
+            "is also the name of a release's encoder",
+            "Give the model another name",
+        )
     return models
 
 
@@ -193,6 +240,8 @@ def _release_policy(
 ) -> Policy:
     """The policy for a release's bare name. Raises UserError if it would mix spaces."""
     name = release.name
+    if "model" in release.contracts:
+        return Policy(SingleEncoder(model=name), args.target_latency_s, scaled_to_zero)
     where = f"serve args: policies.{name}" if name in args.policies else "serve args: policy"
     value = args.policies.get(name, args.policy)
     if value == "auto":
@@ -209,7 +258,7 @@ def _replica_deployment(
     deployment = (
         cast(Any, Replica)
         .options(
-            name=name.replace("/", "-"),
+            name=re.sub(r"[^\w.-]", "-", name),
             **_scaling(options),
             max_ongoing_requests=options.max_ongoing_requests,
             max_queued_requests=options.max_queued_requests,

@@ -1,6 +1,7 @@
 """The keys of an application's `args` in the YAML files of `serve deploy`."""
 
 import json
+import re
 from typing import Any, get_args
 
 from pydantic import (
@@ -14,12 +15,16 @@ from pydantic import (
     model_validator,
 )
 
+from stillroom.encoders.contract import Pooling
 from stillroom.errors import UserError
 from stillroom.release.reader import Target
 from stillroom.serving.errors import unknown_field_message
 from stillroom.serving.replica.engine_choice import Engine
 from stillroom.serving.routing.rules import parse_policy
 from stillroom.serving.routing.shadow import ShadowOptions
+
+# As hub ids and names of artifacts are written.
+MODEL_NAME = re.compile(r"[\w.][\w.:/-]*")
 
 
 class Section(BaseModel):
@@ -76,6 +81,13 @@ class EncoderOptions(Section):
         return self.max_replicas * self.max_ongoing_requests + self.max_queued_requests
 
 
+class ModelOptions(EncoderOptions):
+    """A model that is served as it stands, and how it runs."""
+
+    model: str  # a folder, a hub id, `package:…`, an artifact such as student/quickstart, an export
+    pooling: Pooling | None = None  # of a plain model, which does not say it itself
+
+
 class RequestLimits(Section):
     """The most that one request may hold. All but `tokens` are checked before a replica sees it."""
 
@@ -88,7 +100,8 @@ class RequestLimits(Section):
 class ServeArgs(Section):
     """The `args` of an application in serve/*.yaml."""
 
-    releases: tuple[str, ...]  # release/quickstart, or a folder; NAME=… gives another name
+    releases: tuple[str, ...] = ()  # release/quickstart, or a folder; NAME=… gives another name
+    models: dict[str, ModelOptions] = {}  # name in requests → a model without a release
     root: str | None = None  # where artifacts live; default STILLROOM_ROOT, else runs/
     policy: str | dict[str, Any] = "auto"  # who answers to a bare release name; see policies
     policies: dict[str, str | dict[str, Any]] = {}  # … for single releases, instead of `policy`
@@ -121,21 +134,48 @@ class ServeArgs(Section):
             ) from error
         for where, policy in checked.explicit_policies().items():
             parse_policy(f"serve args: {where}", policy, "release")
-        for name, options in checked.encoders().items():
+        checked._check_what_is_served()
+        for name, options in checked.sections().items():
             if options.in_router and (conflict := checked.in_router_conflict(options)):
                 where = f"serve args: {name}.in_router"
                 raise UserError(where, conflict, f"Change that, or remove {name}.in_router")
         return checked
 
-    def encoders(self) -> dict[Target, EncoderOptions]:
-        """The options of both encoders."""
-        return {"teacher": self.teacher, "student": self.student}
+    def sections(self) -> dict[str, EncoderOptions]:
+        """Key in the YAML → options, of every kind of encoder."""
+        models = {f"models.{name}": options for name, options in self.models.items()}
+        return {"teacher": self.teacher, "student": self.student, **models}
+
+    def section(self, release: str, target: Target) -> str:
+        """The key in `sections` of an encoder of a release or of a model."""
+        return f"models.{release}" if target == "model" else target
+
+    def _check_what_is_served(self) -> None:
+        """Raises UserError when nothing is served, and for options of releases without any."""
+        if not self.releases and not self.models:
+            raise UserError(
+                "serve args: releases", "is empty", "Name at least one release or model"
+            )
+        for name in self.models:
+            if not MODEL_NAME.fullmatch(name):
+                raise UserError(
+                    f"serve args: models.{name}",
+                    "cannot be a model's name in requests",
+                    "Use letters, digits and - . _ / :",
+                )
+        of_releases = {"teacher", "student", "policy", "policies", "shadow"}
+        if not self.releases and (unused := of_releases & self.model_fields_set):
+            raise UserError(
+                f"serve args: {min(unused)}",
+                "is for releases, and only models are served",
+                "Remove it, or make a release of the models with `stillroom release create`",
+            )
 
     def in_router_conflict(self, options: EncoderOptions) -> str | None:
         """Why an encoder with these options cannot run in the router; None if it can."""
-        if self.teacher.in_router and self.student.in_router:
-            return "the other encoder is in the router too"
-        if len(self.releases) > 1:
+        if sum(section.in_router for section in self.sections().values()) > 1:
+            return "another encoder is in the router too"
+        if len(self.releases) > 1 and not isinstance(options, ModelOptions):
             return "it works for one release, and there are several"
         if self.routers > 1:
             return "its `replicas` set the number of routers, and so does `routers`"
@@ -173,6 +213,8 @@ def _describe_errors(error: ValidationError | TypeError) -> str:
 def _section_class(path: list[str]) -> type[BaseModel]:
     """The class of the section that a path of keys leads to."""
     section: type[BaseModel] = ServeArgs
+    if path[:1] == ["models"]:
+        path = [path[0], *path[2:]]  # the model's name is not a field
     for key in path:
         annotation = section.model_fields[key].annotation
         section = next(

@@ -1,4 +1,5 @@
-"""`stillroom serve`: a release on this machine, or on a running cluster, until it is stopped."""
+"""`stillroom serve`: a release or a model on this machine, or on a running cluster, until it is
+stopped."""
 
 import contextlib
 import json
@@ -7,6 +8,8 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import ray
 from ray import serve
@@ -14,8 +17,9 @@ from ray import serve
 from stillroom.cluster.join import join_cluster
 from stillroom.cluster.library_messages import ignore_library_messages
 from stillroom.errors import UserError
-from stillroom.release.reader import Release
-from stillroom.serving.app import build
+from stillroom.release.reader import Release, is_release, split_alias
+from stillroom.serving.app import application, open_releases
+from stillroom.serving.config import MODEL_NAME, ServeArgs
 from stillroom.serving.http.api_keys import KEYS_VARIABLE, ApiKeys
 from stillroom.serving.http.auth import is_loopback
 from stillroom.storage.root import default_root
@@ -24,45 +28,45 @@ APPLICATION = "stillroom"
 DRAIN_S = 60  # for ongoing requests when the server is stopped
 
 
-def serve_release(
-    release: str,
+def serve_until_stopped(
+    named: str,
     *,
+    pooling: str | None = None,
     port: int = 8000,
     host: str = "127.0.0.1",
     root: str | None = None,
-    policy: str = "auto",
     keys_file: str | None = None,
     no_auth: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
-    """Serve a release until SIGINT or SIGTERM, on the cluster of RAY_ADDRESS or on this machine.
+    """Serve until SIGINT or SIGTERM, on the cluster of RAY_ADDRESS or on this machine.
 
-    The CPUs, and the GPUs if any, are divided evenly among the release's encoders.
+    The CPUs, and the GPUs if any, are divided evenly among a release's encoders.
+
+    Args:
+        named: a release, or else a model; `NAME=…` gives it another name in requests.
+        pooling: of a plain model.
 
     Raises:
         UserError: as `build` does, when the port is taken, and when other machines could call
             without a key.
     """
-    root = root or default_root()
-    opened = Release.open(release, root)
-    encoders = list(opened.contracts)
     _check_access(host, no_auth, keys_file)
     _check_port_is_free(host, port)
-    # An encoder in the router saves a process and a round trip.
-    in_router = "student" if "student" in encoders else encoders[0]
+    args = {
+        **_served(named, pooling),
+        "root": root or default_root(),
+        "keys_file": keys_file,
+        "no_auth": no_auth,
+        "trust_remote_code": trust_remote_code,
+    }
+    releases = open_releases(ServeArgs.read(args))
+    [opened] = releases.values()
     with _ray_and_serve():
-        resources = _share_per_encoder(ray.cluster_resources(), len(encoders))
-        app = build(
-            {
-                "releases": [release],
-                "root": root,
-                "policy": policy,
-                "keys_file": keys_file,
-                "no_auth": no_auth,
-                "trust_remote_code": trust_remote_code,
-                **{name: {**resources, "in_router": name == in_router} for name in encoders},
-            }
-        )
+        encoders = _encoder_options(opened, ray.cluster_resources())
+        models = {name: {**options, **encoders} for name, options in args.get("models", {}).items()}
+        placed = {"models": models} if models else encoders
+        app = application(ServeArgs.read({**args, **placed}), releases)
         serve.start(http_options={"host": host, "port": port})
         serve.run(app, name=APPLICATION, route_prefix="/")
         url = f"http://{host}:{port}"
@@ -71,6 +75,43 @@ def serve_release(
         _wait_for_signal()
         with contextlib.suppress(TimeoutError):  # later requests get 503
             serve.get_app_handle(APPLICATION).drain.remote().result(timeout_s=DRAIN_S)
+
+
+def _served(named: str, pooling: str | None) -> dict[str, Any]:
+    """The `releases` or the `models` of ServeArgs.
+
+    Raises:
+        UserError: for a pooling of a release, and a model that requests cannot name.
+    """
+    alias, rest = split_alias(named)
+    if is_release(rest):
+        if pooling is not None:
+            raise UserError("--pooling", "is for a plain model, not for a release", "Leave it out")
+        return {"releases": [named]}
+    path = Path(rest).expanduser()
+    is_path = path.is_dir() or rest.startswith(("/", ".", "~"))
+    name = alias or (path.resolve().name if is_path else rest)
+    if not MODEL_NAME.fullmatch(name):
+        raise UserError(rest, "cannot be a model's name in requests", f"Write NAME={rest}")
+    return {"models": {name: {"model": rest, "pooling": pooling}}}
+
+
+def _encoder_options(opened: Release, resources: dict[str, float]) -> dict[str, Any]:
+    """The options of a single model, or of each encoder of a release by its name."""
+    encoders = list(opened.contracts)
+    share = _share_per_encoder(resources, len(encoders))
+    # An encoder in the router saves a process and a round trip.
+    in_router = "student" if "student" in encoders else encoders[0]
+    options: dict[str, Any] = {
+        target: {
+            "num_cpus": share["num_cpus"],
+            "num_gpus": share["num_gpus"] if opened.own_format(target) is None else 0.0,
+            "in_router": target == in_router,
+        }
+        for target in encoders
+    }
+    single: dict[str, Any] | None = options.get("model")
+    return options if single is None else single
 
 
 @contextlib.contextmanager

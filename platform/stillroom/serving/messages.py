@@ -19,7 +19,9 @@ class EmbedRequest:
         model: a name that GET /v1/models lists.
         token_ids: of each text, without special tokens; None where texts were sent.
         dimensions: size of the vectors; None: the model's largest.
+        instruction: the task of a query, which replaces its prompt.
         overlong: what happens to a text with more tokens than the model takes.
+        prompt_name: of a prompt of the model, which replaces the role's.
     """
 
     model: str
@@ -29,6 +31,7 @@ class EmbedRequest:
     dimensions: int | None = None
     instruction: str | None = None
     overlong: Overlong = "cut"
+    prompt_name: str | None = None
 
     def __len__(self) -> int:
         """The number of vectors to return."""

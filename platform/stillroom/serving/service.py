@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stillroom.encoders.contract import BaseContract, Role
+from stillroom.encoders.contract import BaseContract, Role, Similarity
 from stillroom.release.reader import Release
 from stillroom.serving.errors import RESTART_RETRY_S, ErrorKind, ServingError
 from stillroom.serving.messages import EmbedRequest, EncodeJob, EncodeResult, EncoderLoad, Token
@@ -39,6 +39,11 @@ class ModelInfo:
     def space(self) -> str:
         """The vector space; a policy never mixes two."""
         return self.contracts[0].space
+
+    @property
+    def similarity(self) -> Similarity:
+        """How an index compares the vectors; the same for all encoders of a space."""
+        return self.contracts[0].similarity
 
     @property
     def max_tokens(self) -> int:
@@ -128,17 +133,23 @@ class EmbeddingService:
         return replace(result, model=decision.model)
 
     async def tokenize(
-        self, model: str, texts: list[str], role: Role | None, special: bool
+        self,
+        model: str,
+        texts: list[str],
+        role: Role | None,
+        special: bool,
+        prompt_name: str | None = None,
     ) -> list[list[Token]]:
         """Every token of each text, by the tokenizer of the encoder that would answer.
 
         Args:
             role: whose prompt stands before the text; None: no prompt.
             special: include special tokens.
+            prompt_name: of a prompt of the model, which replaces the role's.
         """
         encoder = self._encoder_for(model, role or "passage")
         tokens: list[list[Token]] = await self.dispatcher.call_replica(
-            encoder, "tokenize", texts, role, special
+            encoder, "tokenize", texts, role, special, prompt_name
         )
         return tokens
 

@@ -20,6 +20,8 @@ def api_contract(api: EmbeddingsApi) -> ApiContract:
         send_dimensions=api.send_dimensions,
         extra_body={"query": api.extra_body.query, "passage": api.extra_body.passage},
         max_tokens=api.max_tokens,
+        similarity=api.similarity,
+        normalise=api.similarity == "cosine",
         dims=(api.dims,),
         space=f"{base_url}/{api.model}/{api.dims}",
     )

@@ -11,14 +11,17 @@ import torch
 
 from stillroom.config.scale import Scale, TeacherApi
 from stillroom.config.student import Student as Section
-from stillroom.config.student import StudentPhase
+from stillroom.config.student import StudentPhase, TextLosses
 from stillroom.data.cleaning.sampling import evenly_spaced
-from stillroom.encoders.contract import BaseContract, Role
+from stillroom.encoders.contract import BaseContract, Comparison, Contract, Role
 from stillroom.encoders.encoder import Encoder
 from stillroom.encoders.files.create import create_encoder
+from stillroom.encoders.files.folder import read_comparison
 from stillroom.encoders.files.load import load_encoder
 from stillroom.encoders.files.options import ContractOptions, Resize
+from stillroom.encoders.interface import truncate_vectors
 from stillroom.encoders.layers.backbone import set_dropout
+from stillroom.encoders.model_names import locate_model
 from stillroom.encoders.tokens.batch import Tokens
 from stillroom.errors import UserError
 from stillroom.learning.batch_types import Metrics
@@ -68,6 +71,8 @@ def student(
         The metrics of the step whose weights are kept.
     """
     contract = BaseContract.read(teacher.path)
+    comparison = _comparison(section, contract, student)
+    check_losses(phase.losses, comparison, contract.comparison, "student.phases.losses")
     if vectors is None:
         access = (teacher, scale.teacher_api, out.store, "teacher" in trusted)
         open_vectors: OpenVectors = functools.partial(_open_online, *access)
@@ -89,7 +94,12 @@ def student(
         make_batches=functools.partial(
             distillation_batches, teacher_vectors, negatives, phase, seed
         ),
-        objective=Distillation(**phase.losses.model_dump(), dims=section.matryoshka),
+        objective=Distillation(
+            **phase.losses.model_dump(),
+            dims=section.matryoshka,
+            normalise=comparison.normalise,
+            teacher_normalise=contract.normalise,
+        ),
         phase=phase,
         seed=seed,
         evaluation_sets=functools.partial(read_evaluation_sets, corpus),
@@ -97,6 +107,60 @@ def student(
         prepare=prepare,
     )
     return fit(task, scale.student, scale.tracking, out)
+
+
+def _comparison(
+    section: Section, teacher: BaseContract, before: os.PathLike[str] | None
+) -> Comparison:
+    """How a phase's encoder compares vectors, without loading it.
+
+    Args:
+        before: the encoder of the phase before; None: the first phase.
+    """
+    if before is not None:
+        return Contract.read(Path(before)).comparison
+    folder = locate_model(section.base, include_code=section.trust_remote_code)
+    return student_comparison(section, teacher.comparison, read_comparison(folder))
+
+
+def student_comparison(section: Section, teacher: Comparison, base: Comparison) -> Comparison:
+    """How the student compares vectors: as its teacher in the teacher's space, else as its base.
+
+    Raises:
+        UserError: when the recipe wants another similarity than the teacher's space has.
+    """
+    if section.space == "own":
+        return base.changed_to(section.similarity)
+    if section.similarity not in (None, teacher.similarity):
+        raise UserError(
+            "student.similarity",
+            f"is {section.similarity}, and the teacher's space is searched by {teacher.similarity}",
+            "Leave it out, or set student.space: own",
+        )
+    return teacher
+
+
+def check_losses(losses: TextLosses, student: Comparison, teacher: Comparison, where: str) -> None:
+    """Refuses losses that would compare what these two models cannot have in common.
+
+    Raises:
+        UserError: naming the loss.
+    """
+    if losses.cosine and not student.normalise:
+        raise UserError(
+            f"{where}.cosine",
+            "does not see the lengths of vectors, and in the teacher's space scores depend on them "
+            "(its similarity is dot)",
+            "Use squared_l2, which fits both directions and lengths",
+        )
+    for name in ("pairwise_mse", "margin_mse"):
+        if getattr(losses, name, 0) and student.normalise and not teacher.normalise:
+            raise UserError(
+                f"{where}.{name}",
+                "compares the student's cosines with the teacher's inner products of raw vectors, "
+                "which have another scale",
+                "Set student.similarity: dot, or use score_kl or similarity_order",
+            )
 
 
 def _open_stored(
@@ -154,7 +218,8 @@ def initial_encoder(
             )
     set_dropout(encoder.backbone, section.dropout)
     sizes = tuple(sorted({*(section.matryoshka or ()), full}, reverse=True))
-    encoder.contract = encoder.contract.model_copy(update={"dims": sizes})
+    comparison = student_comparison(section, teacher.comparison, encoder.contract.comparison)
+    encoder.contract = encoder.contract.model_copy(update={"dims": sizes, **comparison._asdict()})
     return encoder
 
 
@@ -217,8 +282,6 @@ def fit_projection_start(
         if len(rows):
             tokens += encoder.prompter([texts[row] for row in rows], role, max_tokens=max_tokens)
             vectors.append(role_vectors[rows].astype(np.float32))
-    dims = encoder.contract.dims[0]
-    vectors_nd = torch.nn.functional.normalize(
-        torch.from_numpy(np.concatenate(vectors))[:, :dims], dim=-1
-    )
-    fit_projection(encoder, tokens, vectors_nd)
+    contract = encoder.contract
+    targets = truncate_vectors(np.concatenate(vectors), contract.dims[0], contract.normalise)
+    fit_projection(encoder, tokens, torch.from_numpy(targets))

@@ -15,16 +15,15 @@ from stillroom.config.phases import (
 )
 from stillroom.config.scale import Scale
 from stillroom.config.teacher import Teacher as Section
-from stillroom.encoders.contract import Contract
+from stillroom.encoders.contract import Comparison, Contract
 from stillroom.encoders.encoder import Encoder
-from stillroom.encoders.ensemble import EnsembleEncoder
-from stillroom.encoders.files.create import combine_encoders, create_encoder
+from stillroom.encoders.files.create import create_encoder
+from stillroom.encoders.files.folder import read_comparison
 from stillroom.encoders.files.load import load_encoder
 from stillroom.encoders.files.options import ContractOptions
-from stillroom.encoders.files.save import save_encoder
 from stillroom.encoders.layers.backbone import set_dropout
 from stillroom.encoders.layers.lora import LoraOptions
-from stillroom.encoders.model_names import resolve_artifact_name
+from stillroom.encoders.model_names import locate_model
 from stillroom.learning.batch_types import Metrics
 from stillroom.learning.objectives import contrastive as objectives
 from stillroom.learning.objectives import token_prediction
@@ -32,6 +31,7 @@ from stillroom.learning.objectives.interface import Objective
 from stillroom.stages import training_batches as batches
 from stillroom.stages.api_teacher import api_contract
 from stillroom.stages.corpus.artifact import read_evaluation_sets
+from stillroom.stages.untrained_teacher import UntrainedSummary, write_untrained_teacher
 from stillroom.storage.artifacts import Artifact, Draft
 from stillroom.training.driver import fit
 from stillroom.training.task import TrainingTask
@@ -47,7 +47,7 @@ def teacher(
     corpus: Artifact | None = None,
     teacher: Artifact | None = None,
     negatives: Artifact | None = None,
-) -> Metrics:
+) -> Metrics | UntrainedSummary:
     """Trains one phase; writes an encoder folder with a new vector space.
 
     Args:
@@ -55,18 +55,18 @@ def teacher(
         teacher: of the phase before, whose weights this one starts from.
 
     Returns:
-        The metrics of the step whose weights are kept; {} where nothing is trained.
+        The metrics of the step whose weights are kept, or the proof of a base as it is.
     """
     make_encoder = functools.partial(initial_encoder, section, phase, seed, out.path.name, teacher)
     if section.api is not None:
         api_contract(section.api).write(out.path)
         return {}
     if phase is None:
-        untrained = make_encoder() if section.members is None else _combined_members(section, out)
-        save_encoder(untrained, out.path)
-        return {}
+        return write_untrained_teacher(section, out)
     assert corpus is not None
-    objective, make_batches = objective_and_batches(phase, corpus, negatives, seed)
+    objective, make_batches = objective_and_batches(
+        phase, corpus, negatives, seed, normalise=_comparison(section, teacher).normalise
+    )
     task = TrainingTask(
         make_encoder=make_encoder,
         make_batches=make_batches,
@@ -81,9 +81,18 @@ def teacher(
 
 
 def objective_and_batches(
-    phase: TeacherPhase, corpus: Artifact, negatives: Artifact | None, seed: int
+    phase: TeacherPhase,
+    corpus: Artifact,
+    negatives: Artifact | None,
+    seed: int,
+    *,
+    normalise: bool = True,
 ) -> tuple[Objective, Callable[..., Any]]:
-    """A phase's objective, and its batches as a function of (encoder, worker shard)."""
+    """A phase's objective, and its batches as a function of (encoder, worker shard).
+
+    Args:
+        normalise: whether the encoder's vectors are of unit length.
+    """
     match phase:
         case MntpPhase():
             return token_prediction.Mntp(), functools.partial(
@@ -91,24 +100,37 @@ def objective_and_batches(
             )
         case SimcsePhase():
             return (
-                objectives.Simcse(phase.temperature),
+                objectives.Simcse(phase.temperature, normalise),
                 functools.partial(batches.text_batches, corpus, phase, seed),
             )
         case JointPhase():
             return (
                 token_prediction.Joint(
-                    _contrastive(phase), phase.generation_weight, phase.generation_loss
+                    _contrastive(phase, normalise), phase.generation_weight, phase.generation_loss
                 ),
                 functools.partial(batches.joint_batches, corpus, negatives, phase, seed),
             )
         case ContrastivePhase():
             return (
-                _contrastive(phase),
+                _contrastive(phase, normalise),
                 functools.partial(batches.pair_batches, corpus, negatives, phase, seed),
             )
 
 
-def _contrastive(phase: ContrastivePhase) -> objectives.Contrastive:
+def _comparison(section: Section, before: os.PathLike[str] | None) -> Comparison:
+    """How a phase's encoder compares vectors, without loading it.
+
+    Args:
+        before: the encoder of the phase before; None: the first phase.
+    """
+    if before is not None:
+        return Contract.read(Path(before)).comparison
+    assert section.base is not None, "only a teacher with a base has phases"
+    folder = locate_model(section.base, include_code=section.trust_remote_code)
+    return read_comparison(folder).changed_to(section.similarity)
+
+
+def _contrastive(phase: ContrastivePhase, normalise: bool) -> objectives.Contrastive:
     return objectives.Contrastive(
         temperature=phase.temperature,
         in_batch_negatives=phase.in_batch_negatives,
@@ -116,6 +138,7 @@ def _contrastive(phase: ContrastivePhase) -> objectives.Contrastive:
         passage_to_passage=phase.passage_to_passage,
         false_negative_margin=phase.false_negative_margin,
         dims=phase.matryoshka,
+        normalise=normalise,
     )
 
 
@@ -164,18 +187,3 @@ def initial_encoder(
         sizes = sorted({*phase.matryoshka, encoder.contract.dims[0]}, reverse=True)
         encoder.contract = encoder.contract.model_copy(update={"dims": tuple(sizes)})
     return encoder
-
-
-def _combined_members(section: Section, out: Draft) -> EnsembleEncoder:
-    """The members as one encoder. All their weights go into the artifact."""
-    assert section.members is not None
-    members = [
-        create_encoder(
-            resolve_artifact_name(member.base, out.store),
-            space=f"{out.path.name}/members/{number}",
-            options=ContractOptions.from_fields(member, precision=section.precision),
-            trust_remote_code=section.trust_remote_code,
-        )
-        for number, member in enumerate(section.members)
-    ]
-    return combine_encoders(members, section.combine, space=out.path.name)

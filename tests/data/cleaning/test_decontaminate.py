@@ -250,7 +250,9 @@ def test_clean_texts_of_the_same_domain_are_rarely_hits(docstrings, index):
     assert len(hits) <= 0.01 * len(others)
 
 
-def test_matches_by_meaning_equal_brute_force():
+@pytest.mark.parametrize("length", [1.0, 7.0])
+def test_matches_by_meaning_equal_brute_force(length):
+    """A model that dot compares gives raw vectors, and matches are by cosine all the same."""
     random = np.random.default_rng(0)
 
     def units(count):
@@ -260,7 +262,7 @@ def test_matches_by_meaning_equal_brute_force():
     tested = evaluation([Pair(f"query {i}", f"passage {i}") for i in range(50)])
     rows = {"query": units(50), "passage": units(50)}
     index = ContaminationIndex.build(
-        {"set": tested}, embed=lambda texts, role: rows[role][: len(texts)]
+        {"set": tested}, embed=lambda texts, role: length * rows[role][: len(texts)]
     )
     noise = units(50)
     paraphrases = rows["passage"] * 0.97 + noise * 0.2
@@ -268,7 +270,10 @@ def test_matches_by_meaning_equal_brute_force():
     vectors_of_role = {"query": noise, "passage": paraphrases}
     pairs = [Pair(f"other question {i}", f"in other words {i}") for i in range(50)]
     _, hits = decontaminate(
-        pairs, index, embed=lambda texts, role: vectors_of_role[role][: len(texts)], similarity=0.9
+        pairs,
+        index,
+        embed=lambda texts, role: vectors_of_role[role][: len(texts)] / length,
+        similarity=0.9,
     )
     assert {hit.kind for hit in hits} == {"meaning"}
     tested_vectors = np.concatenate([rows["query"], rows["passage"]])

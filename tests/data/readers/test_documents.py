@@ -115,3 +115,18 @@ def test_no_passage_is_too_long_and_no_character_is_lost(
             if start >= 0 and letters.startswith(passage_letters, start)
         }
     assert len(letters) in ends
+
+
+@pytest.mark.parametrize(
+    ("text", "max_characters", "parts"),
+    [
+        ("नदी साफ है। पानी ठंडा है।", 15, ["नदी साफ है।", "पानी ठंडा है।"]),
+        ("هل الماء بارد؟ نعم هو بارد", 15, ["هل الماء بارد؟", "نعم هو بارد"]),
+        ("ที่นี่ดีกว่า", 8, ["ที่นี่", "ดีกว่า"]),
+        ("e\u0301" * 5, 6, ["e\u0301" * 2, "e\u0301" * 3]),
+    ],
+)
+def test_texts_of_any_script_are_cut_between_sentences_and_never_within_a_character(
+    text, max_characters, parts
+):
+    assert list(halve_to_fit(text, len, max_characters)) == parts

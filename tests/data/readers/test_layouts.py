@@ -186,3 +186,11 @@ def test_ms_marco_s_triples_and_collection_are_recognised_without_a_header(tmp_p
         Pair("what is b", "that is b", ("no",)),
     ]
     assert list(read_passages(collection)) == ['The "first of them', "another one"]
+
+
+def test_a_first_line_without_spaces_is_no_header_in_a_script_that_has_none(tmp_path):
+    (tmp_path / "collection.tsv").write_text("0\t河里的水一年四季都很清澈\n1\t另一段文字\n")
+    assert list(read_passages(tmp_path / "collection.tsv")) == [
+        "河里的水一年四季都很清澈",
+        "另一段文字",
+    ]

@@ -15,12 +15,18 @@ from transformers import (
     DistilBertModel,
     ElectraConfig,
     ElectraModel,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    ModernBertConfig,
+    ModernBertModel,
     MPNetConfig,
     MPNetModel,
+    NomicBertConfig,
+    NomicBertModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -74,6 +80,11 @@ MODELS = {
         )
     ),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES)),
+    "gemma3": lambda: Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            **SIZES, sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"]
+        )
+    ),
 }  # fmt: skip
 
 
@@ -241,6 +252,16 @@ STUDENTS = {
         ),
         word_piece_tokenizer,
     ),
+    "modernbert": (
+        lambda: ModernBertModel(
+            ModernBertConfig(
+                **ENCODER, local_attention=WINDOW, global_attn_every_n_layers=2, pad_token_id=0,
+                bos_token_id=2, cls_token_id=2, eos_token_id=3, sep_token_id=3,
+            )
+        ),
+        word_piece_tokenizer,
+    ),
+    "nomic_bert": (lambda: NomicBertModel(NomicBertConfig(**ENCODER)), word_piece_tokenizer),
 }  # fmt: skip
 
 

@@ -122,6 +122,61 @@ def test_an_unusable_adapter_is_refused_with_the_reason(decoder, tmp_path, chang
         make_encoder(folder)
 
 
+@pytest.mark.parametrize(
+    ("kind", "modules_to_save"),
+    [
+        (AutoModel, None),
+        (AutoModel, ["embed_tokens"]),
+        (AutoModelForCausalLM, None),
+        (AutoModelForCausalLM, ["embed_tokens", "lm_head"]),
+    ],
+)
+def test_an_adapter_over_a_resized_vocabulary_brings_its_embeddings(
+    decoder, tmp_path, kind, modules_to_save
+):
+    folder = tmp_path / "adapter"
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    tokenizer.add_tokens(["<query>", "<passage>"], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(1)
+    base = kind.from_pretrained(decoder)
+    base.resize_token_embeddings(len(tokenizer))
+    model = get_peft_model(
+        base, LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=modules_to_save)
+    )
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data += 0.2 * torch.randn_like(p)
+    model.save_pretrained(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(decoder)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    merged = model.merge_and_unload()
+    transformer = getattr(merged, "model", merged).eval()
+    ids = tokenizer("<query> a short text", return_tensors="pt")
+    with torch.inference_mode():
+        states = transformer(**ids).last_hidden_state[0]
+    expected = torch.nn.functional.normalize(states.mean(0), dim=0).numpy()
+    ours = make_encoder(folder, precision="float32")
+    np.testing.assert_allclose(
+        ours.encode(["<query> a short text"], "query")[0], expected, atol=1e-5
+    )
+
+
+def test_an_adapter_of_another_base_s_sizes_is_refused_before_a_run(decoder, tmp_path):
+    folder = adapter(decoder, tmp_path / "adapter", AutoModel)
+    check_model(BaseModel("teacher.base", str(folder), "mean", trusted=False))
+    path = folder / "adapter_config.json"
+    other = {"base_model_name_or_path": "random:llama:hidden=128"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | other))
+    with pytest.raises(
+        UserError, match=r"down_proj.weight is of the shape \(128, 256\), and the adapter's \(64"
+    ):
+        check_model(BaseModel("teacher.base", str(folder), "mean", trusted=False))
+    with pytest.raises(UserError, match="does not fit LlamaModel: .*size mismatch"):
+        make_encoder(folder)
+
+
 def test_pickled_weights_of_an_adapter_are_refused(decoder, tmp_path):
     folder = adapter(decoder, tmp_path / "adapter", AutoModel)
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")

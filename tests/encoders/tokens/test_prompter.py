@@ -12,9 +12,7 @@ LONG = "many words follow one another here, and they never seem to come to an en
 
 
 def tokenizer_with_end():
-    tokenizer = byte_pair_tokenizer()
-    append_eos(tokenizer)
-    return tokenizer
+    return append_eos(byte_pair_tokenizer())
 
 
 def contract(**changes):

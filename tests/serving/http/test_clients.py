@@ -120,6 +120,7 @@ def test_a_model_is_retrieved_by_name_and_an_unknown_one_is_404(url):
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
     model = client.models.retrieve("tiny/teacher")
     assert (model.id, model.dims, model.max_tokens) == ("tiny/teacher", [64], 64)
+    assert model.similarity == "cosine"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("tiny/nobody")
 
@@ -135,6 +136,22 @@ def test_the_hub_client_gets_the_vectors_of_the_first_release(hub, student, teac
     np.testing.assert_allclose(vectors, student.encode(["one text"], "query"), atol=2e-6)
     vectors = hub("?model=tiny/teacher").feature_extraction("one text", prompt_name="query")
     np.testing.assert_allclose(vectors, teacher.encode(["one text"], "query"), atol=2e-6)
+
+
+def test_a_model_s_own_prompts_are_used_by_name_and_others_refused_with_the_list(url, hub, teacher):
+    prompt = teacher.contract.named_prompts["find_code"]
+    vectors = hub("?model=tiny/teacher").feature_extraction("a text", prompt_name="find_code")
+    expected = teacher.encode(["a text"], "query", prompt=prompt)
+    np.testing.assert_allclose(vectors, expected, atol=2e-6)
+    [tokens] = post(
+        url, "/tokenize?model=tiny/teacher", inputs="a text", prompt_name="find_code"
+    ).json()
+    ids = [token["id"] for token in tokens]
+    assert post(url, "/decode?model=tiny/teacher", ids=ids).json() == [prompt + "a text"]
+    # Queries go to the student, which has no such prompt.
+    refused = post(url, inputs="a text", prompt_name="find_code")
+    assert refused.status_code == 422
+    assert "no prompt 'find_code'. Use one of query, document, passage" in refused.json()["error"]
 
 
 def test_similarity_returns_cosines(hub, teacher):

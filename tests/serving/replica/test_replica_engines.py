@@ -2,13 +2,12 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
+from stillroom.encoders.export.formats import export_encoder
 from stillroom.encoders.files.create import create_encoder
 from stillroom.encoders.files.load import load_encoder
 from stillroom.encoders.files.options import ContractOptions
 from stillroom.encoders.files.save import save_encoder
-from stillroom.encoders.tokens.batch import Batch, pad
 from stillroom.errors import UserError
 from stillroom.release.reader import Release
 from stillroom.serving.replica.engine_choice import check_engine, choose_engine
@@ -68,15 +67,6 @@ def test_an_engine_that_cannot_run_a_release_is_refused_before_anything_starts(
     check_engine("serve args: x.engine", "onnx", make_release("onnx"), "student", False)
 
 
-class WithTensorInputs(torch.nn.Module):
-    def __init__(self, encoder):
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, ids, mask, pool_mask):
-        return self.encoder(Batch(ids, mask, pool_mask))
-
-
 def test_an_exported_student_is_loaded_from_its_release_and_encodes_as_in_torch(tmp_path):
     encoder = create_encoder(
         str(tiny_encoder(tmp_path / "bert")),
@@ -85,20 +75,9 @@ def test_an_exported_student_is_loaded_from_its_release_and_encodes_as_in_torch(
     )
     folder = tmp_path / "release"
     save_encoder(encoder, folder / "student")
-    exported = folder / "student" / "onnx"
-    exported.mkdir()
+    texts = [("one", "query"), ("two and more", "passage")]
+    export_encoder(load_encoder(folder / "student"), "onnx", folder / "student" / "onnx", texts)
     encoder = load_encoder(folder / "student")
-    encoder.contract.write(exported)
-    encoder.tokenizer.save_pretrained(exported)
-    (exported / "export.json").write_text(json.dumps({"parameters": encoder.parameters_total}))
-    batch = pad(encoder.prompter(["one", "two and more"], "query"), encoder.pad_id)
-    axes = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}
-    torch.onnx.export(
-        WithTensorInputs(encoder), (batch.ids_bl, batch.mask_bl, batch.pool_mask_bl),
-        exported / "model.onnx",
-        input_names=["input_ids", "attention_mask", "pool_mask"], output_names=["vectors"],
-        dynamic_shapes=(axes, axes, axes), dynamo=True, verbose=False,
-    )  # fmt: skip
     content = {
         "name": "tiny",
         "models": {"student": "student"},

@@ -33,6 +33,20 @@ def test_ranks_agree_across_spaces_of_different_sizes_when_neighbours_are_the_sa
     assert len(related.probes) == MAX_PROBES
 
 
+@pytest.mark.parametrize("same_space", [True, False])
+def test_models_that_dot_compares_order_texts_by_raw_inner_products(same_space):
+    """Texts of one direction, whose lengths the student has in the opposite order."""
+    tracker = AgreementTracker(same_space=same_space)
+    direction = np.ones(4, np.float32)
+    lengths = np.arange(1, 21, dtype=np.float32)
+    agreements = [
+        tracker.compare((21 - length) * direction, length * direction) for length in lengths
+    ]
+    last = agreements[-1]
+    assert last.rank_correlation == pytest.approx(-1.0)
+    assert last.cosine == (pytest.approx(1.0) if same_space else None)
+
+
 def test_rank_correlation_is_spearmans():
     first, second = vectors(2, 30)
     assert spearman(first, second) == pytest.approx(spearmanr(first, second).statistic)

@@ -8,6 +8,7 @@ import pytest
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from stillroom.encoders.contract import BaseContract
+from stillroom.encoders.usable_vectors import UnusableVectorError, broken_weight_error
 from stillroom.serving.errors import ErrorKind, ServingError
 from stillroom.serving.messages import EmbedRequest, EncodeJob, EncodeResult
 from stillroom.serving.replica.in_process import LocalHandle
@@ -34,6 +35,17 @@ class DeletedReplica:
     async def encode(self, job):
         self.calls += 1
         raise DeploymentUnavailableError("student")
+
+
+class BrokenReplica:
+    """Raises what it is made with."""
+
+    def __init__(self, error):
+        self.error, self.calls = error, 0
+
+    async def encode(self, job):
+        self.calls += 1
+        raise self.error
 
 
 class HangingReplica:
@@ -75,3 +87,19 @@ def test_a_request_that_timed_out_is_not_sent_to_the_fallback():
         encode(HangingReplica(), fallbacks={STUDENT: TEACHER}, timeout_s=0.01)
     assert refused.value.kind == ErrorKind.UNAVAILABLE
     assert not isinstance(refused.value, NoReplicaAnswered)
+
+
+def test_broken_weights_are_answered_by_the_fallback_or_by_an_internal_error_that_names_them():
+    weights = BrokenReplica(broken_weight_error("release/tiny: layer.0.weight"))
+    decision, _ = encode(weights, fallbacks={STUDENT: TEACHER})
+    assert (decision.model, weights.calls) == (TEACHER, MAX_ATTEMPTS)
+    with pytest.raises(NoReplicaAnswered, match="release/tiny: layer.0.weight: holds") as refused:
+        encode(weights, fallbacks={})
+    assert refused.value.kind == ErrorKind.INTERNAL
+
+
+def test_a_text_without_a_usable_vector_is_an_internal_error_and_tried_once():
+    text = BrokenReplica(UnusableVectorError.of_text(0, "its vector is not finite", "a text"))
+    with pytest.raises(ServingError, match="text 1 'a text': its vector is not finite") as refused:
+        encode(text, fallbacks={STUDENT: TEACHER})
+    assert (refused.value.kind, text.calls) == (ErrorKind.INTERNAL, 1)

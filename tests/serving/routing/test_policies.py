@@ -19,7 +19,7 @@ from stillroom.serving.routing.policies import (
 from stillroom.serving.routing.rules import RequestFeatures, parse_policy
 
 
-def contract(space="s1", dims=(32,), normalise=True) -> Contract:
+def contract(space="s1", dims=(32,), similarity="cosine", normalise=True) -> Contract:
     return Contract(
         base="tiny",
         architecture="encoder",
@@ -29,10 +29,14 @@ def contract(space="s1", dims=(32,), normalise=True) -> Contract:
         pool_prompt=False,
         max_tokens=32,
         dims=dims,
+        similarity=similarity,
         normalise=normalise,
         precision="float32",
         space=space,
     )
+
+
+RAW = contract(similarity="dot", normalise=False)
 
 
 def named(release, **contracts):
@@ -186,7 +190,9 @@ def test_a_refused_size_is_answered_with_the_sizes_that_are_offered():
         (contract("s1"), contract("s2"), "student"),
         (contract(dims=(64, 32)), contract(dims=(32,)), "asymmetric"),
         (contract(dims=(64,)), contract(dims=(32,)), "student"),
-        (contract(normalise=False), contract(), "student"),
+        (contract(similarity="dot"), contract(), "student"),
+        (contract(similarity="dot"), contract(similarity="dot", normalise=False), "student"),
+        (RAW, RAW, "asymmetric"),
         (None, contract(), "student"),
         (contract(), None, "teacher"),
     ],
@@ -210,7 +216,12 @@ def test_auto_is_asymmetric_only_where_one_index_can_hold_both(teacher, student,
         ),
         (
             "asymmetric",
-            named("a", teacher=contract(), student=contract(normalise=False)),
+            named("a", teacher=contract(), student=RAW),
+            "one is searched by cosine, the other by dot",
+        ),
+        (
+            "asymmetric",
+            named("a", teacher=contract(similarity="dot"), student=RAW),
             "normalises",
         ),
         ("asymmetric", named("a", student=contract()), "needs a/teacher"),

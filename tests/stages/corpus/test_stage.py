@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -21,9 +22,11 @@ from stillroom.encoders.contract import Prompts
 from stillroom.errors import UserError
 from stillroom.stages.corpus import stage
 from stillroom.stages.corpus.artifact import CorpusData, read_evaluation_sets
+from stillroom.stages.corpus.languages import read_languages
 from stillroom.stages.corpus.shards import ChunkSizes
 from stillroom.stages.corpus.stage import corpus
 from stillroom.storage.artifacts import Store
+from support.scripts import exact_match_pairs
 
 
 def long_text(label):
@@ -551,11 +554,55 @@ def test_the_data_card_says_what_was_dropped_and_why(make):
     sources = {"own": {"pairs": [*pairs("own", 8), pair("own", 1)], "license": "CC-BY-4.0"}}
     result = make(sources, max_pairs=5, held_out={"queries": 1, "passages": 2})
     card = (result.artifact.path / "card.md").read_text()
-    assert "| own | files | CC-BY-4.0 | 5 of 9 |" in card
+    assert "| own | files | CC-BY-4.0 | English | 5 of 9 |" in card
     steps = [line.split(" | ")[:3] for line in re.findall(r"^\| (.* \| .*) \|$", card, re.M)]
     assert [step for step in steps if step[0] in ("read", "repeated_passages", "held_out")] == [
         ["read", "", "9"],
         ["repeated_passages", "−1", "8"],
         ["held_out", "−2", "6"],
     ]
-    assert ["beyond_max_pairs", "−1", "5"] in steps and ["tested", "1", "3"] in steps
+    assert ["beyond_max_pairs", "−1", "5"] in steps and ["tested", "English", "1"] in steps
+
+
+# --- languages ------------------------------------------------------------------------------
+
+GERMAN = "die Quelle Nummer {} fließt das ganze Jahr klar und kalt durch das Tal am Rand des Waldes"
+
+
+def german_pairs(count):
+    return [
+        {"query": f"wie klar ist Quelle {number}", "positive": GERMAN.format(number)}
+        for number in range(count)
+    ]
+
+
+def test_the_language_of_each_source_and_each_set_is_detected_and_written(make, caplog):
+    with caplog.at_level("INFO"):
+        result = make({"own": {"pairs": pairs("own", 4)}, "tal": {"pairs": german_pairs(30)}})
+    expected = {"sources": {"own": "en", "tal": "de"}, "evaluation": {"tested": "en"}}
+    assert result.summary["languages"] == read_languages(result.artifact) == expected
+    assert result.files.source_languages == ["en", "de"]
+    assert set(result.files.languages_of("passage")) == {"en", "de"}
+    assert "languages of sources, detected: own English, tal German" in caplog.text
+    assert "| tal | files | not stated | German |" in (result.artifact.path / "card.md").read_text()
+
+
+def test_the_language_of_the_recipe_is_taken_for_all_texts(make):
+    result = make({"own": {"pairs": pairs("own", 4)}}, language="de")
+    assert result.summary["languages"] == {"sources": {"own": "de"}, "evaluation": {"tested": "de"}}
+
+
+def test_an_unknown_language_is_refused_before_anything_is_read(make):
+    with pytest.raises(ValueError, match="'german' is no known language: use de"):
+        make({"own": {"pairs": pairs("own", 4)}}, language="german")
+
+
+def test_composed_and_decomposed_passages_are_near_copies_in_every_script(make):
+    passages = [exact_match_pairs(language, 1)[0][1] for language in ("ko", "de", "hi")]
+    rows = [
+        {"query": f"{form} {i}", "positive": unicodedata.normalize(form, passage) + end}
+        for i, passage in enumerate(passages)
+        for form, end in (("NFC", ""), ("NFD", "!"))
+    ]
+    result = make({"own": {"pairs": rows}}, near_duplicates={"min_jaccard": 0.8})
+    assert result.summary["sources"]["own"]["pairs"]["near_copies"] == len(passages)

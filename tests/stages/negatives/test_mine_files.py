@@ -47,6 +47,7 @@ def run_mining(folder, models=("bm25",), **changes):
         "evaluation": [folder / "set"],
         "out": folder / "mined.jsonl",
         "format": "flagembedding",
+        "language": "auto",
         "section": Negatives(),
         "with_scores": True,
         "seed": 1,
@@ -63,6 +64,10 @@ def run_mining(folder, models=("bm25",), **changes):
         ({"out": Path("nowhere/mined.jsonl")}, "its folder does not exist"),
         ({"models": ["nowhere"]}, "nowhere: there is no such folder"),
         ({"models": ["teacher/none"]}, "teacher/none: is not under"),
+        (
+            {"models": ["random:bert"], "prompt_name": "web"},
+            "--prompt-name with random:bert: the model has no prompt 'web'",
+        ),
         ({"section": Negatives(cross_encoder="nowhere")}, "nowhere: there is no such folder"),
         ({"pairs": [Path("none.jsonl")]}, "none.jsonl: does not exist"),
         ({"evaluation": [Path("none")]}, "does not exist"),

@@ -215,7 +215,7 @@ def test_finished_blocks_are_reused_and_the_rest_is_mined_with_any_memory(
 
     def mined(memory_gib, blocks=None):
         return mine(
-            MiningTexts(files.queries, files.passages, texts), {"teacher": folder}, section,
+            MiningTexts(files.queries, [], files.passages, [], texts), {"teacher": folder}, section,
             cross_encoder=None, seed=5, scale=SearchActors(memory_gib=memory_gib),
             blocks_folder=blocks,
         )  # fmt: skip
@@ -290,10 +290,13 @@ def test_candidates_of_several_miners_are_scored_by_the_model(mining_corpus, den
 
 
 def test_bm25_alone_scores_its_own_candidates(mining_corpus):
-    files, index = mining_corpus.files, Bm25Actor(mining_corpus.files.passages, 1)
-    scores, rows = index.search(files.queries, 9)
-    np.testing.assert_array_equal(index.scores(files.queries, rows), scores)
-    all_scores = np.stack(list(Bm25(files.passages).scores(files.queries)))
+    files = mining_corpus.files
+    queries = files.queries, files.languages_of("query")
+    passages = files.passages, files.languages_of("passage")
+    index = Bm25Actor(*passages, 1)
+    scores, rows = index.search(*queries, 9)
+    np.testing.assert_array_equal(index.scores(*queries, rows), scores)
+    all_scores = np.stack(list(Bm25(*passages).scores(*queries)))
     np.testing.assert_array_equal(-np.sort(-all_scores, axis=1)[:, :9], np.maximum(scores, 0))
 
 

@@ -18,10 +18,17 @@ from stillroom.config.scale import EmbeddingActors, Scale
 from stillroom.config.student import Student
 from stillroom.data.readers.beir import write_beir
 from stillroom.data.readers.records import EvaluationSet
+from stillroom.encoders.contract import BaseContract
 from stillroom.encoders.files.create import create_encoder
 from stillroom.encoders.files.load import load_encoder
 from stillroom.encoders.files.options import ContractOptions
 from stillroom.encoders.files.save import save_encoder
+from stillroom.encoders.usable_vectors import (
+    BrokenModelError,
+    UnusableVectorError,
+    broken_weight_error,
+    require_usable,
+)
 from stillroom.encoders.vectors.stored import (
     DIGESTS_FILE,
     StoredVectors,
@@ -34,7 +41,12 @@ from stillroom.learning.order import WorkerShard
 from stillroom.stages.corpus.artifact import CorpusData
 from stillroom.stages.corpus.stage import corpus
 from stillroom.stages.training_batches import distillation_batches
-from stillroom.stages.vectors.embed import TextsToEmbed, embed, encode_isolating_failures
+from stillroom.stages.vectors.embed import (
+    TextsToEmbed,
+    embed,
+    encode_isolating_failures,
+    encode_with_prompts,
+)
 from stillroom.stages.vectors.stage import vectors
 from stillroom.stages.vectors.teacher_vectors import TeacherVectors, stored_vectors
 from stillroom.storage.artifacts import Store
@@ -131,10 +143,11 @@ def test_a_text_that_fails_its_encoder_is_found_and_all_others_get_vectors():
         batch_sizes.append(len(rows))
         if 11 in rows:
             raise ValueError("a text that nobody can read")
-        encoded = np.repeat(rows[:, None].astype(np.float32), 4, axis=1)
-        encoded[rows == 5] = np.nan
         if 8 in rows and len(rows) > 1:  # row 8 spoils every row of its batch
-            encoded[:] = np.inf
+            raise UnusableVectorError.of_text(0, "its vector is not finite")
+        encoded = np.repeat(rows[:, None].astype(np.float16), 4, axis=1)
+        encoded[rows == 5] = np.nan
+        require_usable(encoded + 1, normalised=False)
         return encoded
 
     encoded_texts, failed = encode_isolating_failures(encode, 64, 4)
@@ -148,6 +161,38 @@ def test_a_text_that_fails_its_encoder_is_found_and_all_others_get_vectors():
     assert len(batch_sizes) < 64
 
 
+@pytest.mark.parametrize(("length", "stored"), [(1e5, "is not finite"), (1e-9, "has length zero")])
+def test_a_vector_that_float16_cannot_store_is_refused_by_its_text(length, stored):
+    class Raw:
+        contract = BaseContract(
+            max_tokens=8, dims=(2,), normalise=False, similarity="dot", space="s"
+        )
+
+        def encode(self, texts, role, *, prompt):
+            return np.array([[length if text == "b" else 1, 0] for text in texts], np.float32)
+
+    texts, prompts = ["a", "b", "c", "d"], [None, "p", None, "p"]
+    with pytest.raises(UnusableVectorError, match=rf"^text 2 'b': its vector {stored} in float16"):
+        encode_with_prompts(Raw(), texts, prompts, "passage")
+    vectors, failed = encode_isolating_failures(
+        lambda rows: encode_with_prompts(
+            Raw(), [texts[row] for row in rows], [prompts[row] for row in rows], "passage"
+        ),
+        4,
+        2,
+    )
+    assert failed == {1: f"its vector {stored} in float16, in which vectors are stored"}
+    np.testing.assert_array_equal(vectors, [[1, 0], [0, 0], [1, 0], [1, 0]])
+
+
+def test_a_broken_model_is_no_text_s_fault():
+    def encode(rows):
+        raise broken_weight_error("model: layer.0.weight")
+
+    with pytest.raises(BrokenModelError, match=r"model: layer\.0\.weight"):
+        encode_isolating_failures(encode, 8, 4)
+
+
 def test_when_every_text_fails_the_encoder_s_error_is_raised():
     def encode(rows):
         raise RuntimeError("CUDA error: device-side assert triggered")
@@ -157,8 +202,8 @@ def test_when_every_text_fails_the_encoder_s_error_is_raised():
 
 
 @pytest.fixture
-def poisoned(decoder, tmp_path):
-    """(store, corpus, teacher). The teacher encodes one word of the corpus as NaN."""
+def poisoned(encoder, tmp_path):
+    """(store, corpus, teacher). One word of the corpus is too much for the teacher's layer norm."""
     rows = [{"query": f"about {i}", "positive": f"it is number {i}"} for i in range(12)]
     rows[3]["positive"] = rows[7]["query"] = "a quagga"
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -173,21 +218,22 @@ def poisoned(decoder, tmp_path):
         corpus(section=section, seed=0, scale=Scale(), out=draft)
         texts = draft.publish({})
     with store.draft("teacher", "zoo", "k") as draft:
-        encoder = create_encoder(
-            str(decoder),
+        teacher_encoder = create_encoder(
+            str(encoder),
             space="zoo",
             options=ContractOptions(
                 pooling="mean", prompts={"query": "", "passage": ""}, precision="float32"
             ),
         )
         ids = [
-            encoder.tokenizer(text)["input_ids"] for text in ("a quagga", "it is about number a")
+            teacher_encoder.tokenizer(text)["input_ids"]
+            for text in ("a quagga", "it is about number a")
         ]
         token_ids = sorted({*ids[0]} - {*ids[1]})
         assert token_ids, "no token that other texts lack"
         with torch.no_grad():
-            encoder.backbone.get_input_embeddings().weight[token_ids[0]] = float("nan")
-        save_encoder(encoder, draft.path)
+            teacher_encoder.backbone.get_input_embeddings().weight[token_ids[0]] = 3e38
+        save_encoder(teacher_encoder, draft.path)
         teacher = draft.publish({})
     return store, texts, teacher
 

@@ -284,7 +284,9 @@ def character_similarity(one: Sequence[str], other: Sequence[str]) -> tuple[floa
 
 
 def embed_by_role(embed: EmbedFunction, texts: Sequence[str], is_query: np.ndarray) -> np.ndarray:
-    """Vectors of texts, queries embedded as queries and the others as passages.
+    """Unit vectors of texts, queries embedded as queries and the others as passages.
+
+    Of unit length even from a model that dot compares: matches are by cosine.
 
     Args:
         is_query: bool, (texts,).
@@ -302,7 +304,8 @@ def embed_by_role(embed: EmbedFunction, texts: Sequence[str], is_query: np.ndarr
     dims = embedded[0][1].shape[1] if embedded else 0
     vectors = np.zeros((len(texts), dims), dtype=np.float32)
     for rows, role_vectors in embedded:
-        vectors[rows] = role_vectors
+        lengths = np.linalg.norm(role_vectors, axis=1, keepdims=True)
+        vectors[rows] = role_vectors / np.maximum(lengths, 1e-12)
     return vectors
 
 

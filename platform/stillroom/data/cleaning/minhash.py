@@ -8,25 +8,20 @@ implementations loop over texts in Python; here the words of a batch are one arr
 """
 
 import itertools
-import re
 from collections.abc import Sequence
 from hashlib import blake2b
 
 import numpy as np
 
 from stillroom.data.cleaning.splitmix import splitmix64
-from stillroom.data.cleaning.text_keys import equals_previous, fold_case
+from stillroom.data.cleaning.text_keys import equals_previous
+from stillroom.data.text.words import fold, spaced_words
 
 PERMUTATIONS = 128  # numbers in a signature
 SHINGLE_WORDS = 3
 BATCH_TEXTS = 2048  # their words fit into a processor's cache
 COMPARED_NEIGHBOURS = 8  # texts of a band that a text is compared with, besides the first
 MIN_RECALL = 0.9  # of pairs exactly at the given similarity; higher above it
-
-# Scripts without spaces between words: every character counts as a word.
-UNSPACED_CHARACTERS = re.compile(
-    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])"
-)
 
 # Random permutations of uint32: x → x * factor + term.
 _rng = np.random.default_rng(0)
@@ -43,7 +38,7 @@ def minhash_signatures(texts: Sequence[str]) -> np.ndarray:
     signatures = np.empty((len(texts), PERMUTATIONS), dtype=np.uint32)
     word_hashes = _WordHashCache()
     for start in range(0, len(texts), BATCH_TEXTS):
-        words = [_split(text) for text in texts[start : start + BATCH_TEXTS]]
+        words = [spaced_words(fold(text)) or [""] for text in texts[start : start + BATCH_TEXTS]]
         shingles, text_starts = _shingles(words, word_hashes)
         for i in range(PERMUTATIONS):
             permuted = shingles * _FACTORS[i] + _TERMS[i]
@@ -119,11 +114,6 @@ class _WordHashCache(dict[str, int]):
         digest = blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         word_hash = self[word] = int.from_bytes(digest, "little")
         return word_hash
-
-
-def _split(text: str) -> list[str]:
-    text = fold_case(text)
-    return (text if text.isascii() else UNSPACED_CHARACTERS.sub(r" \1 ", text)).split() or [""]
 
 
 def _shingles(words: list[list[str]], word_hashes: _WordHashCache) -> tuple[np.ndarray, np.ndarray]:

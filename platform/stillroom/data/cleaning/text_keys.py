@@ -1,23 +1,18 @@
 """Keys of texts: equal for texts that count as the same, or that begin alike."""
 
 import hashlib
-import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
+
+from stillroom.data.text.words import fold
 
 BEGINNING_CHARACTERS = 120  # texts that share this many first characters count as near-copies
 
 
 def normalise(text: str) -> str:
     """The text without differences of Unicode spelling, case and white space."""
-    return " ".join(fold_case(text).split())
-
-
-def fold_case(text: str) -> str:
-    """The text without differences of Unicode spelling (NFKC) and case."""
-    # For ASCII both branches give the same, and lower() is much faster.
-    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(fold(text).split())
 
 
 def text_key(text: str) -> str:

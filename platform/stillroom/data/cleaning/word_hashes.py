@@ -6,27 +6,14 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import regex
 
 from stillroom.data.cleaning.splitmix import GOLDEN_RATIO, mix_bits
+from stillroom.data.text.words import UNSPACED, fold, without_invisible
 
 MAX_TEXT_CHARACTERS = 1 << 20  # longer texts are cut
 CHUNK_CHARACTERS = 1 << 20  # hashed at a time; one long text may have more
 TEXT_END = "\uffff"  # separates texts; never a character of a text
-
-# Scripts without spaces between words: Han, kana, Thai, Lao, Khmer, Burmese. Each of their
-# characters counts as a word, for lack of a better boundary, and marks above it are ignored.
-UNSPACED_SCRIPTS = (
-    (0x0E00, 0x0EFF),
-    (0x1000, 0x109F),
-    (0x1780, 0x17FF),
-    (0x3005, 0x30FF),
-    (0x31F0, 0x31FF),
-    (0x3400, 0x4DBF),
-    (0x4E00, 0x9FFF),
-    (0xF900, 0xFAFF),
-    (0x1B000, 0x1B16F),
-    (0x20000, 0x3FFFF),
-)
 
 # Classes of characters: ends a word, part of a word, a word by itself, ignored.
 _SEPARATOR, _LETTER, _WORD, _IGNORED = range(4)
@@ -113,12 +100,12 @@ def split_words(text: str) -> list[str]:
     """The words of a text.
 
     After NFKC and case folding a word is a run of letters, marks and digits, with up to two + or
-    # at its end (C++ is not C); or a character of a script without spaces; or a symbol such as €.
-    Punctuation and white space only separate words; apostrophes and invisible characters are
-    ignored.
+    # at its end (C++ is not C); or a character of a script without spaces, for which marks above
+    or below it are ignored; or a symbol such as €. Punctuation and white space only separate
+    words; apostrophes and invisible characters are ignored.
     """
     words = [""]
-    for char in unicodedata.normalize("NFKC", _cut(text)).casefold():
+    for char in _folded(text):
         kind = _classes()[min(ord(char), len(_classes()) - 1)]
         if kind == _WORD:
             words += [char, ""]
@@ -143,8 +130,8 @@ def hash_words(texts: Sequence[str]) -> WordHashes:
     return WordHashes(hashes, offsets_from_counts(counts), keys)
 
 
-def _cut(text: str) -> str:
-    return text[:MAX_TEXT_CHARACTERS].replace(TEXT_END, " ")
+def _folded(text: str) -> str:
+    return without_invisible(fold(text))[:MAX_TEXT_CHARACTERS].replace(TEXT_END, " ")
 
 
 def _hash_chunk(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -186,8 +173,7 @@ def _characters(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
     TEXT_END follows each text.
     """
-    joined = TEXT_END.join(_cut(text) for text in texts) + TEXT_END
-    joined = unicodedata.normalize("NFKC", joined).casefold()
+    joined = TEXT_END.join(map(_folded, texts)) + TEXT_END
     codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
     classes = _classes()[np.minimum(codes, len(_classes()) - 1)]
     if (classes == _IGNORED).any():
@@ -213,13 +199,11 @@ def _classes() -> np.ndarray:
             table[code] = _LETTER
         elif category in ("Sc", "So"):
             table[code] = _WORD
-        elif category == "Cf" or code in (0x27, 0x2019, 0x02BC):
-            table[code] = _IGNORED
-    for low, high in UNSPACED_SCRIPTS:
-        for code in range(low, high + 1):
-            category = unicodedata.category(chr(code))
-            if category[0] in "LMN":
-                table[code] = _IGNORED if category == "Mn" else _WORD
+    table[[ord("'"), ord("\u2019"), ord("\u02bc")]] = _IGNORED
+    for char in regex.findall(f"[{UNSPACED}]", "".join(map(chr, range(len(table) - 1)))):
+        category = unicodedata.category(char)
+        if category[0] in "LMN":
+            table[ord(char)] = _IGNORED if category == "Mn" else _WORD
     return table
 
 

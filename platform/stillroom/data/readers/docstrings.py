@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from stillroom.data.readers.records import Pair
+from stillroom.data.text.words import count_words
 from stillroom.errors import UserError
 
 OWN_PACKAGE = "stillroom"  # excluded: every version of it would give another corpus
@@ -131,7 +132,7 @@ def _documented(node: ast.AST, parent: str) -> Iterator[tuple[Documented, str]]:
 def _pair(docstring: str, name: str) -> Pair | None:
     first, _, rest = docstring.partition("\n\n")
     query = " ".join(first.split())
-    if len(query.split()) not in SUMMARY_WORDS:
+    if count_words(query) not in SUMMARY_WORDS:
         return None
     passage = _without_name(rest.replace(first, ""), name).strip()
     if len(passage) > MAX_PASSAGE_CHARACTERS:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 
+import regex
+
 from stillroom.data.readers.locations import file_format
 from stillroom.data.readers.records import SkippedRows
 from stillroom.data.readers.rows import read_lines
@@ -18,8 +20,12 @@ CUT_SEARCH_CHARACTERS = 4096  # distance from the middle of a text in which it m
 PARAGRAPH_BREAK = "\n\n"
 HEADING = re.compile(r"#{1,6}\s")
 
-# Ends of sentences, then ends of words.
-CUT_POINTS = (re.compile(r"(?<=[.!?])\s+|(?<=[。！？])"), re.compile(r"\s+"))
+# Ends of sentences, of words, and of characters with what belongs to them (accents, vowel signs).
+CUT_POINTS = (
+    regex.compile(r"(?<=\p{Sentence_Terminal})\s+|(?<=[。！？｡။។])"),
+    regex.compile(r"\s+"),
+    regex.compile(r"\X"),
+)
 
 
 def read_document(
@@ -91,7 +97,7 @@ def halve_to_fit(text: str, count_tokens: CountTokens, max_tokens: int) -> Itera
 
 
 def _middle(text: str) -> int:
-    """Where to cut the text in two: the end of a sentence, or else of a word, near the middle."""
+    """Where to cut the text in two, near the middle: at the first kind of CUT_POINTS there is."""
     half = max(1, len(text) // 2)
     distance = min(CUT_SEARCH_CHARACTERS, half // 2)
     for cut_point in CUT_POINTS:

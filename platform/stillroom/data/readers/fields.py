@@ -1,6 +1,7 @@
 """Typed access to the fields of a row. Every error names the row and the field."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,28 +17,50 @@ def text_field(row: Fields, field: str, where: str) -> str:
     Raises:
         UserError: when it is absent, not a string, blank or broken Unicode.
     """
-    value = row.get(field)
-    if value is None:
+    if field not in row:
         raise UserError(where, f"has no {field!r}; it has {field_names(row)}", f"Add {field!r}")
+    return check_text(row[field], repr(field), where)
+
+
+def check_text(value: Any, name: str, where: str) -> str:
+    """A value that must be text; errors call it `name`.
+
+    Raises:
+        UserError: when it is not a string, blank or broken Unicode.
+    """
+    if value is None:
+        raise UserError(where, f"{name} is null", "Fill it, or remove the row")
     if not isinstance(value, str):
         kind = type(value).__name__
-        raise UserError(where, f"{field!r} is of type {kind}, not text", "Put it in quotes")
+        raise UserError(where, f"{name} is of type {kind}, not text", _as_text(value))
     if not value.strip():
-        raise UserError(where, f"{field!r} is empty", "Fill it, or remove the row")
+        raise UserError(where, f"{name} is empty", "Fill it, or remove the row")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        problem = f"{field!r} has half of a surrogate pair, which is not a character"
+        problem = f"{name} has half of a surrogate pair, which is not a character"
         raise UserError(where, problem, "Write the character itself, or remove the row")
     return value
 
 
+def _as_text(value: Any) -> str:
+    if isinstance(value, list | Mapping):  # perhaps a file of columns: {"query": ["one", "two"]}
+        return "Write a row with one text for each"
+    return "Put it in quotes"
+
+
 def titled_text_field(row: Fields, field: str, where: str) -> str:
-    """The title, if there is one, and then the text; in rows with an id either may be empty."""
-    title = row.get("title") or ""
-    if not isinstance(title, str):
-        raise UserError(where, "'title' is not text", "Put it in quotes")
-    if find_id_field(row) and row.get(field) == "":
+    """The title, if there is one, and then the text.
+
+    A blank text, or null, is allowed beside a title; in rows with an id also without one.
+    """
+    title = row.get("title")
+    title = "" if _is_blank(title) else check_text(title, "'title'", where)
+    if field in row and _is_blank(row[field]) and (title or find_id_field(row)):
         return title.strip()
     return f"{title} {text_field(row, field, where)}".strip()
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def find_id_field(row: Fields) -> str | None:
@@ -45,19 +68,35 @@ def find_id_field(row: Fields) -> str | None:
     return next((name for name in ID_FIELDS if name in row), None)
 
 
+def id_field(row: Fields, field: str, where: str) -> str:
+    """An id: text without spaces around it, or a whole number."""
+    if isinstance(row.get(field), int) and not isinstance(row[field], bool):
+        return str(row[field])
+    return text_field(row, field, where).strip()
+
+
 def number_field(row: Fields, field: str, where: str) -> float:
-    """A field that must hold a number, or the text of one."""
+    """A field that must hold a finite number, true or false, or the text of one."""
+    value = row[field]
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return float(value.strip().lower() == "true")
     try:
-        return float(row[field])
+        number = float(value)
     except (TypeError, ValueError):
-        problem = f"{field!r} is {row[field]!r}, which is not a number"
-        raise UserError(where, problem, "Give a number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        problem = f"{field!r} is {value!r}, which is not a number"
+        raise UserError(where, problem, "Give a number")
+    return number
 
 
 def text_list_field(row: Fields, field: str, where: str) -> tuple[str, ...]:
     """A field that must hold a list of texts."""
     texts = list_field(row, field, where, example='["one", "two"]')
-    return tuple(text_field({field: text}, field, where) for text in texts)
+    return tuple(
+        check_text(text, f"item {number} of {field!r}", where)
+        for number, text in enumerate(texts, start=1)
+    )
 
 
 def object_list_field(row: Fields, field: str, where: str) -> list[Fields]:
@@ -84,7 +123,8 @@ def list_field(row: Fields, field: str, where: str, example: str) -> list[Any]:
                 where, f"{field!r} is not a JSON list: {error}", f"Write {example}"
             ) from error
     if not isinstance(value, list):
-        raise UserError(where, f"{field!r} is not a list", f"Write {example}")
+        problem = f"{field!r} is null" if value is None else f"{field!r} is not a list"
+        raise UserError(where, problem, f"Write {example}")
     return value
 
 

@@ -19,6 +19,7 @@ from stillroom.data.readers.records import (
     raise_bad_row,
 )
 from stillroom.data.readers.rows import Row, no_rows_error, read_lines, read_rows
+from stillroom.data.text.words import count_words
 from stillroom.errors import UserError
 
 Record = TypeVar("Record")
@@ -192,5 +193,5 @@ def _headerless_columns(file: str, columns: tuple[str, ...]) -> tuple[str, ...] 
         return None
     _, first_line = next(read_lines(file), ("", ""))
     cells = first_line.split("\t")
-    is_header = HEADER_NAMES & set(cells) or all(len(cell.split()) < 3 for cell in cells)
+    is_header = HEADER_NAMES & set(cells) or all(count_words(cell) < 3 for cell in cells)
     return None if is_header or len(cells) != len(columns) else columns

@@ -3,32 +3,37 @@
 A layout is recognised by the names of its fields, or named by a source's `format`.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from stillroom.data.readers.columns import (
+    DISTILLATION_FIELDS,
+    PASSAGE_FIELDS,
+    QUERY_FIELDS,
+    RowScore,
+    column_kind,
+    column_texts,
+    columns_of_kind,
+    find_score,
+    number_list,
+    read_negatives,
+)
 from stillroom.data.readers.fields import (
     Fields,
+    check_text,
     field_names,
-    list_field,
-    number_field,
     object_list_field,
     text_field,
     text_list_field,
     titled_text_field,
 )
 from stillroom.data.readers.records import Pair
+from stillroom.data.text.words import count_words
 from stillroom.errors import UserError
 
-SCORE_FIELDS = ("score", "label", "similarity_score")
-
-# Column names in data sets of sentence-transformers; the columns are used by position.
-PAIR_FIELDS = (
-    ("anchor", "positive"),
-    ("sentence1", "sentence2"),
-    ("question", "answer"),
-    ("query", "answer"),
-)
+HEADER_WORDS = 5  # a column's name with more words is a text: the file has no header
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,14 @@ class LabelledPair:
 
     Attributes:
         score: how well the passage answers the query, on the data set's own scale.
+        score_field: the column that the score is from.
         graded: whether only the score decides if the passage answers the query at all.
         instruction: the task that the row names.
     """
 
     pair: Pair
     score: float | None = None
+    score_field: str = ""
     graded: bool = False
     instruction: str = ""
 
@@ -55,13 +62,13 @@ class Layout:
         name: the source's `format`.
         fields: the fields that it has, for error messages.
         matches: whether a row is in this layout.
-        parse: the pairs of a row; its second argument is where the row is.
+        parse: the pairs of a row, with where it is and its score.
     """
 
     name: str
     fields: str
     matches: Callable[[Fields], bool]
-    parse: Callable[[Fields, str], Iterator[LabelledPair]]
+    parse: Callable[[Fields, str, RowScore | None], Iterator[LabelledPair]]
 
 
 def detect_layout(row: Fields, where: str) -> Layout:
@@ -78,64 +85,186 @@ def detect_layout(row: Fields, where: str) -> Layout:
     raise UserError(where, problem, f"Use the fields {known}, or set the source's format")
 
 
-def _parse_plain(row: Fields, where: str) -> Iterator[LabelledPair]:
-    """One `query` with one `positive` (or `passage`), and perhaps negatives."""
-    positive_field = "positive" if "positive" in row else "passage"
-    query, positive = text_field(row, "query", where), text_field(row, positive_field, where)
-    yield LabelledPair(Pair(query, positive, _plain_negatives(row, where)))
+def parse_row(
+    row: Fields, where: str, layout: Layout, score_field: str | None
+) -> list[LabelledPair]:
+    """The pairs of a row.
+
+    Args:
+        score_field: the column of the score; None finds it by its name.
+
+    Raises:
+        UserError: when the row is not of the layout.
+    """
+    return list(layout.parse(row, where, find_score(row, where, score_field)))
 
 
-def _plain_negatives(row: Fields, where: str) -> tuple[str, ...]:
-    if "negatives" in row:
-        empty = row["negatives"] in (None, "")
-        return () if empty else text_list_field(row, "negatives", where)
-    if isinstance(row.get("negative"), list):
-        return text_list_field(row, "negative", where)
-    return (text_field(row, "negative", where),) if row.get("negative") else ()
+def has_pair_fields(row: Fields) -> bool:
+    """Whether the row has a query, or a positive, by the names of its columns."""
+    return any(name in QUERY_FIELDS or column_kind(name) == "positive" for name in row)
 
 
-def _parse_sentence_transformers(row: Fields, where: str) -> Iterator[LabelledPair]:
+def _matches_columns(row: Fields) -> bool:
+    has_positive = any(name in PASSAGE_FIELDS or column_kind(name) == "positive" for name in row)
+    return has_positive and any(name in row for name in QUERY_FIELDS)
+
+
+def _parse_columns(row: Fields, where: str, score: RowScore | None) -> Iterator[LabelledPair]:
+    """A query with its positives (or one passage) and negatives, by the names of the columns."""
+    queries = [name for name in QUERY_FIELDS if name in row]
+    positives = columns_of_kind(row, "positive")
+    passages = [name for name in PASSAGE_FIELDS if name in row]
+    for what, names in (("queries", queries), ("passages", [] if positives else passages)):
+        if len(names) > 1:
+            problem = f"has several {what}: {', '.join(map(repr, names))}"
+            raise UserError(where, problem, "Remove or rename all but one")
+    if not queries or not (positives or passages):
+        missing = "positive" if queries else "query"
+        raise UserError(where, f"has no {missing!r}; it has {field_names(row)}", f"Add {missing!r}")
+    query = text_field(row, queries[0], where)
+    negatives = read_negatives(row, where)
+    if score is not None and score.is_list and not negatives:
+        yield from _labelled_texts(row, where, query, (positives or passages)[0], score)
+        return
+    texts = [text for name in positives for text in column_texts(row, name, where)]
+    if not texts:  # also where all are empty: the error then names the first
+        texts = [text_field(row, (positives or passages)[0], where)]
+    for text in texts:
+        pair = LabelledPair(Pair(query, text, negatives))
+        yield _with_row_score(_with_own_score(row, where, pair), where, score)
+
+
+def _with_own_score(row: Fields, where: str, labelled: LabelledPair) -> LabelledPair:
+    """With a score such as `pos_score`, of a text that is a positive whatever its score is."""
+    names = columns_of_kind(row, "positive score")
+    if not names:
+        return labelled
+    own = find_score(row, where, names[0])
+    assert own is not None
+    if len(own.values) != 1:
+        raise UserError(where, f"{own.field!r} has {len(own.values)} scores", "Give one a text")
+    return dataclasses.replace(labelled, score=own.values[0], score_field=own.field)
+
+
+def _with_row_score(labelled: LabelledPair, where: str, score: RowScore | None) -> LabelledPair:
+    """With the score of the row.
+
+    It decides whether the pair is one; unless it belongs to distillation, where the row has
+    negatives and the score is the positive's margin over them, or a list of margins or scores.
+    """
+    if score is None:
+        return labelled
+    if labelled.score is not None:
+        problem = f"has several scores: {labelled.score_field!r}, {score.field!r}"
+        raise UserError(where, problem, "Remove or rename all but one")
+    value, graded = score.values[0] if score.values else 0.0, True
+    negatives = labelled.pair.negatives
+    if score.is_list and len(score.values) not in {len(negatives), len(negatives) + 1} - {0}:
+        problem = f"{score.field!r} has {len(score.values)} scores"
+        fix = f"Give one for the positive and one for each of the {len(negatives)} negatives"
+        raise UserError(where, problem, fix)
+    if negatives and score.field.lower() in DISTILLATION_FIELDS:
+        if score.is_list and len(score.values) == len(negatives) + 1:
+            graded = False  # of the positive and of each negative
+        else:
+            value = min(score.values)
+            graded = value <= 0  # a margin that makes no negative of it, or no margin but a label
+    return dataclasses.replace(labelled, score=value, score_field=score.field, graded=graded)
+
+
+def _labelled_texts(
+    row: Fields, where: str, query: str, field: str, score: RowScore
+) -> Iterator[LabelledPair]:
+    """A list of texts with a list of scores, as sentence-transformers' `labeled-list`.
+
+    Whole numbers are labels, as in qrels: those above 0 are positives, the others negatives.
+    """
+    texts = text_list_field(row, field, where)
+    if len(texts) != len(score.values):
+        problem = f"has {len(texts)} texts in {field!r} and {len(score.values)} in {score.field!r}"
+        raise UserError(where, problem, "Give one score a text")
+    scored = list(zip(texts, score.values, strict=True))
+    is_labels = all(value == int(value) for value in score.values)
+    negatives = tuple(text for text, value in scored if value <= 0) if is_labels else ()
+    positives = [(text, value) for text, value in scored if value > 0 or not is_labels]
+    if not positives:
+        raise UserError(where, f"{score.field!r} has no label above 0", "Remove the row")
+    for text, value in positives:
+        pair = Pair(query, text, negatives)
+        yield LabelledPair(pair, value, score.field, graded=not is_labels)
+
+
+def _parse_sentence_transformers(
+    row: Fields, where: str, score: RowScore | None
+) -> Iterator[LabelledPair]:
     """(anchor, positive, negatives …) or (text, text, score): by name, else by position."""
-    texts = [name for name in row if name not in SCORE_FIELDS]
-    for anchor, positive in PAIR_FIELDS:
-        if anchor in row and positive in row:  # other columns are then not texts to train on
-            texts = [anchor, positive, *(name for name in texts if name.startswith("negative"))]
-            break
-    if len(texts) < 2:
+    if _matches_columns(row):
+        yield from _parse_columns(row, where, score)
+        return
+    score_field = "" if score is None else score.field
+    kinds = {name: column_kind(name) for name in row}
+    names = [n for n in row if n != score_field and not kinds[n].endswith("score")]
+    if len(names) < 2:
         problem = f"has fewer than two texts; it has {field_names(row)}"
         raise UserError(where, problem, "Give anchor and positive")
-    first, second, *others = texts
-    score_field = next((name for name in SCORE_FIELDS if name in row), None)
-    score = None if score_field is None else number_field(row, score_field, where)
-    negatives: list[str] = []
-    for name in others:
-        if row[name] not in (None, ""):
-            if isinstance(row[name], list):
-                negatives += text_list_field(row, name, where)
-            else:
-                negatives.append(text_field(row, name, where))
-    pair = Pair(text_field(row, first, where), text_field(row, second, where), tuple(negatives))
-    yield LabelledPair(pair, score, graded=score is not None)
+    for name in names:
+        _require_text_column(row, name, where)
+    first, second, *others = names
+    negatives = tuple(text for name in others for text in column_texts(row, name, where))
+    pair = Pair(text_field(row, first, where), text_field(row, second, where), negatives)
+    yield _with_row_score(_with_own_score(row, where, LabelledPair(pair)), where, score)
 
 
-def _parse_flag_embedding(row: Fields, where: str) -> Iterator[LabelledPair]:
+def _require_text_column(row: Fields, name: str, where: str) -> None:
+    """Refuses what a column's position would make a text, and is none."""
+    if count_words(name) > HEADER_WORDS:
+        problem = f"has the column {name[:80]!r}, which is a text"
+        raise UserError(where, problem, "Give the file a header with the names of its columns")
+    value = row[name]
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return
+        problem = f"has the number {value} in {name!r}, where its position means a text"
+        fix = "Name the columns anchor, positive, negative and score, or set score_field"
+        raise UserError(where, problem, fix)
+
+
+def _parse_flag_embedding(
+    row: Fields, where: str, score: RowScore | None
+) -> Iterator[LabelledPair]:
     """`query`, `pos` and `neg`, and perhaps `pos_scores` and a task's `prompt`."""
     query = text_field(row, "query", where)
     positives = text_list_field(row, "pos", where)
-    negatives = text_list_field(row, "neg", where) if row.get("neg") else ()
-    scores: list[float | None] = [None] * len(positives)
+    negatives = read_negatives(row, where)
+    scores: tuple[float | None, ...] = (None,) * len(positives)
     if row.get("pos_scores"):
-        values = list_field(row, "pos_scores", where, "[0.9, 0.7]")
-        scores = [number_field({"pos_scores": value}, "pos_scores", where) for value in values]
+        scores = number_list(row, "pos_scores", where)
     if len(scores) != len(positives):
         problem = f"has {len(positives)} texts in 'pos' and {len(scores)} in 'pos_scores'"
         raise UserError(where, problem, "Give one score a text")
     instruction = row.get("prompt") or ""
-    for positive, score in zip(_require_any(positives, "pos", where), scores, strict=True):
-        yield LabelledPair(Pair(query, positive, negatives), score, instruction=instruction)
+    for text, own in zip(_require_any(positives, "pos", where), scores, strict=True):
+        pair = Pair(query, text, negatives)
+        field = "" if own is None else "pos_scores"
+        labelled = LabelledPair(pair, own, field, instruction=instruction)
+        yield _with_label(labelled, where, score)
 
 
-def _parse_gritlm(row: Fields, where: str) -> Iterator[LabelledPair]:
+def _with_label(labelled: LabelledPair, where: str, score: RowScore | None) -> LabelledPair:
+    """With the score of a row whose layout has scores of its own, beside each text."""
+    if score is None:
+        return labelled
+    if score.is_list or labelled.score is not None:
+        problem = f"has {score.field!r}, which is no score of this layout"
+        raise UserError(where, problem, "Give one number a row, or remove the field")
+    return dataclasses.replace(
+        labelled, score=score.values[0], score_field=score.field, graded=True
+    )
+
+
+def _parse_gritlm(row: Fields, where: str, score: RowScore | None) -> Iterator[LabelledPair]:
     """`query` is [instruction, text], and so is every item of `pos` and `neg`."""
     instruction, query = _instruction_and_text(row["query"], "query", where)
     positives, negatives = (
@@ -143,7 +272,8 @@ def _parse_gritlm(row: Fields, where: str) -> Iterator[LabelledPair]:
         for field in ("pos", "neg")
     )
     for positive in _require_any(positives, "pos", where):
-        yield LabelledPair(Pair(query, positive, negatives), instruction=instruction)
+        pair = Pair(query, positive, negatives)
+        yield _with_label(LabelledPair(pair, instruction=instruction), where, score)
 
 
 def _items(value: Any) -> list[Any]:
@@ -159,23 +289,28 @@ def _instruction_and_text(value: Any, field: str, where: str) -> tuple[str, str]
     if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
         problem = f"{field!r} is not a pair of instruction and text"
         raise UserError(where, problem, 'Write ["instruction", "text"]')
-    return value[0].strip(), text_field({field: value[1]}, field, where)
+    return value[0].strip(), check_text(value[1], repr(field), where)
 
 
-def _parse_tevatron(row: Fields, where: str) -> Iterator[LabelledPair]:
+def _parse_tevatron(row: Fields, where: str, score: RowScore | None) -> Iterator[LabelledPair]:
     """`query` with `positive_passages` and `negative_passages`, which have title and text."""
     if "positive_passages" not in row:
         problem = "names its passages by id, without their texts"
         raise UserError(where, problem, "Give positive_passages with title and text")
     query = text_field(row, "query" if "query" in row else "query_text", where)
-    positives, negatives = (
-        tuple(
-            _passage_text(passage, field, where) for passage in object_list_field(row, field, where)
-        )
-        for field in ("positive_passages", "negative_passages")
+    negatives = tuple(
+        _passage_text(passage, "negative_passages", where)
+        for passage in object_list_field(row, "negative_passages", where)
     )
-    for positive in _require_any(positives, "positive_passages", where):
-        yield LabelledPair(Pair(query, positive, negatives))
+    passages = object_list_field(row, "positive_passages", where)
+    if not passages:
+        raise UserError(where, "'positive_passages' is empty", "Fill it, or remove the row")
+    for passage in passages:
+        text = _passage_text(passage, "positive_passages", where)
+        labelled = LabelledPair(Pair(query, text, negatives))
+        if own := find_score(passage, where):
+            labelled = dataclasses.replace(labelled, score=own.values[0], score_field=own.field)
+        yield _with_label(labelled, where, score)
 
 
 def _passage_text(passage: Fields, field: str, where: str) -> str:
@@ -217,12 +352,12 @@ LAYOUTS = {
             "llm2vec",
             "query, positive, negative",
             lambda row: "query" in row and ("positive" in row or "passage" in row),
-            _parse_plain,
+            _parse_columns,
         ),
         Layout(
             "sentence-transformers",
             "anchor, positive, negative",
-            lambda row: any(set(pair) <= row.keys() for pair in PAIR_FIELDS),
+            _matches_columns,
             _parse_sentence_transformers,
         ),
     )

@@ -1,48 +1,45 @@
 """Exports an encoder for other programs: as a sentence-transformers folder, ONNX or OpenVINO.
 
-The graphs come from torch.export of our own forward, so that pooling with its mask, projection and
-normalisation are inside. Exporters by architecture, such as Optimum, give only the transformer's
-states.
+A graph stands where Optimum puts it, in onnx/ or openvino/. Beside it are the files that describe
+the model to sentence-transformers, and the tokenizer to all programs.
 """
 
 import contextlib
 import json
-import logging
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from stillroom.encoders.contract import Role
 from stillroom.encoders.encoder import Encoder
 from stillroom.encoders.export import int8
+from stillroom.encoders.export.graph import copy_graph, input_names, write_onnx
 from stillroom.encoders.export.int8 import CalibrationSample
 from stillroom.encoders.export.runtimes import (
     EXPORT_FILE,
-    INPUTS,
     ONNX_FILE,
+    ONNX_INT8_FILE,
     OPENVINO_FILE,
-    OUTPUT,
+    OPENVINO_INT8_FILE,
     ExportedEncoder,
     require_package,
 )
-from stillroom.encoders.files import sentence_transformers
+from stillroom.encoders.export.tokenizer_files import padding_side, write_tokenizer
 from stillroom.encoders.files.save import save_encoder
-from stillroom.encoders.tokens.batch import Batch, pad
+from stillroom.encoders.files.save_sentence_transformers import inexpressible, write_modules
+from stillroom.encoders.files.save_transformer import save_config
+from stillroom.encoders.layers.backbone import hidden_size
 from stillroom.errors import UserError
 
 SAMPLE_TEXTS = 64  # that a format is calibrated on
 
-# A graph may be traced on any texts.
-TRACED_TEXTS = ("short", "A sentence of some words, which is no question.", "many words " * 60)
-
-WriteFormat = Callable[[Encoder, Path, CalibrationSample], dict[str, Any]]
+TextsWithRoles = list[tuple[str, Role]]
+WriteFormat = Callable[[Encoder, Path, TextsWithRoles], dict[str, Any]]
 EncodeTexts = Callable[[list[str], Role], np.ndarray]  # texts → float32, (n, dims)
 
 
@@ -51,7 +48,7 @@ class FormatSpec:
     """How a format is written and reopened, and how close its vectors must be.
 
     Attributes:
-        write: (encoder, folder, sample) → the format's fields in export.json.
+        write: (encoder, folder, texts) → the format's fields in export.json.
         reopen: folder → a function that encodes with it, as other programs open it.
         floor: the lowest allowed cosine between a text's vector of the encoder and the export.
     """
@@ -62,7 +59,7 @@ class FormatSpec:
 
 
 def export_encoder(
-    encoder: Encoder, format: str, folder: Path, texts: list[tuple[str, Role]]
+    encoder: Encoder, format: str, folder: Path, texts: TextsWithRoles
 ) -> dict[str, Any]:
     """Writes an encoder into a new folder; see `atomic_folder`.
 
@@ -79,25 +76,18 @@ def export_encoder(
     Raises:
         UserError: when the format cannot express this encoder, or a package is missing.
     """
-    if format != "sentence-transformers":
+    is_graph = format != "sentence-transformers"
+    if is_graph:
         encoder.contract = encoder.contract.model_copy(update={"precision": "float32"})
         encoder.float()
-    sample = CalibrationSample.draw(encoder, texts, SAMPLE_TEXTS)
     folder.mkdir(parents=True)
-    details = FORMATS[format].write(encoder, folder, sample)
-    encoder.tokenizer.save_pretrained(folder)
+    details = FORMATS[format].write(encoder, folder, texts)
+    if is_graph:
+        _write_description(encoder, folder)
     encoder.contract.write(folder)
     content = {"format": format, "parameters": encoder.parameters_total, **details}
     (folder / EXPORT_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return content
-
-
-def _not_about_torchvision(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("torchvision is not installed.")
-
-
-# The exporter warns that it skips torchvision's operators, which no text encoder has.
-logging.getLogger("torch.onnx._internal.exporter._registration").addFilter(_not_about_torchvision)
 
 
 @contextlib.contextmanager
@@ -113,83 +103,77 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def _to_sentence_transformers(
-    encoder: Encoder, folder: Path, sample: CalibrationSample
+    encoder: Encoder, folder: Path, texts: TextsWithRoles
 ) -> dict[str, Any]:
-    require_package("sentence_transformers", "export")
-    save_encoder(encoder, folder)
-    if not (folder / sentence_transformers.MODULES_FILE).exists():
+    if reason := inexpressible(encoder.contract, encoder.tokenizer, hidden_size(encoder.backbone)):
         raise UserError(
             "--format sentence-transformers",
-            "cannot express echo or latent pooling",
+            f"the library cannot express {reason}",
             "Export it as onnx",
         )
+    save_encoder(encoder, folder)
+    write_tokenizer(encoder.tokenizer, folder)
     return {}
 
 
-def _to_onnx(encoder: Encoder, folder: Path, sample: CalibrationSample) -> dict[str, Any]:
-    """Writes model.onnx: input_ids, attention_mask and pool_mask, int64 (b, l) → vectors, float32
-    (b, dims)."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        require_package(package, "export")
-    batch = pad(encoder.prompter(TRACED_TEXTS, "query"), encoder.pad_id)
-    axes = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they are for torch's developers
-        torch.onnx.export(
-            _TensorEncoder(encoder),
-            (batch.ids_bl, batch.mask_bl, batch.pool_mask_bl),
-            folder / ONNX_FILE,
-            input_names=list(INPUTS),
-            output_names=[OUTPUT],
-            dynamic_shapes=(axes, axes, axes),
-            dynamo=True,
-            verbose=False,
-        )
+def _write_description(encoder: Encoder, folder: Path) -> None:
+    """Writes what programs read beside a graph: the transformer's config, the tokenizer, and the
+    modules that sentence-transformers runs behind the graph's states."""
+    contract, hidden = encoder.contract, hidden_size(encoder.backbone)
+    save_config(encoder.backbone, folder)
+    write_tokenizer(
+        encoder.tokenizer,
+        folder,
+        max_tokens=contract.max_tokens,
+        input_names=input_names(encoder),
+        padding_side=padding_side(encoder),
+    )
+    if inexpressible(contract, encoder.tokenizer, hidden) is None:
+        projection = {} if encoder.projection is None else encoder.projection.state_dict()
+        write_modules(folder, contract, hidden, projection)
+
+
+def _to_onnx(encoder: Encoder, folder: Path, texts: TextsWithRoles) -> dict[str, Any]:
+    write_onnx(encoder, folder / ONNX_FILE)
     return {}
+
+
+@contextlib.contextmanager
+def _temporary_graph(encoder: Encoder, folder: Path) -> Iterator[Path]:
+    """The encoder's float32 graph, from which other formats are made."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        graph = Path(temporary) / "model.onnx"
+        write_onnx(encoder, graph)
+        yield graph
 
 
 def _to_quantised_onnx(
     quantise: Callable[[Path, Path, CalibrationSample], dict[str, Any]],
 ) -> WriteFormat:
-    """Quantises a temporary float32 graph."""
-
-    def write(encoder: Encoder, folder: Path, sample: CalibrationSample) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            _to_onnx(encoder, Path(temporary), sample)
-            return quantise(Path(temporary) / ONNX_FILE, folder / ONNX_FILE, sample)
+    def write(encoder: Encoder, folder: Path, texts: TextsWithRoles) -> dict[str, Any]:
+        sample = CalibrationSample.draw(encoder, texts, SAMPLE_TEXTS)
+        with _temporary_graph(encoder, folder) as graph:
+            quantised = graph.with_name("quantised.onnx")
+            details = quantise(graph, quantised, sample)
+            copy_graph(quantised, folder / ONNX_INT8_FILE)
+        return details
 
     return write
 
 
-def _to_openvino(encoder: Encoder, folder: Path, sample: CalibrationSample) -> dict[str, Any]:
+def _to_openvino(encoder: Encoder, folder: Path, texts: TextsWithRoles) -> dict[str, Any]:
     openvino = require_package("openvino", "openvino")
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        _to_onnx(encoder, Path(temporary), sample)
-        model = openvino.convert_model(Path(temporary) / ONNX_FILE)
+    with _temporary_graph(encoder, folder) as graph:
+        model = openvino.convert_model(graph)
         openvino.save_model(model, folder / OPENVINO_FILE, compress_to_fp16=False)
     return {}
 
 
-def _to_openvino_int8(encoder: Encoder, folder: Path, sample: CalibrationSample) -> dict[str, Any]:
+def _to_openvino_int8(encoder: Encoder, folder: Path, texts: TextsWithRoles) -> dict[str, Any]:
     openvino, nncf = require_package("openvino", "openvino"), require_package("nncf", "openvino")
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        _to_onnx(encoder, Path(temporary), sample)
-        return int8.quantise_openvino(
-            openvino, nncf, Path(temporary) / ONNX_FILE, folder / OPENVINO_FILE, sample
-        )
-
-
-class _TensorEncoder(torch.nn.Module):
-    """An encoder that takes tensors, since a graph has no Batch."""
-
-    def __init__(self, encoder: Encoder):
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(
-        self, ids: torch.Tensor, mask: torch.Tensor, pool_mask: torch.Tensor
-    ) -> torch.Tensor:
-        return self.encoder(Batch(ids, mask, pool_mask))
+    sample = CalibrationSample.draw(encoder, texts, SAMPLE_TEXTS)
+    with _temporary_graph(encoder, folder) as graph:
+        return int8.quantise_openvino(openvino, nncf, graph, folder / OPENVINO_INT8_FILE, sample)
 
 
 def _open_export(folder: Path) -> EncodeTexts:
@@ -197,16 +181,14 @@ def _open_export(folder: Path) -> EncodeTexts:
 
 
 def _open_sentence_transformers(folder: Path) -> EncodeTexts:
-    """Encodes with the library itself."""
-    model = require_package("sentence_transformers", "export").SentenceTransformer(
-        str(folder), device="cpu"
-    )
-    prompt_names = {"query": "query", "passage": "document"}
+    """Encodes with the library itself, as its users do."""
+    from sentence_transformers import SentenceTransformer  # takes seconds
+
+    model = SentenceTransformer(str(folder), device="cpu")
 
     def encode(texts: list[str], role: Role) -> np.ndarray:
-        return np.asarray(
-            model.encode(texts, prompt_name=prompt_names[role], show_progress_bar=False), np.float32
-        )
+        by_role = model.encode_query if role == "query" else model.encode_document
+        return np.asarray(by_role(texts, show_progress_bar=False), np.float32)
 
     return encode
 

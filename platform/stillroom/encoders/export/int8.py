@@ -17,9 +17,11 @@ import numpy as np
 
 from stillroom.encoders.contract import Contract, Role
 from stillroom.encoders.encoder import Encoder
+from stillroom.encoders.export.graph import input_names
 from stillroom.encoders.export.runtimes import graph_inputs, open_onnx, open_openvino
 from stillroom.encoders.micro_batches import CPU_BATCH_TOKENS, Forward, encode_in_batches
 from stillroom.encoders.tokens.batch import Tokens, pad
+from stillroom.encoders.usable_vectors import UnusableVectorError
 
 MIN_COSINE = 0.993  # on the sample; other texts score lower than the sample
 MAX_FLOAT_SHARE = 0.5  # of the products; with more of them in float it would not be int8
@@ -35,12 +37,17 @@ WEIGHT_OPTIONS = {"per_channel": True, "reduce_range": True}
 
 @dataclass(frozen=True)
 class CalibrationSample:
-    """Real texts as tokens, and the vectors that the encoder makes of them, (n, dims)."""
+    """Real texts as tokens, and the vectors that the encoder makes of them, (n, dims).
+
+    Attributes:
+        inputs: names of the graph's inputs.
+    """
 
     tokens: list[Tokens]
     vectors: np.ndarray
     contract: Contract
     pad_id: int
+    inputs: tuple[str, ...]
 
     @staticmethod
     def draw(
@@ -51,30 +58,40 @@ class CalibrationSample:
         rows = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)
         tokens = [encoder.prompter([text], role)[0] for text, role in (ordered[i] for i in rows)]
         vectors = encoder.encode_tokens(tokens)
-        return CalibrationSample(tokens, vectors, encoder.contract, encoder.pad_id)
+        return CalibrationSample(
+            tokens, vectors, encoder.contract, encoder.pad_id, input_names(encoder)
+        )
 
     def every(self, step: int) -> "CalibrationSample":
         """Every step-th text."""
         return replace(self, tokens=self.tokens[::step], vectors=self.vectors[::step])
 
     def cosines(self, forward: Forward) -> np.ndarray:
-        """Cosines between the encoder's vectors and another forward's, (n,)."""
-        vectors = encode_in_batches(
-            forward, self.tokens, self.contract, self.pad_id, max_tokens=CPU_BATCH_TOKENS
-        )
-        return row_cosines(self.vectors, vectors)
+        """Cosines between the encoder's vectors and another forward's (see `row_agreement`), (n,);
+        zeros if that gives an unusable one."""
+        try:
+            vectors = encode_in_batches(
+                forward, self.tokens, self.contract, self.pad_id, max_tokens=CPU_BATCH_TOKENS
+            )
+        except UnusableVectorError:
+            return np.zeros(len(self.tokens))
+        return row_agreement(self.vectors, vectors)
 
     def single_inputs(self) -> Iterator[dict[str, np.ndarray]]:
         """A graph's inputs, one text at a time: padding would distort activation ranges."""
         for text in self.tokens:
-            yield graph_inputs(pad([text], self.pad_id))
+            yield graph_inputs(pad([text], self.pad_id), self.inputs)
 
 
-def row_cosines(a_nd: np.ndarray, b_nd: np.ndarray) -> np.ndarray:
-    """The cosine of each row of one matrix with that row of the other, float64 (n,)."""
+def row_agreement(a_nd: np.ndarray, b_nd: np.ndarray) -> np.ndarray:
+    """How close each row of one matrix is to that row of the other, 1 if equal: float64 (n,).
+
+    2 a·b / (|a|² + |b|²): the cosine of vectors of one length, and less where lengths differ, on
+    which the scores of a model that dot compares depend.
+    """
     a_nd, b_nd = a_nd.astype(np.float64), b_nd.astype(np.float64)
-    lengths = np.linalg.norm(a_nd, axis=1) * np.linalg.norm(b_nd, axis=1)
-    return (a_nd * b_nd).sum(1) / np.maximum(lengths, 1e-12)
+    squares = np.square(a_nd).sum(1) + np.square(b_nd).sum(1)
+    return 2 * (a_nd * b_nd).sum(1) / np.maximum(squares, 1e-24)
 
 
 def quantise_dynamic(model: Path, out: Path, sample: CalibrationSample) -> dict[str, Any]:
@@ -88,6 +105,7 @@ def quantise_dynamic(model: Path, out: Path, sample: CalibrationSample) -> dict[
             op_types_to_quantize=list(WEIGHT_INPUT),
             nodes_to_quantize=nodes,
             weight_type=QuantType.QInt8,
+            use_external_data_format=True,  # any size
             **WEIGHT_OPTIONS,
         )
 
@@ -121,6 +139,7 @@ def quantise_static(model: Path, out: Path, sample: CalibrationSample) -> dict[s
             nodes_to_quantize=nodes,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            use_external_data_format=True,  # any size
             extra_options={"OpTypesToExcludeOutputQuantization": list(WEIGHT_INPUT)},
             **WEIGHT_OPTIONS,
         )

@@ -1,4 +1,7 @@
-"""Runs exported encoders with ONNX Runtime or OpenVINO, under the same contract."""
+"""Runs exported encoders with ONNX Runtime or OpenVINO, under the same contract.
+
+Shapes: b texts, l tokens.
+"""
 
 import importlib
 import json
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from stillroom.encoders.contract import Contract
 from stillroom.encoders.files.pretrained import load_tokenizer
@@ -16,11 +20,14 @@ from stillroom.encoders.tokens.batch import Batch, Tokens, pad
 from stillroom.encoders.tokens.prompter import Prompter
 from stillroom.errors import UserError
 
-ONNX_FILE = "model.onnx"
-OPENVINO_FILE = "openvino_model.xml"
+# Where Optimum, sentence-transformers, fastembed and transformers.js look for a graph.
+ONNX_FILE = "onnx/model.onnx"
+ONNX_INT8_FILE = "onnx/model_quantized.onnx"
+OPENVINO_FILE = "openvino/openvino_model.xml"
+OPENVINO_INT8_FILE = "openvino/openvino_model_qint8_quantized.xml"
+
 EXPORT_FILE = "export.json"  # how the export was made and checked
-INPUTS = ("input_ids", "attention_mask", "pool_mask")
-OUTPUT = "vectors"
+STATES, VECTORS = "last_hidden_state", "sentence_embedding"  # a graph's outputs
 
 
 class ExportedEncoder(TokenEncoder):
@@ -48,7 +55,9 @@ class ExportedEncoder(TokenEncoder):
         self.tokenizer = load_tokenizer(folder)
         self.prompter = Prompter(self.tokenizer, self.contract)
         self.pad_id = int(self.tokenizer.pad_token_id)
-        file = next(file for file in RUNTIMES if (folder / file).is_file())
+        file = _graph(folder)
+        if file is None:
+            raise UserError(str(folder), "holds no exported graph", "Export the model again")
         self.forward = RUNTIMES[file](folder / file, threads)
 
     def encode_batch(self, tokens: Sequence[Tokens]) -> np.ndarray:
@@ -70,8 +79,13 @@ class ExportedEncoder(TokenEncoder):
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether `ExportedEncoder` opens a folder; `load_encoder` opens the others."""
-    return any((folder / file).is_file() for file in RUNTIMES)
+    """Whether `ExportedEncoder` opens a folder; `load_encoder` opens the others, such as published
+    ones with graphs beside their weights."""
+    return (folder / EXPORT_FILE).is_file() and _graph(folder) is not None
+
+
+def _graph(folder: Path) -> str | None:
+    return next((file for file in RUNTIMES if (folder / file).is_file()), None)
 
 
 def open_onnx(file: Path, threads: int | None = None) -> Forward:
@@ -82,9 +96,10 @@ def open_onnx(file: Path, threads: int | None = None) -> Forward:
     if threads is not None:
         options.intra_op_num_threads = threads
     session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
 
     def forward(batch: Batch) -> np.ndarray:
-        return np.asarray(session.run([OUTPUT], graph_inputs(batch))[0])
+        return np.asarray(session.run([VECTORS], graph_inputs(batch, names))[0])
 
     return forward
 
@@ -97,23 +112,31 @@ def open_openvino(file: Path, threads: int | None = None) -> Forward:
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     model = openvino.Core().compile_model(file, "CPU", settings)
+    names = [given.get_any_name() for given in model.inputs]
 
     def forward(batch: Batch) -> np.ndarray:
-        return np.array(model(graph_inputs(batch))[OUTPUT])  # a copy: the next call overwrites it
+        return np.array(model(graph_inputs(batch, names))[VECTORS])  # a copy: a call overwrites it
 
     return forward
 
 
 RUNTIMES: dict[str, Callable[[Path, int | None], Forward]] = {
     ONNX_FILE: open_onnx,
+    ONNX_INT8_FILE: open_onnx,
     OPENVINO_FILE: open_openvino,
+    OPENVINO_INT8_FILE: open_openvino,
 }
 
 
-def graph_inputs(batch: Batch) -> dict[str, np.ndarray]:
-    """A graph's inputs, each int64 (b, l)."""
-    arrays = (batch.ids_bl, batch.mask_bl, batch.pool_mask_bl)
-    return {name: array.numpy() for name, array in zip(INPUTS, arrays, strict=True)}
+def graph_inputs(batch: Batch, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The inputs of a graph that has those with these names, each int64 (b, l)."""
+    arrays = {
+        "input_ids": batch.ids_bl,
+        "attention_mask": batch.mask_bl,
+        "token_type_ids": torch.zeros_like(batch.ids_bl),
+        "pool_mask": batch.pool_mask_bl,
+    }
+    return {name: arrays[name].numpy() for name in names}
 
 
 def require_package(package: str, extra: str) -> Any:

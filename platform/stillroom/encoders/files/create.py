@@ -11,7 +11,7 @@ from stillroom.encoders.contract import (
     Contract,
     LatentAttentionSizes,
     Precision,
-    Prompts,
+    ProjectionLayer,
 )
 from stillroom.encoders.encoder import Encoder
 from stillroom.encoders.ensemble import EnsembleEncoder, ensemble_contract
@@ -21,9 +21,11 @@ from stillroom.encoders.files.pretrained import load_head
 from stillroom.encoders.layers.backbone import hidden_size, max_input_tokens
 from stillroom.encoders.layers.latent_attention import LatentAttention
 from stillroom.encoders.layers.lora import LoraOptions, add_lora
-from stillroom.encoders.layers.projection import linear_projection
+from stillroom.encoders.layers.projection import Projection, linear_projection
 from stillroom.encoders.layers.resize import keep_layers, random_backbone
+from stillroom.encoders.library_encoder import LibraryEncoder
 from stillroom.encoders.model_names import locate_model
+from stillroom.encoders.prompt_names import replace_prompts
 from stillroom.encoders.tokens.prune import (
     count_tokens,
     ids_fixed_by_positions,
@@ -85,13 +87,18 @@ def create_encoder(
         ),
     )
     if options.append_eos:
-        append_eos(encoder.tokenizer)
+        encoder.tokenizer = append_eos(encoder.tokenizer)
     contract = _changed(encoder.contract, options, precision, base=base, space=space)
     _resize(encoder, contract, resize, options.max_tokens)
     if resize.size is not None:
         contract = contract.model_copy(
             update={"dims": (hidden_size(encoder.backbone),), "projection": ()}
         )
+    if options.layer_norm:
+        encoder.projection = _with_layer_norm(encoder)
+        contract = contract.model_copy(update={"projection": encoder.projection.spec})
+    if options.dims is not None:
+        contract = contract.model_copy(update={"dims": _checked_dims(options.dims, contract)})
     if head:
         encoder.head = load_head(base_folders(folder), encoder.backbone)
         encoder.head.requires_grad_(lora is None)
@@ -99,7 +106,7 @@ def create_encoder(
 
 
 def combine_encoders(
-    members: Sequence[Encoder], method: CombineMethod, *, space: str
+    members: Sequence[Encoder | LibraryEncoder], method: CombineMethod, *, space: str
 ) -> EnsembleEncoder:
     """Several encoders as one.
 
@@ -112,10 +119,13 @@ def combine_encoders(
 def _changed(
     contract: Contract, options: ContractOptions, precision: str, *, base: str, space: str
 ) -> Contract:
-    """The contract with the fields that the options set, except those that `read_encoder` sets."""
+    """The contract with the fields that the options set, except those that `read_encoder` sets and
+    those of the vectors' layers and sizes."""
+    comparison = contract.comparison.changed_to(options.similarity)
     changes: dict[str, Any] = {
+        **comparison._asdict(),
+        **replace_prompts(contract, options.prompts, options.prompt),
         "echo": options.echo,
-        "prompts": None if options.prompts is None else Prompts(**options.prompts),
         "pool_prompt": options.pool_prompt,
         "max_tokens": options.max_tokens,
         "precision": precision,
@@ -123,6 +133,30 @@ def _changed(
         "space": space,
     }
     return contract.model_copy(update={k: v for k, v in changes.items() if v is not None})
+
+
+def _with_layer_norm(encoder: Encoder) -> Projection:
+    """The encoder's layers after pooling, and a LayerNorm that only standardises at first."""
+    before = encoder.projection
+    width = hidden_size(encoder.backbone)
+    layers = () if before is None else before.spec
+    last = before.out_dims if before is not None else width
+    projection = Projection(width, [*layers, ProjectionLayer(kind="layer_norm", dims=last)])
+    if before is not None:
+        # The new layer keeps torch's weights of 1 and biases of 0.
+        projection.load_state_dict(before.state_dict(), strict=False)
+    return projection
+
+
+def _checked_dims(dims: Sequence[int], contract: Contract) -> tuple[int, ...]:
+    full = contract.dims[0]
+    if not dims or list(dims) != sorted(set(dims), reverse=True) or dims[0] > full:
+        raise UserError(
+            "dims",
+            f"{', '.join(map(str, dims))} are no sizes that vectors of {full} dims are cut to",
+            f"List distinct sizes of at most {full}, the largest first",
+        )
+    return tuple(dims)
 
 
 def _resize(encoder: Encoder, contract: Contract, resize: Resize, max_tokens: int | None) -> None:

@@ -12,13 +12,15 @@ import torch
 from stillroom.encoders.contract import (
     CONTRACT_FILE,
     Attention,
+    BaseContract,
+    Comparison,
     Contract,
     LatentAttentionSizes,
     Pooling,
 )
 from stillroom.encoders.encoder import Encoder
 from stillroom.encoders.files import sentence_transformers
-from stillroom.encoders.files.pretrained import load_backbone, load_tokenizer
+from stillroom.encoders.files.pretrained import fit_tokenizer, load_backbone, load_tokenizer
 from stillroom.encoders.files.sentence_transformers import (
     SentenceTransformersModel,
     transformer_folder,
@@ -75,7 +77,8 @@ def read_encoder(folder: Path, name: str, options: ReadOptions) -> Encoder:
         name: the base and the space of a model that has no contract.
 
     Raises:
-        UserError: when it cannot be loaded, or nothing defines the pooling.
+        UserError: when it cannot be loaded, nothing defines the pooling, or the tokenizer is
+            another model's.
     """
     if (folder / CONTRACT_FILE).exists():
         return _with_own_contract(folder, options)
@@ -91,6 +94,17 @@ def read_encoder(folder: Path, name: str, options: ReadOptions) -> Encoder:
         )
     plain = SentenceTransformersModel(folder, options.pooling, is_complete=False)
     return _without_contract(plain, name, options)
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """How the vectors of a folder's encoder are compared, by cosine where it does not say; reads no
+    weights."""
+    if (folder / CONTRACT_FILE).exists():
+        return BaseContract.read(folder).comparison
+    if (folder / sentence_transformers.MODULES_FILE).exists():
+        return sentence_transformers.read_comparison(folder)
+    base = adapter_base(folder)
+    return Comparison("cosine", True) if base is None else read_comparison(locate_model(base))
 
 
 def base_folders(folder: Path) -> list[Path]:
@@ -138,7 +152,7 @@ def _load(folder: Path, contract: Contract, options: ReadOptions) -> Encoder:
         projection = Projection(hidden_size(backbone), contract.projection)
         projection.load_state_dict(read_tensors(folder / PROJECTION_FILE))
     tokenizer = load_tokenizer(folder, trust_remote_code=code)
-    return Encoder(contract, tokenizer, backbone, projection)
+    return Encoder(contract, fit_tokenizer(tokenizer, backbone, folder), backbone, projection)
 
 
 def _adapter_on_base(folder: Path, name: str, base: str, options: ReadOptions) -> Encoder:
@@ -149,10 +163,11 @@ def _adapter_on_base(folder: Path, name: str, base: str, options: ReadOptions) -
         base,
         replace(options, trainable=False, build_backbone=None),
     )
+    backbone = merge_adapter(encoder.backbone, folder)
     return Encoder(
         encoder.contract.model_copy(update={"base": name, "space": name}),
-        _tokenizer(folder, code),
-        merge_adapter(encoder.backbone, folder),
+        fit_tokenizer(folder_tokenizer(folder, code), backbone, folder),
+        backbone,
         encoder.projection,
         latent_attention=encoder.latent_attention,
     )
@@ -165,9 +180,11 @@ def _without_contract(model: SentenceTransformersModel, name: str, options: Read
         backbone = _backbone(model.weights, options.attention, dtype, options.trust_remote_code)
     else:
         backbone = options.build_backbone(model.weights, options.attention, dtype=dtype)
-    tokenizer = _tokenizer(model.weights, options.trust_remote_code)
+    tokenizer = fit_tokenizer(
+        folder_tokenizer(model.weights, options.trust_remote_code), backbone, model.weights
+    )
     if model.lower_case:
-        lower_case_first(tokenizer)
+        tokenizer = lower_case_first(tokenizer)
     projection = model.projection
     width = hidden_size(backbone) if projection is None else projection.out_dims
     contract = Contract(
@@ -217,11 +234,11 @@ def _backbone(folder: Path, attention: Attention | None, dtype: torch.dtype, cod
     return merge_adapter(below, weights)
 
 
-def _tokenizer(folder: Path, code: bool) -> Any:
+def folder_tokenizer(folder: Path, code: bool) -> Any:
     """The folder's tokenizer or, of an adapter that came without one, its base's."""
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         has_contract = (folder / CONTRACT_FILE).exists()
         base = Contract.read(folder).base if has_contract else adapter_base(folder)
         if base is not None:
-            return _tokenizer(transformer_folder(locate_model(base, include_code=code)), code)
+            return folder_tokenizer(transformer_folder(locate_model(base, include_code=code)), code)
     return load_tokenizer(folder, trust_remote_code=code)

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel
 
-from stillroom.encoders.contract import Attention, Pooling, Precision
+from stillroom.encoders.contract import Attention, Pooling, Precision, Similarity
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,11 @@ class ContractOptions:
             base has none.
         append_eos: writes EOS into the tokenizer's template, unless that has an end already.
         prompts: of "query" and "passage".
+        prompt: "query" or "passage" → the name of one of the base's prompts.
+        similarity: `dot` keeps the length of vectors that the base compares by cosine.
+        layer_norm: adds a LayerNorm behind the base's own layers, of weights 1 and biases 0, so
+            that vectors are cut after it, as those of nomic-embed-text-v1.5 are.
+        dims: the sizes that the base's vectors may be cut to, the first of them the full one.
         precision: "auto" is bfloat16 where the machine computes in it natively, else float32.
     """
 
@@ -27,8 +32,12 @@ class ContractOptions:
     append_eos: bool | None = None
     echo: bool | None = None
     prompts: Mapping[str, str] | None = None
+    prompt: Mapping[str, str | None] | None = None
     pool_prompt: bool | None = None
     max_tokens: int | None = None
+    similarity: Similarity | None = None
+    layer_norm: bool = False
+    dims: Sequence[int] | None = None
     precision: Precision | str = "auto"
 
     @classmethod

@@ -17,25 +17,27 @@ from stillroom.encoders.files.folder import (
     PROJECTION_FILE,
 )
 from stillroom.encoders.files.pretrained import LM_HEAD_WEIGHT
-from stillroom.encoders.files.save_sentence_transformers import supports_contract, write_modules
+from stillroom.encoders.files.save_sentence_transformers import inexpressible, write_modules
 from stillroom.encoders.files.save_transformer import save_transformer
 from stillroom.encoders.layers.backbone import hidden_size
 from stillroom.encoders.layers.lora import (
     has_adapter,
     save_adapter,
 )
+from stillroom.encoders.library_encoder import LibraryEncoder
 
 
 def save_encoder(
-    encoder: Encoder | EnsembleEncoder | ApiEncoder,
+    encoder: Encoder | EnsembleEncoder | LibraryEncoder | ApiEncoder,
     folder: str | Path,
     state_dict: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Writes contract, tokenizer and weights.
 
     Writes only the adapter of an encoder that has one, the language model's head only if it was
-    trained, all members of an ensemble, and only the contract of an API. sentence-transformers can
-    open a folder without an adapter, if the library can express the contract.
+    trained, all members of an ensemble, and only the contract of an API or of a model that
+    sentence-transformers runs. The library can open a folder without an adapter, if it can express
+    the contract.
 
     Args:
         state_dict: trained tensors by their names in the encoder, where the encoder holds only
@@ -58,7 +60,7 @@ def save_encoder(
         save_adapter(backbone, folder / ADAPTER_FOLDER, base=contract.base, state_dict=weights)
     else:
         save_transformer(backbone, folder, state_dict=weights)
-        if supports_contract(contract):
+        if inexpressible(contract, encoder.tokenizer, hidden_size(backbone)) is None:
             write_modules(folder, contract, hidden_size(backbone), projection)
     if projection:
         save_file(

@@ -7,8 +7,16 @@ from typing import Any
 
 import torch
 
-from stillroom.encoders.contract import Activation, Pooling, ProjectionLayer, Prompts, Similarity
+from stillroom.encoders.contract import (
+    Activation,
+    Comparison,
+    Pooling,
+    ProjectionLayer,
+    Prompts,
+    Similarity,
+)
 from stillroom.encoders.layers.projection import Projection
+from stillroom.encoders.prompt_names import ROLE_NAMES
 from stillroom.encoders.safe_read import path_inside, read_tensors
 from stillroom.errors import UserError
 
@@ -55,8 +63,6 @@ KNOWN_OPTIONS: dict[str, tuple[Any, ...]] = {
     "module_output_name": ("token_embeddings",),
     "unpad_inputs": (None, True, False),
 }
-
-PASSAGE_PROMPTS = ("document", "passage", "corpus")  # the first one that is set
 
 
 class UnsupportedModulesError(UserError):
@@ -110,14 +116,14 @@ def read_modules(folder: Path) -> SentenceTransformersModel:
         if kind == "Transformer" and number == 0:
             weights = path
         elif kind == "Pooling" and pooling_config is None and not layers:
-            pooling_config = _read_json(path / "config.json")
+            pooling_config = read_json(path / "config.json")
         elif kind == "Dense" and pooling_config is not None:
             layer, weight = _dense(path)
             width = width or weight["weight"].shape[1]
             layers.append(layer)
             tensors.append(weight)
         elif kind == "LayerNorm" and pooling_config is not None:
-            size = _read_json(path / "config.json").get("dimension")
+            size = read_json(path / "config.json").get("dimension")
             layers.append(ProjectionLayer(kind="layer_norm", dims=size))
             tensors.append(_without_prefix(read_tensors(path / "model.safetensors"), "norm."))
             width = width or size
@@ -125,17 +131,24 @@ def read_modules(folder: Path) -> SentenceTransformersModel:
             normalises = True
         elif kind != "Dropout":  # of no effect but in training
             raise _unsupported(folder, f"a {kind} module")
-    options = _read_json(folder / MODEL_CONFIG)
-    similarity = _similarity(folder, options)
+    options = read_json(folder / MODEL_CONFIG)
+    similarity = folder_similarity(folder, options)
     if similarity == "dot" and normalises and options.get("truncate_dim"):
         # Only there it matters that the library cuts vectors and leaves them shorter than 1.
         raise _unsupported(folder, "a cut of normalised vectors (truncate_dim) that dot compares")
     pooling_config = pooling_config or {}
     transformer = _transformer_options(weights)
+    if _truncation_side(weights) == "left":
+        raise _unsupported(folder, "a tokenizer that cuts off the beginning of long texts")
+    pooling = _pooling(folder, pooling_config)
+    pool_prompt = bool(pooling_config.get("include_prompt", True))
+    if not pool_prompt and pooling in ("cls", "weighted_mean"):
+        # The library's CLS is then the first token behind the prompt, and its weights count on.
+        raise _unsupported(folder, f"the pooling {pooling} without the prompt (include_prompt)")
     return SentenceTransformersModel(
         weights=weights,
-        pooling=_pooling(folder, pooling_config),
-        pool_prompt=bool(pooling_config.get("include_prompt", True)),
+        pooling=pooling,
+        pool_prompt=pool_prompt,
         prompts=role_prompts(options),
         named_prompts=named_prompts(options),
         max_tokens=transformer.get("max_seq_length"),
@@ -146,6 +159,14 @@ def read_modules(folder: Path) -> SentenceTransformersModel:
         similarity=similarity,
         truncate_dim=options.get("truncate_dim"),
     )
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """How the vectors of a folder with modules.json are compared; reads no weights."""
+    similarity = folder_similarity(folder, read_json(folder / MODEL_CONFIG))
+    modules = read_json(folder / MODULES_FILE)
+    normalises = any(str(module.get("type")).endswith(".Normalize") for module in modules)
+    return Comparison(similarity, normalises or similarity == "cosine")
 
 
 def transformer_folder(folder: Path) -> Path:
@@ -164,12 +185,21 @@ def role_prompts(options: dict[str, Any]) -> Prompts:
     """The prompts of queries and passages; where a role has none, the default prompt.
 
     A default prompt that is another role's own is for that role alone.
+
+    Raises:
+        UserError: when the default prompt does not exist.
     """
     prompts = named_prompts(options)
     default = options.get("default_prompt_name") or ""
-    passage = next((prompts[name] for name in PASSAGE_PROMPTS if name in prompts), "")
+    if default not in {"", "query", "document", *(options.get("prompts") or {})}:
+        raise UserError(
+            f"{MODEL_CONFIG}: default_prompt_name",
+            f"is {default!r}, which is not among the model's prompts",
+            "Restore the model's files",
+        )
+    passage = next((prompts[name] for name in ROLE_NAMES["passage"] if name in prompts), "")
     for_passages = prompts.get(default, "") if default != "query" else ""
-    for_queries = prompts.get(default, "") if default not in PASSAGE_PROMPTS else ""
+    for_queries = prompts.get(default, "") if default not in ROLE_NAMES["passage"] else ""
     return Prompts(query=prompts.get("query", for_queries), passage=passage or for_passages)
 
 
@@ -179,7 +209,7 @@ def _modules(folder: Path) -> list[tuple[str, Path]]:
     Raises:
         UnsupportedModulesError: for a class that is not the library's own.
     """
-    listed = _read_json(folder / MODULES_FILE)
+    listed = read_json(folder / MODULES_FILE)
     modules = []
     for number, module in enumerate(listed if isinstance(listed, list) else [{}]):
         try:
@@ -210,7 +240,12 @@ def _unsupported(folder: Path, problem: str) -> UnsupportedModulesError:
     )
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; {} for a missing file.
+
+    Raises:
+        UserError: when it is broken.
+    """
     if not path.exists():
         return {}
     try:
@@ -225,7 +260,7 @@ def _transformer_options(folder: Path) -> dict[str, Any]:
     Raises:
         UnsupportedModulesError: for an option that changes what the model reads or gives.
     """
-    options: dict[str, Any] = _read_json(folder / TRANSFORMER_CONFIG)
+    options: dict[str, Any] = read_json(folder / TRANSFORMER_CONFIG)
     for name, value in options.items():
         known = KNOWN_OPTIONS.get(name)
         if name in ("max_seq_length", "do_lower_case") or not value:
@@ -235,7 +270,20 @@ def _transformer_options(folder: Path) -> dict[str, Any]:
     return options
 
 
-def _similarity(folder: Path, options: dict[str, Any]) -> Similarity:
+def _truncation_side(folder: Path) -> str:
+    """Where the tokenizer cuts long texts: left or right."""
+    side = read_json(folder / "tokenizer_config.json").get("truncation_side")
+    # transformers asks tokenizer.json only where the configuration is silent.
+    truncation = {} if side else read_json(folder / "tokenizer.json").get("truncation")
+    return str(side or (truncation or {}).get("direction", "right")).lower()
+
+
+def folder_similarity(folder: Path, options: dict[str, Any]) -> Similarity:
+    """How the model's authors compare vectors.
+
+    Raises:
+        UserError: when it is by a distance.
+    """
     name = options.get("similarity_fn_name")
     if name not in SIMILARITIES:
         raise UserError(
@@ -264,7 +312,7 @@ def _pooling(folder: Path, config: dict[str, Any]) -> Pooling:
 
 
 def _dense(folder: Path) -> tuple[ProjectionLayer, dict[str, torch.Tensor]]:
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     package, _, activation = config.get("activation_function", "torch.nn.Tanh").rpartition(".")
     names = [config.get(f"module_{end}_name") for end in ("input", "output")]
     if package.partition(".")[0] != "torch" or activation not in ACTIVATION_NAMES:

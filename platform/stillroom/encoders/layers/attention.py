@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from stillroom.encoders.contract import Attention
+from stillroom.encoders.layers.backbone import is_decoder
 from stillroom.errors import UserError
 
 
@@ -29,9 +30,27 @@ def detect_attention(backbone: Any) -> Attention:
     return "bidirectional" if unpadded else "causal"
 
 
-def check_attention(backbone: Any, attention: Attention | None) -> None:
-    """Raises UserError when the model does not use the requested attention; None requests none."""
-    if attention is not None and detect_attention(backbone) != attention:
+def set_attention(backbone: Any, attention: Attention | None) -> None:
+    """Makes the model attend as requested; None requests nothing.
+
+    A model that does so already is left as it is: the mask of `config.is_causal` is another than
+    that of an architecture's own option. Its window reaches one token further than Gemma 3's.
+
+    Raises:
+        UserError: when the architecture cannot.
+    """
+    if attention is None or detect_attention(backbone) == attention:
+        return
+    config = backbone.config
+    if is_decoder(config):
+        # On the config: newer versions of transformers silently ignore it on the modules.
+        config.is_causal = attention == "causal"
+        # A window on every layer hides distant tokens, so it is removed. A window on some layers is
+        # part of the architecture, as in Gemma 3, whose other layers see all tokens.
+        windows = hasattr(config, "sliding_window") and not hasattr(config, "layer_types")
+        if windows and attention == "bidirectional":
+            config.sliding_window = None
+    if detect_attention(backbone) != attention:
         raise UserError(
             f"attention: {attention}",
             f"has no effect on {type(backbone).__name__}",
@@ -43,7 +62,19 @@ def check_attention(backbone: Any, attention: Attention | None) -> None:
 def use_attention(backbone: Any, attention: Attention) -> Iterator[None]:
     """Inside this block a decoder uses the given attention. Afterwards its config, which is saved
     with the model, is restored.
+
+    Raises:
+        UserError: to be causal, when the decoder was built bidirectional; see `set_attention`.
     """
+    if is_built_bidirectional(backbone):
+        if attention == "causal":
+            raise UserError(
+                type(backbone).__name__,
+                "is bidirectional by its own config, and cannot predict tokens causally",
+                "Use another base, or leave out phases that generate",
+            )
+        yield
+        return
     config = backbone.config
     before = getattr(config, "is_causal", True)
     config.is_causal = attention == "causal"
@@ -51,6 +82,14 @@ def use_attention(backbone: Any, attention: Attention) -> Iterator[None]:
         yield
     finally:
         config.is_causal = before
+
+
+def is_built_bidirectional(backbone: Any) -> bool:
+    """Whether the architecture itself makes all layers bidirectional, as Gemma 3's with
+    `use_bidirectional_attention`."""
+    flags = (getattr(module, "is_causal", None) for module in backbone.modules())
+    first = next((flag for flag in flags if flag is not None), True)
+    return not first and not any(flags)
 
 
 def _sees_ahead(backbone: Any, padding: int) -> bool:

@@ -6,7 +6,12 @@ import warnings
 from typing import Any
 
 import torch
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import AutoModel, AutoModelForTextEncoding
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 
 from stillroom.errors import UserError
 
@@ -52,13 +57,46 @@ def set_dropout(backbone: Any, share: float) -> None:
             module.attention_dropout = share
 
 
+def broken_weight(model: torch.nn.Module) -> str | None:
+    """The name of a weight that holds NaN or an infinite number; None if all are finite."""
+    for name, weight in model.named_parameters():
+        if not is_finite(weight.detach()):
+            return name
+    return None
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all of its numbers are finite."""
+    # A sum is fifty times as fast as a look at each number, and can only overflow.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
 def is_decoder(config: Any) -> bool:
     """Whether the architecture was made to generate text, independent of its current attention."""
     custom = getattr(config, "auto_map", None) or {}  # of a model that comes with its own code
     return (
         config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        and config.model_type not in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
         and "AutoModelForMaskedLM" not in custom
     )
+
+
+def backbone_class(config: Any) -> Any:
+    """The class of transformers that loads the architecture: of T5, its encoder alone.
+
+    Raises:
+        UserError: for other models of an encoder and a decoder, whose states are the decoder's.
+    """
+    whole = MODEL_MAPPING_NAMES.get(config.model_type)
+    if MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES.get(config.model_type, whole) != whole:
+        return AutoModelForTextEncoding
+    if config.is_encoder_decoder:
+        raise UserError(
+            str(config.name_or_path or config.model_type),
+            f"is an encoder with a decoder, a {config.model_type}, of which only T5's can be split",
+            "Use a model that is one of the two",
+        )
+    return AutoModel
 
 
 def position_rows(backbone: Any) -> int | None:
@@ -85,5 +123,6 @@ def hidden_size(backbone: Any) -> int:
 def max_input_tokens(backbone: Any, tokenizer: Any) -> int:
     """The most ids of a text that the model reads, as far as its files say it."""
     positions = getattr(backbone.config, "max_position_embeddings", None) or LONGEST_INPUT
+    positions = positions if positions > 0 else LONGEST_INPUT  # XLNet's is -1
     longest = min(tokenizer.model_max_length, LONGEST_INPUT)
     return int(min(positions - position_offset(backbone), longest))

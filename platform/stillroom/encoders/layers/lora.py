@@ -60,10 +60,12 @@ def has_adapter(backbone: Any) -> bool:
 
 
 def check_adapter(folder: Path) -> None:
-    """Raises UserError for an adapter without Safetensors: PEFT would unpickle other formats."""
+    """Raises UserError for an adapter without Safetensors, since PEFT would unpickle other formats,
+    and for one that is cut short or not finite."""
     weights = folder / SAFETENSORS_WEIGHTS_NAME
     if not weights.is_file():
         raise not_safetensors_error(weights, "it is missing")
+    read_tensors(weights)
 
 
 def load_adapter(backbone: Any, folder: Path, *, trainable: bool) -> Any:
@@ -101,7 +103,8 @@ def save_adapter(
 def merge_adapter(backbone: Any, folder: Path) -> Any:
     """The backbone with an adapter that others trained merged into its weights.
 
-    The adapter may have been trained on a model with a head; the head's part is left out.
+    The adapter may have been trained on a model with a head; the head's part is left out. It may
+    bring the table of a larger vocabulary, for which the backbone's is resized.
 
     Raises:
         UserError: when it is not a LoRA adapter, or belongs to another architecture.
@@ -118,6 +121,10 @@ def merge_adapter(backbone: Any, folder: Path) -> Any:
         tensors = {name: t for name, t in tensors.items() if name.startswith(prefix)}
         model = torch.nn.Module()
         model.add_module(backbone.base_model_prefix, backbone)
+    tensors = _resize_to_embeddings(backbone, tensors)
+    if config.modules_to_save:
+        inside = {name.rpartition(".")[2] for name, _ in backbone.named_modules()}
+        config.modules_to_save = [name for name in config.modules_to_save if name in inside] or None
     try:
         adapted = get_peft_model(model, config)
         # PEFT itself only warns of missing weights, and trains or merges without them.
@@ -137,6 +144,24 @@ def merge_adapter(backbone: Any, folder: Path) -> Any:
         ) from error
     merged = adapted.merge_and_unload()
     return getattr(merged, backbone.base_model_prefix) if with_head else merged
+
+
+def _resize_to_embeddings(backbone: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gives the backbone's embeddings as many rows as the adapter's own have, if it has any.
+
+    Returns:
+        The tensors without the copies of the embeddings that PEFT saves beside the trained ones.
+    """
+    table = backbone.get_input_embeddings()
+    name = next(name for name, module in backbone.named_modules() if module is table)
+    saved = [tensor for key, tensor in tensors.items() if key.endswith(f".{name}.weight")]
+    if not saved:
+        return tensors
+    if len(saved[0]) != table.num_embeddings:
+        # The new rows are overwritten: no need to draw them like the old ones.
+        backbone.resize_token_embeddings(len(saved[0]), mean_resizing=False)
+    copies = (f".{name}.modules_to_save.weight", f".{name}.original_module.weight")
+    return {key: tensor for key, tensor in tensors.items() if not key.endswith(copies)}
 
 
 def _config(folder: Path) -> LoraConfig:

@@ -20,7 +20,8 @@ MIN_TORCH_ON_GPU = "2.12"  # varlen_attn with a scale, windows and grouped queri
 # Architectures that take positions as an input, and do not mix the tokens of different texts
 # outside attention.
 PACKABLE_MODEL_TYPES = (
-    "llama", "mistral", "qwen2", "qwen3", "bert", "roberta", "xlm-roberta", "electra", "distilbert",
+    "llama", "mistral", "qwen2", "qwen3", "gemma3_text",
+    "bert", "roberta", "xlm-roberta", "electra", "distilbert", "modernbert", "nomic_bert",
 )  # fmt: skip
 
 
@@ -117,12 +118,12 @@ def packed_attention(
     Args:
         lengths: of the texts; only tokens of the same text attend to each other.
         starts: the start of each text, and the end of the last one: int32 (b + 1,).
-        is_causal: None leaves it to the module.
+        is_causal: as the config says it; None leaves it to the module.
     """
+    # How many tokens a token sees before and after itself; -1 is all. In transformers a layer's
+    # window includes the token itself, but not where `config.is_causal` makes it bidirectional.
+    before = -1 if sliding_window is None else sliding_window - (is_causal is not False)
     is_causal = bool(module.is_causal) if is_causal is None else is_causal
-    # How many tokens a token sees before and after itself; -1 is all. In transformers a causal
-    # window includes the token itself, a bidirectional one does not.
-    before = -1 if sliding_window is None else sliding_window - is_causal
     reach = (before, 0 if is_causal else before)
     rows = (query_1hte, key_1hte, value_1hte)
     if query_1hte.is_cuda and value_1hte.dtype != torch.float32 and not dropout:

@@ -5,11 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
 from stillroom.encoders.contract import Attention
-from stillroom.encoders.layers.attention import check_attention
-from stillroom.encoders.layers.backbone import is_decoder, position_offset, without_pooler
+from stillroom.encoders.layers.attention import set_attention
+from stillroom.encoders.layers.backbone import (
+    backbone_class,
+    is_decoder,
+    position_offset,
+    without_pooler,
+)
 from stillroom.errors import UserError, one_line
 
 # Fields of a config with one entry per layer: its kind of attention, or its window.
@@ -20,7 +25,7 @@ SIZE_FIELDS = {
     "layers": ("num_hidden_layers",),
     "hidden": ("hidden_size",),
     "heads": ("num_attention_heads",),
-    "intermediate": ("intermediate_size", "hidden_dim"),
+    "intermediate": ("intermediate_size", "hidden_dim", "d_ff"),
 }
 
 # Sizes that equal the hidden size, where they do so in the base.
@@ -80,14 +85,15 @@ def random_backbone(
             "student.size", f"{config.model_type} is a decoder", "Name a BERT-like base"
         )
     fields = _config_fields(config, size)
+    build = backbone_class(config).from_config
     try:
         if max_tokens is not None:
             with torch.device("meta"):
-                offset = position_offset(AutoModel.from_config(type(config).from_dict(fields)))
+                offset = position_offset(build(type(config).from_dict(fields)))
             fields["max_position_embeddings"] = max_tokens + offset
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            backbone = AutoModel.from_config(type(config).from_dict(fields), dtype=dtype)
+            backbone = build(type(config).from_dict(fields), dtype=dtype)
     except ValueError as error:
         raise UserError(
             "student.size",
@@ -95,7 +101,7 @@ def random_backbone(
             "Correct the sizes",
         ) from error
     backbone = without_pooler(backbone.eval())
-    check_attention(backbone, attention)
+    set_attention(backbone, attention)
     return backbone
 
 
@@ -144,7 +150,7 @@ def _check_loads_unchanged(backbone: Any, layers: Sequence[int]) -> None:
     ModernBERT's first layer, for one, has no norm before attention.
     """
     with torch.device("meta"):
-        rebuilt = AutoModel.from_config(backbone.config)
+        rebuilt = backbone_class(backbone.config).from_config(backbone.config)
     ours, theirs = (
         {name: t.shape for name, t in model.state_dict().items() if "pooler" not in name}
         for model in (backbone, rebuilt)

@@ -114,7 +114,7 @@ class Prompter:
         return str(getattr(self.contract.prompts, role))
 
     def _room(self, max_tokens: int | None) -> int:
-        """The most ids of prompt and text. The end is not cut, because "last" pools EOS even if the
+        """The most ids of prompt and text. The end is not cut, because "last" pools it even if the
         text was cut.
         """
         limit = min(max_tokens or self.contract.max_tokens, self.contract.max_tokens)

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stillroom.encoders.layers.backbone import position_offset
 from stillroom.encoders.tokens.subwords import SUBWORD_MODELS, SubwordModel
+from stillroom.encoders.tokens.tokenizer_json import backend_of, with_backend
 from stillroom.errors import UserError
 
 MAX_COUNTED_TEXTS = 200_000
@@ -47,7 +48,7 @@ def prune_vocabulary(
     Raises:
         UserError: when the tokenizer cannot be pruned, or `max_tokens` is too small or too large.
     """
-    content = json.loads(_backend(tokenizer).to_str())
+    content = json.loads(backend_of(tokenizer, FIELD).to_str())
     kind = content["model"]["type"]
     if kind not in SUBWORD_MODELS:
         raise UserError(
@@ -68,7 +69,7 @@ def prune_vocabulary(
                 f"the token {token!r} of the base would get another id than its embedding's",
                 "Leave it out, or use another base",
             )
-    return PrunedTokenizer(_wrapped_like(tokenizer, pruned), np.array(kept_ids))
+    return PrunedTokenizer(with_backend(tokenizer, pruned), np.array(kept_ids))
 
 
 def prune_embeddings(backbone: Any, pruned: PrunedTokenizer) -> None:
@@ -76,6 +77,7 @@ def prune_embeddings(backbone: Any, pruned: PrunedTokenizer) -> None:
     table = backbone.get_input_embeddings()
     table.weight = torch.nn.Parameter(table.weight.detach()[torch.from_numpy(pruned.ids)])
     table.num_embeddings = backbone.config.vocab_size = len(pruned.ids)
+    backbone.set_input_embeddings(table)  # T5 has a second one, of the same weights
     new_ids = {int(old): new for new, old in enumerate(pruned.ids)}
     if table.padding_idx is not None:
         table.padding_idx = new_ids[table.padding_idx]
@@ -91,7 +93,7 @@ def ids_fixed_by_positions(backbone: Any) -> range:
 
 def count_tokens(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
     """How often each token occurs, int64 by id, in at most MAX_COUNTED_TEXTS of the texts."""
-    backend = Tokenizer.from_str(_backend(tokenizer).to_str())  # a copy, to change
+    backend = Tokenizer.from_str(backend_of(tokenizer, FIELD).to_str())  # a copy, to change
     backend.no_truncation()
     backend.no_padding()
     counts = np.zeros(backend.get_vocab_size(), dtype=np.int64)
@@ -114,18 +116,6 @@ def evenly_spaced(texts: Iterable[str], max_texts: int) -> list[str]:
         if len(sample) > max_texts:
             sample, stride = sample[::2], 2 * stride
     return sample
-
-
-def _backend(tokenizer: Any) -> Tokenizer:
-    """The Rust tokenizer inside transformers' tokenizer."""
-    if not getattr(tokenizer, "is_fast", False):
-        raise UserError(
-            FIELD,
-            f"{type(tokenizer).__name__} has no tokenizer.json, which could be rewritten",
-            "Leave it out, or save the base with a fast tokenizer",
-        )
-    backend: Tokenizer = tokenizer.backend_tokenizer
-    return backend
 
 
 def _choose_ids(
@@ -191,15 +181,3 @@ def _renumbered_processor(processor: Any, new_ids: Mapping[str, int]) -> Any:
         ends = {end: [processor[end][0], new_ids[processor[end][0]]] for end in ("sep", "cls")}
         return {**processor, **ends}
     return processor  # ByteLevel, which trims offsets
-
-
-def _wrapped_like(tokenizer: Any, backend: Tokenizer) -> PreTrainedTokenizerFast:
-    """transformers' tokenizer around a pruned one, with the settings of the old."""
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        **tokenizer.special_tokens_map,
-        model_max_length=tokenizer.model_max_length,
-        model_input_names=tokenizer.model_input_names,
-        padding_side=tokenizer.padding_side,
-        truncation_side=tokenizer.truncation_side,
-    )

@@ -55,18 +55,22 @@ class Contrastive:
             (Gecko, arXiv 2403.20327).
         passage_to_passage: other passages are negatives of the positive, too. With both, this is
             the improved loss of GTE (arXiv 2308.03281).
+        temperature: None: .03 for unit vectors, 1 for raw ones.
         false_negative_margin: a candidate that scores above the positive + margin is ignored
-            (Qwen3-Embedding, arXiv 2506.05176); None keeps all.
+            (Qwen3-Embedding, arXiv 2506.05176); None keeps all. On the scale of the scores.
         dims: Matryoshka (arXiv 2205.13147): size → weight of the same loss on the vectors' first
-            `size` dims, normalised again; None: only the full vectors.
+            `size` dims; None: only the full vectors.
+        normalise: whether vectors, and their prefixes, are of unit length, so that scores are
+            cosines; otherwise they are inner products of raw vectors.
     """
 
-    temperature: float
+    temperature: float | None
     in_batch_negatives: bool = True
     query_to_query: bool = False
     passage_to_passage: bool = False
     false_negative_margin: float | None = None
     dims: Mapping[int, float] | None = None
+    normalise: bool = True
 
     def __call__(self, runner: MicroBatchRunner, batch: PairBatch) -> tuple[Tensor, Metrics]:
         batch = batch.to(runner.device)
@@ -84,21 +88,26 @@ class Contrastive:
         total = torch.zeros((), device=q_bd.device)
         correct_b = torch.zeros(len(q_bd), dtype=torch.bool, device=q_bd.device)
         for size, weight in (self.dims or {q_bd.shape[1]: 1.0}).items():
-            q, p_all, p_own = (matryoshka_prefix(v, size) for v in (q_bd, p_nd, p_md[: len(q_bd)]))
+            q, p_all, p_own = (
+                matryoshka_prefix(v, size, self.normalise) for v in (q_bd, p_nd, p_md[: len(q_bd)])
+            )
             scores_bn = q @ p_all.T
             columns = [scores_bn]
             if q_nd is not None:
-                columns.append(q @ matryoshka_prefix(q_nd, size).T)
+                columns.append(q @ matryoshka_prefix(q_nd, size, self.normalise).T)
             if self.passage_to_passage:
                 columns.append(p_own @ p_all.T)
             all_bn, all_ignore_bn = torch.cat(columns, 1), torch.cat([ignore_bn, *extra_ignore], 1)
             if self.false_negative_margin is not None:
                 all_ignore_bn = self._ignore_false_negatives(all_bn, all_ignore_bn, column_b)
             total = total + weight * info_nce(
-                all_bn, column_b, temperature=self.temperature, ignore_bn=all_ignore_bn
+                all_bn,
+                column_b,
+                temperature=temperature_or_default(self.temperature, 0.03, self.normalise),
+                ignore_bn=all_ignore_bn,
             )
             if size == q_bd.shape[1] or not correct_b.any():
-                correct_b = scores_bn.detach().masked_fill(ignore_bn, -2).argmax(-1) == column_b
+                correct_b = best_columns(scores_bn, ignore_bn) == column_b
         return total, {"accuracy": correct_b.float().mean().item()}
 
     def _ignore_false_negatives(
@@ -127,22 +136,53 @@ class Contrastive:
         return masks
 
 
-def matryoshka_prefix(vectors: Tensor, size: int) -> Tensor:
-    """The first `size` dims of each vector (Matryoshka, arXiv 2205.13147), of unit length again."""
-    return vectors if size == vectors.shape[1] else F.normalize(vectors[:, :size], dim=-1)
+def matryoshka_prefix(vectors: Tensor, size: int, normalise: bool) -> Tensor:
+    """The first `size` dims of each vector (Matryoshka, arXiv 2205.13147).
+
+    Args:
+        normalise: whether the vectors are of unit length, and a prefix is scaled to it again.
+    """
+    if size == vectors.shape[1] or not normalise:
+        return vectors[:, :size]
+    return F.normalize(vectors[:, :size], dim=-1)
+
+
+def temperature_or_default(temperature: float | None, of_cosines: float, normalise: bool) -> float:
+    """The divisor of scores before a softmax.
+
+    Raw inner products are not divided: they reach 30 to 100, and DPR (arXiv 2004.04906) and
+    multi-qa-mpnet-base-dot-v1 were trained so. A temperature for cosines would make their softmax
+    one-hot.
+
+    Args:
+        of_cosines: the default for unit vectors.
+    """
+    return temperature or (of_cosines if normalise else 1.0)
+
+
+def best_columns(scores_bn: Tensor, ignore_bn: Tensor) -> Tensor:
+    """The column of each query's best candidate, (b,)."""
+    return scores_bn.detach().masked_fill(ignore_bn, float("-inf")).argmax(-1)
 
 
 @dataclass(frozen=True)
 class Simcse:
-    """SimCSE (Gao et al., 2021, arXiv 2104.08821): a text under another dropout is its positive."""
+    """SimCSE (Gao et al., 2021, arXiv 2104.08821): a text under another dropout is its positive.
 
-    temperature: float
+    Attributes:
+        temperature: None: .05 for unit vectors, 1 for raw ones.
+        normalise: as in `Contrastive`.
+    """
+
+    temperature: float | None
+    normalise: bool = True
 
     def __call__(self, runner: MicroBatchRunner, batch: TextBatch) -> tuple[Tensor, Metrics]:
         first_bd = runner.embed(batch.texts)
         second_nd = all_gather_with_grad(runner.embed(batch.texts))
         column_b, copies_bn = positive_columns(batch.ids.to(runner.device), len(first_bd))
         scores_bn = first_bd @ second_nd.T
-        loss = info_nce(scores_bn, column_b, temperature=self.temperature, ignore_bn=copies_bn)
-        correct_b = scores_bn.masked_fill(copies_bn, -2).argmax(-1) == column_b
+        temperature = temperature_or_default(self.temperature, 0.05, self.normalise)
+        loss = info_nce(scores_bn, column_b, temperature=temperature, ignore_bn=copies_bn)
+        correct_b = best_columns(scores_bn, copies_bn) == column_b
         return loss, {"accuracy": correct_b.float().mean().item()}

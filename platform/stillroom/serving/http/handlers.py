@@ -69,7 +69,7 @@ class Handlers:
         """POST /embed and POST /"""
         body = tei.parse(tei.EmbedRequest, await self.read_body(call))
         result = await self._embed(call, body.to_request(self._model_name(call.request)))
-        vectors = tei.embed_body(result.vectors, normalize=body.normalize is not False)
+        vectors = tei.embed_body(result.vectors, normalize=body.normalize is True)
         return _json(vectors, _model_headers(result))
 
     async def embed_all(self, call: AuthenticatedRequest) -> Response:
@@ -89,7 +89,10 @@ class Handlers:
         body = tei.parse(tei.TokenizeRequest, await self.read_body(call))
         model, texts = self._model_name(call.request), body.texts()
         check_limits(self.limits, EmbedRequest(model, texts, None, "passage"))
-        tokens = await self.service.tokenize(model, texts, body.role(), body.add_special_tokens)
+        prompt_name = tei.named_prompt(body.prompt_name)
+        tokens = await self.service.tokenize(
+            model, texts, body.role(), body.add_special_tokens, prompt_name
+        )
         return _json(tei.tokens_body(tokens))
 
     async def decode(self, call: AuthenticatedRequest) -> Response:

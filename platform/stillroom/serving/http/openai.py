@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from stillroom.encoders.contract import Role
+from stillroom.encoders.contract import Role, Similarity
 from stillroom.serving.errors import ErrorKind, ServingError, unknown_field_message
 from stillroom.serving.http.inputs import split_inputs
 from stillroom.serving.messages import EmbedRequest, EncodeResult
@@ -82,6 +82,7 @@ class Model(BaseModel):
     release: str
     policy: str
     space: str
+    similarity: Similarity
     dims: list[int]
     max_tokens: int
 
@@ -155,6 +156,7 @@ def model_body(info: ModelInfo) -> dict[str, Any]:
         "release": info.release.ref,
         "policy": info.policy,
         "space": info.space,
+        "similarity": info.similarity,
         "dims": info.dims,
         "max_tokens": info.max_tokens,
     }

@@ -183,7 +183,7 @@ def _examples(model: str, dims: int) -> dict[str, dict[str, Any]]:
     listed = {
         "id": model, "object": "model", "owned_by": "stillroom", "created": 1795000000,
         "release": "release/help-desk-1a2b3c4d", "policy": "asymmetric", "space": "5d41402a",
-        "dims": [dims], "max_tokens": 256,
+        "similarity": "cosine", "dims": [dims], "max_tokens": 256,
     }  # fmt: skip
     return {
         "embeddings": {

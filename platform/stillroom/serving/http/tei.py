@@ -1,11 +1,12 @@
 """The HTTP API of text-embeddings-inference (TEI) as schemas: bytes to a request, vectors to bytes.
 
-Reference: https://huggingface.github.io/text-embeddings-inference. TEI's prompt names are the
-contract's two: `query`, and `document` (or `passage`), the default. TEI's requests name no model:
+Reference: https://huggingface.github.io/text-embeddings-inference. A prompt's name is `query`, or
+`document` (or `passage`), the default: those of the contract's roles; or one that the model's own
+files name, which is for queries. TEI's requests name no model:
 the first one answers, or the one in the query parameter `model` or the header `x-stillroom-model`.
 """
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import orjson
@@ -20,10 +21,23 @@ from stillroom.serving.messages import Token
 from stillroom.serving.service import ModelInfo
 
 ROLES: dict[str, Role] = {"query": "query", "document": "passage", "passage": "passage"}
-PromptName = Literal["query", "document", "passage"]
 Direction = Literal["left", "right", "Left", "Right"]
 TokenIds = list[NonNegativeInt]
 B = TypeVar("B", bound="Body")
+
+PromptName = Annotated[
+    str, Field(description="query, document, passage, or a prompt that the model's files name.")
+]
+
+
+def prompt_role(prompt_name: str) -> Role:
+    """The role that a text has by the name of its prompt."""
+    return ROLES.get(prompt_name, "query")
+
+
+def named_prompt(prompt_name: str | None) -> str | None:
+    """The name of a prompt that is not just a role's."""
+    return None if prompt_name in ROLES else prompt_name
 
 
 class Body(BaseModel):
@@ -49,7 +63,7 @@ class TruncationOptions(Body):
 
     def role(self) -> Role:
         """The role of the named prompt."""
-        return ROLES[self.prompt_name or "document"]
+        return prompt_role(self.prompt_name or "document")
 
 
 class EmbedRequest(TruncationOptions):
@@ -57,8 +71,9 @@ class EmbedRequest(TruncationOptions):
 
     inputs: str | list[str] | TokenIds | list[TokenIds]
     normalize: bool | None = Field(
-        default=True,
-        description="false: as the model makes them; many make unit vectors.",
+        default=None,
+        description="true: of unit length. Otherwise as the model makes them: of unit length where "
+        "cosine compares them, with their own lengths where dot does.",
     )
     dimensions: PositiveInt | None = None
 
@@ -67,7 +82,13 @@ class EmbedRequest(TruncationOptions):
         texts, token_ids = split_inputs(self.inputs)
         _check_not_empty("inputs", token_ids or texts)
         return messages.EmbedRequest(
-            model, texts, token_ids, self.role(), self.dimensions, overlong=self.overlong()
+            model,
+            texts,
+            token_ids,
+            self.role(),
+            self.dimensions,
+            overlong=self.overlong(),
+            prompt_name=named_prompt(self.prompt_name),
         )
 
 
@@ -94,7 +115,12 @@ class SimilarityRequest(Body):
         texts = [self.inputs.source_sentence, *self.inputs.sentences]
         _check_not_empty("source_sentence and sentences", texts)
         return messages.EmbedRequest(
-            model, texts, None, options.role(), overlong=options.overlong()
+            model,
+            texts,
+            None,
+            options.role(),
+            overlong=options.overlong(),
+            prompt_name=named_prompt(options.prompt_name),
         )
 
 
@@ -111,7 +137,7 @@ class TokenizeRequest(Body):
 
     def role(self) -> Role | None:
         """The role whose prompt stands before each text; None: no prompt."""
-        return None if self.prompt_name is None else ROLES[self.prompt_name]
+        return None if self.prompt_name is None else prompt_role(self.prompt_name)
 
 
 class DecodeRequest(Body):
@@ -180,9 +206,7 @@ def parse(schema: type[B], body: bytes) -> B:
         raise ServingError(ErrorKind.INVALID, f"the body is not JSON: {first['msg']}")
     field = str(first["loc"][0]) if first["loc"] else None
     message = first["msg"]
-    if field == "prompt_name":
-        message = f"the prompts are {', '.join(ROLES)}"
-    elif field in ("inputs", "ids") and len(first["loc"]) > 1 and schema is not SimilarityRequest:
+    if field in ("inputs", "ids") and len(first["loc"]) > 1 and schema is not SimilarityRequest:
         message = "must be of texts or of token ids, as the schema has it"
     raise ServingError(ErrorKind.INVALID, f"{field or 'the body'}: {message}", field)
 

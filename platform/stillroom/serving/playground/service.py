@@ -18,6 +18,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from stillroom.encoders.contract import Role, index_conflict
+from stillroom.encoders.interface import truncate_vectors
 from stillroom.release.reader import Release, Target
 from stillroom.serving.errors import RESTART_RETRY_S, ErrorKind, ServingError
 from stillroom.serving.messages import EmbedRequest, EncodeJob, EncodeResult
@@ -72,7 +73,11 @@ class Playground:
             {
                 "name": release.name,
                 "models": {
-                    target: {"dims": contract.dims[0], "space": contract.space}
+                    target: {
+                        "dims": contract.dims[0],
+                        "space": contract.space,
+                        "similarity": contract.similarity,
+                    }
                     for target, contract in release.contracts.items()
                 },
             }
@@ -116,24 +121,27 @@ class Playground:
         return to_json(answers)
 
     async def compare(self, request: CompareRequest, encode: EncodeFunction) -> bytes:
-        """JSON: the cosine of a query and a passage by each encoder.
+        """JSON: the score of a query and a passage by each encoder, as its index has it.
 
         In one space also `across`: the student's query with the teacher's passage.
         """
         release = self._release(request.release)
         pairs: dict[Target, tuple[np.ndarray, np.ndarray]] = {}
-        cosines: dict[str, float] = {}
+        scores: dict[str, float] = {}
         for target in release.contracts:
             query_d = await _encode(release, target, "query", request.query, encode)
             passage_d = await _encode(release, target, "passage", request.passage, encode)
             pairs[target] = query_d, passage_d
-            cosines[target] = _cosine(query_d, passage_d)
+            scores[target] = float(query_d @ passage_d)
         if len(pairs) == 2 and not index_conflict(*release.contracts.values()):
             first, second = release.contracts.values()
             dims = max(set(first.dims) & set(second.dims))
-            query_d, passage_d = pairs["student"][0], pairs["teacher"][1]
-            cosines["across"] = _cosine(query_d[:dims], passage_d[:dims])
-        return to_json(cosines)
+            query_1d, passage_1d = (
+                truncate_vectors(vector_d[None], dims, first.normalise)
+                for vector_d in (pairs["student"][0], pairs["teacher"][1])
+            )
+            scores["across"] = float(query_1d[0] @ passage_1d[0])
+        return to_json(scores)
 
     def _release(self, name: str) -> Release:
         if name not in self.releases:
@@ -175,8 +183,3 @@ async def _from_index(response: Awaitable[T]) -> T:
     except (RayActorError, RayServeException) as error:
         message = "the playground's index does not answer; try again later"
         raise ServingError(ErrorKind.UNAVAILABLE, message, retry_after_s=RESTART_RETRY_S) from error
-
-
-def _cosine(first_d: np.ndarray, second_d: np.ndarray) -> float:
-    lengths = np.linalg.norm(first_d) * np.linalg.norm(second_d)
-    return float(first_d @ second_d / max(lengths, 1e-12))

@@ -1,7 +1,7 @@
 """Which engine encodes: torch, or one of the release's exports. Imports none of them."""
 
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, cast
 
 from stillroom.errors import UserError
 from stillroom.release.reader import Release, Target
@@ -18,12 +18,25 @@ AUTO_ON_CPU: dict[Engine, str] = {"openvino": "openvino", "onnx": "onnxruntime"}
 
 def check_engine(where: str, engine: Engine, release: Release, target: Target, gpu: bool) -> None:
     """Raise UserError if a replica of `target` cannot run on `engine`."""
+    if (own := release.own_format(target)) is not None:
+        if gpu:
+            raise UserError(where, f"{own} runs on the CPU", "Set num_gpus: 0")
+        if engine not in ("auto", own):
+            problem = f"{release.ref} is an export as {own}, without the weights for {engine}"
+            raise UserError(where, problem, f"Use engine: {own}, or name another model")
+        return
     if engine in ("auto", "torch"):
         return
     if gpu:
         raise UserError(where, f"{engine} runs on the CPU", "Set num_gpus: 0, or engine: torch")
     if engine not in release.exports[target]:
         exports = ", ".join(release.exports[target]) or "none"
+        if target == "model":
+            raise UserError(
+                where,
+                f"{release.ref} is not an export",
+                f"Serve the folder that `stillroom export --format {engine}` makes of it",
+            )
         raise UserError(
             where,
             f"{release.ref} contains no {engine} export of its {target} (it contains: {exports})",
@@ -35,8 +48,10 @@ def choose_engine(release: Release, target: Target, engine: Engine, gpu: bool) -
     """Resolves `engine`, which may be `auto`.
 
     `auto` is torch on a GPU. On a CPU it is the fastest export that the release contains and this
-    machine can run, else torch.
+    machine can run, else torch. An encoder that is an export itself has only its own engine.
     """
+    if (own := release.own_format(target)) is not None:
+        return cast(Engine, own)
     if engine != "auto":
         return engine
     if gpu:

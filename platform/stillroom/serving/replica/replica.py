@@ -18,16 +18,22 @@ import torch
 from ray import serve
 
 from stillroom.encoders.contract import Role
-from stillroom.encoders.ensemble import EnsemblePrompter
 from stillroom.encoders.interface import truncate_vectors
 from stillroom.encoders.tokens.batch import Tokens
-from stillroom.encoders.tokens.prompter import Prompter
+from stillroom.encoders.usable_vectors import (
+    PLAIN_TEXT,
+    BrokenModelError,
+    UnusableVectorError,
+    broken_model_error,
+    broken_weight_error,
+    require_usable,
+)
 from stillroom.release.reader import Release, Target
 from stillroom.serving.messages import EncodeJob, EncodeResult, Token
 from stillroom.serving.replica.batching import Batcher
 from stillroom.serving.replica.engine_choice import Engine
 from stillroom.serving.replica.engines import load_engine
-from stillroom.serving.replica.tokenizer import decode, describe_tokens, tokenise
+from stillroom.serving.replica.tokenizer import AnyPrompter, decode, describe_tokens, tokenise
 from stillroom.serving.telemetry.tracing import record_phases
 
 T = TypeVar("T")
@@ -87,10 +93,11 @@ class Replica:
         )
         # Hugging Face's fast tokenizers cannot be shared by threads: each thread has a copy.
         tokenizer_threads = min(threads, MAX_TOKENIZER_THREADS)
-        self.prompters: queue.SimpleQueue[Prompter | EnsemblePrompter] = queue.SimpleQueue()
+        self.prompters: queue.SimpleQueue[AnyPrompter] = queue.SimpleQueue()
         for _ in range(tokenizer_threads):
             self.prompters.put(self.encoder.prompter.copy())
         self.tokenizer_threads = ThreadPoolExecutor(tokenizer_threads, "tokenise")
+        self.broken: BrokenModelError | None = None  # the reason why no vector is to be trusted
         self.warm_up()
 
     def warm_up(self) -> None:
@@ -111,17 +118,25 @@ class Replica:
         return self.encoder.encode_batch(tokens)
 
     async def encode(self, job: EncodeJob) -> EncodeResult:
-        """Encode a request's texts. Raises what `tokenise` raises."""
+        """Encode a request's texts.
+
+        Raises:
+            UnusableVectorError: for a text whose vector is not finite or has no length.
+            BrokenModelError: when the weights are at fault; the replica is then unhealthy.
+            UserError: as `tokenise` does.
+        """
         started = time.perf_counter()
         tokens = await self._with_prompter(
             partial(tokenise, request=job.request, max_tokens=job.max_tokens)
         )
         tokenise_s = time.perf_counter() - started
         result = await self.batcher.encode(tokens)
+        vectors = truncate_vectors(result.vectors, job.dims, self.encoder.contract.normalise)
+        await self._require_usable(vectors, job.request.texts)
         phases = {"tokenise": tokenise_s, "wait": result.wait_s, "encode": result.encode_s}
         record_phases(job.trace, phases)
         return EncodeResult(
-            truncate_vectors(result.vectors, job.dims, self.encoder.contract.normalise),
+            vectors,
             sum(len(text.ids) for text in tokens),
             tokenise_s=tokenise_s,
             wait_s=result.wait_s,
@@ -132,19 +147,45 @@ class Replica:
             release=self.release,
         )
 
+    async def _require_usable(self, vectors: np.ndarray, texts: list[str]) -> None:
+        """Checks a request's vectors; raises as `encode` does.
+
+        Args:
+            texts: empty where the request has token ids.
+        """
+        try:
+            require_usable(vectors, normalised=self.encoder.contract.normalise, texts=texts or None)
+        except UnusableVectorError:
+            weight = await asyncio.to_thread(self.encoder.broken_weight)
+            if weight is not None:
+                self.broken = broken_weight_error(f"{self.release}: {weight}")
+            elif await self._gives_no_finite_vector():
+                self.broken = broken_model_error(self.release)
+            if self.broken is not None:
+                raise self.broken from None
+            raise
+
+    async def _gives_no_finite_vector(self) -> bool:
+        """Whether the model is at fault, as far as a plain text shows it."""
+        tokens = await self._with_prompter(lambda prompter: prompter([PLAIN_TEXT], "query"))
+        result = await self.batcher.encode(tokens)
+        return not np.isfinite(result.vectors).all()
+
     async def tokenize(
-        self, texts: list[str], role: Role | None, special: bool
+        self, texts: list[str], role: Role | None, special: bool, prompt_name: str | None
     ) -> list[list[Token]]:
         """See `tokenizer.describe_tokens`."""
         return await self._with_prompter(
-            partial(describe_tokens, texts=texts, role=role, special=special)
+            partial(
+                describe_tokens, texts=texts, role=role, special=special, prompt_name=prompt_name
+            )
         )
 
     async def decode(self, ids: list[list[int]], skip_special: bool) -> list[str]:
         """See `tokenizer.decode`."""
         return await self._with_prompter(partial(decode, ids=ids, skip_special=skip_special))
 
-    async def _with_prompter(self, use: Callable[[Prompter | EnsemblePrompter], T]) -> T:
+    async def _with_prompter(self, use: Callable[[AnyPrompter], T]) -> T:
         """Call `use` with a prompter that no other thread uses, off the event loop."""
 
         def borrow() -> T:
@@ -161,3 +202,5 @@ class Replica:
         """Called by Ray Serve, which replaces a replica that raises."""
         if not self.batcher.alive():
             raise RuntimeError("the batching loop has ended")
+        if self.broken is not None:
+            raise self.broken

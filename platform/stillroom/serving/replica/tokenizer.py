@@ -4,15 +4,19 @@ from collections.abc import Sequence
 
 from stillroom.encoders.contract import Role
 from stillroom.encoders.ensemble import EnsemblePrompter
+from stillroom.encoders.library_encoder import LibraryPrompter
+from stillroom.encoders.prompt_names import prompt_by_name
 from stillroom.encoders.tokens.batch import Tokens
 from stillroom.encoders.tokens.prompter import Prompter, instruct_prompt
 from stillroom.errors import UserError
 from stillroom.serving.errors import TooManyTokens
 from stillroom.serving.messages import EmbedRequest, Token
 
+AnyPrompter = Prompter | EnsemblePrompter | LibraryPrompter
+
 
 def tokenise(
-    prompter: Prompter | EnsemblePrompter, request: EmbedRequest, max_tokens: int | None = None
+    prompter: AnyPrompter, request: EmbedRequest, max_tokens: int | None = None
 ) -> list[Tokens]:
     """The prompted token ids of each text of a request.
 
@@ -24,6 +28,8 @@ def tokenise(
             text, and a text that is refused; TooManyTokens for more than `max_tokens`.
     """
     prompt = None if request.instruction is None else instruct_prompt(request.instruction)
+    if request.prompt_name is not None:
+        prompt = _named_prompt(prompter, request.prompt_name)
     role, overlong = request.role, request.overlong
     if request.token_ids is None:
         tokens = prompter(request.texts, role, prompt=prompt, overlong=overlong)
@@ -40,23 +46,27 @@ def tokenise(
 
 
 def describe_tokens(
-    prompter: Prompter | EnsemblePrompter,
+    prompter: AnyPrompter,
     texts: Sequence[str],
     *,
     role: Role | None,
     special: bool,
+    prompt_name: str | None = None,
 ) -> list[list[Token]]:
     """Every token of each text with its place in the text; nothing is cut off.
 
     Args:
         role: whose prompt stands before the text, and counts as a part of it; None: no prompt.
         special: include the special tokens that the model gets around a text.
+        prompt_name: of a prompt of the model, which replaces the role's.
 
     Raises:
         UserError: for a model with several tokenizers.
     """
     prompter = _single(prompter)
     prompt = "" if role is None else str(getattr(prompter.contract.prompts, role))
+    if prompt_name is not None:
+        prompt = _named_prompt(prompter, prompt_name)
     tokenizer = prompter.tokenizer
     special_ids = set(tokenizer.all_special_ids)
     start, end = (
@@ -77,9 +87,7 @@ def describe_tokens(
     return described
 
 
-def decode(
-    prompter: Prompter | EnsemblePrompter, ids: Sequence[Sequence[int]], *, skip_special: bool
-) -> list[str]:
+def decode(prompter: AnyPrompter, ids: Sequence[Sequence[int]], *, skip_special: bool) -> list[str]:
     """The text of each list of token ids.
 
     Raises:
@@ -96,7 +104,14 @@ def decode(
     return [tokenizer.decode(text, skip_special_tokens=skip_special) for text in ids]
 
 
-def _single(prompter: Prompter | EnsemblePrompter) -> Prompter:
+def _named_prompt(prompter: AnyPrompter, name: str) -> str:
+    return prompt_by_name(getattr(prompter, "contract", None), name, "prompt_name")
+
+
+def _single(prompter: AnyPrompter) -> Prompter:
     if isinstance(prompter, EnsemblePrompter):
-        raise UserError("model", "has several tokenizers", "Ask for the release's other encoder")
+        raise UserError("model", "has several tokenizers", "Ask for another model")
+    if isinstance(prompter, LibraryPrompter):
+        problem = "is run by sentence-transformers, with whatever tokenizer it has"
+        raise UserError("model", problem, "Ask for another model")
     return prompter

@@ -1,7 +1,8 @@
 """How well a student's vectors agree with its teacher's, text by text: NumPy, no Ray.
 
-In one space, agreement is the cosine of both vectors. In any spaces, it is a rank correlation: both
-models order the same recent texts by similarity to this text.
+In one space, agreement is the cosine of both vectors. In any spaces, it is a rank correlation: each
+model orders the same recent texts by its scores with this text, as its index would: by the inner
+products of its vectors, which are cosines where the vectors are of unit length.
 """
 
 from collections import deque
@@ -44,19 +45,18 @@ class AgreementTracker:
 
     def compare(self, student_d: np.ndarray, teacher_e: np.ndarray) -> Agreement:
         """Agreement on one text, of d student and e teacher dims; d = e in the same space."""
-        student, teacher = unit_vector(student_d), unit_vector(teacher_e)
+        student, teacher = student_d.astype(np.float32), teacher_e.astype(np.float32)
         rank_correlation = None
         if len(self.probes) >= MIN_PROBES:
             students, teachers = map(np.stack, zip(*self.probes, strict=True))
             rank_correlation = spearman(students @ student, teachers @ teacher)
         self.probes.append((student, teacher))
-        cosine = float(student @ teacher) if self.same_space else None
+        cosine = float(unit_vector(student) @ unit_vector(teacher)) if self.same_space else None
         return Agreement(cosine, rank_correlation)
 
 
 def unit_vector(vector: np.ndarray) -> np.ndarray:
-    """The float32 vector of length 1 in the same direction."""
-    vector = vector.astype(np.float32)
+    """The vector of length 1 in the same direction."""
     return vector / max(float(np.linalg.norm(vector)), 1e-12)
 
 

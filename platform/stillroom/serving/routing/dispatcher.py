@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from stillroom.encoders.usable_vectors import BrokenModelError, UnusableVectorError
 from stillroom.errors import UserError
 from stillroom.release.reader import Release
 from stillroom.serving.errors import RESTART_RETRY_S, ErrorKind, ServingError, TooManyTokens
@@ -40,7 +41,8 @@ FALLBACK_POLL_S = 0.25  # how often a waiting request checks whether its encoder
 
 
 class NoReplicaAnswered(ServingError):
-    """Every replica that was tried died or was taken out of service, before the timeout."""
+    """Every replica that was tried died, was taken out of service or has broken weights, before the
+    timeout."""
 
 
 class Dispatcher:
@@ -171,7 +173,8 @@ class Dispatcher:
 
         Raises:
             ServingError: invalid for input that the model refuses, too large for too many tokens,
-                overloaded when the queue is full, unavailable when no replica answered.
+                overloaded when the queue is full, unavailable when no replica answered, internal
+                for a text without a usable vector and for broken weights.
         """
         estimator, completed = self.wait_estimators[name], False
         running = estimator.start(estimated_cost(job.request), time.monotonic())
@@ -190,6 +193,7 @@ class Dispatcher:
     async def call_replica(self, name: str, method: str, *args: Any) -> Any:
         """Call a method of one of an encoder's replicas; raises as `encode` does."""
         deadline = time.monotonic() + self.timeout_s
+        unanswered = _unanswered(NoReplicaAnswered)
         for attempt in range(1, MAX_ATTEMPTS + 1):
             response: Any = getattr(self.handles[name], method).remote(*args)
             try:
@@ -199,6 +203,9 @@ class Dispatcher:
                 raise ServingError(
                     ErrorKind.OVERLOADED, message, retry_after_s=QUEUE_FULL_RETRY_S
                 ) from error
+            except BrokenModelError as error:  # another replica's weights may be whole
+                log.error("attempt %d of %d: %s", attempt, MAX_ATTEMPTS, error)
+                unanswered = NoReplicaAnswered(ErrorKind.INTERNAL, str(_cause(error)))
             except UserError as error:
                 raise _refused_input(error) from error
             except TimeoutError:
@@ -209,14 +216,22 @@ class Dispatcher:
                 raise
             except (RayActorError, RayServeException) as error:
                 log.warning("attempt %d of %d: %s", attempt, MAX_ATTEMPTS, error)
-        raise _unanswered(NoReplicaAnswered)
+        raise unanswered
 
 
 def _refused_input(error: UserError) -> ServingError:
     """A replica's refusal of a request's input."""
-    cause = getattr(error, "cause", error)  # Ray wraps what a replica raises
+    cause = _cause(error)
     kind = ErrorKind.TOO_LARGE if isinstance(cause, TooManyTokens) else ErrorKind.INVALID
+    if isinstance(cause, UnusableVectorError):
+        kind = ErrorKind.INTERNAL
     return ServingError(kind, str(cause), "input")
+
+
+def _cause(error: UserError) -> Exception:
+    """What a replica raised, which Ray wraps."""
+    cause: Exception = getattr(error, "cause", error)
+    return cause
 
 
 def _unanswered(error_type: type[ServingError]) -> ServingError:

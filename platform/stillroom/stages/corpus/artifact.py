@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from stillroom.data.readers.beir import read_beir
 from stillroom.data.readers.records import EvaluationSet
 from stillroom.encoders.contract import Prompts, Role
+from stillroom.stages.corpus.languages import read_languages
 from stillroom.storage.artifacts import Artifact
 
 
@@ -24,6 +25,7 @@ class CorpusData:
         passage_sources: the same of each passage; a positive has the source of its pair.
         source_prompts: each source's prefix of its texts; None for the model's own prompts.
         source_symmetric: whether queries and passages of each source are texts of one kind.
+        source_languages: of each source, for BM25.
         conversations: (prompt, completion) of all sources.
     """
 
@@ -36,6 +38,7 @@ class CorpusData:
     source_names: list[str]
     source_prompts: list[Prompts | None]
     source_symmetric: list[bool]
+    source_languages: list[str]
     conversations: list[tuple[str, str]]
 
     def prompts_of(self, role: Role) -> list[str | None]:
@@ -44,8 +47,14 @@ class CorpusData:
             None if prompts is None else str(getattr(prompts, role))
             for prompts in self.source_prompts
         ]
-        text_sources = self.pair_sources if role == "query" else self.passage_sources
-        return [prompts[source] for source in text_sources]
+        return [prompts[source] for source in self._sources_of(role)]
+
+    def languages_of(self, role: Role) -> list[str]:
+        """The language of each query or passage: its source's."""
+        return [self.source_languages[source] for source in self._sources_of(role)]
+
+    def _sources_of(self, role: Role) -> np.ndarray:
+        return self.pair_sources if role == "query" else self.passage_sources
 
     @staticmethod
     def read(artifact: Artifact) -> "CorpusData":
@@ -68,6 +77,7 @@ class CorpusData:
                 for source in sources
             ],
             source_symmetric=[source["symmetric"] for source in sources],
+            source_languages=list(read_languages(artifact)["sources"].values()),
             conversations=list(zip(*conversations.values(), strict=True)),
         )
 

@@ -17,6 +17,7 @@ from stillroom.errors import UserError
 from stillroom.reports.data_card import data_card
 from stillroom.stages.corpus import sources
 from stillroom.stages.corpus.cleaning import clean
+from stillroom.stages.corpus.languages import LANGUAGES_FILE, Languages, find_languages
 from stillroom.stages.corpus.passage_rows import assign_passage_rows
 from stillroom.stages.corpus.shards import (
     DROP_REASONS,
@@ -40,7 +41,7 @@ def corpus(
     """Makes a corpus.
 
     Writes pairs.parquet, passages.parquet, conversations.parquet (if there are any), sources.json,
-    evaluation/SET/, counts.json, contamination.json, left_out.json and card.md.
+    languages.json, evaluation/SET/, counts.json, contamination.json, left_out.json and card.md.
 
     Args:
         synthetic: generated pairs, which become one more source.
@@ -74,6 +75,7 @@ def corpus(
         passage_rows = assign_passage_rows(workspace, shards)
         counts = {name: _count(workspace, shards, number) for number, name in enumerate(names)}
         _require_kept_rows(counts)
+        languages = find_languages(section.language, names, workspace, shards, evaluation_sets)
         passages = write_texts(workspace, shards, passage_rows, len(names), out.path)
         write_conversations(workspace, shards["conversations"], out.path)
     finally:
@@ -82,7 +84,8 @@ def corpus(
         write_beir(evaluation_set, out.path / "evaluation" / name)
     write_sources(section, counts, passages, out.path)
     skipped_rows = {name: skipped[number] for number, name in enumerate(names)}
-    summary = _summary(counts, sum(passages), skipped_rows)
+    summary = _summary(counts, sum(passages), skipped_rows, languages)
+    atomic_write_json(out.path / LANGUAGES_FILE, languages)
     atomic_write_json(out.path / "counts.json", summary)
     atomic_write_json(out.path / "contamination.json", contamination.as_json())
     bad_rows = {name: rows.bad_rows for name, rows in skipped_rows.items()}
@@ -121,7 +124,10 @@ def _require_kept_rows(counts: Mapping[str, Mapping[str, Counts]]) -> None:
 
 
 def _summary(
-    counts: Mapping[str, Mapping[str, Counts]], passages: int, skipped: Mapping[str, SkippedRows]
+    counts: Mapping[str, Mapping[str, Counts]],
+    passages: int,
+    skipped: Mapping[str, SkippedRows],
+    languages: Languages,
 ) -> dict[str, Any]:
     """The content of counts.json."""
     return {
@@ -130,4 +136,5 @@ def _summary(
         "conversations": sum(of_kinds["conversations"]["kept"] for of_kinds in counts.values()),
         "sources": counts,
         "left_out": {name: dict(rows.counts) for name, rows in skipped.items()},
+        "languages": languages,
     }

@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 
 from stillroom.cluster.session import connect
+from stillroom.config.languages import AUTO
 from stillroom.config.recipe import Negatives
 from stillroom.config.scale import Scale
 from stillroom.data.readers.beir import read_beir
 from stillroom.data.readers.files import read_pairs, read_passages
 from stillroom.data.readers.records import EvaluationSet
+from stillroom.data.text.detection import detect_language
+from stillroom.encoders.files.inputs import folder_prompts
 from stillroom.encoders.model_names import find_model, locate_model, resolve_artifact_name
+from stillroom.encoders.prompt_names import prompt_by_name
 from stillroom.errors import UserError
 from stillroom.mining.formats import FORMATS, PairTexts
 from stillroom.mining.known_texts import KnownTexts, find_known_texts
@@ -37,11 +41,13 @@ def mine_files(
     evaluation: Sequence[Path],
     out: Path,
     format: str,
+    language: str,
     section: Negatives,
     with_scores: bool,
     seed: int,
     root: str,
     scale: Scale,
+    prompt_name: str | None = None,
 ) -> dict[str, Any]:
     """Writes the pairs with their negatives as JSONL; `out` appears when it is complete.
 
@@ -50,11 +56,13 @@ def mine_files(
         passages: files of more passages to mine from.
         evaluation: folders of sets in BEIR layout; their passages never become negatives.
         format: one of `FORMATS`.
+        language: of the texts, for BM25; `auto` detects it.
+        prompt_name: of the models' prompt for queries; None: each model's own for them.
         with_scores: also writes the scores of positives and negatives.
         root: of the artifacts that models may name.
 
     Returns:
-        Counts of kept and rejected candidates.
+        Counts of kept and rejected candidates, and the language that BM25 took.
 
     Raises:
         UserError: when a file, an option or a model is wrong, before any model is loaded.
@@ -70,6 +78,11 @@ def mine_files(
     store = Store(root)
     names = [resolve_artifact_name(name, store) for name in models]
     folders = {name: None if name == "bm25" else locate_model(name) for name in names}
+    query_prompts = {
+        name: prompt_by_name(folder_prompts(folder), prompt_name, f"--prompt-name with {name}")
+        for name, folder in folders.items()
+        if folder is not None and prompt_name is not None
+    }
     cross_encoder = None
     if section.cross_encoder is not None:
         cross_encoder = find_model(section.cross_encoder, store)
@@ -83,10 +96,18 @@ def mine_files(
         for number, (name, folder) in enumerate(folders.items()):
             miners[name] = None if folder is None else Path(work) / str(number)
             if folder is not None:
-                _embed(texts, folder, Path(work) / str(number), scale)
+                _embed(texts, folder, Path(work) / str(number), scale, query_prompts.get(name))
         known = _known_texts(texts, sets, section)
+        if language == AUTO and "bm25" in names:
+            language = detect_language(texts.passages)
         mined = mine(
-            MiningTexts(texts.queries, texts.passages, known),
+            MiningTexts(
+                texts.queries,
+                [language] * len(texts.queries),
+                texts.passages,
+                [language] * len(texts.passages),
+                known,
+            ),
             miners,
             section,
             cross_encoder=cross_encoder,
@@ -94,7 +115,12 @@ def mine_files(
             scale=scale.negatives,
         )
     _write(FORMATS[format](texts, mined, with_scores), out)
-    return {"out": str(out), "pairs": len(texts.queries), **mined.summary()}
+    return {
+        "out": str(out),
+        "pairs": len(texts.queries),
+        **({"language": language} if "bm25" in names else {}),
+        **mined.summary(),
+    }
 
 
 def read_texts(pairs: Sequence[Path], passages: Sequence[Path]) -> PairTexts:
@@ -115,10 +141,12 @@ def read_texts(pairs: Sequence[Path], passages: Sequence[Path]) -> PairTexts:
     return texts
 
 
-def _embed(texts: PairTexts, model: Path, folder: Path, scale: Scale) -> None:
+def _embed(
+    texts: PairTexts, model: Path, folder: Path, scale: Scale, query_prompt: str | None
+) -> None:
     folder.mkdir()
     parts = [
-        TextsToEmbed("queries", "query", texts.queries, [None] * len(texts.queries)),
+        TextsToEmbed("queries", "query", texts.queries, [query_prompt] * len(texts.queries)),
         TextsToEmbed("passages", "passage", texts.passages, [None] * len(texts.passages)),
     ]
     embed(parts, model, folder, SHARD_SIZE, scale.vectors)

@@ -29,6 +29,7 @@ from stillroom.stages.negatives.miners import (
     DenseMiner,
     Miner,
     Scorer,
+    SearchTexts,
     SharedActors,
 )
 from stillroom.storage.atomic import atomic_write
@@ -38,10 +39,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MiningTexts:
-    """Input of mining: queries, the passages to search, and known relations between them."""
+    """Input of mining: queries, the passages to search, and known relations between them.
+
+    Attributes:
+        query_languages, passage_languages: of each text; only BM25 reads them.
+    """
 
     queries: Sequence[str]
+    query_languages: Sequence[str]
     passages: Sequence[str]
+    passage_languages: Sequence[str]
     known: KnownTexts
 
 
@@ -130,7 +137,9 @@ def _start_miners(
         is_first = not dense and not lexical
         actors = SharedActors(scale, reserves_cpus=is_first, share_count=share_count)
         if folder is None:
-            lexical.append(Bm25Miner(texts.queries, texts.passages, actors))
+            queries = SearchTexts(texts.queries, texts.query_languages)
+            passages = SearchTexts(texts.passages, texts.passage_languages)
+            lexical.append(Bm25Miner(queries, passages, actors))
         else:
             dense[name] = DenseMiner(folder, depth, actors, section.ivf)
     recalls = {name: miner.recall(depth) for name, miner in dense.items()}

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import ray
@@ -207,41 +207,50 @@ class SearchActor:
         return merge_top_k([index.search(queries, k) for index in self.indexes], k)
 
 
+class SearchTexts(NamedTuple):
+    """Texts, and the language of each."""
+
+    texts: Sequence[str]
+    languages: Sequence[str]
+
+
 class Bm25Miner:
     """Searches with BM25, in one actor."""
 
     block_size = 1024
 
-    def __init__(self, queries: Sequence[str], passages: Sequence[str], actors: SharedActors):
+    def __init__(self, queries: SearchTexts, passages: SearchTexts, actors: SharedActors):
         self.queries = queries
-        (self.actor,) = actors.start(Bm25Actor, [(ray.put(passages),)])
+        shared = ray.put(passages.texts), ray.put(passages.languages)
+        (self.actor,) = actors.start(Bm25Actor, [shared])
 
     def start_search(self, first: int, last: int, k: int) -> Callable[[], TopK]:
-        result = self.actor.search.remote(self.queries[first:last], k)
+        result = self.actor.search.remote(*self._queries(first, last), k)
         return lambda: ray.get(result)
 
     def scores(self, first: int, rows_qk: np.ndarray) -> np.ndarray:
-        queries = self.queries[first : first + len(rows_qk)]
-        return np.array(ray.get(self.actor.scores.remote(queries, rows_qk)))
+        queries = self._queries(first, first + len(rows_qk))
+        return np.array(ray.get(self.actor.scores.remote(*queries, rows_qk)))
+
+    def _queries(self, first: int, last: int) -> tuple[Sequence[str], Sequence[str]]:
+        return self.queries.texts[first:last], self.queries.languages[first:last]
 
 
 class Bm25Actor:
     """A BM25 index of all passages."""
 
-    def __init__(self, passages: Sequence[str], threads: int):
-        self.index = Bm25(passages)
+    def __init__(self, passages: Sequence[str], languages: Sequence[str], threads: int):
+        self.index = Bm25(passages, languages)
 
-    def search(self, queries: Sequence[str], k: int) -> TopK:
-        rows, scores = self.index.search(queries, k)
+    def search(self, queries: Sequence[str], languages: Sequence[str], k: int) -> TopK:
+        rows, scores = self.index.search(queries, languages, k)
         return np.where(rows >= 0, scores, np.float32(-np.inf)), rows
 
-    def scores(self, queries: Sequence[str], rows_qk: np.ndarray) -> np.ndarray:
-        scores_qk = np.array(
-            [
-                query_scores[rows]
-                for query_scores, rows in zip(self.index.scores(queries), rows_qk, strict=True)
-            ]
-        )
+    def scores(
+        self, queries: Sequence[str], languages: Sequence[str], rows_qk: np.ndarray
+    ) -> np.ndarray:
+        scores_q = self.index.scores(queries, languages)
+        scores_qk = np.array([scores[rows] for scores, rows in zip(scores_q, rows_qk, strict=True)])
         return np.where(rows_qk >= 0, scores_qk, np.float32(-np.inf)).astype(np.float32)
 
 

@@ -66,7 +66,13 @@ def negatives(
     blocks_folder = out.path / BLOCKS_FOLDER
     blocks_folder.mkdir(exist_ok=True)
     mined = mine(
-        MiningTexts(data.queries, data.passages, known),
+        MiningTexts(
+            data.queries,
+            data.languages_of("query"),
+            data.passages,
+            data.languages_of("passage"),
+            known,
+        ),
         folders,
         section,
         cross_encoder=cross_encoder,

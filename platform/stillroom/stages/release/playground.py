@@ -17,6 +17,7 @@ from stillroom.config.scale import ActorPool
 from stillroom.data.cleaning.sampling import evenly_spaced
 from stillroom.data.readers.records import EvaluationSet
 from stillroom.encoders.files.load import load_encoder
+from stillroom.encoders.usable_vectors import require_usable
 from stillroom.evaluation.encode_progress import OnTexts, encode_in_chunks
 from stillroom.evaluation.known_vectors import KnownVectors
 from stillroom.release.playground_corpus import (
@@ -47,7 +48,10 @@ def write_playground(
     for name, (ids, examples) in chosen.items():
         texts = [sets[name].passages[id] for id in ids]
         vectors = {role: by_text.get(texts, "passage") for role, by_text in known.items()}
-        first, *others = [(role, v.astype(np.float16)) for role, v in vectors.items()]
+        with np.errstate(over="ignore"):
+            first, *others = [(role, v.astype(np.float16)) for role, v in vectors.items()]
+        for _, halves in (first, *others):  # raw vectors may have numbers above 65,504
+            require_usable(halves, normalised=False, texts=texts)
         plane = PcaPlane.fit(first[1])
         views = {first[0]: EncoderView(first[1], plane)}
         for role, vectors_nd in others:

@@ -3,13 +3,13 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from stillroom.cluster.progress import Progress
 from stillroom.config.recipe import Release as Section
 from stillroom.config.scale import Scale
 from stillroom.data.readers.records import EvaluationSet
-from stillroom.encoders.contract import BaseContract, Contract
+from stillroom.encoders.contract import BaseContract, Contract, Similarity
 from stillroom.encoders.files.load import load_encoder, require_weights
 from stillroom.encoders.vectors.quantise import CALIBRATION_FILE
 from stillroom.errors import UserError
@@ -43,9 +43,16 @@ class ReleaseManifest(TypedDict):
     models: dict[str, str]  # role → folder
     exports: dict[str, dict[str, Any]]  # format → folder, and its comparison with the student
     space: dict[str, str]  # role → id of its vector space
-    report: str
+    similarity: dict[str, Similarity]  # role → what an index of its vectors compares by
+    report: str | None
     playground: list[str]  # sets
     gate: dict[str, Any]
+    # Of models that were trained elsewhere.
+    formats: NotRequired[dict[str, str]]  # role → format of a model that is an export itself
+    same_space: NotRequired[dict[str, Any] | None]  # the comparison of two models' vectors
+    proof: NotRequired[dict[str, dict[str, Any]]]  # role → its comparison with the library
+    measured: NotRequired[str | None]  # … as a sentence
+    origin: NotRequired[dict[str, dict[str, str]]]  # role → the model and its fingerprint
 
 
 def release(
@@ -102,15 +109,17 @@ def release(
         shutil.copy2(report.path / name, out.path / name)
     # Beside the weights: the ranges with which the report measured int8 vectors.
     shutil.copy2(report.path / CALIBRATION_FILE, out.path / "student" / CALIBRATION_FILE)
+    contracts = {role: BaseContract.read(model.path) for role, model in models.items()}
     manifest = ReleaseManifest(
         name=out.path.name.rpartition("-")[0],
         ref=ref,
         models={role: role for role in models},
         exports=exports,
-        space={role: BaseContract.read(model.path).space for role, model in models.items()},
+        space={role: contract.space for role, contract in contracts.items()},
+        similarity={role: contract.similarity for role, contract in contracts.items()},
         report="report.json",
         playground=playground,
-        gate=_gate_entry(verdict),
+        gate=gate_entry(verdict),
     )
     atomic_write_json(out.path / "release.json", manifest)
     return manifest
@@ -183,7 +192,8 @@ def _playground(
     return list(chosen)
 
 
-def _gate_entry(verdict: GateResult) -> dict[str, Any]:
+def gate_entry(verdict: GateResult) -> dict[str, Any]:
+    """The gate's part of release.json."""
     return {
         "passed": verdict.passed,
         "failures": list(verdict.failures),

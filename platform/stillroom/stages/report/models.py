@@ -65,7 +65,9 @@ def _teacher_before_training(teacher: Artifact, trust_remote_code: bool) -> Enco
     return create_encoder(
         contract.base,
         space=f"{contract.space}-base",
-        options=ContractOptions.from_fields(contract),
+        options=ContractOptions.from_fields(
+            contract, layer_norm=teacher.manifest["made_by"]["section"].get("layer_norm", False)
+        ),
         trust_remote_code=trust_remote_code,
     )
 

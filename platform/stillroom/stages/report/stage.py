@@ -7,7 +7,7 @@ quality of its queries among its teacher's passages.
 import json
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import psutil
@@ -17,6 +17,7 @@ from stillroom.cluster.capacity import require_capacity
 from stillroom.cluster.progress import Progress
 from stillroom.config.recipe import Report as Section
 from stillroom.config.scale import Scale
+from stillroom.data.readers.records import EvaluationSet
 from stillroom.encoders.contract import BaseContract, index_conflict
 from stillroom.encoders.vectors.quantise import write_calibrations
 from stillroom.evaluation.evaluate import (
@@ -33,12 +34,14 @@ from stillroom.evaluation.speed import is_unreliable
 from stillroom.reports.render import render_report
 from stillroom.stages.api_teacher import api_encoder
 from stillroom.stages.corpus.artifact import read_evaluation_sets
+from stillroom.stages.corpus.languages import read_languages
 from stillroom.stages.report.measure import measure_api, measure_models, texts_to_encode
 from stillroom.stages.report.models import models_to_measure
 from stillroom.storage.artifacts import Artifact, Draft
 from stillroom.storage.atomic import atomic_write_json
 from stillroom.training.history import METRICS_FILE, read_history
 
+SPEED = ("texts_per_second", "texts_per_second_spread")  # of an entry; the spread may be missing
 VECTORS_FOLDER = "vectors"  # of ROLE.safetensors: vectors that the release reuses
 log = logging.getLogger(__name__)
 
@@ -93,9 +96,9 @@ def report(
     contracts = BaseContract.read(student.path), BaseContract.read(teacher.path)
     if index_conflict(*contracts) is None:
         both = combine_asymmetric(by_student, by_teacher, shared_dims(*contracts))
-        entries["student asks, teacher answers"] = _asymmetric_entry(entries, both, sets)
+        entries["student asks, teacher answers"] = asymmetric_entry(entries, both, sets)
     if section.bm25:
-        entries["BM25"] = evaluate_bm25(sets)
+        entries["BM25"] = evaluate_bm25(sets, read_languages(corpus)["evaluation"])
     _warn_of_unreliable_speeds(entries)
     result = Report(
         sets={
@@ -104,7 +107,7 @@ def report(
         },
         models=entries,
         retention=retention(entries["teacher"], entries["student"]),
-        hardware=describe_hardware(),
+        hardware=describe_hardware(ray.cluster_resources().get("GPU", 0)),
     )
     atomic_write_json(out.path / "report.json", result)
     extras = {
@@ -124,13 +127,13 @@ def _keep_vectors(
     write_vectors(file, encoded, sets, own_prompts=own_prompts)
 
 
-def _asymmetric_entry(
-    entries: dict[str, dict[str, Any]], encoded: EncodedSets, sets: dict[str, Any]
+def asymmetric_entry(
+    entries: Mapping[str, dict[str, Any]], encoded: EncodedSets, sets: Mapping[str, EvaluationSet]
 ) -> dict[str, Any]:
-    """The student's queries among the teacher's passages, at the teacher's speed."""
+    """The entry of the student's queries among the teacher's passages, at the teacher's speed."""
     teacher = entries["teacher"]
     entry = report_entry("asymmetric", entries["student"]["parameters"], encoded, sets)
-    speed = {k: teacher[k] for k in ("texts_per_second", "texts_per_second_spread")}
+    speed = {k: teacher[k] for k in SPEED if k in teacher}
     return {**entry, **speed, "retention": retention(teacher, entry)}
 
 
@@ -152,9 +155,8 @@ def _losses(artifact: Artifact) -> list[tuple[int, float]]:
     return [(int(step["step"]), step["loss"]) for step in read_history(artifact.path)]
 
 
-def describe_hardware() -> str:
+def describe_hardware(gpus: float) -> str:
     """The hardware and software of the measurement."""
-    gpus = ray.cluster_resources().get("GPU", 0)
     memory = psutil.virtual_memory().total / 2**30
     return (
         f"{platform.machine()}, {psutil.cpu_count()} CPUs, {memory:.0f} GiB, "

@@ -8,8 +8,10 @@ import numpy as np
 import ray
 
 from stillroom.cluster.capacity import ray_options
+from stillroom.config.languages import AUTO
 from stillroom.config.scale import ActorPool
 from stillroom.config.synthetic import FromPassages
+from stillroom.data.text.detection import detect_language
 from stillroom.encoders.model_names import find_model
 from stillroom.mining.bm25 import Bm25
 from stillroom.mining.exact import search
@@ -36,12 +38,18 @@ class VectorRetriever:
 
 
 def make_retriever(
-    options: FromPassages, passages: list[str], store: Store, scale: ActorPool
+    options: FromPassages, passages: list[str], language: str, store: Store, scale: ActorPool
 ) -> Retriever:
-    """BM25 in this process, or a model in a Ray actor."""
+    """BM25 in this process, or a model in a Ray actor.
+
+    Args:
+        language: of the passages, for BM25; `auto` detects it.
+    """
     if options.retriever == "bm25":
-        index = Bm25(passages)
-        return lambda queries, k: index.search(queries, k)[0]
+        if language == AUTO:
+            language = detect_language(passages)
+        index = Bm25(passages, [language] * len(passages))
+        return lambda queries, k: index.search(queries, [language] * len(queries), k)[0]
     model = find_model(options.retriever, store)
     actor = ray.remote(**ray_options(scale))(VectorRetriever).remote(passages, model)
     return lambda queries, k: ray.get(actor.find.remote(queries, k))

@@ -49,7 +49,9 @@ def synthetic(*, section: Corpus, seed: int, scale: Scale, out: Draft) -> dict[s
         examples += generate_from_tasks(settings, seed, client, rejections)
     if settings.passages:
         pool = draw_pool(section, seed)
-        retrieve = make_retriever(settings.passages, pool, out.store, scale.vectors)
+        retrieve = make_retriever(
+            settings.passages, pool, section.language, out.store, scale.vectors
+        )
         generator = PassageExampleGenerator(settings, seed, pool, retrieve, client, rejections)
         from_passages, passage_counts = generator.generate()
         examples += from_passages

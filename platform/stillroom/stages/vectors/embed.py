@@ -18,6 +18,7 @@ from stillroom.encoders.api_encoder import ApiEncoder
 from stillroom.encoders.contract import Role
 from stillroom.encoders.files.load import load_encoder
 from stillroom.encoders.interface import Embedder
+from stillroom.encoders.usable_vectors import UnusableVectorError, require_usable
 from stillroom.encoders.vectors.stored import (
     DIGESTS_FILE,
     shard_path,
@@ -234,13 +235,14 @@ def encode_isolating_failures(
     """Encodes texts, some of which may make the encoder fail; halving finds these.
 
     Args:
-        encode: rows of texts → their vectors, (rows, dims).
+        encode: rows of texts → their vectors, float16 (rows, dims).
         count: texts.
 
     Returns:
         Vectors, float16 (count, dims), zeros for texts that failed; and row → reason.
 
     Raises:
+        UserError: an API's, or a broken model's: no text caused it.
         Exception: the encoder's error, if every one of several texts fails.
     """
     result = np.zeros((count, dims), dtype=np.float16)
@@ -250,23 +252,18 @@ def encode_isolating_failures(
     while pending:
         rows = pending.pop()
         try:
-            vectors = encode(rows)
-        except UserError:  # an API's: no text caused it
-            raise
+            result[rows] = encode(rows)
         except Exception as error:
+            if isinstance(error, UserError) and not isinstance(error, UnusableVectorError):
+                raise
             last_error = error
+            # Encoded alone, a text cannot be affected by others in its batch.
             if len(rows) > 1:
                 pending += np.array_split(rows, 2)
+            elif isinstance(error, UnusableVectorError):
+                failed[int(rows[0])] = error.problem
             else:
                 failed[int(rows[0])] = f"{type(error).__name__}: {one_line(error, 200)}"
-            continue
-        finite = np.isfinite(vectors).all(1)
-        result[rows[finite]] = vectors[finite]
-        if len(rows) > 1:
-            # Encoded alone, a text cannot be affected by others in its batch.
-            pending += [rows[i : i + 1] for i in np.flatnonzero(~finite)]
-        elif not finite.all():
-            failed[int(rows[0])] = "its vector is not finite"
     if last_error is not None and len(failed) == count > 1:
         raise last_error
     return result, dict(sorted(failed.items()))
@@ -275,9 +272,21 @@ def encode_isolating_failures(
 def encode_with_prompts(
     encoder: Embedder, texts: Sequence[str], prompts: Sequence[str | None], role: Role
 ) -> np.ndarray:
-    """Vectors of texts with a prompt each, None for the encoder's own: float16, (n, dims)."""
+    """Vectors of texts with a prompt each, None for the encoder's own: float16, (n, dims).
+
+    Raises:
+        UnusableVectorError: naming a text whose vector is not finite or has no length, or that
+            float16 cannot hold.
+    """
     vectors = np.empty((len(texts), encoder.contract.dims[0]), dtype=np.float16)
     for prompt in dict.fromkeys(prompts):
         rows = [row for row, own_prompt in enumerate(prompts) if own_prompt == prompt]
-        vectors[rows] = encoder.encode([texts[row] for row in rows], role, prompt=prompt)
+        encoded = encoder.encode([texts[row] for row in rows], role, prompt=prompt)
+        with np.errstate(over="ignore"):
+            vectors[rows] = encoded
+    try:
+        require_usable(vectors, normalised=encoder.contract.normalise, texts=texts)
+    except UnusableVectorError as error:  # it was usable before it was rounded
+        problem = f"{error.problem} in float16, in which vectors are stored"
+        raise error.of_text(error.row, problem, texts[error.row]) from None
     return vectors

@@ -31,8 +31,10 @@ export function formatMilliseconds(ms) {
 }
 
 /** A bar that is filled from 0 to 1; values outside are clamped. */
-export function scoreBar(score) {
+export function scoreBar(score, highest) {
+  // Cosines fill the bar at 1; of inner products that go beyond, the highest does.
+  const share = score / Math.max(1, highest);
   const bar = html("span", { class: "bar", "aria-hidden": "true" });
-  bar.style.setProperty("--score", Math.max(0, Math.min(1, score)));
+  bar.style.setProperty("--score", Math.max(0, Math.min(1, share)));
   return bar;
 }

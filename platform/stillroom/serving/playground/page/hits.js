@@ -45,12 +45,12 @@ export class Column {
     );
     this.list.replaceChildren(
       ...hits.map((hit, index) =>
-        this.#hitElement(hit, index + 1, otherRanks.get(hit.row), answers.has(hit.row)),
+        this.#hitElement(hit, hits[0].score, index + 1, otherRanks.get(hit.row), answers.has(hit.row)),
       ),
     );
   }
 
-  #hitElement({ row, score, text }, rank, otherRank, isAnswer) {
+  #hitElement({ row, score, text }, highest, rank, otherRank, isAnswer) {
     const otherName = OTHER_ENCODER[this.name];
     const button = html(
       "button",
@@ -63,7 +63,7 @@ export class Column {
       },
       html("span", { class: "rank" }, String(rank)),
       html("span", { class: "text" }, text),
-      html("span", { class: "score" }, score.toFixed(3), scoreBar(score)),
+      html("span", { class: "score" }, score.toFixed(3), scoreBar(score, highest)),
       html(
         "span",
         { class: "notes" },

@@ -23,8 +23,11 @@ async function start() {
     byId("search-form").hidden = true;
     showStatus(
       byId("status"),
-      "This release contains no corpus to search. Recipes add one unless they set " +
-        "release.playground: null; make the release again to have it. You can compare two texts.",
+      ("model" in page.releases[0].models
+        ? "A model without a release has no corpus to search. "
+        : "This release contains no corpus to search. Recipes add one unless they set " +
+          "release.playground: null; make the release again to have it. ") +
+        "You can compare two texts.",
     );
     byId("pair-query").focus();
     return;
@@ -148,35 +151,40 @@ function redrawLinks() {
 
 // --- comparison of two texts ------------------------------------------------------------------
 
-const COSINE_TITLES = {
+const SCORE_TITLES = {
   teacher: "teacher",
   student: "student",
+  model: "the model",
   across: "student’s query, teacher’s passage",
 };
 
 async function compare() {
   const release = page.corpus?.release ?? page.releases[0].name;
-  setBusy(byId("cosines"), true);
+  setBusy(byId("scores"), true);
   showStatus(byId("pair-status"), "Comparing…");
   try {
     const body = { release, query: byId("pair-query").value, passage: byId("pair-passage").value };
-    const cosines = await request("compare", { body });
-    byId("cosines").replaceChildren(
-      ...Object.entries(cosines).map(([name, cosine]) =>
+    const scores = await request("compare", { body });
+    const highest = Math.max(...Object.values(scores));
+    byId("scores").replaceChildren(
+      ...Object.entries(scores).map(([name, score]) =>
         html(
           "div",
           { class: name },
-          html("dt", {}, COSINE_TITLES[name]),
-          html("dd", {}, cosine.toFixed(3), scoreBar(cosine)),
+          html("dt", {}, SCORE_TITLES[name]),
+          html("dd", {}, score.toFixed(3), scoreBar(score, highest)),
         ),
       ),
     );
-    byId("cosines").hidden = false;
-    showStatus(byId("pair-status"), "Cosine of the two vectors, by each model.");
+    byId("scores").hidden = false;
+    const { models } = page.releases.find(({ name }) => name === release);
+    const raw = Object.values(models).some((model) => model.similarity === "dot");
+    const score = raw ? "Inner product" : "Cosine";
+    showStatus(byId("pair-status"), `${score} of the two vectors, by each model.`);
   } catch (error) {
     showError(byId("pair-status"), error, compare);
   }
-  setBusy(byId("cosines"), false);
+  setBusy(byId("scores"), false);
 }
 
 // --- status lines -----------------------------------------------------------------------------

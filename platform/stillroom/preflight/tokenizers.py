@@ -1,0 +1,107 @@
+"""Whether the tokenizers of the models that a recipe names know the letters of its texts."""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from stillroom.config.corpus import DocstringSource
+from stillroom.config.recipe import Recipe
+from stillroom.data.cleaning.sampling import evenly_spaced
+from stillroom.data.readers.beir import read_beir
+from stillroom.data.text.words import count_words
+from stillroom.encoders.model_names import resolve_artifact_name
+from stillroom.encoders.tokens.fit import TokenizerFit, measure_fit
+from stillroom.errors import UserError
+from stillroom.preflight.findings import Finding
+from stillroom.preflight.models import BaseModel, base_models
+from stillroom.reports.text_statistics import script_of
+from stillroom.stages.corpus import sources
+from stillroom.storage.artifacts import Store
+
+SAMPLE_ROWS = 400  # of a file or an evaluation set
+READ_ROWS = 4000  # of a file: the sample is drawn from its beginning
+WARNED_SHARE = 0.01  # of unknown letters
+OTHER_BASE = "Name a base whose tokenizer was made for these texts, such as a multilingual model's"
+
+
+def check_tokenizers(recipe: Recipe, store: Store, stages: Collection[str]) -> Iterator[Finding]:
+    """What each base's tokenizer makes of a sample of the texts.
+
+    Args:
+        stages: of the artifacts to make; a teacher or a student that exists is left out.
+
+    Raises:
+        UserError: when more than `max_unknown` of the letters of a source or a set are unknown.
+    """
+    models = [model for model in base_models(recipe) if model.field.partition(".")[0] in stages]
+    samples = dict(_samples(recipe)) if models else {}
+    for model in models:
+        name = resolve_artifact_name(model.name, store)
+        fits = {where: measure_fit(name, texts) for where, texts in samples.items()}
+        for where, texts in samples.items():
+            fit = fits[where]
+            if fit is not None and fit.unknown_share > recipe.max_unknown:
+                raise UserError(
+                    f"{model.field}: {model.name}",
+                    f"its tokenizer does not know {fit.unknown_share:.0%} of the letters in "
+                    f"{where} ({_scripts(texts)})",
+                    f"{OTHER_BASE}; or allow it with max_unknown: 1",
+                )
+        yield from _finding(model, samples, fits)
+
+
+def _finding(
+    model: BaseModel,
+    samples: Mapping[str, Sequence[str]],
+    fits: Mapping[str, TokenizerFit | None],
+) -> Iterator[Finding]:
+    max_tokens = getattr(model.section, "max_tokens", None)
+    unknown, details = 0.0, []
+    for where, fit in fits.items():
+        if fit is None or not fit.letters:
+            continue
+        unknown = max(unknown, fit.unknown_share)
+        texts = samples[where]
+        words, characters = sum(map(count_words, texts)), sum(map(len, texts))
+        cut = "" if max_tokens is None else f", {np.mean(fit.tokens > max_tokens):.0%} cut"
+        details.append(
+            f"{where} ({_scripts(texts)}) {fit.unknown_share:.1%} unknown, "
+            f"{fit.tokens.sum() / words:.2f} tokens a word and "
+            f"{fit.tokens.sum() / characters:.2f} a character{cut}"
+        )
+    if details:
+        yield Finding(
+            f"{model.field}: its tokenizer", unknown <= WARNED_SHARE, "; ".join(details), OTHER_BASE
+        )
+
+
+def _scripts(texts: Sequence[str]) -> str:
+    return ", ".join(script for script, _ in Counter(map(script_of, texts)).most_common(3))
+
+
+def _samples(recipe: Recipe) -> Iterator[tuple[str, list[str]]]:
+    """Field of the recipe → some of its texts. Docstrings are left out: they are English."""
+    for name, source in recipe.corpus.sources.items():
+        if isinstance(source, DocstringSource):
+            continue
+        texts = [text for part in sources.split_source(source) for text in _of_part(part)]
+        if texts:
+            yield f"corpus.sources.{name}", texts
+    for name, folder in recipe.corpus.evaluation.items():
+        judged = read_beir(Path(folder))
+        texts = [*judged.judged_queries(), *judged.passages.values()]
+        rows = evenly_spaced(len(texts), SAMPLE_ROWS)
+        yield f"corpus.evaluation.{name}", [texts[row] for row in rows]
+
+
+def _of_part(part: sources.SourcePart) -> Iterator[str]:
+    if part.kind == "pairs":
+        pairs = list(islice(sources.iter_pairs(part), READ_ROWS))
+        for row in evenly_spaced(len(pairs), SAMPLE_ROWS):
+            yield from (pairs[row].query, pairs[row].passage)
+    elif part.kind == "passages":
+        passages = list(islice(sources.iter_passages(part), READ_ROWS))
+        yield from (passages[row] for row in evenly_spaced(len(passages), SAMPLE_ROWS))

@@ -1,0 +1,63 @@
+"""The language of a collection."""
+
+import pytest
+
+from stillroom.config.languages import AUTO, LANGUAGES, check_language
+from stillroom.data.text import detection
+from stillroom.data.text.detection import detect_language
+from stillroom.errors import UserError
+
+SENTENCES = {
+    "en": "The water in the river is clear and cold all through the year",
+    "de": "Das Wasser im Fluss ist das ganze Jahr über klar und kalt",
+    "fr": "L'eau de la rivière reste claire et froide toute l'année",
+    "ru": "Вода в реке весь год остаётся чистой и холодной",
+    "ja": "川の水は一年を通して澄んでいて冷たい",
+    "zh": "河里的水一年四季都很清澈冰凉",
+    "ko": "강물은 일 년 내내 맑고 차갑다",
+    "th": "น้ำในแม่น้ำใสและเย็นตลอดทั้งปี",
+    "ar": "ماء النهر صاف وبارد طوال العام",
+    "hi": "नदी का पानी पूरे साल साफ और ठंडा रहता है",
+}
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_the_language_of_most_letters_is_found(language):
+    texts = [f"{SENTENCES[language]} {number}." for number in range(20)]
+    assert detect_language(texts) == language
+    assert detect_language([*texts, "A line of English.", "1984", ""]) == language
+
+
+def test_a_mixed_collection_has_several_languages_and_numbers_have_none():
+    assert detect_language([SENTENCES["de"], SENTENCES["fr"]] * 10) == "mul"
+    assert detect_language(["1984", "++ 3.5 €", ""]) == detect_language([]) == "und"
+    assert detect_language(["\ud800\ud800 \u200f"]) == "und"
+
+
+def test_only_a_sample_of_a_large_collection_is_read(monkeypatch):
+    class Texts(list):
+        read = 0
+
+        def __getitem__(self, row):
+            Texts.read += 1
+            return SENTENCES["de"]
+
+    assert detect_language(Texts([""] * 100_000)) == "de"
+    assert Texts.read <= detection.SAMPLE_TEXTS
+
+
+def test_every_variety_of_the_detector_is_a_language():
+    labels = set(detection._detector().labels)
+    assert set(detection.VARIETIES) <= labels
+    assert set(detection.VARIETIES.values()) <= set(LANGUAGES)
+    assert len(labels & set(LANGUAGES)) >= 85
+
+
+@pytest.mark.parametrize(
+    ("given", "fix"),
+    [("german", "Use de"), ("zh-CN", "Use zh"), ("pt_BR", "Use pt"), ("xx", "auto")],
+)
+def test_an_unknown_language_is_refused_with_the_code_that_was_meant(given, fix):
+    with pytest.raises(UserError, match=f"--language: '{given}' is no known language. .*{fix}"):
+        check_language(given, "--language")
+    assert check_language("de", "x") == "de" and check_language(AUTO, "x") == AUTO

@@ -1,0 +1,83 @@
+"""Texts that a model's tokenizer does not know are found before a run."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from stillroom.config.load import read_recipe
+from stillroom.encoders.tokens.fit import measure_fit
+from stillroom.errors import UserError
+from stillroom.preflight.tokenizers import check_tokenizers
+from stillroom.storage.artifacts import Store
+from support.scripts import exact_match_pairs
+
+PARTS = [*"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")]
+
+
+@pytest.fixture
+def english(tmp_path):
+    """A folder with a tokenizer that knows the letters a to z."""
+    return save(
+        tmp_path / "english", models.WordPiece(numbered("[UNK]", *PARTS), unk_token="[UNK]")
+    )
+
+
+def numbered(*tokens):
+    return {token: number for number, token in enumerate(tokens)}
+
+
+def save(folder, model):
+    folder.mkdir()
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_unknown_letters_are_those_in_unknown_tokens_or_in_none(english, tmp_path):
+    fit = measure_fit(str(english), ["abc def", "вода 水", "!?", "ab\ud800"])
+    assert (fit.letters, fit.unknown) == (6 + 5 + 2, 5)
+    assert fit.tokens.tolist() == [6, 2, 2, 3]
+    # Without an unknown token, letters that are in no token vanish.
+    silent = save(tmp_path / "silent", models.BPE(numbered(*"abc"), [], unk_token=None))
+    assert measure_fit(str(silent), ["abcd"]).unknown_share == 0.25
+    assert measure_fit(str(silent), [""]).unknown_share == 0
+
+
+def recipe(folder, base, rows, *overrides):
+    file = folder / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = [f"corpus.sources.help.pairs=[{file}]", f"student.base={base}", f"root={folder}"]
+    return read_recipe("jobs/recipes/help-desk.yaml", [*fields, *overrides])
+
+
+def pairs(texts):
+    return [{"query": query, "positive": passage} for query, passage in texts]
+
+
+def check(read, stages=("student",)):
+    return list(check_tokenizers(read, Store(read.root), stages))
+
+
+def test_texts_that_a_tokenizer_does_not_know_are_refused_unless_the_recipe_allows_them(
+    english, tmp_path
+):
+    thai = pairs(exact_match_pairs("th", 20))
+    with pytest.raises(
+        UserError, match=r"student.base: .*does not know 100% .* corpus.sources.help \(Thai\)"
+    ):
+        check(recipe(tmp_path, english, thai))
+    [finding] = check(recipe(tmp_path, english, thai, "max_unknown=1.0"))
+    assert not finding.ok and "100.0% unknown" in finding.detail
+
+
+def test_a_few_unknown_letters_are_a_warning_and_none_are_fine(english, tmp_path):
+    rows = pairs([(f"what is {word}", f"{word} is a kind of thing") for word in ("x", "y", "z")])
+    [finding] = check(recipe(tmp_path, english, rows))
+    assert finding.ok and "(Latin) 0.0% unknown" in finding.detail
+    assert "tokens a word" in finding.detail
+    rows[0]["query"] += " é é"
+    [finding] = check(recipe(tmp_path, english, rows))
+    assert not finding.ok and "multilingual" in finding.fix
+    assert check(recipe(tmp_path, english, rows), stages=("report",)) == []
