@@ -26,6 +26,7 @@ LONGEST = (
     "tests/cluster/test_jobs.py",
     "tests/stages/vectors/test_vectors.py",
     "tests/stages/test_teacher.py",
+    "tests/stages/test_published_teachers.py",
     "tests/serving/test_local_server.py",
     "tests/security/test_open_ports.py",
     "tests/training/test_checkpoints.py",

@@ -183,14 +183,15 @@ def test_an_unresolvable_or_unparsable_value_is_named_with_a_fix(
 ):
     monkeypatch.delenv("NOT_SET", raising=False)
     with pytest.raises(UserError) as error:
-        read_recipe(recipe(), [override])
+        read_recipe(recipe(), [override, "environment=[NOT_SET]"])
     assert message in str(error.value)
     assert "full_key" not in str(error.value)
 
 
 def test_a_reference_to_the_environment_is_replaced(recipe, monkeypatch):
     monkeypatch.setenv("BASE", "some/model")
-    read = read_recipe(recipe(), ["teacher.base=${oc.env:BASE}", "student.base=${teacher.base}"])
+    overrides = ["teacher.base=${oc.env:BASE}", "student.base=${teacher.base}"]
+    read = read_recipe(recipe(), ["environment=[BASE]", *overrides])
     assert (read.teacher.base, read.student.base) == ("some/model", "some/model")
 
 

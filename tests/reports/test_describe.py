@@ -114,8 +114,8 @@ def test_texts_without_spaces_are_as_long_as_their_characters_and_told_apart_by_
         "Latin": {"words": 9, "characters": len(english)},
     }
     tables = dict(description_tables(description))
-    assert tables["texts, lengths in words"][1][-1] == "Chinese"
-    assert tables["scripts, mean lengths"][1] == ["passage", "Cjk", "75%", "56.0", "60.0"]
+    chinese_row = ["passage", "Chinese", "Cjk", "75%", "56.0", "60.0"]
+    assert tables["languages, scripts and mean lengths"][1] == chinese_row
 
 
 def test_the_command_prints_tables_one_json_document_or_writes_a_page(tmp_path, decoder):
@@ -132,6 +132,7 @@ def test_the_command_prints_tables_one_json_document_or_writes_a_page(tmp_path, 
     description = json.loads(done.stdout)
     assert description["unit"] == f"tokens of {decoder}"
     assert description["fields"]["positive"]["lengths"]["longest"] > 30
+    assert description["fields"]["positive"]["unknown"] == 0
     assert [title for title, _ in description_tables(description)][:2] == [
         "files",
         f"texts, lengths in {description['unit']}",

@@ -3,13 +3,15 @@
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 
 from stillroom.errors import UserError
@@ -29,8 +31,28 @@ app = typer.Typer(
 runs_app = typer.Typer()
 release_app = typer.Typer(no_args_is_help=True, help="Make releases of your own models.")
 data_app = typer.Typer(no_args_is_help=True, help="Describe, clean or generate data.")
-out = Console(emoji=False)  # `random:llama:` is a model, not an emoji
-err = Console(stderr=True, emoji=False)
+
+
+# Controls of a terminal, but for line feed and tab, and those that reverse the order of letters.
+CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
+
+
+class SafeConsole(Console):
+    """A console that texts cannot control: somebody else may have written a corpus or a model.
+
+    Only rich's own styles become escape sequences.
+    """
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        for text, style, control in super().render(renderable, options):
+            shown = text if control else CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+            yield Segment(shown, style, control)
+
+
+out = SafeConsole(emoji=False)  # `random:llama:` is a model, not an emoji
+err = SafeConsole(stderr=True, emoji=False)
 
 RecipePath = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file, such as my.yaml.")

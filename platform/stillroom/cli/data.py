@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,7 +43,7 @@ def describe(
     """Describe a file or folder of data.
 
     Shows layouts, counts, text lengths, scripts, repeated texts and invalid rows; with --model,
-    also that model's prompts and the tokens around a text.
+    also that model's prompts, the tokens around a text, and letters that it does not know.
 
     Example: stillroom data describe pairs.jsonl --model student/quickstart --html pairs.html
     """
@@ -51,13 +52,17 @@ def describe(
     from stillroom.reports import describe as described
     from stillroom.storage.artifacts import Store
 
-    count, inputs = None, None
+    count, inputs, unknown_share = None, None, None
     if model is not None:
         from stillroom.encoders.files.inputs import role_inputs
+        from stillroom.encoders.tokens.fit import unknown_letters
 
         named = resolve_artifact_name(model, Store(root))
         count, inputs = token_counter(named), role_inputs(locate_model(named))
-    description = described.describe(path, model=model, count=count, inputs=inputs)
+        unknown_share = partial(unknown_letters, named)
+    description = described.describe(
+        path, model=model, count=count, inputs=inputs, unknown_share=unknown_share
+    )
     if html is not None:
         html.write_text(described.render_description(description), encoding="utf-8")
     if as_json:

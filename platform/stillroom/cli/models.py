@@ -83,10 +83,7 @@ def evaluate(
         encoded = encode_asymmetric(encoder, teacher, sets, query_prompt=query_prompt)
     measured = report_entry(role, encoder.parameters_total, encoded, sets)
     report = {
-        "sets": {
-            set_name: {"queries": len(judged.qrels), "passages": len(judged.passages)}
-            for set_name, judged in sets.items()
-        },
+        "sets": {set_name: judged.counts() for set_name, judged in sets.items()},
         "models": {name: {**measured, "vectors": evaluate_precisions(encoded, sets, sizes)}},
     }
     if html is not None:

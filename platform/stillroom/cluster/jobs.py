@@ -21,7 +21,7 @@ from stillroom.cluster.ray_private import (
     walk_working_dir,
     working_dir_excludes,
 )
-from stillroom.config.secrets import SECRET_NAME
+from stillroom.config.secrets import SECRET_NAME, SECRET_VALUE
 from stillroom.errors import UserError, one_line
 
 RUNTIME_ENV_FILE = "jobs/runtime_env.yaml"  # in a checkout
@@ -89,7 +89,8 @@ def read_runtime_env(folder: Path, file: Path | None) -> tuple[dict[str, Any], P
         problem = f"is no runtime environment: {one_line(error)}"
         raise UserError(str(file), problem, f"Start from {RUNTIME_ENV_FILE}") from error
     for name, value in variables.items():
-        if SECRET_NAME.search(name) and not value.startswith("/"):
+        secret_by_name = SECRET_NAME.search(name) and not value.startswith("/")
+        if secret_by_name or SECRET_VALUE.search(value):
             raise UserError(
                 f"{file}: env_vars.{name}",
                 "everybody who may list the cluster's jobs can read it there",

@@ -1,7 +1,9 @@
 """A recipe's YAML file → the validated recipe. The only reader of recipes."""
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from omegaconf.errors import (
     InterpolationResolutionError,
     OmegaConfBaseException,
 )
+from omegaconf.resolvers import oc
 
 from stillroom.config.recipe import Recipe
-from stillroom.config.secrets import secret_fields
+from stillroom.config.secrets import SECRET_NAME, secret_fields
 from stillroom.config.validation import Model, validate
 from stillroom.errors import UserError, one_line
 
@@ -22,26 +25,18 @@ from stillroom.errors import UserError, one_line
 def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """The recipe in a YAML file, with `section.field=value` overrides, validated.
 
-    `name` defaults to the file's name; `root` to `STILLROOM_ROOT`, then to `runs`.
+    `name` defaults to the file's name; `root` to `STILLROOM_ROOT`, then to `runs`. `${oc.env:NAME}`
+    reads an environment variable that the recipe's `environment` lists.
 
     Raises:
         UserError: naming the file and every wrong field.
     """
     path = Path(path)
     config = _parse(path)
-    overridden = _apply(config, overrides)
-    written = OmegaConf.to_container(config, resolve=False)
+    _apply(config, overrides)
     content = _resolve(config, path)
-    # Before resolving, references to secret variables are visible; after it, the secrets that they
-    # resolve to.
-    for field in (*secret_fields(overridden), *secret_fields(written), *secret_fields(content)):
-        raise UserError(
-            f"{path}: {field}",
-            "holds a secret, which would be copied into manifests and logs",
-            "Remove it. Storage reads its credentials from the environment (AWS_ACCESS_KEY_ID "
-            "and AWS_SECRET_ACCESS_KEY, for example); for an endpoint, api_key_env names the "
-            "variable that holds the key",
-        )
+    for field in secret_fields(content, os.environ):
+        raise _holds_a_secret(f"{path}: {field}")
     content.setdefault("name", path.stem)
     return validate(Recipe, content, str(path))
 
@@ -78,14 +73,12 @@ def _parse(path: Path) -> DictConfig:
     return config
 
 
-def _apply(config: DictConfig, overrides: list[str] | tuple[str, ...]) -> dict[str, str]:
-    """Sets the fields in place; returns the values as they were written."""
-    overridden = {}
+def _apply(config: DictConfig, overrides: list[str] | tuple[str, ...]) -> None:
+    """Sets the fields in place."""
     for override in overrides:
         field, equals, value = override.partition("=")
         if not equals or not field:
             raise UserError(override, "is not an override", "Write it as section.field=value")
-        overridden[field] = value
         try:
             # YAML types the value as it would in the file: 5e-4 is a number in both.
             parsed = OmegaConf.to_container(OmegaConf.create(f"value: {value}"), resolve=False)
@@ -93,17 +86,61 @@ def _apply(config: DictConfig, overrides: list[str] | tuple[str, ...]) -> dict[s
             OmegaConf.update(config, field, parsed["value"], merge=False, force_add=True)
         except (yaml.YAMLError, OmegaConfBaseException, TypeError) as error:
             raise _yaml_error(override, error) from error
-    return overridden
 
 
 def _resolve(config: DictConfig, path: Path) -> dict[str, Any]:
     """The recipe as plain data, with its `${…}` references replaced."""
-    try:
-        content = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise _reference_error(path, error) from error
+    listed = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(listed, dict)
+    with _listed_variables_only(listed.get("environment")) as refused:
+        try:
+            content = OmegaConf.to_container(config, resolve=True)
+        except OmegaConfBaseException as error:
+            where = f"{path}: {error.full_key}"
+            if refused and SECRET_NAME.search(refused[0]):
+                raise _holds_a_secret(where) from error
+            if refused:
+                raise UserError(
+                    where,
+                    f"reads the environment variable {refused[0]}, which the recipe does not list",
+                    f"Add `environment: [{refused[0]}]` to the recipe; its value will be in "
+                    "manifests and logs",
+                ) from error
+            raise _reference_error(path, error) from error
     assert isinstance(content, dict)
     return content
+
+
+@contextmanager
+def _listed_variables_only(listed: Any) -> Iterator[list[str]]:
+    """In this block, `${oc.env:NAME}` reads only listed variables whose names say no secret.
+
+    However the name is written, a resolver sees it without quotes and with inner references
+    replaced. Yields the names that were refused.
+    """
+    refused: list[str] = []
+
+    def read_variable(name: str, *default: Any) -> Any:
+        if SECRET_NAME.search(name) or not isinstance(listed, list) or name not in listed:
+            refused.append(name)
+            raise KeyError(name)
+        return oc.env(name, *default)
+
+    OmegaConf.register_resolver("oc.env", read_variable, replace=True)
+    try:
+        yield refused
+    finally:
+        OmegaConf.register_resolver("oc.env", oc.env, replace=True)
+
+
+def _holds_a_secret(where: str) -> UserError:
+    return UserError(
+        where,
+        "holds a secret, which would be copied into manifests and logs",
+        "Remove it. Storage reads its credentials from the environment (AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, for example); for an endpoint, api_key_env names the variable that "
+        "holds the key",
+    )
 
 
 def _yaml_error(where: str, error: Exception) -> UserError:

@@ -173,12 +173,14 @@ class Recipe(Section):
 
     Attributes:
         root: where artifacts live: a local folder, or a URI that pyarrow.fs opens.
+        environment: environment variables that `${oc.env:NAME}` may read in this recipe.
         max_unknown: the share of a source's or a set's letters that the tokenizers of teacher and
             student may not know. Only checked; no artifact depends on it.
     """
 
     name: Name
     root: str = Field(default_factory=default_root)
+    environment: tuple[str, ...] = ()
     seed: NonNegativeInt = 17
     max_unknown: Fraction = 0.05
     corpus: Corpus

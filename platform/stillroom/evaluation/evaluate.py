@@ -18,7 +18,8 @@ from stillroom.errors import UserError
 from stillroom.evaluation.metrics import rank_passages, retrieval_scores
 from stillroom.mining.bm25 import Bm25
 
-RANKING_DEPTH = 100  # passages of a ranking that are kept; Recall@100 needs no more
+# Passages of a ranking that are kept: Recall@100 needs 100, and one may be the query itself.
+RANKING_DEPTH = 101
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,10 @@ def evaluate_bm25(
 
 
 def score_ranking(ranking: np.ndarray, evaluation_set: EvaluationSet) -> dict[str, float]:
-    """nDCG@10, Recall@100 and MRR@10 of a ranking.
+    """nDCG@10, Recall@100 and MRR@10 of a ranking, as BEIR and mteb score it.
+
+    A passage that is the query itself, by its id, is left out, as BEIR does by default and mteb
+    for its tasks of that kind; judged passages that do not exist count as not found.
 
     Args:
         ranking: positions of passages in the set, (judged queries, depth), best first, -1 for none.
@@ -223,10 +227,19 @@ def score_ranking(ranking: np.ndarray, evaluation_set: EvaluationSet) -> dict[st
     passage_ids = list(evaluation_set.passages)
     judged = [query for query in evaluation_set.queries if query in evaluation_set.qrels]
     ranked = {
-        query: [passage_ids[position] for position in row if position >= 0]
+        query: [
+            passage_ids[position]
+            for position in row
+            if position >= 0 and not evaluation_set.is_own_passage(query, passage_ids[position])
+        ]
         for query, row in zip(judged, ranking, strict=True)
     }
-    return retrieval_scores(ranked, evaluation_set.qrels)
+    missing = evaluation_set.missing
+    qrels = {
+        query: {**grades, **missing.get(query, {})}
+        for query, grades in evaluation_set.qrels.items()
+    }
+    return retrieval_scores(ranked, qrels)
 
 
 def retention(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> dict[str, float | None]:

@@ -21,7 +21,12 @@ def check_data(recipe: Recipe) -> Iterator[Finding]:
     """
     for name, folder in recipe.corpus.evaluation.items():
         judged = read_beir(Path(folder))
-        detail = f"{len(judged.qrels):,} judged queries, {len(judged.passages):,} passages"
+        counts = judged.counts()
+        detail = f"{counts['queries']:,} judged queries, {counts['passages']:,} passages"
+        if left_out := counts.get("left_out"):
+            detail += f", {left_out:,} queries whose own text, by its id, is left out of rankings"
+        if missing := counts.get("missing"):
+            detail += f", {missing:,} judged passages that do not exist and count as not found"
         yield Finding(f"corpus.evaluation.{name}", True, detail)
     with_negatives = dict.fromkeys(recipe.corpus.sources, 0)
     if recipe.corpus.synthetic is not None:

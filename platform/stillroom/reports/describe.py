@@ -6,7 +6,7 @@ Memory is bounded: only samples and hashes of texts are kept.
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stillroom.config.languages import LANGUAGES
@@ -67,12 +67,14 @@ def describe(
     model: str | None = None,
     count: CountTokens | None = None,
     inputs: Mapping[str, str] | None = None,
+    unknown_share: Callable[[Sequence[str]], float | None] | None = None,
 ) -> dict[str, Any]:
     """Describes the data at a location, in any format; invalid rows are counted and listed.
 
     Args:
         model: name of the model whose tokens `count` counts; without either, lengths are in words.
         inputs: what that model reads of a query and of a passage.
+        unknown_share: the share of texts' letters that its tokenizer does not know.
 
     Returns:
         `files` (each with its layout and what its rows are), `rows` (kind → number), `left_out`,
@@ -110,7 +112,12 @@ def describe(
         "files": files,
         "rows": dict(collector.rows),
         "left_out": {"counts": dict(skipped.counts), "wrong": skipped.bad_rows},
-        "fields": {name: texts.summary() for name, texts in fields.items() if texts.count},
+        "fields": {
+            name: texts.summary()
+            | ({} if unknown_share is None else {"unknown": unknown_share(texts.beginnings)})
+            for name, texts in fields.items()
+            if texts.count
+        },
         "negatives_per_pair": round(negatives / pairs, 2) if pairs else None,
         "instructions": dict(collector.instructions.most_common(SHOWN_INSTRUCTIONS)),
         "inputs": dict(inputs or {}),
@@ -156,18 +163,22 @@ def description_tables(description: Mapping[str, Any]) -> Iterator[tuple[str, li
             *([*key, f"{n:,}", f"{rows[key]:,}"] for key, n in files.items()),
         ],
     )
+    has_unknown = any("unknown" in texts for texts in description["fields"].values())
     header = ["field", "texts", "distinct", "repeated", "mean", *(f"p{p}" for p in PERCENTILES)]
     yield (
         f"texts, lengths in {description['unit']}",
         [
-            [*header, "longest", "language"],
+            [*header, "longest"],
             *(_field_row(*item) for item in description["fields"].items()),
         ],
     )
     yield (
-        "scripts, mean lengths",
+        "languages, scripts and mean lengths",
         [
-            ["field", "script", "texts", "words", "characters"],
+            [
+                *("field", "language", *(["unknown letters"] if has_unknown else [])),
+                *("script", "texts", "words", "characters"),
+            ],
             *(row for item in description["fields"].items() for row in _script_rows(*item)),
         ],
     )
@@ -194,15 +205,17 @@ def _field_row(name: str, texts: Mapping[str, Any]) -> list[str]:
         f"{about}{texts['distinct']:,}",
         f"{about}{texts['repeated']:,}",
         *(f"{length:,}" for length in texts["lengths"].values()),
-        LANGUAGES[texts["language"]],
     ]
 
 
 def _script_rows(name: str, texts: Mapping[str, Any]) -> Iterator[list[str]]:
+    unknown = texts.get("unknown")
     for script, share in texts["scripts"].items():
         lengths = texts["by_script"][script]
         yield [
             name,
+            LANGUAGES[texts["language"]],
+            *(["?" if unknown is None else f"{unknown:.1%}"] if "unknown" in texts else []),
             script,
             f"{share:.0%}" if share >= 0.01 else f"{share:.2%}",
             f"{lengths['words']:,}",

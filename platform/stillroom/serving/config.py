@@ -92,6 +92,7 @@ class RequestLimits(Section):
     """The most that one request may hold. All but `tokens` are checked before a replica sees it."""
 
     body_bytes: PositiveInt = 16 * 2**20  # as sent, and unpacked
+    body_seconds: PositiveFloat = 30  # from the headers to the last byte; more gets HTTP 408
     texts: PositiveInt = 2048  # OpenAI's own limit
     characters: PositiveInt = 4 * 2**20  # of all texts together
     tokens: PositiveInt = 300_000  # of all texts together, each cut to what its model takes

@@ -6,6 +6,8 @@ from enum import StrEnum
 
 from stillroom.errors import UserError
 
+MAX_QUOTED = 100  # characters of what a client sent that are sent back to it
+MAX_MESSAGE = 1000  # characters; ours are shorter, but some quote what a library says
 RESTART_RETRY_S = 5  # how long clients are asked to wait while a replica starts
 
 
@@ -15,6 +17,7 @@ class ErrorKind(StrEnum):
     INVALID = "invalid"  # change the request: it is malformed, or the model refuses its input
     UNAUTHORIZED = "unauthorized"  # send a valid key
     NOT_FOUND = "not_found"  # choose another model, release or corpus
+    TOO_SLOW = "too_slow"  # send the request faster: its body did not arrive in time
     TOO_LARGE = "too_large"  # split the request: it is over a limit of the operator's
     UNSUPPORTED_ENCODING = "unsupported_encoding"  # send the body plain or as gzip
     UNSUPPORTED_OUTPUT = "unsupported_output"  # ask for another output: this one is not offered
@@ -44,6 +47,8 @@ class ServingError(Exception):
     ):
         # Every argument goes to the base class: unpickling replays them.
         super().__init__(kind, message, param, code, retry_after_s)
+        message = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}…"
+        param = param and param[:MAX_QUOTED]
         self.kind, self.message, self.param, self.code = kind, message, param, code
         self.retry_after_s = retry_after_s
 
@@ -55,6 +60,11 @@ class TooManyTokens(UserError):
 def unknown_field_message(key: str, allowed: Iterable[str]) -> str:
     """The message for an unknown `key`, with the allowed fields that may have been meant."""
     fields = list(allowed)
-    nearest = get_close_matches(key, fields, n=1)
+    nearest = get_close_matches(key[:MAX_QUOTED], fields, n=1)
     hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Allowed: {', '.join(fields)}"
-    return f"unknown field {key!r}. {hint}"
+    return f"unknown field {quote(key)}. {hint}"
+
+
+def quote(text: str) -> str:
+    """A text of a client's, as a message shows it: in quotes, and not at any length."""
+    return repr(text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…")

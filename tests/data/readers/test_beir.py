@@ -47,7 +47,10 @@ def test_invalid_prompts_are_an_error(tmp_path, content):
     [
         ({"qrels": "query-id\tcorpus-id\tscore\nq9\tp1\t1\n"}, "test.tsv:2: judges the query 'q9'"),
         ({"qrels": "query-id\tcorpus-id\tscore\nq1\tp9\t1\n"}, "judges the passage 'p9'"),
-        ({"qrels": "query-id\tcorpus-id\tscore\nq1\tp1\thigh\n"}, "has the score 'high'"),
+        (
+            {"qrels": "query-id\tcorpus-id\tscore\nq1\tp1\thigh\n"},
+            "test.tsv:2: 'score' is 'high', which is not",
+        ),
         ({"qrels": "query-id\tcorpus-id\tscore\nq1\tp1\t0\n"}, "no query with a relevant passage"),
         ({"corpus": '{"_id": "p1", "text": "a"}\n' * 2}, "corpus.jsonl:2: repeats the id 'p1'"),
         ({"queries": '{"text": "a"}\n'}, "queries.jsonl:1: has no '_id'"),

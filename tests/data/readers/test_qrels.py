@@ -63,7 +63,7 @@ def test_empty_texts_of_a_collection_are_skipped(judged):
     [
         ({"qrels": "a 0 1 1\nc 0 1 1\n"}, "qrels.tsv:2", "the query 'c', which does not exist"),
         ({"qrels": "a 0 1 1\na 0 9 1\n"}, "qrels.tsv:2", "the passage '9', which does not exist"),
-        ({"qrels": "a 0 1 1\na 0 1 yes\n"}, "qrels.tsv:2", "has the grade 'yes'"),
+        ({"qrels": "a 0 1 1\na 0 1 yes\n"}, "qrels.tsv:2", "'score' is 'yes', which is not"),
         ({"qrels": "a 0 1 1\na 1\n"}, "qrels.tsv:2", "has 2 fields"),
         ({"collection": "1\tone\n1\tother\n"}, "collection.tsv:2", "repeats the id '1'"),
         ({"collection": "1\tone\ntwo\n"}, "collection.tsv:2", "has 1 fields, not 2 (id, text)"),

@@ -2,11 +2,13 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from stillroom.data.readers.fields import Fields, text_field, titled_text_field
-from stillroom.data.readers.records import EvaluationSet
+from stillroom.data.readers.fields import Fields, id_field, text_field, titled_text_field
+from stillroom.data.readers.judgements import read_judgements
+from stillroom.data.readers.qrels import conflicting_grades
+from stillroom.data.readers.records import EvaluationSet, raise_bad_row
 from stillroom.data.readers.rows import read_rows
 from stillroom.errors import UserError
 
@@ -15,44 +17,60 @@ def read_beir(folder: Path) -> EvaluationSet:
     """Reads an evaluation set in BEIR layout.
 
     It may have a prompts.json too, with a prompt for `query`, `passage` or both. Queries without
-    a relevant passage are left out of the qrels.
+    a relevant passage are left out of the qrels. Judged passages that do not exist stay, and are
+    never found, as in BEIR and trec_eval: the published qrels of ArguAna have some.
 
     Raises:
-        UserError: when a file is missing or wrong, ids repeat, the qrels name an unknown id, or no
-            query has a relevant passage.
+        UserError: when a file is missing or wrong, ids repeat, the qrels name an unknown query, a
+            passage has two grades, or no query has a relevant passage.
     """
     passages = _by_id(
         folder / "corpus.jsonl", lambda row, where: titled_text_field(row, "text", where)
     )
     queries = _by_id(folder / "queries.jsonl", lambda row, where: text_field(row, "text", where))
     file = folder / "qrels" / "test.tsv"
-    qrels: dict[str, dict[str, int]] = {}
-    for where, row in read_rows(str(file)):
-        query, passage = text_field(row, "query-id", where), text_field(row, "corpus-id", where)
-        for kind, text_id, texts in (("query", query, queries), ("passage", passage, passages)):
-            if text_id not in texts:
-                raise UserError(
-                    where, f"judges the {kind} {text_id!r}, which does not exist", "Remove the line"
-                )
-        try:
-            grade = int(row.get("score", ""))
-        except (TypeError, ValueError):
-            raise UserError(
-                where, f"has the score {row.get('score')!r}", "Give a whole number"
-            ) from None
-        qrels.setdefault(query, {})[passage] = grade
-    judged = {q: grades for q, grades in qrels.items() if max(grades.values()) > 0}
+    graded = _read_grades(str(file), queries)
+    judged = {query: grades for query, grades in graded.items() if max(grades.values()) > 0}
     if not judged:
         raise UserError(
             str(file), "has no query with a relevant passage", "Give scores above 0 to some"
         )
-    return EvaluationSet(passages, queries, judged, _prompts(folder / "prompts.json"))
+    qrels, missing = (
+        {
+            query: {id: grade for id, grade in grades.items() if (id in passages) == exists}
+            for query, grades in judged.items()
+        }
+        for exists in (True, False)
+    )
+    missing = {query: grades for query, grades in missing.items() if grades}
+    if not any(grade > 0 for grades in qrels.values() for grade in grades.values()):
+        example = next(id for grades in missing.values() for id in grades)
+        problem = f"judges the passage {example!r}, which does not exist, and no relevant that does"
+        raise UserError(str(file), problem, "Give the ids of corpus.jsonl")
+    prompts = _prompts(folder / "prompts.json")
+    return EvaluationSet(passages, queries, qrels, prompts, missing)
+
+
+def _read_grades(file: str, queries: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """Query id → passage id → grade."""
+    graded: dict[str, dict[str, int]] = {}
+    for where, query, passage, grade in read_judgements(file, raise_bad_row):
+        if query not in queries:
+            raise UserError(
+                where, f"judges the query {query!r}, which does not exist", "Remove the line"
+            )
+        if grade != int(grade):
+            raise UserError(where, f"has the score {grade}", "Give a whole number")
+        earlier = graded.setdefault(query, {}).setdefault(passage, int(grade))
+        if earlier != grade:
+            raise conflicting_grades(where, query, passage, (earlier, grade), "an earlier line")
+    return graded
 
 
 def _by_id(path: Path, text: Callable[[Fields, str], str]) -> dict[str, str]:
     texts: dict[str, str] = {}
     for where, row in read_rows(str(path)):
-        text_id = text_field({"_id": str(row["_id"])} if "_id" in row else {}, "_id", where)
+        text_id = id_field(row, "_id", where)
         if text_id in texts:
             raise UserError(where, f"repeats the id {text_id!r}", "Give every text its own id")
         texts[text_id] = text(row, where)
@@ -85,7 +103,10 @@ def write_beir(evaluation_set: EvaluationSet, folder: Path) -> None:
         rows = csv.writer(file, delimiter="\t", lineterminator="\n")
         rows.writerow(["query-id", "corpus-id", "score"])
         for query, grades in evaluation_set.qrels.items():
-            rows.writerows([query, passage, grade] for passage, grade in grades.items())
+            rows.writerows([query, *judged] for judged in grades.items())
+            rows.writerows(
+                [query, *judged] for judged in evaluation_set.missing.get(query, {}).items()
+            )
     if evaluation_set.prompts:
         text = json.dumps(evaluation_set.prompts, ensure_ascii=False)
         (folder / "prompts.json").write_text(text + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """What a row's columns are, by their names: the query, its positives and negatives, and scores."""
 
 import functools
+import json
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -22,7 +23,6 @@ POSITIVES = re.compile(r"(pos|positive)s?_?\d*")
 NEGATIVES = re.compile(
     r"(hard_?)?(neg|negative)s?(_(passage|document|doc|text|sentence|answer)s?)?_?\d*"
 )
-LISTS = re.compile(r".*s_?\d*|(hard_?)?neg_?\d*|pos_?\d*")  # plural names, and FlagEmbedding's
 
 WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 # A column is a score if its name ends in one of these words: score, gold_label, isRelevant …
@@ -34,6 +34,8 @@ SCORE_WORDS = {
 YES_OR_NO_WORDS = {
     *("positive", "negative", "match", "correct", "similar", "answer", "paraphrase", "selected"),
 }
+POSITIVE_WORDS = {"pos", "positive", "positives"}
+NEGATIVE_WORDS = {"neg", "negative", "negatives"}
 # Beside negatives these hold what sentence-transformers' distillation losses expect: margins of
 # the positive over its negatives, or the scores of all of them.
 DISTILLATION_FIELDS = ("label", "labels", "score", "scores", "margin")
@@ -44,17 +46,14 @@ Kind = Literal["score", "positive score", "negative score", "positive", "negativ
 @functools.lru_cache(maxsize=4096)
 def column_kind(name: str) -> Kind:
     """What a column of this name holds."""
-    words = [word.lower() for word in WORDS.findall(name)]
-    is_question = words[:1] == ["is"] and len(words) > 1
-    if is_question and words[-1] in YES_OR_NO_WORDS | SCORE_WORDS:
+    words = [word.lower() for word in WORDS.findall(name)] or [""]
+    if words[0] == "is" and words[-1] in YES_OR_NO_WORDS | SCORE_WORDS:
         return "score"
-    positive, negative = ({word, word[:3], f"{word}s"} for word in ("positive", "negative"))
-    if words and (
-        words[-1] in SCORE_WORDS or words[0] in SCORE_WORDS and words[-1] in positive | negative
-    ):
-        if set(words) & positive:
-            return "positive score"
-        return "negative score" if set(words) & negative else "score"
+    positive = not POSITIVE_WORDS.isdisjoint(words)
+    negative = not NEGATIVE_WORDS.isdisjoint(words)
+    is_score = words[-1] in SCORE_WORDS  # pos_score, or score_pos
+    if is_score or (words[0] in SCORE_WORDS and (positive or negative)):
+        return "positive score" if positive else "negative score" if negative else "score"
     if NEGATIVES.fullmatch(name.lower()):
         return "negative"
     return "positive" if POSITIVES.fullmatch(name.lower()) else "other"
@@ -123,6 +122,19 @@ def column_texts(row: Fields, name: str, where: str) -> tuple[str, ...]:
     value = row[name]
     if value is None or value == "" or value == []:
         return ()
-    if isinstance(value, str) and not LISTS.fullmatch(name.lower()):
-        return (text_field(row, name, where),)
-    return text_list_field(row, name, where)
+    is_plural = (
+        column_kind(name) in ("positive", "negative") and name.endswith("s") and name != "pos"
+    )
+    if not isinstance(value, str) or is_plural or _is_json_list(value):
+        return text_list_field(row, name, where)
+    return (text_field(row, name, where),)
+
+
+def _is_json_list(value: str) -> bool:
+    if not value.startswith("["):
+        return False
+    try:
+        texts = json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(texts, list) and all(isinstance(text, str) for text in texts)

@@ -85,9 +85,19 @@ def number_field(row: Fields, field: str, where: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        problem = f"{field!r} is {value!r}, which is not a number"
+        shown = "null" if value is None else f"{value!r}, which is not a number"
+        problem = f"{field!r} is {shown}"
         raise UserError(where, problem, "Give a number")
     return number
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def text_list_field(row: Fields, field: str, where: str) -> tuple[str, ...]:

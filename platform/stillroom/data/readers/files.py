@@ -7,9 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from stillroom.data.readers.columns import PASSAGE_FIELDS, QUERY_FIELDS
 from stillroom.data.readers.conversations import parse_conversation
-from stillroom.data.readers.fields import Fields, titled_text_field
-from stillroom.data.readers.layouts import LAYOUTS, PAIR_FIELDS, LabelledPair, detect_layout
+from stillroom.data.readers.fields import Fields, is_number, titled_text_field
+from stillroom.data.readers.layouts import (
+    LAYOUTS,
+    LabelledPair,
+    detect_layout,
+    has_pair_fields,
+    parse_row,
+)
 from stillroom.data.readers.locations import DOCUMENT_EXTENSIONS, file_format
 from stillroom.data.readers.records import (
     Conversation,
@@ -30,8 +37,9 @@ TRIPLE_COLUMNS = ("query", "positive", "negative")
 PASSAGE_COLUMNS = ("pid", "text")
 
 # A first line with one of these is a header.
-HEADER_NAMES = {name for pair in PAIR_FIELDS for name in pair} | {
-    *("query", "positive", "passage", "text", "contents", "pos", "positive_passages", "prompt"),
+HEADER_NAMES = {
+    *(*QUERY_FIELDS, *PASSAGE_FIELDS),
+    *("positive", "text", "contents", "pos", "positive_passages", "prompt"),
 }
 
 
@@ -54,8 +62,7 @@ def detect_file_kind(file: str) -> tuple[str, str]:
         return "beir", "judgements"
     if "messages" in row or "completion" in row or isinstance(row.get("text"), list):
         return "turns" if "completion" not in row else "completion", "conversations"
-    has_query = bool({"query", "anchor", "positive"} & row.keys())
-    if not has_query and {"text", "contents", "passage"} & row.keys():
+    if not has_pair_fields(row) and {"text", "contents", "passage"} & row.keys():
         return "beir" if "_id" in row else "text", "passages"
     return detect_layout(row, where).name, "pairs"
 
@@ -65,6 +72,7 @@ def read_pairs(
     *,
     layout: str | None = None,
     min_score: float | None = None,
+    score_field: str | None = None,
     instruction: str | None = None,
     skipped: SkippedRows | None = None,
 ) -> Iterator[Pair]:
@@ -75,6 +83,7 @@ def read_pairs(
     Args:
         layout: name of the layout; None detects it from the first row.
         min_score: skips pairs with lower scores.
+        score_field: the column of the score; None finds it by its name.
         instruction: skips pairs whose row names another task.
         skipped: counts skipped rows, and decides whether bad rows are skipped.
 
@@ -82,14 +91,12 @@ def read_pairs(
         UserError: at the first bad row unless they are skipped, or when there is no row.
     """
     skipped = skipped or SkippedRows()
-    for where, labelled in read_labelled_pairs(file, layout=layout, on_bad_row=skipped.on_bad_row):
-        if labelled.graded and min_score is None:
-            raise UserError(
-                where,
-                "has a score, and no minimum score of training pairs is set",
-                "Set min_score on the source",
-            )
-        if min_score is not None and labelled.score is not None and labelled.score < min_score:
+    rows = read_labelled_pairs(
+        file, layout=layout, score_field=score_field, on_bad_row=skipped.on_bad_row
+    )
+    for where, labelled in rows:
+        _require_usable_score(labelled, where, min_score)
+        if min_score is not None and (labelled.score or 0.0) < min_score:
             skipped.count("below_min_score")
         elif instruction is not None and labelled.instruction != instruction:
             skipped.count("other_instruction")
@@ -97,8 +104,23 @@ def read_pairs(
             yield labelled.pair
 
 
+def _require_usable_score(labelled: LabelledPair, where: str, min_score: float | None) -> None:
+    """Raises an error for a score that is not used, and for a missing one that should be."""
+    if labelled.graded and min_score is None:
+        problem = f"has a score, {labelled.score_field!r}, and no minimum score of pairs is set"
+        raise UserError(where, problem, "Set min_score on the source, or remove the field")
+    if labelled.score is None and min_score is not None:
+        problem = "has no score, and min_score is set"
+        fix = "Set score_field to its column, or give files without scores a source of their own"
+        raise UserError(where, problem, fix)
+
+
 def read_labelled_pairs(
-    file: Path | str, *, layout: str | None = None, on_bad_row: OnBadRow = raise_bad_row
+    file: Path | str,
+    *,
+    layout: str | None = None,
+    score_field: str | None = None,
+    on_bad_row: OnBadRow = raise_bad_row,
 ) -> Iterator[tuple[str, LabelledPair]]:
     """(where, pair with its score and instruction) of every pair; see `read_pairs`."""
     file = str(file)
@@ -107,7 +129,7 @@ def read_labelled_pairs(
     def parse(row: Fields, where: str) -> list[tuple[str, LabelledPair]]:
         nonlocal known
         known = known or detect_layout(row, where)
-        return [(where, labelled) for labelled in known.parse(row, where)]
+        return [(where, labelled) for labelled in parse_row(row, where, known, score_field)]
 
     columns = _headerless_columns(file, TRIPLE_COLUMNS) if layout is None else None
     rows = read_rows(file, columns=columns, on_bad_row=on_bad_row)
@@ -188,10 +210,22 @@ def _parse_rows(
 
 
 def _headerless_columns(file: str, columns: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The columns, if the file is a .tsv with this number of columns and no header."""
+    """The columns, if the file is a .tsv with this number of columns and no header.
+
+    Raises:
+        UserError: when a number is where a text should be.
+    """
     if file_format(file).extension != ".tsv":
         return None
-    _, first_line = next(read_lines(file), ("", ""))
+    where, first_line = next(read_lines(file), ("", ""))
     cells = first_line.split("\t")
-    is_header = HEADER_NAMES & set(cells) or all(count_words(cell) < 3 for cell in cells)
-    return None if is_header or len(cells) != len(columns) else columns
+    is_header = HEADER_NAMES & {cell.strip('"') for cell in cells} or all(
+        count_words(cell) < 3 for cell in cells
+    )
+    if is_header or len(cells) != len(columns):
+        return None
+    for cell, name in zip(cells[1:], columns[1:], strict=True):
+        if is_number(cell):
+            problem = f"has no header, and the number {cell} in the place of its {name}"
+            raise UserError(where, problem, "Give it a header, such as: query, positive, score")
+    return columns

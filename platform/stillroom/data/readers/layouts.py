@@ -24,6 +24,7 @@ from stillroom.data.readers.fields import (
     Fields,
     check_text,
     field_names,
+    is_number,
     object_list_field,
     text_field,
     text_list_field,
@@ -131,45 +132,44 @@ def _parse_columns(row: Fields, where: str, score: RowScore | None) -> Iterator[
         texts = [text_field(row, (positives or passages)[0], where)]
     for text in texts:
         pair = LabelledPair(Pair(query, text, negatives))
-        yield _with_row_score(_with_own_score(row, where, pair), where, score)
+        yield _with_score(row, where, pair, score)
 
 
-def _with_own_score(row: Fields, where: str, labelled: LabelledPair) -> LabelledPair:
-    """With a score such as `pos_score`, of a text that is a positive whatever its score is."""
-    names = columns_of_kind(row, "positive score")
-    if not names:
-        return labelled
-    own = find_score(row, where, names[0])
-    assert own is not None
-    if len(own.values) != 1:
-        raise UserError(where, f"{own.field!r} has {len(own.values)} scores", "Give one a text")
-    return dataclasses.replace(labelled, score=own.values[0], score_field=own.field)
-
-
-def _with_row_score(labelled: LabelledPair, where: str, score: RowScore | None) -> LabelledPair:
+def _with_score(
+    row: Fields, where: str, labelled: LabelledPair, score: RowScore | None
+) -> LabelledPair:
     """With the score of the row.
 
     It decides whether the pair is one; unless it belongs to distillation, where the row has
     negatives and the score is the positive's margin over them, or a list of margins or scores.
+    Without it a `pos_score` counts, of a text that is a positive whatever its score is.
     """
     if score is None:
-        return labelled
-    if labelled.score is not None:
-        problem = f"has several scores: {labelled.score_field!r}, {score.field!r}"
-        raise UserError(where, problem, "Remove or rename all but one")
-    value, graded = score.values[0] if score.values else 0.0, True
-    negatives = labelled.pair.negatives
-    if score.is_list and len(score.values) not in {len(negatives), len(negatives) + 1} - {0}:
+        names = columns_of_kind(row, "positive score")
+        own = find_score(row, where, names[0]) if names else None
+        return labelled if own is None else _scored(labelled, own, where, graded=False)
+    negatives = len(labelled.pair.negatives)
+    if not negatives or score.field.lower() not in DISTILLATION_FIELDS:
+        return _scored(labelled, score, where, graded=True)
+    if score.is_list and len(score.values) == negatives + 1:
+        own = RowScore(score.field, score.values[:1], is_list=False)
+        return _scored(labelled, own, where, graded=False)
+    if score.is_list and len(score.values) != negatives:
         problem = f"{score.field!r} has {len(score.values)} scores"
-        fix = f"Give one for the positive and one for each of the {len(negatives)} negatives"
+        fix = f"Give one for the positive and one for each of the {negatives} negatives"
         raise UserError(where, problem, fix)
-    if negatives and score.field.lower() in DISTILLATION_FIELDS:
-        if score.is_list and len(score.values) == len(negatives) + 1:
-            graded = False  # of the positive and of each negative
-        else:
-            value = min(score.values)
-            graded = value <= 0  # a margin that makes no negative of it, or no margin but a label
-    return dataclasses.replace(labelled, score=value, score_field=score.field, graded=graded)
+    margin = RowScore(score.field, (min(score.values),), is_list=False)
+    # Not above 0 the positive is no better than its negative; or it is no margin but a label.
+    return _scored(labelled, margin, where, graded=margin.values[0] <= 0)
+
+
+def _scored(labelled: LabelledPair, score: RowScore, where: str, *, graded: bool) -> LabelledPair:
+    if len(score.values) != 1:
+        problem = f"{score.field!r} has {len(score.values)} scores"
+        raise UserError(where, problem, "Give one number for a text")
+    return dataclasses.replace(
+        labelled, score=score.values[0], score_field=score.field, graded=graded
+    )
 
 
 def _labelled_texts(
@@ -212,7 +212,7 @@ def _parse_sentence_transformers(
     first, second, *others = names
     negatives = tuple(text for name in others for text in column_texts(row, name, where))
     pair = Pair(text_field(row, first, where), text_field(row, second, where), negatives)
-    yield _with_row_score(_with_own_score(row, where, LabelledPair(pair)), where, score)
+    yield _with_score(row, where, LabelledPair(pair), score)
 
 
 def _require_text_column(row: Fields, name: str, where: str) -> None:
@@ -221,11 +221,7 @@ def _require_text_column(row: Fields, name: str, where: str) -> None:
         problem = f"has the column {name[:80]!r}, which is a text"
         raise UserError(where, problem, "Give the file a header with the names of its columns")
     value = row[name]
-    if isinstance(value, str):
-        try:
-            float(value)
-        except ValueError:
-            return
+    if isinstance(value, str) and is_number(value):
         problem = f"has the number {value} in {name!r}, where its position means a text"
         fix = "Name the columns anchor, positive, negative and score, or set score_field"
         raise UserError(where, problem, fix)
@@ -249,19 +245,7 @@ def _parse_flag_embedding(
         pair = Pair(query, text, negatives)
         field = "" if own is None else "pos_scores"
         labelled = LabelledPair(pair, own, field, instruction=instruction)
-        yield _with_label(labelled, where, score)
-
-
-def _with_label(labelled: LabelledPair, where: str, score: RowScore | None) -> LabelledPair:
-    """With the score of a row whose layout has scores of its own, beside each text."""
-    if score is None:
-        return labelled
-    if score.is_list or labelled.score is not None:
-        problem = f"has {score.field!r}, which is no score of this layout"
-        raise UserError(where, problem, "Give one number a row, or remove the field")
-    return dataclasses.replace(
-        labelled, score=score.values[0], score_field=score.field, graded=True
-    )
+        yield labelled if score is None else _scored(labelled, score, where, graded=True)
 
 
 def _parse_gritlm(row: Fields, where: str, score: RowScore | None) -> Iterator[LabelledPair]:
@@ -273,7 +257,8 @@ def _parse_gritlm(row: Fields, where: str, score: RowScore | None) -> Iterator[L
     )
     for positive in _require_any(positives, "pos", where):
         pair = Pair(query, positive, negatives)
-        yield _with_label(LabelledPair(pair, instruction=instruction), where, score)
+        labelled = LabelledPair(pair, instruction=instruction)
+        yield labelled if score is None else _scored(labelled, score, where, graded=True)
 
 
 def _items(value: Any) -> list[Any]:
@@ -309,8 +294,8 @@ def _parse_tevatron(row: Fields, where: str, score: RowScore | None) -> Iterator
         text = _passage_text(passage, "positive_passages", where)
         labelled = LabelledPair(Pair(query, text, negatives))
         if own := find_score(passage, where):
-            labelled = dataclasses.replace(labelled, score=own.values[0], score_field=own.field)
-        yield _with_label(labelled, where, score)
+            labelled = _scored(labelled, own, where, graded=False)
+        yield labelled if score is None else _scored(labelled, score, where, graded=True)
 
 
 def _passage_text(passage: Fields, field: str, where: str) -> str:

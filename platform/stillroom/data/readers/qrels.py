@@ -10,13 +10,18 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from stillroom.data.readers.fields import Fields, find_id_field, text_field, titled_text_field
+from stillroom.data.readers.fields import (
+    Fields,
+    find_id_field,
+    id_field,
+    text_field,
+    titled_text_field,
+)
+from stillroom.data.readers.judgements import Judgement, read_judgements
 from stillroom.data.readers.locations import file_format
 from stillroom.data.readers.records import OnBadRow, Pair, SkippedRows
 from stillroom.data.readers.rows import read_lines, read_rows
 from stillroom.errors import UserError
-
-Judgement = tuple[str, str, str, float]  # where, query id, passage id, grade
 
 
 def read_judged_pairs(
@@ -27,36 +32,42 @@ def read_judged_pairs(
     Args:
         collection: a file of ids and texts, and perhaps titles: JSONL, or a .tsv without header.
         queries: such a file of queries.
-        qrels: lines of query, passage and grade, or TREC's four fields, of which the second is
-            unused. Passages with a grade of 0 or less become negatives of the query's pairs, if
-            its lines follow each other.
-        skipped: counts skipped rows, and decides whether bad rows are skipped.
+        qrels: as `read_judgements` reads them. Passages with a grade of 0 or less become
+            negatives of the query's pairs.
+        skipped: counts skipped rows, and decides whether bad rows are skipped. Judgements of a
+            query without a relevant passage are `no_positive`, and repeated ones `repeated`.
 
     Raises:
-        UserError: at a bad row unless they are skipped; also when ids repeat or are missing.
+        UserError: at a bad row unless they are skipped; also when ids repeat or are missing, or a
+            passage has two grades for a query.
     """
     skipped = skipped or SkippedRows()
     on_bad_row = skipped.on_bad_row
     with (
-        _TextStore(collection, on_bad_row) as passage_texts,
-        _TextStore(queries, on_bad_row) as query_texts,
+        _TextStore(collection, "passage", on_bad_row) as passage_texts,
+        _TextStore(queries, "query", on_bad_row) as query_texts,
     ):
-        judgements = _read_judgements(qrels, on_bad_row)
-        for _, of_query in itertools.groupby(judgements, key=lambda judgement: judgement[1]):
+        judgements = query_texts.store_judgements(read_judgements(qrels, on_bad_row), skipped)
+        for query_id, of_query in itertools.groupby(judgements, key=lambda row: row.query):
             query = ""
-            graded: dict[str, tuple[float, str]] = {}  # passage id → grade, text
-            for where, query_id, passage_id, grade in of_query:
+            graded: list[tuple[float, str]] = []  # grade, text
+            for where, _, passage_id, grade in of_query:
                 try:
-                    query = query_texts.get(query_id, "query", where)
-                    graded[passage_id] = grade, passage_texts.get(passage_id, "passage", where)
+                    query = query_texts.get(query_id, where)
+                    text = passage_texts.get(passage_id, where)
                 except UserError as error:
                     on_bad_row(error)
-            negatives = tuple(text for grade, text in graded.values() if grade <= 0 and text)
-            for passage in (text for grade, text in graded.values() if grade > 0):
-                if query and passage:
-                    yield Pair(query, passage, negatives)
+                    continue
+                if text:
+                    graded.append((grade, text))
                 else:
                     skipped.count("empty")
+            negatives = tuple(text for grade, text in graded if grade <= 0)
+            if len(negatives) == len(graded):
+                skipped.counts["no_positive"] += len(negatives)
+            for grade, passage in graded:
+                if grade > 0:
+                    yield Pair(query, passage, negatives)
 
 
 def read_id_triples(
@@ -69,16 +80,16 @@ def read_id_triples(
     skipped = skipped or SkippedRows()
     on_bad_row = skipped.on_bad_row
     with (
-        _TextStore(collection, on_bad_row) as passage_texts,
-        _TextStore(queries, on_bad_row) as query_texts,
+        _TextStore(collection, "passage", on_bad_row) as passage_texts,
+        _TextStore(queries, "query", on_bad_row) as query_texts,
     ):
         for where, line in read_lines(triples, on_bad_row):
             try:
                 query, positive, negative = _fields(line, where, (3,), "query, passage, negative")
                 pair = Pair(
-                    query_texts.get(query, "query", where),
-                    passage_texts.get(positive, "passage", where),
-                    (passage_texts.get(negative, "passage", where),),
+                    query_texts.get(query, where),
+                    passage_texts.get(positive, where),
+                    (passage_texts.get(negative, where),),
                 )
             except UserError as error:
                 on_bad_row(error)
@@ -92,18 +103,33 @@ def read_id_triples(
 def read_collection(collection: str, skipped: SkippedRows | None = None) -> Iterator[str]:
     """The texts of a collection; empty ones are skipped."""
     skipped = skipped or SkippedRows()
-    for _, _, text in _read_texts(collection, skipped.on_bad_row):
+    for _, _, text in _read_texts(collection, "passage", skipped.on_bad_row):
         if text:
             yield text
         else:
             skipped.count("empty")
 
 
-class _TextStore:
-    """Texts by id, in a temporary database that is deleted on exit."""
+def conflicting_grades(
+    where: str, query: str, passage: str, grades: tuple[float, float], earlier: str
+) -> UserError:
+    """The error for a passage that is judged twice for a query, with different grades."""
+    problem = (
+        f"judges {passage!r} for {query!r} as {grades[1]:g}, and {earlier} judges it as "
+        f"{grades[0]:g}"
+    )
+    return UserError(where, problem, "Remove one of the lines")
 
-    def __init__(self, file: str, on_bad_row: OnBadRow):
-        self.file, self.on_bad_row = file, on_bad_row
+
+class _TextStore:
+    """Texts by id, in a temporary database that is deleted on exit.
+
+    Args:
+        kind: of the texts: `query` or `passage`.
+    """
+
+    def __init__(self, file: str, kind: str, on_bad_row: OnBadRow):
+        self.file, self.kind, self.on_bad_row = file, kind, on_bad_row
         self.exit = contextlib.ExitStack()
 
     def __enter__(self) -> "_TextStore":
@@ -114,7 +140,7 @@ class _TextStore:
             # Fast and unsafe: nobody else reads it, and it need not survive a crash.
             self.data.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;")
             self.data.execute("CREATE TABLE texts (id TEXT PRIMARY KEY, text TEXT) WITHOUT ROWID")
-            for where, text_id, text in _read_texts(self.file, self.on_bad_row):
+            for where, text_id, text in _read_texts(self.file, self.kind, self.on_bad_row):
                 try:
                     self.data.execute("INSERT INTO texts VALUES (?, ?)", (text_id, text))
                 except sqlite3.IntegrityError:
@@ -126,43 +152,66 @@ class _TextStore:
     def __exit__(self, *_: object) -> None:
         self.exit.close()
 
-    def get(self, text_id: str, kind: str, where: str) -> str:
-        """The text of an id that a judgement names; `kind` and `where` are for its error."""
+    def store_judgements(
+        self, judgements: Iterator[Judgement], skipped: SkippedRows
+    ) -> Iterator[Judgement]:
+        """Judgements without repeated ones, those of a query together: queries come in the order
+        of their first judgement. They are kept in the database.
+        """
+        self.data.execute(
+            "CREATE TABLE judgements (query TEXT, passage TEXT, grade REAL, place TEXT, "
+            "number INTEGER, PRIMARY KEY (query, passage)) WITHOUT ROWID"
+        )
+        for number, (where, query, passage, grade) in enumerate(judgements):
+            row = (query, passage, grade, where, number)
+            try:
+                self.data.execute("INSERT INTO judgements VALUES (?, ?, ?, ?, ?)", row)
+            except sqlite3.IntegrityError:
+                try:
+                    self._require_grade(*row[:4])
+                    skipped.count("repeated")
+                except UserError as error:
+                    skipped.on_bad_row(error)
+        yield from itertools.starmap(
+            Judgement,
+            self.data.execute(
+                "SELECT place, query, passage, grade FROM judgements JOIN "
+                "(SELECT query AS first_query, MIN(number) AS first FROM judgements GROUP BY query)"
+                " ON query = first_query ORDER BY first, number"
+            ),
+        )
+
+    def _require_grade(self, query: str, passage: str, grade: float, where: str) -> None:
+        """Raises an error where the passage has another grade for the query already."""
+        [[earlier, place]] = self.data.execute(
+            "SELECT grade, place FROM judgements WHERE query = ? AND passage = ?", (query, passage)
+        )
+        if earlier != grade:
+            raise conflicting_grades(where, query, passage, (earlier, grade), place)
+
+    def get(self, text_id: str, where: str) -> str:
+        """The text of an id that a judgement names; `where` is for its error."""
         row = self.data.execute("SELECT text FROM texts WHERE id = ?", (text_id,)).fetchone()
         if row is None:
-            problem = f"judges the {kind} {text_id!r}, which does not exist"
+            problem = f"judges the {self.kind} {text_id!r}, which does not exist"
             raise UserError(where, problem, "Remove the line")
         return str(row[0])
 
 
-def _read_texts(file: str, on_bad_row: OnBadRow) -> Iterator[tuple[str, str, str]]:
-    """(where, id, text with its title)."""
+def _read_texts(file: str, kind: str, on_bad_row: OnBadRow) -> Iterator[tuple[str, str, str]]:
+    """(where, id, text with its title); only a passage may be empty."""
     columns = ("id", "text") if file_format(file).extension == ".tsv" else None
+    text = titled_text_field if kind == "passage" else text_field
     for where, row in read_rows(file, columns=columns, on_bad_row=on_bad_row):
         try:
-            yield where, _id(row, where), titled_text_field(row, "text", where)
+            yield where, _id(row, where), text(row, "text", where)
         except UserError as error:
             on_bad_row(error)
 
 
 def _id(row: Fields, where: str) -> str:
-    field = find_id_field(row) or "_id"
-    return text_field({field: str(row[field])} if field in row else {}, field, where)
-
-
-def _read_judgements(qrels: str, on_bad_row: OnBadRow) -> Iterator[Judgement]:
-    for number, (where, line) in enumerate(read_lines(qrels, on_bad_row)):
-        if not line.strip() or (number == 0 and line.startswith("query-id")):
-            continue
-        try:
-            query, *_, passage, grade = _fields(line, where, (3, 4), "query, passage and grade")
-            try:
-                yield where, query, passage, float(grade)
-            except ValueError:
-                problem = f"has the grade {grade!r}"
-                raise UserError(where, problem, "Give a number") from None
-        except UserError as error:
-            on_bad_row(error)
+    """The id of a text."""
+    return id_field(row, find_id_field(row) or "_id", where)
 
 
 def _fields(line: str, where: str, sizes: tuple[int, ...], expected: str) -> list[str]:

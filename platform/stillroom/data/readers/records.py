@@ -43,12 +43,38 @@ class EvaluationSet:
         qrels: query id → passage id → grade; relevant above 0.
         prompts: the task's prefix of a `query` or a `passage`, for instruction-tuned
             teachers; without an entry a model's own prompt is used.
+        missing: judged passages that `passages` lacks, as `qrels`: no ranking can find them.
     """
 
     passages: dict[str, str]
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]]
     prompts: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def counts(self) -> dict[str, int]:
+        """Numbers of judged `queries` and of `passages`, and where there are any:
+
+        - `left_out`: queries whose ranking leaves out a passage, see `is_own_passage`;
+        - `missing`: judged passages that do not exist.
+        """
+        left_out = sum(self.is_own_passage(query, query) for query in self.qrels)
+        missing = sum(map(len, self.missing.values()))
+        return {
+            "queries": len(self.qrels),
+            "passages": len(self.passages),
+            **({"left_out": left_out} if left_out else {}),
+            **({"missing": missing} if missing else {}),
+        }
+
+    def is_own_passage(self, query_id: str, passage_id: str) -> bool:
+        """Whether the passage is the query itself, by its id, and not judged as an answer.
+
+        BEIR and mteb leave such passages out (`ignore_identical_ids`), for sets whose queries are
+        texts of the collection: ArguAna, Quora.
+        """
+        is_same = query_id == passage_id and passage_id in self.passages
+        return is_same and self.qrels.get(query_id, {}).get(passage_id, 0) <= 0
 
     def judged_queries(self) -> list[str]:
         """Texts of the queries that have qrels, in the order of `queries`."""
@@ -63,7 +89,8 @@ class SkippedRows:
     """Counts of the rows that a reader skipped, by reason. Plain data, for worker processes.
 
     Attributes:
-        counts: reason → rows: `wrong`, `empty`, `below_min_score`, `other_instruction`.
+        counts: reason → rows: `wrong`, `empty`, `below_min_score`, `other_instruction`, and
+            of qrels `repeated` and `no_positive`.
         bad_rows: the first bad rows as {"where", "problem"}, at most MAX_LISTED_ROWS.
         skip_bad_rows: whether a bad row is skipped; else it is an error.
     """

@@ -17,11 +17,16 @@ def package_path(name: str) -> Path:
         UserError: when the package is not installed, or holds no such file.
     """
     module, path = _module_and_path(name)
+    if path.startswith("/") or ".." in path.split("/"):
+        raise UserError(
+            name, "leads outside of the package", "Name a file or folder of the package itself"
+        )
     distribution, _ = distribution_and_version(name)
     located: Path | None = None
     spec = importlib.util.find_spec(module) if module.isidentifier() else None
     if spec is not None and spec.origin is not None:
-        located = Path(spec.origin).parent / path
+        if spec.submodule_search_locations:  # a package: a module alone lies among all others
+            located = Path(spec.origin).parent / path
     else:  # not importable, but its files are listed
         for file in importlib.metadata.files(distribution) or []:
             if file.as_posix().partition("/")[2] == path:
@@ -43,7 +48,7 @@ def distribution_and_version(name: str) -> tuple[str, str]:
     distributions = importlib.metadata.packages_distributions().get(module, [module])
     try:
         return distributions[0], importlib.metadata.version(distributions[0])
-    except importlib.metadata.PackageNotFoundError as error:
+    except (importlib.metadata.PackageNotFoundError, ValueError) as error:  # or an empty name
         distribution = module.replace("_", "-")
         raise UserError(
             name, f"the package {module} is not installed", f"Run: pip install {distribution}"

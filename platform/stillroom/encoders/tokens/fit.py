@@ -61,6 +61,12 @@ def measure_fit(model: str, texts: Sequence[str]) -> TokenizerFit | None:
     return TokenizerFit(np.array(tokens, dtype=np.int64), letters, unknown)
 
 
+def unknown_letters(model: str, texts: Sequence[str]) -> float | None:
+    """The share of the texts' letters that the tokenizer does not know; see `measure_fit`."""
+    fit = measure_fit(model, texts)
+    return None if fit is None else fit.unknown_share
+
+
 def _unknown_id(tokenizer: "Tokenizer") -> int | None:
     model = json.loads(tokenizer.to_str())["model"]
     if model["type"] == "Unigram":

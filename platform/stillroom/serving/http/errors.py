@@ -35,6 +35,7 @@ HTTP_ERRORS = {
     ErrorKind.INVALID: HttpError(400, "invalid_request_error", "invalid_value", "Tokenizer", 422),
     ErrorKind.UNAUTHORIZED: HttpError(401, "authentication_error", "invalid_api_key", "Validation"),
     ErrorKind.NOT_FOUND: HttpError(404, "invalid_request_error", "model_not_found", "Validation"),
+    ErrorKind.TOO_SLOW: HttpError(408, "invalid_request_error", "request_timeout", "Validation"),
     ErrorKind.TOO_LARGE: HttpError(413, "invalid_request_error", "request_too_large", "Validation"),
     ErrorKind.UNSUPPORTED_ENCODING: HttpError(
         415, "invalid_request_error", "unsupported_encoding", "Validation"
@@ -60,6 +61,8 @@ def error_response(error_format: ErrorFormat, error: ServingError) -> JSONRespon
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
+    if error.kind is ErrorKind.TOO_SLOW:
+        headers["Connection"] = "close"  # the rest of the body may never come
     if error.kind is ErrorKind.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     if error_format == "tei":

@@ -13,8 +13,9 @@ from stillroom.serving.config import RequestLimits
 from stillroom.serving.errors import ErrorKind, ServingError
 from stillroom.serving.http import openai, tei
 from stillroom.serving.http.auth import AuthenticatedRequest, Authenticator
+from stillroom.serving.http.body import BodyReaders
 from stillroom.serving.http.errors import HTTP_ERRORS
-from stillroom.serving.http.limits import check_limits, read_body
+from stillroom.serving.http.limits import check_limits
 from stillroom.serving.http.openapi import openapi_document
 from stillroom.serving.messages import EmbedRequest, EncodeResult
 from stillroom.serving.service import EmbeddingService
@@ -34,14 +35,15 @@ class Handlers:
     service: EmbeddingService
     authenticator: Authenticator
     limits: RequestLimits
+    bodies: BodyReaders
     render_metrics: Callable[[], bytes]
     max_concurrent: int
     max_batch_tokens: int
 
     async def read_body(self, call: AuthenticatedRequest) -> bytes:
-        """The request's body, unpacked. Raises ServingError; see `limits.read_body`."""
+        """The request's body, unpacked. Raises ServingError; see `BodyReaders.read`."""
         request = call.request
-        body = await read_body(request.headers, request.stream(), self.limits.body_bytes)
+        body = await self.bodies.read(request.headers, request.stream())
         call.record.bytes_in = len(body)
         return body
 

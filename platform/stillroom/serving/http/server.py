@@ -6,22 +6,25 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from ray.exceptions import TaskCancelledError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from stillroom.serving.config import RequestLimits
-from stillroom.serving.errors import ErrorKind, ServingError
+from stillroom.serving.errors import ErrorKind, ServingError, quote
 from stillroom.serving.http.access_log import AccessLog
 from stillroom.serving.http.api_keys import ApiKeys
 from stillroom.serving.http.auth import AuthenticatedRequest, Authenticator
+from stillroom.serving.http.body import BodyReaders
 from stillroom.serving.http.errors import ErrorFormat, error_response, unknown_url_response
 from stillroom.serving.http.handlers import Handlers
 from stillroom.serving.http.openapi import ROUTES
+from stillroom.serving.http.paths import PlainPaths, route_path, url_hint
 from stillroom.serving.service import EmbeddingService
 from stillroom.serving.telemetry import tracing
 from stillroom.serving.telemetry.metrics import RouterMetrics
@@ -80,13 +83,18 @@ class HttpApi:
             service,
             self.authenticator,
             settings.limits,
+            BodyReaders(settings.limits),
             lambda: metrics.render(service.loads()),
             settings.max_concurrent,
             settings.max_batch_tokens,
         )
 
     def asgi_app(self, more_routes: Sequence[Route]) -> Starlette:
-        """The ASGI application: the API's routes, then `more_routes`."""
+        """The ASGI application: the API's routes, then `more_routes`.
+
+        Slashes too many, as a base URL that ends with one gives, are ignored: a redirect would name
+        an address that a client behind TLS or another name cannot use.
+        """
         routes = [
             Route(
                 route.path.replace("{model}", "{model:path}"),
@@ -97,6 +105,7 @@ class HttpApi:
             )
             for route in ROUTES
         ]
+        middleware = [Middleware(PlainPaths)]
         cors = Middleware(
             CORSMiddleware,
             allow_origins=list(self.cors_origins),
@@ -104,11 +113,13 @@ class HttpApi:
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
-        return Starlette(
+        app = Starlette(
             routes=[*routes, *more_routes],
-            middleware=[cors] if self.cors_origins else [],
+            middleware=[*middleware, *([cors] if self.cors_origins else [])],
             exception_handlers={HTTPException: self._unknown_url},
         )
+        app.router.redirect_slashes = False
+        return app
 
     def endpoint(
         self, path: str, error_format: ErrorFormat, handler: Handler, open_to_all: bool
@@ -134,6 +145,8 @@ class HttpApi:
             except asyncio.CancelledError:
                 self._count(request, path, record, CLIENT_LEFT, started)
                 raise
+            except (ClientDisconnect, TaskCancelledError):  # while it sent, in uvicorn or Serve
+                response = Response(status_code=CLIENT_LEFT)  # for metrics and the log
             except Exception:
                 log.exception("unexpected error")  # hides internals from clients
                 message = "internal error; see the server's log"
@@ -146,7 +159,8 @@ class HttpApi:
     async def _unknown_url(self, request: Request, error: Exception) -> Response:
         """Starlette's 404 and 405, with OpenAI's body."""
         assert isinstance(error, HTTPException)
-        message = f"{request.method} {request.url.path}: {error.detail}"
+        path, method = route_path(request.scope), request.method
+        message = f"{method} {quote(path)}: {error.detail}. {url_hint(method, path)}"
         response = unknown_url_response(error.status_code, message)
         response.headers.update(error.headers or {})
         self._count(request, UNKNOWN_ROUTE, RequestRecord(), error.status_code, time.perf_counter())

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.exceptions import BackPressureError, RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from stillroom.encoders.usable_vectors import BrokenModelError, UnusableVectorError
@@ -213,6 +213,8 @@ class Dispatcher:
                 raise _unanswered(ServingError) from None
             except asyncio.CancelledError:
                 response.cancel()  # the client disconnected
+                raise
+            except RequestCancelledError:  # the same, as Serve tells it
                 raise
             except (RayActorError, RayServeException) as error:
                 log.warning("attempt %d of %d: %s", attempt, MAX_ATTEMPTS, error)

@@ -55,10 +55,7 @@ def report_of(
         name: detect_language(list(dataset.passages.values())) for name, dataset in sets.items()
     }
     return {
-        "sets": {
-            name: {"queries": len(dataset.qrels), "passages": len(dataset.passages)}
-            for name, dataset in sets.items()
-        },
+        "sets": {name: dataset.counts() for name, dataset in sets.items()},
         "models": {**entries, "BM25": evaluate_bm25(sets, languages)},
         "retention": ratios,
         "hardware": describe_hardware(torch.cuda.device_count()),

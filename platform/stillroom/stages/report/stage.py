@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 class Report(TypedDict):
     """The content of report.json."""
 
-    sets: dict[str, dict[str, int]]  # set → counts of queries and passages
+    sets: dict[str, dict[str, int]]  # set → `EvaluationSet.counts`
     models: dict[str, dict[str, Any]]  # name → entry, as `report_entry` makes it
     retention: dict[str, float | None]  # set, and "mean" → student / teacher
     hardware: str
@@ -101,10 +101,7 @@ def report(
         entries["BM25"] = evaluate_bm25(sets, read_languages(corpus)["evaluation"])
     _warn_of_unreliable_speeds(entries)
     result = Report(
-        sets={
-            name: {"queries": len(dataset.qrels), "passages": len(dataset.passages)}
-            for name, dataset in sets.items()
-        },
+        sets={name: dataset.counts() for name, dataset in sets.items()},
         models=entries,
         retention=retention(entries["teacher"], entries["student"]),
         hardware=describe_hardware(ray.cluster_resources().get("GPU", 0)),

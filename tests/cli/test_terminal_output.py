@@ -1,0 +1,65 @@
+"""Texts cannot control the terminal that they are shown on."""
+
+import io
+import json
+import logging
+
+import pytest
+from rich.logging import RichHandler
+from rich.table import Table
+
+from stillroom.cli.app import SafeConsole
+from support.in_process_cli import run_command
+
+# A window title, a cleared screen, CSI in one character, backspaces, and reversed letters.
+HOSTILE = "a\x1b]0;owned\x07b\x1b[2Jc\x9b31md\x08\x08e\u202ef\rg"
+CONTROLS = ["\x1b", "\x07", "\x9b", "\x08", "\u202e", "\r"]
+
+
+@pytest.fixture
+def console():
+    return SafeConsole(file=io.StringIO(), emoji=False, width=100)
+
+
+def shown_by(console):
+    text = console.file.getvalue()
+    assert [control for control in CONTROLS if control in text] == []
+    assert "owned" in text
+    return text
+
+
+def test_printed_text_has_no_control_characters(console):
+    console.print(HOSTILE, markup=False)
+    console.print(f"[bold]{HOSTILE}[/]")
+    assert shown_by(console).count("owned") == 2
+
+
+def test_a_table_s_cells_title_and_header_have_no_control_characters(console):
+    table = Table(HOSTILE, title=HOSTILE)
+    table.add_row(HOSTILE)
+    console.print(table)
+    assert shown_by(console).count("owned") == 3
+
+
+def test_a_log_line_has_no_control_characters(console):
+    RichHandler(console=console).emit(logging.makeLogRecord({"msg": HOSTILE}))
+    shown_by(console)
+
+
+def test_styles_and_line_breaks_are_kept():
+    console = SafeConsole(file=io.StringIO(), force_terminal=True, color_system="standard")
+    console.print("[red]a[/]\n\tb")
+    assert console.file.getvalue() == "\x1b[31ma[0m\n        b\n".replace("[0m", "\x1b[0m")
+
+
+def test_describing_a_corpus_and_reporting_its_errors_is_safe(tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    row = {"query": HOSTILE, "passage": HOSTILE, "instruction": HOSTILE}
+    pairs.write_text(json.dumps(row) + "\n")
+    described = run_command("data", "describe", pairs, cwd=tmp_path)
+    assert described.returncode == 0, described.stderr
+    pairs.write_text(json.dumps({HOSTILE: 1}) + "\n")
+    failed = run_command("data", "describe", pairs, cwd=tmp_path)
+    assert failed.returncode != 0
+    for output in (described.stdout, failed.stderr):
+        assert [control for control in CONTROLS if control in output] == []
