@@ -1,61 +1,247 @@
-"""The start of a student's projection into its teacher's space: a ridge regression on a sample.
+"""A student's map into its teacher's space before any training, and which of several maps to take.
 
-Shapes: n texts, h dims of the student's pooled state, d dims of the teacher's vectors.
+Shapes: n texts, h dims of the student's pooled state, d dims of the teacher's vectors, m texts that
+are held back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
+import faiss
+import numpy as np
 import torch
 
 from stillroom.encoders.encoder import Encoder
 from stillroom.encoders.micro_batches import micro_batches
 from stillroom.encoders.tokens.batch import Tokens, pad
+from stillroom.learning.linear_maps import Moments, procrustes, relative_error, ridge_regression
 
 Tensor = torch.Tensor
+MapChoice = Literal["auto", "procrustes", "ridge"]
+
+RIDGES = (0.03, 0.3, 3.0)
+CHUNK = 2048  # texts whose states and vectors are in memory at once
+TOPICS = 4
+HELD_BACK = 512  # texts of a topic that are compared with each other
+NEIGHBOURS = 10
+
+
+@dataclass(frozen=True)
+class MapScore:
+    """How well a map held for texts of topics that it was not solved from.
+
+    Attributes:
+        symmetric: the share of each text's ten nearest by the teacher's vectors that are among its
+            ten nearest by the mapped states.
+        asymmetric: the same of the mapped state's ten nearest among the teacher's vectors.
+    """
+
+    symmetric: float
+    asymmetric: float
+
+    @property
+    def mean(self) -> float:
+        """By which maps are compared: both ways of searching count the same."""
+        return (self.symmetric + self.asymmetric) / 2
+
+
+@dataclass(frozen=True)
+class ProjectionFit:
+    """The chosen map.
+
+    Attributes:
+        weight_dh: float32.
+        name: of the map, as in `scores`.
+        texts: n.
+        relative_error: Σ |W x - y|² / Σ |y|² over all n texts.
+        scores: of every candidate, on held-back topics; empty where too few texts or one candidate
+            left nothing to choose.
+    """
+
+    weight_dh: Tensor
+    name: str
+    texts: int
+    relative_error: float
+    scores: dict[str, MapScore]
+
+
+def candidate_maps(moments: Moments, choice: MapChoice = "auto") -> Iterator[tuple[str, Tensor]]:
+    """(name, W) of each map that may be chosen, the one that keeps most of the base first.
+
+    A ridge towards the orthogonal map is between the two others: it follows the texts where they
+    say something, and the base elsewhere.
+    """
+    orthogonal_dh = procrustes(moments)
+    if choice != "ridge":
+        yield "procrustes", orthogonal_dh
+    if choice == "auto":
+        for ridge in reversed(RIDGES):
+            towards_dh = ridge_regression(moments, ridge=ridge, towards_dh=orthogonal_dh)
+            yield f"ridge {ridge:g} towards procrustes", towards_dh
+    if choice != "procrustes":
+        for ridge in reversed(RIDGES):
+            yield f"ridge {ridge:g}", ridge_regression(moments, ridge=ridge)
 
 
 def fit_projection(
-    encoder: Encoder, tokens: Sequence[Tokens], vectors_nd: Tensor, *, batch_tokens: int = 8192
-) -> None:
-    """Fits the encoder's projection to a sample of texts, before any training.
+    encoder: Encoder,
+    tokens: Sequence[Tokens],
+    vectors: Callable[[np.ndarray], Tensor],
+    *,
+    choice: MapChoice = "auto",
+    batch_tokens: int = 8192,
+    seed: int = 0,
+) -> ProjectionFit:
+    """Solves the map from the encoder's pooled states to its teacher's vectors. Changes nothing.
+
+    The texts are divided into topics by their teacher's vectors. Each candidate is solved from all
+    topics but one and judged on that one, in turn: a student is asked about texts unlike those it
+    learned from, where a map that is only fitted to its texts loses what the base knew. Texts held
+    back at random would not show that.
+
+    Memory depends on h and d, not on n.
 
     Args:
-        tokens: of n texts of both roles, truncated as in training; a few thousand suffice.
-        vectors_nd: the teacher's vectors of the same texts, as long as the encoder's shall be.
+        tokens: of n texts of both roles, truncated as in training.
+        vectors: rows of `tokens` → the teacher's vectors of these texts, float32, compared as the
+            encoder's own are.
         batch_tokens: the most tokens of one forward, padding counted.
+        seed: of the topics.
     """
-    assert encoder.projection is not None, "the encoder has no projection to fit"
-    linear = encoder.projection.linear
-    width = linear.in_features
-    states_nh = torch.empty(len(tokens), width, device=encoder.device)
+    n, normalise = len(tokens), encoder.contract.normalise
+    centres_td = _topic_centres(vectors, n, seed)
+    topics = [_Topic() for _ in centres_td]
+    for rows in np.array_split(np.arange(n), -(-n // CHUNK)):
+        vectors_nd = vectors(rows)
+        states_nh = pooled_states(encoder, [tokens[row] for row in rows], batch_tokens)
+        if normalise:
+            # Every text then has the same weight. Where lengths count, W x itself is the vector.
+            states_nh = torch.nn.functional.normalize(states_nh, dim=-1)
+        nearest = (vectors_nd @ centres_td.T).argmax(dim=1)
+        for number, topic in enumerate(topics):
+            topic.add(states_nh[nearest == number], vectors_nd[nearest == number])
+    moments = sum_moments([topic.moments for topic in topics])
+    scores = _scores(topics, choice, normalise=normalise)
+    maps = dict(candidate_maps(moments, choice))
+    # Ties go to the first, which keeps most of the base.
+    name = max(scores, key=lambda candidate: scores[candidate].mean) if scores else next(iter(maps))
+    return ProjectionFit(
+        maps[name].float(), name, n, relative_error(maps[name], moments), scores
+    )
+
+
+def pooled_states(encoder: Encoder, tokens: Sequence[Tokens], batch_tokens: int) -> Tensor:
+    """States before projection and normalisation, float32 (n, h), on the CPU."""
     training = encoder.training
     encoder.eval()
+    states: Tensor | None = None
     with torch.inference_mode():
         for rows in micro_batches([len(text.ids) for text in tokens], batch_tokens):
             batch = pad([tokens[row] for row in rows], encoder.pad_id).to(encoder.device)
-            states_nh[torch.from_numpy(rows)] = encoder.pooled(batch)
+            pooled_bh = encoder.pooled(batch).cpu()
+            if states is None:
+                states = torch.empty(len(tokens), pooled_bh.shape[1])
+            states[torch.from_numpy(rows)] = pooled_bh
     encoder.train(training)
-    if encoder.contract.normalise:
-        # Every text then has the same weight. Where lengths count, W x itself must be the vector.
-        states_nh = torch.nn.functional.normalize(states_nh, dim=-1)
-    linear.weight.data.copy_(ridge_regression(states_nh, vectors_nd.to(encoder.device)))
+    assert states is not None, "there is no text"
+    return states
 
 
-def ridge_regression(states_nh: Tensor, vectors_nd: Tensor, *, ridge: float = 0.3) -> Tensor:
-    """The linear map from a student's states that best approximates its teacher's vectors.
+def sum_moments(parts: Sequence[Moments]) -> Moments:
+    """The sums over the texts of all parts."""
+    first, *others = parts
+    for other in others:
+        first = first + other
+    return first
 
-    Minimises Σ |W x - t|² + λ |W|², where x is a state, and λ is `ridge` times the mean over the h
-    coordinates of Σ x². It shrinks directions with little variance in the sample, so that the map
-    generalises to other texts.
+
+class _Topic:
+    """The sums over a topic's texts, and its first texts themselves."""
+
+    def __init__(self) -> None:
+        self.parts: list[Moments] = []
+        self.states: list[Tensor] = []
+        self.vectors: list[Tensor] = []
+
+    def add(self, states_nh: Tensor, vectors_nd: Tensor) -> None:
+        self.parts = [sum_moments([*self.parts, Moments.of(states_nh, vectors_nd)])]
+        missing = HELD_BACK - sum(map(len, self.states))
+        if missing > 0:
+            self.states.append(states_nh[:missing])
+            self.vectors.append(vectors_nd[:missing])
+
+    @property
+    def moments(self) -> Moments:
+        return self.parts[0]
+
+
+def _topic_centres(vectors: Callable[[np.ndarray], Tensor], n: int, seed: int) -> Tensor:
+    """Centres of topics among the teacher's vectors of a sample, (topics, d).
+
+    One topic where there are too few texts to hold any back.
+    """
+    sample = np.unique(np.linspace(0, n - 1, CHUNK).astype(np.int64))
+    vectors_nd = vectors(sample)
+    topics = TOPICS if len(sample) >= 4 * TOPICS * NEIGHBOURS else 1
+    kmeans = faiss.Kmeans(
+        vectors_nd.shape[1], topics, niter=10, seed=seed, spherical=True, min_points_per_centroid=1
+    )
+    kmeans.train(vectors_nd.numpy())
+    return torch.from_numpy(kmeans.centroids)
+
+
+def _scores(
+    topics: Sequence[_Topic], choice: MapChoice, *, normalise: bool
+) -> dict[str, MapScore]:
+    """Each candidate's score on the topics in turn: their mean, by texts."""
+    judged = [topic for topic in topics if sum(map(len, topic.states)) > NEIGHBOURS]
+    if len(topics) == 1 or not judged:
+        return {}
+    totals: dict[str, list[tuple[int, MapScore]]] = {}
+    for topic in judged:
+        others = sum_moments([other.moments for other in topics if other is not topic])
+        states_mh, vectors_md = torch.cat(topic.states), torch.cat(topic.vectors)
+        for name, map_dh in candidate_maps(others, choice):
+            mapped_md = states_mh @ map_dh.float().T
+            if normalise:
+                mapped_md = torch.nn.functional.normalize(mapped_md, dim=-1)
+            score = neighbour_agreement(mapped_md, vectors_md)
+            totals.setdefault(name, []).append((len(states_mh), score))
+    if len(totals) == 1 and choice != "auto":
+        pass
+    return {name: _mean_score(parts) for name, parts in totals.items()}
+
+
+def _mean_score(parts: Sequence[tuple[int, MapScore]]) -> MapScore:
+    texts = sum(count for count, _ in parts)
+    return MapScore(
+        sum(count * score.symmetric for count, score in parts) / texts,
+        sum(count * score.asymmetric for count, score in parts) / texts,
+    )
+
+
+def neighbour_agreement(mapped_md: Tensor, vectors_md: Tensor) -> MapScore:
+    """How far nearest neighbours by the student are those by the teacher; see `MapScore`.
 
     Args:
-        states_nh: pooled states, before any projection.
-        vectors_nd: the teacher's vectors of the same texts.
-
-    Returns:
-        W, float32, (d, h).
+        mapped_md, vectors_md: compared by inner product.
     """
-    x_nh = states_nh.double()
-    gram_hh = x_nh.T @ x_nh
-    gram_hh.diagonal().add_(ridge * gram_hh.diagonal().mean().item())
-    return torch.linalg.solve(gram_hh, x_nh.T @ vectors_nd.double()).T.float()
+    size = min(NEIGHBOURS, len(vectors_md) - 1)
+    by_teacher = _neighbours(vectors_md, vectors_md, size)
+    return MapScore(
+        _overlap(_neighbours(mapped_md, mapped_md, size), by_teacher),
+        _overlap(_neighbours(mapped_md, vectors_md, size), by_teacher),
+    )
+
+
+def _neighbours(queries_md: Tensor, candidates_md: Tensor, size: int) -> Tensor:
+    """The best candidates of each query but its own, (m, size)."""
+    scores_mm = queries_md @ candidates_md.T
+    scores_mm.fill_diagonal_(-torch.inf)
+    return scores_mm.topk(size, dim=1).indices
+
+
+def _overlap(first_mk: Tensor, second_mk: Tensor) -> float:
+    """The mean share of a row's entries that are in the other's row."""
+    return float((first_mk[:, :, None] == second_mk[:, None, :]).any(dim=2).float().mean())

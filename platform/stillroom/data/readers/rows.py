@@ -4,7 +4,7 @@ Only a line is held in memory, never a file. Every error names the file and the 
 """
 
 import codecs
-import csv
+import functools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -18,9 +18,8 @@ from stillroom.data.readers.locations import (
     parse_hub_location,
 )
 from stillroom.data.readers.records import OnBadRow, raise_bad_row
+from stillroom.data.readers.tables import Row, table_rows
 from stillroom.errors import UserError, one_line
-
-Row = tuple[str, dict[str, Any]]  # where it is, for error messages; its fields
 
 SUPPORTED_FORMATS = (
     ".jsonl, .json, .csv, .tsv or .parquet; all but Parquet may be compressed (.gz, .zst)"
@@ -28,9 +27,8 @@ SUPPORTED_FORMATS = (
 
 MAX_LINE_BYTES = 1 << 27  # a longer line means a file without line ends
 JSON_BLOCK_BYTES = 1 << 20  # of a .json, read at a time
+WRAPPERS = ("data", "rows", "examples", "records", "train")  # names around the rows of a .json
 JSON_SEPARATORS = re.compile(r"[\s,\[\]]*")  # between the values of a .json
-
-csv.field_size_limit(MAX_LINE_BYTES)
 
 
 def read_rows(
@@ -83,37 +81,57 @@ def _rows(file: str, columns: Sequence[str] | None, on_bad_row: OnBadRow) -> Ite
     if extension in (".csv", ".tsv"):
         delimiter = "\t" if extension == ".tsv" else ","
         if columns is None:
-            return _table_rows(file, delimiter, on_bad_row)
+            lines = functools.partial(read_lines, file, keep_ends=True)
+            return table_rows(file, delimiter, lines, on_bad_row)
         return _unquoted_rows(file, delimiter, columns, on_bad_row)
     if extension == ".parquet":
         return _parquet_rows(file)
     raise UserError(file, "has no format that can be read", f"Use {SUPPORTED_FORMATS}")
 
 
-def read_lines(file: str, on_bad_row: OnBadRow = raise_bad_row) -> Iterator[tuple[str, str]]:
-    """(where, line) of a text file, without line ends and byte order mark.
+def read_lines(
+    file: str, on_bad_row: OnBadRow = raise_bad_row, *, keep_ends: bool = False
+) -> Iterator[tuple[str, str]]:
+    """(where, line) of a text file, without byte order mark.
 
-    Only a line feed ends a line: U+2028 and similar ones are characters of a text.
+    Only a line feed ends a line: U+2028 and similar ones are characters of a text. In a file
+    without any line feed carriage returns do, as on old Macs.
+
+    Args:
+        keep_ends: whether lines keep their line ends.
     """
     number = 0
+    for line in _lines(file):
+        number += 1
+        where = f"{file}:{number}"
+        if line is None:
+            fix = "Break it up, or correct the line ends"
+            on_bad_row(UserError(where, f"is longer than {MAX_LINE_BYTES >> 20} MiB", fix))
+            continue
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            problem = f"is not UTF-8 ({error.reason} at byte {error.start})"
+            on_bad_row(UserError(where, problem, "Save the file as UTF-8"))
+            continue
+        yield where, text if keep_ends else text.rstrip("\r\n")
+
+
+def _lines(file: str) -> Iterator[bytes | None]:
+    """The lines of a file with their ends; None for one that is too long."""
     with open_stream(file) as opened:
+        first = True
         while line := opened.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            where = f"{file}:{number}"
             if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
                 _skip_line(opened)
-                fix = "Break it up, or correct the line ends"
-                on_bad_row(UserError(where, f"is longer than {MAX_LINE_BYTES >> 20} MiB", fix))
-                continue
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            try:
-                text = line.decode()
-            except UnicodeDecodeError as error:
-                problem = f"is not UTF-8 ({error.reason} at byte {error.start})"
-                on_bad_row(UserError(where, problem, "Save the file as UTF-8"))
-                continue
-            yield where, text.rstrip("\r\n")
+                yield None
+            elif first and b"\r" in line and not line.endswith(b"\n"):  # the whole file
+                yield from (part + b"\n" for part in line.removesuffix(b"\r").split(b"\r"))
+            else:
+                yield line
+            first = False
 
 
 def _skip_line(opened: BinaryIO) -> None:
@@ -141,6 +159,7 @@ def _json_values(file: str, on_bad_row: OnBadRow) -> Iterator[Row]:
     decoder = json.JSONDecoder()
     unread = ""
     line = 1  # of the first unread character
+    depth = 0  # of lists that are not closed yet
     tried = 0  # unread characters that were not yet a whole value
     for block, last in _text_blocks(file):
         unread += block
@@ -149,6 +168,7 @@ def _json_values(file: str, on_bad_row: OnBadRow) -> Iterator[Row]:
         position, tried = 0, 0
         # Commas and brackets between values are skipped without checking their order.
         while (start := JSON_SEPARATORS.match(unread, position).end()) < len(unread):  # type: ignore[union-attr]
+            depth += _opened_lists(unread[position:start])
             line += unread.count("\n", position, start)
             position, where = start, f"{file}:{line}"
             try:
@@ -159,6 +179,10 @@ def _json_values(file: str, on_bad_row: OnBadRow) -> Iterator[Row]:
                     break
                 raise UserError(where, f"is not JSON: {error}", "Correct the file") from error
             if isinstance(value, dict):
+                if wrapper := _list_of_rows(value):
+                    problem = f"has its rows in {wrapper!r}"
+                    fix = "Write them as a list, or one object a line in a .jsonl"
+                    raise UserError(where, problem, fix)
                 yield where, value
             elif end == len(unread) and not last:
                 break  # a number may have more digits
@@ -169,9 +193,25 @@ def _json_values(file: str, on_bad_row: OnBadRow) -> Iterator[Row]:
             line += unread.count("\n", start, end)
             position = end
         else:
+            depth += _opened_lists(unread[position:])
             line += unread.count("\n", position)
             position = len(unread)
         unread = unread[position:]
+    if depth:
+        raise UserError(f"{file}:{line}", "ends within a list: it is cut off", "Write it again")
+
+
+def _opened_lists(separators: str) -> int:
+    return separators.count("[") - separators.count("]")
+
+
+def _list_of_rows(value: dict[str, Any]) -> str | None:
+    """The field of an object around rows, such as {"data": [{…}, …]}, that has them."""
+    for name in WRAPPERS:
+        rows = value.get(name)
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+            return name
+    return None
 
 
 def _text_blocks(file: str) -> Iterator[tuple[str, bool]]:
@@ -194,42 +234,6 @@ def _may_be_cut_off(error: Exception, size: int, end: int) -> bool:
     if not isinstance(error, json.JSONDecodeError) or size > MAX_LINE_BYTES:
         return False
     return error.msg.startswith("Unterminated string") or error.pos >= end - 16
-
-
-def _table_rows(file: str, delimiter: str, on_bad_row: OnBadRow) -> Iterator[Row]:
-    consumed: list[tuple[str, str]] = []  # lines of a row: a quoted field may have line ends
-
-    def lines() -> Iterator[str]:
-        for where, line in read_lines(file, on_bad_row):
-            consumed.append((where, line))
-            yield line + "\n"
-
-    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
-    names: list[str] = []
-    while True:
-        consumed.clear()
-        problem, cells = "", None
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            problem = f"is not a valid row: {error}"
-        if cells is None and not problem:
-            return
-        if not names:
-            names = cells or []
-            continue
-        if cells and len(cells) != len(names):
-            problem = f"has {len(cells)} fields, but the header has {len(names)}"
-        # Many .tsv files are not quoted: a quotation mark is then a character of a text.
-        unquoted = [(where, line.split(delimiter)) for where, line in consumed]
-        is_unquoted = delimiter == "\t" and all(len(row) == len(names) for _, row in unquoted)
-        if is_unquoted and (problem or len(consumed) > 1):
-            yield from ((where, dict(zip(names, row, strict=True))) for where, row in unquoted)
-        elif problem:
-            where = consumed[0][0] if consumed else file
-            on_bad_row(UserError(where, problem, "Quote its fields, or correct it"))
-        elif cells:
-            yield consumed[0][0], dict(zip(names, cells, strict=True))
 
 
 def _unquoted_rows(
