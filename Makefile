@@ -68,19 +68,22 @@ browser: $(VENV)/dev
 	$(BIN)/pip install --quiet --editable '.[dev,browser]'
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/browser/playground.py
 
-# A server asked by LangChain and LlamaIndex.
+# A server asked by LangChain and LlamaIndex, by Java's HttpClient (on Debian and Ubuntu
+# `apt-get install default-jdk-headless`) and by curl.
 clients: $(VENV)/dev
 	$(BIN)/pip install --quiet --editable '.[dev,clients]'
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clients/frameworks.py
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clients/frameworks.py tests/clients/http2_offers.py
 
 # Exports opened by sentence-transformers on ONNX, Optimum, fastembed and, on node, transformers.js.
 exports: $(VENV)/dev $(VENV)/exports/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clients/exports.py
 
-# A server under load while it is updated and scaled: minutes, 10,000 requests, no failure. And the
+# A server under load while it is updated and scaled: minutes, 10,000 requests, no failure. One with
+# broken and hostile clients beside honest ones, which must not notice them. And the
 # small pipeline, of which random processes are killed: its artifacts must be those of one in peace.
 soak: $(VENV)/dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/soak/serving.py
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/soak/hostile_clients.py
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/soak/pipeline.py --kills 20
 
 # A cluster that tells all that infra/monitoring asks for; nodes that come, go and die; a root in an

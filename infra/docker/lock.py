@@ -3,9 +3,12 @@
     pip install uv      # into the environment that the tests passed in
     PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu python infra/docker/lock.py
 
-Writes three files to requirements/. torch.txt holds torch with its CUDA libraries; torch-cpu.txt
-holds torch without them, for this Python version only; requirements.txt holds all other packages.
-One of the torch files is installed first, as in the Makefile, then requirements.txt.
+Writes five files to requirements/. torch.txt holds torch with its CUDA libraries; torch-cpu.txt
+holds torch without them, for this Python version and architecture only; requirements.txt holds all
+other packages; extras.txt holds what the extras in EXTRAS add to them. One of the torch files is
+installed first, as in the Makefile, then requirements.txt. uv.txt holds uv, with which cluster
+nodes install Python and these packages. Packages that are not installed here, such as OpenVINO, get
+the newest version that fits.
 """
 
 import hashlib
@@ -19,7 +22,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 OUT = Path(__file__).parent / "requirements"
 # Ray's autoscaler calls AWS and Google Cloud with these; hatchling builds the image's package.
-EXTRA_PACKAGES = ("boto3", "google-api-python-client", "google-auth", "cryptography", "hatchling")
+EXTRA_PACKAGES = (f"-e {ROOT}[aws,gcp]", "hatchling")
+# pyproject's extras for users, without mlflow, which needs an older pyarrow than the tests ran.
+# `quickstart` and those for development are not for clusters.
+EXTRAS = ("export", "openvino", "telemetry", "hub")
 TORCH_PACKAGES = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)==")
 HEADER = "# Made by infra/docker/lock.py.\n"
 
@@ -31,11 +37,16 @@ def main() -> None:
         if package.metadata["Name"] != "stillroom"
     }
     constraints = "\n".join(f"{name}=={version}" for name, version in sorted(installed.items()))
-    requirements = "\n".join([f"-e {ROOT}", *EXTRA_PACKAGES])
+    requirements = "\n".join(EXTRA_PACKAGES)
     entries = compile_requirements(requirements, constraints)
     torch_entries = [entry for entry in entries if TORCH_PACKAGES.match(entry)]
     write("torch.txt", torch_entries)
     write("requirements.txt", [entry for entry in entries if entry not in torch_entries])
+    # Without extras, which a constraint cannot have.
+    constraints += "\n" + "\n".join(re.sub(r"\[.*?\]", "", e.split("\\")[0]) for e in entries)
+    with_extras = compile_requirements(f"-e {ROOT}[{','.join(EXTRAS)}]\nwandb", constraints)
+    write("extras.txt", [entry for entry in with_extras if entry not in entries])
+    write("uv.txt", compile_requirements("uv", constraints))
     cpu = f"torch=={installed['torch']}+cpu"
     write("torch-cpu.txt", [f"{cpu} \\\n    --hash=sha256:{wheel_digest(cpu)}"])
 

@@ -1,4 +1,8 @@
-"""Errors that a user can cause and fix, and formatting of other errors as one line."""
+"""Errors that a user can cause and fix, and how texts and other errors are shown in messages."""
+
+import regex
+
+SHOWN_CHARACTERS = 60  # of a text in a message
 
 
 class UserError(Exception):
@@ -31,4 +35,25 @@ def one_line(error: object, max_characters: int | None = None) -> str:
         error: an exception, or its text.
         max_characters: cuts the line; None keeps all of it.
     """
-    return " ".join(str(error).split())[:max_characters]
+    line = " ".join(str(error).split())
+    return line if max_characters is None else beginning(line, max_characters)
+
+
+def beginning(text: str, max_characters: int) -> str:
+    """At most that many of a text's first characters.
+
+    What a reader sees as one character (UAX 29's grapheme clusters: a letter with its marks, a
+    family of emoji) is not cut, unless it alone is longer.
+    """
+    if len(text) <= max_characters:
+        return text
+    # Whether a cluster ends before a character depends on that character and earlier ones only.
+    clusters = regex.finditer(r"\X", text[: max_characters + 1])
+    last = max(cluster.start() for cluster in clusters)
+    return text[: last or max_characters]
+
+
+def quote(text: str, max_characters: int = SHOWN_CHARACTERS) -> str:
+    """A user's text in a message: in quotes, without control characters, and not at any length."""
+    shown = beginning(text, max_characters)
+    return repr(shown if shown == text else f"{shown}…")

@@ -60,7 +60,8 @@ from stillroom.observability.run_journal import open_journal
 from stillroom.pipeline.plan import pipeline
 from stillroom.pipeline.run import produce
 from stillroom.stages.corpus.artifact import read_evaluation_sets
-from stillroom.stages.student import fit_projection_start, initial_encoder
+from stillroom.stages.student import initial_encoder
+from stillroom.stages.student_start import StudentStart, fit_start, given_layers
 from stillroom.stages.training_batches import distillation_batches
 from stillroom.stages.vectors.teacher_vectors import TeacherVectors, stored_vectors
 from stillroom.storage.artifacts import Store
@@ -211,17 +212,19 @@ class Experiment:
             lambda files, device: stored_vectors(files, artifacts["teacher"], artifacts["vectors"]),
         )
 
-        def fresh_student():
-            torch.manual_seed(seed)
-            encoder = initial_encoder(
-                section, seed, self.teacher_contract.space, self.teacher_contract, teacher_vectors
-            )
-            return self.on_device(encoder)
+        contract = self.teacher_contract
+        initial = functools.partial(
+            initial_encoder, section, seed, contract.space, contract, teacher_vectors
+        )
 
-        our_student = fresh_student().train()
+        def fresh_student(start):
+            torch.manual_seed(seed)
+            return self.on_device(initial(start))
+
+        start = fit_start(section, phase, seed, teacher_vectors, initial)
+        our_student = fresh_student(start).train()
         if trains_packed(our_student, limits):
             pack_attention(our_student.backbone)
-        fit_projection_start(teacher_vectors, phase, our_student)
         batches = distillation_batches(
             teacher_vectors, None, phase, seed, our_student, WorkerShard()
         )
@@ -258,11 +261,11 @@ class Experiment:
         ):
             vectors_nd[selected] = vectors[rows[selected] - first]
         for rate in self.options.their_rates:
-            their_student = fresh_student()
+            their_student = fresh_student(StudentStart(start.layers))
             seconds = train_with_sentence_transformers(
                 their_student,
                 section.base,
-                section.layers,
+                start.layers,
                 section.dropout,
                 [all_texts[row] for row in rows],
                 torch.from_numpy(vectors_nd),
@@ -305,7 +308,7 @@ class Experiment:
         ]
         self.teacher_contract = BaseContract.read(teacher.path)
         self.teacher_encoded = self.encode_teacher(teacher)
-        base, layers = self.recipe.student.base, self.recipe.student.layers
+        base, layers = self.recipe.student.base, given_layers(self.recipe.student)
         self.measure("all-MiniLM-L6-v2 as it comes", lambda: create_encoder(base, space="none"))
         self.measure(
             "three layers before",

@@ -1,9 +1,10 @@
 """BM25 in languages other than English: with the analysis of each language, and with English's.
 
-    python tests/benchmarks/languages.py [--languages de,ja,…] [--folder DIR]
+    python tests/benchmarks/languages.py [--languages de,ja,…] [--folder DIR] [--parts]
 
 On Debian's translated package descriptions (query: the short one; passage: the long one), which
-apt fetches into DIR. Needs Debian's or Ubuntu's apt, and no root. Prints nDCG@10.
+apt fetches into DIR. Needs Debian's or Ubuntu's apt, and no root. Prints nDCG@10; with --parts,
+also without stop words and without stemmer, which shows what each is worth.
 """
 
 import argparse
@@ -11,12 +12,14 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import bm25s
 import Stemmer
 
 from stillroom.data.cleaning.sampling import evenly_spaced
 from stillroom.data.readers.records import EvaluationSet
+from stillroom.data.text import analyser
 from stillroom.data.text.detection import detect_language
 from stillroom.evaluation.evaluate import RANKING_DEPTH, score_ranking
 from stillroom.mining.bm25 import Bm25
@@ -72,6 +75,13 @@ def ndcg(judged: EvaluationSet, language: str) -> float:
     return score_ranking(ranking, judged)["ndcg@10"]
 
 
+def ndcg_without(part: str, judged: EvaluationSet, language: str) -> float:
+    """nDCG@10 of BM25 without `stop_words`, or without stemmer (`stemmer_name`)."""
+    nothing = {"stop_words": frozenset(), "stemmer_name": None}[part]
+    with patch.object(analyser, part, lambda language: nothing):
+        return ndcg(judged, language)
+
+
 def english_ndcg(judged: EvaluationSet) -> float:
     """nDCG@10 with the analysis that bm25s's examples have: runs of letters, English for all."""
     stemmer = Stemmer.Stemmer("english")
@@ -95,20 +105,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--languages", default=LANGUAGES)
     parser.add_argument("--folder", type=Path, help="keeps what apt fetches")
+    parser.add_argument("--parts", action="store_true", help="what stop words and stemmers do")
     args = parser.parse_args()
     languages = args.languages.split(",")
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         if not list(folder.glob("*Translation-*")):
             fetch(languages, folder)
-        print("| language | detected | passages | queries | English's analysis | its own |")
-        print("| --- | --- | ---: | ---: | ---: | ---: |")
+        parts = {"without stop words": "stop_words", "without stemmer": "stemmer_name"}
+        titles = ["English's analysis", "its own", *(parts if args.parts else ())]
+        print("| language | detected | passages | queries |", " | ".join(titles), "|")
+        print("| --- | --- | ---: | ---: |", " ".join(["---: |"] * len(titles)))
         for language in languages:
             judged = evaluation_set(read_descriptions(language, folder))
             detected = detect_language(list(judged.passages.values()))
             sizes = f"{len(judged.passages):,} | {len(judged.qrels):,}"
-            scores = f"{english_ndcg(judged):.3f} | {ndcg(judged, detected):.3f}"
-            print(f"| {language} | {detected} | {sizes} | {scores} |", flush=True)
+            scores = [english_ndcg(judged), ndcg(judged, detected)]
+            if args.parts:
+                scores += [ndcg_without(part, judged, detected) for part in parts.values()]
+            shown = " | ".join(f"{score:.3f}" for score in scores)
+            print(f"| {language} | {detected} | {sizes} | {shown} |", flush=True)
 
 
 if __name__ == "__main__":

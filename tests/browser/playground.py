@@ -25,7 +25,12 @@ from support.tiny_releases import make_release
 
 KEY = {"Authorization": "Bearer secret"}
 MARKUP = "<img src=x onerror=\"document.title='pwned'\"><script>document.title='pwned'</script>"
-PASSAGES = [f"Number {n} says {'very ' * (n % 5)}much about {n * n}." for n in range(39)] + [MARKUP]
+JAPANESE = "水曜日の会議は、三時に始まります。"
+ARABIC = "يبدأ الاجتماع يوم الأربعاء في الساعة 3 (pm)."
+FAMILY = "👩‍👩‍👧‍👦"  # seven characters that are one to a reader
+SCRIPTS = [JAPANESE, ARABIC, FAMILY * 40]
+NUMBERS = [f"Number {n} says {'very ' * (n % 5)}much about {n * n}." for n in range(36)]
+PASSAGES = [*NUMBERS, *SCRIPTS, MARKUP]
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +160,32 @@ def test_markup_in_a_passage_and_in_a_query_stays_text(visit):
     expect(page.locator(".student li", has_text="judged an answer")).to_contain_text(MARKUP)
     assert page.locator("main img, main script").count() == 0
     assert page.title() == "Stillroom"
+
+
+@pytest.mark.parametrize("text", SCRIPTS, ids=["Japanese", "Arabic", "emoji"])
+def test_texts_in_any_script_are_typed_searched_and_shown_from_their_own_side(visit, text):
+    page = visit(viewport={"width": 900, "height": 900})
+    search(page, text)
+    assert page.get_by_label("Query").first.input_value() == text
+    direction = "rtl" if text == ARABIC else "ltr"
+    computed = "e => getComputedStyle(e).direction"
+    assert page.get_by_label("Query").first.evaluate(computed) == direction
+    for name in ("teacher", "student"):
+        # The query is a passage, whose vector is nearest to it, save for the prompts.
+        hit = page.locator(f".{name} button.hit", has_text=text)
+        expect(hit).to_have_count(1)
+        assert hit.locator(".text").inner_text().strip() == text
+        assert hit.locator(".text").evaluate(computed) == direction
+        # Rank, text and score stay in their places, whatever the direction of the text.
+        left_edges = [
+            hit.locator(part).bounding_box()["x"] for part in (".rank", ".text", ".score")
+        ]
+        assert left_edges == sorted(left_edges)
+        hit.hover()
+        caption = page.locator(f".{name} .map figcaption")
+        expect(caption).to_have_attribute("dir", "auto")
+        label = caption.inner_text()
+        assert text.startswith(label) and (text != FAMILY * 40 or len(label) % len(FAMILY) == 0)
 
 
 def test_the_keyboard_alone_searches_reads_and_returns(visit):

@@ -82,6 +82,11 @@ def test_a_wrong_recipe_is_refused(stillroom, tmp_path, override, expected):
     [
         ("pairs", '{"query": "q", "positive": "p"}\n{"query"\n', "own.jsonl:2: is not JSON"),
         ("pairs", "", "own.jsonl: is empty"),
+        (
+            "pairs",
+            '{"query": "q", "passage": "p", "label": 0}\n',
+            "own.jsonl:1: has a score in 'label', and no minimum score is set. Set min_score",
+        ),
         ("pairs", '{"query": "q", "positive": ""}\n', "own.jsonl:1: 'positive' is empty"),
         ("passages", '{"title": "t"}\n', "own.jsonl:1: has no 'passage'"),
         ("conversations", '{"text": ["Hi"]}\n', "own.jsonl:1: 'text' has no assistant's turn"),

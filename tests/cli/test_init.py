@@ -108,6 +108,13 @@ def test_invalid_rows_are_counted_in_a_note(stillroom, tmp_path):
     assert done.returncode == 0 and "would stop the run: 1." in done.stdout
 
 
+def test_scores_that_decide_are_named_in_a_note(stillroom, tmp_path):
+    rows = [{"query": f"q{i}", "passage": f"text {i}", "label": i % 2} for i in range(60)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = stillroom("init", "--pairs", "pairs.jsonl", "mine.yaml")
+    assert "label from 0 to 1. Without corpus.sources.help.min_score" in done.stdout
+
+
 def facts(**changes):
     defaults = {
         "location": "pairs.jsonl", "pairs": 5000, "passages": 5000, "negatives_per_pair": 0.0,

@@ -95,3 +95,52 @@ def test_a_failure_names_the_floor_and_the_difference(measured, floors, failure)
     assert not verdict.passed
     assert len(verdict.failures) == 1
     assert failure in verdict.failures[0]
+
+
+def elsewhere(low, high, of_teacher=0.9):
+    """A report whose student differs from its base elsewhere by an interval."""
+    difference = (low + high) / 2
+    return {
+        **report(),
+        "elsewhere": {"retention": {"a": of_teacher, "mean": of_teacher}},
+        "against_base": {
+            "base": "untouched base",
+            "corpus": {"first": 0.7, "second": 0.6, "difference": 0.1, "low": 0.05, "high": 0.2},
+            "elsewhere": {
+                "first": 0.6 + difference, "second": 0.6, "difference": difference,
+                "low": low, "high": high,
+            },
+        },
+    }  # fmt: skip
+
+
+FLOORS_ELSEWHERE = GateFloors(elsewhere_of_teacher=0.85, elsewhere_not_below_base=True)
+
+
+def test_a_student_that_is_not_worse_than_its_base_elsewhere_by_more_than_chance_passes():
+    assert apply_gate(elsewhere(-0.03, 0.01), FLOORS_ELSEWHERE).passed
+    assert apply_gate(elsewhere(0.01, 0.03), FLOORS_ELSEWHERE).passed
+
+
+def test_a_student_that_is_worse_than_its_base_elsewhere_is_not_released():
+    [failure] = apply_gate(elsewhere(-0.05, -0.01), FLOORS_ELSEWHERE).failures
+    assert "0.570 against 0.600 (-0.030, 95 % interval -0.050 to -0.010)" in failure
+    assert "release.elsewhere.not_below_base=false" in failure
+    assert apply_gate(elsewhere(-0.05, -0.01), GateFloors()).passed
+
+
+def test_the_share_of_the_teacher_elsewhere_is_a_floor_of_its_own():
+    [failure] = apply_gate(elsewhere(0.0, 0.1, of_teacher=0.8), FLOORS_ELSEWHERE).failures
+    assert failure == "mean retention elsewhere is 0.800, 0.050 below the floor of 0.850"
+
+
+def test_what_was_not_measured_elsewhere_fails_only_a_floor_that_was_asked_for():
+    assert apply_gate(report(), GateFloors(elsewhere_not_below_base=True)).passed
+    [failure] = apply_gate(report(), FLOORS_ELSEWHERE).failures
+    assert failure == "mean retention elsewhere should be at least 0.850 and was not measured"
+
+
+def test_a_student_has_to_beat_its_untouched_base_where_that_was_measured():
+    floors = GateFloors(student_beats_base=True)
+    assert not apply_gate(report(student_base=0.1, base=0.75), floors).passed
+    assert apply_gate(report(student_base=0.75, base=0.1), floors).passed

@@ -50,6 +50,18 @@ def selected_metrics(expression):
     return metrics
 
 
+def job_names(expression):
+    """Values of the label `job` that the expression selects by."""
+    names = set()
+
+    def visit(node):
+        if isinstance(node, promql_parser.VectorSelector):
+            names.update(m.value for m in node.matchers.matchers if m.name == "job")
+
+    promql_parser.walk(promql_parser.parse(expression), visit)
+    return names
+
+
 def grouping_labels(expression):
     """Labels that the expression aggregates by."""
     labels = set()

@@ -1,4 +1,4 @@
-"""A closed JSON schema of KubeRay 1.6 (ray.io/v1) for the fields that infra/kuberay uses.
+"""A closed JSON schema of KubeRay 1.7.0 (ray.io/v1) for the fields that infra/kuberay uses.
 
 Pod templates are left open: Kubernetes' own schema checks them.
 """

@@ -1,13 +1,17 @@
 """The KubeRay manifests of every overlay."""
 
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
 import jsonschema
 import kubernetes_validate
 import pytest
+import ray._private.services
+import ray._private.utils
 import yaml
 
+from infra.kuberay_objects import cluster_of, pods_of, selects, services_of
 from infra.kustomize import build
 from infra.ray_schema import SPECS
 from stillroom.cluster.capacity import NodeType, bundle_for, bundles_that_fit
@@ -27,19 +31,31 @@ def of_kind(overlay, kind):
     return [resource for resource in built(overlay) if resource["kind"] == kind]
 
 
-def find_resource(overlay, kind, name="stillroom"):
+def find_resource(overlay, kind, name=None):
+    """The only resource of a kind, or the one with a name."""
     (match,) = (
-        resource for resource in of_kind(overlay, kind) if resource["metadata"]["name"] == name
+        resource
+        for resource in of_kind(overlay, kind)
+        if name is None or resource["metadata"]["name"] == name
     )
     return match
 
 
+def ray_resources(overlay):
+    return [find_resource(overlay, kind) for kind in ("RayCluster", "RayJob", "RayService")]
+
+
 def clusters(overlay):
     """Specs of an overlay's Ray clusters: the RayCluster's, the RayJob's, the RayService's."""
+    return [cluster_of(resource) for resource in ray_resources(overlay)]
+
+
+def ray_pods(overlay):
     return [
-        find_resource(overlay, "RayCluster")["spec"],
-        find_resource(overlay, "RayJob")["spec"]["rayClusterSpec"],
-        find_resource(overlay, "RayService")["spec"]["rayClusterConfig"],
+        pod
+        for resource in ray_resources(overlay)
+        for pod in pods_of(resource)
+        if "ray.io/node-type" in pod.labels
     ]
 
 
@@ -49,7 +65,7 @@ def groups(overlay):
 
 def templates(overlay):
     """Every pod template of an overlay."""
-    pod_templates = [find_resource(overlay, "StatefulSet", "stillroom-redis")["spec"]["template"]]
+    pod_templates = [find_resource(overlay, "StatefulSet")["spec"]["template"]]
     pod_templates.append(find_resource(overlay, "RayJob")["spec"]["submitterPodTemplate"])
     for spec in clusters(overlay):
         pod_templates.append(spec["headGroupSpec"]["template"])
@@ -125,7 +141,8 @@ def test_a_token_is_required_and_no_secret_is_in_a_file(overlay):
     assert of_kind(overlay, "Secret") == []
     for template in templates(overlay):
         for container in template["spec"]["containers"]:
-            assert all("valueFrom" in variable for variable in container.get("env", ()))
+            for variable in container.get("env", ()):
+                assert "valueFrom" in variable or variable["name"].startswith("RAY_GRACEFUL_")
 
 
 @each
@@ -158,32 +175,122 @@ def test_only_the_head_may_talk_to_kubernetes(overlay):
 
 
 @each
-def test_every_ray_pod_is_probed_without_a_token(overlay):
+def test_a_ray_pod_is_alive_by_an_endpoint_that_needs_no_token(overlay):
     public = {"/api/gcs_healthz", "/api/local_raylet_healthz"}
-    for template in templates(overlay)[2:]:
-        (container,) = template["spec"]["containers"]
+    for pod in ray_pods(overlay):
+        assert pod.container["livenessProbe"]["httpGet"]["path"] in public
+
+
+@each
+def test_only_a_pod_that_gets_requests_is_ready_by_its_proxy_too(overlay):
+    """Without a probe of ours, KubeRay asks the proxy with wget; with one, nothing but it does."""
+    for pod in ray_pods(overlay):
+        if pod.labels["ray.io/node-type"] == "worker":
+            command = pod.container["readinessProbe"]["exec"]["command"]
+            assert command == ["python", "/usr/local/lib/healthcheck.py", "pod"]
+            assert (pod.environment["SERVES"] == "true") == (pod.owner == "RayService")
         for probe in ("readinessProbe", "livenessProbe"):
-            assert container[probe]["httpGet"]["path"] in public
+            assert "wget" not in str(pod.container[probe])
 
 
 @each
-def test_only_own_pods_the_operator_and_clients_may_reach_the_cluster(overlay):
-    policy = find_resource(overlay, "NetworkPolicy")["spec"]
-    named = {"app.kubernetes.io/name": "stillroom"}
-    assert policy["podSelector"]["matchLabels"] == named
-    for template in templates(overlay)[2:]:
-        assert template["metadata"]["labels"].items() >= named.items()
+def test_a_pod_has_time_to_drain_before_it_is_killed(overlay):
+    """Ray drains a node that gets SIGTERM, for 30 s unless the variable says otherwise."""
+    for pod in ray_pods(overlay):
+        drains = float(pod.environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+        grace = pod.spec.get("terminationGracePeriodSeconds", 30)
+        assert drains + 10 <= grace
+        if pod.labels["ray.io/node-type"] == "worker":
+            assert drains >= 90
+
+
+@each
+def test_the_object_store_of_every_pod_is_in_memory(overlay, monkeypatch, tmp_path):
+    for pod in ray_pods(overlay):
+        memory = gib(pod.container["resources"]["limits"]["memory"]) * 2**30
+        mounted = {mount["mountPath"]: mount["name"] for mount in pod.container["volumeMounts"]}
+        # Where nothing is mounted, KubeRay mounts an emptyDir as large as the requested memory.
+        size = memory
+        if "/dev/shm" in mounted:
+            (volume,) = (v for v in pod.spec["volumes"] if v["name"] == mounted["/dev/shm"])
+            size = gib(volume["emptyDir"]["sizeLimit"]) * 2**30
+        monkeypatch.setattr(ray._private.utils, "get_shared_memory_bytes", lambda size=size: size)
+        monkeypatch.setattr(ray._common.utils, "get_system_memory", lambda memory=memory: memory)
+        store = ray._private.utils.resolve_object_store_memory(int(memory * 0.9))
+        folder, _, _ = ray._private.services.determine_plasma_store_config(store, str(tmp_path))
+        assert folder == "/dev/shm"
+
+
+def gib(quantity):
+    assert quantity.endswith("Gi")
+    return float(quantity.removesuffix("Gi"))
+
+
+@each
+def test_services_have_names_of_their_own_and_select_exactly_their_pods(overlay):
+    resources = ray_resources(overlay)
+    of_kuberay = [name for resource in resources for name in services_of(resource)]
+    names = Counter([*of_kuberay, *(r["metadata"]["name"] for r in of_kind(overlay, "Service"))])
+    assert [name for name, count in names.items() if count > 1] == []
+    pods = ray_pods(overlay)
+    for resource in resources:
+        for name, selector in services_of(resource).items():
+            selected = [pod for pod in pods if selects({"matchLabels": selector}, pod.labels)]
+            assert selected, name
+            assert {pod.owner for pod in selected} == {resource["kind"]}
+            if name.endswith("-head-svc"):
+                assert [pod.labels["ray.io/node-type"] for pod in selected] == ["head"]
+
+
+@each
+def test_everything_has_a_name_of_its_own_and_belongs_to_one_part(overlay):
+    names = Counter((r["kind"], r["metadata"]["name"]) for r in built(overlay))
+    assert max(names.values()) == 1
+    ray_names = Counter(r["metadata"]["name"] for r in ray_resources(overlay))
+    assert max(ray_names.values()) == 1
+    for resource in built(overlay):
+        part = resource["metadata"]["labels"]["stillroom/part"]
+        assert part in {"shared", "cluster", "job", "service"}
+
+
+@each
+def test_only_own_pods_the_operator_clients_and_monitoring_may_reach_the_cluster(overlay):
+    policy = find_resource(overlay, "NetworkPolicy", "stillroom")["spec"]
+    for pod in ray_pods(overlay):
+        assert selects(policy["podSelector"], pod.labels)
     open_to = {tuple(port["port"] for port in rule.get("ports", ())) for rule in policy["ingress"]}
-    assert open_to == {(), (8265, 8000, 52365), (8000,), (8080,)}
+    assert open_to == {(), (8265, 8000, 52365), (8000,), (8080, 44217, 44227, 8000)}
     (everything,) = (rule for rule in policy["ingress"] if "ports" not in rule)
-    assert everything["from"] == [{"podSelector": {"matchLabels": named}}]
+    assert everything["from"] == [{"podSelector": policy["podSelector"]}]
+    (submitter,) = (
+        pod for pod in pods_of(find_resource(overlay, "RayJob")) if pod.owner == "RayJob"
+        and "ray.io/node-type" not in pod.labels
+    )  # fmt: skip
+    to_the_job_api = [r for r in policy["ingress"] if {"port": 8265} in r.get("ports", ())]
+    allowed = [
+        peer["podSelector"] for r in to_the_job_api for peer in r["from"] if "podSelector" in peer
+    ]
+    assert any(selects(selector, submitter.labels) for selector in allowed)
 
 
 @each
-def test_workers_have_a_disruption_budget_and_the_job_a_queue(overlay):
-    budget = find_resource(overlay, "PodDisruptionBudget", "stillroom-workers")["spec"]
-    assert budget["maxUnavailable"] == 1
-    assert budget["selector"]["matchLabels"]["app.kubernetes.io/name"] == "stillroom"
+def test_a_disruption_budget_counts_serving_pods_only_and_allows_an_eviction(overlay):
+    (budget,) = of_kind(overlay, "PodDisruptionBudget")
+    spec = budget["spec"]
+    # A RayCluster has no `scale` subresource, without which Kubernetes can only count minAvailable.
+    assert isinstance(spec["minAvailable"], int) and "maxUnavailable" not in spec
+    for pod in ray_pods(overlay):
+        serves = pod.owner == "RayService" and pod.labels["ray.io/node-type"] == "worker"
+        assert selects(spec["selector"], pod.labels) == serves
+    # The replicas that always run need more pods than must stay.
+    config = yaml.safe_load(find_resource(overlay, "RayService")["spec"]["serveConfigV2"])
+    student = config["applications"][0]["args"]["student"]
+    on_one_pod = kind(groups(overlay)["cpu"]).resources["CPU"] // student["num_cpus"]
+    assert student["autoscale"]["min_replicas"] / on_one_pod > spec["minAvailable"]
+
+
+@each
+def test_the_job_has_a_queue(overlay):
     job = find_resource(overlay, "RayJob")
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "stillroom"
     assert job["spec"]["shutdownAfterJobFinishes"]  # required by Kueue

@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 
 from stillroom.config.load import read_recipe
+from stillroom.data.readers.beir import write_beir
+from stillroom.data.readers.records import EvaluationSet
 from stillroom.errors import UserError
 from stillroom.pipeline.explain import why_missing
 from stillroom.pipeline.plan import pipeline
@@ -226,3 +228,49 @@ def test_why_missing_names_the_fields_and_inputs_that_changed(plan, tmp_path):
     assert "student.phase.learning_rate: 0.001 → 0.0005" in reason
     assert "negatives changed" in reason
     assert "vectors" not in reason
+
+
+TEXTS = "corpus.texts={general: 100, sources: [packages]}"
+
+
+def test_only_the_student_s_teacher_embeds_general_texts(plan):
+    steps = plan(f'teacher.phases=[{PHASE}}}, {PHASE}, "hard_negatives": 1}}]', TEXTS)
+    embedded = {step.name: step.args.get("general") for step in steps if step.stage == "vectors"}
+    assert embedded == {"tiny-phase1": None, "tiny": True}
+
+
+def test_a_corpus_depends_on_what_general_texts_are_gathered_from(plan, monkeypatch):
+    before = plan(TEXTS)
+    assert "texts" in before[0].sources and "texts" not in plan()[0].sources
+    monkeypatch.setattr("stillroom.pipeline.sources.machine_fingerprint", lambda sources: "other")
+    assert changed(before, plan(TEXTS))[0] == "corpus"
+
+
+def test_a_corpus_depends_on_the_guards_that_its_recipe_names(plan, tmp_path):
+    guards = tmp_path / "guards"
+    write_beir(EvaluationSet({"p": "one"}, {"q": "two"}, {"q": {"p": 1}}), guards / "one")
+    before = plan(f"evaluation.guards={guards}")
+    write_beir(EvaluationSet({"p": "three"}, {"q": "two"}, {"q": {"p": 1}}), guards / "one")
+    assert changed(before, plan(f"evaluation.guards={guards}"))[0] == "corpus"
+    with pytest.raises(UserError, match="does not exist"):
+        plan("evaluation.guards=nowhere")
+
+
+def test_a_floor_on_other_fields_needs_sets_of_them(plan):
+    with pytest.raises(UserError, match=r"release.elsewhere.of_teacher needs sets"):
+        plan("release.elsewhere.of_teacher=0.9")
+    plan("release.elsewhere.of_teacher=0.9", "evaluation.made_guards.sets=1")
+
+
+def test_only_phases_on_texts_may_mix_general_texts(plan):
+    texts = (
+        '{"data": "texts", "steps": 2, "global_batch": 16, "learning_rate": 1e-3, '
+        '"losses": {"pairwise_mse": 1}, "mix": {"general": 1}}'
+    )
+    plan(TEXTS, f"student.phases=[{texts}]")
+    with pytest.raises(UserError, match="'general', which is not a source"):
+        plan(f"student.phases=[{texts}]")
+    with pytest.raises(UserError, match="'general', which is not a source"):
+        plan(TEXTS, "student.phases.0.mix={general: 1}")
+    with pytest.raises(UserError, match="no source may be named 'general'"):
+        plan(TEXTS, "corpus.sources={general: {format: docstrings, packages: [numpy]}}")

@@ -208,7 +208,9 @@ def test_one_command_makes_every_artifact_and_reports_where_it_is(result, workpl
     assert "held-out" in Path(result["report"]).read_text()
     report = json.loads((Path(result["report"]).parent / "report.json").read_text())
     roles = {model["role"] for model in report["models"].values()}
-    assert roles == {"teacher", "student", "teacher_base", "student_base", "bm25", "asymmetric"}
+    assert roles == {
+        "teacher", "student", "teacher_base", "student_base", "base", "bm25", "asymmetric",
+    }  # fmt: skip
     assert report["sets"] == {"held-out": {"queries": 32, "passages": 96}}
     student = report["models"]["student"]
     full_size, *smaller = student["vectors"]["held-out"]

@@ -44,6 +44,18 @@ def test_counts_lengths_and_repeated_texts_are_those_of_the_file(tmp_path):
     assert len(description["examples"]) == EXAMPLES
 
 
+def test_scores_are_described_with_their_range_and_whether_min_score_must_be_set(tmp_path):
+    rows = [{"query": f"q{i}", "passage": "p", "label": i} for i in range(3)]
+    rows += [{"query": "q", "passage": "p", "label": 5, "negative": "n"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flag = {"query": "q", "pos": ["p"], "neg": [], "pos_scores": [0.5]}
+    (tmp_path / "b.jsonl").write_text(json.dumps(flag) + "\n")
+    assert describe(str(tmp_path))["scores"] == {
+        "label": {"pairs": 4, "lowest": 0, "highest": 5, "min_score_required": True},
+        "pos_scores": {"pairs": 1, "lowest": 0.5, "highest": 0.5, "min_score_required": False},
+    }
+
+
 def test_a_folder_in_beir_layout_is_passages_queries_and_judgements(tmp_path):
     (tmp_path / "qrels").mkdir()
     write(tmp_path / "corpus.jsonl", [{"_id": "1", "title": "T", "text": "one"}])

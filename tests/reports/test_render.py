@@ -3,7 +3,7 @@ import re
 import pytest
 
 from stillroom.reports.render import render_evaluation, render_report
-from stillroom.reports.tables import score_table, small_vector_table
+from stillroom.reports.tables import elsewhere_table, score_table, small_vector_table, verdict
 
 EVIL = "<script>alert('x')</script>"
 
@@ -21,6 +21,7 @@ def report():
         "sets": {"held-out": {"queries": 200, "passages": 2000}},
         "models": {"teacher": model("teacher", 0.8), "student": model("student", 0.6), "B": bm25},
         "retention": {"held-out": 0.75, "mean": 0.75},
+        "tokenizers": {},
     }
 
 
@@ -43,6 +44,14 @@ def test_the_table_has_a_row_per_model_with_the_best_first():
     assert [row[0] for row in rows] == ["teacher", "student", "B"]
     assert rows[1] == ["student", "23.0 M", "384", "123", "0.600", "0.900", "0.500"]
     assert rows[2][1:4] == ["–", "–", "–"]
+
+
+def test_the_page_says_what_is_left_out_of_rankings_and_what_does_not_exist():
+    counts = {"queries": 200, "passages": 2000, "left_out": 198, "missing": 5}
+    page = render_report({**report(), "sets": {"held-out": counts}}, extras())
+    assert "held-out: of 198 queries the passage with the query&#39;s own id is left out" in page
+    assert "held-out: 5 judged passages do not exist, and count as not found" in page
+    assert "left out, as in BEIR" not in render_report(report(), extras())
 
 
 def test_the_page_loads_nothing_and_runs_no_script():
@@ -124,3 +133,67 @@ def test_a_speed_that_differed_between_rounds_is_marked_in_table_and_page(spread
     page = render_report(content, extras())
     assert shown in page
     assert ("rounds differed by up to 2.0 times" in page) is (spread == 2.0)
+
+
+def difference(first, second, low, high):
+    return {
+        "first": first, "second": second, "difference": first - second, "low": low, "high": high,
+        "queries": 100,
+    }  # fmt: skip
+
+
+def measured_elsewhere(on_corpus, elsewhere):
+    """A report with two guards, on which the untouched base is better than the student."""
+
+    def model(role, *ndcg):
+        scores = {name: {"ndcg@10": value} for name, value in zip(("a", "b"), ndcg, strict=True)}
+        return {"role": role, "parameters": 1, "dims": 8, "scores": scores}
+
+    block = {
+        "sets": {name: {"queries": 50, "passages": 500} for name in "ab"},
+        "models": {
+            "student": model("student", 0.5, 0.6),
+            "teacher": model("teacher", 0.8, 0.8),
+            "untouched base": model("base", 0.6, 0.7),
+        },
+        "retention": {"a": 0.625, "b": 0.75, "mean": 0.6875},
+    }
+    against = {"base": "untouched base", "corpus": on_corpus, "elsewhere": elsewhere}
+    return {**report(), "elsewhere": block, "against_base": against}
+
+
+BETTER, WORSE = difference(0.8, 0.7, 0.05, 0.15), difference(0.55, 0.65, -0.15, -0.05)
+
+
+def test_one_sentence_on_top_says_whether_the_student_beats_its_base_and_loses_elsewhere():
+    measured = measured_elsewhere(BETTER, WORSE)
+    sentence = verdict(measured)
+    assert sentence == (
+        "On its corpus the student is better than its untouched base (nDCG@10 0.800 against 0.700: "
+        "+0.100, 95 % interval +0.050 to +0.150); elsewhere, in other fields, it is worse than its "
+        "untouched base (nDCG@10 0.550 against 0.650: -0.100, 95 % interval -0.150 to -0.050)."
+    )
+    page = render_report(measured, extras())
+    assert page.index(sentence) < page.index("Your corpus") < page.index("Elsewhere")
+
+
+def test_a_difference_that_may_be_chance_is_called_that():
+    within = difference(0.7, 0.69, -0.01, 0.03)
+    assert "as good as its untouched base, within chance" in verdict(
+        measured_elsewhere(within, within)
+    )
+    assert "elsewhere, in other fields, it was not measured" in verdict(
+        measured_elsewhere(BETTER, None)
+    )
+    assert verdict(report()) is None
+
+
+def test_the_table_of_other_fields_has_the_share_of_the_teacher():
+    assert elsewhere_table(measured_elsewhere(BETTER, WORSE)) == [
+        ["model", "a", "b", "mean nDCG@10", "of the teacher"],
+        ["teacher", "0.800", "0.800", "0.800", "100.0%"],
+        ["untouched base", "0.600", "0.700", "0.650", "81.2%"],
+        ["student", "0.500", "0.600", "0.550", "68.8%"],
+    ]
+    assert elsewhere_table(report()) == []
+    assert "Nothing was measured outside of the corpus" in render_report(report(), extras())

@@ -1,6 +1,7 @@
 """Teachers that are an ensemble or an API, through the stages and the commands."""
 
 import asyncio
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -28,7 +29,8 @@ from stillroom.serving.replica.batching import Batcher
 from stillroom.stages.api_teacher import api_encoder
 from stillroom.stages.corpus.artifact import CorpusData, read_evaluation_sets
 from stillroom.stages.release.stage import release
-from stillroom.stages.student import fit_projection_start, initial_encoder
+from stillroom.stages.student import initial_encoder
+from stillroom.stages.student_start import fit_start
 from stillroom.stages.vectors.teacher_vectors import TeacherVectors, stored_vectors
 from stillroom.storage.artifacts import Store
 from support.library_folders import save_library_model, static_embedding
@@ -95,11 +97,10 @@ def untrained_student(recipe, artifacts):
         artifacts["corpus"],
         lambda files, device: stored_vectors(files, artifacts["teacher"], artifacts["vectors"]),
     )
-    encoder = initial_encoder(
-        recipe.student, 0, base_contract.space, base_contract, teacher_vectors
+    initial = functools.partial(
+        initial_encoder, recipe.student, 0, base_contract.space, base_contract, teacher_vectors
     )
-    fit_projection_start(teacher_vectors, recipe.student.phases[0], encoder)
-    return encoder
+    return initial(fit_start(recipe.student, recipe.student.phases[0], 0, teacher_vectors, initial))
 
 
 def publish_release(recipe, artifacts, student):

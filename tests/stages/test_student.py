@@ -1,6 +1,7 @@
 """Training phases of a student, from stored and from online vectors of a tiny teacher."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -28,12 +29,12 @@ from stillroom.stages.corpus.artifact import CorpusData
 from stillroom.stages.corpus.stage import corpus
 from stillroom.stages.student import (
     check_losses,
-    fit_projection_start,
     initial_encoder,
     load_next_phase,
     student_comparison,
     untrained_student,
 )
+from stillroom.stages.student_start import StudentStart, fit_start
 from stillroom.stages.training_batches import distillation_batches
 from stillroom.stages.vectors.stage import vectors
 from stillroom.stages.vectors.teacher_vectors import TeacherVectors, online_vectors, stored_vectors
@@ -108,9 +109,10 @@ def train_phase(section, number, texts, teacher, vectors, folder=None, before=No
 
     teacher_vectors = TeacherVectors(texts, rows)
     if before is None:
-        terms = BaseContract.read(teacher.path)
-        encoder = initial_encoder(section, 0, "tiny-k", terms, teacher_vectors).train()
-        fit_projection_start(teacher_vectors, phase, encoder)
+        initial = functools.partial(
+            initial_encoder, section, 0, "tiny-k", BaseContract.read(teacher.path), teacher_vectors
+        )
+        encoder = initial(fit_start(section, phase, 0, teacher_vectors, initial)).train()
     else:
         encoder = load_next_phase(section, before, "tiny")
     losses = train(
@@ -147,7 +149,7 @@ def test_each_phase_starts_from_the_one_before_in_the_teacher_s_space(artifacts,
     texts = ["it is 9 and 81 it is 9 and 81", "a passage of 7 words"]
     teacher_vectors = load_encoder(artifacts[1].path).encode(texts, "passage")
     untrained = untrained_student(
-        section, CorpusData.read(artifacts[0]), seed=0, space="x", projection_dims=64
+        section, CorpusData.read(artifacts[0]), None, seed=0, space="x", projection_dims=64
     )
     cosines = [
         (student.encode(texts, "passage") * teacher_vectors).sum(1).min()
@@ -211,7 +213,7 @@ def test_a_student_of_cosines_learns_the_ranking_of_a_dot_teacher(artifacts, dot
     teacher_vectors = TeacherVectors(
         artifacts[0], lambda files, device: online_vectors(files, load_encoder(dot_teacher.path))
     )
-    student = initial_encoder(section, 0, "own-k", terms, teacher_vectors)
+    student = initial_encoder(section, 0, "own-k", terms, teacher_vectors, StudentStart())
     assert student.contract.comparison == ("cosine", True)
     losses = train(
         TorchEngine(student.train(), weight_decay=0.0, max_grad_norm=1.0),
@@ -305,10 +307,10 @@ def test_a_worker_opens_its_teacher_once(artifacts, encoder):
         return stored_vectors(files, teacher, vectors_artifact)
 
     teacher_vectors, section = TeacherVectors(texts, rows), student_section(encoder, TEXTS)
-    student = initial_encoder(
-        section, 0, "tiny-k", BaseContract.read(teacher.path), teacher_vectors
+    initial = functools.partial(
+        initial_encoder, section, 0, "tiny-k", BaseContract.read(teacher.path), teacher_vectors
     )
-    fit_projection_start(teacher_vectors, section.phases[0], student)
+    student = initial(fit_start(section, section.phases[0], 0, teacher_vectors, initial))
     distillation_batches(teacher_vectors, None, section.phases[0], 0, student, WorkerShard())
     assert devices == [student.device]
 
@@ -332,7 +334,7 @@ def test_every_phase_has_the_recipe_s_dropout(artifacts, encoder, tmp_path, drop
         artifacts[0], lambda files, device: stored_vectors(files, artifacts[1], artifacts[2])
     )
     first = initial_encoder(
-        section, 0, "tiny-k", BaseContract.read(artifacts[1].path), teacher_vectors
+        section, 0, "tiny-k", BaseContract.read(artifacts[1].path), teacher_vectors, StudentStart()
     )
     save_encoder(first, tmp_path / "first")
     for student in (first, load_next_phase(section, tmp_path / "first", "tiny")):
@@ -346,7 +348,7 @@ def test_a_smaller_vocabulary_keeps_the_corpus_s_tokens(artifacts, encoder):
     assert np.mean(losses[-5:]) < np.mean(losses[:5]), losses
     files = CorpusData.read(artifacts[0])
     smaller, full = (
-        untrained_student(student_config, files, seed=0, space="x")
+        untrained_student(student_config, files, None, seed=0, space="x")
         for student_config in (section, student_section(encoder, TEXTS))
     )
     assert smaller.backbone.config.vocab_size == 400 < full.backbone.config.vocab_size

@@ -16,6 +16,7 @@ from stillroom.release.single_model import SingleModel
 from stillroom.serving.app import served_models
 from stillroom.serving.config import RequestLimits, ServeArgs
 from stillroom.serving.http.api_keys import ApiKeys
+from stillroom.serving.http.protocol import DeadlineProtocol
 from stillroom.serving.http.server import HttpSettings
 from stillroom.serving.messages import EncodeResult
 from stillroom.serving.replica import tokenizer
@@ -87,7 +88,9 @@ def in_process_router(served, before_encode=lambda job: None, **settings):
         models, encoders, None, None, HttpSettings(**defaults | settings), timeout_s=30.0
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(router.asgi_app, log_level="warning", lifespan="off")
+        config = uvicorn.Config(
+            router.asgi_app, http=DeadlineProtocol, log_level="critical", lifespan="off"
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

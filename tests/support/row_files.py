@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-FILE_NAMES = ["a.jsonl", "a.jsonl.gz", "a.csv", "a.tsv", "a.parquet"]
+FILE_NAMES = ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.tsv", "a.parquet", "a.arrow"]
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -20,6 +20,12 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         path.write_bytes(gzip.compress(lines.encode()))
     elif path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".arrow":
+        table = pa.Table.from_pylist(rows)
+        with pa.ipc.new_stream(path, table.schema) as out:
+            out.write_table(table)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
     elif path.suffix in (".csv", ".tsv"):
         with path.open("w", newline="") as file:
             delimiter = "\t" if path.suffix == ".tsv" else ","

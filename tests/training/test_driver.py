@@ -84,7 +84,11 @@ def trained(folder, kind, *, evaluated):
             steps=3, learning_rate=lambda step: 1e-2, seed=5, pad_id=encoder.pad_id,
             micro_batch_tokens=64, evaluate_every=2,
         ),
-        Callbacks(on_step=record_scores, evaluate=evaluator if evaluated else None),
+        Callbacks(
+            on_start_score=record_scores,
+            on_step=record_scores,
+            evaluate=evaluator if evaluated else None,
+        ),
     )  # fmt: skip
     return losses, scores, expected
 
@@ -99,14 +103,21 @@ def with_and_without(folder):
 def test_several_workers_score_as_one_process_and_evaluation_changes_no_loss(decoder):
     for results in in_workers(2, with_and_without, decoder):
         for (losses, scores, expected), without in results:
-            assert len(scores) == 2, "after step 2, and after the last"
+            assert len(scores) == 3, "before the first step, after step 2, and after the last"
             assert scores == pytest.approx(expected, abs=1e-9)
             assert len({*scores}) > 1, "the weights change between evaluations"
             assert (losses, [], []) == without
 
 
-def test_on_best_score_is_called_only_for_a_better_score(decoder):
-    scores = iter([0.3, 0.5, 0.5, 0.6])
+@pytest.mark.parametrize(
+    ("start_step", "expected"),
+    [
+        (0, [0, "best", 1, 2, "best", 3, 4, "best"]),  # the encoder as it was is a candidate
+        (1, [2, 3, "best", 4]),  # of a resumed run, it was evaluated before
+    ],
+)
+def test_on_best_score_is_called_only_for_a_better_score(decoder, start_step, expected):
+    scores = iter([0.4, 0.3, 0.5, 0.5, 0.6] if start_step == 0 else [0.3, 0.5, 0.5])
     calls = []
     encoder = start(decoder).train()
     train(
@@ -117,14 +128,16 @@ def test_on_best_score_is_called_only_for_a_better_score(decoder):
             micro_batch_tokens=999, evaluate_every=1,
         ),
         Callbacks(
+            on_start_score=calls.append,
             on_step=calls.append,
             evaluate=lambda: next(scores),
             on_best_score=lambda: calls.append("best"),
         ),
-        best_score=0.4,
+        start_step=start_step,
+        best_score=0.4 if start_step else -math.inf,
     )  # fmt: skip
     steps = [call if call == "best" else call["step"] for call in calls]
-    assert steps == [1, 2, "best", 3, 4, "best"]
+    assert steps == expected
 
 
 # --- whole runs -----------------------------------------------------------------------------
@@ -214,18 +227,19 @@ def test_a_killed_run_resumed_by_fewer_workers_repeats_the_losses_of_an_uninterr
 ):
     expected = uninterrupted(decoder, SETTINGS)
     rows = history(killed[1])
-    assert [row["step"] for row in rows] == [*range(1, STEPS + 1)]
-    assert [row["loss"] for row in rows] == pytest.approx(expected, rel=1e-4)
+    assert [row["step"] for row in rows] == [*range(STEPS + 1)]
+    assert rows[0].keys() == {"step", "steps", "ndcg@10"}, "the encoder before training"
+    assert [row["loss"] for row in rows[1:]] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_run_whose_forwards_have_no_padding_reports_none(killed):
-    assert [row["padding"] for row in history(killed[1])] == [0.0] * STEPS
+    assert [row["padding"] for row in history(killed[1])[1:]] == [0.0] * STEPS
 
 
 def test_a_run_keeps_its_best_weights(killed):
     metrics, folder, _ = killed
     scores = {row["step"]: row["ndcg@10"] for row in history(folder) if "ndcg@10" in row}
-    assert [*scores] == [2, 4, 6, 8]
+    assert [*scores] == [0, 2, 4, 6, 8]
     best = max(scores, key=scores.get)
     assert best < 6, "it is older than the checkpoint that the last worker resumed from"
     assert metrics["step"] == best and metrics["ndcg@10"] == scores[best]
@@ -247,7 +261,7 @@ def test_tensorboard_has_every_metric_of_every_step_once(killed):
     for name, points in points_by_tag.items():
         name = name.replace("_at_", "@")
         assert [step for step, _ in points] == [row["step"] for row in rows if name in row]
-    for (_, value), row in zip(points_by_tag["loss"], rows, strict=True):
+    for (_, value), row in zip(points_by_tag["loss"], rows[1:], strict=True):
         assert math.isclose(value, row["loss"], rel_tol=1e-6)
 
 
@@ -265,7 +279,7 @@ def test_ray_metrics_hold_a_run_s_metrics_and_progress(killed, cluster):
     # Each worker that was rank 0 exports a value; a killed one may not have exported its last.
     assert values["ray_stillroom_training_step"] <= {row["step"] for row in rows}
     assert values["ray_stillroom_training_progress"] <= {row["step"] / STEPS for row in rows}
-    losses = [row["loss"] for row in rows]
+    losses = [row["loss"] for row in rows[1:]]
     for value in values["ray_stillroom_training_loss"]:
         assert any(math.isclose(value, loss, rel_tol=1e-4) for loss in losses)
 

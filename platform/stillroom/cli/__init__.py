@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.logging import RichHandler
 
 from stillroom.cli.app import app, data_app, err, release_app, runs_app
-from stillroom.cli.data import decontaminate, describe, synthesize
+from stillroom.cli.data import decontaminate, describe, general, synthesize
 from stillroom.cli.doctor import doctor
 from stillroom.cli.export import export
 from stillroom.cli.init import init
@@ -30,7 +30,7 @@ Command = Callable[..., None]
 COMMANDS: tuple[Command, ...] = (
     init, check, plan, run, submit, evaluate, encode, mine, export, serve, doctor,
 )  # fmt: skip
-DATA_COMMANDS: tuple[Command, ...] = (describe, synthesize, decontaminate)
+DATA_COMMANDS: tuple[Command, ...] = (describe, general, synthesize, decontaminate)
 RELEASE_COMMANDS: tuple[Command, ...] = (create,)
 RUNS_COMMANDS: tuple[Command, ...] = (show, prune)
 

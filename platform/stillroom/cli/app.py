@@ -89,6 +89,11 @@ PromptName = Annotated[
     typer.Option(metavar="NAME", help="One of the prompts that the model's own files name."),
 ]
 
+MinScore = Annotated[
+    float | None,
+    typer.Option(help="Leave out pairs with a lower score; for files with a score column."),
+]
+
 ApiKeyEnv = Annotated[
     str | None,
     typer.Option(
@@ -185,19 +190,27 @@ def print_report(report: dict[str, Any]) -> None:
     """Prints the scores of report.json: a table of models, and one per model of small vectors."""
     from stillroom.reports.tables import (
         bm25_languages,
+        elsewhere_table,
         score_table,
+        set_notes,
         small_vector_table,
         unreliable_speeds,
+        verdict,
     )
 
     header, *rows = score_table(report)
     print_table(header, rows)
-    for note in filter(None, (unreliable_speeds(report), bm25_languages(report))):
+    if elsewhere := elsewhere_table(report):
+        print_table(elsewhere[0], elsewhere[1:], title="elsewhere: sets from other fields")
+    notes = (unreliable_speeds(report), bm25_languages(report), *set_notes(report))
+    for note in filter(None, notes):
         out.print(note, soft_wrap=True)
     for name, model in report["models"].items():
         if "vectors" in model:
             header, *rows = small_vector_table(model["vectors"])
             print_table(header, rows, title=f"{name} in small vectors")
+    if (sentence := verdict(report)) is not None:
+        out.print(sentence, soft_wrap=True)
 
 
 def print_findings(findings: Iterable[Any], as_json: bool) -> None:

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from stillroom.cli.app import (
     AsJson,
+    MinScore,
     Overrides,
     RecipePath,
     Root,
@@ -75,6 +76,71 @@ def describe(
         for name, text in example.items():
             out.print(f"[bold]{name}[/] {escape(' '.join(text.split()))}", soft_wrap=True)
         out.print()
+
+
+def general(
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="Write the texts to this JSONL file.")
+    ] = None,
+    words: Annotated[int | None, typer.Option(min=1, help="Stop at this many words.")] = None,
+    texts: Annotated[int | None, typer.Option(min=1, help="Stop at this many texts.")] = None,
+    files: Annotated[
+        list[str] | None,
+        typer.Option("--files", help="Your own texts: a path, folder or hub:NAME; repeatable."),
+    ] = None,
+    sources: Annotated[
+        list[str] | None,
+        typer.Option("--source", help="Only this source of the machine's texts; repeatable."),
+    ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="Leave out texts of these evaluation sets in BEIR layout; repeatable."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Gather plain text of many fields from what this machine has.
+
+    That is what corpus.texts trains a student on: dictionaries, manual pages, descriptions of
+    packages, docstrings, READMEs, and your own files. Shows counts by source, and lengths.
+
+    Example: stillroom data general --words 20_000_000 --out general.jsonl
+    """
+    from stillroom.config.corpus import MACHINE_SOURCES
+    from stillroom.data.cleaning.contamination_index import ContaminationIndex
+    from stillroom.data.general.gather import gather, write_texts
+    from stillroom.data.readers.beir import read_beir_sets
+
+    for name in sources or ():
+        if name not in MACHINE_SOURCES:
+            raise UserError(
+                f"--source {name}", "is not a source", f"Use one of {', '.join(MACHINE_SOURCES)}"
+            )
+    sets = {name: s for folder in against or () for name, s in read_beir_sets(folder).items()}
+    index = ContaminationIndex.build(sets, whole=sets) if sets else None
+    gathered = gather(
+        max_texts=texts,
+        max_words=words,
+        sources=[name for name in MACHINE_SOURCES if sources is None or name in sources],
+        files=files or (),
+        is_tested=None if index is None else index.touches_many,
+    )
+    if out_file is not None:
+        write_texts(gathered, out_file)
+    summary = gathered.as_json()
+    if as_json:
+        print_json(summary)
+        return
+    columns = ("texts", "words", "duplicates", "tested")
+    rows = [
+        [name, *(f"{counts[column]:,}" for column in columns)]
+        for name, counts in summary["sources"].items()
+    ]
+    print_table(["source", "texts", "words", "repeated", "in a set"], rows)
+    lengths = [[length, f"{count:,}"] for length, count in summary["lengths"].items()]
+    print_table(["words of a text", "texts"], lengths)
+    out.print(
+        f"{summary['texts']:,} texts, {summary['words']:,} words, identity {summary['identity']}"
+    )
 
 
 def synthesize(
@@ -142,6 +208,7 @@ def decontaminate(
     report: Annotated[
         Path | None, typer.Option(help="Write all matches to this .html or .json file.")
     ] = None,
+    min_score: MinScore = None,
     whole: Annotated[
         bool, typer.Option("--whole", help="Protect all passages of the sets, not only answers.")
     ] = False,
@@ -195,6 +262,7 @@ def decontaminate(
         index,
         sets,
         out_file,
+        min_score=min_score,
         max_listed=max_listed,
         embed=embed,
         similarity=min_cosine,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from stillroom.cli.app import AsJson, PromptName, Root, out, print_json, stdout_to_stderr
+from stillroom.cli.app import AsJson, MinScore, PromptName, Root, out, print_json, stdout_to_stderr
 from stillroom.storage.root import ROOT_FOLDER
 
 
@@ -56,6 +56,7 @@ def mine(
         str | None, typer.Option(help="A cross-encoder whose scores replace the miner's.")
     ] = None,
     prompt_name: PromptName = None,
+    min_score: MinScore = None,
     actors: Annotated[int, typer.Option(help="Processes that embed and search.")] = 1,
     cpus: Annotated[float, typer.Option(help="CPUs per process.")] = 1.0,
     gpus: Annotated[float, typer.Option(help="GPUs per process.")] = 0.0,
@@ -104,6 +105,7 @@ def mine(
             language=check_language(language, "--language"),
             section=section,
             prompt_name=prompt_name,
+            min_score=min_score,
             with_scores=scores,
             seed=seed,
             root=root,
@@ -114,6 +116,9 @@ def mine(
         print_json(summary)
         return
     out.print(f"Wrote {summary['kept']:,} negatives for {summary['pairs']:,} pairs to {to}")
+    if without := summary["queries_without"]:
+        result = "left out" if format == "sentence-transformers" else "written without"
+        out.print(f"  pairs that got no negative: {without:,}, {result}")
     if "language" in summary:
         out.print(f"  language of the texts: {summary['language']}")
     for reason, count in summary["rejected"].items():

@@ -147,6 +147,7 @@ def plan(
     from stillroom.config.load import read_recipe
     from stillroom.pipeline.explain import why_missing
     from stillroom.pipeline.plan import pipeline
+    from stillroom.preflight.elsewhere import costs_elsewhere
     from stillroom.storage.artifacts import Store
 
     read = read_recipe(recipe, overrides or [])
@@ -157,13 +158,15 @@ def plan(
         why = "" if exists else why_missing(step, store)
         rows.append({"stage": step.stage, "key": step.key, "exists": exists, "why": why})
     if as_json:
-        print_json({"steps": rows})
+        print_json({"steps": rows, "elsewhere": list(costs_elsewhere(read))})
         return
     marks = {True: "[green]exists[/]", False: "[yellow]to make[/]"}
     print_table(
         ["stage", "key", "", "why"],
         [[row["stage"], row["key"], marks[row["exists"]], row["why"]] for row in rows],
     )
+    for note in costs_elsewhere(read):
+        out.print(note, soft_wrap=True)
 
 
 def check(

@@ -183,6 +183,8 @@ def _unsent(recipe: "Recipe", folder: Path, files: dict[str, int]) -> Iterator[s
     models += [member.base for member in recipe.teacher.members or ()]
     locations = [
         *recipe.corpus.evaluation.values(),
+        *([] if recipe.evaluation.guards is None else [recipe.evaluation.guards]),
+        *(() if recipe.corpus.texts is None else recipe.corpus.texts.files),
         *recipe.negatives.miners,
         *filter(None, models),
     ]

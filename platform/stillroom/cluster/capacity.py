@@ -51,7 +51,7 @@ def bundle_for(scale: TrainingWorkers | ActorPool) -> Bundle:
     return Bundle({"CPU": scale.cpus, "GPU": scale.gpus}, scale.node_labels)
 
 
-def ray_options(scale: ActorPool) -> dict[str, Any]:
+def ray_options(scale: TrainingWorkers | ActorPool) -> dict[str, Any]:
     """The result of `bundle_for` as options of a Ray task or actor."""
     return {"num_cpus": scale.cpus, "num_gpus": scale.gpus, "label_selector": scale.node_labels}
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+GENERAL = "general"  # the source of general texts
 DataKind = Literal["pairs", "passages", "conversations"]  # what a source can provide
 Similarity = Literal["cosine", "dot"]
 

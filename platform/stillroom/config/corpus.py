@@ -1,12 +1,16 @@
 """`corpus`: sources of texts, their cleaning, and evaluation sets."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
-from stillroom.config.base import DataKind, Name, Section, SourceFields
+from stillroom.config.base import GENERAL, DataKind, Name, Section, SourceFields
 from stillroom.config.languages import AUTO, Language
 from stillroom.config.synthetic import Synthetic
+
+# What `stillroom.data.readers.machine_texts` reads.
+MachineSource = Literal["dictionaries", "manuals", "packages", "docstrings", "readmes"]
+MACHINE_SOURCES: tuple[MachineSource, ...] = get_args(MachineSource)
 
 
 class DocstringSource(SourceFields):
@@ -43,6 +47,7 @@ class FileSource(ReadSource):
     passages: tuple[str, ...] = ()
     conversations: tuple[str, ...] = ()  # prompt and completion, for `joint` phases
     min_score: float | None = None  # of pairs that come with a score
+    score_field: str | None = None  # the score's column; null: found by its name
     only_instruction: str | None = None  # keep only rows whose instruction is this one
 
     @model_validator(mode="after")
@@ -197,6 +202,30 @@ class NearDuplicates(Section):
     min_jaccard: Annotated[float, Field(ge=0.5, le=1)] = 0.8
 
 
+class GeneralTexts(Section):
+    """Plain text of many fields, without queries: only a student's phases on texts train on it.
+
+    It keeps a student from forgetting what its base knew. A text of up to 16 words is encoded as a
+    query, a longer one as a passage.
+
+    Attributes:
+        general: how many texts at most, evenly from all sources.
+        sources: of this machine's own texts; see `stillroom data general`.
+        files: your own unlabelled texts, as one more source: text, Markdown, rows of passages, or
+            `hub:` data sets.
+    """
+
+    general: PositiveInt
+    sources: tuple[MachineSource, ...] = MACHINE_SOURCES
+    files: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_a_source(self) -> "GeneralTexts":
+        if not (self.sources or self.files):
+            raise ValueError("names no source: set sources or files")
+        return self
+
+
 class Corpus(Section):
     """Sources, cleaning and evaluation sets.
 
@@ -208,6 +237,7 @@ class Corpus(Section):
             catalogue, nearly equal texts are different answers.
         max_pairs: of each source, or source → number.
         evaluation: name → folder in BEIR layout.
+        texts: general texts; null: none.
     """
 
     sources: dict[Name, Annotated[Source, Field(discriminator="format")]] = Field(min_length=1)
@@ -218,6 +248,7 @@ class Corpus(Section):
     evaluation: dict[Name, str] = Field(default_factory=dict)
     decontaminate: Decontamination = Decontamination()
     synthetic: Synthetic | None = None
+    texts: GeneralTexts | None = None
 
     @property
     def training_sources(self) -> "dict[str, Source | Synthetic]":
@@ -236,6 +267,12 @@ class Corpus(Section):
             if name not in self.sources:
                 where = "synthetic.passages.sources"
                 raise ValueError(f"{where} names {name!r}, which is not a source")
+        return self
+
+    @model_validator(mode="after")
+    def _general_texts_have_their_own_name(self) -> "Corpus":
+        if self.texts is not None and GENERAL in self.sources:
+            raise ValueError(f"no source may be named {GENERAL!r}: `texts` makes that source")
         return self
 
     @model_validator(mode="after")

@@ -11,8 +11,9 @@ from pydantic import (
     model_validator,
 )
 
-from stillroom.config.base import DataKind, Fraction, Name, Section
+from stillroom.config.base import GENERAL, DataKind, Fraction, Name, Section
 from stillroom.config.corpus import Corpus
+from stillroom.config.evaluation import Evaluation
 from stillroom.config.phases import (
     ContrastivePhase,
     JointPhase,
@@ -21,7 +22,7 @@ from stillroom.config.phases import (
     needs_mined_negatives,
 )
 from stillroom.config.scale import Scale, TrainingWorkers
-from stillroom.config.student import Student
+from stillroom.config.student import Student, TextDistillation
 from stillroom.config.teacher import Teacher
 from stillroom.storage.root import default_root
 
@@ -135,6 +136,19 @@ class Playground(Section):
     passages: PositiveInt = 500
 
 
+class Elsewhere(Section):
+    """Conditions on the sets from other fields than the corpus; see `Evaluation`.
+
+    Attributes:
+        of_teacher: the lowest mean retention there; null: any.
+        not_below_base: the student's mean nDCG@10 there must not be below that of its own base,
+            untouched, by more than chance.
+    """
+
+    of_teacher: NonNegativeFloat | None = None
+    not_below_base: bool = True
+
+
 class Release(Section):
     """The gate's conditions, and the contents of the release.
 
@@ -150,6 +164,7 @@ class Release(Section):
             such vectors at full size, on average.
         texts_per_second: the student's lowest, on the report's machine.
         speedup: the student's texts per second divided by the teacher's.
+        elsewhere: the conditions outside of the corpus; one of them is on by default.
         exports: further formats of the student, each compared with it on the evaluation sets.
         playground: null leaves the passages out.
     """
@@ -164,6 +179,7 @@ class Release(Section):
     speedup: PositiveFloat | None = None
     student_beats_base: bool = False
     student_beats_bm25: bool = False
+    elsewhere: Elsewhere = Elsewhere()
     exports: tuple[ExportFormat, ...] = ()
     playground: Playground | None = Playground()
 
@@ -184,6 +200,7 @@ class Recipe(Section):
     seed: NonNegativeInt = 17
     max_unknown: Fraction = 0.05
     corpus: Corpus
+    evaluation: Evaluation = Evaluation()
     teacher: Teacher
     vectors: Vectors = Vectors()
     negatives: Negatives = Negatives()
@@ -221,6 +238,11 @@ class Recipe(Section):
                 "release.asymmetric_retention needs student.space: teacher, because only then can "
                 "the student's queries find the teacher's passages"
             )
+        if self.release.elsewhere.of_teacher is not None and not self.evaluation.measures_elsewhere:
+            raise ValueError(
+                "release.elsewhere.of_teacher needs sets to measure on: name evaluation.guards, or "
+                "set evaluation.made_guards.sets above 0"
+            )
         for condition, measured in (
             ("student_beats_base", "base_models"),
             ("student_beats_bm25", "bm25"),
@@ -248,6 +270,8 @@ class Recipe(Section):
                     f"{field} needs {kind}, and no source under corpus.sources has any"
                 )
             for name in phase.mix or ():
+                if name == GENERAL and self.corpus.texts and isinstance(phase, TextDistillation):
+                    continue
                 if name not in sources:
                     raise ValueError(f"{field}.mix names {name!r}, which is not a source")
                 if not sources[name].provides(kind):

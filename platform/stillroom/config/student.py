@@ -132,12 +132,30 @@ class StudentSize(Section):
         return self
 
 
+class Start(Section):
+    """How the first phase starts, before any step.
+
+    Attributes:
+        map: from the student's states into its teacher's space. `procrustes` is orthogonal: the
+            student keeps its base's quality among its own vectors. `ridge` is the least-squares map
+            with a penalty; it comes nearer to the teacher's vectors of texts like the corpus's.
+            `auto` also tries maps between the two, and takes the one that holds best for topics
+            that it was not solved from.
+        texts: of the corpus that it is solved from; null: at most 8,192, or 2,048 where the
+            teacher embeds them for this alone (`online_teacher`).
+    """
+
+    map: Literal["auto", "procrustes", "ridge"] = "auto"
+    texts: PositiveInt | None = None
+
+
 class Student(PromptedModel):
     """A BERT-like encoder, distilled in one or more phases.
 
     Attributes:
         trust_remote_code: runs Python code that comes with the base.
-        layers: numbers of the base's layers to keep; null: all.
+        layers: numbers of the base's layers to keep, or how many: those are chosen whose states fit
+            the teacher's vectors best; null: all.
         size: random weights of this size; null: the base's weights.
         vocabulary_size: keeps at most this many tokens, the corpus's most frequent; null: all.
         space: `teacher` projects into the teacher's vector space, so one index can hold both.
@@ -148,11 +166,12 @@ class Student(PromptedModel):
             a smaller one must be among the teacher's Matryoshka sizes.
         matryoshka: vector size → weight (arXiv 2205.13147).
         dropout: in training, instead of the base's own.
+        start: the projection before the first step.
     """
 
     base: str
     trust_remote_code: bool = False
-    layers: tuple[NonNegativeInt, ...] | None = None
+    layers: tuple[NonNegativeInt, ...] | PositiveInt | None = None
     size: StudentSize | None = None
     vocabulary_size: PositiveInt | None = None
     space: Literal["own", "teacher"] = "own"
@@ -164,6 +183,7 @@ class Student(PromptedModel):
     max_tokens: PositiveInt | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     dropout: Dropout = 0.0
+    start: Start = Start()
     phases: tuple[Annotated[StudentPhase, Field(discriminator="data")], ...]
 
     @model_validator(mode="after")
@@ -206,6 +226,6 @@ class Student(PromptedModel):
             raise ValueError(
                 "layers keeps the base's weights and size starts from random ones: use one of them"
             )
-        if self.layers is not None and len(set(self.layers)) < max(1, len(self.layers)):
+        if isinstance(self.layers, tuple) and len(set(self.layers)) < max(1, len(self.layers)):
             raise ValueError("layers must name at least one layer, and each only once")
         return self

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from stillroom.config.base import DataKind, Name, Section, SourceFields
+from stillroom.config.languages import AUTO, MULTIPLE, UNKNOWN, Language
 
 
 class Budget(Section):
@@ -35,13 +36,6 @@ class FromTasks(Section):
 
     examples: dict[TaskKind, PositiveInt]  # kind of task → number of examples
     examples_per_task: PositiveInt = 3
-    languages: tuple[str, ...] = Field(default=("English",), min_length=1)
-
-    @model_validator(mode="after")
-    def _translation_needs_two_languages(self) -> "FromTasks":
-        if "translation" in self.examples and len(set(self.languages)) < 2:
-            raise ValueError("examples of translation need two languages")
-        return self
 
 
 class FromPassages(Section):
@@ -77,6 +71,9 @@ class Synthetic(SourceFields):
     """Pairs that a language model writes: one more source, named `synthetic`.
 
     Attributes:
+        languages: language → share of the examples, relative to the others. Texts that came back
+            in another language are rejected. null: tasks get English texts, and a passage's query
+            is in whatever language the model chooses.
         query_template: composes a pair's query from its {task} and the {query} itself, for teachers
             that get the task with every text.
         extra_body: more fields for requests; null removes a field.
@@ -87,6 +84,7 @@ class Synthetic(SourceFields):
     max_answer_tokens: PositiveInt = 1024
     max_grade_tokens: PositiveInt = 16
     extra_body: dict[str, Any] = Field(default_factory=dict)
+    languages: dict[Language, PositiveFloat] | None = Field(default=None, min_length=1)
     query_template: str = "{query}"
     budget: Budget = Budget()
     tasks: FromTasks | None = None
@@ -99,6 +97,20 @@ class Synthetic(SourceFields):
         if "{query}" not in self.query_template:
             raise ValueError("query_template must hold {query}")
         return self
+
+    @model_validator(mode="after")
+    def _texts_have_one_language(self) -> "Synthetic":
+        languages = self.languages or {}
+        if unclear := sorted(languages.keys() & {AUTO, MULTIPLE, UNKNOWN}):
+            raise ValueError(f"languages: {unclear[0]!r} is no language to write in")
+        if self.tasks and "translation" in self.tasks.examples and len(languages) < 2:
+            raise ValueError("examples of translation need two languages")
+        return self
+
+    @property
+    def task_languages(self) -> dict[str, float]:
+        """Language → share of the examples of tasks."""
+        return self.languages or {"en": 1.0}
 
     def provides(self, kind: DataKind) -> bool:
         """Whether the source has data of this kind."""

@@ -14,7 +14,7 @@ import numpy as np
 from stillroom.encoders.contract import ApiContract, Role
 from stillroom.encoders.interface import truncate_vectors
 from stillroom.encoders.usable_vectors import UnusableVectorError, require_usable
-from stillroom.errors import UserError
+from stillroom.errors import UserError, quote
 from stillroom.openai_client.client import OpenAIClient, RateLimiter
 from stillroom.openai_client.requests import Request, Usage, affordable_calls, estimate_text_tokens
 from stillroom.openai_client.response_cache import ResponseCache
@@ -166,7 +166,7 @@ class ApiEncoder:
         if "refused" in body:
             raise UserError(
                 where,
-                f"refuses {len(texts)} texts, {texts[0][:60]!r} first: "
+                f"refuses {len(texts)} texts, {quote(texts[0])} first: "
                 f"{body['refused']} {body['reason']}",
                 "Lower max_tokens or texts_per_request, or correct extra_body",
             )

@@ -20,7 +20,7 @@ from stillroom.encoders.layers.backbone import position_rows
 from stillroom.encoders.layers.packing import pack_attention, packing_is_faster
 from stillroom.encoders.library_encoder import TASKS
 from stillroom.encoders.tokens.batch import Tokens, pad
-from stillroom.errors import UserError, one_line
+from stillroom.errors import UserError, one_line, quote
 
 # Rounding in float32 leaves cosines above .999999; another token, mask or layer is far below this.
 COSINE_FLOOR = 0.9999
@@ -182,7 +182,7 @@ def _encoded(encoder: Encoder, one: Probe, limit: int, where: str) -> tuple[Toke
     except Exception as error:  # an index that is out of range, for example
         raise UserError(
             where,
-            f"cannot encode {one.text[:60]!r}: {type(error).__name__}: {one_line(error, 200)}",
+            f"cannot encode {quote(one.text)}: {type(error).__name__}: {one_line(error, 200)}",
             "Restore its files: tokenizer, config and weights belong together",
         ) from error
 
@@ -232,7 +232,7 @@ def _library_trace(model: Any, contract: Contract, one: Probe) -> Trace | None:
 def _difference(folder: Path, model: Any, one: Probe, ours: Trace, theirs: Trace) -> UserError:
     """The error that names the first step at which two traces part."""
     step, here, there = _first_difference(model, ours, theirs)
-    text = f"{one.text[:60]!r} as {one.role}"
+    text = f"{quote(one.text)} as {one.role}"
     return UserError(
         str(folder),
         f"gives other vectors here than in sentence-transformers: of {text}, {step} differs first: "
@@ -278,7 +278,7 @@ def _require_same(
         if not cosine >= COSINE_FLOOR:
             raise UserError(
                 where,
-                f"gives {one.text[:60]!r} another vector in {batch} than alone (cosine "
+                f"gives {quote(one.text)} another vector in {batch} than alone (cosine "
                 f"{cosine:.5f})",
                 "Use it as a teacher with encoder: sentence_transformers, and report this",
             )

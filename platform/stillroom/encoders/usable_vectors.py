@@ -8,14 +8,13 @@ from typing import Self
 
 import numpy as np
 
-from stillroom.errors import UserError
+from stillroom.errors import UserError, quote
 
 # Of a vector that should be of unit length: shorter ones were too short to be normalised.
 SHORTEST_UNIT_VECTOR = 0.5
 
 NOT_FINITE, NO_LENGTH = "its vector is not finite", "its vector has length zero"
 PLAIN_TEXT = "A short text."  # a model without a finite vector of it has none of any text
-SHOWN_CHARACTERS = 60  # of a text in an error
 
 
 class UnusableVectorError(UserError):
@@ -31,7 +30,7 @@ class UnusableVectorError(UserError):
     @classmethod
     def of_text(cls, row: int, problem: str, text: str | None = None) -> Self:
         """The error for the text in a row; None for a text that only its caller knows."""
-        shown = "" if text is None else f" {text[:SHOWN_CHARACTERS]!r}"
+        shown = "" if text is None else f" {quote(text)}"
         error = cls(
             f"text {row + 1}{shown}", problem, "Change or leave out that text, or use another model"
         )

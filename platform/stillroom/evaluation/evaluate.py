@@ -15,11 +15,12 @@ from stillroom.encoders.contract import BaseContract, Comparison, Role, index_co
 from stillroom.encoders.interface import Embedder, truncate_vectors
 from stillroom.encoders.usable_vectors import require_usable
 from stillroom.errors import UserError
-from stillroom.evaluation.metrics import rank_passages, retrieval_scores
+from stillroom.evaluation.metrics import mean_scores, rank_passages, scores_by_query
 from stillroom.mining.bm25 import Bm25
 
 # Passages of a ranking that are kept: Recall@100 needs 100, and one may be the query itself.
 RANKING_DEPTH = 101
+QueryScores = dict[str, np.ndarray]  # metric → of each judged query, float64, (queries,)
 
 
 @dataclass(frozen=True)
@@ -176,18 +177,36 @@ def report_entry(
     role: str, parameters: int, encoded: EncodedSets, sets: Mapping[str, EvaluationSet]
 ) -> dict[str, Any]:
     """A report's entry for sets that are encoded already."""
+    return entry_of_scores(role, parameters, encoded, score_queries(encoded, sets))
+
+
+def score_queries(
+    encoded: EncodedSets, sets: Mapping[str, EvaluationSet]
+) -> dict[str, QueryScores]:
+    """The scores of every judged query of every set."""
+    return {
+        name: score_ranking_by_query(
+            rank_passages(encoded.queries[name], encoded.passages[name], RANKING_DEPTH), part
+        )
+        for name, part in sets.items()
+    }
+
+
+def entry_of_scores(
+    role: str, parameters: int, encoded: EncodedSets, scores: Mapping[str, QueryScores]
+) -> dict[str, Any]:
+    """A report's entry, with the means of the queries' scores.
+
+    Args:
+        scores: of some of the encoded sets.
+    """
     return {
         "role": role,
         "parameters": parameters,
         "dims": encoded.dims[0],
         "similarity": encoded.comparison.similarity,
         "texts_per_second": encoded.texts_per_second,
-        "scores": {
-            name: score_ranking(
-                rank_passages(encoded.queries[name], encoded.passages[name], RANKING_DEPTH), part
-            )
-            for name, part in sets.items()
-        },
+        "scores": {name: mean_scores(by_query) for name, by_query in scores.items()},
     }
 
 
@@ -216,6 +235,11 @@ def evaluate_bm25(
 
 
 def score_ranking(ranking: np.ndarray, evaluation_set: EvaluationSet) -> dict[str, float]:
+    """The means over the judged queries of what `score_ranking_by_query` returns."""
+    return mean_scores(score_ranking_by_query(ranking, evaluation_set))
+
+
+def score_ranking_by_query(ranking: np.ndarray, evaluation_set: EvaluationSet) -> QueryScores:
     """nDCG@10, Recall@100 and MRR@10 of a ranking, as BEIR and mteb score it.
 
     A passage that is the query itself, by its id, is left out, as BEIR does by default and mteb
@@ -239,7 +263,7 @@ def score_ranking(ranking: np.ndarray, evaluation_set: EvaluationSet) -> dict[st
         query: {**grades, **missing.get(query, {})}
         for query, grades in evaluation_set.qrels.items()
     }
-    return retrieval_scores(ranked, qrels)
+    return scores_by_query(ranked, qrels)
 
 
 def retention(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> dict[str, float | None]:

@@ -8,13 +8,11 @@ import numpy as np
 from stillroom.data.readers.records import EvaluationSet
 from stillroom.encoders.contract import Role
 from stillroom.encoders.export.int8 import row_agreement
-from stillroom.errors import UserError
+from stillroom.errors import UserError, quote
 from stillroom.evaluation.encode_progress import EncodeTexts
 from stillroom.evaluation.evaluate import RANKING_DEPTH, score_ranking
 from stillroom.evaluation.gate import METRIC
 from stillroom.evaluation.metrics import rank_passages
-
-SHOWN_CHARACTERS = 60  # characters of a text in an error
 
 
 def texts_with_roles(sets: Mapping[str, EvaluationSet]) -> list[tuple[str, Role]]:
@@ -79,13 +77,11 @@ def _require_floor(
     worst = int(np.argmin(similarities))
     if similarities[worst] >= floor:
         return
-    text = texts[worst]
-    shown = text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
     below = sum(similarity < floor for similarity in similarities)
     raise UserError(
         f"--format {name}",
         f"{below:,} of {len(similarities):,} texts have a cosine under {floor} to the original's "
-        f"vectors: {similarities[worst]:.5f} at worst ({shown!r}), {np.mean(similarities):.5f} on "
-        "average",
+        f"vectors: {similarities[worst]:.5f} at worst ({quote(texts[worst])}), "
+        f"{np.mean(similarities):.5f} on average",
         "Export as onnx, which keeps float32, or give more texts of your own to calibrate with",
     )

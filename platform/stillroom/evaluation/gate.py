@@ -22,6 +22,8 @@ class GateFloors:
     speedup: float | None = None
     student_beats_base: bool = False
     student_beats_bm25: bool = False
+    elsewhere_of_teacher: float | None = None
+    elsewhere_not_below_base: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,14 @@ def _failures(report: Mapping[str, Any], floors: GateFloors) -> Iterator[str]:
         fast / slow if fast and slow else None,
         floors.speedup,
     )
-    for required, role, other in (
-        (floors.student_beats_base, "student_base", "its own base"),
-        (floors.student_beats_bm25, "bm25", "BM25"),
+    yield from _elsewhere_failures(report, floors)
+    base = model_with_role(report, "base") or model_with_role(report, "student_base")
+    for required, rival, other in (
+        (floors.student_beats_base, base, "its own base"),
+        (floors.student_beats_bm25, model_with_role(report, "bm25"), "BM25"),
     ):
         if not required:
             continue
-        rival = model_with_role(report, role)
         if rival is None:
             yield f"the student should beat {other}, which was not measured"
         elif mean_ndcg(student) <= mean_ndcg(rival):
@@ -76,6 +79,31 @@ def _failures(report: Mapping[str, Any], floors: GateFloors) -> Iterator[str]:
                 f"the student's mean nDCG@10 of {mean_ndcg(student):.3f} does not beat "
                 f"{other}'s {mean_ndcg(rival):.3f}"
             )
+
+
+def _elsewhere_failures(report: Mapping[str, Any], floors: GateFloors) -> Iterator[str]:
+    """Failures on sets from other fields than the corpus."""
+    measured = report.get("elsewhere", {}).get("retention", {}).get("mean")
+    yield from _below("mean retention elsewhere", measured, floors.elsewhere_of_teacher)
+    # Not measured where the recipe has no guards or measures no base; the report says so.
+    against_base = report.get("against_base", {}).get("elsewhere")
+    if floors.elsewhere_not_below_base and against_base and is_worse(against_base):
+        yield (
+            "outside of its corpus the student is worse than its own untouched base: mean nDCG@10 "
+            f"{against_base['first']:.3f} against {against_base['second']:.3f} "
+            f"({against_base['difference']:+.3f}, 95 % interval {against_base['low']:+.3f} to "
+            f"{against_base['high']:+.3f}); release.elsewhere.not_below_base=false allows it"
+        )
+
+
+def is_worse(difference: Mapping[str, Any]) -> bool:
+    """Whether a `Difference` is below 0 by more than chance."""
+    return bool(difference["high"] < 0)
+
+
+def is_better(difference: Mapping[str, Any]) -> bool:
+    """Whether a `Difference` is above 0 by more than chance."""
+    return bool(difference["low"] > 0)
 
 
 def _below(what: str, measured: float | None, floor: float | None) -> Iterator[str]:

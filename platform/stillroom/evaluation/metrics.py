@@ -27,7 +27,19 @@ def rank_passages(queries_qd: np.ndarray, passages_pd: np.ndarray, depth: int) -
 def retrieval_scores(
     ranked: Mapping[str, Sequence[str]], qrels: Mapping[str, Mapping[str, int]]
 ) -> dict[str, float]:
-    """nDCG@10, Recall@100 and MRR@10 as trec_eval defines them, means over the judged queries.
+    """The means over the judged queries of what `scores_by_query` returns."""
+    return mean_scores(scores_by_query(ranked, qrels))
+
+
+def mean_scores(by_query: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The mean of each metric over the queries."""
+    return {metric: float(np.mean(scores)) for metric, scores in by_query.items()}
+
+
+def scores_by_query(
+    ranked: Mapping[str, Sequence[str]], qrels: Mapping[str, Mapping[str, int]]
+) -> dict[str, np.ndarray]:
+    """nDCG@10, Recall@100 and MRR@10 as trec_eval defines them: metric → float64, (queries,).
 
     Args:
         ranked: query id → passage ids, best first.
@@ -52,7 +64,7 @@ def retrieval_scores(
     cut = _evaluate(judged, top_10, {"recip_rank"})
     by_query = {query: {**whole.get(query, {}), **cut.get(query, {})} for query in judged}
     return {
-        name: float(np.mean([scores.get(trec_name, 0.0) for scores in by_query.values()]))
+        name: np.array([scores.get(trec_name, 0.0) for scores in by_query.values()])
         for name, trec_name in METRICS.items()
     }
 

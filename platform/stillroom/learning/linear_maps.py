@@ -39,9 +39,7 @@ class Moments:
         return cls(torch.zeros(h, h).double(), torch.zeros(h, d).double(), 0.0)
 
     def __add__(self, other: Self) -> Self:
-        return type(self)(
-            self.xx_hh + other.xx_hh, self.xy_hd + other.xy_hd, self.yy + other.yy
-        )
+        return type(self)(self.xx_hh + other.xx_hh, self.xy_hd + other.xy_hd, self.yy + other.yy)
 
 
 def ridge_regression(moments: Moments, *, ridge: float, towards_dh: Tensor | None = None) -> Tensor:

@@ -105,15 +105,18 @@ class Callbacks:
         on_step: called after each step, with its metrics.
         save_checkpoint: called with the number of steps done, after every `checkpoint_every` steps
             and when training is asked to stop, but not after the last step.
-        evaluate: returns the score, the same on every worker; called after every `evaluate_every`
-            steps and after the last. None: no evaluation.
-        on_best_score: called after a step whose score is the best so far, before its checkpoint.
+        evaluate: returns the score, the same on every worker; called before the first step, after
+            every `evaluate_every` steps and after the last. None: no evaluation.
+        on_start_score: called with the metrics of step 0, the score before the first step.
+        on_best_score: called after a step whose score is the best so far, before its checkpoint;
+            step 0 is the first of them.
         stop_requested: called in every step; if it is true on one worker, all stop.
     """
 
     on_step: Callable[[Metrics], None] = lambda metrics: None
     save_checkpoint: Callable[[int], None] = lambda steps_done: None
     evaluate: Callable[[], float] | None = None
+    on_start_score: Callable[[Metrics], None] = lambda metrics: None
     on_best_score: Callable[[], None] = lambda: None
     stop_requested: Callable[[], bool] = lambda: False
 
@@ -134,12 +137,16 @@ def train(
 
     Args:
         start_step: the number of steps that an earlier run has done.
-        best_score: the best score of those steps, which a new best must beat.
+        best_score: the best score of those steps and of step 0, which a new best must beat.
 
     Raises:
         NonFiniteLoss: before the update that would have made the weights invalid.
     """
     losses = []
+    if start_step == 0 and callbacks.evaluate is not None:
+        best_score = callbacks.evaluate()
+        callbacks.on_start_score({"step": 0, "steps": options.steps, SCORE_METRIC: best_score})
+        callbacks.on_best_score()
     for step in range(start_step, options.steps):
         timer = _StepTimer()
         batch = batches(step)

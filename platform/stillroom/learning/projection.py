@@ -18,9 +18,15 @@ from stillroom.encoders.tokens.batch import Tokens, pad
 from stillroom.learning.linear_maps import Moments, procrustes, relative_error, ridge_regression
 
 Tensor = torch.Tensor
+Rows = Callable[[np.ndarray], Tensor]  # numbers of texts → a row each
 MapChoice = Literal["auto", "procrustes", "ridge"]
 
-RIDGES = (0.03, 0.3, 3.0)
+RIDGES = (0.3, 0.03)
+RIDGES_TOWARDS = (
+    30.0,
+    3.0,
+    0.3,
+)  # an orthogonal map, which a strong penalty leaves nearly as it is
 CHUNK = 2048  # texts whose states and vectors are in memory at once
 TOPICS = 4
 HELD_BACK = 512  # texts of a topic that are compared with each other
@@ -55,8 +61,8 @@ class ProjectionFit:
         name: of the map, as in `scores`.
         texts: n.
         relative_error: Σ |W x - y|² / Σ |y|² over all n texts.
-        scores: of every candidate, on held-back topics; empty where too few texts or one candidate
-            left nothing to choose.
+        scores: of every candidate, on held-back topics; empty where there are too few texts to hold
+            any back.
     """
 
     weight_dh: Tensor
@@ -76,24 +82,48 @@ def candidate_maps(moments: Moments, choice: MapChoice = "auto") -> Iterator[tup
     if choice != "ridge":
         yield "procrustes", orthogonal_dh
     if choice == "auto":
-        for ridge in reversed(RIDGES):
+        for ridge in RIDGES_TOWARDS:
             towards_dh = ridge_regression(moments, ridge=ridge, towards_dh=orthogonal_dh)
             yield f"ridge {ridge:g} towards procrustes", towards_dh
     if choice != "procrustes":
-        for ridge in reversed(RIDGES):
+        for ridge in RIDGES:
             yield f"ridge {ridge:g}", ridge_regression(moments, ridge=ridge)
 
 
 def fit_projection(
     encoder: Encoder,
     tokens: Sequence[Tokens],
-    vectors: Callable[[np.ndarray], Tensor],
+    vectors: Rows,
     *,
     choice: MapChoice = "auto",
     batch_tokens: int = 8192,
     seed: int = 0,
 ) -> ProjectionFit:
-    """Solves the map from the encoder's pooled states to its teacher's vectors. Changes nothing.
+    """`solve_map` for the encoder's pooled states. Changes nothing.
+
+    Args:
+        tokens: of n texts of both roles, truncated as in training.
+        vectors: rows of `tokens` → the teacher's vectors of these texts.
+        batch_tokens: the most tokens of one forward, padding counted.
+    """
+
+    def states(rows: np.ndarray) -> Tensor:
+        return pooled_states(encoder, [tokens[row] for row in rows], batch_tokens)
+
+    normalise = encoder.contract.normalise
+    return solve_map(states, vectors, len(tokens), normalise=normalise, choice=choice, seed=seed)
+
+
+def solve_map(
+    states: Rows,
+    vectors: Rows,
+    n: int,
+    *,
+    normalise: bool,
+    choice: MapChoice = "auto",
+    seed: int = 0,
+) -> ProjectionFit:
+    """Solves the maps from states to vectors of n texts, and chooses one.
 
     The texts are divided into topics by their teacher's vectors. Each candidate is solved from all
     topics but one and judged on that one, in turn: a student is asked about texts unlike those it
@@ -103,20 +133,16 @@ def fit_projection(
     Memory depends on h and d, not on n.
 
     Args:
-        tokens: of n texts of both roles, truncated as in training.
-        vectors: rows of `tokens` → the teacher's vectors of these texts, float32, compared as the
-            encoder's own are.
-        batch_tokens: the most tokens of one forward, padding counted.
+        states, vectors: rows → float32 tensors; the vectors compared as the student's shall be.
+        normalise: by cosine; every text then has the same weight. Where lengths count, W x itself
+            is the vector.
         seed: of the topics.
     """
-    n, normalise = len(tokens), encoder.contract.normalise
     centres_td = _topic_centres(vectors, n, seed)
     topics = [_Topic() for _ in centres_td]
     for rows in np.array_split(np.arange(n), -(-n // CHUNK)):
-        vectors_nd = vectors(rows)
-        states_nh = pooled_states(encoder, [tokens[row] for row in rows], batch_tokens)
+        states_nh, vectors_nd = states(rows), vectors(rows)
         if normalise:
-            # Every text then has the same weight. Where lengths count, W x itself is the vector.
             states_nh = torch.nn.functional.normalize(states_nh, dim=-1)
         nearest = (vectors_nd @ centres_td.T).argmax(dim=1)
         for number, topic in enumerate(topics):
@@ -126,9 +152,7 @@ def fit_projection(
     maps = dict(candidate_maps(moments, choice))
     # Ties go to the first, which keeps most of the base.
     name = max(scores, key=lambda candidate: scores[candidate].mean) if scores else next(iter(maps))
-    return ProjectionFit(
-        maps[name].float(), name, n, relative_error(maps[name], moments), scores
-    )
+    return ProjectionFit(maps[name].float(), name, n, relative_error(maps[name], moments), scores)
 
 
 def pooled_states(encoder: Encoder, tokens: Sequence[Tokens], batch_tokens: int) -> Tensor:
@@ -176,7 +200,7 @@ class _Topic:
         return self.parts[0]
 
 
-def _topic_centres(vectors: Callable[[np.ndarray], Tensor], n: int, seed: int) -> Tensor:
+def _topic_centres(vectors: Rows, n: int, seed: int) -> Tensor:
     """Centres of topics among the teacher's vectors of a sample, (topics, d).
 
     One topic where there are too few texts to hold any back.
@@ -191,9 +215,7 @@ def _topic_centres(vectors: Callable[[np.ndarray], Tensor], n: int, seed: int) -
     return torch.from_numpy(kmeans.centroids)
 
 
-def _scores(
-    topics: Sequence[_Topic], choice: MapChoice, *, normalise: bool
-) -> dict[str, MapScore]:
+def _scores(topics: Sequence[_Topic], choice: MapChoice, *, normalise: bool) -> dict[str, MapScore]:
     """Each candidate's score on the topics in turn: their mean, by texts."""
     judged = [topic for topic in topics if sum(map(len, topic.states)) > NEIGHBOURS]
     if len(topics) == 1 or not judged:
@@ -208,8 +230,6 @@ def _scores(
                 mapped_md = torch.nn.functional.normalize(mapped_md, dim=-1)
             score = neighbour_agreement(mapped_md, vectors_md)
             totals.setdefault(name, []).append((len(states_mh), score))
-    if len(totals) == 1 and choice != "auto":
-        pass
     return {name: _mean_score(parts) for name, parts in totals.items()}
 
 

@@ -59,17 +59,17 @@ def _pairs(texts: PairTexts, mined: MinedNegatives) -> Iterator[_Pair]:
 def sentence_transformers(
     texts: PairTexts, mined: MinedNegatives, with_scores: bool
 ) -> Iterator[dict[str, Any]]:
-    """Triplets, one per negative; `label` is the positive's score minus the negative's, as
-    MarginMSELoss expects.
+    """Triplets, one per negative, so none of a pair without negatives; `scores` are those of the
+    positive and the negative, as `mine_hard_negatives` writes and MarginMSELoss reads them.
     """
     for pair in _pairs(texts, mined):
         for row, score in pair.negatives:
-            label = {"label": pair.positive_score - score} if with_scores else {}
+            scores = {"scores": [pair.positive_score, score]} if with_scores else {}
             yield {
                 "anchor": pair.query,
                 "positive": texts.passages[pair.positive],
                 "negative": texts.passages[row],
-                **label,
+                **scores,
             }
 
 

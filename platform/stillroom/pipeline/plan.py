@@ -9,7 +9,12 @@ from stillroom.config.recipe import Recipe
 from stillroom.config.student import PairDistillation, Student
 from stillroom.config.teacher import Teacher
 from stillroom.encoders.model_names import model_fingerprint, resolve_artifact_name
-from stillroom.pipeline.sources import corpus_sources, teacher_sources
+from stillroom.pipeline.sources import (
+    corpus_sources,
+    general_sources,
+    guard_sources,
+    teacher_sources,
+)
 from stillroom.pipeline.step import Step, by_stage
 from stillroom.storage.artifacts import Store
 
@@ -56,7 +61,9 @@ def synthetic_steps(recipe: Recipe) -> list[Step]:
         elif retriever != "bm25":
             sources["retriever"] = model_fingerprint(retriever)
     # The section's other fields do not influence the result, so they are not part of its key.
-    unrelated: dict[str, Any] = {"max_pairs": None, "held_out": None, "evaluation": {}}
+    unrelated: dict[str, Any] = {
+        "max_pairs": None, "held_out": None, "evaluation": {}, "texts": None,
+    }  # fmt: skip
     section = recipe.corpus.model_copy(
         update={"sources": {name: recipe.corpus.sources[name] for name in names}, **unrelated}
     )
@@ -66,7 +73,10 @@ def synthetic_steps(recipe: Recipe) -> list[Step]:
 def corpus_step(recipe: Recipe, *synthetic: Step) -> Step:
     """Reads, cleans, decontaminates and splits the data."""
     args = _seeded(recipe, recipe.corpus)
-    return Step("corpus", recipe.name, args, by_stage(*synthetic), corpus_sources(recipe))
+    if recipe.evaluation.measures_elsewhere:
+        args["evaluation"] = recipe.evaluation
+    sources = {**corpus_sources(recipe), **general_sources(recipe), **guard_sources(recipe)}
+    return Step("corpus", recipe.name, args, by_stage(*synthetic), sources)
 
 
 def teacher_steps(recipe: Recipe, corpus: Step) -> Iterator[Step]:
@@ -183,6 +193,9 @@ def _untrained_teacher(recipe: Recipe, name: str) -> Step:
 
 def _teacher_vectors(recipe: Recipe, name: str, corpus: Step, teacher: Step) -> Step:
     args = {"section": recipe.vectors, **_trusted(teacher=recipe.teacher)}
+    # Only a student trains on general texts: miners and earlier phases do not embed them.
+    if recipe.corpus.texts is not None and name == recipe.name:
+        args["general"] = True
     return Step("vectors", name, args, by_stage(corpus, teacher))
 
 

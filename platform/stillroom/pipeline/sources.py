@@ -11,6 +11,7 @@ from stillroom.data.readers.locations import (
     content_hash,
     fingerprint,
 )
+from stillroom.data.readers.machine_texts import machine_fingerprint
 from stillroom.encoders.model_names import model_fingerprint, resolve_artifact_name
 from stillroom.errors import UserError
 from stillroom.storage.artifacts import Store
@@ -41,6 +42,35 @@ def corpus_sources(recipe: Recipe) -> dict[str, str]:
     for name, folder in recipe.corpus.evaluation.items():
         sources[f"evaluation.{name}"] = content_hash(Path(folder))
     return sources
+
+
+def general_sources(recipe: Recipe) -> dict[str, str]:
+    """Fingerprints of what general texts are gathered from; none where the recipe has none.
+
+    Raises:
+        UserError: when a file is missing.
+    """
+    texts = recipe.corpus.texts
+    if texts is None:
+        return {}
+    extensions = (*DOCUMENT_EXTENSIONS, *DATA_EXTENSIONS)
+    return {
+        "texts": machine_fingerprint(texts.sources),
+        **{f"texts.{file}": fingerprint(file, extensions) for file in texts.files},
+    }
+
+
+def guard_sources(recipe: Recipe) -> dict[str, str]:
+    """The fingerprint of the guards that the recipe names.
+
+    Made ones have none: they are measured on alone, and an update of the machine's packages must
+    not make a corpus anew, and a teacher with it. The corpus says what it has.
+
+    Raises:
+        UserError: when the folder is missing.
+    """
+    guards = recipe.evaluation.guards
+    return {} if guards is None else {"guards": content_hash(Path(guards))}
 
 
 def teacher_sources(recipe: Recipe) -> dict[str, str]:

@@ -17,7 +17,7 @@ STAGE_VERSIONS = {
     "vectors": 3,
     "negatives": 3,
     "student": 3,
-    "report": 6,
+    "report": 7,
     "release": 4,
 }
 

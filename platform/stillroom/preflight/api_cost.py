@@ -6,7 +6,7 @@ from stillroom.config.teacher import EmbeddingsApi
 from stillroom.encoders.api_encoder import estimate_tokens
 from stillroom.encoders.contract import Role
 from stillroom.stages.api_teacher import api_contract
-from stillroom.stages.corpus.artifact import CorpusData, read_evaluation_sets
+from stillroom.stages.corpus.artifact import CorpusData, read_evaluation_sets, read_guards
 from stillroom.storage.artifacts import Artifact
 
 
@@ -26,7 +26,11 @@ def _texts(corpus: Artifact) -> Iterator[tuple[str, Role, str | None]]:
         yield text, "query", prompt
     for text, prompt in zip(data.passages, data.prompts_of("passage"), strict=True):
         yield text, "passage", prompt
-    for judged in read_evaluation_sets(corpus).values():
+    roles: tuple[Role, ...] = ("query", "passage")
+    for role in roles:
+        for text in data.general_texts(role):
+            yield text, role, None
+    for judged in (*read_evaluation_sets(corpus).values(), *read_guards(corpus).values()):
         for text in judged.judged_queries():
             yield text, "query", judged.prompts.get("query")
         for text in judged.passages.values():

@@ -23,6 +23,7 @@ from stillroom.errors import UserError
 from stillroom.estimates.flops import FlopCounter, peak_flops, step_flops
 from stillroom.estimates.memory import GPU_MEMORY_GIB, TrainingSetup
 from stillroom.estimates.model_shape import ModelShape, model_shape
+from stillroom.preflight.elsewhere import guard_texts
 from stillroom.preflight.memory import student_shape, training_setup
 
 # Measured by tests/gpu/train_7b.py on one H200, with a batch of 64 and checkpointed activations;
@@ -245,6 +246,7 @@ def _evaluation_texts(recipe: Recipe) -> int | None:
     """Texts of the evaluation sets; None where a set does not exist yet."""
     held_out = recipe.corpus.held_out
     total = 0 if held_out is None else held_out.queries + held_out.passages
+    total += guard_texts(recipe)
     for folder in recipe.corpus.evaluation.values():
         for name in ("corpus.jsonl", "queries.jsonl"):
             if not (file := Path(folder) / name).is_file():

@@ -6,7 +6,12 @@ from pathlib import Path
 from stillroom.config.corpus import DocstringSource
 from stillroom.config.phases import ContrastivePhase
 from stillroom.config.recipe import Recipe
-from stillroom.data.readers.beir import read_beir
+from stillroom.data.readers.beir import read_beir, read_beir_sets
+from stillroom.data.readers.locations import (
+    DATA_EXTENSIONS,
+    DOCUMENT_EXTENSIONS,
+    find_files,
+)
 from stillroom.data.readers.records import SkippedRows
 from stillroom.errors import UserError
 from stillroom.preflight.findings import Finding
@@ -28,6 +33,14 @@ def check_data(recipe: Recipe) -> Iterator[Finding]:
         if missing := counts.get("missing"):
             detail += f", {missing:,} judged passages that do not exist and count as not found"
         yield Finding(f"corpus.evaluation.{name}", True, detail)
+    if recipe.evaluation.guards is not None:
+        for name, judged in read_beir_sets(Path(recipe.evaluation.guards)).items():
+            counts = judged.counts()
+            detail = f"{counts['queries']:,} judged queries, {counts['passages']:,} passages"
+            yield Finding(f"evaluation.guards.{name}", True, detail)
+    for location in recipe.corpus.texts.files if recipe.corpus.texts else ():
+        files = find_files(location, (*DOCUMENT_EXTENSIONS, *DATA_EXTENSIONS))
+        yield Finding("corpus.texts.files", True, f"{location}: {len(files):,} files")
     with_negatives = dict.fromkeys(recipe.corpus.sources, 0)
     if recipe.corpus.synthetic is not None:
         with_negatives["synthetic"] = 1  # not written yet; nearly all of its pairs have negatives

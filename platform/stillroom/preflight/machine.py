@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 
+from stillroom.cluster.token_file import exposed_token_file
 from stillroom.config.recipe import Recipe
 from stillroom.errors import UserError
 from stillroom.preflight.findings import Finding
@@ -89,6 +90,13 @@ def examine_machine() -> Iterator[Finding]:
         "object storage" if free is None else f"{free / 2**30:,.1f} GiB free",
         f"Free some disk space, or set {ROOT_VARIABLE}",
     )
+    if (token := exposed_token_file()) is not None:
+        yield Finding(
+            "Ray's token",
+            False,
+            f"{token}: other users of this machine may read it, and run code on its clusters",
+            f"chmod 600 {token}",
+        )
     try:
         yield check_cluster()
     except UserError as error:

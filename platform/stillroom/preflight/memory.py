@@ -31,11 +31,20 @@ def student_shape(section: Student) -> ModelShape | None:
     shape = None if config is None else model_shape(config)
     if config is None or shape is None:
         return None
-    for number in section.layers or ():
-        if number >= shape.layers:
-            raise UserError(
-                "student.layers", f"there is no layer {number}", f"Use 0 to {shape.layers - 1}"
-            )
+    count = section.layers
+    if isinstance(count, tuple):
+        for number in count:
+            if number >= shape.layers:
+                raise UserError(
+                    "student.layers", f"there is no layer {number}", f"Use 0 to {shape.layers - 1}"
+                )
+        count = len(count)
+    elif count is not None and count > shape.layers:
+        raise UserError(
+            "student.layers",
+            f"{count} is more than the base's {shape.layers} layers",
+            f"At most {shape.layers}",
+        )
     if section.vocabulary_size is not None and section.vocabulary_size >= shape.vocabulary:
         raise UserError(
             f"student.vocabulary_size: {section.vocabulary_size}",
@@ -45,7 +54,7 @@ def student_shape(section: Student) -> ModelShape | None:
     resized = model_shape(
         resized_config(
             config,
-            layers=None if section.layers is None else len(section.layers),
+            layers=count,
             vocabulary_size=section.vocabulary_size,
             size=None if section.size is None else section.size.model_dump(exclude_none=True),
         )

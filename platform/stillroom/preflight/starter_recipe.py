@@ -38,6 +38,7 @@ class PairFacts:
         measured: whether tokens were counted; otherwise they are estimated from words.
         language: of the positives, a key of LANGUAGES.
         skipped_rows: invalid rows.
+        scores: in words, those that decide whether a row is a pair.
     """
 
     location: str
@@ -49,6 +50,7 @@ class PairFacts:
     measured: bool
     language: str
     skipped_rows: int
+    scores: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """The facts for `init --json`, with `notes` in words."""
@@ -63,6 +65,11 @@ class PairFacts:
             notes.append(
                 f"invalid rows, which would stop the run: {self.skipped_rows:,}. `stillroom data "
                 f"describe {self.location}` lists them; correct them, or set on_error: skip"
+            )
+        if self.scores:
+            notes.append(
+                f"the rows have scores: {', '.join(self.scores)}. Without "
+                "corpus.sources.help.min_score the run stops: set it"
             )
         if self.language not in ENGLISH:
             notes.append(
@@ -121,6 +128,11 @@ def describe_pairs(location: str, count: CountTokens | None) -> PairFacts:
         measured=count is not None,
         language=fields["positive"]["language"],
         skipped_rows=description["left_out"]["counts"].get("wrong", 0),
+        scores=tuple(
+            f"{field} from {values['lowest']:g} to {values['highest']:g}"
+            for field, values in description["scores"].items()
+            if values["min_score_required"]
+        ),
     )
 
 

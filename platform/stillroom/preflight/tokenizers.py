@@ -5,19 +5,17 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from stillroom.config.corpus import DocstringSource
 from stillroom.config.recipe import Recipe
 from stillroom.data.cleaning.sampling import evenly_spaced
 from stillroom.data.readers.beir import read_beir
-from stillroom.data.text.words import count_words
 from stillroom.encoders.model_names import resolve_artifact_name
 from stillroom.encoders.tokens.fit import TokenizerFit, measure_fit
 from stillroom.errors import UserError
 from stillroom.preflight.findings import Finding
 from stillroom.preflight.models import BaseModel, base_models
 from stillroom.reports.text_statistics import script_of
+from stillroom.reports.tokenizer_fit import FitFigures
 from stillroom.stages.corpus import sources
 from stillroom.storage.artifacts import Store
 
@@ -65,12 +63,12 @@ def _finding(
             continue
         unknown = max(unknown, fit.unknown_share)
         texts = samples[where]
-        words, characters = sum(map(count_words, texts)), sum(map(len, texts))
-        cut = "" if max_tokens is None else f", {np.mean(fit.tokens > max_tokens):.0%} cut"
+        figures = FitFigures.of(fit, texts, max_tokens or int(fit.tokens.max()))
+        cut = "" if max_tokens is None else f", {figures.cut:.0%} cut"
         details.append(
-            f"{where} ({_scripts(texts)}) {fit.unknown_share:.1%} unknown, "
-            f"{fit.tokens.sum() / words:.2f} tokens a word and "
-            f"{fit.tokens.sum() / characters:.2f} a character{cut}"
+            f"{where} ({_scripts(texts)}) {figures.unknown:.1%} unknown, "
+            f"{figures.tokens_per_word:.2f} tokens a word and "
+            f"{figures.tokens_per_character:.2f} a character{cut}"
         )
     if details:
         yield Finding(

@@ -50,6 +50,8 @@ def data_card(
         for kind, counts in kinds.items():
             if counts["read"]:
                 lines += [f"### {kind}", "", *_drops_table(counts)]
+    if general := summary.get("general"):
+        lines += ["## General texts", "", *_general(general)]
     lines += ["## Evaluation sets", ""]
     lines += _table(
         ["set", "language", "queries", "passages", "from"],
@@ -64,7 +66,35 @@ def data_card(
             for name, judged in evaluation.items()
         ],
     )
+    if guards := summary.get("guards"):
+        lines += ["## Elsewhere: sets from other fields", "", *_guards(guards)]
     return "\n".join(lines)
+
+
+def _general(general: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [name, *(f"{counts[key]:,}" for key in ("texts", "words", "duplicates", "tested"))]
+        for name, counts in general["sources"].items()
+    ]
+    return [
+        f"{general['texts']:,} texts without queries, {general['words']:,} words; identity "
+        f"`{general['identity']}`.",
+        "",
+        *_table(["source", "texts", "words", "repeated", "in an evaluation set"], rows),
+    ]
+
+
+def _guards(guards: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    rows = [
+        [name, "–", "–", f"not measured: {counts['left_out']}"]
+        if "passages" not in counts
+        else [
+            name, f"{counts['queries']:,}", f"{counts['passages']:,}",
+            f"{counts['matched']:,} of its texts; what matched them is not trained on",
+        ]
+        for name, counts in guards.items()
+    ]  # fmt: skip
+    return _table(["set", "queries", "passages", "matched by training texts"], rows)
 
 
 def _sources_table(section: Corpus, summary: Mapping[str, Any]) -> list[str]:

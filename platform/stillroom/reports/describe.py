@@ -4,10 +4,11 @@ page.
 Memory is bounded: only samples and hashes of texts are kept.
 """
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from stillroom.config.languages import LANGUAGES
 from stillroom.data.readers.documents import CountTokens, split_paragraphs
@@ -17,11 +18,12 @@ from stillroom.data.readers.files import (
     read_labelled_pairs,
     read_passages,
 )
+from stillroom.data.readers.layouts import LabelledPair
 from stillroom.data.readers.locations import DATA_EXTENSIONS, DOCUMENT_EXTENSIONS, find_files
 from stillroom.data.readers.records import SkippedRows
 from stillroom.data.readers.rows import read_lines, read_rows
 from stillroom.data.text.words import count_words
-from stillroom.errors import UserError
+from stillroom.errors import UserError, beginning
 from stillroom.reports.page import render_page
 from stillroom.reports.text_statistics import PERCENTILES, TextStatistics, reservoir_slot
 
@@ -29,7 +31,14 @@ EXAMPLES = 5
 EXAMPLE_CHARACTERS = 500
 MAX_INSTRUCTIONS = 1000  # that are counted separately
 SHOWN_INSTRUCTIONS = 20
-Row = tuple[str, dict[str, list[str]], str]  # what a row is, its texts by field, its instruction
+
+
+class Row(NamedTuple):
+    """What a row is, its texts by field, and what else a pair has."""
+
+    kind: str
+    texts: dict[str, list[str]]
+    labelled: LabelledPair | None = None
 
 
 class _Collector:
@@ -42,23 +51,39 @@ class _Collector:
         self.rows: Counter[str] = Counter()
         self.instructions: Counter[str] = Counter()
         self.examples: list[dict[str, str]] = []
+        self.scores: dict[str, dict[str, Any]] = {}
 
     def add(self, row: Row) -> None:
-        kind, texts, instruction = row
+        kind, texts, labelled = row
         slot = reservoir_slot(self.random, self.rows.total(), EXAMPLES)
         self.rows[kind] += 1
         if slot is not None and texts:
             example = {
-                name: first[0][:EXAMPLE_CHARACTERS] for name, first in texts.items() if first
+                name: beginning(first[0], EXAMPLE_CHARACTERS)
+                for name, first in texts.items()
+                if first
             }
             self.examples[slot : slot + 1] = [example]
         for name, field_texts in texts.items():
             statistics = self.fields.setdefault(name, TextStatistics(self.random))
             for text in field_texts:
                 statistics.add(text, self.length)
+        if labelled is None:
+            return
+        if labelled.score is not None:
+            self._add_score(labelled.score_field, labelled.score, labelled.graded)
+        instruction = labelled.instruction
         known = instruction in self.instructions or len(self.instructions) < MAX_INSTRUCTIONS
         if instruction and known:
             self.instructions[instruction] += 1
+
+    def _add_score(self, field: str, value: float, decides: bool) -> None:
+        first = {"pairs": 0, "lowest": value, "highest": value, "min_score_required": False}
+        scores = self.scores.setdefault(field, first)
+        scores["pairs"] += 1
+        scores["lowest"] = min(scores["lowest"], value)
+        scores["highest"] = max(scores["highest"], value)
+        scores["min_score_required"] |= decides
 
 
 def describe(
@@ -79,7 +104,8 @@ def describe(
     Returns:
         `files` (each with its layout and what its rows are), `rows` (kind → number), `left_out`,
         `fields` (numbers of texts, distinct and repeated ones, lengths, histogram, language,
-        scripts, and words and characters by script), `negatives_per_pair`, `instructions`,
+        scripts, and words and characters by script), `negatives_per_pair`, `scores` (column →
+        number of pairs, lowest, highest, and whether training needs a `min_score`), `instructions`,
         `inputs` and `examples`. Lengths, language and scripts are of a random sample of each field.
 
     Raises:
@@ -119,6 +145,7 @@ def describe(
             if texts.count
         },
         "negatives_per_pair": round(negatives / pairs, 2) if pairs else None,
+        "scores": collector.scores,
         "instructions": dict(collector.instructions.most_common(SHOWN_INSTRUCTIONS)),
         "inputs": dict(inputs or {}),
         "examples": collector.examples,
@@ -131,23 +158,23 @@ def _read(file: str, kind: str, skipped: SkippedRows) -> Iterator[Row]:
             pair = labelled.pair
             texts = {"query": [pair.query], "positive": [pair.passage]}
             texts["negative"] = list(pair.negatives)
-            yield "pairs", texts, labelled.instruction
+            yield Row("pairs", texts, labelled)
     elif kind == "conversations":
-        for conversation in read_conversations(file, skipped=skipped):
+        for conversation in read_conversations(file, min_score=-math.inf, skipped=skipped):
             texts = {"prompt": [conversation.prompt], "completion": [conversation.completion]}
-            yield "conversations", texts, ""
+            yield Row("conversations", texts)
     elif kind == "passages":
         queries = file.rpartition("/")[2].startswith("queries.")  # as BEIR and MS MARCO name them
         row_kind, name = ("queries", "query") if queries else ("passages", "passage")
         for text in read_passages(file, skipped=skipped):
-            yield row_kind, {name: [text]}, ""
+            yield Row(row_kind, {name: [text]})
     elif kind == "documents":
         lines = (line for _, line in read_lines(file, skipped.on_bad_row))
         for text in split_paragraphs(lines):
-            yield "paragraphs", {"paragraph": [text]}, ""
+            yield Row("paragraphs", {"paragraph": [text]})
     else:
         for _ in read_rows(file, on_bad_row=skipped.on_bad_row):
-            yield "judgements", {}, ""
+            yield Row("judgements", {})
 
 
 def description_tables(description: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
@@ -182,6 +209,18 @@ def description_tables(description: Mapping[str, Any]) -> Iterator[tuple[str, li
             *(row for item in description["fields"].items() for row in _script_rows(*item)),
         ],
     )
+    if description["scores"]:
+        scores = [
+            [
+                field,
+                f"{values['pairs']:,}",
+                f"{values['lowest']:g}",
+                f"{values['highest']:g}",
+                "must be set" if values["min_score_required"] else "may be set",
+            ]
+            for field, values in description["scores"].items()
+        ]
+        yield "scores", [["column", "pairs", "lowest", "highest", "min_score"], *scores]
     left_out = description["left_out"]
     if left_out["counts"]:
         counts = left_out["counts"].items()

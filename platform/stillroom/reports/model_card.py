@@ -15,7 +15,7 @@ from stillroom.encoders.export.runtimes import EXPORT_FILE
 from stillroom.encoders.files import sentence_transformers
 from stillroom.encoders.model_names import HUB_ID, locate_model
 from stillroom.errors import UserError
-from stillroom.reports.tables import score_table, unreliable_speeds
+from stillroom.reports.tables import elsewhere_table, score_table, unreliable_speeds, verdict
 from stillroom.storage.artifacts import Artifact, Store
 
 README = "README.md"
@@ -94,6 +94,8 @@ def write_model_card(
         report=report,
         scores=score_table(report) if report else [],
         speed_note=unreliable_speeds(report) if report else None,
+        elsewhere=elsewhere_table(report) if report else [],
+        verdict=verdict(report) if report else None,
         recipe=[(a.ref, _section_yaml(a)) for a in lineage if a.stage in ("teacher", "student")],
         data=_data_card(lineage),
     )

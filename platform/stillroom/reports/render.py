@@ -18,11 +18,15 @@ from stillroom.reports.plots import (
 from stillroom.reports.tables import (
     bm25_languages,
     comparisons,
+    elsewhere_table,
     mean_over_sets,
     score_table,
+    set_notes,
     small_vector_table,
     unreliable_speeds,
+    verdict,
 )
+from stillroom.reports.tokenizer_fit import tokenizer_table, unknown_tokenizers
 
 
 def render_report(report: Mapping[str, Any], extras: Mapping[str, Any]) -> str:
@@ -52,7 +56,12 @@ def render_report(report: Mapping[str, Any], extras: Mapping[str, Any]) -> str:
         ],
         retention=report["retention"],
         retention_by_model={"student": report["retention"], **asymmetric},
+        verdict=verdict(report),
+        elsewhere=elsewhere_table(report),
+        guards=report.get("elsewhere", {}).get("sets", {}),
         comparisons=list(comparisons(report)),
+        tokenizers=tokenizer_table(report["tokenizers"]),
+        tokenizer_notes=list(unknown_tokenizers(report["tokenizers"])),
         plots=[
             line_plot(f"{name}: training loss", losses)
             for name, losses in extras["losses"].items()
@@ -76,7 +85,10 @@ def _model_values(report: Mapping[str, Any]) -> dict[str, Any]:
         "sets": report["sets"],
         "header": header,
         "rows": rows,
-        "notes": list(filter(None, (unreliable_speeds(report), bm25_languages(report)))),
+        "notes": [
+            *filter(None, (unreliable_speeds(report), bm25_languages(report))),
+            *set_notes(report),
+        ],
         "bars": {name: _bars(report, name) for name in report["sets"]},
         "small_vectors": {
             name: _small_vectors(model["vectors"])

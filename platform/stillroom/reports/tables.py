@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stillroom.config.languages import LANGUAGES
-from stillroom.evaluation.gate import mean_ndcg, model_with_role
+from stillroom.evaluation.gate import is_better, is_worse, mean_ndcg, model_with_role
 from stillroom.evaluation.speed import is_unreliable
 
 METRICS = {"ndcg@10": "nDCG@10", "recall@100": "Recall@100", "mrr@10": "MRR@10"}
@@ -14,18 +14,22 @@ ROLES = {
     "student": "the student",
     "teacher_base": "the teacher before training",
     "student_base": "the student before training",
+    "base": "its untouched base",
     "bm25": "BM25",
     "asymmetric": "the student, with passages by the teacher,",
+    "asymmetric_base": "the student before training, with passages by the teacher,",
 }
 
 COMPARISONS = (
     ("teacher", "teacher_base"),
     ("teacher", "student_base"),
+    ("student", "base"),
     ("student", "student_base"),
     ("student", "bm25"),
     ("student", "teacher"),
     ("asymmetric", "teacher"),
     ("asymmetric", "student"),
+    ("asymmetric", "asymmetric_base"),
 )
 
 
@@ -46,6 +50,56 @@ def score_table(report: Mapping[str, Any]) -> list[list[str]]:
             f"{model['dims'] or '–'}{', dot' if model.get('similarity') == 'dot' else ''}",
             _speed(model),
             *(f"{model['scores'][set_name][metric]:.3f}" for set_name, metric in columns),
+        ]
+        for name, model in models
+    ]
+
+
+def verdict(report: Mapping[str, Any]) -> str | None:
+    """Whether training paid: the student against the base that anybody can have, in a sentence.
+
+    None where no base was measured.
+    """
+    differences = report.get("against_base")
+    if differences is None:
+        return None
+    on_corpus = f"On its corpus the student is {_against(differences['corpus'])}"
+    if differences["elsewhere"] is None:
+        return f"{on_corpus}; elsewhere, in other fields, it was not measured."
+    return f"{on_corpus}; elsewhere, in other fields, it is {_against(differences['elsewhere'])}."
+
+
+def _against(difference: Mapping[str, Any]) -> str:
+    if is_better(difference):
+        how = "better than its untouched base"
+    elif is_worse(difference):
+        how = "worse than its untouched base"
+    else:
+        how = "as good as its untouched base, within chance"
+    return (
+        f"{how} (nDCG@10 {difference['first']:.3f} against {difference['second']:.3f}: "
+        f"{difference['difference']:+.3f}, 95 % interval {difference['low']:+.3f} to "
+        f"{difference['high']:+.3f})"
+    )
+
+
+def elsewhere_table(report: Mapping[str, Any]) -> list[list[str]]:
+    """A row per model with its nDCG@10 on each guard, their mean, and that of the teacher's.
+
+    Sorted by the mean, best first; empty where nothing was measured elsewhere.
+    """
+    block = report.get("elsewhere")
+    if block is None:
+        return []
+    sets = list(block["sets"])
+    teacher = mean_ndcg(model_with_role(block, "teacher"))
+    models = sorted(block["models"].items(), key=lambda item: -mean_ndcg(item[1]))
+    return [["model", *sets, "mean nDCG@10", "of the teacher"]] + [
+        [
+            name,
+            *(f"{model['scores'][name_of_set]['ndcg@10']:.3f}" for name_of_set in sets),
+            f"{mean_ndcg(model):.3f}",
+            f"{mean_ndcg(model) / teacher:.1%}" if teacher else "–",
         ]
         for name, model in models
     ]
@@ -72,6 +126,18 @@ def bm25_languages(report: Mapping[str, Any]) -> str | None:
         for code, sets in sets_by_language.items()
     ]
     return f"BM25 took the texts' language to be: {', '.join(named)}"
+
+
+def set_notes(report: Mapping[str, Any]) -> Iterator[str]:
+    """Notes under a score table, of what BEIR's rules count otherwise than a plain ranking."""
+    for name, counts in report["sets"].items():
+        if left_out := counts.get("left_out"):
+            yield (
+                f"{name}: of {left_out:,} queries the passage with the query's own id is left out, "
+                "as in BEIR"
+            )
+        if missing := counts.get("missing"):
+            yield f"{name}: {missing:,} judged passages do not exist, and count as not found"
 
 
 def _speed(model: Mapping[str, Any]) -> str:

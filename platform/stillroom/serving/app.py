@@ -19,6 +19,7 @@ from stillroom.errors import UserError
 from stillroom.release.reader import Release, Target
 from stillroom.serving.config import EncoderOptions, ServeArgs
 from stillroom.serving.http.api_keys import ApiKeys
+from stillroom.serving.http.body import MAX_READERS
 from stillroom.serving.http.server import HttpSettings
 from stillroom.serving.playground.service import build_playground
 from stillroom.serving.replica.engine_choice import check_engine
@@ -77,7 +78,8 @@ def application(checked: ServeArgs, releases: Mapping[str, Release]) -> Applicat
         cast(Any, Router)
         .options(
             **_scaling(_router_options(checked)),
-            max_ongoing_requests=concurrent,
+            # Those whose bodies are still arriving do not take the others' places.
+            max_ongoing_requests=concurrent + MAX_READERS,
             graceful_shutdown_timeout_s=checked.timeout_s,
         )
         .bind(

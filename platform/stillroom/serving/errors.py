@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from enum import StrEnum
 
-from stillroom.errors import UserError
+from stillroom.errors import UserError, beginning, quote
 
-MAX_QUOTED = 100  # characters of what a client sent that are sent back to it
+MAX_QUOTED = 100  # characters of a field's name that a client sent, in the answer
 MAX_MESSAGE = 1000  # characters; ours are shorter, but some quote what a library says
 RESTART_RETRY_S = 5  # how long clients are asked to wait while a replica starts
 
@@ -47,8 +47,9 @@ class ServingError(Exception):
     ):
         # Every argument goes to the base class: unpickling replays them.
         super().__init__(kind, message, param, code, retry_after_s)
-        message = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}…"
-        param = param and param[:MAX_QUOTED]
+        if len(message) > MAX_MESSAGE:
+            message = f"{beginning(message, MAX_MESSAGE)}…"
+        param = param and beginning(param, MAX_QUOTED)
         self.kind, self.message, self.param, self.code = kind, message, param, code
         self.retry_after_s = retry_after_s
 
@@ -63,8 +64,3 @@ def unknown_field_message(key: str, allowed: Iterable[str]) -> str:
     nearest = get_close_matches(key[:MAX_QUOTED], fields, n=1)
     hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Allowed: {', '.join(fields)}"
     return f"unknown field {quote(key)}. {hint}"
-
-
-def quote(text: str) -> str:
-    """A text of a client's, as a message shows it: in quotes, and not at any length."""
-    return repr(text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…")

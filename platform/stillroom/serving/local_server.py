@@ -3,6 +3,7 @@ stopped."""
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -16,16 +17,19 @@ from ray import serve
 
 from stillroom.cluster.join import join_cluster
 from stillroom.cluster.library_messages import ignore_library_messages
+from stillroom.cluster.token_file import exposed_token_file
 from stillroom.errors import UserError
 from stillroom.release.reader import Release, is_release, split_alias
 from stillroom.serving.app import application, open_releases
 from stillroom.serving.config import MODEL_NAME, ServeArgs
 from stillroom.serving.http.api_keys import KEYS_VARIABLE, ApiKeys
 from stillroom.serving.http.auth import is_loopback
+from stillroom.serving.http.protocol import SERVE_CALLBACK, SERVE_CALLBACK_VARIABLE
 from stillroom.storage.root import default_root
 
 APPLICATION = "stillroom"
 DRAIN_S = 60  # for ongoing requests when the server is stopped
+log = logging.getLogger(__name__)
 
 
 def serve_until_stopped(
@@ -53,6 +57,8 @@ def serve_until_stopped(
     """
     _check_access(host, no_auth, keys_file)
     _check_port_is_free(host, port)
+    if (token := exposed_token_file()) is not None:
+        log.warning("other users of this machine can read Ray's token: chmod 600 %s", token)
     args = {
         **_served(named, pooling),
         "root": root or default_root(),
@@ -118,6 +124,7 @@ def _encoder_options(opened: Release, resources: dict[str, float]) -> dict[str, 
 def _ray_and_serve() -> Iterator[None]:
     """Connect to the Ray of RAY_ADDRESS, or start one here; afterwards stop what was started."""
     owns_ray = not ray.is_initialized()
+    os.environ.setdefault(SERVE_CALLBACK_VARIABLE, SERVE_CALLBACK)
     if owns_ray:
         if address := os.environ.get("RAY_ADDRESS"):
             join_cluster(address, log_to_driver=False)

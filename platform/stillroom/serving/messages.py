@@ -65,6 +65,7 @@ class EncodeResult:
         padded_tokens: this request's share of its forwards' (texts × longest text). The difference
             from `tokens` is the cost of padding.
         batch_texts: texts in a forward that had some of this request's, on average.
+        unknown_tokens: tokens that stand for what the tokenizer does not know; None: not counted.
         space, release: of the encoder that made them. During a rolling update, these may differ
             from what the router knows under the encoder's name.
         model: the encoder, as the router names it.
@@ -77,6 +78,7 @@ class EncodeResult:
     encode_s: float | None = None
     padded_tokens: int | None = None
     batch_texts: float | None = None
+    unknown_tokens: int | None = None
     space: str = ""
     release: str = ""
     model: str = ""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stillroom.encoders.contract import BaseContract, Role, Similarity
+from stillroom.errors import quote
 from stillroom.release.reader import Release
 from stillroom.serving.errors import RESTART_RETRY_S, ErrorKind, ServingError
 from stillroom.serving.messages import EmbedRequest, EncodeJob, EncodeResult, EncoderLoad, Token
@@ -70,7 +71,7 @@ class EmbeddingService:
         """The model of that name. Raises ServingError (not found) where it is not served."""
         if name in self.models:
             return self.models[name]
-        message = f"model {name!r} is not served; served are {', '.join(self.models)}"
+        message = f"model {quote(name)} is not served; served are {', '.join(self.models)}"
         for release in (model.release for model in self.models.values()):
             for target, address in release.api_urls.items():
                 if name == release.encoder_name(target):

@@ -2,34 +2,32 @@
 
 import functools
 import itertools
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import ray
 import torch
 
+from stillroom.cluster.capacity import ray_options, require_capacity
 from stillroom.config.scale import Scale, TeacherApi
 from stillroom.config.student import Student as Section
 from stillroom.config.student import StudentPhase, TextLosses
-from stillroom.data.cleaning.sampling import evenly_spaced
-from stillroom.encoders.contract import BaseContract, Comparison, Contract, Role
+from stillroom.encoders.contract import BaseContract, Comparison, Contract
 from stillroom.encoders.encoder import Encoder
 from stillroom.encoders.files.create import create_encoder
 from stillroom.encoders.files.folder import read_comparison
 from stillroom.encoders.files.load import load_encoder
 from stillroom.encoders.files.options import ContractOptions, Resize
-from stillroom.encoders.interface import truncate_vectors
 from stillroom.encoders.layers.backbone import set_dropout
 from stillroom.encoders.model_names import locate_model
-from stillroom.encoders.tokens.batch import Tokens
 from stillroom.errors import UserError
-from stillroom.learning.batch_types import Metrics
-from stillroom.learning.batches import VectorRows
 from stillroom.learning.objectives.distillation import Distillation
-from stillroom.learning.projection import fit_projection
 from stillroom.stages.api_teacher import api_encoder
 from stillroom.stages.corpus.artifact import CorpusData, read_evaluation_sets
+from stillroom.stages.student_start import StudentStart, describe_start, fit_start, needs_start
 from stillroom.stages.training_batches import distillation_batches
 from stillroom.stages.vectors.teacher_vectors import (
     OpenVectors,
@@ -42,7 +40,7 @@ from stillroom.storage.artifacts import Artifact, Draft, Store
 from stillroom.training.driver import fit
 from stillroom.training.task import TrainingTask
 
-FIT_TEXTS = 1024  # of each role, to fit the projection on
+log = logging.getLogger(__name__)
 
 
 def student(
@@ -58,7 +56,7 @@ def student(
     negatives: Artifact | None = None,
     student: Artifact | None = None,
     trusted: Sequence[str] = (),
-) -> Metrics:
+) -> dict[str, Any]:
     """Distils one phase; writes an encoder folder.
 
     Args:
@@ -68,7 +66,7 @@ def student(
         trusted: holds "teacher" when that may run code that comes with it.
 
     Returns:
-        The metrics of the step whose weights are kept.
+        The metrics of the step whose weights are kept, and the `start` of the first phase.
     """
     contract = BaseContract.read(teacher.path)
     comparison = _comparison(section, contract, student)
@@ -79,16 +77,24 @@ def student(
     else:
         open_vectors = functools.partial(_open_stored, teacher, vectors)
     teacher_vectors = TeacherVectors(corpus, open_vectors)
-    prepare = None
     if student is None:
         space = contract.space if section.space == "teacher" else out.path.name
-        make_encoder = functools.partial(
+        initial = functools.partial(
             initial_encoder, section, seed, space, contract, teacher_vectors
         )
-        if section.space == "teacher":
-            prepare = functools.partial(fit_projection_start, teacher_vectors, phase)
+        start = StudentStart.read(out.path)
+        if start is None and needs_start(section):
+            require_capacity("student", scale.student, 1)
+            task_of_start = ray.remote(**ray_options(scale.student))(fit_start)
+            start = ray.get(task_of_start.remote(section, phase, seed, teacher_vectors, initial))
+        make_encoder = functools.partial(initial, start or StudentStart())
     else:
+        start = StudentStart.read(Path(student))
         make_encoder = functools.partial(load_next_phase, section, student, out.path.name)
+    if start is not None:
+        for line in describe_start(start):
+            log.info(line)
+        start.write(out.path)
     task = TrainingTask(
         make_encoder=make_encoder,
         make_batches=functools.partial(
@@ -104,9 +110,9 @@ def student(
         seed=seed,
         evaluation_sets=functools.partial(read_evaluation_sets, corpus),
         evaluate_every=phase.evaluate_every,
-        prepare=prepare,
     )
-    return fit(task, scale.student, scale.tracking, out)
+    metrics = fit(task, scale.student, scale.tracking, out)
+    return {**metrics, **({} if start is None else {"start": start.summary()})}
 
 
 def _comparison(
@@ -189,8 +195,12 @@ def initial_encoder(
     space: str,
     teacher: BaseContract,
     teacher_vectors: TeacherVectors,
+    start: StudentStart,
 ) -> Encoder:
     """The encoder that the first phase trains.
+
+    Args:
+        start: its layers, and its projection.
 
     Raises:
         UserError: when it shares the teacher's space, but its vectors would not be a prefix of the
@@ -206,8 +216,14 @@ def initial_encoder(
             )
         size = size or teacher.dims[0]
     encoder = untrained_student(
-        section, teacher_vectors.corpus_data, seed=seed, space=space, projection_dims=size
+        section,
+        teacher_vectors.corpus_data,
+        start.layers,
+        seed=seed,
+        space=space,
+        projection_dims=size,
     )
+    start.apply(encoder)
     full = encoder.contract.dims[0]
     for size in section.matryoshka or ():
         if size > full:
@@ -226,18 +242,23 @@ def initial_encoder(
 def untrained_student(
     section: Section,
     corpus: CorpusData,
+    layers: Sequence[int] | None,
     *,
     seed: int,
     space: str,
     projection_dims: int | None = None,
 ) -> Encoder:
-    """The base with the section's changes, before it learns from the teacher."""
+    """The base with the section's changes, before it learns from the teacher.
+
+    Args:
+        layers: of the base that it keeps; None: all.
+    """
     return create_encoder(
         section.base,
         space=space,
         options=ContractOptions.from_fields(section),
         resize=Resize(
-            layers=section.layers,
+            layers=layers,
             size=None if section.size is None else section.size.model_dump(exclude_none=True),
             vocabulary_size=section.vocabulary_size,
             texts=itertools.chain(corpus.passages, corpus.queries),
@@ -262,26 +283,3 @@ def load_next_phase(section: Section, folder: os.PathLike[str], space: str) -> E
     if section.space == "own":
         encoder.contract = encoder.contract.model_copy(update={"space": space})
     return encoder
-
-
-def fit_projection_start(
-    teacher_vectors: TeacherVectors, phase: StudentPhase, encoder: Encoder
-) -> None:
-    """Fits the initial projection to the teacher's vectors of some queries and passages, which are
-    truncated as in training."""
-    queries, passages = teacher_vectors.rows(encoder.device)
-    corpus = teacher_vectors.corpus_data
-    roles: list[tuple[Role, list[str], VectorRows, int]] = [
-        ("query", corpus.queries, queries, phase.query_tokens),
-        ("passage", corpus.passages, passages, phase.passage_tokens),
-    ]
-    tokens: list[Tokens] = []
-    vectors = []
-    for role, texts, role_vectors, max_tokens in roles:
-        rows = evenly_spaced(len(texts), FIT_TEXTS)
-        if len(rows):
-            tokens += encoder.prompter([texts[row] for row in rows], role, max_tokens=max_tokens)
-            vectors.append(role_vectors[rows].astype(np.float32))
-    contract = encoder.contract
-    targets = truncate_vectors(np.concatenate(vectors), contract.dims[0], contract.normalise)
-    fit_projection(encoder, tokens, torch.from_numpy(targets))

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from stillroom.config.base import GENERAL
 from stillroom.config.phases import JointPhase, MntpPhase, PairPhase, SimcsePhase, TrainingPhase
 from stillroom.config.student import PairDistillation, StudentPhase
+from stillroom.encoders.contract import Role
 from stillroom.encoders.encoder import Encoder
 from stillroom.encoders.safe_read import read_array
 from stillroom.errors import UserError
@@ -63,10 +65,13 @@ def distillation_batches(
         teacher_queries=queries,
         teacher_passages=passages,
     )
-    passage_source, query_source = corpus.passage_sources.copy(), corpus.pair_sources.copy()
+    passage_source = _with_general(corpus.passage_sources, corpus, "passage")
+    query_source = _with_general(corpus.pair_sources, corpus, "query")
     passage_source[[*passages.skipped]] = query_source[[*queries.skipped]] = NO_SOURCE
     data = dataclasses.replace(data, sampleable_rows=np.flatnonzero(passage_source != NO_SOURCE))
     if isinstance(phase, PairDistillation):
+        passage_source = passage_source[: len(corpus.passages)]
+        query_source = query_source[: len(corpus.queries)]
         mined = _negatives(corpus, negatives, phase.hard_negatives)
         if mined is not None:
             mined = np.where(np.isin(mined, passages.skipped), -1, mined)
@@ -76,16 +81,27 @@ def distillation_batches(
         data = dataclasses.replace(data, negatives=mined, source=pair_source)
         batches = _pair_batches(corpus, data, phase, seed, encoder, shard)
         return dataclasses.replace(batches, sampled_passages=phase.ranking_kl_passages)
+    data = dataclasses.replace(
+        data,
+        queries=corpus.all_texts("query"),
+        passages=corpus.all_texts("passage"),
+    )
     source = np.concatenate([passage_source, query_source])
     return DistillationTextBatches(
         data,
-        _order(source, phase, seed, corpus, [*corpus.passages, *corpus.queries]),
+        _order(source, phase, seed, corpus, [*data.passages, *data.queries]),
         encoder.prompter,
         query_tokens=phase.query_tokens,
         passage_tokens=phase.passage_tokens,
         sampled_passages=phase.ranking_kl_passages,
         shard=shard,
     )
+
+
+def _with_general(sources: np.ndarray, corpus: CorpusData, role: Role) -> np.ndarray:
+    """The source of each text of a role, and of the general texts, which are one more source."""
+    general = np.full(len(corpus.general_texts(role)), len(corpus.source_names))
+    return np.concatenate([sources, general.astype(sources.dtype)])
 
 
 def _pairs(corpus: CorpusData) -> PairData:
@@ -171,11 +187,12 @@ def joint_batches(
 def _order(
     source: np.ndarray, phase: TrainingPhase, seed: int, corpus: CorpusData, texts: list[str]
 ) -> BatchOrder:
+    names = [*corpus.source_names, *([GENERAL] if corpus.has_general else [])]
     return BatchOrder(
         source,
         seed=seed,
         global_batch=phase.global_batch,
-        weights=None if phase.mix is None else [phase.mix.get(n, 0.0) for n in corpus.source_names],
+        weights=None if phase.mix is None else [phase.mix.get(name, 0.0) for name in names],
         temperature=phase.mix_temperature,
         one_source=phase.one_source_per_batch,
         lengths=np.array([len(text) for text in texts]) if phase.group_by_length else None,

@@ -1,4 +1,7 @@
-"""Metrics of a run's steps, in metrics.jsonl, and which step's weights are kept."""
+"""Metrics of a run's steps, in metrics.jsonl, and which step's weights are kept.
+
+Step 0 is the encoder before training. It has only a score, where there is evaluation.
+"""
 
 import json
 from pathlib import Path
@@ -6,7 +9,7 @@ from pathlib import Path
 from stillroom.learning.batch_types import Metrics
 from stillroom.learning.loop import SCORE_METRIC
 
-METRICS_FILE = "metrics.jsonl"  # a line per step
+METRICS_FILE = "metrics.jsonl"  # a line per step, after one of step 0 where it was evaluated
 BEST_WEIGHTS_FILE = "best.safetensors"  # in a checkpoint: the weights of the best score so far
 
 

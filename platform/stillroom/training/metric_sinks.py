@@ -158,7 +158,8 @@ class TensorBoard:
         # Hides the steps that a crashed process wrote after its last checkpoint: they are repeated.
         restart = SessionLog(status=SessionLog.START)
         self.events.write_event(
-            Event(wall_time=time.time(), step=start_step + 1, session_log=restart)
+            # A run that begins anew also repeats step 0.
+            Event(wall_time=time.time(), step=start_step and start_step + 1, session_log=restart)
         )
         self.flush()
 

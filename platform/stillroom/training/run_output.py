@@ -30,7 +30,8 @@ class RunOutput:
 
     Attributes:
         scratch: a folder on this machine for the best weights so far.
-        history: the metrics of every step, from the run's first.
+        history: the metrics of every step, from the run's first, after those of step 0 where it
+            was evaluated.
         start_step: steps that were done when this process resumed the run.
     """
 
@@ -58,9 +59,21 @@ class RunOutput:
     def resume(self, checkpoint: Path) -> None:
         """Resumes the run of a checkpoint."""
         self.start_step = self.engine.load(checkpoint)
-        self.history = read_history(checkpoint)[: self.start_step]
+        self.history = [row for row in read_history(checkpoint) if row["step"] <= self.start_step]
         if self.rank == 0 and (checkpoint / BEST_WEIGHTS_FILE).exists():
             shutil.copy2(checkpoint / BEST_WEIGHTS_FILE, self.best_weights)
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of the run, those before a resumption included."""
+        return int(self.history[-1]["step"]) if self.history else 0
+
+    def report_start(self, metrics: Metrics) -> None:
+        """Keeps and tracks the score of step 0, before training."""
+        self.history.append(metrics)
+        self.tracker(metrics)
+        if self.rank == 0:
+            log.info("step 0, before training: %s %.4f", SCORE_METRIC, metrics[SCORE_METRIC])
 
     def report_step(self, metrics: Metrics) -> None:
         """Keeps a step's metrics, tracks them, and logs some."""
@@ -100,16 +113,13 @@ class RunOutput:
             weights = last_weights
             if evaluated:
                 weights = load_file(self.best_weights)
-                log.info(
-                    "keeps the weights of step %s: %s %.4f",
-                    kept["step"], SCORE_METRIC, kept[SCORE_METRIC],
-                )  # fmt: skip
+                _log_kept(kept)
             if self.task.saves_merged:
                 save_encoder(merge_adapters(self.task.make_encoder(), weights), folder)
             else:
                 save_encoder(self.encoder, folder, state_dict=weights)
 
-        self._save(len(self.history), write)
+        self._save(self.steps_done, write)
 
     def _save(self, step: int, write: Callable[[Path], None]) -> None:
         def write_all(folder: Path) -> None:
@@ -119,3 +129,16 @@ class RunOutput:
                 self.tracker.flush()
 
         self.saver.save(step, write_all)
+
+
+def _log_kept(kept: Metrics) -> None:
+    if kept["step"] == 0:
+        log.warning(
+            "training has not improved on its start: keeps the weights of step 0, %s %.4f. Try a "
+            "lower learning rate, other losses, or more and other texts",
+            SCORE_METRIC, kept[SCORE_METRIC],
+        )  # fmt: skip
+        return
+    log.info(
+        "keeps the weights of step %s: %s %.4f", kept["step"], SCORE_METRIC, kept[SCORE_METRIC]
+    )

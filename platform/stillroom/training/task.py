@@ -21,9 +21,9 @@ class TrainingTask:
         saves_merged: whether adapters are merged into the saved weights, since they were trained
             on weights that no base model has.
         evaluation_sets: loads the sets that `evaluate_every` measures.
-        evaluate_every: steps between measurements of nDCG@10, with one after the last step; the
-            best weights are kept. None: no measurement, and the last weights are kept.
-        prepare: called with the encoder on its device, before the first step of a new run.
+        evaluate_every: steps between measurements of nDCG@10, with one before the first step and
+            one after the last; the best weights are kept, those of step 0 if no later ones are
+            better. None: no measurement, and the last weights are kept.
     """
 
     make_encoder: Callable[[], Encoder]
@@ -34,7 +34,6 @@ class TrainingTask:
     saves_merged: bool = False
     evaluation_sets: Callable[[], Mapping[str, EvaluationSet]] = dict
     evaluate_every: int | None = None
-    prepare: Callable[[Encoder], None] | None = None
 
     @property
     def shared_batch_sizes(self) -> tuple[int, ...]:

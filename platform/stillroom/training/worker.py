@@ -74,7 +74,7 @@ def train_worker(setup: WorkerSetup, stop_request: Any) -> None:
         StopWatcher(stop_request).wait_until_done()
         return
     shard = current_shard()
-    encoder = _encoder_to_train(task, scale, prepare=newest is None)
+    encoder = _encoder_to_train(task, scale)
     batches = Prefetcher(task.make_batches(encoder, shard), task.phase.steps)
     flops = _flops(encoder)  # before ZeRO-3 partitions the weights
     engine = _engine(encoder, task.phase, scale)
@@ -104,10 +104,10 @@ def train_worker(setup: WorkerSetup, stop_request: Any) -> None:
                 start_step=output.start_step,
                 best_score=output.best_score,
             )
-            if len(output.history) == task.phase.steps:
+            if output.steps_done == task.phase.steps:
                 output.save_encoder()
             elif shard.rank == 0:
-                log.info("stops after step %d; the run can be resumed", len(output.history))
+                log.info("stops after step %d; the run can be resumed", output.steps_done)
             saver.wait()
     if shard.rank == 0:
         stop_watcher.mark_done()
@@ -125,22 +125,15 @@ def _choose_checkpoint(checkpoints: Checkpoints) -> tuple[str | None, str]:
     return newest, attempt
 
 
-def _encoder_to_train(task: TrainingTask, scale: TrainingWorkers, *, prepare: bool) -> Encoder:
-    """The encoder on this worker's device, in training mode.
-
-    Args:
-        prepare: whether `task.prepare` is called: only a new run needs it.
-    """
+def _encoder_to_train(task: TrainingTask, scale: TrainingWorkers) -> Encoder:
+    """The encoder on this worker's device, in training mode."""
     torch.manual_seed(task.seed)
     encoder = task.make_encoder().to(ray.train.torch.get_device())
     if scale.gradient_checkpointing:
         backbone.checkpoint_activations(encoder.backbone)
     if trains_packed(encoder, scale):
         pack_attention(encoder.backbone)
-    encoder.train()
-    if prepare and task.prepare is not None:
-        task.prepare(encoder)
-    return encoder
+    return encoder.train()
 
 
 def trains_packed(encoder: Encoder, scale: TrainingWorkers) -> bool:
@@ -208,6 +201,7 @@ def _callbacks(
 ) -> Callbacks:
     return Callbacks(
         on_step=output.report_step,
+        on_start_score=output.report_start,
         save_checkpoint=output.save_checkpoint,
         evaluate=evaluate,
         on_best_score=output.keep_best,

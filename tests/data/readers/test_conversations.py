@@ -3,7 +3,7 @@
 import pytest
 
 from stillroom.data.readers.files import read_conversations
-from stillroom.data.readers.records import Conversation
+from stillroom.data.readers.records import Conversation, SkippedRows
 from stillroom.errors import UserError
 from support.row_files import FILE_NAMES, write_rows
 
@@ -80,3 +80,14 @@ def test_a_file_without_conversations_is_an_error(tmp_path):
     (tmp_path / "a.jsonl").write_text("")
     with pytest.raises(UserError, match=r"a\.jsonl: is empty"):
         list(read_conversations(tmp_path / "a.jsonl"))
+
+
+def test_conversations_labelled_as_bad_are_asked_for_or_left_out(tmp_path):
+    # As in KTO's data, where a label says whether a completion is wanted.
+    rows = [{"prompt": "p", "completion": c, "label": c == "good"} for c in ("good", "bad")]
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(UserError, match="has a score in 'label'.* Set min_score"):
+        list(read_conversations(file))
+    skipped = SkippedRows()
+    [conversation] = read_conversations(file, min_score=1, skipped=skipped)
+    assert conversation.completion == "good" and skipped.counts == {"below_min_score": 1}

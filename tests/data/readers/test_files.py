@@ -42,7 +42,11 @@ def test_passages_come_with_their_titles_and_from_plain_lines(tmp_path):
         (b'{"query": 3, "positive": "p"}\n', "a.jsonl:1", "'query' is of type int"),
         (b'{"query": " ", "positive": "p"}\n', "a.jsonl:1", "'query' is empty"),
         (b'\n["q", "p"]\n', "a.jsonl:2", "is not a JSON object"),
-        (b'{"query": "q", "positive": "p", "negatives": 3}\n', "a.jsonl:1", "is not a list"),
+        (
+            b'{"query": "q", "positive": "p", "negatives": 3}\n',
+            "a.jsonl:1",
+            "'negatives' is of type int",
+        ),
         (b'{"query": "q", "positive": "p", "negatives": [""]}\n', "a.jsonl:1", "is empty"),
         (b"\n\xff\xfe\n", "a.jsonl:2", "is not UTF-8"),
         (b"", "a.jsonl", "is empty"),

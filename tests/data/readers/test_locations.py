@@ -16,6 +16,7 @@ from stillroom.data.readers.files import read_pairs
 from stillroom.data.readers.locations import DOCUMENT_EXTENSIONS, find_files, fingerprint
 from stillroom.data.readers.records import Pair
 from stillroom.errors import UserError
+from support.row_files import write_rows
 
 FILES = ["a.jsonl", "b.csv", "in/c.jsonl.gz", "in/deep/d.tsv", "in/e.md", ".hidden/f.jsonl",
          "_SUCCESS.json", "weights.bin"]  # fmt: skip
@@ -69,6 +70,14 @@ def test_files_are_found_in_order_by_folder_and_by_glob(folder, path, expected):
 def test_documents_are_found_by_their_own_extensions(folder):
     root, _ = folder
     assert find_files(root, DOCUMENT_EXTENSIONS) == [f"{root}/in/e.md"]
+
+
+def test_a_folder_that_datasets_saved_is_its_rows_and_not_its_metadata(tmp_path):
+    write_rows(tmp_path / "data-00000-of-00001.arrow", [{"query": "q", "positive": "p"}])
+    for name in ("dataset_info.json", "state.json"):
+        (tmp_path / name).write_text("{}")
+    [file] = find_files(str(tmp_path))
+    assert list(read_pairs(file)) == [Pair("q", "p")]
 
 
 def test_globs_may_be_relative(folder, tmp_path, monkeypatch):

@@ -81,3 +81,23 @@ def test_inconsistent_files_are_an_error_or_skipped(judged, tmp_path, contents, 
     skipped = SkippedRows(skip_bad_rows=True)
     assert list(read_judged_pairs(**paths, skipped=skipped)) == [Pair("what is one", "one")]
     assert [row["where"] for row in skipped.bad_rows] == [f"{tmp_path}/{where}"]
+
+
+def test_judgements_need_no_order_and_repeated_or_useless_ones_are_counted(judged):
+    skipped = SkippedRows()
+    qrels = "a 0 1 1\nb 0 2 0\na 0 4 0\na 0 1 1.0\n"
+    pairs = list(read_judged_pairs(**judged(qrels=qrels), skipped=skipped))
+    assert pairs == [Pair("what is one", "one", ("four",))]
+    assert skipped.counts == {"repeated": 1, "no_positive": 1}
+
+
+def test_a_passage_with_two_grades_for_a_query_is_an_error(judged, tmp_path):
+    paths = judged(qrels="a 0 1 1\nb 0 2 1\na 0 1 0\n")
+    with pytest.raises(UserError, match=r"qrels\.tsv:3: judges '1' for 'a' as 0, and .*:1 judges"):
+        list(read_judged_pairs(**paths))
+
+
+def test_the_columns_of_a_header_may_have_any_order_and_ids_may_be_quoted(judged):
+    qrels = 'corpus-id\tquery-id\tscore\n"1"\t"a"\t1\n"2"\t"b"\t1\n'
+    pairs = list(read_judged_pairs(**judged(qrels=qrels)))
+    assert pairs == [Pair("what is one", "one"), Pair("what is two", "two")]

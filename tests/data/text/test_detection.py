@@ -4,7 +4,7 @@ import pytest
 
 from stillroom.config.languages import AUTO, LANGUAGES, check_language
 from stillroom.data.text import detection
-from stillroom.data.text.detection import detect_language
+from stillroom.data.text.detection import RELATED, VARIETIES, detect_language, is_in_language
 from stillroom.errors import UserError
 
 SENTENCES = {
@@ -32,6 +32,27 @@ def test_a_mixed_collection_has_several_languages_and_numbers_have_none():
     assert detect_language([SENTENCES["de"], SENTENCES["fr"]] * 10) == "mul"
     assert detect_language(["1984", "++ 3.5 €", ""]) == detect_language([]) == "und"
     assert detect_language(["\ud800\ud800 \u200f"]) == "und"
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_a_text_is_in_its_own_language_and_in_no_other(language):
+    text = f"{SENTENCES[language]}. " * 3
+    accepted = {code for code in SENTENCES if is_in_language(text, code)}
+    assert accepted == {language}
+
+
+def test_a_short_text_is_told_from_english_only_and_a_word_passes():
+    assert not is_in_language("How clear is the water of this river in summer?", "de")
+    assert is_in_language("Wie klar ist das Wasser dieses Flusses im Sommer?", "de")
+    assert is_in_language("Wie klar ist das Wasser dieses Flusses im Sommer?", "fr")
+    assert is_in_language("GPU", "ja") and is_in_language("\ud800 ++ 1984", "ja")
+
+
+def test_languages_that_the_detector_confuses_are_not_told_apart():
+    danish = "Dette program viser billeder og film fra kameraet på skærmen i stuen og køkkenet. "
+    assert is_in_language(danish * 2, "no") and not is_in_language(danish * 2, "de")
+    labels = {VARIETIES.get(label, label) for label in detection._detector().labels}
+    assert set().union(*RELATED) <= labels
 
 
 def test_only_a_sample_of_a_large_collection_is_read(monkeypatch):

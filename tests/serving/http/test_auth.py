@@ -179,7 +179,17 @@ def test_a_key_s_rates_hold_on_every_protocol_and_probes_need_no_key(release):
 
 
 @pytest.mark.parametrize(
-    "headers", [{"host": "rebound.example"}, {"x-forwarded-for": "203.0.113.9"}]
+    "headers",
+    [
+        {"host": "rebound.example"},
+        {"x-forwarded-for": "203.0.113.9"},
+        {"x-forwarded-host": "api.example"},
+        {"x-real-ip": "203.0.113.9"},
+        {"forwarded": "for=203.0.113.9"},
+        {"via": "1.1 proxy"},
+        {"cf-connecting-ip": "203.0.113.9"},
+        {"true-client-ip": "203.0.113.9"},
+    ],
 )
 def test_without_keys_requests_that_pass_through_a_proxy_or_a_foreign_name_are_refused(
     release, headers
@@ -191,6 +201,39 @@ def test_without_keys_requests_that_pass_through_a_proxy_or_a_foreign_name_are_r
         assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
     with in_process_router(release, no_auth=True) as url:
         assert httpx.post(f"{url}/embed", json=body, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("headers", [{"api-key": "sk-1"}, {"x-api-key": "sk-1"}])
+def test_a_key_may_come_in_the_header_that_other_apis_use(release, headers):
+    keys = ApiKeys.read({"STILLROOM_API_KEYS": "ann:sk-1"})
+    with in_process_router(release, keys=keys) as url:
+        assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
+        wrong = {name: "sk-2" for name in headers}
+        assert httpx.get(f"{url}/v1/models", headers=wrong).status_code == 401
+        both = headers | {"authorization": "Bearer sk-2"}
+        assert httpx.get(f"{url}/v1/models", headers=both).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("origin", "media_type", "status"),
+    [
+        ("https://other.example", "text/plain", 401),
+        ("https://other.example", "application/x-www-form-urlencoded", 401),
+        ("https://other.example", None, 401),
+        ("null", "text/plain", 401),
+        ("https://other.example", "application/json; charset=utf-8", 200),  # after a preflight
+        ("own", "text/plain", 200),
+        (None, "text/plain", 200),
+    ],
+)
+def test_without_keys_a_page_of_another_site_cannot_post_what_browsers_send_unasked(
+    release, origin, media_type, status
+):
+    with in_process_router(release) as url:
+        headers = {"origin": url if origin == "own" else origin, "content-type": media_type}
+        sent = {name: value for name, value in headers.items() if value}
+        answer = httpx.post(f"{url}/embed", content=b'{"inputs": "a"}', headers=sent)
+        assert answer.status_code == status
 
 
 def test_pages_of_other_sites_may_read_answers_only_with_cors_origins(release):

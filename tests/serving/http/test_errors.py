@@ -23,6 +23,11 @@ from stillroom.serving.http.errors import HTTP_ERRORS, error_response
             (404, "Validation"),
         ),
         (
+            ErrorKind.TOO_SLOW,
+            (408, "invalid_request_error", "request_timeout"),
+            (408, "Validation"),
+        ),
+        (
             ErrorKind.TOO_LARGE,
             (413, "invalid_request_error", "request_too_large"),
             (413, "Validation"),

@@ -45,7 +45,7 @@ def test_every_form_of_input_becomes_one_entry_per_vector(value, inputs):
         ({"encoding_format": "hex"}, "encoding_format", "invalid_value", "'float' or 'base64'"),
         ({"dimensions": 0}, "dimensions", "invalid_value", "greater than 0"),
         ({"dimensions": "64"}, "dimensions", "invalid_value", "integer"),
-        ({"input_type": "passage"}, "input_type", "invalid_value", "'query' or 'document'"),
+        ({"input_type": "passage"}, "input_type", "invalid_value", "'query', 'document', "),
         ({"dimension": 8}, "dimension", "unknown_parameter", "Did you mean 'dimensions'"),
         ({"zzz": 8}, "zzz", "unknown_parameter", "Allowed: input, model"),
     ],

@@ -86,6 +86,23 @@ def test_the_pace_of_a_burst_is_learned_from_its_first_answers():
     assert estimator.wait_s(now=200.0) > 5
 
 
+@pytest.mark.parametrize("leaving", [1, 2, 9])
+def test_clients_that_leave_do_not_make_the_others_seem_slow(leaving):
+    """As many seconds for each answered request, whoever else was there and left."""
+    waits = []
+    for abandoned in (0, leaving):
+        estimator = WaitEstimator(full_batch_cost=1)
+        for step in range(20):
+            seconds, now = 0.5 * (1 + abandoned), step * 0.5 * (1 + abandoned)
+            stays, *leave = start_many(estimator, 1 + abandoned, cost=10, now=now)
+            for request in leave:
+                estimator.finish(request, now + seconds, completed=False)
+            finish_all(estimator, [stays], now=now + seconds)
+        start_many(estimator, 3, cost=10, now=1000.0)
+        waits.append(estimator.wait_s(1000.0))
+    assert waits == pytest.approx([1.5, 1.5], rel=0.01)
+
+
 def test_under_light_load_the_wait_is_the_recent_latency_whatever_the_cost():
     estimator = WaitEstimator(full_batch_cost=4000)
     finish_all(estimator, start_many(estimator, 3, cost=100, now=0.0), now=0.5)

@@ -12,6 +12,7 @@ from stillroom.cli.app import app
 from stillroom.config.recipe import Negatives
 from stillroom.config.scale import Scale
 from stillroom.data.readers.beir import write_beir
+from stillroom.data.readers.files import read_pairs
 from stillroom.data.readers.records import EvaluationSet
 from stillroom.encoders.files.create import create_encoder
 from stillroom.encoders.files.options import ContractOptions
@@ -153,7 +154,8 @@ def test_mined_files_have_the_formats_of_their_trainers(files):
     positive, negatives = texts.passages[0], texts.passages[1:4]
     triplets = list(FORMATS["sentence-transformers"](texts, mined, True))
     assert triplets[0] == {
-        "anchor": texts.queries[0], "positive": positive, "negative": negatives[0], "label": 0.5,
+        "anchor": texts.queries[0], "positive": positive, "negative": negatives[0],
+        "scores": [1.0, 0.5],
     }  # fmt: skip
     assert [triplet["negative"] for triplet in triplets] == negatives
     (flag, *_), (tevatron, *_) = (
@@ -169,4 +171,28 @@ def test_mined_files_have_the_formats_of_their_trainers(files):
             {"docid": "1", "title": "", "text": negatives[0], "score": 0.5},
             {"docid": "2", "title": "", "text": negatives[1], "score": 0.25},
         ],
+    }
+
+
+@pytest.mark.parametrize("with_scores", [True, False])
+@pytest.mark.parametrize("name", FORMATS)
+def test_mined_files_are_read_back(files, name, with_scores):
+    texts = read_texts([files / "pairs.jsonl"], [])
+    mined = MinedNegatives(  # the first negative came with the pair, and scores above the positive
+        negatives=np.array([[1, 2], [3, -1], *([[-1, -1]] * 7)]),
+        scores=np.array([[1.5, 0.25], [0.125, np.nan], *([[np.nan] * 2] * 7)], dtype=np.float32),
+        positive_scores=np.ones(9, dtype=np.float32),
+        rejected={},
+        recall={},
+    )
+    rows = FORMATS[name](texts, mined, with_scores)
+    (files / "mined.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read: dict[tuple[str, str], list[str]] = {}
+    for pair in read_pairs(files / "mined.jsonl"):
+        read.setdefault((pair.query, pair.passage), []).extend(pair.negatives)
+    chosen = [[1, 2], [3], *[[]] * 7]
+    assert read == {
+        (query, texts.passages[positive]): [texts.passages[row] for row in negatives]
+        for query, positive, negatives in zip(texts.queries, texts.positive, chosen, strict=True)
+        if negatives or name != "sentence-transformers"  # which has a row a negative
     }

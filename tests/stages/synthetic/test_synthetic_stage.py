@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 from zlib import crc32
 
@@ -188,6 +189,49 @@ def test_examples_of_invented_tasks_are_written_and_rejected_answers_counted(ray
             p.passage for p in pairs
         ]
         assert summary["calls"] == {"made": 0, "kept_from_before": 77} and len(server.calls) == 77
+
+
+GERMAN = "Das Wasser im Fluss ist das ganze Jahr über klar und kalt, auch im Sommer"
+ENGLISH = "The water in the river is clear and cold all through the year, even in summer"
+
+
+def test_texts_that_came_back_in_another_language_are_rejected_and_counted(ray_cluster, recipe):
+    def write(route, body):
+        kind, prompt = prompt_kind(body)
+        if kind not in ("example", "query"):
+            return answer_correctly(route, body)
+        # It follows a wish for German in two of three cases, and otherwise writes English.
+        asked = re.search(r"(?:words, in|would type, in) (German|English)", prompt)[1]
+        follows = asked == "English" or body["seed"] % 3
+        sentence, suffix = GERMAN if asked == "German" and follows else ENGLISH, body["seed"]
+        texts = {"query": f"{sentence} {suffix}?"}
+        if kind == "query":
+            return chat(json.dumps({"task": "Find it", **texts}))
+        texts |= {"positive": f"{sentence} ja {suffix}", "hard_negative": f"{sentence} no {suffix}"}
+        return chat(json.dumps(texts))
+
+    with Endpoint(write) as server:
+        file = recipe(
+            server.url, tasks={"examples": {"similarity": 60}}, languages={"de": 2, "en": 1},
+            passages={"count": 9, "neighbours": 2, "likelihood": "off"},
+        )  # fmt: skip
+        artifact, _, summary = generate(file)
+        asked = Counter()
+        for _, body in server.calls:
+            kind, prompt = prompt_kind(json.loads(body))
+            if kind in ("example", "query"):
+                language = re.search(r"(?:words, in|would type, in) (German|English)", prompt)[1]
+                failed = language == "German" and json.loads(body)["seed"] % 3 == 0
+                asked[kind, language, failed] += 1
+    reason = "not in German"
+    rejected = {what: reasons.get(reason, 0) for what, reasons in summary["rejected"].items()}
+    assert rejected["similarity"] == asked["example", "German", True] > 5
+    assert rejected.get("passages", 0) == asked["query", "German", True]
+    assert asked["example", "German", False] > asked["example", "English", False] > 5
+    rows = [json.loads(line) for line in (artifact.path / "pairs.jsonl").open()]
+    assert {row["language"] for row in rows} == {"de", "en"} == set(summary["languages"])
+    assert all((GERMAN in row["query"]) == (row["language"] == "de") for row in rows)
+    assert summary["languages"]["de"] > summary["languages"]["en"]
 
 
 def test_the_positive_is_the_best_neighbour_and_not_always_the_passage_itself(ray_cluster, recipe):
@@ -412,6 +456,8 @@ def test_generated_pairs_are_planned_before_the_corpus(recipe, decoder, encoder)
     [
         ({}, "makes nothing: set tasks or passages"),
         ({"tasks": {"examples": {"translation": 3}}}, "need two languages"),
+        ({"tasks": TASKS, "languages": {"auto": 1.0}}, "'auto' is no language to write in"),
+        ({"tasks": TASKS, "languages": {"German": 1.0}}, "no known language: use de"),
         ({"tasks": TASKS, "budget": {"cost": 1.0}}, "cost needs price_in"),
         ({"tasks": TASKS, "query_template": "{task}"}, "must hold {query}"),
         ({"passages": {"count": 1, "sources": ["other"]}}, "names 'other', which is not a source"),

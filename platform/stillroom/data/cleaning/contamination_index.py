@@ -188,6 +188,14 @@ class ContaminationIndex:
             contained[start + matches.text[~self.is_query[matches.row]]] = True
         return contained
 
+    def touches_many(self, texts: Sequence[str]) -> np.ndarray:
+        """As `contains_many`, and whether a text matches a judged query, bool, (texts,)."""
+        touched = self.contains_many(texts)
+        for start in range(0, len(texts), CHUNK_TEXTS):
+            chunk = texts[start : start + CHUNK_TEXTS]
+            touched[start + self._all_matches(chunk, hash_words(chunk)).text] = True
+        return touched
+
     def best_matches(
         self, texts: Sequence[str], vectors: np.ndarray | None = None, similarity: float = 1.0
     ) -> Matches:

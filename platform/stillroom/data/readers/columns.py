@@ -122,10 +122,9 @@ def column_texts(row: Fields, name: str, where: str) -> tuple[str, ...]:
     value = row[name]
     if value is None or value == "" or value == []:
         return ()
-    is_plural = (
-        column_kind(name) in ("positive", "negative") and name.endswith("s") and name != "pos"
-    )
-    if not isinstance(value, str) or is_plural or _is_json_list(value):
+    is_plural = column_kind(name) in ("positive", "negative") and name.endswith(("s", "S"))
+    in_list = isinstance(value, str) and (_is_json_list(value) or (is_plural and len(name) > 3))
+    if in_list or isinstance(value, list):
         return text_list_field(row, name, where)
     return (text_field(row, name, where),)
 

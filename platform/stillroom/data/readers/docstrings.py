@@ -40,49 +40,60 @@ def docstring_pairs(
     Raises:
         UserError: when a named distribution is not installed.
     """
-    distributions = [distribution for _, distribution in _distributions(packages)]
-    files = [file for distribution in distributions for file in _source_files(distribution)]
+    distributions = [distribution for _, distribution in installed_packages(packages)]
+    files = [file for distribution in distributions for file in source_files(distribution)]
     if len(files) < PARALLEL_FROM_FILES:
         for file in files:
-            yield from _parse_file(file, min_passage_characters)
+            yield from read_docstrings(file, min_passage_characters)
         return
     # Spawned, not forked: the caller may hold threads and locks.
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        parse = functools.partial(_parse_file, min_passage_characters=min_passage_characters)
+        parse = functools.partial(read_docstrings, min_passage_characters=min_passage_characters)
         for pairs in pool.map(parse, files, chunksize=64):
             yield from pairs
 
 
 def environment_fingerprint(packages: Sequence[str] | None = None) -> str:
     """A hash of the distributions' names and versions."""
-    versions = [f"{name} {distribution.version}" for name, distribution in _distributions(packages)]
+    versions = [
+        f"{name} {distribution.version}" for name, distribution in installed_packages(packages)
+    ]
     return hashlib.sha256("\n".join(versions).encode()).hexdigest()[:16]
 
 
-def _distributions(
-    packages: Sequence[str] | None,
+def installed_packages(
+    packages: Sequence[str] | None = None,
 ) -> list[tuple[str, importlib.metadata.Distribution]]:
-    """(normalised name, distribution), sorted; the first on the path wins, as on import."""
+    """(normalised name, distribution), sorted; the first on the path wins, as on import.
+
+    Args:
+        packages: names of distributions; None takes all but this one.
+
+    Raises:
+        UserError: when a named distribution is not installed.
+    """
     installed: dict[str, importlib.metadata.Distribution] = {}
     for distribution in importlib.metadata.distributions():
         if distribution.metadata["Name"]:
-            installed.setdefault(_normalise_name(distribution.metadata["Name"]), distribution)
+            installed.setdefault(normalise_name(distribution.metadata["Name"]), distribution)
     installed.pop(OWN_PACKAGE, None)
     if packages is None:
         return sorted(installed.items())
     for name in packages:
-        if _normalise_name(name) not in installed:
+        if normalise_name(name) not in installed:
             raise UserError(f"packages: {name}", "is not installed", f"Run: pip install {name}")
     return sorted(
-        (name, installed[name]) for name in {_normalise_name(package) for package in packages}
+        (name, installed[name]) for name in {normalise_name(package) for package in packages}
     )
 
 
-def _normalise_name(name: str) -> str:
+def normalise_name(name: str) -> str:
+    """A distribution's name as PEP 503 compares it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _source_files(distribution: importlib.metadata.Distribution) -> list[Path]:
+def source_files(distribution: importlib.metadata.Distribution) -> list[Path]:
+    """The Python files of a distribution without its tests, sorted."""
     names = {
         file.as_posix()
         for file in distribution.files or ()
@@ -91,7 +102,8 @@ def _source_files(distribution: importlib.metadata.Distribution) -> list[Path]:
     return [Path(str(distribution.locate_file(name))) for name in sorted(names)]
 
 
-def _parse_file(file: Path, min_passage_characters: int) -> list[Pair]:
+def read_docstrings(file: Path, min_passage_characters: int = 200) -> list[Pair]:
+    """The docstrings of a source file as pairs; see `docstring_pairs`."""
     try:
         if file.stat().st_size > MAX_FILE_BYTES:
             return []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from stillroom.data.readers.columns import PASSAGE_FIELDS, QUERY_FIELDS
+from stillroom.data.readers.columns import PASSAGE_FIELDS, QUERY_FIELDS, RowScore, find_score
 from stillroom.data.readers.conversations import parse_conversation
 from stillroom.data.readers.fields import Fields, is_number, titled_text_field
 from stillroom.data.readers.layouts import (
@@ -25,7 +25,8 @@ from stillroom.data.readers.records import (
     SkippedRows,
     raise_bad_row,
 )
-from stillroom.data.readers.rows import Row, no_rows_error, read_lines, read_rows
+from stillroom.data.readers.rows import no_rows_error, read_lines, read_rows
+from stillroom.data.readers.tables import Row
 from stillroom.data.text.words import count_words
 from stillroom.errors import UserError
 
@@ -107,12 +108,16 @@ def read_pairs(
 def _require_usable_score(labelled: LabelledPair, where: str, min_score: float | None) -> None:
     """Raises an error for a score that is not used, and for a missing one that should be."""
     if labelled.graded and min_score is None:
-        problem = f"has a score, {labelled.score_field!r}, and no minimum score of pairs is set"
-        raise UserError(where, problem, "Set min_score on the source, or remove the field")
+        raise _missing_min_score(labelled.score_field, where)
     if labelled.score is None and min_score is not None:
-        problem = "has no score, and min_score is set"
+        problem = "has no score, and a minimum score is set"
         fix = "Set score_field to its column, or give files without scores a source of their own"
         raise UserError(where, problem, fix)
+
+
+def _missing_min_score(field: str, where: str) -> UserError:
+    problem = f"has a score in {field!r}, and no minimum score is set"
+    return UserError(where, problem, "Set min_score on the source, or --min-score")
 
 
 def read_labelled_pairs(
@@ -166,19 +171,37 @@ def read_passages(file: Path | str, *, skipped: SkippedRows | None = None) -> It
 
 
 def read_conversations(
-    file: Path | str, *, skipped: SkippedRows | None = None
+    file: Path | str,
+    *,
+    min_score: float | None = None,
+    score_field: str | None = None,
+    skipped: SkippedRows | None = None,
 ) -> Iterator[Conversation]:
     """Conversations of a file, in the forms of `conversations.parse_conversation`.
 
     Args:
+        min_score: skips conversations with lower scores.
+        score_field: the column of the score; None finds it by its name.
         skipped: counts skipped rows, and decides whether bad rows are skipped.
 
     Raises:
-        UserError: at the first bad row unless they are skipped, or when there is no row.
+        UserError: at the first bad row unless they are skipped, when there is no row, or when
+            rows have a score and no minimum is set.
     """
-    file, on_bad_row = str(file), (skipped or SkippedRows()).on_bad_row
-    rows = read_rows(file, on_bad_row=on_bad_row)
-    yield from _parse_rows(rows, file, parse_conversation, on_bad_row)
+    file, skipped = str(file), skipped or SkippedRows()
+
+    def parse(row: Fields, where: str) -> tuple[str, Conversation, RowScore | None]:
+        field = score_field if score_field in row else None
+        return where, parse_conversation(row, where), find_score(row, where, field)
+
+    rows = read_rows(file, on_bad_row=skipped.on_bad_row)
+    for where, conversation, score in _parse_rows(rows, file, parse, skipped.on_bad_row):
+        if score is not None and min_score is None:
+            raise _missing_min_score(score.field, where)
+        if score is not None and min_score is not None and min(score.values, default=0) < min_score:
+            skipped.count("below_min_score")
+        else:
+            yield conversation
 
 
 def _parse_passage(row: Fields, where: str) -> str:

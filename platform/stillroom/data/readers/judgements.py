@@ -1,6 +1,6 @@
 """Relevance judgements (qrels): which passages answer which queries, by id."""
 
-import csv
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +8,7 @@ from stillroom.data.readers.fields import field_names, id_field, is_number, numb
 from stillroom.data.readers.locations import file_format
 from stillroom.data.readers.records import OnBadRow
 from stillroom.data.readers.rows import read_lines, read_rows
+from stillroom.data.readers.tables import read_records
 from stillroom.errors import UserError
 
 
@@ -61,11 +62,15 @@ def read_judgements(file: str, on_bad_row: OnBadRow) -> Iterator[Judgement]:
 def _lines(file: str, on_bad_row: OnBadRow) -> Iterator[tuple[str, dict[str, Any]]]:
     names: Sequence[str] | None = None
     is_first = True
-    for where, line in read_lines(file, on_bad_row):
-        if not line.strip():
+    lines = functools.partial(read_lines, file, keep_ends=True)
+    for consumed, cells, problem in read_records("\t", lines, on_bad_row):
+        where = consumed[0][0]
+        if len(cells) == 1:
+            cells = cells[0].split()
+        cells = [cell.strip() for cell in cells]
+        if not any(cells) and not problem:
             continue
-        cells = _cells(line)
-        if is_first and _is_header(cells):
+        if is_first and cells and _is_header(cells):
             names, is_first = cells, False
             _columns(names, where)
             continue
@@ -78,15 +83,8 @@ def _lines(file: str, on_bad_row: OnBadRow) -> Iterator[tuple[str, dict[str, Any
         else:
             fix = "Write query, passage and grade" if names is None else "Correct the line"
             on_bad_row(UserError(where, f"has {len(cells)} fields", fix))
-
-
-def _cells(line: str) -> list[str]:
-    """The fields of a line; quotes around a field are removed."""
-    if '"' in line and "\t" in line:
-        cells = next(csv.reader([line], delimiter="\t"))
-    else:
-        cells = line.split("\t") if "\t" in line else line.split()
-    return [cell.strip() for cell in cells]
+            for lost, _ in consumed[1:]:
+                on_bad_row(UserError(lost, f"is in quotation marks that open in {where}", fix))
 
 
 def _is_header(cells: Sequence[str]) -> bool:

@@ -32,7 +32,7 @@ from stillroom.data.readers.fields import (
 )
 from stillroom.data.readers.records import Pair
 from stillroom.data.text.words import count_words
-from stillroom.errors import UserError
+from stillroom.errors import UserError, quote
 
 HEADER_WORDS = 5  # a column's name with more words is a text: the file has no header
 
@@ -218,7 +218,7 @@ def _parse_sentence_transformers(
 def _require_text_column(row: Fields, name: str, where: str) -> None:
     """Refuses what a column's position would make a text, and is none."""
     if count_words(name) > HEADER_WORDS:
-        problem = f"has the column {name[:80]!r}, which is a text"
+        problem = f"has the column {quote(name, 80)}, which is a text"
         raise UserError(where, problem, "Give the file a header with the names of its columns")
     value = row[name]
     if isinstance(value, str) and is_number(value):

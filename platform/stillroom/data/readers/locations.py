@@ -22,7 +22,8 @@ from stillroom.storage.object_store import open_uri
 
 HUB_PREFIX = "hub:"
 UNKNOWN_SIZE = 1 << 40  # bytes; of data sets of the hub
-DATA_EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+DATA_EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+DATASETS_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")  # of `datasets`, no rows
 DOCUMENT_EXTENSIONS = (".md", ".markdown", ".txt")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}  # not around .parquet, which compresses itself
 BUFFER_BYTES = 1 << 20  # bytes
@@ -98,7 +99,9 @@ def find_files(location: str, extensions: tuple[str, ...] = DATA_EXTENSIONS) -> 
             files = [
                 file
                 for file in _list_files(file_system, path, recursive=True)
-                if file_format(file).extension in extensions and not _is_hidden(file, path)
+                if file_format(file).extension in extensions
+                and not _is_hidden(file, path)
+                and file.rpartition("/")[2] not in DATASETS_FILES
             ]
         elif _is_glob(path):
             files = _glob(file_system, path)

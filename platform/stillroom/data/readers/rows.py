@@ -21,11 +21,10 @@ from stillroom.data.readers.records import OnBadRow, raise_bad_row
 from stillroom.data.readers.tables import Row, table_rows
 from stillroom.errors import UserError, one_line
 
-SUPPORTED_FORMATS = (
-    ".jsonl, .json, .csv, .tsv or .parquet; all but Parquet may be compressed (.gz, .zst)"
-)
+SUPPORTED_FORMATS = ".jsonl, .json, .csv, .tsv (each perhaps .gz or .zst), .parquet or .arrow"
 
 MAX_LINE_BYTES = 1 << 27  # a longer line means a file without line ends
+ARROW_FILE = b"ARROW1"  # first bytes of a file; a stream has none
 JSON_BLOCK_BYTES = 1 << 20  # of a .json, read at a time
 WRAPPERS = ("data", "rows", "examples", "records", "train")  # names around the rows of a .json
 JSON_SEPARATORS = re.compile(r"[\s,\[\]]*")  # between the values of a .json
@@ -86,6 +85,8 @@ def _rows(file: str, columns: Sequence[str] | None, on_bad_row: OnBadRow) -> Ite
         return _unquoted_rows(file, delimiter, columns, on_bad_row)
     if extension == ".parquet":
         return _parquet_rows(file)
+    if extension == ".arrow":
+        return _arrow_rows(file)
     raise UserError(file, "has no format that can be read", f"Use {SUPPORTED_FORMATS}")
 
 
@@ -258,6 +259,27 @@ def _parquet_rows(file: str) -> Iterator[Row]:
             # Buffered: else whole column chunks are read, which may be as large as the file.
             parquet = pq.ParquetFile(opened, buffer_size=1 << 20, pre_buffer=False)
             for batch in parquet.iter_batches(batch_size=512):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{file}, row {number}", row
+        except (pa.ArrowException, ValueError) as error:
+            raise UserError(file, f"cannot be read: {error}", "Check the file") from error
+
+
+def _arrow_rows(file: str) -> Iterator[Row]:
+    """Rows of an Arrow file, or of a stream of batches as `datasets` saves them."""
+    import pyarrow as pa
+
+    number = 0
+    with open_seekable(file) as opened:
+        try:
+            if opened.read(len(ARROW_FILE)) == ARROW_FILE:
+                reader = pa.ipc.open_file(opened)
+                batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+            else:
+                opened.seek(0)
+                batches = iter(pa.ipc.open_stream(opened))
+            for batch in batches:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{file}, row {number}", row

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from stillroom.config.languages import LANGUAGES
 from stillroom.data.cleaning.text_keys import text_key
 from stillroom.data.synthetic.prompts import (
     EXAMPLE_FIELDS,
@@ -12,6 +13,7 @@ from stillroom.data.synthetic.prompts import (
     RejectedAnswer,
     TaskTemplate,
 )
+from stillroom.data.text.detection import is_in_language
 
 
 def parse_tasks(answer: str) -> list[str]:
@@ -44,6 +46,12 @@ def parse_example(answer: str, template: TaskTemplate) -> tuple[str, str, str]:
         raise RejectedAnswer("repeats the request")
     query, positive, negative = texts
     return query, positive, negative
+
+
+def require_language(texts: Sequence[str], language: str) -> None:
+    """Raises RejectedAnswer for texts that are not in a language, a key of LANGUAGES."""
+    if not is_in_language("\n".join(texts), language):
+        raise RejectedAnswer(f"not in {LANGUAGES[language]}")
 
 
 def parse_query(answer: str) -> tuple[str, str]:

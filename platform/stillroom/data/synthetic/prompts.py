@@ -9,10 +9,12 @@ Prompts are plain text; `stages.synthetic` sends them. Cached answers are found 
 every change of a prompt's words costs money.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from stillroom.config.languages import LANGUAGES
 
 TASKS_PER_BRAINSTORM = 20
 MAX_GRADE = 3
@@ -121,7 +123,7 @@ class ExampleControls:
         query_words, passage_words: lengths.
         clarity: of the query.
         audience: for whom the texts are written.
-        languages: of the query, of the passages.
+        languages: of the query, of the passages; keys of LANGUAGES.
     """
 
     query_words: str
@@ -132,24 +134,39 @@ class ExampleControls:
 
     @staticmethod
     def draw(
-        template: TaskTemplate, languages: Sequence[str], seed: Sequence[int]
+        template: TaskTemplate, shares: Mapping[str, float], seed: Sequence[int]
     ) -> "ExampleControls":
-        """Draws controls; equal seeds give equal controls."""
+        """Draws controls; equal seeds give equal controls.
+
+        Args:
+            shares: language → how often it is drawn, relative to the others.
+        """
         rng = np.random.default_rng(seed)
 
         def choose(choices: Sequence[str]) -> str:
             return choices[int(rng.integers(len(choices)))]
 
         # Cached answers are found by the prompt, so the order of the draws must stay.
-        language = choose(languages)
-        others = [other for other in languages if other != language]
+        language = draw_language(shares, rng)
+        others = {other: share for other, share in shares.items() if other != language}
         return ExampleControls(
             query_words=choose(template.query_words),
             passage_words=choose(template.passage_words),
             clarity=choose(CLARITY_LEVELS),
             audience=choose(AUDIENCES),
-            languages=(language, choose(others) if template.two_languages else language),
+            languages=(
+                language,
+                draw_language(others, rng) if template.two_languages else language,
+            ),
         )
+
+
+def draw_language(shares: Mapping[str, float], rng: np.random.Generator) -> str:
+    """A language, drawn by the shares; a single one takes nothing from the generator."""
+    if len(shares) == 1:
+        return next(iter(shares))
+    weights = np.array(list(shares.values()))
+    return list(shares)[int(rng.choice(len(weights), p=weights / weights.sum()))]
 
 
 @dataclass(frozen=True)
@@ -159,6 +176,7 @@ class Example:
     Attributes:
         kind: name of a task template, or `passages`.
         task: the instruction, in one sentence.
+        language: of the query, as it was asked for; None where none was.
     """
 
     kind: str
@@ -166,6 +184,7 @@ class Example:
     query: str
     positive: str
     negatives: tuple[str, ...]
+    language: str | None = None
 
 
 def brainstorm_prompt(template: TaskTemplate) -> str:
@@ -181,7 +200,7 @@ Answer with a JSON list of {TASKS_PER_BRAINSTORM} strings and nothing else."""
 
 def example_prompt(template: TaskTemplate, task: str, controls: ExampleControls) -> str:
     """Asks for a query, its positive and a hard negative."""
-    query_lang, passage_lang = controls.languages
+    query_lang, passage_lang = (LANGUAGES[language] for language in controls.languages)
     clarity, audience = controls.clarity, controls.audience
     return f"""\
 You write examples that a search engine is trained on. This is the task: {task}
@@ -198,8 +217,13 @@ other texts.
 Answer with the JSON object and nothing else."""
 
 
-def query_prompt(passage: str) -> str:
-    """Asks for a task and a query that a passage answers."""
+def query_prompt(passage: str, language: str | None = None) -> str:
+    """Asks for a task and a query that a passage answers.
+
+    Args:
+        language: of the query, a key of LANGUAGES; None does not speak of it.
+    """
+    in_language = "" if language is None else f", in {LANGUAGES[language]}"
     return f"""\
 This is a text from a collection:
 <text>
@@ -210,7 +234,8 @@ Think of someone who does not know this text and for whom it would be just what 
 Write a JSON object of two strings:
 "task": in one sentence that begins with a verb, what kind of text they look for and to what end
 (an answer to a question, evidence for or against a claim, an explanation, a similar text, …)
-"query": what they would type; it does not mention the text, and uses words of their own
+"query": what they would type{in_language}; it does not mention the text, and uses words of their \
+own
 
 Answer with the JSON object and nothing else."""
 

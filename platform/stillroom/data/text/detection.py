@@ -1,4 +1,4 @@
-"""The language of a collection of texts."""
+"""The language of a collection of texts, and whether a text is in the language asked for."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +23,45 @@ VARIETIES = {
     "wuu": "zh",
     "yue": "zh",
 }
+
+# Of a text's letters, as UTF-8: less does not say its language, or only whether it is English.
+MIN_BYTES, RELIABLE_BYTES = 32, 80
+
+# Languages between which the detector errs, also on texts of RELIABLE_BYTES.
+RELATED = (
+    {"da", "no", "sv"},
+    {"an", "ast", "ca", "es", "ext", "gl", "pt"},
+    {"cs", "sk"},
+    {"bs", "hr", "sl", "sr"},
+    {"be", "ru", "uk"},
+    {"bg", "mk", "ru"},
+    {"id", "jv", "ms", "su"},
+    {"af", "nl"},
+    {"de", "lb"},
+    {"xh", "zu", "nr", "ss"},
+    {"hi", "mr", "ne"},
+    {"fa", "ps", "ur"},
+    {"az", "tr"},
+)
+
+
+def is_in_language(text: str, language: str) -> bool:
+    """Whether a text may be in a language, as far as its length allows to tell.
+
+    A short text is compared with English alone, in which language models answer by default; what
+    is shorter still passes.
+
+    Args:
+        language: a key of LANGUAGES, but neither `mul` nor `und`.
+    """
+    size = len("".join(filter(str.isalpha, text)).encode("utf-8", "replace"))
+    if size < MIN_BYTES:
+        return True
+    ranked = [VARIETIES.get(code, code) for code, _ in _detector().rank(text)]
+    if size < RELIABLE_BYTES:
+        return next((code for code in ranked if code in (language, "en")), language) == language
+    same = {language}.union(*(group for group in RELATED if language in group))
+    return ranked[0] in same or language not in ranked
 
 
 def detect_language(texts: Sequence[str]) -> str:

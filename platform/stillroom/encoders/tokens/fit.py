@@ -45,7 +45,7 @@ def measure_fit(model: str, texts: Sequence[str]) -> TokenizerFit | None:
     tokenizer = read_tokenizer(model)
     if tokenizer is None:
         return None
-    unknown_id = _unknown_id(tokenizer)
+    unknown_id = unknown_token_id(tokenizer)
     tokens, letters, unknown = [], 0, 0
     readable = [text.encode("utf-8", "replace").decode() for text in texts]  # no lone surrogates
     encodings = tokenizer.encode_batch(readable, add_special_tokens=False)
@@ -67,7 +67,24 @@ def unknown_letters(model: str, texts: Sequence[str]) -> float | None:
     return None if fit is None else fit.unknown_share
 
 
-def _unknown_id(tokenizer: "Tokenizer") -> int | None:
+def text_room(model: str, prompt: str, max_tokens: int, copies: int = 1) -> int:
+    """The most tokens of a text that a model reads, beside its prompt and special tokens.
+
+    Args:
+        copies: how often the text is given.
+
+    Raises:
+        UserError: as `measure_fit`.
+    """
+    tokenizer = read_tokenizer(model)
+    if tokenizer is None:
+        return max_tokens
+    prompt_tokens = len(tokenizer.encode(prompt, add_special_tokens=False).ids)
+    return (max_tokens - prompt_tokens - tokenizer.num_special_tokens_to_add(False)) // copies
+
+
+def unknown_token_id(tokenizer: "Tokenizer") -> int | None:
+    """The id of the token that stands for what the tokenizer does not know; None without one."""
     model = json.loads(tokenizer.to_str())["model"]
     if model["type"] == "Unigram":
         number: int | None = model["unk_id"]

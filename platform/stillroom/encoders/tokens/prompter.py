@@ -6,6 +6,7 @@ from typing import Any
 
 from stillroom.encoders.contract import Contract, Overlong, Role
 from stillroom.encoders.tokens.batch import IGNORE_INDEX, LabelledTokens, Tokens
+from stillroom.encoders.tokens.cut_text import TextCutter
 from stillroom.encoders.tokens.special_tokens import special_tokens_around
 from stillroom.errors import UserError
 
@@ -22,6 +23,7 @@ class Prompter:
     def __init__(self, tokenizer: Any, contract: Contract):
         self.tokenizer, self.contract = tokenizer, contract
         self.start, self.end = special_tokens_around(tokenizer)
+        self._cutter = TextCutter(tokenizer)
 
     def copy(self) -> "Prompter":
         """A prompter with its own tokenizer, for another thread: tokenizers are not thread-safe."""
@@ -52,8 +54,11 @@ class Prompter:
         prompt_ids = self._prompt_ids(prompt, room)
         # Two copies of a text are equal only if no token joins the text to the prompt.
         prefix = "" if self.contract.echo else prompt
+        prefixed = [prefix + text for text in texts]
+        if overlong == "cut":
+            prefixed = [self._cutter.cut(text, room) for text in prefixed]
         encoded = self.tokenizer(
-            [prefix + text for text in texts],
+            prefixed,
             add_special_tokens=False,
             **({"truncation": True, "max_length": room} if overlong == "cut" else {}),
         )["input_ids"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from stillroom.encoders.safe_read import read_array
-from stillroom.errors import UserError
+from stillroom.errors import UserError, quote
 from stillroom.storage.atomic import atomic_write
 
 DIGESTS_FILE = "digests.npy"
@@ -111,7 +111,7 @@ class VerifiedVectors:
             if self.digests[row] != text_digest(self.prompts[row], self.texts[row]):
                 raise UserError(
                     f"{self.stored.folder}, row {row}",
-                    f"holds the vector of another text or prompt than {self.texts[row][:60]!r}",
+                    f"holds the vector of another text or prompt than {quote(self.texts[row])}",
                     "Delete that artifact, and run again",
                 )
         self._is_verified[rows] = True

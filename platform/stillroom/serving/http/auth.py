@@ -22,6 +22,16 @@ from stillroom.serving.http.api_keys import ApiKey, ApiKeys, read_keys_file
 from stillroom.serving.telemetry.request_record import RequestRecord
 
 log = logging.getLogger("ray.serve")
+# By which proxies tell whom they act for; also all that start with `x-forwarded`.
+FORWARDING_HEADERS = {
+    "cdn-loop", "cf-connecting-ip", "cf-connecting-ipv6", "fastly-client-ip", "fly-client-ip",
+    "forwarded", "proxy-client-ip", "true-client-ip", "via", "wl-proxy-client-ip",
+    "x-appengine-user-ip", "x-azure-clientip", "x-azure-socketip", "x-client-ip",
+    "x-cluster-client-ip", "x-envoy-external-address", "x-original-forwarded-for",
+    "x-original-host", "x-original-url", "x-proxyuser-ip", "x-real-ip", "x-remote-addr",
+    "x-remote-ip",
+}  # fmt: skip
+
 ANONYMOUS = "anonymous"  # the client's name where no keys are configured
 
 
@@ -37,6 +47,14 @@ class AuthenticatedRequest:
     request: Request
     key: ApiKey | None
     record: RequestRecord
+
+
+def _authorization(request: Request) -> str | None:
+    """The Authorization header, or what clients for Azure and others send in its place."""
+    headers = request.headers
+    if key := headers.get("api-key") or headers.get("x-api-key"):
+        return headers.get("authorization", f"Bearer {key}")
+    return headers.get("authorization")
 
 
 @dataclass
@@ -126,12 +144,15 @@ class Authenticator:
         called too often.
         """
         if not self.keys.configured:
+            if is_cross_site(request):
+                message = "pages of other sites may send application/json only, if at all"
+                raise ServingError(ErrorKind.UNAUTHORIZED, message)
             if self.no_auth or is_local(request):
                 record.client = ANONYMOUS
                 return None
             message = "no API key is configured, so only the server's own machine may call"
             raise ServingError(ErrorKind.UNAUTHORIZED, message)
-        key = self.find_key(request.headers.get("authorization"))
+        key = self.find_key(_authorization(request))
         if key is None:
             message = "missing or wrong API key; send Authorization: Bearer KEY"
             raise ServingError(ErrorKind.UNAUTHORIZED, message)
@@ -157,6 +178,21 @@ class Authenticator:
             raise ServingError(ErrorKind.OVERLOADED, message, retry_after_s=math.ceil(wait_s))
 
 
+def is_cross_site(request: Request) -> bool:
+    """Whether a page of another site may have sent a body without asking first.
+
+    Browsers ask (by a preflight, which `cors_origins` answers) before they send JSON elsewhere, and
+    do not before they send plain text or a form.
+    """
+    origin = request.headers.get("origin")
+    if request.method != "POST" or origin is None:
+        return False
+    if origin.partition("://")[2] == request.headers.get("host"):
+        return False
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return media_type != "application/json"
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach, or be, `host` (a name or an address)."""
     if host == "localhost":
@@ -176,7 +212,10 @@ def is_local(request: Request) -> bool:
     from a web page whose host name resolves to this machine (DNS rebinding), have a local peer too.
     """
     # HAProxy, where Serve runs one, is everyone's peer.
-    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" or "x-forwarded-for" in request.headers:
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
+        return False
+    names = {name.lower() for name in request.headers}
+    if names & FORWARDING_HEADERS or any(name.startswith("x-forwarded") for name in names):
         return False
     host = request.url.hostname or ""
     return bool(request.client and is_loopback(request.client.host) and is_loopback(host))

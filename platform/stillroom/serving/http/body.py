@@ -6,8 +6,9 @@ import zlib
 from collections.abc import AsyncIterable, Mapping
 from dataclasses import dataclass, field
 
+from stillroom.errors import quote
 from stillroom.serving.config import RequestLimits
-from stillroom.serving.errors import ErrorKind, ServingError, quote
+from stillroom.serving.errors import ErrorKind, ServingError
 from stillroom.serving.http.limits import HINT
 
 MAX_READERS = 256  # bodies that one router reads at once …

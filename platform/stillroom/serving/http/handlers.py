@@ -1,7 +1,7 @@
 """The handlers of the API's routes: bytes to a request, the service's result to bytes."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import orjson
@@ -39,6 +39,7 @@ class Handlers:
     render_metrics: Callable[[], bytes]
     max_concurrent: int
     max_batch_tokens: int
+    _openapi: dict[str, bytes] = field(default_factory=dict)  # by prefix; takes a while to make
 
     async def read_body(self, call: AuthenticatedRequest) -> bytes:
         """The request's body, unpacked. Raises ServingError; see `BodyReaders.read`."""
@@ -78,6 +79,24 @@ class Handlers:
         """POST /embed_all, which only explains what to use instead."""
         tei.parse(tei.EmbedRequest, await self.read_body(call))
         message = "vectors of single tokens are not served; POST /embed gives those of texts"
+        raise ServingError(ErrorKind.UNSUPPORTED_OUTPUT, message)
+
+    async def embed_sparse(self, call: AuthenticatedRequest) -> Response:
+        """POST /embed_sparse, as `embed_all`."""
+        tei.parse(tei.EmbedRequest, await self.read_body(call))
+        message = "the model is no SPLADE model; POST /embed gives its vectors"
+        raise ServingError(ErrorKind.UNSUPPORTED_OUTPUT, message)
+
+    async def predict(self, call: AuthenticatedRequest) -> Response:
+        """POST /predict, as `embed_all`."""
+        tei.parse(tei.PredictRequest, await self.read_body(call))
+        message = "the model is not a classifier model; POST /embed gives its vectors"
+        raise ServingError(ErrorKind.UNSUPPORTED_OUTPUT, message)
+
+    async def rerank(self, call: AuthenticatedRequest) -> Response:
+        """POST /rerank, as `embed_all`."""
+        tei.parse(tei.RerankRequest, await self.read_body(call))
+        message = "the model is not a re-ranker model; POST /similarity compares texts"
         raise ServingError(ErrorKind.UNSUPPORTED_OUTPUT, message)
 
     async def similarity(self, call: AuthenticatedRequest) -> Response:
@@ -131,15 +150,19 @@ class Handlers:
 
     async def openapi(self, call: AuthenticatedRequest) -> Response:
         """GET /openapi.json"""
-        model = self.service.info(self.service.default_model)
-        document = openapi_document(
-            model=model.id,
-            dims=model.dims[0],
-            limits=self.limits,
-            keys=self.authenticator.keys.configured,
-            version=VERSION,
-        )
-        return _json(orjson.dumps(document))
+        prefix = call.request.scope.get("root_path", "")
+        if prefix not in self._openapi:
+            model = self.service.info(self.service.default_model)
+            document = openapi_document(
+                model=model.id,
+                dims=model.dims[0],
+                limits=self.limits,
+                keys=self.authenticator.keys.configured,
+                version=VERSION,
+                prefix=prefix,
+            )
+            self._openapi[prefix] = orjson.dumps(document)
+        return _json(self._openapi[prefix])
 
     async def _embed(self, call: AuthenticatedRequest, request: EmbedRequest) -> EncodeResult:
         check_limits(self.limits, request)

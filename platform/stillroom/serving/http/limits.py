@@ -5,6 +5,7 @@ from stillroom.serving.errors import ErrorKind, ServingError
 from stillroom.serving.messages import EmbedRequest
 
 HINT = "send several requests"
+MAX_INSTRUCTION = 8192  # characters
 
 
 def check_limits(limits: RequestLimits, request: EmbedRequest) -> None:
@@ -15,6 +16,9 @@ def check_limits(limits: RequestLimits, request: EmbedRequest) -> None:
     replica.
     """
     ids = request.token_ids or []
+    if (length := len(request.instruction or "")) > MAX_INSTRUCTION:
+        message = f"the instruction has {length} characters and may have {MAX_INSTRUCTION}"
+        raise ServingError(ErrorKind.TOO_LARGE, message, "instruction")
     instructions = len(request) * len(request.instruction or "")
     for unit, count, most in (
         ("texts", len(request), limits.texts),

@@ -1,7 +1,7 @@
 """The OpenAI embeddings API as schemas: bytes to a checked request, vectors to bytes.
 
 Reference: https://platform.openai.com/docs/api-reference/embeddings. Two additional fields:
-`input_type` (as Cohere and Voyage have it) and `instruction` (for instruct teachers).
+`input_type` (in the words of Voyage and of Cohere) and `instruction` (for instruct teachers).
 """
 
 import base64
@@ -9,17 +9,23 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic_core import from_json
 
 from stillroom.encoders.contract import Role, Similarity
 from stillroom.serving.errors import ErrorKind, ServingError, unknown_field_message
-from stillroom.serving.http.inputs import split_inputs
+from stillroom.serving.http.inputs import Inputs, Name, split_inputs
 from stillroom.serving.messages import EmbedRequest, EncodeResult
 from stillroom.serving.service import ModelInfo
 
 Encoding = Literal["float", "base64"]
-InputType = Literal["query", "document"]
-ROLES: dict[InputType, Role] = {"query": "query", "document": "passage"}
+InputType = Literal["query", "document", "search_query", "search_document"]
+ROLES: dict[InputType, Role] = {
+    "query": "query",
+    "document": "passage",
+    "search_query": "query",
+    "search_document": "passage",
+}
 
 
 class EmbeddingRequest(BaseModel):
@@ -28,11 +34,11 @@ class EmbeddingRequest(BaseModel):
     # OpenAI refuses unknown fields too: a misspelt one must not change the vectors in silence.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    input: str | list[str] | list[NonNegativeInt] | list[list[NonNegativeInt]] = Field(
+    input: Inputs = Field(
         description="A text, texts, the token ids of a text (of this model's tokenizer, without "
         "special tokens) or those of several."
     )
-    model: str
+    model: Name
     encoding_format: Encoding | None = "float"
     dimensions: PositiveInt | None = None
     user: Annotated[str | None, Field(description="Accepted and not used.")] = None
@@ -112,7 +118,17 @@ class ErrorBody(BaseModel):
 def parse(body: bytes) -> EmbeddingRequest:
     """Check a request's body. Raises ServingError (invalid) that names the invalid field."""
     try:
-        request = EmbeddingRequest.model_validate_json(body)
+        payload = from_json(body)
+    except ValueError as error:
+        raise _invalid(f"the body is not JSON: {error}", code="invalid_json") from error
+    if isinstance(payload, dict):
+        # Checked here, since pydantic would list every unknown field, and there may be a million.
+        for name in payload:
+            if name not in EmbeddingRequest.model_fields:
+                message = unknown_field_message(name, EmbeddingRequest.model_fields)
+                raise _invalid(message, name, "unknown_parameter")
+    try:
+        request = EmbeddingRequest.model_validate(payload)
     except ValidationError as error:
         raise _field_error(error) from error
     if not request.input:
@@ -128,11 +144,6 @@ def _field_error(error: ValidationError) -> ServingError:
     """The first error that pydantic found, as one sentence."""
     first = error.errors(include_url=False, include_input=False)[0]
     field = str(first["loc"][0]) if first["loc"] else None
-    if first["type"] == "json_invalid":
-        return _invalid(f"the body is not JSON: {first['msg']}", code="invalid_json")
-    if first["type"] == "extra_forbidden":
-        message = unknown_field_message(str(field), EmbeddingRequest.model_fields)
-        return _invalid(message, field, "unknown_parameter")
     if first["type"] == "missing":
         return _invalid(f"{field} is required", field, "missing_required_parameter")
     if field == "input":

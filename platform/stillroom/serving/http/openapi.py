@@ -54,6 +54,8 @@ VECTORS = [[0.6, 0.8]]
 ROUTES = (
     ApiRoute("POST", "/v1/embeddings", "embeddings", "Embeddings of texts: OpenAI's API",
              request_body=openai.EmbeddingRequest, response_body=openai.EmbeddingList),
+    ApiRoute("POST", "/embeddings", "embeddings", "Same, as text-embeddings-inference has it too",
+             request_body=openai.EmbeddingRequest, response_body=openai.EmbeddingList),
     ApiRoute("GET", "/v1/models", "models", "The models that requests may name",
              response_body=openai.ModelList),
     ApiRoute("GET", "/v1/models/{model}", "model", "One of the models", response_body=openai.Model),
@@ -71,6 +73,15 @@ ROUTES = (
     ApiRoute("POST", "/embed_all", "embed_all", "Embeddings of single tokens: not served",
              "tei", tei.EmbedRequest,
              response_schema=_array(NUMBER, 3), response_example=[VECTORS]),
+    ApiRoute("POST", "/embed_sparse", "embed_sparse", "Sparse embeddings: not served",
+             "tei", tei.EmbedRequest,
+             response_schema=_array({"type": "object"}, 2), response_example=[[]]),
+    ApiRoute("POST", "/predict", "predict", "Classes of texts: not served",
+             "tei", tei.PredictRequest,
+             response_schema=_array({"type": "object"}, 1), response_example=[]),
+    ApiRoute("POST", "/rerank", "rerank", "Ranks of texts: not served",
+             "tei", tei.RerankRequest,
+             response_schema=_array({"type": "object"}, 1), response_example=[]),
     ApiRoute("POST", "/similarity", "similarity", "Cosine of one text with each of the others",
              "tei", tei.SimilarityRequest,
              response_schema=_array(NUMBER, 1), response_example=[0.9, 0.1]),
@@ -87,6 +98,9 @@ ROUTES = (
              "tei", response_schema=STATUS, response_example={"status": "ok"}, open=True),
 )  # fmt: skip
 
+# Operations need different names, also where a handler has two paths.
+OTHER_OPERATION_IDS = {"/": "embed_at_root", "/embeddings": "embeddings_at_root"}
+
 ERROR_BODIES: dict[ErrorFormat, type[BaseModel]] = {
     "openai": openai.ErrorBody,
     "tei": tei.ErrorResponse,
@@ -94,7 +108,7 @@ ERROR_BODIES: dict[ErrorFormat, type[BaseModel]] = {
 
 
 def openapi_document(
-    *, model: str, dims: int, limits: RequestLimits, keys: bool, version: str
+    *, model: str, dims: int, limits: RequestLimits, keys: bool, version: str, prefix: str
 ) -> dict[str, Any]:
     """The OpenAPI document.
 
@@ -102,6 +116,7 @@ def openapi_document(
         model: a name that is served, for the examples.
         dims: one of its vector sizes.
         keys: whether callers need a key.
+        prefix: of every path, where there is one.
     """
     examples = _examples(model, dims)
     paths: dict[str, dict[str, Any]] = {}
@@ -117,6 +132,7 @@ def openapi_document(
             "description": f"One request may have {limits.texts} texts, {limits.characters} "
             f"characters, {limits.tokens} tokens and {limits.body_bytes} bytes.",
         },
+        **({"servers": [{"url": prefix}]} if prefix else {}),
         "paths": paths,
         "components": {"schemas": _schemas()} | security,
     }
@@ -137,7 +153,7 @@ def _schemas() -> dict[str, Any]:
 
 def _operation(route: ApiRoute, examples: dict[str, Any], model: str, keys: bool) -> dict[str, Any]:
     operation: dict[str, Any] = {
-        "operationId": route.name if route.path != "/" else "embed_at_root",
+        "operationId": OTHER_OPERATION_IDS.get(route.path, route.name),
         "summary": route.summary,
         "responses": _responses(route, examples.get("response", route.response_example)),
     }
@@ -204,6 +220,9 @@ def _examples(model: str, dims: int) -> dict[str, dict[str, Any]]:
         "model": {"response": listed},
         "embed": {"request": {"inputs": ["How do I sort a list?"], "prompt_name": "query"}},
         "embed_all": {"request": {"inputs": "a text"}},
+        "embed_sparse": {"request": {"inputs": "a text"}},
+        "predict": {"request": {"inputs": "a text"}},
+        "rerank": {"request": {"query": "a text", "texts": ["another"]}},
         "similarity": {
             "request": {
                 "inputs": {

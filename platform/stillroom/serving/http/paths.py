@@ -34,9 +34,9 @@ def url_hint(method: str, path: str) -> str:
     if path in served:
         return f"Send {served[path]} {path}"
     short = path[:MAX_QUOTED]
-    last_part = {f"/{route.rsplit('/', 1)[-1]}": route for route in served}
-    same_end = last_part.get("/" + short.rsplit("/", 1)[-1])
-    near = [same_end] if same_end else get_close_matches(short, served, n=1)
+    end = "/" + short.rsplit("/", 1)[-1]
+    near = [route for route in served if len(end) > 1 and route.endswith(end)]
+    near = near or get_close_matches(short, served, n=1)
     if near:
         return f"Did you mean {served[near[0]]} {near[0]}?"
     return f"Served are {', '.join(sorted(served))}; OpenAI's clients need a base URL with /v1"

@@ -17,8 +17,9 @@ SERVE_CALLBACK = "stillroom.serving.http.protocol:install"
 
 HEAD_S = 15.0  # for the request line and headers, from the connection or from their first byte
 UNREAD_BODY_S = 10.0  # after an early answer, such as 413, for the rest of the body
-WRITE_CHECK_S = 10.0  # how often a client that does not read its answer is looked at
-MIN_READ_BYTES_PER_S = 4096  # a client that reads less than this is cut off
+# For a client that reads nothing of its answer. The system's own buffers, of some MB, hide slow
+# progress for a while: one that reads 100 kB/s must not seem to stand still.
+STALLED_READ_S = 60.0
 
 Waiting = Literal["head", "unread body"]
 DEADLINES: dict[Waiting, float] = {"head": HEAD_S, "unread body": UNREAD_BODY_S}
@@ -99,14 +100,12 @@ class DeadlineProtocol(H11Protocol):
     def _watch_reader(self) -> None:
         if self._unread is None:
             self._unread = self.transport.get_write_buffer_size()
-            self.loop.call_later(WRITE_CHECK_S, self._check_reader)
+            self.loop.call_later(STALLED_READ_S, self._check_reader)
 
     def _check_reader(self) -> None:
-        unread, before = self.transport.get_write_buffer_size(), self._unread or 0
+        unread, before = self.transport.get_write_buffer_size(), self._unread
         self._unread = None
-        if not unread:
-            return
-        if before - unread < MIN_READ_BYTES_PER_S * WRITE_CHECK_S:
+        if unread and unread == before:
             self.transport.abort()  # a mere close would wait for the client to read
-        else:
+        elif unread:
             self._watch_reader()

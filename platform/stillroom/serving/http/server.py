@@ -15,8 +15,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from stillroom.errors import quote
 from stillroom.serving.config import RequestLimits
-from stillroom.serving.errors import ErrorKind, ServingError, quote
+from stillroom.serving.errors import ErrorKind, ServingError
 from stillroom.serving.http.access_log import AccessLog
 from stillroom.serving.http.api_keys import ApiKeys
 from stillroom.serving.http.auth import AuthenticatedRequest, Authenticator

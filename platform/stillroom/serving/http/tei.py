@@ -10,23 +10,34 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from stillroom.encoders.contract import Contract, Overlong, Role
 from stillroom.encoders.interface import truncate_vectors
 from stillroom.serving import messages
 from stillroom.serving.errors import ErrorKind, ServingError
-from stillroom.serving.http.inputs import id_lists, split_inputs
+from stillroom.serving.http.inputs import (
+    MAX_NAME,
+    Inputs,
+    Texts,
+    TokenIdLists,
+    TokenIds,
+    id_lists,
+    split_inputs,
+)
 from stillroom.serving.messages import Token
 from stillroom.serving.service import ModelInfo
 
 ROLES: dict[str, Role] = {"query": "query", "document": "passage", "passage": "passage"}
 Direction = Literal["left", "right", "Left", "Right"]
-TokenIds = list[NonNegativeInt]
 B = TypeVar("B", bound="Body")
 
 PromptName = Annotated[
-    str, Field(description="query, document, passage, or a prompt that the model's files name.")
+    str,
+    Field(
+        max_length=MAX_NAME,
+        description="query, document, passage, or a prompt that the model's files name.",
+    ),
 ]
 
 
@@ -69,7 +80,7 @@ class TruncationOptions(Body):
 class EmbedRequest(TruncationOptions):
     """The body of POST /embed."""
 
-    inputs: str | list[str] | TokenIds | list[TokenIds]
+    inputs: Inputs
     normalize: bool | None = Field(
         default=None,
         description="true: of unit length. Otherwise as the model makes them: of unit length where "
@@ -96,7 +107,7 @@ class Sentences(Body):
     """One sentence, and those to compare it with."""
 
     source_sentence: str
-    sentences: list[str]
+    sentences: Texts
 
 
 class SimilarityRequest(Body):
@@ -112,8 +123,8 @@ class SimilarityRequest(Body):
         """
         options = self.parameters or TruncationOptions()
         _check_not_empty("sentences", self.inputs.sentences)
+        _check_not_empty("source_sentence", [self.inputs.source_sentence])
         texts = [self.inputs.source_sentence, *self.inputs.sentences]
-        _check_not_empty("source_sentence and sentences", texts)
         return messages.EmbedRequest(
             model,
             texts,
@@ -124,10 +135,23 @@ class SimilarityRequest(Body):
         )
 
 
+class PredictRequest(Body):
+    """The body of POST /predict."""
+
+    inputs: Any
+
+
+class RerankRequest(Body):
+    """The body of POST /rerank."""
+
+    query: str
+    texts: Texts
+
+
 class TokenizeRequest(Body):
     """The body of POST /tokenize."""
 
-    inputs: str | list[str]
+    inputs: str | Texts
     add_special_tokens: bool = True
     prompt_name: PromptName | None = None
 
@@ -143,7 +167,7 @@ class TokenizeRequest(Body):
 class DecodeRequest(Body):
     """The body of POST /decode."""
 
-    ids: TokenIds | list[TokenIds]
+    ids: TokenIds | TokenIdLists
     skip_special_tokens: bool = True
 
     def id_lists(self) -> list[list[int]]:
@@ -212,8 +236,11 @@ def parse(schema: type[B], body: bytes) -> B:
 
 
 def _check_not_empty(field: str, texts: list[Any]) -> None:
-    if not texts or not all(texts):
-        raise ServingError(ErrorKind.INVALID, f"`{field}` cannot be empty", field)
+    empty = next((number for number, text in enumerate(texts) if not text), None)
+    if texts and empty is None:
+        return
+    which = "" if len(texts) < 2 else f"; number {empty}, counted from 0, is"
+    raise ServingError(ErrorKind.INVALID, f"`{field}` cannot be empty{which}", field)
 
 
 def embed_body(vectors_nd: np.ndarray, *, normalize: bool) -> bytes:

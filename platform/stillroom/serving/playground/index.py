@@ -8,6 +8,7 @@ import numpy as np
 from pydantic_core import to_json
 from ray import serve
 
+from stillroom.errors import beginning
 from stillroom.release.playground_corpus import PlaygroundCorpus
 from stillroom.release.reader import Release, Target
 
@@ -58,7 +59,8 @@ class PlaygroundIndex:
             for target, view in passages.encoders.items()
         }
         labels = [
-            " ".join(text[: 2 * LABEL_LENGTH].split())[:LABEL_LENGTH] for text in passages.texts
+            beginning(" ".join(text[: 2 * LABEL_LENGTH].split()), LABEL_LENGTH)
+            for text in passages.texts
         ]
         clusters = passages.clusters.tolist()
         return to_json({"points": points, "clusters": clusters, "labels": labels})

@@ -33,7 +33,13 @@ from stillroom.serving.messages import EncodeJob, EncodeResult, Token
 from stillroom.serving.replica.batching import Batcher
 from stillroom.serving.replica.engine_choice import Engine
 from stillroom.serving.replica.engines import load_engine
-from stillroom.serving.replica.tokenizer import AnyPrompter, decode, describe_tokens, tokenise
+from stillroom.serving.replica.tokenizer import (
+    AnyPrompter,
+    decode,
+    describe_tokens,
+    tokenise,
+    unknown_id,
+)
 from stillroom.serving.telemetry.tracing import record_phases
 
 T = TypeVar("T")
@@ -97,6 +103,7 @@ class Replica:
         for _ in range(tokenizer_threads):
             self.prompters.put(self.encoder.prompter.copy())
         self.tokenizer_threads = ThreadPoolExecutor(tokenizer_threads, "tokenise")
+        self.unknown_id = unknown_id(self.encoder.prompter)
         self.broken: BrokenModelError | None = None  # the reason why no vector is to be trusted
         self.warm_up()
 
@@ -138,6 +145,9 @@ class Replica:
         return EncodeResult(
             vectors,
             sum(len(text.ids) for text in tokens),
+            unknown_tokens=None
+            if self.unknown_id is None
+            else sum(text.ids.count(self.unknown_id) for text in tokens),
             tokenise_s=tokenise_s,
             wait_s=result.wait_s,
             encode_s=result.encode_s,

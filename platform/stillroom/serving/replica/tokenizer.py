@@ -7,6 +7,7 @@ from stillroom.encoders.ensemble import EnsemblePrompter
 from stillroom.encoders.library_encoder import LibraryPrompter
 from stillroom.encoders.prompt_names import prompt_by_name
 from stillroom.encoders.tokens.batch import Tokens
+from stillroom.encoders.tokens.fit import unknown_token_id
 from stillroom.encoders.tokens.prompter import Prompter, instruct_prompt
 from stillroom.errors import UserError
 from stillroom.serving.errors import TooManyTokens
@@ -43,6 +44,15 @@ def tokenise(
             "Send several requests",
         )
     return tokens
+
+
+def unknown_id(prompter: AnyPrompter) -> int | None:
+    """The id of the unknown token; None where there is none of its own, or several tokenizers."""
+    backend = getattr(getattr(prompter, "tokenizer", None), "backend_tokenizer", None)
+    if backend is None or not isinstance(prompter, Prompter):
+        return None
+    token_id = unknown_token_id(backend)
+    return None if token_id in (*prompter.start, *prompter.end) else token_id
 
 
 def describe_tokens(

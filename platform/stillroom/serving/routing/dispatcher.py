@@ -177,7 +177,8 @@ class Dispatcher:
                 for a text without a usable vector and for broken weights.
         """
         estimator, completed = self.wait_estimators[name], False
-        running = estimator.start(estimated_cost(job.request), time.monotonic())
+        cost = estimated_cost(job.request, self.contracts[name].max_tokens)
+        running = estimator.start(cost, time.monotonic())
         self.idle.clear()
         try:
             result: EncodeResult = await self.call_replica(name, "encode", job)
@@ -241,10 +242,13 @@ def _unanswered(error_type: type[ServingError]) -> ServingError:
     return error_type(ErrorKind.UNAVAILABLE, message, retry_after_s=RESTART_RETRY_S)
 
 
-def estimated_cost(request: EmbedRequest) -> int:
+def estimated_cost(request: EmbedRequest, max_tokens: int) -> int:
     """Cost of encoding a request, in characters; plus one per text, since even an empty text costs
-    something.
+    something. Of each text only what the model takes counts.
     """
+    most = CHARACTERS_PER_TOKEN * max_tokens
     if request.token_ids is not None:
-        return sum(1 + CHARACTERS_PER_TOKEN * len(ids) for ids in request.token_ids)
-    return sum(1 + len(text) for text in request.texts)
+        lengths = (CHARACTERS_PER_TOKEN * len(ids) for ids in request.token_ids)
+    else:
+        lengths = (len(text) for text in request.texts)
+    return sum(1 + min(length, most) for length in lengths)

@@ -13,10 +13,14 @@ class RunningRequest:
     Attributes:
         cost: as given to `WaitEstimator.start`.
         light_clock_s: the estimator's light clock when the request started.
+        heavy_clock_s, seconds_per_cost: the same of its heavy clock and of the seconds of that
+            clock for each unit of ongoing cost.
     """
 
     cost: float
     light_clock_s: float
+    heavy_clock_s: float
+    seconds_per_cost: float
 
 
 class WaitEstimator:
@@ -40,6 +44,9 @@ class WaitEstimator:
         self._last_finish_s = 0.0  # the light clock when a request last finished
         self._latency = DecayedRate()  # light load: finished requests, their summed light seconds
         self._throughput = DecayedRate()  # heavy load: finished cost, seconds
+        self._heavy_clock_s = 0.0  # runs under heavy load only
+        # Decayed as the throughput is: what one unit of ongoing cost had of the heavy seconds.
+        self._seconds_per_cost = 0.0
         self._now_s = 0.0
 
     def start(self, cost: float, now: float) -> RunningRequest:
@@ -47,11 +54,13 @@ class WaitEstimator:
         self._advance(now)
         self.ongoing += 1
         self._ongoing_cost += cost
-        return RunningRequest(cost, self._light_clock_s)
+        return RunningRequest(
+            cost, self._light_clock_s, self._heavy_clock_s, self._seconds_per_cost
+        )
 
     def finish(self, request: RunningRequest, now: float, *, completed: bool) -> None:
         """Record that a request ended. An abandoned one (`completed` is False) says nothing about
-        speed.
+        speed: its share of the seconds under heavy load, by cost, is not counted either.
         """
         self._advance(now)
         if completed and self._is_light():
@@ -59,6 +68,11 @@ class WaitEstimator:
             self._latency.seconds += self._light_clock_s - request.light_clock_s
         elif completed:
             self._throughput.amount += request.cost
+        else:
+            weight = decay(self._heavy_clock_s - request.heavy_clock_s)
+            share = self._seconds_per_cost - weight * request.seconds_per_cost
+            seconds = self._throughput.seconds - share * request.cost
+            self._throughput.seconds = max(0.0, seconds)  # rounding
         self.ongoing -= 1
         self._ongoing_cost = self._ongoing_cost - request.cost if self.ongoing else 0.0
         self._last_finish_s = self._light_clock_s
@@ -87,12 +101,20 @@ class WaitEstimator:
         elapsed_s = now - self._now_s
         # Time without work is not slowness: it is not counted and does not age measurements.
         if self.ongoing and self._is_light():
-            self._latency.decay(elapsed_s)
+            self._latency.age(elapsed_s)
             self._light_clock_s += elapsed_s
         elif self.ongoing:
-            self._throughput.decay(elapsed_s)
+            self._throughput.age(elapsed_s)
             self._throughput.seconds += elapsed_s
+            self._heavy_clock_s += elapsed_s
+            self._seconds_per_cost *= decay(elapsed_s)
+            self._seconds_per_cost += elapsed_s / self._ongoing_cost
         self._now_s = now
+
+
+def decay(elapsed_s: float) -> float:
+    """The weight of a measurement after so many seconds."""
+    return math.exp(-elapsed_s / MEMORY_S)
 
 
 class DecayedRate:
@@ -101,9 +123,9 @@ class DecayedRate:
     amount = 0.0
     seconds = 0.0
 
-    def decay(self, elapsed_s: float) -> None:
+    def age(self, elapsed_s: float) -> None:
         """Reduce the weight of everything before now."""
-        weight = math.exp(-elapsed_s / MEMORY_S)
+        weight = decay(elapsed_s)
         self.amount *= weight
         self.seconds *= weight
 

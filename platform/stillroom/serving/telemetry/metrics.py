@@ -54,6 +54,11 @@ class RouterMetrics:
         )
         self._texts = self._counter("stillroom_texts", "Texts encoded", ["model", "client"])
         self._tokens = self._counter("stillroom_tokens", "Tokens encoded", ["model", "client"])
+        self._unknown_tokens = self._counter(
+            "stillroom_unknown_tokens",
+            "Tokens encoded that stand for what the tokenizer does not know",
+            ["model", "client"],
+        )
         self._padded_tokens = self._counter(
             "stillroom_padded_tokens", "Tokens encoded, padding included", ["model"]
         )
@@ -93,6 +98,8 @@ class RouterMetrics:
             self._tokens.labels(model, record.client).inc(record.tokens)
         if record.reason is not None:
             self._routed.labels(model, record.reason).inc()
+        if record.unknown_tokens is not None:
+            self._unknown_tokens.labels(model, record.client).inc(record.unknown_tokens)
         if record.padded_tokens is not None:
             self._padded_tokens.labels(model).inc(record.padded_tokens)
         if record.batch_texts is not None:

@@ -28,6 +28,7 @@ class RequestRecord:
     bytes_in: int = 0
     texts: int = 0
     tokens: int = 0
+    unknown_tokens: int | None = None
     padded_tokens: int | None = None
     batch_texts: float | None = None
     phases: dict[str, float] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class RequestRecord:
     def add_result(self, result: EncodeResult, round_trip_s: float) -> None:
         """Add what a replica reported, whose answer took `round_trip_s` seconds."""
         self.texts, self.tokens = len(result.vectors), result.tokens
+        self.unknown_tokens = result.unknown_tokens
         self.padded_tokens, self.batch_texts = result.padded_tokens, result.batch_texts
         in_replica = {
             "tokenise": result.tokenise_s,

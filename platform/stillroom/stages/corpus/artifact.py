@@ -1,7 +1,8 @@
 """Reads a corpus artifact, for the other stages."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,8 +10,11 @@ import pyarrow.parquet as pq
 from stillroom.data.readers.beir import read_beir
 from stillroom.data.readers.records import EvaluationSet
 from stillroom.encoders.contract import Prompts, Role
+from stillroom.stages.corpus.general import read_general_texts
 from stillroom.stages.corpus.languages import read_languages
 from stillroom.storage.artifacts import Artifact
+
+GUARDS_FOLDER = "guards"
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class CorpusData:
         source_symmetric: whether queries and passages of each source are texts of one kind.
         source_languages: of each source, for BM25.
         conversations: (prompt, completion) of all sources.
+        general_queries, general_passages: general texts, of no source and in no pair.
     """
 
     queries: list[str]
@@ -40,6 +45,22 @@ class CorpusData:
     source_symmetric: list[bool]
     source_languages: list[str]
     conversations: list[tuple[str, str]]
+    general_queries: list[str] = field(default_factory=list)
+    general_passages: list[str] = field(default_factory=list)
+
+    def general_texts(self, role: Role) -> list[str]:
+        """The general texts that are encoded in a role: short ones as queries."""
+        return self.general_queries if role == "query" else self.general_passages
+
+    def all_texts(self, role: Role) -> list[str]:
+        """The queries or passages, and then the general texts of that role."""
+        own = self.queries if role == "query" else self.passages
+        return [*own, *self.general_texts(role)]
+
+    @property
+    def has_general(self) -> bool:
+        """Whether there are general texts."""
+        return bool(self.general_queries or self.general_passages)
 
     def prompts_of(self, role: Role) -> list[str | None]:
         """The prompt of each query or passage, by its source; None for the model's own prompt."""
@@ -63,6 +84,7 @@ class CorpusData:
         passages = pq.read_table(artifact.path / "passages.parquet")
         sources = json.loads((artifact.path / "sources.json").read_text(encoding="utf-8"))
         file = artifact.path / "conversations.parquet"
+        general = read_general_texts(artifact.path)
         conversations = pq.read_table(file).to_pydict() if file.exists() else {}
         return CorpusData(
             queries=pairs["query"].to_pylist(),
@@ -79,10 +101,21 @@ class CorpusData:
             source_symmetric=[source["symmetric"] for source in sources],
             source_languages=list(read_languages(artifact)["sources"].values()),
             conversations=list(zip(*conversations.values(), strict=True)),
+            general_queries=general["query"],
+            general_passages=general["passage"],
         )
 
 
 def read_evaluation_sets(artifact: Artifact) -> dict[str, EvaluationSet]:
     """The evaluation sets of a corpus by name, the held-out one among them."""
-    folders = sorted((artifact.path / "evaluation").iterdir())
-    return {folder.name: read_beir(folder) for folder in folders}
+    return _read_sets(artifact.path / "evaluation")
+
+
+def read_guards(artifact: Artifact) -> dict[str, EvaluationSet]:
+    """The sets from other fields than the corpus, by name; none where it was made without."""
+    return _read_sets(artifact.path / GUARDS_FOLDER)
+
+
+def _read_sets(folder: Path) -> dict[str, EvaluationSet]:
+    folders = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {part.name: read_beir(part) for part in folders}

@@ -13,6 +13,7 @@ from stillroom.data.cleaning.sampling import held_out_set
 from stillroom.data.readers.records import EvaluationSet
 from stillroom.stages.corpus.contamination import HELD_OUT_SET, drop_contaminated
 from stillroom.stages.corpus.duplicates import drop_duplicates, drop_repeated_conversations
+from stillroom.stages.corpus.guards import Guards
 from stillroom.stages.corpus.near_duplicates import drop_near_duplicates
 from stillroom.stages.corpus.sampling import hold_out, sample_pairs
 from stillroom.stages.corpus.shards import CleaningWorkspace, Shards
@@ -24,8 +25,12 @@ def clean(
     section: Corpus,
     seed: int,
     evaluation_sets: dict[str, EvaluationSet],
-) -> ContaminationReport:
+    guards: Guards,
+) -> tuple[ContaminationReport, ContaminationIndex]:
     """Sets the verdict of every row, and adds the held-out set to the evaluation sets.
+
+    Returns:
+        What matched evaluation sets and guards, and the index of both.
 
     Raises:
         UserError: when the held-out set would leave nothing to train on.
@@ -44,7 +49,8 @@ def clean(
             workspace, shards, section, held_out, held_out_source, seed
         )
     # Also removes near-copies of held-out texts from the other sources.
-    report = _decontaminate(workspace, shards, section, evaluation_sets)
+    report, index = _decontaminate(workspace, shards, section, evaluation_sets, guards)
+    guards.leave_out_overlapping()
     drop_repeated_conversations(workspace, shards["conversations"])
     for source, name in enumerate(names):
         limit = section.max_pairs
@@ -54,7 +60,7 @@ def clean(
             sample_pairs(workspace, of_source, max_pairs, seed)
     if near is not None:
         drop_near_duplicates(workspace, passages, near.min_jaccard, pairs=pairs_read)
-    return report
+    return report, index
 
 
 def _held_out_set(
@@ -79,14 +85,22 @@ def _decontaminate(
     shards: Shards,
     section: Corpus,
     evaluation_sets: dict[str, EvaluationSet],
-) -> ContaminationReport:
+    guards: Guards,
+) -> tuple[ContaminationReport, ContaminationIndex]:
     rule = section.decontaminate
+    sets = {**evaluation_sets, **guards.sets}
     index = ContaminationIndex.build(
-        evaluation_sets, whole={HELD_OUT_SET}, ngram=rule.ngram, share=rule.min_overlap
+        sets, whole={HELD_OUT_SET, *guards.sets}, ngram=rule.ngram, share=rule.min_overlap
     )
-    report = ContaminationReport(evaluation_sets, rule.action, rule.max_listed)
+    report = ContaminationReport(sets, rule.action, rule.max_listed)
     all_shards = [*shards["pairs"], *shards["passages"], *shards["conversations"]]
     names = list(section.sources)
-    for shard, checked, hits in drop_contaminated(workspace, all_shards, index, action=rule.action):
-        report.add(names[shard.source], checked, hits)
-    return report
+    for shard, checked, hits in drop_contaminated(
+        workspace, all_shards, index, action=rule.action, guards=guards.sets
+    ):
+        if shard.kind == "pairs":
+            report.add(names[shard.source], checked, hits)
+        for hit in hits:
+            if hit.set in guards.sets:
+                guards.add_match(hit.set, hit.role, hit.id)
+    return report, index

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -26,24 +26,28 @@ def drop_contaminated(
     index: ContaminationIndex,
     *,
     action: Literal["drop", "report"],
+    guards: Collection[str] = (),
 ) -> Iterator[tuple[Shard, int, list[Hit]]]:
     """Drops contaminated pairs, conversations and passages, and evaluation texts as negatives.
 
     Args:
         shards: of any kind.
-        action: `report` keeps contaminated pairs, except copies of held-out ones.
+        action: `report` keeps contaminated pairs, except copies of held-out ones and of guards.
+        guards: sets of which nothing may be trained on.
 
     Returns:
-        Of each shard of pairs, how many pairs were checked, and the hits among them.
+        Of each shard of pairs, how many pairs were checked, and the hits among them; of each other
+        shard, 0 and the hits with guards.
     """
     content = pickle.dumps(index)
     (workspace.folder / INDEX_FILE).write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    always = frozenset({HELD_OUT_SET, *guards}) if action == "report" else None
     drop = functools.partial(
-        _drop_from_shard, digest=hashlib.sha256(content).hexdigest(), action=action
+        _drop_from_shard, digest=digest, always=always, guards=frozenset(guards)
     )
     for shard, checked in zip(shards, workspace.map(drop, shards), strict=True):
-        if checked is not None:
-            yield shard, *checked
+        yield shard, *checked
 
 
 @functools.lru_cache(maxsize=1)
@@ -65,36 +69,56 @@ def load_contamination_index(path: Path, digest: str) -> ContaminationIndex:
 
 
 def _drop_from_shard(
-    workspace: CleaningWorkspace, shard: Shard, *, digest: str, action: str
-) -> tuple[int, list[Hit]] | None:
+    workspace: CleaningWorkspace,
+    shard: Shard,
+    *,
+    digest: str,
+    always: frozenset[str] | None,
+    guards: frozenset[str],
+) -> tuple[int, list[Hit]]:
+    """Drops rows; returns as `drop_contaminated`.
+
+    Args:
+        always: the sets whose hits are dropped; None: all.
+    """
     index = load_contamination_index(workspace.folder / INDEX_FILE, digest)
     if shard.kind == "pairs":
-        return _drop_pairs(workspace, shard, index, action)
-    if shard.kind == "passages":
-        _drop_passages(workspace, shard, index)
-    else:
-        _drop_conversations(workspace, shard, index)
-    return None
+        return _drop_pairs(workspace, shard, index, always)
+    drop = _drop_passages if shard.kind == "passages" else _drop_conversations
+    return 0, [hit for hit in drop(workspace, shard, index, guards) if hit.set in guards]
 
 
-def _drop_passages(workspace: CleaningWorkspace, shard: Shard, index: ContaminationIndex) -> None:
+def _drop_passages(
+    workspace: CleaningWorkspace, shard: Shard, index: ContaminationIndex, guards: frozenset[str]
+) -> list[Hit]:
     passages = pq.read_table(shard.path)["passage"].to_pylist()
-    workspace.verdicts("passages")[shard.span][index.contains_many(passages)] = Verdict.TESTED
+    verdicts = workspace.verdicts("passages")[shard.span]
+    verdicts[index.contains_many(passages)] = Verdict.TESTED
+    if not guards:
+        return []
+    hits = decontaminate([Pair("", passage) for passage in passages], index, drop=False)[1]
+    verdicts[[hit.pair for hit in hits if hit.set in guards]] = Verdict.TESTED
+    return hits
 
 
 def _drop_conversations(
-    workspace: CleaningWorkspace, shard: Shard, index: ContaminationIndex
-) -> None:
+    workspace: CleaningWorkspace, shard: Shard, index: ContaminationIndex, guards: frozenset[str]
+) -> list[Hit]:
     table = pq.read_table(shard.path, columns=["question", "completion"])
     texts = zip(table["question"].to_pylist(), table["completion"].to_pylist(), strict=True)
     pairs = [Pair(question, completion) for question, completion in texts]
     verdicts = workspace.verdicts("conversations")[shard.span]
-    for hit in decontaminate(pairs, index)[1]:
+    hits = decontaminate(pairs, index)[1]
+    for hit in hits:
         verdicts[hit.pair] = Verdict.TESTED
+    return hits
 
 
 def _drop_pairs(
-    workspace: CleaningWorkspace, shard: Shard, index: ContaminationIndex, action: str
+    workspace: CleaningWorkspace,
+    shard: Shard,
+    index: ContaminationIndex,
+    always: frozenset[str] | None,
 ) -> tuple[int, list[Hit]]:
     """Returns how many pairs were checked, and the hits with given evaluation sets."""
     verdicts = workspace.verdicts("pairs")[shard.span]
@@ -111,7 +135,7 @@ def _drop_pairs(
     for hit in hits:
         if hit.set == HELD_OUT_SET:
             verdicts[kept[hit.pair]] = Verdict.HELD_OUT
-        elif action == "drop":
+        elif always is None or hit.set in always:
             verdicts[kept[hit.pair]] = Verdict.CONTAMINATED
     negative_verdicts = workspace.verdicts("negatives")[shard.negative_span]
     for before, after, first in zip(pairs, clean, first_negative, strict=True):

@@ -96,6 +96,7 @@ def iter_pairs(
                 part.file,
                 layout=None if source.format == "files" else source.format,
                 min_score=source.min_score,
+                score_field=source.score_field,
                 instruction=source.only_instruction,
                 skipped=counted,
             )
@@ -143,8 +144,13 @@ def iter_conversations(
     """Conversations; arguments and errors are those of `iter_pairs`."""
     for part in _parts_of_kind(source_or_part, "conversations"):
         if part.file is not None:
-            counted = _skipped_rows_for(part.source, skipped)
-            yield from read_conversations(part.file, skipped=counted)
+            assert isinstance(part.source, FileSource)
+            yield from read_conversations(
+                part.file,
+                min_score=part.source.min_score,
+                score_field=part.source.score_field,
+                skipped=_skipped_rows_for(part.source, skipped),
+            )
 
 
 def _parts_of_kind(source_or_part: Source | SourcePart, kind: DataKind) -> list[SourcePart]:

@@ -10,13 +10,17 @@ import numpy as np
 from stillroom.cluster.parallel_map import this_node_runs_tasks
 from stillroom.cluster.progress import Progress
 from stillroom.config.corpus import Corpus as Section
+from stillroom.config.evaluation import Evaluation
 from stillroom.config.scale import Scale
 from stillroom.data.readers.beir import read_beir, write_beir
 from stillroom.data.readers.records import SkippedRows
 from stillroom.errors import UserError
 from stillroom.reports.data_card import data_card
 from stillroom.stages.corpus import sources
+from stillroom.stages.corpus.artifact import GUARDS_FOLDER
 from stillroom.stages.corpus.cleaning import clean
+from stillroom.stages.corpus.general import write_general_texts
+from stillroom.stages.corpus.guards import find_guards
 from stillroom.stages.corpus.languages import LANGUAGES_FILE, Languages, find_languages
 from stillroom.stages.corpus.passage_rows import assign_passage_rows
 from stillroom.stages.corpus.shards import (
@@ -36,14 +40,22 @@ Counts = dict[str, int]  # "read", reasons to drop, "kept"; "read" is the sum of
 
 
 def corpus(
-    *, section: Section, seed: int, synthetic: Artifact | None = None, scale: Scale, out: Draft
+    *,
+    section: Section,
+    seed: int,
+    evaluation: Evaluation | None = None,
+    synthetic: Artifact | None = None,
+    scale: Scale,
+    out: Draft,
 ) -> dict[str, Any]:
     """Makes a corpus.
 
-    Writes pairs.parquet, passages.parquet, conversations.parquet (if there are any), sources.json,
-    languages.json, evaluation/SET/, counts.json, contamination.json, left_out.json and card.md.
+    Writes pairs.parquet, passages.parquet, conversations.parquet and texts.parquet (if there are
+    any), sources.json, languages.json, evaluation/SET/, guards/SET/, counts.json,
+    contamination.json, left_out.json and card.md.
 
     Args:
+        evaluation: what is measured besides the corpus's own sets.
         synthetic: generated pairs, which become one more source.
 
     Returns:
@@ -55,6 +67,7 @@ def corpus(
     section = sources.with_synthetic(section, synthetic)
     names = list(section.sources)
     evaluation_sets = {name: read_beir(Path(path)) for name, path in section.evaluation.items()}
+    guards = find_guards(evaluation, section, evaluation_sets)
     parts = [
         (number, part)
         for number, source in enumerate(section.sources.values())
@@ -71,20 +84,27 @@ def corpus(
         shards, skipped = read_shards(workspace, parts)
         rows = sum(shard.rows for of_kind in shards.values() for shard in of_kind)
         Progress(2 * rows).add(rows)  # reading is half of the work
-        contamination = clean(workspace, shards, section, seed, evaluation_sets)
+        contamination, index = clean(workspace, shards, section, seed, evaluation_sets, guards)
         passage_rows = assign_passage_rows(workspace, shards)
         counts = {name: _count(workspace, shards, number) for number, name in enumerate(names)}
         _require_kept_rows(counts)
-        languages = find_languages(section.language, names, workspace, shards, evaluation_sets)
+        all_sets = {**evaluation_sets, **guards.sets}
+        languages = find_languages(section.language, names, workspace, shards, all_sets)
         passages = write_texts(workspace, shards, passage_rows, len(names), out.path)
         write_conversations(workspace, shards["conversations"], out.path)
     finally:
         shutil.rmtree(folder)
     for name, evaluation_set in evaluation_sets.items():
         write_beir(evaluation_set, out.path / "evaluation" / name)
+    for name, guard in guards.sets.items():
+        write_beir(guard, out.path / GUARDS_FOLDER / name)
     write_sources(section, counts, passages, out.path)
     skipped_rows = {name: skipped[number] for number, name in enumerate(names)}
     summary = _summary(counts, sum(passages), skipped_rows, languages)
+    if section.texts is not None:
+        summary["general"] = write_general_texts(section.texts, index, guards, out.path)
+    if guards.sets or guards.left_out:
+        summary["guards"] = guards.as_json()
     atomic_write_json(out.path / LANGUAGES_FILE, languages)
     atomic_write_json(out.path / "counts.json", summary)
     atomic_write_json(out.path / "contamination.json", contamination.as_json())

@@ -16,7 +16,7 @@ from stillroom.config.recipe import Negatives
 from stillroom.config.scale import Scale
 from stillroom.data.readers.beir import read_beir
 from stillroom.data.readers.files import read_pairs, read_passages
-from stillroom.data.readers.records import EvaluationSet
+from stillroom.data.readers.records import EvaluationSet, SkippedRows
 from stillroom.data.text.detection import detect_language
 from stillroom.encoders.files.inputs import folder_prompts
 from stillroom.encoders.model_names import find_model, locate_model, resolve_artifact_name
@@ -48,6 +48,7 @@ def mine_files(
     root: str,
     scale: Scale,
     prompt_name: str | None = None,
+    min_score: float | None = None,
 ) -> dict[str, Any]:
     """Writes the pairs with their negatives as JSONL; `out` appears when it is complete.
 
@@ -59,6 +60,7 @@ def mine_files(
         language: of the texts, for BM25; `auto` detects it.
         prompt_name: of the models' prompt for queries; None: each model's own for them.
         with_scores: also writes the scores of positives and negatives.
+        min_score: leaves out pairs with lower scores.
         root: of the artifacts that models may name.
 
     Returns:
@@ -88,7 +90,7 @@ def mine_files(
         cross_encoder = find_model(section.cross_encoder, store)
         os.fspath(cross_encoder)  # raises where it is missing
     sets = [read_beir(folder) for folder in evaluation]
-    texts = read_texts(pairs, passages)
+    texts = read_texts(pairs, passages, min_score)
     log.info("%d pairs, %d passages", len(texts.queries), len(texts.passages))
     connect(scale)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as work:
@@ -123,12 +125,14 @@ def mine_files(
     }
 
 
-def read_texts(pairs: Sequence[Path], passages: Sequence[Path]) -> PairTexts:
-    """The pairs, and the passages of all files."""
-    texts = PairTexts()
+def read_texts(
+    pairs: Sequence[Path], passages: Sequence[Path], min_score: float | None = None
+) -> PairTexts:
+    """The pairs, but those with a lower score, and the passages of all files."""
+    texts, skipped = PairTexts(), SkippedRows()
     negatives = []
     for path in pairs:
-        for pair in read_pairs(path):
+        for pair in read_pairs(path, min_score=min_score, skipped=skipped):
             texts.queries.append(pair.query)
             texts.positive.append(texts.add_passage(pair.passage))
             negatives.append(pair.negatives)
@@ -136,8 +140,10 @@ def read_texts(pairs: Sequence[Path], passages: Sequence[Path]) -> PairTexts:
         [texts.add_passage(text) for text in pair_negatives] for pair_negatives in negatives
     ]
     for path in passages:
-        for text in read_passages(path):
+        for text in read_passages(path, skipped=skipped):
             texts.add_passage(text)
+    for reason, count in skipped.counts.items():
+        log.warning("left out while reading: %s: %d", reason, count)
     return texts
 
 

@@ -25,7 +25,7 @@ from stillroom.encoders.proof import Proof, prove
 from stillroom.errors import UserError
 from stillroom.evaluation.checked_export import export_and_check
 from stillroom.evaluation.evaluate import EncodedSets, encode_sets
-from stillroom.evaluation.gate import GateFloors, GateResult, apply_gate
+from stillroom.evaluation.gate import GateResult, apply_gate
 from stillroom.evaluation.known_vectors import KnownVectors
 from stillroom.evaluation.same_space import SpaceComparison, compare_spaces, encode_probes
 from stillroom.release.open_model import (
@@ -38,7 +38,12 @@ from stillroom.reports.model_card import Origin, base_license, write_model_card
 from stillroom.stages.release.given_models import GivenModel
 from stillroom.stages.release.measured import render, report_of
 from stillroom.stages.release.playground import choose_passages, write_playground
-from stillroom.stages.release.stage import GateFailed, ReleaseManifest, gate_entry
+from stillroom.stages.release.stage import (
+    GateFailed,
+    ReleaseManifest,
+    gate_entry,
+    gate_floors,
+)
 from stillroom.storage.artifacts import Draft
 from stillroom.storage.atomic import atomic_write_json
 
@@ -229,8 +234,7 @@ def _pass_gate(section: Section, report: Mapping[str, Any] | None) -> dict[str, 
     """The gate's entry in release.json, where nothing is missed. Raises GateFailed."""
     if report is None or "student" not in report["models"]:  # there are no floors, then
         return gate_entry(GateResult(passed=True, failures=()))
-    floors = GateFloors(**section.model_dump(exclude={"exports", "playground"}))
-    verdict = apply_gate(report, floors)
+    verdict = apply_gate(report, gate_floors(section))
     if not verdict.passed:
         raise GateFailed(
             "release",

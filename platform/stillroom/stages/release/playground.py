@@ -18,6 +18,7 @@ from stillroom.data.cleaning.sampling import evenly_spaced
 from stillroom.data.readers.records import EvaluationSet
 from stillroom.encoders.files.load import load_encoder
 from stillroom.encoders.usable_vectors import require_usable
+from stillroom.errors import beginning
 from stillroom.evaluation.encode_progress import OnTexts, encode_in_chunks
 from stillroom.evaluation.known_vectors import KnownVectors
 from stillroom.release.playground_corpus import (
@@ -59,7 +60,7 @@ def write_playground(
             aligned = own_plane.aligned_to(own_plane.project(vectors_nd), plane.project(first[1]))
             views[role] = EncoderView(vectors_nd, aligned)
         PlaygroundCorpus(
-            texts=[text[:MAX_CHARACTERS] for text in texts],
+            texts=[beginning(text, MAX_CHARACTERS) for text in texts],
             total=len(sets[name].passages),
             examples=examples,
             clusters=cluster_vectors(first[1]),

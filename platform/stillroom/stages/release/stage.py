@@ -85,8 +85,7 @@ def release(
         UserError: when an export differs too much from the student.
     """
     measured = json.loads((report.path / "report.json").read_text())
-    floors = GateFloors(**section.model_dump(exclude={"exports", "playground"}))
-    verdict = apply_gate(measured, floors)
+    verdict = apply_gate(measured, gate_floors(section))
     if gate and not verdict.passed:
         raise GateFailed(
             "release",
@@ -190,6 +189,15 @@ def _playground(
         )  # fmt: skip
     write_playground(sets, chosen, known, out.path / "playground")
     return list(chosen)
+
+
+def gate_floors(section: Section) -> GateFloors:
+    """The floors that a recipe's release section sets."""
+    floors = section.model_dump(exclude={"exports", "playground", "elsewhere"})
+    elsewhere = {
+        f"elsewhere_{name}": value for name, value in section.elsewhere.model_dump().items()
+    }
+    return GateFloors(**floors, **elsewhere)
 
 
 def gate_entry(verdict: GateResult) -> dict[str, Any]:

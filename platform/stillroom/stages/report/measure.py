@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import psutil
 import ray
 import torch
@@ -19,9 +21,14 @@ from stillroom.encoders.api_encoder import ApiEncoder
 from stillroom.encoders.interface import Embedder, truncate_vectors
 from stillroom.encoders.vectors.quantise import Calibration
 from stillroom.evaluation.encode_progress import OnTexts, ProgressEmbedder
-from stillroom.evaluation.evaluate import EncodedSets, encode_sets, report_entry
+from stillroom.evaluation.evaluate import (
+    EncodedSets,
+    encode_sets,
+    entry_of_scores,
+    score_queries,
+)
 from stillroom.evaluation.speed import Speed, texts_per_round, time_in_turns
-from stillroom.stages.corpus.artifact import CorpusData, read_evaluation_sets
+from stillroom.stages.corpus.artifact import CorpusData, read_evaluation_sets, read_guards
 from stillroom.stages.report.models import ModelSource
 from stillroom.storage.artifacts import Artifact
 
@@ -34,21 +41,25 @@ class MeasuredModel:
     """A model's entry in the report, and other results of its measurement.
 
     Attributes:
-        encoded: the evaluation sets' vectors, only of teacher and student.
+        ndcg: set → nDCG@10 of each query, guards included.
+        elsewhere: its entry on the guards; None without any.
+        encoded: the evaluation sets' and guards' vectors, only of teacher, student, and the student
+            before training.
         calibrations: dims → ranges of the vectors' values, only of the student.
         weight_bytes: of its weights in memory.
     """
 
     entry: dict[str, Any]
+    ndcg: dict[str, np.ndarray]
+    elsewhere: dict[str, Any] | None
     encoded: EncodedSets | None
     calibrations: dict[int, Calibration] | None
     weight_bytes: int
 
 
-def texts_to_encode(models: int, sets: Mapping[str, EvaluationSet]) -> int:
-    """Number of texts that these models encode: judged queries, and passages."""
-    per_model = sum(len(s.judged_queries()) + len(s.passages) for s in sets.values())
-    return per_model * models
+def texts_to_encode(sets: Mapping[str, EvaluationSet]) -> int:
+    """Number of texts that a model encodes: judged queries, and passages."""
+    return sum(len(s.judged_queries()) + len(s.passages) for s in sets.values())
 
 
 def measure_models(
@@ -75,26 +86,53 @@ def measure_models(
 
 
 def measure_api(
-    api: ApiEncoder, sets: Mapping[str, EvaluationSet], progress: Progress
+    api: ApiEncoder,
+    sets: Mapping[str, EvaluationSet],
+    guards: Mapping[str, EvaluationSet],
+    progress: Progress,
 ) -> MeasuredModel:
     """Measures a teacher behind an API, from this process, which has its cache.
 
     Reports no speed: an API's response time says nothing about its model.
     """
-    encoded = encode_sets(ProgressEmbedder(api, progress.add), "teacher", sets)
-    entry = report_entry("teacher", api.parameters_total, encoded, sets)
-    entry |= {"texts_per_second": None, "texts_per_second_spread": None}
-    return MeasuredModel(entry, encoded, calibrations=None, weight_bytes=0)
+    measured = _measured("teacher", ProgressEmbedder(api, progress.add), sets, guards)
+    measured.entry.update({"texts_per_second": None, "texts_per_second_spread": None})
+    return measured
+
+
+def _measured(
+    role: str,
+    encoder: Embedder,
+    sets: Mapping[str, EvaluationSet],
+    guards: Mapping[str, EvaluationSet],
+) -> MeasuredModel:
+    encoded = encode_sets(encoder, role, {**sets, **guards})
+    scores = score_queries(encoded, {**sets, **guards})
+
+    def entry(of: Mapping[str, EvaluationSet]) -> dict[str, Any]:
+        parts = {name: scores[name] for name in of}
+        return entry_of_scores(role, encoder.parameters_total, encoded, parts)
+
+    return MeasuredModel(
+        entry(sets),
+        {name: by_query["ndcg@10"] for name, by_query in scores.items()},
+        entry(guards) if guards else None,
+        encoded if role in ("teacher", "student", "student_base") else None,
+        calibrations=None,
+        weight_bytes=0,
+    )
 
 
 def _measure(model: ModelSource, corpus: Artifact, on_texts: OnTexts) -> MeasuredModel:
-    encoder, sets = _on_assigned_device(model.load()), read_evaluation_sets(corpus)
-    encoded = encode_sets(ProgressEmbedder(encoder, on_texts), model.role, sets)
-    return MeasuredModel(
-        report_entry(model.role, encoder.parameters_total, encoded, sets),
-        encoded if model.role in ("teacher", "student") else None,
-        _calibrate(encoder, corpus) if model.role == "student" else None,
-        _weight_bytes(encoder),
+    encoder = _on_assigned_device(model.load())
+    guards = read_guards(corpus) if model.measured_elsewhere else {}
+    measured = _measured(
+        model.role, ProgressEmbedder(encoder, on_texts), read_evaluation_sets(corpus), guards
+    )
+    return dataclasses.replace(
+        measured,
+        calibrations=_calibrate(encoder, corpus) if model.role == "student" else None,
+        weight_bytes=_weight_bytes(encoder),
     )
 
 

@@ -1,21 +1,25 @@
 """The models that a report measures, and how each is loaded."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from stillroom.config.recipe import Report as Section
 from stillroom.config.student import Student
 from stillroom.config.validation import validate
-from stillroom.encoders.contract import Contract
+from stillroom.encoders.contract import CONTRACT_FILE, Contract
 from stillroom.encoders.encoder import Encoder
 from stillroom.encoders.files.create import create_encoder
 from stillroom.encoders.files.load import load_encoder
 from stillroom.encoders.files.options import ContractOptions
+from stillroom.encoders.files.sentence_transformers import MODULES_FILE
 from stillroom.encoders.interface import Embedder
+from stillroom.encoders.model_names import locate_model
 from stillroom.stages.api_teacher import is_api
 from stillroom.stages.corpus.artifact import CorpusData
 from stillroom.stages.student import untrained_student
+from stillroom.stages.student_start import StudentStart, given_layers
 from stillroom.storage.artifacts import Artifact
 
 
@@ -24,11 +28,17 @@ class ModelSource:
     """A model with weights. Pickled to a Ray task.
 
     Attributes:
-        role: in the report: teacher, student, teacher_base or student_base.
+        role: in the report: teacher, student, teacher_base, student_base, or base: what the
+            student was made from, as it was published.
     """
 
     role: str
     load: Callable[[], Embedder]
+
+    @property
+    def measured_elsewhere(self) -> bool:
+        """Whether it is measured on the guards too: all but the teacher's base."""
+        return self.role != "teacher_base"
 
 
 def models_to_measure(
@@ -52,6 +62,10 @@ def models_to_measure(
             models["teacher before training"] = ModelSource("teacher_base", untrained)
         untrained = functools.partial(_student_before_training, student, corpus)
         models["student before training"] = ModelSource("student_base", untrained)
+        made_by = student.manifest["made_by"]["section"]
+        if made_by.get("size") is None:  # else its weights are not the base's
+            untouched = functools.partial(_untouched_base, made_by, student_trusted)
+            models["untouched base"] = ModelSource("base", untouched)
     return models
 
 
@@ -72,14 +86,40 @@ def _teacher_before_training(teacher: Artifact, trust_remote_code: bool) -> Enco
     )
 
 
+def _untouched_base(made_by: Mapping[str, Any], trust_remote_code: bool) -> Encoder:
+    """What the student was made from, with its own contract; a plain model gets the student's
+    pooling."""
+    folder = locate_model(made_by["base"], include_code=trust_remote_code)
+    published = any((folder / name).exists() for name in (CONTRACT_FILE, MODULES_FILE))
+    return create_encoder(
+        made_by["base"],
+        space="untouched-base",
+        options=ContractOptions(
+            pooling=None if published else made_by.get("pooling"),
+            precision=made_by.get("precision", "auto"),
+        ),
+        trust_remote_code=trust_remote_code,
+    )
+
+
 def _student_before_training(student: Artifact, corpus: Artifact) -> Encoder:
-    """The student as created from its base, without the initial projection."""
+    """The student at step 0: its base's weights, the kept layers, and the fitted projection."""
     made_by = student.manifest["made_by"]["section"]
     fields = {name: made_by[name] for name in Student.model_fields if name in made_by}
     section = validate(Student, {**fields, "phases": [made_by["phase"]]}, str(student.path))
-    return untrained_student(
+    start = StudentStart.read(student.path) or StudentStart(given_layers(section))
+    trained = Contract.read(student.path)
+    shares_space = start.weight is not None and section.space == "teacher"
+    encoder = untrained_student(
         section,
         CorpusData.read(corpus),
+        start.layers,
         seed=made_by["seed"],
-        space=f"{student.path.name}-base",
+        space=trained.space if shares_space else f"{student.path.name}-base",
+        projection_dims=None if start.weight is None else len(start.weight),
     )
+    start.apply(encoder)
+    if start.weight is not None:
+        changes = {"dims": trained.dims, **trained.comparison._asdict()}
+        encoder.contract = encoder.contract.model_copy(update=changes)
+    return encoder

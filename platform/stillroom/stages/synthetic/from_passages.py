@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,16 +14,17 @@ import numpy as np
 from stillroom.config.corpus import Corpus
 from stillroom.config.synthetic import FromPassages, Synthetic
 from stillroom.data.cleaning.text_keys import text_key
-from stillroom.data.synthetic.answers import parse_grade, parse_query
+from stillroom.data.synthetic.answers import parse_grade, parse_query, require_language
 from stillroom.data.synthetic.prompts import (
     Example,
     RejectedAnswer,
+    draw_language,
     grade_prompt,
     likelihood_prompt,
     query_prompt,
 )
 from stillroom.data.synthetic.selection import choose_positive_and_negative, query_likelihood
-from stillroom.errors import UserError
+from stillroom.errors import UserError, beginning
 from stillroom.openai_client.completion import Completion
 from stillroom.openai_client.requests import Usage, estimate_text_tokens
 from stillroom.stages.corpus import sources
@@ -68,7 +70,7 @@ def draw_pool(section: Corpus, seed: int) -> list[str]:
 
 def visible_part(passage: str, options: FromPassages) -> str:
     """The part of a passage that the language model reads."""
-    return passage[: options.max_passage_characters]
+    return beginning(passage, options.max_passage_characters)
 
 
 def usage_per_passage(
@@ -150,17 +152,25 @@ class PassageExampleGenerator:
         requests = [
             chat_request(
                 self.settings,
-                query_prompt(visible_part(self.pool[row], self._options)),
+                query_prompt(visible_part(self.pool[row], self._options), self._language(row)),
                 self.settings.max_answer_tokens,
                 (self.seed, row),
             )
             for row in rows
         ]
         parsed = [
-            self.rejections.parse("passages", completion, parse_query)
-            for completion in self.client.complete(requests)
+            self.rejections.parse("passages", completion, partial(_parse_in, language=language))
+            for language, completion in zip(
+                map(self._language, rows), self.client.complete(requests), strict=True
+            )
         ]
         return {row: pair for row, pair in zip(rows, parsed, strict=True) if pair is not None}
+
+    def _language(self, row: int) -> str | None:
+        """The language in which a passage's query is asked for; None: none is named."""
+        if self.settings.languages is None:
+            return None
+        return draw_language(self.settings.languages, np.random.default_rng([self.seed, row, 1]))
 
     def _choose(
         self, queries: Queries, counts: Counter[str], *, with_likelihood: bool
@@ -197,7 +207,9 @@ class PassageExampleGenerator:
             counts["positive_is_another"] += candidates[row][best] != row
             counts["ranked_by_likelihood_too"] += row_likelihoods is not None
             negatives = () if worst is None else (passages[worst],)
-            examples.append(Example("passages", task, query, passages[best], negatives))
+            examples.append(
+                Example(*("passages", task, query, passages[best], negatives), self._language(row))
+            )
         return examples
 
     def _grade(self, queries: Queries, candidates: Candidates) -> list[list[int | None]]:
@@ -265,6 +277,14 @@ class PassageExampleGenerator:
                 "no query likelihood from this endpoint (%s): ranking by grades alone", error
             )
             return False
+
+
+def _parse_in(answer: str, language: str | None) -> tuple[str, str]:
+    """As `parse_query`; rejects also a query that is not in its language."""
+    task, query = parse_query(answer)
+    if language is not None:
+        require_language([query], language)
+    return task, query
 
 
 def _with_own_passage(row: int, neighbours: Sequence[int]) -> list[int]:

@@ -6,7 +6,7 @@ from functools import partial
 
 from stillroom.config.synthetic import Synthetic
 from stillroom.data.cleaning.text_keys import text_key
-from stillroom.data.synthetic.answers import parse_example, parse_tasks
+from stillroom.data.synthetic.answers import parse_example, parse_tasks, require_language
 from stillroom.data.synthetic.prompts import (
     TASK_TEMPLATES,
     TASKS_PER_BRAINSTORM,
@@ -48,11 +48,14 @@ def generate_from_tasks(
         request = partial(example_request, settings, name, tasks, seed)
         completions = client.within_budget(count, request, settings.max_answer_tokens, name)
         for number, completion in enumerate(completions):
-            texts = rejections.parse(name, completion, partial(parse_example, template=template))
+            languages = _controls(settings, name, seed, number).languages
+            texts = rejections.parse(
+                name, completion, partial(_parse_in, languages=languages, template=template)
+            )
             if texts is not None:
                 query, positive, negative = texts
                 task = _task_of(settings, tasks, number)
-                yield Example(name, task, query, positive, (negative,))
+                yield Example(name, task, query, positive, (negative,), languages[0])
 
 
 def brainstorm_calls(settings: Synthetic, examples: int) -> int:
@@ -73,12 +76,25 @@ def example_request(
     settings: Synthetic, name: str, tasks: Sequence[str], seed: int, number: int
 ) -> Request:
     """The request for the `number`-th example of a kind of task."""
-    assert settings.tasks is not None
-    template = TASK_TEMPLATES[name]
-    controls_seed = (seed, list(TASK_TEMPLATES).index(name), number)
-    controls = ExampleControls.draw(template, settings.tasks.languages, controls_seed)
-    prompt = example_prompt(template, _task_of(settings, tasks, number), controls)
+    controls = _controls(settings, name, seed, number)
+    prompt = example_prompt(TASK_TEMPLATES[name], _task_of(settings, tasks, number), controls)
     return chat_request(settings, prompt, settings.max_answer_tokens, (seed, number))
+
+
+def _controls(settings: Synthetic, name: str, seed: int, number: int) -> ExampleControls:
+    """The properties that the `number`-th example of a kind of task is to have."""
+    controls_seed = (seed, list(TASK_TEMPLATES).index(name), number)
+    return ExampleControls.draw(TASK_TEMPLATES[name], settings.task_languages, controls_seed)
+
+
+def _parse_in(
+    answer: str, languages: tuple[str, str], template: TaskTemplate
+) -> tuple[str, str, str]:
+    """As `parse_example`; rejects also texts that are not in their languages."""
+    query, positive, negative = parse_example(answer, template)
+    require_language([query], languages[0])
+    require_language([positive, negative], languages[1])
+    return query, positive, negative
 
 
 def _task_of(settings: Synthetic, tasks: Sequence[str], number: int) -> str:

@@ -70,6 +70,7 @@ def synthetic(*, section: Corpus, seed: int, scale: Scale, out: Draft) -> dict[s
         "pairs": len(examples),
         "without_negative": sum(not example.negatives for example in examples),
         "made": dict(Counter(example.kind for example in examples)),
+        "languages": dict(Counter(filter(None, (example.language for example in examples)))),
         "rejected": {what: dict(reasons) for what, reasons in rejections.counts.items()},
         "passages": passage_counts,
         "budget_reached": client.budget_reached,
@@ -92,4 +93,5 @@ def _row(example: Example, settings: Synthetic) -> dict[str, Any]:
         "negatives": list(example.negatives),
         "task": example.task,
         "kind": example.kind,
+        "language": example.language,
     }

@@ -26,7 +26,7 @@ from stillroom.encoders.vectors.stored import (
     text_digest,
     write_array,
 )
-from stillroom.errors import UserError, one_line
+from stillroom.errors import UserError, one_line, quote
 from stillroom.observability.log_context import (
     LogContext,
     capture_context,
@@ -180,7 +180,7 @@ class _ShardFolder:
             sources = self.part.sources
             source = "" if sources is None else f" of source {sources[text_row]}"
             where = f"{name}, row {text_row}{source}"
-            problem = f"{self.part.texts[text_row][:60]!r}: {reason}"
+            problem = f"{quote(self.part.texts[text_row])}: {reason}"
             if not skip:
                 raise UserError(
                     where,

@@ -10,6 +10,7 @@ from stillroom.config.scale import Scale
 from stillroom.encoders.contract import BaseContract, Role
 from stillroom.encoders.model_names import find_model, model_fingerprint
 from stillroom.encoders.vectors.stored import StoredVectors
+from stillroom.errors import quote
 from stillroom.stages.api_teacher import api_encoder
 from stillroom.stages.corpus.artifact import CorpusData
 from stillroom.stages.vectors.embed import TextsToEmbed, embed
@@ -23,6 +24,7 @@ class VectorsSummary(TypedDict):
 
     queries: int
     passages: int
+    general: NotRequired[int]
     dims: int
     skipped: NotRequired[dict[str, dict[str, str]]]  # folder → row → text and reason
 
@@ -35,6 +37,7 @@ def vectors(
     out: Draft,
     teacher: Artifact | None = None,
     model: str = "",
+    general: bool = False,
     trusted: Sequence[str] = (),
 ) -> VectorsSummary:
     """Writes queries/ and passages/ as `StoredVectors`, and the teacher's contract.
@@ -42,6 +45,7 @@ def vectors(
     A text gets the prompt of its source, as in training. Shards that a killed run left are kept.
 
     Args:
+        general: also of the corpus's general texts, into general-queries/ and general-passages/.
         model: the name of another encoder, used instead of the teacher, with its own prompts.
         trusted: holds "teacher" when that may run code that comes with it.
 
@@ -64,6 +68,11 @@ def vectors(
         to_embed("queries", "query", data.queries, data.pair_sources),
         to_embed("passages", "passage", data.passages, data.passage_sources),
     ]
+    if general:
+        roles: tuple[tuple[str, Role], ...] = (("queries", "query"), ("passages", "passage"))
+        for folder, role in roles:
+            texts = data.general_texts(role)
+            parts.append(TextsToEmbed(f"general-{folder}", role, texts, [None] * len(texts)))
     embed(
         parts,
         encoder,
@@ -82,9 +91,11 @@ def vectors(
     summary = VectorsSummary(
         queries=len(data.queries), passages=len(data.passages), dims=stored["passages"].dims
     )
+    if general:
+        summary["general"] = len(data.general_queries) + len(data.general_passages)
     skipped = {
         part.folder: {
-            f"row {row}": f"{part.texts[row][:60]!r}: {reason}"
+            f"row {row}": f"{quote(part.texts[row])}: {reason}"
             for row, reason in stored[part.folder].skipped.items()
         }
         for part in parts

@@ -41,6 +41,31 @@ class OnlineVectors:
         return encode_with_prompts(self.encoder, texts, prompts, self.role)
 
 
+@dataclass(frozen=True)
+class JoinedVectors:
+    """The rows of two sources of vectors, one after the other."""
+
+    first: "VectorSource"
+    rows: int  # of the first
+    second: "VectorSource"
+
+    @property
+    def skipped(self) -> list[int]:
+        """Rows without a vector."""
+        return [*self.first.skipped, *(self.rows + row for row in self.second.skipped)]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        in_first = rows < self.rows
+        if in_first.all():
+            return self.first[rows]
+        if not in_first.any():
+            return self.second[rows - self.rows]
+        parts = self.first[rows[in_first]], self.second[rows[~in_first] - self.rows]
+        vectors = np.empty((len(rows), parts[0].shape[1]), dtype=parts[0].dtype)
+        vectors[in_first], vectors[~in_first] = parts
+        return vectors
+
+
 class VectorSource(VectorRows, Protocol):
     """A teacher's vectors by row; `skipped` are rows without a vector."""
 
@@ -48,7 +73,8 @@ class VectorSource(VectorRows, Protocol):
     def skipped(self) -> Sequence[int]: ...
 
 
-# (corpus, device) → the vectors of its queries and of its passages. A teacher that encodes on
+# (corpus, device) → the vectors of its queries and of its passages, each followed by those of the
+# general texts that are encoded in that role. A teacher that encodes on
 # demand does so on that device.
 OpenVectors = Callable[[CorpusData, torch.device], tuple[VectorSource, VectorSource]]
 
@@ -74,10 +100,12 @@ class TeacherVectors:
 
 def online_vectors(corpus: CorpusData, teacher: Embedder) -> tuple[VectorSource, VectorSource]:
     """The teacher's vectors of a corpus's queries and passages, encoded on demand."""
-    return (
-        OnlineVectors(teacher, corpus.queries, corpus.prompts_of("query"), "query"),
-        OnlineVectors(teacher, corpus.passages, corpus.prompts_of("passage"), "passage"),
-    )
+
+    def of_role(role: Role) -> OnlineVectors:
+        prompts = [*corpus.prompts_of(role), *[None] * len(corpus.general_texts(role))]
+        return OnlineVectors(teacher, corpus.all_texts(role), prompts, role)
+
+    return of_role("query"), of_role("passage")
 
 
 def stored_vectors(
@@ -95,8 +123,18 @@ def stored_vectors(
             f"holds the vectors of another teacher than {teacher.path}",
             "Delete this artifact, and run again",
         )
-    queries, passages = (StoredVectors(vectors.path / name) for name in ("queries", "passages"))
+
+    def of_role(folder: str, role: Role, texts: list[str]) -> VectorSource:
+        stored = StoredVectors(vectors.path / folder)
+        verified = VerifiedVectors(stored, texts, corpus.prompts_of(role))
+        if not (general := corpus.general_texts(role)):
+            return verified
+        more = StoredVectors(vectors.path / f"general-{folder}")
+        return JoinedVectors(
+            verified, len(texts), VerifiedVectors(more, general, [None] * len(general))
+        )
+
     return (
-        VerifiedVectors(queries, corpus.queries, corpus.prompts_of("query")),
-        VerifiedVectors(passages, corpus.passages, corpus.prompts_of("passage")),
+        of_role("queries", "query", corpus.queries),
+        of_role("passages", "passage", corpus.passages),
     )

@@ -62,7 +62,7 @@ export class Column {
         "aria-expanded": "false",
       },
       html("span", { class: "rank" }, String(rank)),
-      html("span", { class: "text" }, text),
+      html("span", { class: "text", dir: "auto" }, text),
       html("span", { class: "score" }, score.toFixed(3), scoreBar(score, highest)),
       html(
         "span",

@@ -19,7 +19,7 @@ export class CorpusMap {
       this.highlight,
       this.marks,
     );
-    this.caption = html("figcaption", { class: "soft" });
+    this.caption = html("figcaption", { class: "soft", dir: "auto" });
     this.figure = html("figure", { class: "map" }, this.picture, this.caption);
     this.picture.addEventListener("pointermove", (event) =>
       this.#dispatchPointed(this.#nearestPassage(event)),

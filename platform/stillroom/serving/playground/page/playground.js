@@ -82,7 +82,7 @@ function showExamples(corpus) {
   byId("help").hidden = true;
   byId("examples").querySelector("ul").replaceChildren(
     ...corpus.examples.slice(0, 5).map((example) => {
-      const button = html("button", { type: "button" }, example.query);
+      const button = html("button", { type: "button", dir: "auto" }, example.query);
       button.addEventListener("click", () => {
         byId("query").value = example.query;
         search();

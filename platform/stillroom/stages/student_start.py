@@ -1,0 +1,251 @@
+"""Where a student's training starts: the layers that it keeps, and its projection.
+
+Computed once, before the workers start, from the base and the teacher's vectors; kept beside the
+encoder, so that a resumed run and the report have the same start.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from stillroom.config.student import Student, StudentPhase
+from stillroom.data.cleaning.sampling import evenly_spaced
+from stillroom.encoders.contract import Role
+from stillroom.encoders.encoder import Encoder
+from stillroom.encoders.interface import truncate_vectors
+from stillroom.encoders.tokens.batch import Tokens
+from stillroom.learning.layer_choice import choose_layers
+from stillroom.learning.linear_maps import Moments, principal_components
+from stillroom.learning.projection import (
+    CHUNK,
+    ProjectionFit,
+    fit_projection,
+    pooled_states,
+    sum_moments,
+)
+from stillroom.stages.vectors.teacher_vectors import TeacherVectors
+from stillroom.storage.atomic import atomic_write_json
+
+START_FILE = "start.json"  # in a student's folder: the layers, and figures of the choice
+WEIGHTS_FILE = "start.safetensors"  # beside it: the projection, where there is one
+STORED_TEXTS, ONLINE_TEXTS = 8_192, 2_048  # that a projection is solved from by default
+LAYER_TEXTS = 1_024  # that subsets of layers are compared on
+BATCH_TOKENS = 8_192
+
+
+@dataclass(frozen=True)
+class StudentStart:
+    """The start of a student.
+
+    Attributes:
+        layers: of the base that it keeps; None: all.
+        weight: of its projection, float32 (d, h); None: as it is created.
+        figures: `layers`: the score of each subset that was tried; `projection`: the chosen map,
+            its error, and every map's scores on held-back topics.
+    """
+
+    layers: tuple[int, ...] | None = None
+    weight: torch.Tensor | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def apply(self, encoder: Encoder) -> None:
+        """Gives the encoder this start's projection."""
+        if self.weight is not None:
+            assert encoder.projection is not None, "the start has a projection"
+            encoder.projection.linear.weight.data.copy_(self.weight)
+
+    def write(self, folder: Path) -> None:
+        """Writes what `read` reads."""
+        if self.weight is not None:
+            partial = folder / f"{WEIGHTS_FILE}.partial"
+            save_file({"weight": self.weight.contiguous()}, partial)
+            partial.rename(folder / WEIGHTS_FILE)
+        # Last: this file says that the start is whole.
+        atomic_write_json(folder / START_FILE, {"layers": self.layers, "figures": self.figures})
+
+    def summary(self) -> dict[str, Any]:
+        """The start in the student's manifest."""
+        return {"layers": self.layers, **self.figures}
+
+    @classmethod
+    def read(cls, folder: Path) -> "StudentStart | None":
+        """A student's start, from its folder; None where it has none."""
+        if not (folder / START_FILE).exists():
+            return None
+        content = json.loads((folder / START_FILE).read_text(encoding="utf-8"))
+        layers, file = content["layers"], folder / WEIGHTS_FILE
+        return cls(
+            None if layers is None else tuple(layers),
+            load_file(file)["weight"] if file.exists() else None,
+            content["figures"],
+        )
+
+
+def needs_start(section: Student) -> bool:
+    """Whether a student has a start that must be computed."""
+    counted = isinstance(section.layers, int)
+    return counted or section.space == "teacher" or section.output_dims is not None
+
+
+def given_layers(section: Student) -> tuple[int, ...] | None:
+    """The layers that a recipe names; None where it keeps all, or only counts them."""
+    return section.layers if isinstance(section.layers, tuple) else None
+
+
+def fit_start(
+    section: Student,
+    phase: StudentPhase,
+    seed: int,
+    teacher_vectors: TeacherVectors,
+    make_encoder: Callable[[StudentStart], Encoder],
+) -> StudentStart:
+    """Chooses the layers where the recipe only counts them, and solves the projection.
+
+    Uses a GPU where the process has one.
+
+    Args:
+        phase: the first.
+        make_encoder: the student of a start.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layers, figures = given_layers(section), {}
+    if isinstance(section.layers, int):
+        whole = make_encoder(StudentStart()).to(device)
+        sample = FitSample(teacher_vectors, phase, whole, LAYER_TEXTS)
+        choice = choose_layers(
+            whole, sample.tokens, sample.vectors, section.layers,
+            batch_tokens=BATCH_TOKENS, seed=seed,
+        )  # fmt: skip
+        layers = choice.layers
+        figures["layers"] = {
+            " ".join(map(str, tried)): round(score, 4) for tried, score in choice.tried.items()
+        }
+    encoder = make_encoder(StudentStart(layers)).to(device)
+    if encoder.projection is None or not (section.space == "teacher" or section.output_dims):
+        return StudentStart(layers, None, figures)
+    texts = section.start.texts or (ONLINE_TEXTS if phase.online_teacher else STORED_TEXTS)
+    sample = FitSample(teacher_vectors, phase, encoder, texts)
+    if section.space == "own":
+        return StudentStart(layers, _own_components(encoder, sample.tokens), figures)
+    fit = fit_projection(
+        encoder, sample.tokens, sample.vectors,
+        choice=section.start.map, batch_tokens=BATCH_TOKENS, seed=seed,
+    )  # fmt: skip
+    return StudentStart(layers, fit.weight_dh, {**figures, "projection": _fit_figures(fit)})
+
+
+class FitSample:
+    """Texts of both roles, truncated as in training, and their teacher's vectors.
+
+    Args:
+        max_texts: of both roles together; each has at least half of them, where there are as many.
+
+    Attributes:
+        tokens: of all texts, queries first.
+    """
+
+    def __init__(
+        self,
+        teacher_vectors: TeacherVectors,
+        phase: StudentPhase,
+        encoder: Encoder,
+        max_texts: int,
+    ):
+        corpus = teacher_vectors.corpus_data
+        all_queries, all_passages = corpus.all_texts("query"), corpus.all_texts("passage")
+        self.sources = teacher_vectors.rows(encoder.device)
+        self.dims, self.normalise = encoder.contract.dims[0], encoder.contract.normalise
+        queries, passages = (
+            np.setdiff1d(np.arange(len(texts)), np.asarray(source.skipped, dtype=np.int64))
+            for texts, source in zip((all_queries, all_passages), self.sources, strict=True)
+        )
+        of_queries = min(len(queries), max(max_texts // 2, max_texts - len(passages)))
+        self.rows = (
+            queries[evenly_spaced(len(queries), of_queries)],
+            passages[evenly_spaced(len(passages), max_texts - of_queries)],
+        )
+        roles: list[tuple[Role, list[str], int]] = [
+            ("query", all_queries, phase.query_tokens),
+            ("passage", all_passages, phase.passage_tokens),
+        ]
+        self.tokens: list[Tokens] = []
+        for (role, texts, max_tokens), rows in zip(roles, self.rows, strict=True):
+            if len(rows):
+                chosen = [texts[row] for row in rows]
+                self.tokens += encoder.prompter(chosen, role, max_tokens=max_tokens)
+
+    def vectors(self, numbers: np.ndarray) -> torch.Tensor:
+        """The teacher's vectors of the texts with these numbers, float32, as the student's are
+        cut and compared."""
+        (queries, passages), (query_rows, passage_rows) = self.sources, self.rows
+        of_queries = numbers < len(query_rows)
+        parts = [
+            source[rows].astype(np.float32)
+            for source, rows in (
+                (queries, query_rows[numbers[of_queries]]),
+                (passages, passage_rows[numbers[~of_queries] - len(query_rows)]),
+            )
+            if len(rows)
+        ]
+        vectors = np.empty((len(numbers), parts[0].shape[1]), dtype=np.float32)
+        vectors[np.concatenate([np.flatnonzero(of_queries), np.flatnonzero(~of_queries)])] = (
+            np.concatenate(parts)
+        )
+        return torch.from_numpy(truncate_vectors(vectors, self.dims, self.normalise))
+
+
+def _own_components(encoder: Encoder, tokens: Sequence[Tokens]) -> torch.Tensor | None:
+    """The projection of a student in a space of its own: its states' principal components, where it
+    has fewer dims; None where not, since every orthogonal map then keeps all cosines."""
+    assert encoder.projection is not None, "called for a student with a projection"
+    linear = encoder.projection.linear
+    if linear.out_features >= linear.in_features:
+        return None
+    moments = []
+    for start in range(0, len(tokens), CHUNK):
+        states_nh = pooled_states(encoder, tokens[start : start + CHUNK], BATCH_TOKENS)
+        if encoder.contract.normalise:
+            states_nh = torch.nn.functional.normalize(states_nh, dim=-1)
+        moments.append(Moments.of(states_nh, states_nh))
+    return principal_components(sum_moments(moments), linear.out_features).float()
+
+
+def describe_start(start: StudentStart) -> Iterator[str]:
+    """What was chosen and why, as lines of the log."""
+    tried = start.figures.get("layers", {})
+    if tried:
+        chosen = " ".join(map(str, start.layers or ()))
+        worst = min(tried, key=tried.__getitem__)
+        yield (
+            f"keeps layers {chosen} of the base: of {len(tried)} subsets their states fit the "
+            f"teacher's vectors best, {tried[chosen]:.3f} (worst: {worst}, {tried[worst]:.3f})"
+        )
+    if projection := start.figures.get("projection"):
+        yield (
+            f"the projection starts as {projection['map']}, solved from {projection['texts']:,} "
+            f"texts; relative error {projection['relative_error']:.3f}"
+        )
+        for name, scores in projection["held_back"].items():
+            yield (
+                f"on topics held back, {name} finds {scores['symmetric']:.3f} of the teacher's "
+                f"nearest neighbours among its own vectors, and {scores['asymmetric']:.3f} among "
+                "the teacher's"
+            )
+
+
+def _fit_figures(fit: ProjectionFit) -> dict[str, Any]:
+    return {
+        "map": fit.name,
+        "texts": fit.texts,
+        "relative_error": round(fit.relative_error, 4),
+        "held_back": {
+            name: {"symmetric": round(s.symmetric, 4), "asymmetric": round(s.asymmetric, 4)}
+            for name, s in fit.scores.items()
+        },
+    }

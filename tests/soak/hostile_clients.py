@@ -1,0 +1,170 @@
+"""Broken and hostile clients beside honest ones, against a real server: `make soak`.
+
+The honest see no error and wait at most twice as long at the 99th percentile, and afterwards the
+server's memory is what it was. The figures are printed.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import resource
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1]))
+from support.raw_http import EMBED, H2C, post_head
+from support.serve_process import serve_process
+from support.tiny_releases import make_release
+
+SECONDS = float(os.environ.get("STILLROOM_SOAK_S", "60"))
+HONEST = 4  # callers, each with one request after the other
+PER_KIND = 20  # hostile clients of each kind
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (8192, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    )
+    release = make_release(tmp_path_factory.mktemp("release") / "shared", shared_space=True)
+    with serve_process(release) as (url, _):
+        yield url
+
+
+async def send_half(reader, writer):
+    writer.write(post_head("/v1/embeddings", 10_000) + b" " * 5000)
+    await reader.read()  # until the server gives up
+
+
+async def trickle_headers(reader, writer):
+    for byte in b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nx-slow: " + b"x" * 1000:
+        writer.write(bytes([byte]))
+        await writer.drain()
+        await asyncio.sleep(0.5)
+
+
+async def trickle_body(reader, writer):
+    writer.write(post_head("/v1/embeddings", 10_000))
+    for _ in range(1000):
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.5)
+
+
+async def send_too_much(reader, writer):
+    writer.write(post_head("/v1/embeddings", 10**9) + b" " * 10**6)
+    await reader.read(100)
+
+
+async def vanish(reader, writer):
+    writer.write(post_head("/v1/embeddings", len(EMBED)) + EMBED[:10])
+    await writer.drain()
+    await asyncio.sleep(random.random())
+
+
+async def vanish_before_the_answer(reader, writer):
+    writer.write(post_head("/v1/embeddings", len(EMBED), H2C) + EMBED)
+    await writer.drain()
+    await asyncio.sleep(random.random() / 10)
+
+
+async def read_nothing(reader, writer):
+    writer.write(b"GET /openapi.json HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n" * 20)
+    await asyncio.sleep(5)
+
+
+async def send_rubbish(reader, writer):
+    writer.write(random.randbytes(1000) + b"\r\n\r\n")
+    await reader.read(100)
+    await asyncio.sleep(0.2)
+
+
+async def send_long_text(reader, writer):
+    body = b'{"model": "tiny/student", "input": "' + b"long text " * 100_000 + b'"}'
+    writer.write(post_head("/v1/embeddings", len(body)) + body)
+    await reader.read(100)
+    await asyncio.sleep(1)
+
+
+KINDS = (
+    send_half, trickle_headers, trickle_body, send_too_much, vanish, vanish_before_the_answer,
+    read_nothing, send_rubbish,
+)  # fmt: skip
+
+
+async def misbehave(kind, address, stop):
+    while not stop.is_set():
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            reader, writer = await asyncio.open_connection(address.hostname, address.port)
+            try:
+                await asyncio.wait_for(kind(reader, writer), 40)
+            finally:
+                writer.transport.abort()
+        await asyncio.sleep(2 * random.random())
+
+
+async def ask_honestly(url, stop, latencies, errors):
+    async with httpx.AsyncClient(timeout=60) as http:
+        while not stop.is_set():
+            started = time.perf_counter()
+            answer = await http.post(
+                f"{url}/v1/embeddings", json={"model": "tiny/student", "input": "an honest text"}
+            )
+            latencies.append(time.perf_counter() - started)
+            if answer.status_code != 200:
+                errors.append(answer.text)
+            health = await http.get(f"{url}/health")
+            if health.status_code != 200:
+                errors.append(health.text)
+            await asyncio.sleep(0.02)
+
+
+def memory_mib():
+    """Of the processes below this one: the server's, its proxy and its router among them."""
+    processes = psutil.Process().children(recursive=True)
+    return sum(process.memory_info().rss for process in processes) / 2**20
+
+
+async def soak(url, kinds):
+    stop, latencies, errors = asyncio.Event(), [], []
+    address = urlsplit(url)
+    tasks = [asyncio.create_task(ask_honestly(url, stop, latencies, errors)) for _ in range(HONEST)]
+    hostile = [
+        asyncio.create_task(misbehave(kind, address, stop))
+        for kind in kinds
+        for _ in range(PER_KIND)
+    ]
+    hostile += [asyncio.create_task(misbehave(send_long_text, address, stop)) for _ in kinds[:1]]
+    await asyncio.sleep(SECONDS)
+    stop.set()
+    await asyncio.gather(*tasks)
+    for task in hostile:
+        task.cancel()
+    await asyncio.gather(*hostile, return_exceptions=True)
+    return latencies, errors
+
+
+def test_hostile_clients_cost_only_themselves(url):
+    asyncio.run(soak(url, ()))  # warm
+    alone, errors = asyncio.run(soak(url, ()))
+    assert errors == []
+    before = memory_mib()
+    beside, errors = asyncio.run(soak(url, KINDS))
+    during = memory_mib()
+    after_load, _ = asyncio.run(soak(url, ()))
+    after = memory_mib()
+    for name, latencies in (("alone", alone), ("beside", beside), ("afterwards", after_load)):
+        p50, p99 = np.percentile(latencies, [50, 99]) * 1000
+        print(f"{name}: {len(latencies)} requests, p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+    print(f"memory: {before:.0f} MiB before, {during:.0f} during, {after:.0f} after")
+    assert errors == []
+    assert np.percentile(beside, 99) <= 2 * np.percentile(alone, 99)
+    assert after <= 1.1 * before
