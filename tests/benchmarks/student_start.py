@@ -7,8 +7,8 @@ solved from the texts, one a line in each FILE: first from the first FILE alone,
 The measure is nDCG@10 on the sets in DIR, cut to --passages, answers first: of the student alone,
 and of its queries among the teacher's passages, as the mean share of the teacher's own nDCG@10.
 
-`--layers N` then compares subsets of N layers. Vectors are kept in --cache by the names of files and
-sets: take another folder for other texts.
+`--layers N` then compares subsets of N layers. Vectors are kept in --cache by the names of files
+and sets: take another folder for other texts.
 """
 
 import argparse

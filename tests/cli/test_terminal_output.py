@@ -3,13 +3,16 @@
 import io
 import json
 import logging
+from unicodedata import category, east_asian_width
 
 import pytest
+from hypothesis import given
 from rich.logging import RichHandler
 from rich.table import Table
 
-from stillroom.cli.app import SafeConsole
+from stillroom.cli.app import CONTROL, SafeConsole
 from support.in_process_cli import run_command
+from support.scripts import TEXTS
 
 # A window title, a cleared screen, CSI in one character, backspaces, and reversed letters.
 HOSTILE = "a\x1b]0;owned\x07b\x1b[2Jc\x9b31md\x08\x08e\u202ef\rg"
@@ -39,6 +42,29 @@ def test_a_table_s_cells_title_and_header_have_no_control_characters(console):
     table.add_row(HOSTILE)
     console.print(table)
     assert shown_by(console).count("owned") == 3
+
+
+@given(TEXTS)
+def test_a_text_in_any_script_can_be_printed_and_controls_nothing(text):
+    console = SafeConsole(file=io.StringIO(), emoji=False, width=100)
+    console.print(text, markup=False)
+    shown = console.file.getvalue()
+    assert not CONTROL.search(shown) and shown.encode()
+
+
+def test_columns_are_aligned_by_the_width_of_characters(console):
+    table = Table("text", "number")
+    for text in ("plain", "日本語のテキスト", "ภาษาไทยที่", "e\u0301te\u0301"):
+        table.add_row(text, "1")
+    console.print(table)
+    lines = console.file.getvalue().splitlines()
+
+    def cells(line):
+        wide = sum(east_asian_width(letter) in "WF" for letter in line)
+        return len(line) + wide - sum(category(letter) == "Mn" for letter in line)
+
+    assert "日本語のテキスト" in lines[4]
+    assert len(set(map(cells, lines))) == 1
 
 
 def test_a_log_line_has_no_control_characters(console):

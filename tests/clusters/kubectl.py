@@ -8,19 +8,20 @@ import yaml
 
 from infra.kustomize import build
 
-OVERLAYS = Path(__file__).parents[2] / "infra" / "kuberay" / "overlays"
+KUBERAY = Path(__file__).parents[2] / "infra" / "kuberay"
+FOLDERS = sorted(path.parent for path in KUBERAY.rglob("kustomization.yaml"))
 
 
-@pytest.mark.parametrize("overlay", ["small", "gpu"])
-def test_kubectl_builds_the_same(overlay):
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_kubectl_builds_the_same(folder):
     done = subprocess.run(
-        ["kubectl", "kustomize", str(OVERLAYS / overlay)],
+        ["kubectl", "kustomize", str(folder)],
         check=True,
         capture_output=True,
         text=True,
     )
     kubectl_resources = list(yaml.safe_load_all(done.stdout))
-    our_resources = build(OVERLAYS / overlay)
+    our_resources = build(folder)
 
     def identity(resource):
         return resource["kind"], resource["metadata"]["name"]

@@ -4,6 +4,7 @@ tests/clusters/kubectl.py compares it with kubectl's own.
 """
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ def build(folder: Path) -> list[dict[str, Any]]:
     resources = []
     for name in kustomization["resources"]:
         path = folder / name
-        resources += build(path) if path.is_dir() else yaml.safe_load_all(path.read_text())
+        resources += build(path) if path.is_dir() else map(unshare, read_documents(path))
     for patch in kustomization.get("patches", ()):
-        operations = yaml.safe_load((folder / patch["path"]).read_text())
+        (operations,) = map(unshare, read_documents(folder / patch["path"]))
         jsonpatch.apply_patch(select(resources, patch["target"]), operations, in_place=True)
     for replacement in kustomization.get("replacements", ()):
         source = replacement["source"]
@@ -40,6 +41,15 @@ def build(folder: Path) -> list[dict[str, Any]]:
         for resource in resources:
             resource["metadata"]["namespace"] = kustomization["namespace"]
     return resources
+
+
+def read_documents(path: Path) -> list[Any]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def unshare(document: Any) -> Any:
+    """A copy in which no two places are the same object, as YAML's aliases make them."""
+    return json.loads(json.dumps(document))
 
 
 def select(resources: list[dict[str, Any]], target: dict[str, Any]) -> dict[str, Any]:

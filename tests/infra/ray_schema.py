@@ -78,6 +78,21 @@ JOB = closed(
     submitterPodTemplate=TEMPLATE,
     rayClusterSpec=CLUSTER,
 )
-SERVICE = closed("serveConfigV2 rayClusterConfig", serveConfigV2=TEXT, rayClusterConfig=CLUSTER)
+UPGRADE = closed(
+    "gatewayClassName stepSizePercent intervalSeconds",
+    gatewayClassName=TEXT,
+    maxSurgePercent=COUNT,
+    stepSizePercent=COUNT,
+    intervalSeconds=COUNT,
+)
+SERVICE = closed(
+    "serveConfigV2 rayClusterConfig",
+    serveConfigV2=TEXT,
+    rayClusterConfig=CLUSTER,
+    upgradeStrategy=closed(
+        type={"enum": ["NewCluster", "NewClusterWithIncrementalUpgrade", "None"]},
+        clusterUpgradeOptions=UPGRADE,
+    ),
+)
 
 SPECS = {"RayCluster": CLUSTER, "RayJob": JOB, "RayService": SERVICE}

@@ -1,8 +1,6 @@
 """The KubeRay manifests of every overlay."""
 
 from collections import Counter
-from functools import cache
-from pathlib import Path
 
 import jsonschema
 import kubernetes_validate
@@ -11,56 +9,24 @@ import ray._private.services
 import ray._private.utils
 import yaml
 
-from infra.kuberay_objects import cluster_of, pods_of, selects, services_of
-from infra.kustomize import build
+from infra.built_overlays import (
+    OVERLAYS,
+    built,
+    clusters,
+    find_resource,
+    gib,
+    groups,
+    of_kind,
+    ray_pods,
+    ray_resources,
+)
+from infra.kuberay_objects import pods_of, selects, services_of
 from infra.ray_schema import SPECS
 from stillroom.cluster.capacity import NodeType, bundle_for, bundles_that_fit
 from stillroom.config.load import read_recipe
 from stillroom.serving.yaml_check import validate_serve_yaml
 
-KUBERAY = Path(__file__).parents[2] / "infra" / "kuberay"
 KUBERNETES = "1.37"
-
-
-@cache
-def built(overlay):
-    return build(KUBERAY / "overlays" / overlay)
-
-
-def of_kind(overlay, kind):
-    return [resource for resource in built(overlay) if resource["kind"] == kind]
-
-
-def find_resource(overlay, kind, name=None):
-    """The only resource of a kind, or the one with a name."""
-    (match,) = (
-        resource
-        for resource in of_kind(overlay, kind)
-        if name is None or resource["metadata"]["name"] == name
-    )
-    return match
-
-
-def ray_resources(overlay):
-    return [find_resource(overlay, kind) for kind in ("RayCluster", "RayJob", "RayService")]
-
-
-def clusters(overlay):
-    """Specs of an overlay's Ray clusters: the RayCluster's, the RayJob's, the RayService's."""
-    return [cluster_of(resource) for resource in ray_resources(overlay)]
-
-
-def ray_pods(overlay):
-    return [
-        pod
-        for resource in ray_resources(overlay)
-        for pod in pods_of(resource)
-        if "ray.io/node-type" in pod.labels
-    ]
-
-
-def groups(overlay):
-    return {group["groupName"]: group for group in clusters(overlay)[0]["workerGroupSpecs"]}
 
 
 def templates(overlay):
@@ -73,7 +39,6 @@ def templates(overlay):
     return pod_templates
 
 
-OVERLAYS = ("small", "gpu")
 each = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
@@ -219,11 +184,6 @@ def test_the_object_store_of_every_pod_is_in_memory(overlay, monkeypatch, tmp_pa
         store = ray._private.utils.resolve_object_store_memory(int(memory * 0.9))
         folder, _, _ = ray._private.services.determine_plasma_store_config(store, str(tmp_path))
         assert folder == "/dev/shm"
-
-
-def gib(quantity):
-    assert quantity.endswith("Gi")
-    return float(quantity.removesuffix("Gi"))
 
 
 @each

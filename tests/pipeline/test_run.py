@@ -210,6 +210,7 @@ def test_one_command_makes_every_artifact_and_reports_where_it_is(result, workpl
     roles = {model["role"] for model in report["models"].values()}
     assert roles == {
         "teacher", "student", "teacher_base", "student_base", "base", "bm25", "asymmetric",
+        "asymmetric_base",
     }  # fmt: skip
     assert report["sets"] == {"held-out": {"queries": 32, "passages": 96}}
     student = report["models"]["student"]

@@ -81,3 +81,12 @@ def test_a_few_unknown_letters_are_a_warning_and_none_are_fine(english, tmp_path
     [finding] = check(recipe(tmp_path, english, rows))
     assert not finding.ok and "multilingual" in finding.fix
     assert check(recipe(tmp_path, english, rows), stages=("report",)) == []
+
+
+def test_the_tokenizer_of_a_teacher_behind_an_api_is_said_to_be_unknown(english, tmp_path):
+    api = {"base_url": "http://localhost:1/v1", "model": "m", "dims": 8}
+    rows = pairs([("what is x", "x is a letter")])
+    overrides = [f"teacher={{api: {json.dumps(api)}}}"]
+    read = recipe(tmp_path, english, rows, *overrides)
+    student, teacher = check(read, stages=("teacher", "student"))
+    assert student.what.startswith("student.base") and "cannot be seen from here" in teacher.detail

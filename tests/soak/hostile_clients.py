@@ -101,6 +101,7 @@ KINDS = (
 
 
 async def misbehave(kind, address, stop):
+    await asyncio.sleep(5 * random.random())  # all at once would only measure that one moment
     while not stop.is_set():
         with contextlib.suppress(OSError, asyncio.TimeoutError):
             reader, writer = await asyncio.open_connection(address.hostname, address.port)

@@ -99,7 +99,7 @@ def test_general_texts_get_their_share_of_a_phase_on_texts(artifacts, encoder):
 
 
 def test_every_text_comes_with_its_teacher_s_vector_in_its_role(artifacts, encoder):
-    texts, teacher, _ = artifacts
+    _, teacher, _ = artifacts
     made = batches(artifacts, encoder, TEXTS)
     model, data = load_encoder(teacher.path), made.data
     seen = set()

@@ -33,8 +33,11 @@ release_app = typer.Typer(no_args_is_help=True, help="Make releases of your own 
 data_app = typer.Typer(no_args_is_help=True, help="Describe, clean or generate data.")
 
 
-# Controls of a terminal, but for line feed and tab, and those that reverse the order of letters.
-CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
+# Controls of a terminal, but for line feed and tab, those that reverse the order of letters, and
+# halves of surrogate pairs, such as of file names that are not UTF-8: no terminal can show them.
+CONTROL = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
+)
 
 
 class SafeConsole(Console):

@@ -49,6 +49,9 @@ def check_tokenizers(recipe: Recipe, store: Store, stages: Collection[str]) -> I
                     f"{OTHER_BASE}; or allow it with max_unknown: 1",
                 )
         yield from _finding(model, samples, fits)
+    if recipe.teacher.api is not None and "teacher" in stages:
+        unseen = "is the API's: whether it knows the letters of the texts cannot be seen from here"
+        yield Finding("teacher.api: its tokenizer", True, unseen)
 
 
 def _finding(

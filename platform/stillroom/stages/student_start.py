@@ -46,7 +46,7 @@ class StudentStart:
     Attributes:
         layers: of the base that it keeps; None: all.
         weight: of its projection, float32 (d, h); None: as it is created.
-        figures: `layers`: the score of each subset that was tried; `projection`: the chosen map,
+        figures: `layer_scores`: of each subset that was tried; `projection`: the chosen map,
             its error, and every map's scores on held-back topics.
     """
 
@@ -123,7 +123,7 @@ def fit_start(
             batch_tokens=BATCH_TOKENS, seed=seed,
         )  # fmt: skip
         layers = choice.layers
-        figures["layers"] = {
+        figures["layer_scores"] = {
             " ".join(map(str, tried)): round(score, 4) for tried, score in choice.tried.items()
         }
     encoder = make_encoder(StudentStart(layers)).to(device)
@@ -218,7 +218,7 @@ def _own_components(encoder: Encoder, tokens: Sequence[Tokens]) -> torch.Tensor 
 
 def describe_start(start: StudentStart) -> Iterator[str]:
     """What was chosen and why, as lines of the log."""
-    tried = start.figures.get("layers", {})
+    tried = start.figures.get("layer_scores", {})
     if tried:
         chosen = " ".join(map(str, start.layers or ()))
         worst = min(tried, key=tried.__getitem__)

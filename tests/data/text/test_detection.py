@@ -1,11 +1,14 @@
 """The language of a collection."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stillroom.config.languages import AUTO, LANGUAGES, check_language
 from stillroom.data.text import detection
 from stillroom.data.text.detection import RELATED, VARIETIES, detect_language, is_in_language
 from stillroom.errors import UserError
+from support.scripts import TEXTS
 
 SENTENCES = {
     "en": "The water in the river is clear and cold all through the year",
@@ -46,6 +49,12 @@ def test_a_short_text_is_told_from_english_only_and_a_word_passes():
     assert is_in_language("Wie klar ist das Wasser dieses Flusses im Sommer?", "de")
     assert is_in_language("Wie klar ist das Wasser dieses Flusses im Sommer?", "fr")
     assert is_in_language("GPU", "ja") and is_in_language("\ud800 ++ 1984", "ja")
+
+
+@given(TEXTS, st.sampled_from(sorted(SENTENCES)))
+def test_any_text_has_a_language_and_is_or_is_not_in_one(text, language):
+    assert detect_language([text]) in LANGUAGES
+    assert is_in_language(text, language) in (True, False)
 
 
 def test_languages_that_the_detector_confuses_are_not_told_apart():

@@ -12,9 +12,14 @@ from stillroom.encoders.usable_vectors import UnusableVectorError, broken_weight
 from stillroom.serving.errors import ErrorKind, ServingError
 from stillroom.serving.messages import EmbedRequest, EncodeJob, EncodeResult
 from stillroom.serving.replica.in_process import LocalHandle
-from stillroom.serving.routing.dispatcher import MAX_ATTEMPTS, Dispatcher, NoReplicaAnswered
+from stillroom.serving.routing.dispatcher import (
+    MAX_ATTEMPTS,
+    Dispatcher,
+    NoReplicaAnswered,
+    estimated_cost,
+)
 from stillroom.serving.routing.policies import Policy, Send
-from stillroom.serving.routing.rules import SingleEncoder
+from stillroom.serving.routing.rules import CHARACTERS_PER_TOKEN, SingleEncoder
 
 CONTRACT = BaseContract(max_tokens=8, dims=(4,), space="s1")
 JOB = EncodeJob(EmbedRequest("tiny", ["a text"], None, "query"), 4)
@@ -103,3 +108,15 @@ def test_a_text_without_a_usable_vector_is_an_internal_error_and_tried_once():
     with pytest.raises(ServingError, match="text 1 'a text': its vector is not finite") as refused:
         encode(text, fallbacks={STUDENT: TEACHER})
     assert (refused.value.kind, text.calls) == (ErrorKind.INTERNAL, 1)
+
+
+@pytest.mark.parametrize(
+    ("texts", "token_ids", "cost"),
+    [
+        (["ab", ""], None, 4),
+        (["x" * 4_000_000], None, 1 + 32 * CHARACTERS_PER_TOKEN),
+        ([], [[7] * 5, [7] * 10**5], 2 + 37 * CHARACTERS_PER_TOKEN),
+    ],
+)
+def test_of_a_long_text_only_what_the_model_takes_counts_as_work(texts, token_ids, cost):
+    assert estimated_cost(EmbedRequest("m", texts, token_ids, "passage"), 32) == cost

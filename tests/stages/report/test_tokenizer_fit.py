@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from stillroom.data.readers.records import EvaluationSet
@@ -15,6 +17,7 @@ from stillroom.encoders.contract import (
 )
 from stillroom.reports.tokenizer_fit import tokenizer_table, unknown_tokenizers
 from stillroom.stages.report.tokenizers import sample_texts, tokenizer_fits
+from support.scripts import TEXTS
 
 TOKENS = ["[UNK]", "[CLS]", "[SEP]", "find", *"abcdefghij"]
 VECTORS = {"max_tokens": 8, "dims": (4,), "space": "s"}
@@ -23,7 +26,16 @@ VECTORS = {"max_tokens": 8, "dims": (4,), "space": "s"}
 @pytest.fixture
 def english(tmp_path):
     """A folder with a contract of 8 tokens and a tokenizer of words, which puts two around each."""
-    folder = tmp_path / "english"
+    return make_english(tmp_path / "english")
+
+
+@pytest.fixture(scope="module")
+def english_folder(tmp_path_factory):
+    """The same, for tests that run many times."""
+    return make_english(tmp_path_factory.mktemp("fit") / "english")
+
+
+def make_english(folder):
     folder.mkdir()
     contract = Contract(
         base="x", architecture="encoder", attention="bidirectional", pooling="mean",
@@ -54,6 +66,15 @@ def test_a_mixed_collection_has_figures_for_all_texts_and_for_each_script(englis
     assert figures["Latin"]["tokens_per_word"] == 1
     assert figures["Cyrillic"]["tokens_per_character"] == 2 / 9
     assert list(tokenizer_fits({"m": english}, samples("a"))["m"]["fit"]["shop"]) == ["Latin"]
+
+
+@given(texts=st.lists(TEXTS, min_size=1, max_size=5))
+def test_texts_in_any_script_have_figures(english_folder, texts):
+    scripts = tokenizer_fits({"m": english_folder}, samples(*texts))["m"]["fit"]["shop"]
+    for figures in scripts.values():
+        assert 0 <= figures["unknown"] <= 1 and 0 <= figures["cut"] <= 1
+    by_script = [figures["texts"] for name, figures in scripts.items() if name != "all"]
+    assert sum(by_script) == len(texts)
 
 
 def test_a_text_is_cut_where_prompt_and_special_tokens_leave_too_little_room(english):

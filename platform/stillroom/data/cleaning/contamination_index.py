@@ -178,23 +178,29 @@ class ContaminationIndex:
 
     def contains_many(self, texts: Sequence[str]) -> np.ndarray:
         """Whether each text copies any passage or matches an answer, bool, (texts,)."""
+        return self.match_many(texts)[0]
+
+    def touches_many(self, texts: Sequence[str]) -> np.ndarray:
+        """As `contains_many`, or whether a text matches a judged query, bool, (texts,)."""
+        touched, matches = self.match_many(texts)
+        for part in matches:
+            touched[part.text] = True
+        return touched
+
+    def match_many(self, texts: Sequence[str]) -> tuple[np.ndarray, list[Matches]]:
+        """What `contains_many` returns, and all matches, with queries too, in parts."""
         contained = np.zeros(len(texts), dtype=bool)
+        parts = []
         for start in range(0, len(texts), CHUNK_TEXTS):
             chunk = texts[start : start + CHUNK_TEXTS]
             words = hash_words(chunk)
             copies = find_sorted(self.passage_keys, words.keys) >= 0
             contained[start : start + CHUNK_TEXTS] = copies & (words.counts > 0)
-            matches = self._all_matches(chunk, words)
-            contained[start + matches.text[~self.is_query[matches.row]]] = True
-        return contained
-
-    def touches_many(self, texts: Sequence[str]) -> np.ndarray:
-        """As `contains_many`, and whether a text matches a judged query, bool, (texts,)."""
-        touched = self.contains_many(texts)
-        for start in range(0, len(texts), CHUNK_TEXTS):
-            chunk = texts[start : start + CHUNK_TEXTS]
-            touched[start + self._all_matches(chunk, hash_words(chunk)).text] = True
-        return touched
+            found = self._all_matches(chunk, words)
+            matches = Matches(start + found.text, found.row, found.score, found.kind)
+            contained[matches.text[~self.is_query[matches.row]]] = True
+            parts.append(matches)
+        return contained, parts
 
     def best_matches(
         self, texts: Sequence[str], vectors: np.ndarray | None = None, similarity: float = 1.0

@@ -30,15 +30,15 @@ MIN_BYTES, RELIABLE_BYTES = 32, 80
 # Languages between which the detector errs, also on texts of RELIABLE_BYTES.
 RELATED = (
     {"da", "no", "sv"},
-    {"an", "ast", "ca", "es", "ext", "gl", "pt"},
+    {"an", "ca", "es", "ext", "gl", "pt"},
     {"cs", "sk"},
     {"bs", "hr", "sl", "sr"},
     {"be", "ru", "uk"},
     {"bg", "mk", "ru"},
-    {"id", "jv", "ms", "su"},
+    {"id", "jv", "ms"},
     {"af", "nl"},
     {"de", "lb"},
-    {"xh", "zu", "nr", "ss"},
+    {"xh", "zu"},
     {"hi", "mr", "ne"},
     {"fa", "ps", "ur"},
     {"az", "tr"},

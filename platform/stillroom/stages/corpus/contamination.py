@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pyarrow.parquet as pq
 
-from stillroom.data.cleaning.contamination_index import ContaminationIndex
+from stillroom.data.cleaning.contamination_index import MATCH_KINDS, ContaminationIndex
 from stillroom.data.cleaning.decontaminate import Hit, decontaminate
 from stillroom.data.readers.records import Pair
 from stillroom.errors import UserError
@@ -93,11 +93,22 @@ def _drop_passages(
 ) -> list[Hit]:
     passages = pq.read_table(shard.path)["passage"].to_pylist()
     verdicts = workspace.verdicts("passages")[shard.span]
-    verdicts[index.contains_many(passages)] = Verdict.TESTED
-    if not guards:
-        return []
-    hits = decontaminate([Pair("", passage) for passage in passages], index, drop=False)[1]
-    verdicts[[hit.pair for hit in hits if hit.set in guards]] = Verdict.TESTED
+    contained, parts = index.match_many(passages)
+    verdicts[contained] = Verdict.TESTED
+    hits = []
+    for matches in parts:
+        for i in range(len(matches.text)):
+            text, row = int(matches.text[i]), int(matches.row[i])
+            name = index.set_names[index.row_sets[row]]
+            if name in guards:
+                verdicts[text] = Verdict.TESTED  # of queries too
+                hits.append(
+                    Hit(
+                        text, "passage", passages[text], MATCH_KINDS[matches.kind[i]],
+                        float(matches.score[i]), name,
+                        "query" if index.is_query[row] else "answer", index.ids[row],
+                    )
+                )  # fmt: skip
     return hits
 
 
