@@ -74,3 +74,18 @@ def test_the_queue_holds_the_whole_cluster():
         needed["nvidia.com/gpu"] += int(requests.get("nvidia.com/gpu", 0)) * count
     assert quota["cpu"] > needed["cpu"] and gib(quota["memory"]) > needed["memory"]
     assert quota["nvidia.com/gpu"] == needed["nvidia.com/gpu"]
+
+
+def test_training_nodes_with_efa_have_all_their_devices_and_share_a_zone():
+    for pod in ray_pods("gpu-efa"):
+        training = pod.labels["ray.io/group"] == "train"
+        resources = pod.container["resources"]
+        assert resources["requests"] == resources["limits"]
+        assert ("vpc.amazonaws.com/efa" in resources["limits"]) == training
+        assert (pod.environment.get("FI_PROVIDER") == "efa") == training
+        if training:
+            (term,) = pod.spec["affinity"]["podAffinity"][
+                "requiredDuringSchedulingIgnoredDuringExecution"
+            ]
+            assert term["topologyKey"] == "topology.kubernetes.io/zone"
+            assert selects(term["labelSelector"], pod.labels)

@@ -159,8 +159,10 @@ def test_a_smaller_student_in_its_own_space_keeps_its_base_s_scores_best(encoder
         return np.abs(vectors @ vectors.T - base @ base.T).mean()
 
     fitted = error(student)
-    torch.nn.init.orthogonal_(student.projection.linear.weight)
-    assert fitted < 0.75 * error(student)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        torch.nn.init.orthogonal_(student.projection.linear.weight)
+        assert fitted < error(student), "a random map"
 
 
 def test_only_a_student_with_something_to_choose_has_a_start(encoder):

@@ -10,7 +10,8 @@ SECRET_NAME = re.compile(
     r"""
     KEYS?(?:_|$) | TOKENS?(?!IZ) | SECRET | PASSW | PASSPHRASE | CREDENTIAL
     | (?:^|_)(?:PASS|CREDS?|COOKIE|DSN|SAS|PAT)(?:_|$) | _(?:PW|PWD)(?:_|$) | (?:^|_)AUTH$
-    | (?:DATABASE|DB|REDIS|MONGO\w*|POSTGRES\w*|PG|MYSQL|AMQP|BROKER|WEBHOOK|CONN\w*)_(?:URL|URI|STR)
+    | (?:DATABASE|DB|REDIS|MONGO\w*|POSTGRES\w*|PG|MYSQL|AMQP|BROKER|WEBHOOK|CONN\w*)
+      _(?:URL|URI|STR)
     """,
     re.I | re.X,
 )

@@ -58,6 +58,7 @@ def report_of(
         "sets": {name: dataset.counts() for name, dataset in sets.items()},
         "models": {**entries, "BM25": evaluate_bm25(sets, languages)},
         "retention": ratios,
+        "tokenizers": {},  # of models from elsewhere, no corpus is known
         "hardware": describe_hardware(torch.cuda.device_count()),
     }
 
