@@ -18,6 +18,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
 CLOUDS = ("aws", "gcp")
+BUCKET = "the-stack-s-bucket"  # moto's accounts are shared with other tests of the process
 SSH_FROM = "203.0.113.7/32"
 
 
@@ -229,7 +230,7 @@ def aws():
 
 
 def create_stack(vpc, ssh_from):
-    parameters = {"Vpc": vpc, "SshFrom": ssh_from, "Bucket": "stillroom"}
+    parameters = {"Vpc": vpc, "SshFrom": ssh_from, "Bucket": BUCKET}
     boto3.client("cloudformation").create_stack(
         StackName="stillroom",
         TemplateBody=(INFRA / "aws" / "access.yaml").read_text(),
@@ -278,7 +279,7 @@ def test_cloudformation_s_own_linter_finds_nothing():
 
 def test_the_stack_makes_a_private_bucket_that_outlasts_it(aws):
     s3 = boto3.client("s3")
-    assert [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]] == ["stillroom"]
+    assert BUCKET in [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]]
     template = read_template()["Resources"]["ArtifactBucket"]
     blocked = template["Properties"]["PublicAccessBlockConfiguration"]
     assert len(blocked) == 4 and all(blocked.values())
@@ -326,8 +327,8 @@ def test_a_worker_may_use_the_bucket_and_nothing_else_and_the_head_only_starts_w
     arn = attached["stillroom-worker"][0]["PolicyArn"]
     document = iam.get_policy_version(PolicyArn=arn, VersionId="v1")["PolicyVersion"]["Document"]
     assert {statement["Resource"] for statement in document["Statement"]} == {
-        "arn:aws:s3:::stillroom",
-        "arn:aws:s3:::stillroom/*",
+        f"arn:aws:s3:::{BUCKET}",
+        f"arn:aws:s3:::{BUCKET}/*",
     }
     inline = iam.get_role_policy(RoleName="stillroom-head", PolicyName="autoscaler")
     head_policy = inline["PolicyDocument"]

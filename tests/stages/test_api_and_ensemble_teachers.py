@@ -246,6 +246,7 @@ def test_an_api_teacher_is_paid_once_and_its_student_is_served(
         scale = [
             "scale.teacher_api.api_key_env=TEACHER_KEY",
             "scale.teacher_api.texts_per_request=4",
+            "evaluation.made_guards.sets=0",
         ]
         settings = recipe({"api": api}, *scale)
         with pytest.raises(UserError, match="no more credit"):

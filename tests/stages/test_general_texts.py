@@ -34,7 +34,7 @@ def artifacts(ray_cluster, decoder, tmp_path_factory):
     store = Store(str(folder / "runs"))
     rows = [{"query": f"about {i}", "positive": f"it is {i} and {i * i}"} for i in range(16)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    texts = [f"general words {'and more of them ' * (i % 9)}number {i}" for i in range(30)]
+    texts = [f"number {i} {'and more of them ' * (i % 9)}general words" for i in range(30)]
     rows = [{"text": text} for text in texts]
     (folder / "general.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     content = {
