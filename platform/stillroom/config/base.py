@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
@@ -53,6 +53,19 @@ class PromptedModel(Section):
             raise ValueError(
                 "prompts gives the texts and prompt names some of the model's: set one of them"
             )
+        return self
+
+
+class SetSize(Section):
+    """How large an evaluation set is: `queries`, judged among `passages`."""
+
+    queries: PositiveInt
+    passages: PositiveInt
+
+    @model_validator(mode="after")
+    def _every_query_has_its_passage(self) -> Self:
+        if self.passages < self.queries:
+            raise ValueError("passages must be at least as many as queries")
         return self
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
-from stillroom.config.base import GENERAL, DataKind, Name, Section, SourceFields
+from stillroom.config.base import GENERAL, DataKind, Name, Section, SetSize, SourceFields
 from stillroom.config.languages import AUTO, Language
 from stillroom.config.synthetic import Synthetic
 
@@ -152,18 +152,10 @@ class DocumentSource(ReadSource):
 Source = DocstringSource | FileSource | BeirSource | MsMarcoSource | DocumentSource
 
 
-class HeldOut(Section):
+class HeldOut(SetSize):
     """A test set taken out of a source's pairs: `queries` of them, judged among `passages`."""
 
-    queries: PositiveInt
-    passages: PositiveInt
     source: Name | None = None  # null: the first source
-
-    @model_validator(mode="after")
-    def _every_query_has_its_passage(self) -> "HeldOut":
-        if self.passages < self.queries:
-            raise ValueError("passages must be at least as many as queries")
-        return self
 
 
 class Decontamination(Section):

@@ -1,11 +1,11 @@
 """`evaluation`: sets from other fields than the corpus, which show what training loses there."""
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveInt
 
-from stillroom.config.base import Section
+from stillroom.config.base import Section, SetSize
 
 
-class MadeGuards(Section):
+class MadeGuards(SetSize):
     """Sets that are made of this machine's own texts, without labels: titles find their texts.
 
     Attributes:
@@ -18,12 +18,6 @@ class MadeGuards(Section):
     queries: PositiveInt = 150
     passages: PositiveInt = 500
     words: PositiveInt = 80
-
-    @model_validator(mode="after")
-    def _every_query_has_its_passage(self) -> "MadeGuards":
-        if self.passages < self.queries:
-            raise ValueError("passages must be at least as many as queries")
-        return self
 
 
 class Evaluation(Section):

@@ -16,10 +16,10 @@ from stillroom.encoders.files.pretrained import (
 )
 from stillroom.encoders.files.sentence_transformers import transformer_folder
 from stillroom.encoders.files.weight_files import WeightFiles, inspect_weights
-from stillroom.encoders.layers.backbone import backbone_class, is_finite, without_pooler
+from stillroom.encoders.layers.backbone import backbone_class, without_pooler
 from stillroom.encoders.model_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, locate_model
 from stillroom.encoders.remote_code import needs_remote_code
-from stillroom.encoders.safe_read import read_json_object, read_shapes
+from stillroom.encoders.safe_read import is_finite, read_json_object, read_shapes
 from stillroom.encoders.usable_vectors import broken_weight_error
 from stillroom.errors import UserError, one_line
 

@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
+from stillroom.encoders.safe_read import is_finite
 from stillroom.errors import UserError
 
 LONGEST_INPUT = 32768  # tokens of a text, where a model's files name no limit
@@ -63,12 +64,6 @@ def broken_weight(model: torch.nn.Module) -> str | None:
         if not is_finite(weight.detach()):
             return name
     return None
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all of its numbers are finite."""
-    # A sum is fifty times as fast as a look at each number, and can only overflow.
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def is_decoder(config: Any) -> bool:

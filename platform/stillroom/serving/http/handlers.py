@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import NoReturn
 
 import orjson
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -77,27 +78,23 @@ class Handlers:
 
     async def embed_all(self, call: AuthenticatedRequest) -> Response:
         """POST /embed_all, which only explains what to use instead."""
-        tei.parse(tei.EmbedRequest, await self.read_body(call))
         message = "vectors of single tokens are not served; POST /embed gives those of texts"
-        raise ServingError(ErrorKind.UNSUPPORTED_OUTPUT, message)
+        return await self._explain(call, tei.EmbedRequest, message)
 
     async def embed_sparse(self, call: AuthenticatedRequest) -> Response:
         """POST /embed_sparse, as `embed_all`."""
-        tei.parse(tei.EmbedRequest, await self.read_body(call))
         message = "the model is no SPLADE model; POST /embed gives its vectors"
-        raise ServingError(ErrorKind.UNSUPPORTED_OUTPUT, message)
+        return await self._explain(call, tei.EmbedRequest, message)
 
     async def predict(self, call: AuthenticatedRequest) -> Response:
         """POST /predict, as `embed_all`."""
-        tei.parse(tei.PredictRequest, await self.read_body(call))
         message = "the model is not a classifier model; POST /embed gives its vectors"
-        raise ServingError(ErrorKind.UNSUPPORTED_OUTPUT, message)
+        return await self._explain(call, tei.PredictRequest, message)
 
     async def rerank(self, call: AuthenticatedRequest) -> Response:
         """POST /rerank, as `embed_all`."""
-        tei.parse(tei.RerankRequest, await self.read_body(call))
         message = "the model is not a re-ranker model; POST /similarity compares texts"
-        raise ServingError(ErrorKind.UNSUPPORTED_OUTPUT, message)
+        return await self._explain(call, tei.RerankRequest, message)
 
     async def similarity(self, call: AuthenticatedRequest) -> Response:
         """POST /similarity"""
@@ -163,6 +160,13 @@ class Handlers:
             )
             self._openapi[prefix] = orjson.dumps(document)
         return _json(self._openapi[prefix])
+
+    async def _explain(
+        self, call: AuthenticatedRequest, schema: type[tei.Body], message: str
+    ) -> NoReturn:
+        """Raises ServingError for a request that is right, and that no embedder answers."""
+        tei.parse(schema, await self.read_body(call))
+        raise ServingError(ErrorKind.UNSUPPORTED_OUTPUT, message)
 
     async def _embed(self, call: AuthenticatedRequest, request: EmbedRequest) -> EncodeResult:
         check_limits(self.limits, request)
