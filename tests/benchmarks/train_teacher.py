@@ -42,6 +42,7 @@ def train_stillroom(steps):
     from stillroom.learning.objectives.contrastive import Contrastive
     from stillroom.learning.order import BatchOrder
     from stillroom.learning.prefetch import Prefetcher
+    from stillroom.learning.source_runs import SourceRuns
 
     encoder = create_encoder(
         BASE,
@@ -51,7 +52,8 @@ def train_stillroom(steps):
     ).train()
     pack_attention(encoder.backbone)
     queries, passages = pairs(BATCH * steps)
-    data = PairData(queries, passages, np.arange(len(queries)), np.zeros(len(queries), dtype=int))
+    one_source = SourceRuns.single(len(queries))
+    data = PairData(queries, passages, np.arange(len(queries)), one_source)
     batches = PairBatches(
         data,
         BatchOrder(data.source, seed=0, global_batch=BATCH),

@@ -222,7 +222,7 @@ def test_debug_shows_where_an_error_came_from(stillroom):
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [
-        (["check", TINY], 0, ""),
+        (["plan", TINY], 0, ""),
         (["run", "no-such.yaml"], 2, "there is no such recipe"),
         pytest.param(
             ["run", TINY, "corpus.held_out.passages=100000"],
@@ -230,7 +230,7 @@ def test_debug_shows_where_an_error_came_from(stillroom):
             "leaves none to train on",
             marks=pytest.mark.full,
         ),
-        (["run", TINY, "root=/dev/null/x"], 2, "cannot be written"),
+        (["run", TINY, "root=/dev/null/x", "--until", "corpus"], 2, "cannot be written"),
         (["no-such-command"], 2, "no-such-command"),
     ],
 )

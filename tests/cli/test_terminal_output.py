@@ -3,14 +3,17 @@
 import io
 import json
 import logging
+import sys
 from unicodedata import category, east_asian_width
 
 import pytest
-from hypothesis import given
+import regex
+from hypothesis import given, settings
 from rich.logging import RichHandler
 from rich.table import Table
 
-from stillroom.cli.app import CONTROL, SafeConsole
+from stillroom.cli.app import SafeConsole, print_table
+from stillroom.errors import CONTROL, json_line
 from support.in_process_cli import run_command
 from support.scripts import TEXTS
 
@@ -44,12 +47,31 @@ def test_a_table_s_cells_title_and_header_have_no_control_characters(console):
     assert shown_by(console).count("owned") == 3
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_a_text_in_any_script_can_be_printed_and_controls_nothing(text):
     console = SafeConsole(file=io.StringIO(), emoji=False, width=100)
     console.print(text, markup=False)
     shown = console.file.getvalue()
-    assert not CONTROL.search(shown) and shown.encode()
+    # What is isolated ends where it began.
+    assert not CONTROL.search(regex.sub("\u2068[^\u2068\u2069\n]*\u2069", "", shown))
+    assert shown.encode()
+
+
+def test_a_cell_from_right_to_left_turns_neither_its_neighbours_nor_the_order_of_columns(
+    console, monkeypatch
+):
+    monkeypatch.setattr(sys.modules["stillroom.cli.app"], "out", console)
+    print_table(["field", "rows"], [["مجموعة 12", "34"], ["a\u202eb\u2069", "5"]])
+    lines = console.file.getvalue().splitlines()
+    assert lines[3] == "│ \u2068مجموعة 12\u2069 │ 34   │"
+    assert lines[4] == "│ a�b�      │ 5    │"
+
+
+def test_a_name_from_right_to_left_does_not_turn_the_message_around_it(console):
+    console.print("مُحَمَّدٌ.jsonl: line 3, دليل 4: \u202ewrong \u2067", soft_wrap=True)
+    shown = console.file.getvalue()
+    assert shown == "\u2068مُحَمَّدٌ\u2069.jsonl: line 3, \u2068دليل\u2069 4: �wrong �\n"
 
 
 def test_columns_are_aligned_by_the_width_of_characters(console):
@@ -65,6 +87,12 @@ def test_columns_are_aligned_by_the_width_of_characters(console):
 
     assert "日本語のテキスト" in lines[4]
     assert len(set(map(cells, lines))) == 1
+
+
+def test_a_line_of_json_is_readable_and_controls_nothing():
+    document = {"text": f"水 {HOSTILE}\ud800\u2028"}
+    line = json_line(document)
+    assert "水" in line and not CONTROL.search(line) and json.loads(line) == document
 
 
 def test_a_log_line_has_no_control_characters(console):

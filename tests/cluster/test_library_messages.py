@@ -15,7 +15,6 @@ IGNORED = [
     "max_restarts > 0.",
     "Requesting resources: {'CPU': 1.0} * 2",
     "Setting up process group for: env:// [rank=0, world_size=2]",
-    "DeepSpeed deepspeed.ops.comm.deepspeed_shm_comm_op built successfully",
     "Failed to query Ray Train Controller actor state. State API may be temporarily unavailable.",
 ]
 KEPT = [

@@ -334,7 +334,7 @@ def test_weights_stored_in_sixteen_bits_stay_so_where_the_machine_computes_in_th
     exact = load_encoder(editable)
     assert exact.contract.precision == "float32"
     cosines = (encoder.encode(TEXTS, "query") * exact.encode(TEXTS, "query")).sum(1)
-    assert cosines.min() > 0.999
+    assert cosines.min() > 0.99  # a step of bfloat16 is up to .008 of a number
 
 
 def test_a_static_model_s_text_of_unknown_words_alone_is_refused_not_zero(tmp_path):

@@ -11,15 +11,18 @@ from stillroom.encoders.tokens.batch import IGNORE_INDEX
 from stillroom.learning.batches import PairBatches, PairData, mask_tokens, sample_negatives
 from stillroom.learning.order import BatchOrder, WorkerShard
 from stillroom.learning.prefetch import Prefetcher
+from stillroom.learning.source_runs import SourceRuns
+
+THIRTY_AND_SIXTY = SourceRuns.of(np.repeat([0, 1], [30, 60]))
 
 
 def single_source(rows, batch, **options):
-    return BatchOrder(np.zeros(rows, dtype=int), seed=3, global_batch=batch, **options)
+    return BatchOrder(SourceRuns.single(rows), seed=3, global_batch=batch, **options)
 
 
 orders = st.builds(
     lambda sizes, one_source, by_length: BatchOrder(
-        np.repeat(np.arange(len(sizes)), sizes),
+        SourceRuns.of(np.repeat(np.arange(len(sizes)), sizes)),
         seed=3,
         global_batch=8,
         one_source=one_source,
@@ -59,7 +62,7 @@ def test_an_epoch_takes_every_row_at_most_once_and_the_next_in_another_order():
 
 
 def test_a_batch_of_one_source_has_no_row_of_another():
-    order = BatchOrder(np.repeat([0, 1], [30, 60]), seed=1, global_batch=10)
+    order = BatchOrder(THIRTY_AND_SIXTY, seed=1, global_batch=10)
     sources = [set(order.source[order.rows_at(step)]) for step in range(60)]
     assert {len(batch_sources) for batch_sources in sources} == {1}
     assert 10 <= sum(batch_sources == {0} for batch_sources in sources) <= 30  # a third, by size
@@ -68,7 +71,7 @@ def test_a_batch_of_one_source_has_no_row_of_another():
 @pytest.mark.parametrize("one_source", [True, False])
 def test_weights_decide_how_often_a_source_is_drawn(one_source):
     order = BatchOrder(
-        np.repeat([0, 1], [30, 60]), seed=1, global_batch=10, weights=(3, 1), one_source=one_source
+        THIRTY_AND_SIXTY, seed=1, global_batch=10, weights=(3, 1), one_source=one_source
     )
     sampled_sources = np.concatenate([order.source[order.rows_at(step)] for step in range(200)])
     assert 0.68 < (sampled_sources == 0).mean() < 0.82
@@ -76,16 +79,15 @@ def test_weights_decide_how_often_a_source_is_drawn(one_source):
 
 @pytest.mark.parametrize(("temperature", "share"), [(1, 1 / 17), (2, 1 / 5), (4, 1 / 3)])
 def test_a_higher_temperature_draws_small_sources_more_often(temperature, share):
-    order = BatchOrder(
-        np.repeat([0, 2], [10, 160]), seed=1, global_batch=10, temperature=temperature
-    )
+    sources = SourceRuns.of(np.repeat([0, 2], [10, 160]))
+    order = BatchOrder(sources, seed=1, global_batch=10, temperature=temperature)
     np.testing.assert_allclose(order.shares, [share, 0, 1 - share])
 
 
 def test_mixed_batches_still_read_each_source_in_whole_epochs():
-    order = BatchOrder(np.repeat([0, 1], [30, 60]), seed=1, global_batch=10, one_source=False)
+    order = BatchOrder(THIRTY_AND_SIXTY, seed=1, global_batch=10, one_source=False)
     sampled_rows = np.concatenate([order.rows_at(step) for step in range(100)])
-    for rows in order.source_rows:
+    for rows in (np.arange(30), np.arange(30, 90)):
         rows_of_source = sampled_rows[np.isin(sampled_rows, rows)]
         epochs = len(rows_of_source) // len(rows)
         counts = np.bincount(rows_of_source[: epochs * len(rows)], minlength=90)[rows]
@@ -135,7 +137,7 @@ def test_a_source_s_prompts_replace_the_model_s_prompts(decoder):
         queries=["first", "second"],
         passages=["one", "two"],
         positive=np.arange(2),
-        source=np.array([0, 1]),
+        source=SourceRuns.of(np.array([0, 1])),
         prompts=(None, Prompts(query="task: ", passage="doc: ")),
         symmetric=(False, True),
     )

@@ -296,7 +296,7 @@ def test_training_gives_a_bidirectional_encoder_with_a_trained_adapter(result, w
 
 @pytest.mark.promise("vectors")
 def test_stored_vectors_are_those_of_the_teacher(result, workplace):
-    corpus = CorpusData.read(workplace.artifact("corpus"))
+    corpus = CorpusData.open(workplace.artifact("corpus"))
     teacher = load_encoder(workplace.artifact("teacher").path)
     folder = workplace.artifact("vectors").path
     queries, passages = StoredVectors(folder / "queries"), StoredVectors(folder / "passages")
@@ -310,7 +310,7 @@ def test_stored_vectors_are_those_of_the_teacher(result, workplace):
 @pytest.mark.promise("mining")
 def test_no_negative_is_the_positive_or_an_evaluation_passage(result, workplace):
     artifact = workplace.artifact("corpus")
-    corpus = CorpusData.read(artifact)
+    corpus = CorpusData.open(artifact)
     negatives = np.load(workplace.artifact("negatives").path / "negatives.npy")
     assert (negatives >= 0).any()
     evaluation_keys = {

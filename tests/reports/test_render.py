@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+from stillroom.reports.plots import speed_plot
 from stillroom.reports.render import render_evaluation, render_report
 from stillroom.reports.tables import elsewhere_table, score_table, small_vector_table, verdict
 
@@ -65,7 +66,8 @@ def test_the_page_says_which_model_is_better():
     assert "The student is below the teacher: nDCG@10 0.600 against 0.800 (-0.200)." in page
     assert "The student is above BM25" in page
     assert "75.0 %" in page
-    assert page.count("<polyline") == 1  # a student that was not trained has no curve
+    # A student that was not trained has no curve.
+    assert page.partition("<h2>Training</h2>")[2].count("<polyline") == 1
 
 
 def test_scores_of_positives_and_negatives_are_plotted_over_one_axis():
@@ -197,3 +199,99 @@ def test_the_table_of_other_fields_has_the_share_of_the_teacher():
     ]
     assert elsewhere_table(report()) == []
     assert "Nothing was measured outside of the corpus" in render_report(report(), extras())
+
+
+def measured_in_two_fields():
+    """A report with `your corpus` and `elsewhere`, and models of several speeds."""
+
+    def model(role, ndcg, speed, spread=1.1):
+        return {
+            **report()["models"]["teacher"], "role": role, "texts_per_second": speed,
+            "texts_per_second_spread": spread, "scores": {"held-out": scores(ndcg)},
+        }  # fmt: skip
+
+    def scores(ndcg):
+        return {"ndcg@10": ndcg, "recall@100": 0.9, "mrr@10": 0.5}
+
+    models = {
+        "teacher": model("teacher", 0.8, 28.0),
+        "untouched base": model("base", 0.6, 180.0),
+        "student before training": model("student_base", 0.5, 410.0),
+        "student": model("student", 0.76, 400.0, spread=9.0),
+        "student asks, teacher answers": {
+            **model("asymmetric", 0.78, 28.0), "retention": {"held-out": 0.975, "mean": 0.975},
+        },
+        "BM25": {**model("bm25", 0.55, None), "dims": 0},
+    }
+    elsewhere = {"teacher": 0.5, "untouched base": 0.48, "student": 0.4, "BM25": 0.3}
+    return {
+        **report(),
+        "models": models,
+        "elsewhere": {
+            "sets": {"field": {"queries": 9, "passages": 90}},
+            "models": {
+                name: {"role": models[name]["role"], "scores": {"field": scores(ndcg)}}
+                for name, ndcg in elsewhere.items()
+            },
+        },
+    }
+
+
+def test_quality_against_speed_is_a_curve_for_the_corpus_and_one_for_elsewhere():
+    plot = speed_plot(measured_in_two_fields())
+    corpus, elsewhere = plot.curves
+    assert [curve.name for curve in plot.curves] == ["your corpus", "elsewhere"]
+    # The slowest first; neither BM25 nor the pair of models, whose speed is the teacher's.
+    assert [label for *_, label in corpus.points] == [
+        "teacher, your corpus: 100.0%, 28 passages/s",
+        "untouched base, your corpus: 75.0%, 180 passages/s",
+        "student, your corpus: 95.0%, 400* passages/s",
+        "student before training, your corpus: 62.5%, 410 passages/s",
+    ]
+    assert [label.split(",")[0] for *_, label in elsewhere.points] == [
+        "teacher", "untouched base", "student",
+    ]  # fmt: skip
+    assert elsewhere.points[2][0] == corpus.points[2][0]  # one speed, measured once
+    ticks = {label: y for y, label in plot.y_ticks}
+    assert corpus.points[0][1] == elsewhere.points[0][1] == ticks["1.00"]
+    assert corpus.points[2][1] == ticks["0.95"]
+    ticks = {label: x for x, label in plot.x_ticks}
+    assert list(ticks) == ["20", "50", "100", "200", "500"]
+    assert ticks["20"] < corpus.points[0][0] < ticks["50"]
+    # The axis is a logarithm: ten times as fast is as far everywhere.
+    assert ticks["200"] - ticks["20"] == pytest.approx(ticks["500"] - ticks["50"], abs=0.2)
+
+
+def test_names_beside_the_points_do_not_overlap_and_stay_in_the_plot():
+    plot = speed_plot(measured_in_two_fields())
+    assert sorted(text for *_, text in plot.labels) == [
+        "student before training", *["student*"] * 2, *["teacher"] * 2, *["untouched base"] * 2,
+    ]  # fmt: skip
+    boxes = []
+    for x, y, anchor, text in plot.labels:
+        width = 6.5 * len(text)  # of 12 px
+        boxes.append((x if anchor == "start" else x - width, y, width))
+        assert plot.left < boxes[-1][0] < boxes[-1][0] + width < plot.right
+    for i, (x, y, width) in enumerate(boxes):
+        for x_other, y_other, width_other in boxes[:i]:
+            assert x + width < x_other or x_other + width_other < x or abs(y - y_other) >= 12
+
+
+def test_the_curve_of_speeds_is_drawn_where_there_are_two_models_with_a_speed():
+    page = render_report(measured_in_two_fields(), extras())
+    assert "<h2>Quality and speed</h2>" in page
+    assert ">student*</text>" in page
+    for name in ("teacher", "untouched base", "student before training"):
+        assert f">{name}</text>" in page
+    alone = measured_in_two_fields()
+    for name in ("teacher", "untouched base", "student before training"):
+        alone["models"][name]["texts_per_second"] = None  # an API's, for example
+    assert speed_plot(alone) is None
+    assert "Quality and speed" not in render_report(alone, extras())
+    del alone["elsewhere"]
+    alone["models"]["teacher"]["texts_per_second"] = 5.0
+    [curve] = speed_plot(alone).curves
+    assert curve.name == "your corpus"
+    for found_nothing in alone["models"]["teacher"]["scores"].values():
+        found_nothing["ndcg@10"] = 0.0
+    assert speed_plot(alone) is None

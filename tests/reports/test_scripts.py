@@ -1,4 +1,4 @@
-"""Pages with texts in any script: none turns or breaks what stands beside it."""
+"""Pages and cards with texts in any script: none turns or breaks what stands beside it."""
 
 import json
 from html.parser import HTMLParser
@@ -6,10 +6,14 @@ from html.parser import HTMLParser
 import pytest
 from test_render import extras, report, small_vectors
 
+from stillroom.encoders.contract import Contract, Prompts
 from stillroom.reports.contamination import render_contamination
 from stillroom.reports.describe import describe, render_description
+from stillroom.reports.markdown import markdown_code, markdown_row
+from stillroom.reports.model_card import Origin, write_model_card
 from stillroom.reports.page import TEMPLATES
 from stillroom.reports.render import render_evaluation, render_report
+from stillroom.storage.artifacts import Store
 
 ARABIC = "مجموعة"
 # Elements that begin a paragraph, and whose direction the style sheet takes from their text.
@@ -112,3 +116,27 @@ def test_an_example_is_cut_between_characters(tmp_path):
     pairs.write_text(json.dumps({"query": "a" + family * 100, "positive": "b"}) + "\n")
     [example] = describe(str(pairs))["examples"]
     assert example["query"] == "a" + family * 71
+
+
+def test_an_arabic_text_turns_no_other_in_a_model_card(tmp_path):
+    prompt = f"{ARABIC}:  \u202e`|"
+    Contract(
+        base=ARABIC, architecture="encoder", attention="bidirectional", pooling="mean", dims=(4,),
+        max_tokens=32, space=ARABIC, prompts=Prompts(query=prompt),
+    ).write(tmp_path)  # fmt: skip
+    origin = Origin(ARABIC, "123", ARABIC, measured=f"{ARABIC} and 2 others")
+    store, report = Store(str(tmp_path / "runs")), arabic_report() | {"hardware": "2 CPUs"}
+    write_model_card(tmp_path, "name", None, store, report=report, origin=origin)
+    _, _, card = (tmp_path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    isolated = card.count(f"\u2068{ARABIC}\u2069") + card.count(f"\u2068`{ARABIC}`\u2069")
+    assert card.count(ARABIC) == isolated + 1  # and the prompt
+    assert f'| query prompt | \u2068`` "{ARABIC}:  \ufffd`\\|" ``\u2069 |' in card
+    assert "\u202e" not in card
+
+
+def test_a_text_in_markdown_ends_neither_its_row_nor_its_code():
+    assert markdown_row(["a|b\nc", f"{ARABIC} 1", "2"]) == (
+        f"| a\\|b c | \u2068{ARABIC} 1\u2069 | 2 |"
+    )
+    assert markdown_code("a  `b`") == "`` a  `b` ``"
+    assert markdown_code("plain") == "`plain`"

@@ -16,8 +16,8 @@ from stillroom.encoders.files.create import combine_encoders
 from stillroom.encoders.files.load import load_encoder
 from stillroom.encoders.files.save import save_encoder
 from stillroom.encoders.layers.lora import LoraOptions
-from stillroom.encoders.safe_read import read_array
-from stillroom.encoders.vectors.stored import StoredVectors, shard_path
+from stillroom.encoders.safe_read import map_array
+from stillroom.encoders.vectors.stored import StoredVectors, shard_path, write_order
 from stillroom.errors import UserError
 from stillroom.release.reader import Release
 from stillroom.stages.corpus.contamination import load_contamination_index
@@ -132,7 +132,7 @@ def test_a_pickled_tokenizer_is_refused(model, malice, kind):
 
 @pytest.mark.parametrize("file", ["order.npy", "shard-000000.npy"])
 def test_objects_among_stored_vectors_are_refused(tmp_path, malice, file):
-    np.save(tmp_path / "order.npy", np.arange(1))
+    write_order(tmp_path, np.arange(1))
     np.save(shard_path(tmp_path, 0), np.zeros((1, 4), np.float16))
     np.save(tmp_path / file, np.array([malice], dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match=f"{file}: is not an array of numbers"):
@@ -142,7 +142,7 @@ def test_objects_among_stored_vectors_are_refused(tmp_path, malice, file):
 def test_a_pickle_in_place_of_an_array_is_refused(tmp_path, malice):
     (tmp_path / "negatives.npy").write_bytes(pickle.dumps(malice))
     with pytest.raises(UserError, match=r"negatives\.npy: is not an array of numbers"):
-        read_array(tmp_path / "negatives.npy")
+        map_array(tmp_path / "negatives.npy")
 
 
 def test_an_intermediate_file_that_was_replaced_is_refused(tmp_path, malice):

@@ -35,7 +35,7 @@ from stillroom.stages.vectors.teacher_vectors import TeacherVectors, stored_vect
 from stillroom.storage.artifacts import Store
 from support.library_folders import save_library_model, static_embedding
 from support.openai_endpoint import Endpoint, Reply, embeddings
-from support.run_stages import run_stages
+from support.run_stages import embedding_in_process, run_stages
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def recipe(encoder, tmp_path):
 
 
 def check_vectors(artifacts, expected):
-    files = CorpusData.read(artifacts["corpus"])
+    files = CorpusData.open(artifacts["corpus"])
     for role, stored, texts in zip(
         ("query", "passage"), stored_vectors(files, artifacts["teacher"], artifacts["vectors"]),
         (files.queries, files.passages), strict=True,
@@ -155,7 +155,8 @@ def test_an_ensemble_of_teachers_trains_a_student_and_is_released_with_its_membe
     ]
     settings = recipe({"members": members, "precision": "float32"})
     check_recipe(settings, pipeline(settings))
-    artifacts = run_stages(settings, "corpus", "teacher", "vectors")
+    with embedding_in_process():
+        artifacts = run_stages(settings, "corpus", "teacher", "vectors")
     first, second = load_encoder(model), second_member.eval()
 
     def expected(texts, role):
@@ -187,7 +188,8 @@ def test_a_teacher_that_sentence_transformers_runs_teaches_a_student_and_is_serv
     settings = recipe({"base": str(base)})
     [finding] = [f for f in check_recipe(settings, pipeline(settings)) if f.what == "teacher.base"]
     assert "run by sentence-transformers" in finding.detail
-    artifacts = run_stages(settings, "corpus", "teacher", "vectors")
+    with embedding_in_process():
+        artifacts = run_stages(settings, "corpus", "teacher", "vectors")
     library = SentenceTransformer(str(base), device="cpu")
 
     def expected(texts, role):

@@ -23,12 +23,13 @@ from stillroom.stages.training_batches import distillation_batches
 from stillroom.stages.vectors.stage import vectors
 from stillroom.stages.vectors.teacher_vectors import TeacherVectors, online_vectors, stored_vectors
 from stillroom.storage.artifacts import Store
+from support.run_stages import embedding_in_process
 
 SHARE = 0.75  # of the batches, which general texts get
 
 
 @pytest.fixture(scope="module")
-def artifacts(ray_cluster, decoder, tmp_path_factory):
+def artifacts(decoder, tmp_path_factory):
     """(corpus, teacher, vectors) of 12 pairs and 30 general texts, one of them very short."""
     folder = tmp_path_factory.mktemp("runs")
     store = Store(str(folder / "runs"))
@@ -56,7 +57,7 @@ def artifacts(ray_cluster, decoder, tmp_path_factory):
         )
         save_encoder(encoder, draft.path)
         teacher = draft.publish({})
-    with store.draft("vectors", "tiny", "k") as draft:
+    with store.draft("vectors", "tiny", "k") as draft, embedding_in_process():
         summary = vectors(
             section=Vectors(shard_size=8), corpus=texts, teacher=teacher, scale=Scale(), out=draft,
             general=True,
@@ -90,7 +91,7 @@ TEXTS = {
 
 def test_general_texts_get_their_share_of_a_phase_on_texts(artifacts, encoder):
     made = batches(artifacts, encoder, TEXTS)
-    passages, general_passages = 12, len(CorpusData.read(artifacts[0]).general_passages)
+    passages, general_passages = 12, len(CorpusData.open(artifacts[0]).general_passages)
     queries = 12
     rows = np.concatenate([made.ids(step) for step in range(200)])
     is_general = (rows >= passages) & (rows < passages + general_passages)

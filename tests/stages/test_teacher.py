@@ -46,7 +46,7 @@ def pairs(store):
 @pytest.fixture(scope="module")
 def mined(store, pairs):
     """Negatives of each pair: the passages of two other pairs."""
-    files = CorpusData.read(pairs)
+    files = CorpusData.open(pairs)
     positive = files.positive_rows
     rows = np.stack([np.roll(positive, 1), np.roll(positive, 5)], axis=1)
     with store.draft("negatives", "tiny", "0" * 12) as draft:

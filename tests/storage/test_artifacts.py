@@ -1,11 +1,15 @@
 import json
 import multiprocessing
 import os
+import pickle
+import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
 import pytest
+from pyarrow import fs
 
 from stillroom.errors import UserError
 from stillroom.storage.artifacts import Store, key_of
@@ -123,6 +127,40 @@ def test_changed_content_in_object_storage_never_reaches_a_reader(bucket, tmp_pa
     s3.put_object(Bucket=bucket, Key=key, Body=b"owt")
     monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "another machine"))
     with pytest.raises(UserError, match=r"two\.txt"):
+        Store(root).find("corpus/small")
+    assert not list((tmp_path / "another machine").rglob("two.txt"))
+
+
+def test_a_machine_fetches_an_artifact_once_for_all_its_workers(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))
+    root = f"s3://{bucket}/{tmp_path.name}"
+    make(root)
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "another machine"))
+    artifact = Store(root).find("corpus/small")
+    copies = artifact.path.with_name(f"{artifact.path.name}.partial")
+    artifact.path.rename(copies)  # as a process that was killed leaves it
+    (copies / "two.txt").write_text("tw")
+    fetched = []
+    copy_files = fs.copy_files
+    monkeypatch.setattr(fs, "copy_files", lambda *args: (fetched.append(args[0]), copy_files(*args)))
+    pickled = pickle.dumps(artifact)
+    with ThreadPoolExecutor(6) as pool:
+        opened = [*pool.map(pickle.loads, [pickled] * 6)]
+    assert len(fetched) == len(artifact.manifest["files"]) == 2
+    assert {(worker.path / "two.txt").read_text() for worker in opened} == {"two"}
+    assert not copies.exists()
+
+
+def test_a_disk_that_is_too_small_for_an_artifact_is_named_before_it_is_fetched(
+    bucket, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))
+    root = f"s3://{bucket}/{tmp_path.name}"
+    make(root)
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "another machine"))
+    usage = shutil.disk_usage(tmp_path)._replace(free=7)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="GB free, and corpus/small-aa takes 0.0 GB"):
         Store(root).find("corpus/small")
     assert not list((tmp_path / "another machine").rglob("two.txt"))
 

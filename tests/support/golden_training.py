@@ -24,6 +24,7 @@ from stillroom.learning.batches import (
 from stillroom.learning.engine.torch_engine import TorchEngine
 from stillroom.learning.loop import TrainOptions, scheduled_learning_rate, train
 from stillroom.learning.order import BatchOrder
+from stillroom.learning.source_runs import SourceRuns
 from support.tiny_training import WORDS, texts
 
 STEPS = 8
@@ -100,7 +101,7 @@ def pair_data():
         queries=texts(24, 1),
         passages=texts(30, 2),
         positive=np.arange(24),
-        source=np.zeros(24, int),
+        source=SourceRuns.single(24),
         negatives=np.random.default_rng(3).integers(24, 30, size=(24, 3)),
         teacher_queries=unit_vectors(24, 4),
         teacher_passages=unit_vectors(30, 5),
@@ -109,7 +110,7 @@ def pair_data():
 
 
 def order(rows):
-    return BatchOrder(np.zeros(rows, int), seed=6, global_batch=8)
+    return BatchOrder(SourceRuns.single(rows), seed=6, global_batch=8)
 
 
 def pair_batches(encoder, *, hard_negatives=1, **options):

@@ -99,6 +99,7 @@ def _worker(rank: int, world: int, port: int, pipe: Connection) -> None:
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(world),
         "DS_ACCELERATOR": "cpu",
+        "TORCHDYNAMO_DISABLE": "1",  # as in the processes that train on CPUs
     }
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world)

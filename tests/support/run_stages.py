@@ -1,8 +1,26 @@
 """Runs single stages of a recipe's plan, without the journal and the progress of a whole run."""
 
+import contextlib
+from unittest import mock
+
+from stillroom.encoders.files.load import load_encoder
 from stillroom.pipeline.plan import pipeline
 from stillroom.pipeline.run import stage_function
 from stillroom.storage.artifacts import Store
+
+
+@contextlib.contextmanager
+def embedding_in_process():
+    """Inside, the stage `vectors` encodes in this process, as it does where the teacher is an API.
+
+    The actors that it has otherwise take seconds to start.
+    """
+
+    def teacher_encoder(teacher, scale, store):
+        return load_encoder(teacher)
+
+    with mock.patch("stillroom.stages.vectors.stage.api_encoder", teacher_encoder):
+        yield
 
 
 def run_stages(recipe, *stages):

@@ -1,6 +1,8 @@
 """Texts in many scripts: generated for search, and drawn by hypothesis."""
 
+import json
 import unicodedata
+from pathlib import Path
 from random import Random
 
 from hypothesis import strategies as st
@@ -58,6 +60,20 @@ PIECES = (
 TEXTS = st.lists(
     st.one_of(st.sampled_from(PIECES), st.characters(), st.text(max_size=3)), max_size=30
 ).map("".join)
+
+
+def save_tokenizer_in_python(folder: Path, letters: str) -> Path:
+    """BERT's tokenizer for Japanese, which has no tokenizer.json; it knows these letters."""
+    folder.mkdir()
+    tokens = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters)
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), "utf-8")
+    options = {
+        "tokenizer_class": "BertJapaneseTokenizer",
+        "word_tokenizer_type": "basic",
+        "subword_tokenizer_type": "character",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(options))
+    return folder
 
 
 def composed_and_decomposed(text: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from stillroom.learning.engine.torch_engine import TorchEngine
 from stillroom.learning.loop import TrainOptions, train
 from stillroom.learning.objectives.contrastive import Contrastive
 from stillroom.learning.order import SINGLE_WORKER, BatchOrder
+from stillroom.learning.source_runs import SourceRuns
 
 WORDS = ["river", "stone", "cloud", "paper", "glass", "iron", "moss", "salt", "wind", "clay"]
 
@@ -40,7 +41,7 @@ def start(folder, dropout=0.2):
 
 def batches(encoder, shard=SINGLE_WORKER):
     """Batches of 8 of 24 pairs."""
-    data = PairData(texts(24, 8), texts(24, 9), np.arange(24), np.zeros(24, int))
+    data = PairData(texts(24, 8), texts(24, 9), np.arange(24), SourceRuns.single(24))
     return PairBatches(
         data, BatchOrder(data.source, seed=1, global_batch=8), encoder.prompter, hard_negatives=0,
         query_tokens=16, passage_tokens=16, shard=shard,

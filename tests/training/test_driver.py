@@ -370,7 +370,7 @@ def test_a_stopped_run_saves_a_checkpoint_and_repeats_no_step(
         # Half of Ray's own snapshot, as if Ray had been killed while it wrote the file.
         snapshot = Path(checkpoints.base) / "checkpoint_manager_snapshot.json"
         snapshot.write_text('{"ray_version": "2.60.0", "checkpoint_res')
-        fit(task, scale, Tracking(), draft)
+        fit(task, scale.model_copy(update={"workers": 1}), Tracking(), draft)
         folder = draft.publish({}).path
     rows = history(folder)
     assert [row["step"] for row in rows] == [*range(1, steps + 1)]

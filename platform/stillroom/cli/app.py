@@ -3,9 +3,9 @@
 import contextlib
 import json
 import os
-import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
 
-from stillroom.errors import UserError
+from stillroom.errors import UserError, isolate, isolate_words, without_controls
 from stillroom.storage.root import ROOT_VARIABLE
 
 app = typer.Typer(
@@ -33,25 +33,31 @@ release_app = typer.Typer(no_args_is_help=True, help="Make releases of your own 
 data_app = typer.Typer(no_args_is_help=True, help="Describe, clean or generate data.")
 
 
-# Controls of a terminal, but for line feed and tab, those that reverse the order of letters, and
-# halves of surrogate pairs, such as of file names that are not UTF-8: no terminal can show them.
-CONTROL = re.compile(
-    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
-)
-
-
 class SafeConsole(Console):
     """A console that texts cannot control: somebody else may have written a corpus or a model.
 
-    Only rich's own styles become escape sequences.
+    Only rich's own styles become escape sequences. What is written from right to left does not turn
+    what stands beside it.
     """
+
+    _rendering = threading.local()
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterator[Segment]:
-        for text, style, control in super().render(renderable, options):
-            shown = text if control else CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
-            yield Segment(shown, style, control)
+        isolated: Callable[[str], str] = isolate_words
+        if isinstance(renderable, Table) and renderable.box is not None:
+            isolated = isolate  # each cell by itself
+        is_part = getattr(self._rendering, "active", False)
+        self._rendering.active = True
+        try:
+            for text, style, control in super().render(renderable, options):
+                shown = text
+                if not control and not is_part:  # at last, since widths are computed before
+                    shown = isolated(without_controls(text))
+                yield Segment(shown, style, control)
+        finally:
+            self._rendering.active = is_part
 
 
 out = SafeConsole(emoji=False)  # `random:llama:` is a model, not an emoji
@@ -183,9 +189,9 @@ def print_table(
     header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None
 ) -> None:
     """Prints a table on stdout; cells may hold rich markup."""
-    table = Table(*header, title=title)
-    for row in rows:
-        table.add_row(*row)
+    table = Table(*map(without_controls, header), title=title)
+    for row in rows:  # without what the console would replace, since widths are computed before
+        table.add_row(*map(without_controls, row))
     out.print(table)
 
 

@@ -49,20 +49,20 @@ def describe(
     Example: stillroom data describe pairs.jsonl --model student/quickstart --html pairs.html
     """
     from stillroom.encoders.model_names import locate_model, resolve_artifact_name
-    from stillroom.encoders.tokens.count import token_counter
     from stillroom.reports import describe as described
     from stillroom.storage.artifacts import Store
 
-    count, inputs, unknown_share = None, None, None
+    count, inputs, share = None, None, None
     if model is not None:
-        from stillroom.encoders.files.inputs import role_inputs
-        from stillroom.encoders.tokens.fit import unknown_letters
+        from stillroom.encoders.files.inputs import model_tokenizer, role_inputs
+        from stillroom.encoders.tokens.count import token_counter
+        from stillroom.encoders.tokens.fit import unknown_share
 
         named = resolve_artifact_name(model, Store(root))
         count, inputs = token_counter(named), role_inputs(locate_model(named))
-        unknown_share = partial(unknown_letters, named)
+        share = partial(unknown_share, model_tokenizer(named))
     description = described.describe(
-        path, model=model, count=count, inputs=inputs, unknown_share=unknown_share
+        path, model=model, count=count, inputs=inputs, unknown_share=share
     )
     if html is not None:
         html.write_text(described.render_description(description), encoding="utf-8")

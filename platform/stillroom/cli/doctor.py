@@ -8,7 +8,7 @@ from stillroom.cli.app import AsJson, print_findings
 def doctor(as_json: AsJson = False) -> None:
     """Check this machine and the cluster.
 
-    Versions, GPUs, compilers, the quickstart's models, storage and the Ray cluster.
+    Versions, GPUs, the quickstart's models, storage and the Ray cluster.
 
     Example: stillroom doctor
     """

@@ -112,7 +112,7 @@ def _comparison_texts(
         return read_beir_sets(data), str(data)
     if texts is not None:
         try:
-            lines = texts.read_text(encoding="utf-8").splitlines()
+            lines = texts.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"--texts {texts}", f"cannot be read: {error}", "Name a text file"

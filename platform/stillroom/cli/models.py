@@ -19,7 +19,7 @@ from stillroom.cli.app import (
     print_json,
     print_report,
 )
-from stillroom.errors import UserError
+from stillroom.errors import UserError, json_line
 from stillroom.storage.root import ROOT_FOLDER
 
 
@@ -129,7 +129,7 @@ def encode(
     texts = [line.rstrip("\n") for line in sys.stdin]
     vectors = encoder.encode(texts, "query" if query else "passage", dims=dims, prompt=prompt)
     for text, vector in zip(texts, vectors, strict=True):
-        print(json.dumps({"text": text, "vector": vector.tolist()}, ensure_ascii=False))
+        print(json_line({"text": text, "vector": vector.tolist()}))
 
 
 def serve(

@@ -186,7 +186,9 @@ def check(
 ) -> None:
     """Check a recipe before anything expensive runs.
 
-    Its fields, data, models and memory, the disk, and the cluster.
+    Its fields, data, models and memory, the disk, and the cluster; and whether the models'
+    tokenizers know the letters of the texts: above max_unknown, a field of the recipe, it refuses
+    them.
 
     Example: stillroom check my.yaml
 

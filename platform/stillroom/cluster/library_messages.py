@@ -1,4 +1,4 @@
-"""Messages of Ray and DeepSpeed that are left out of logs, as patterns.
+"""Messages of Ray that are left out of logs, as patterns.
 
 They need no action by the user, or repeat our own log lines.
 """
@@ -18,7 +18,6 @@ IGNORED_MESSAGES = "|".join(
         r"Setting up process group for: ",
         # Its cleaner asks a dashboard, which a Ray on one machine does not have.
         r"Failed to query Ray Train Controller actor state\. ",
-        r"^DeepSpeed \S+ built successfully$",
         # Ray Data: our stages report their progress.
         r"^Starting execution of Dataset ",
         r"^Execution plan of Dataset ",

@@ -7,12 +7,15 @@ module and have to start fast.
 A new version of Ray: add it to `TESTED_RAY_VERSIONS` and to pyproject.toml, and run all tests.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 TESTED_RAY_VERSIONS = ("2.60.0",)
+NODE_POLL_S = 0.2
 
 
 def autoscaler_config() -> Any:
@@ -95,6 +98,35 @@ def request_cluster_id(address: str, timeout_s: float) -> None:
 
     with init_grpc_channel(address) as channel:
         NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=timeout_s)
+
+
+@contextlib.contextmanager
+def wait_for_slow_node(seconds: float) -> Iterator[None]:
+    """Inside this block `ray.init` waits that long for the node that it starts to register.
+
+    Why: Ray gives up after 30 seconds, which no setting changes; a busy machine needs more.
+
+    Breaks: on a busy machine a run ends before its first stage.
+    """
+    from ray._private import services
+
+    get_node = services.get_node
+
+    def get_node_later(gcs_address: str, node_id: str) -> Any:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return get_node(gcs_address, node_id)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(NODE_POLL_S)
+
+    services.get_node = get_node_later
+    try:
+        yield
+    finally:
+        services.get_node = get_node
 
 
 def handle_worker_output(

@@ -12,6 +12,7 @@ import ray
 from stillroom.cluster.join import join_cluster
 from stillroom.cluster.library_messages import ignore_library_messages, is_ignored
 from stillroom.cluster.ray_private import autoscaler_events, handle_worker_output
+from stillroom.cluster.start import start_ray
 from stillroom.config.scale import Scale
 from stillroom.observability.log_context import (
     json_lines_enabled,
@@ -28,7 +29,8 @@ def connect(scale: Scale) -> None:
     """Joins the cluster of RAY_ADDRESS, or starts Ray on this machine.
 
     Raises:
-        UserError: when the named cluster cannot be reached, or refuses our token.
+        UserError: when the named cluster cannot be reached, or refuses our token, or Ray does not
+            start here.
     """
     if ray.is_initialized():
         return
@@ -46,12 +48,8 @@ def _join_or_start(scale: Scale) -> None:
         return
     with _api_server_address(NO_API_SERVER):
         # A laptop with fewer cores than the recipe's workers is allowed; it is just slow.
-        ray.init(
-            # Only RAY_ADDRESS names a cluster: another cluster on this machine may be somebody
-            # else's.
-            address="local",
+        start_ray(
             num_cpus=max(os.cpu_count() or 1, math.ceil(_max_cpus(scale))),
-            include_dashboard=False,
             # Without a dashboard Ray Train warns every second that it cannot reach one.
             logging_config=ray.LoggingConfig(log_level="ERROR"),
         )

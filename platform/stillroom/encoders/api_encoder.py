@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -293,7 +293,7 @@ def truncate_text(text: str, max_tokens: int) -> str:
     return encoded.decode("utf-8", "ignore") or " "
 
 
-def estimate_tokens(contract: ApiContract, texts: Sequence[tuple[str, Role, str | None]]) -> int:
+def estimate_tokens(contract: ApiContract, texts: Iterable[tuple[str, Role, str | None]]) -> int:
     """Estimated tokens of the distinct requests for (text, role, prompt); a prompt of None is the
     contract's."""
     sent = {(_sent_text(contract, text, role, prompt), role) for text, role, prompt in texts}

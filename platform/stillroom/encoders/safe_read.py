@@ -4,10 +4,12 @@ Nothing is ever unpickled, since a pickle can run any code. Errors name the file
 """
 
 import json
+import math
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from safetensors import SafetensorError, safe_open
 
 from stillroom.encoders.usable_vectors import broken_weight_error
@@ -127,14 +129,27 @@ def not_safetensors_error(path: Path, reason: str) -> UserError:
     )
 
 
-def read_array(path: Path, *, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
-    """The numbers of a `.npy` file.
+def map_array(path: Path) -> np.ndarray:
+    """The numbers of a `.npy` file, mapped: read when they are used, and shared by processes.
+
+    Holds no file descriptor, unlike NumPy's memmap: there may be thousands of files.
 
     Raises:
         UserError: when it is missing, cut short, or holds pickled objects.
     """
     try:
-        array: np.ndarray = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+        with pa.memory_map(str(path)) as file:
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise ValueError(f"its format is {version}")
+            shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+            if dtype.hasobject or by_columns:
+                raise ValueError("it holds objects, or is ordered by columns")
+            start, size = file.tell(), math.prod(shape) * dtype.itemsize
+            content = file.read_buffer(size)
+            if content.size != size or file.size() != start + size:
+                raise ValueError("it has another size than its header says")
+            array = np.frombuffer(content, dtype).reshape(shape)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             str(path),

@@ -7,6 +7,7 @@ import numpy as np
 
 from stillroom.data.cleaning.text_keys import beginning_key, text_key
 from stillroom.data.readers.records import EvaluationSet
+from stillroom.storage.columns import Ragged
 
 
 class KnownTexts:
@@ -92,7 +93,7 @@ def find_known_texts(
     queries: Sequence[str],
     passages: Sequence[str],
     positive: np.ndarray,
-    provided: Sequence[Sequence[int]],
+    provided: Ragged,
     evaluation: Iterable[EvaluationSet],
     *,
     include_evaluation_passages: bool,
@@ -118,16 +119,12 @@ def find_known_texts(
         for evaluation_set in evaluation
         for text in _excluded_passages(evaluation_set, include_evaluation_passages)
     ]
-    counts = [len(rows) for rows in provided]
     return KnownTexts(
         group_p=group_p.astype(np.int64),
         excluded_p=np.isin(hash_p, _hashes(excluded, beginning_key)),
         positive_q=np.asarray(positive, dtype=np.int64),
         query_text_q=np.unique(_hashes(queries, text_key), return_inverse=True)[1].astype(np.int64),
-        provided=(
-            np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64),
-            np.array([row for rows in provided for row in rows], dtype=np.int64),
-        ),
+        provided=(provided.starts, provided.numbers),
         extra_answers=(also_passages, row_of_group[group_q[also_passages]]),
     )
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from stillroom.errors import json_line
+
 FORMAT_VARIABLE = "STILLROOM_LOGS"
 
 # One set for the process: it works for one run, and there on one stage.
@@ -67,7 +69,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json_line(line)
 
 
 def parse_json_line(line: str) -> dict[str, Any] | None:

@@ -7,14 +7,15 @@ from functools import cached_property
 from typing import Any
 
 from stillroom.config.base import Section
+from stillroom.stages.vectors.digests import VECTORS_VERSION
 from stillroom.storage.artifacts import key_of
 
 # Raise a stage's version when its code gives other results for the same inputs.
 STAGE_VERSIONS = {
     "synthetic": 1,
-    "corpus": 6,
+    "corpus": 7,
     "teacher": 2,
-    "vectors": 3,
+    "vectors": VECTORS_VERSION,
     "negatives": 3,
     "student": 3,
     "report": 7,

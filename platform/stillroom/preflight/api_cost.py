@@ -16,12 +16,12 @@ def estimate_api_tokens(api: EmbeddingsApi, corpus: Artifact) -> int:
 
     Sends nothing.
     """
-    return estimate_tokens(api_contract(api), list(_texts(corpus)))
+    return estimate_tokens(api_contract(api), _texts(corpus))
 
 
 def _texts(corpus: Artifact) -> Iterator[tuple[str, Role, str | None]]:
     """Every text with its role and prompt."""
-    data = CorpusData.read(corpus)
+    data = CorpusData.open(corpus)
     for text, prompt in zip(data.queries, data.prompts_of("query"), strict=True):
         yield text, "query", prompt
     for text, prompt in zip(data.passages, data.prompts_of("passage"), strict=True):

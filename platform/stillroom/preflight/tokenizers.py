@@ -4,13 +4,15 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from stillroom.config.corpus import DocstringSource
 from stillroom.config.recipe import Recipe
 from stillroom.data.cleaning.sampling import evenly_spaced
 from stillroom.data.readers.beir import read_beir
+from stillroom.encoders.files.inputs import model_tokenizer
 from stillroom.encoders.model_names import resolve_artifact_name
-from stillroom.encoders.tokens.fit import TokenizerFit, measure_fit
+from stillroom.encoders.tokens.fit import TokenizerFit, measure_fit, text_room
 from stillroom.errors import UserError
 from stillroom.preflight.findings import Finding
 from stillroom.preflight.models import BaseModel, base_models
@@ -21,6 +23,7 @@ from stillroom.storage.artifacts import Store
 
 SAMPLE_ROWS = 400  # of a file or an evaluation set
 READ_ROWS = 4000  # of a file: the sample is drawn from its beginning
+UNSEEN = "knows the letters of the texts cannot be seen from here"
 WARNED_SHARE = 0.01  # of unknown letters
 OTHER_BASE = "Name a base whose tokenizer was made for these texts, such as a multilingual model's"
 
@@ -37,37 +40,49 @@ def check_tokenizers(recipe: Recipe, store: Store, stages: Collection[str]) -> I
     models = [model for model in base_models(recipe) if model.field.partition(".")[0] in stages]
     samples = dict(_samples(recipe)) if models else {}
     for model in models:
-        name = resolve_artifact_name(model.name, store)
-        fits = {where: measure_fit(name, texts) for where, texts in samples.items()}
+        try:
+            tokenizer = model_tokenizer(
+                resolve_artifact_name(model.name, store), trust_remote_code=model.trusted
+            )
+        except UserError as error:
+            if model.trained:
+                raise
+            # What only sentence-transformers can read, `trial` has opened.
+            problem = f"cannot be looked at: {error.problem}. Whether it {UNSEEN}"
+            yield Finding(f"{model.field}: its tokenizer", True, problem)
+            continue
+        fits = {where: measure_fit(tokenizer, texts) for where, texts in samples.items()}
         for where, texts in samples.items():
             fit = fits[where]
-            if fit is not None and fit.unknown_share > recipe.max_unknown:
+            if fit.unknown_share > recipe.max_unknown:
                 raise UserError(
                     f"{model.field}: {model.name}",
                     f"its tokenizer does not know {fit.unknown_share:.0%} of the letters in "
                     f"{where} ({_scripts(texts)})",
                     f"{OTHER_BASE}; or allow it with max_unknown: 1",
                 )
-        yield from _finding(model, samples, fits)
+        yield from _finding(model, tokenizer, samples, fits)
     if recipe.teacher.api is not None and "teacher" in stages:
-        unseen = "is the API's: whether it knows the letters of the texts cannot be seen from here"
-        yield Finding("teacher.api: its tokenizer", True, unseen)
+        yield Finding("teacher.api: its tokenizer", True, f"is the API's: whether it {UNSEEN}")
 
 
 def _finding(
     model: BaseModel,
+    tokenizer: Any,
     samples: Mapping[str, Sequence[str]],
-    fits: Mapping[str, TokenizerFit | None],
+    fits: Mapping[str, TokenizerFit],
 ) -> Iterator[Finding]:
     max_tokens = getattr(model.section, "max_tokens", None)
+    # Beside special tokens; a prompt takes more.
+    room = None if max_tokens is None else text_room(tokenizer, "", max_tokens)
     unknown, details = 0.0, []
     for where, fit in fits.items():
-        if fit is None or not fit.letters:
+        if not fit.letters:
             continue
         unknown = max(unknown, fit.unknown_share)
         texts = samples[where]
-        figures = FitFigures.of(fit, texts, max_tokens or int(fit.tokens.max()))
-        cut = "" if max_tokens is None else f", {figures.cut:.0%} cut"
+        figures = FitFigures.of(fit, texts, int(fit.tokens.max()) if room is None else room)
+        cut = "" if room is None else f", {figures.cut:.0%} cut"
         details.append(
             f"{where} ({_scripts(texts)}) {figures.unknown:.1%} unknown, "
             f"{figures.tokens_per_word:.2f} tokens a word and "

@@ -6,6 +6,7 @@ from typing import Any
 from stillroom.config.corpus import Corpus, DocstringSource, Source
 from stillroom.config.languages import LANGUAGES
 from stillroom.data.readers.records import EvaluationSet
+from stillroom.reports.markdown import markdown_code, markdown_row
 
 # Count in counts.json → its explanation in the card.
 DROP_REASONS = {
@@ -113,7 +114,7 @@ def _files(source: Source) -> list[str]:
     if isinstance(source, DocstringSource):
         packages = ["all installed packages"] if source.packages is None else source.packages
         return [f"The docstrings of {', '.join(packages)}.", ""]
-    return [f"- `{location}`" for location in source.locations()] + [""]
+    return [f"- {markdown_code(location)}" for location in source.locations()] + [""]
 
 
 def _drops_table(counts: Mapping[str, int]) -> list[str]:
@@ -129,8 +130,4 @@ def _drops_table(counts: Mapping[str, int]) -> list[str]:
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
     """A Markdown table, and an empty line."""
-    lines = [header, ["---"] * len(header), *rows]
-    return [
-        *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines),
-        "",
-    ]
+    return [*map(markdown_row, (header, ["---"] * len(header), *rows)), ""]

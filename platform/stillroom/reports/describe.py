@@ -92,7 +92,7 @@ def describe(
     model: str | None = None,
     count: CountTokens | None = None,
     inputs: Mapping[str, str] | None = None,
-    unknown_share: Callable[[Sequence[str]], float | None] | None = None,
+    unknown_share: Callable[[Sequence[str]], float] | None = None,
 ) -> dict[str, Any]:
     """Describes the data at a location, in any format; invalid rows are counted and listed.
 
@@ -254,7 +254,7 @@ def _script_rows(name: str, texts: Mapping[str, Any]) -> Iterator[list[str]]:
         yield [
             name,
             LANGUAGES[texts["language"]],
-            *(["?" if unknown is None else f"{unknown:.1%}"] if "unknown" in texts else []),
+            *([] if unknown is None else [f"{unknown:.1%}"]),
             script,
             f"{share:.0%}" if share >= 0.01 else f"{share:.2%}",
             f"{lengths['words']:,}",

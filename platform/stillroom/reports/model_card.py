@@ -14,7 +14,8 @@ from stillroom.encoders.contract import BaseContract
 from stillroom.encoders.export.runtimes import EXPORT_FILE
 from stillroom.encoders.files import sentence_transformers
 from stillroom.encoders.model_names import HUB_ID, locate_model
-from stillroom.errors import UserError
+from stillroom.errors import UserError, isolate_words, without_controls
+from stillroom.reports.markdown import markdown_code, markdown_row
 from stillroom.reports.tables import elsewhere_table, score_table, unreliable_speeds, verdict
 from stillroom.storage.artifacts import Artifact, Store
 
@@ -25,7 +26,10 @@ CARDS = jinja2.Environment(
     undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
 )  # fmt: skip
 
-CARDS.filters["as_code"] = lambda prompt: f"`{json.dumps(prompt, ensure_ascii=False)}`"
+CARDS.filters["as_row"] = markdown_row
+CARDS.filters["as_code"] = markdown_code
+CARDS.filters["as_json"] = lambda prompt: json.dumps(prompt, ensure_ascii=False)
+CARDS.filters["as_words"] = lambda message: isolate_words(without_controls(message))
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def write_model_card(
     tags += ["distillation"] if stage == "student" else []
     tags += [exported["format"]] if exported and exported["format"] not in tags else []
     text = CARDS.get_template("model_card.md").render(
-        name=name,
+        name=without_controls(name),
         stage=stage,
         contract=contract,
         exported=exported,
@@ -164,7 +168,8 @@ def base_license(base: str) -> str | None:
 
 def _section_yaml(artifact: Artifact) -> str:
     section = artifact.manifest["made_by"]["section"]
-    return yaml.safe_dump(section, sort_keys=False, allow_unicode=True).strip()
+    text = yaml.safe_dump(section, sort_keys=False, allow_unicode=True).strip()
+    return without_controls(text)
 
 
 def _read_json(path: Path) -> Any:

@@ -50,19 +50,14 @@ class FitFigures:
 
 
 def fit_by_script(
-    model: str, texts: Sequence[str], room: Sequence[int]
-) -> dict[str, FitFigures] | None:
+    tokenizer: Any, texts: Sequence[str], room: Sequence[int]
+) -> dict[str, FitFigures]:
     """Script → figures of its texts; with several scripts, those of all texts come first.
 
     Args:
         room: as `FitFigures.of` takes it, of each text.
-
-    Returns:
-        None for a tokenizer that does not say which characters its tokens are made of.
     """
-    fit = measure_fit(model, texts)
-    if fit is None:
-        return None
+    fit = measure_fit(tokenizer, texts)
     rows: dict[str, list[int]] = defaultdict(list)
     for row, text in enumerate(texts):
         rows[script_of(text)].append(row)
@@ -75,8 +70,7 @@ def fit_by_script(
         figures[ALL_SCRIPTS] = FitFigures.of(fit, texts, room)
     for script in common:
         of_script = [texts[row] for row in rows[script]]
-        own_fit = measure_fit(model, of_script)
-        assert own_fit is not None
+        own_fit = measure_fit(tokenizer, of_script)
         figures[script] = FitFigures.of(own_fit, of_script, [room[row] for row in rows[script]])
     return figures
 

@@ -17,6 +17,7 @@ from ray import serve
 
 from stillroom.cluster.join import join_cluster
 from stillroom.cluster.library_messages import ignore_library_messages
+from stillroom.cluster.start import start_ray
 from stillroom.cluster.token_file import exposed_token_file
 from stillroom.errors import UserError
 from stillroom.release.reader import Release, is_release, split_alias
@@ -128,8 +129,8 @@ def _ray_and_serve() -> Iterator[None]:
     if owns_ray:
         if address := os.environ.get("RAY_ADDRESS"):
             join_cluster(address, log_to_driver=False)
-        else:  # ignores a Ray that happens to run here: it may be somebody else's
-            ray.init(address="local", include_dashboard=False, log_to_driver=False)
+        else:
+            start_ray(log_to_driver=False)
     ignore_library_messages()
     serve_is_shared = bool(serve.status().applications)
     try:

@@ -31,6 +31,7 @@ from stillroom.learning.projection import (
 )
 from stillroom.stages.vectors.teacher_vectors import TeacherVectors
 from stillroom.storage.atomic import atomic_write_json
+from stillroom.storage.columns import RemainingRows
 
 START_FILE = "start.json"  # in a student's folder: the layers, and figures of the choice
 WEIGHTS_FILE = "start.safetensors"  # beside it: the projection, where there is one
@@ -162,7 +163,7 @@ class FitSample:
         self.sources = teacher_vectors.rows(encoder.device)
         self.dims, self.normalise = encoder.contract.dims[0], encoder.contract.normalise
         queries, passages = (
-            np.setdiff1d(np.arange(len(texts)), np.asarray(source.skipped, dtype=np.int64))
+            RemainingRows(len(texts), np.array(sorted(source.skipped), dtype=np.int64))
             for texts, source in zip((all_queries, all_passages), self.sources, strict=True)
         )
         of_queries = min(len(queries), max(max_texts // 2, max_texts - len(passages)))
@@ -170,7 +171,7 @@ class FitSample:
             queries[evenly_spaced(len(queries), of_queries)],
             passages[evenly_spaced(len(passages), max_texts - of_queries)],
         )
-        roles: list[tuple[Role, list[str], int]] = [
+        roles: list[tuple[Role, Sequence[str], int]] = [
             ("query", all_queries, phase.query_tokens),
             ("passage", all_passages, phase.passage_tokens),
         ]

@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -359,7 +358,17 @@ class Store:
         return path
 
     def _fetch(self, stage: str, folder: str, manifest: dict[str, Any], path: Path) -> None:
-        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+        partial = path.with_name(f"{path.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        partial.mkdir(parents=True)
+        needed = sum(int(entry["bytes"]) for entry in manifest["files"].values())
+        free = shutil.disk_usage(partial).free
+        if free < needed:
+            raise UserError(
+                str(partial),
+                f"has {free / 1e9:.1f} GB free, and {stage}/{folder} takes {needed / 1e9:.1f} GB",
+                "Free some space, or set STILLROOM_CACHE to a folder of a larger disk",
+            )
         for file, entry in manifest["files"].items():
             copied = partial / file
             copied.parent.mkdir(parents=True, exist_ok=True)
@@ -374,7 +383,6 @@ class Store:
             if sha256(copied) != entry["sha256"]:
                 shutil.rmtree(partial)
                 raise altered_error(Path(f"{self.root}/{stage}/{folder}"), file)
-        partial.mkdir(parents=True, exist_ok=True)
         os.replace(partial, path)
 
 

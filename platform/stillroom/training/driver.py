@@ -124,6 +124,8 @@ def _worker_environment(scale: TrainingWorkers) -> dict[str, str]:
         # Without it DeepSpeed looks for the machine's GPUs, which are not assigned to these
         # workers.
         variables["DS_ACCELERATOR"] = "cpu"
+        # Importing DeepSpeed's Muon, which nothing here uses, loads a compiler for a second.
+        variables["TORCHDYNAMO_DISABLE"] = "1"
         # A step allocates tensors of the same sizes as the last one did. By default malloc returns
         # large blocks to the system, and page faults then take a tenth of a student's step.
         variables |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}

@@ -15,6 +15,7 @@ from stillroom.data.general.pieces import is_prose, pieces
 from stillroom.data.readers.machine_texts import Document
 from stillroom.data.text.words import count_words
 from stillroom.errors import UserError
+from support.scripts import ALPHABETS, exact_match_pairs
 
 WORDS = [
     "water", "stone", "light", "paper", "green", "river", "house", "music", "field", "glass",
@@ -63,6 +64,18 @@ def test_every_word_of_a_body_is_in_one_text_and_code_in_none(machine):
     assert body.startswith(" ".join(texts)) and len(body) - len(" ".join(texts)) < 40
     assert not is_prose(">>> numpy.zeros(3)") and not is_prose("| 1 | 2.0 | 3.5 | 4 |")
     assert is_prose("水は石より軽い") and is_prose("Light is a wave, and a particle.")
+
+
+def test_texts_of_any_script_are_prose_and_keep_their_spaces():
+    for language in ALPHABETS:
+        [(_, body)] = exact_match_pairs(language, 1)
+        assert is_prose(body)
+    chinese = "河里的水一年四季都很清澈冰凉。" * 12 + "“真的吗？”他说：“是 Linux 内核！”"
+    [*texts] = pieces(Document("readmes", "a", "水", (chinese,)))
+    assert "".join(texts) == f"水: {chinese}"
+    assert all(text.endswith(("。", "”")) for text in texts)
+    thai = "น้ำในแม่น้ำใส และเย็นตลอดทั้งปี"
+    assert " ".join(pieces(Document("readmes", "a", "", (thai,)))) == thai
 
 
 def test_sources_take_turns_and_a_small_one_gives_all_that_it_has(machine):

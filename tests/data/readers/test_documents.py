@@ -62,6 +62,7 @@ def test_a_long_paragraph_is_cut_where_a_sentence_ends_and_else_between_words(re
     ]
     assert read("one two three", max_tokens=2) == ["one", "two three"]
     assert list(halve_to_fit("一二三四五六七八", len, 4)) == ["一二三四", "五六七八"]
+    assert list(halve_to_fit("「二三。」五六七。", len, 5)) == ["「二三。」", "五六七。"]
 
 
 TOKENIZERS = {"byte pairs": byte_pair_tokenizer, "word pieces": word_piece_tokenizer}

@@ -4,7 +4,13 @@ import json
 
 import pytest
 
-from stillroom.data.synthetic.answers import parse_example, parse_grade, parse_query, parse_tasks
+from stillroom.data.synthetic.answers import (
+    parse_example,
+    parse_grade,
+    parse_query,
+    parse_tasks,
+    require_language,
+)
 from stillroom.data.synthetic.prompts import (
     TASK_TEMPLATES,
     RejectedAnswer,
@@ -79,3 +85,11 @@ def test_tasks_queries_and_grades_are_parsed_strictly(parse, answer, expected):
         return
     with pytest.raises(RejectedAnswer, match=f"^{expected}$"):
         parse(answer)
+
+
+def test_a_long_text_in_the_language_asked_for_hides_no_other():
+    german = "Das Wasser im Fluss ist das ganze Jahr über klar und kalt, auch im Sommer. " * 4
+    english = "The water in the river is clear and cold all through the year, even in summer."
+    require_language([german, german[:150]], "de")
+    with pytest.raises(RejectedAnswer, match="not in German"):
+        require_language([german, english], "de")

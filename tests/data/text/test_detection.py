@@ -1,14 +1,14 @@
 """The language of a collection."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.config.languages import AUTO, LANGUAGES, check_language
 from stillroom.data.text import detection
 from stillroom.data.text.detection import RELATED, VARIETIES, detect_language, is_in_language
 from stillroom.errors import UserError
-from support.scripts import TEXTS
+from support.scripts import TEXTS, composed_and_decomposed
 
 SENTENCES = {
     "en": "The water in the river is clear and cold all through the year",
@@ -31,6 +31,14 @@ def test_the_language_of_most_letters_is_found(language):
     assert detect_language([*texts, "A line of English.", "1984", ""]) == language
 
 
+def test_how_letters_are_spelt_in_unicode_changes_no_language():
+    for language, text in SENTENCES.items():
+        wide = "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text)
+        for spelt in (wide, *composed_and_decomposed(text)):
+            assert detect_language([spelt] * 5) == language
+            assert is_in_language(spelt * 3, language)
+
+
 def test_a_mixed_collection_has_several_languages_and_numbers_have_none():
     assert detect_language([SENTENCES["de"], SENTENCES["fr"]] * 10) == "mul"
     assert detect_language(["1984", "++ 3.5 €", ""]) == detect_language([]) == "und"
@@ -51,6 +59,7 @@ def test_a_short_text_is_told_from_english_only_and_a_word_passes():
     assert is_in_language("GPU", "ja") and is_in_language("\ud800 ++ 1984", "ja")
 
 
+@settings(deadline=None)
 @given(TEXTS, st.sampled_from(sorted(SENTENCES)))
 def test_any_text_has_a_language_and_is_or_is_not_in_one(text, language):
     assert detect_language([text]) in LANGUAGES

@@ -8,7 +8,8 @@ from stillroom.data.cleaning.minhash import minhash_signatures
 from stillroom.data.cleaning.text_keys import text_key
 from stillroom.data.cleaning.word_hashes import hash_words, split_words
 from stillroom.data.readers.records import EvaluationSet
-from stillroom.data.text.words import count_words, fold, spaced_words
+from stillroom.data.text.analyser import Analyser
+from stillroom.data.text.words import count_words, fold, spaced_words, words_and_spaces
 from support.scripts import TEXTS, composed_and_decomposed
 
 
@@ -63,6 +64,24 @@ def test_composed_and_decomposed_texts_have_the_same_verdict_of_decontamination(
         for written in composed_and_decomposed(text)
     ]
     assert verdicts[0] == verdicts[1]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("مُحَمَّدٌ", "محمد"), ("محـــمد", "محمد"), ("שָׁלוֹם", "שלום"), ("İSTANBUL", "istanbul")],
+)
+def test_marks_that_writers_leave_out_change_no_word(first, second):
+    assert split_words(first) == split_words(second)
+    for language in ("mul", "ar", "he", "fa"):
+        assert Analyser(language).terms(first) == Analyser(language).terms(second)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=TEXTS)
+def test_words_and_spaces_are_the_text_with_single_spaces(text):
+    words = words_and_spaces(text)
+    assert [word.rstrip(" ") for word in words] == spaced_words(text)
+    assert "".join(words).split() == text.split()
 
 
 def test_invisible_characters_change_no_word():

@@ -90,3 +90,23 @@ def test_a_module_keeps_its_weights_and_their_names():
     use_onednn(module)
     assert before.keys() == module.state_dict().keys()
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+
+
+def test_of_all_numbers_of_rows_kernels_are_kept_for_few(monkeypatch):
+    plain, fast = layers()
+    run, seen = onednn_linear._onednn_linear, set()
+
+    def record(inputs, weight, bias):
+        seen.add(tuple(inputs.shape))
+        return run(inputs, weight, bias)
+
+    monkeypatch.setattr(onednn_linear, "_onednn_linear", record)
+    with torch.inference_mode():
+        for texts in (1, 2, 3):
+            for tokens in range(1, 1024 // texts + 1):
+                inputs = rows(texts, tokens, 24)
+                values = fast(inputs)
+                assert values.shape == (texts, tokens, 40)
+        torch.testing.assert_close(values, plain(inputs), rtol=1e-5, atol=1e-5)
+    numbers = {shape[0] * (shape[1] if len(shape) == 3 else 1) for shape in seen}
+    assert max(numbers) == 1024 and len(numbers) <= 32 + 5 * 16

@@ -37,6 +37,7 @@ from stillroom.learning.objectives import contrastive as objectives
 from stillroom.learning.objectives.distillation import Distillation
 from stillroom.learning.objectives.token_prediction import Joint, Mntp
 from stillroom.learning.order import BatchOrder
+from stillroom.learning.source_runs import SourceRuns
 from support.process_group import in_workers
 
 STEPS = 2
@@ -94,7 +95,7 @@ def pair_data(dims: int) -> PairData:
         passages=texts(30),
         # Pairs 0 and 1 share a passage: wherever they land, neither is the other's negative.
         positive=np.concatenate([[0], np.arange(23)]),
-        source=np.arange(24) % 2,
+        source=SourceRuns.of(np.arange(24) % 2),
         prompts=(None, None),
         symmetric=(False, True),
         negatives=rng.integers(23, 30, size=(24, 3)),
@@ -113,12 +114,12 @@ def create_batches(objective: object, encoder):
         sampled_passages=5, shard=shard,
     )  # fmt: skip
     texts = TextBatches(
-        pairs.passages, BatchOrder(np.zeros(30, int), seed=1, global_batch=BATCH), encoder.prompter,
-        max_tokens=16, shard=shard,
+        pairs.passages, BatchOrder(SourceRuns.single(30), seed=1, global_batch=BATCH),
+        encoder.prompter, max_tokens=16, shard=shard,
     )  # fmt: skip
     generation = GenerationBatches(
         list(zip(pairs.queries, pairs.passages[:24], strict=True)),
-        BatchOrder(np.zeros(24, int), seed=1, global_batch=4), encoder.prompter, max_tokens=24,
+        BatchOrder(SourceRuns.single(24), seed=1, global_batch=4), encoder.prompter, max_tokens=24,
         shard=shard,
     )  # fmt: skip
     if isinstance(objective, Mntp):
@@ -129,7 +130,7 @@ def create_batches(objective: object, encoder):
         return JointBatches(pair_batches, generation)
     if objective is OBJECTIVES["distillation on texts"]:
         return DistillationTextBatches(
-            pairs, BatchOrder(np.zeros(54, int), seed=1, global_batch=BATCH), encoder.prompter,
+            pairs, BatchOrder(SourceRuns.single(54), seed=1, global_batch=BATCH), encoder.prompter,
             query_tokens=16, passage_tokens=16, sampled_passages=5, shard=shard,
         )  # fmt: skip
     return pair_batches
@@ -534,6 +535,17 @@ def test_tensors_that_two_workers_cannot_split_evenly_are_resumed(engine, tmp_pa
         torch.testing.assert_close(resumed, first, atol=0, rtol=0)
         torch.testing.assert_close(resumed_second, second, atol=0, rtol=0)
         assert not second["weight"].equal(first["weight"])
+
+
+def compiled_extension() -> object:
+    import deepspeed
+
+    create_engine(torch.nn.Linear(3, 3), "zero-1")
+    return deepspeed.comm.comm.cdb.shm_comm_op
+
+
+def test_deepspeed_compiles_nothing_on_a_cpu():
+    assert in_workers(2, compiled_extension) == [None, None]
 
 
 def test_a_checkpoint_is_written_in_parts(tmp_path, monkeypatch):

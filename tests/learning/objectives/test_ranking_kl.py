@@ -12,6 +12,7 @@ from stillroom.errors import UserError
 from stillroom.learning.batch_types import TextBatch
 from stillroom.learning.batches import PairData
 from stillroom.learning.objectives.distillation import Distillation
+from stillroom.learning.source_runs import SourceRuns
 
 
 class FixedVectors:
@@ -105,7 +106,7 @@ def test_passages_are_sampled_only_for_ranking_kl_and_only_from_stored_vectors(f
 
 def test_sampled_passages_are_the_same_for_all_workers_and_differ_by_step():
     passages = unit_vectors(5, 40).numpy()
-    data = PairData([], [""] * 40, np.zeros(0), np.zeros(0), teacher_passages=passages,
+    data = PairData([], [""] * 40, np.zeros(0), SourceRuns.single(0), teacher_passages=passages,
                     sampleable_rows=np.arange(1, 40, 2))  # fmt: skip
     first, repeated, next_step = (
         data.sample_teacher_passages(8, seed=1, step=step).numpy() for step in (3, 3, 4)

@@ -13,7 +13,7 @@ from stillroom.config.recipe import Ivf, Negatives
 from stillroom.config.scale import Scale, SearchActors
 from stillroom.data.readers.beir import write_beir
 from stillroom.data.readers.records import EvaluationSet
-from stillroom.encoders.vectors.stored import shard_path, write_array
+from stillroom.encoders.vectors.stored import shard_path, write_array, write_order
 from stillroom.errors import UserError
 from stillroom.mining.bm25 import Bm25
 from stillroom.mining.exact import row_dots, search
@@ -54,7 +54,7 @@ class MiningCorpus:
                 folder = draft.path / name
                 folder.mkdir()
                 order = np.random.default_rng(1).permutation(len(vectors))
-                write_array(folder / "order.npy", order)
+                write_order(folder, order)
                 for i in range(-(-len(vectors) // shard)):
                     rows = order[i * shard : (i + 1) * shard]
                     write_array(shard_path(folder, i), vectors[rows].astype(np.float16))
@@ -108,7 +108,7 @@ def mining_corpus(tmp_path_factory):
         section = Corpus.model_validate_json(json.dumps(content))
         corpus(section=section, seed=0, scale=Scale(), out=draft)
         artifact = draft.publish({})
-    return MiningCorpus(store, artifact, CorpusData.read(artifact))
+    return MiningCorpus(store, artifact, CorpusData.open(artifact))
 
 
 def unit(rng, count):

@@ -399,10 +399,10 @@ def test_generated_pairs_become_one_more_source_of_the_corpus(ray_cluster, recip
     section = read_recipe(file).corpus
     with Store(str(tmp_path / "corpora")).draft("corpus", "tiny", "0") as draft:
         corpus(section=section, seed=1, synthetic=artifact, scale=Scale(), out=draft)
-        files = CorpusData.read(draft.publish({}))
+        files = CorpusData.open(draft.publish({}))
     assert files.source_names == ["own", "synthetic"]
     assert [prompt and prompt.query for prompt in files.source_prompts] == [None, prompts["query"]]
-    assert files.queries == ["a question", *(pair.query for pair in pairs)]
+    assert [*files.queries] == ["a question", *(pair.query for pair in pairs)]
     assert [files.passages[rows[0]] for rows in files.negative_rows[1:]] == [
         pair.negatives[0] for pair in pairs
     ]

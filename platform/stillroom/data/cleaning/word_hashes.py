@@ -9,7 +9,7 @@ import numpy as np
 import regex
 
 from stillroom.data.cleaning.splitmix import GOLDEN_RATIO, mix_bits
-from stillroom.data.text.words import UNSPACED, fold, without_invisible
+from stillroom.data.text.words import UNSPACED, fold, plain_letters
 
 MAX_TEXT_CHARACTERS = 1 << 20  # longer texts are cut
 CHUNK_CHARACTERS = 1 << 20  # hashed at a time; one long text may have more
@@ -131,7 +131,7 @@ def hash_words(texts: Sequence[str]) -> WordHashes:
 
 
 def _folded(text: str) -> str:
-    return without_invisible(fold(text))[:MAX_TEXT_CHARACTERS].replace(TEXT_END, " ")
+    return plain_letters(fold(text))[:MAX_TEXT_CHARACTERS].replace(TEXT_END, " ")
 
 
 def _hash_chunk(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """Gathers plain text of many fields from what is at hand: a machine's own texts, and your files.
 
 Sources take turns, a text each, until there are enough or all are read: a large source does not
-crowd out a small one. Which texts are gathered depends on what is installed alone, and on no
+crowd out a small one. Each dictionary has a turn of its own, since only they speak of every field. Which texts are gathered depends on what is installed alone, and on no
 evaluation set but to leave its texts out.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 from stillroom.config.corpus import MACHINE_SOURCES, MachineSource
 from stillroom.data.cleaning.text_keys import beginning_key, hash_texts
 from stillroom.data.general.pieces import pieces
+from stillroom.data.readers.dictionaries import dictionary_files
 from stillroom.data.readers.files import read_passages
 from stillroom.data.readers.locations import (
     DATA_EXTENSIONS,
@@ -115,11 +116,12 @@ def gather(
     streams = {
         name: _distinct(name, stream, gathered, seen, is_tested) for name, stream in streams.items()
     }
+    turns = [name for name in streams for _ in range(_turns(name))]
     while streams and not _is_enough(gathered, max_texts, max_words):
-        for name in list(streams):
-            text = next(streams[name], None)
+        for name in [turn for turn in turns if turn in streams]:
+            text = next(streams[name], None) if name in streams else None
             if text is None:
-                del streams[name]
+                streams.pop(name, None)
                 continue
             gathered.texts.append(text)
             gathered.sources.append(name)
@@ -139,6 +141,11 @@ def gather(
 def is_query(text: str) -> bool:
     """Whether a text is as short as a query; longer ones are passages."""
     return count_words(text) <= QUERY_WORDS
+
+
+def _turns(source: str) -> int:
+    """The texts that a source gives in each round."""
+    return max(1, len(dictionary_files())) if source == "dictionaries" else 1
 
 
 def _is_enough(gathered: Gathered, max_texts: int | None, max_words: int | None) -> bool:

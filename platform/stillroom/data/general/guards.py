@@ -13,7 +13,7 @@ from stillroom.data.cleaning.text_keys import beginning_key, normalise
 from stillroom.data.general.pieces import is_prose
 from stillroom.data.readers.machine_texts import Document, documents
 from stillroom.data.readers.records import EvaluationSet
-from stillroom.data.text.words import count_words, spaced_words
+from stillroom.data.text.words import count_words, words_and_spaces
 
 # The fields that sets are made of, the most different from usual corpora first.
 ORDER: tuple[MachineSource, ...] = ("dictionaries", "manuals", "packages", "docstrings")
@@ -72,7 +72,7 @@ def _usable(found: Iterator[Document], words: int) -> Iterator[tuple[Document, s
         fewest, most = TITLE_WORDS.get(document.source, USUAL_TITLE_WORDS)
         title = document.title
         body = " ".join(document.paragraphs).replace(title, " ")
-        passage = " ".join(spaced_words(body)[:words])
+        passage = "".join(words_and_spaces(body)[:words]).rstrip()
         title_key, body_key = normalise(title), beginning_key(passage)
         if (
             fewest <= count_words(title) <= most

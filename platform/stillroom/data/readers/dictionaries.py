@@ -1,16 +1,19 @@
 """Dictionaries of this machine: those of dictd (GCIDE, FOLDOC, …), and WordNet's files.
 
 dictd keeps NAME.index, lines of headword, offset and length, and NAME.dict, gzipped as .dict.dz
-(dictfmt(1)). WordNet keeps data.noun and its kin, a line a meaning (wndb(5)).
+(dictfmt(1)). WordNet keeps data.noun and its kin, a line a meaning (wndb(5)). Both are looked for
+in the system's folders and in share/ of the Python environment, where no rights are needed.
 """
 
 import gzip
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-DICTD_FOLDERS = (Path("/usr/share/dictd"),)
+DICTD_FOLDERS = (Path(sys.prefix) / "share" / "dictd", Path("/usr/share/dictd"))
 WORDNET_FOLDERS = (
+    Path(sys.prefix) / "share" / "wordnet",
     Path("/usr/share/wordnet"),
     *(
         root / "corpora" / "wordnet"
@@ -21,11 +24,25 @@ WORDNET_FOLDERS = (
 DIGITS = {c: i for i, c in enumerate(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 )}  # fmt: skip
+# GCIDE's entries open with \\pro*nun`ci*a"tion\\, n. [etymology]; its texts end with [their source].
+_PRONUNCIATION = re.compile(r"\\[^\\\n]{1,60}\\")
+_NOTE = re.compile(r"\[[^\[\]]*\]")
+_LINK_MARKS = re.compile(r"[{}]")
+_WORD_CLASS = re.compile(
+    r"\A[\s,;]*(?:(?:n|a|v|adj|adv|prep|conj|interj|pron)\. ?(?:[ti]\.)?[\s,;&]*)+"
+    r"|^[ \t]*(?:n|v|adj|adv)(?= (?:\d+ ?)?:)",  # WordNet's, where dictd has it
+    re.MULTILINE,
+)
+_MEANING_NUMBER = re.compile(r"(?<!\S)(?:\d+[.:]|:)(?=\s)")
 
 
 def dictionary_files() -> list[Path]:
     """The dictionaries that are installed: .index files of dictd, and data.* files of WordNet."""
-    files = [file for folder in DICTD_FOLDERS for file in sorted(folder.glob("*.index"))]
+    by_name: dict[str, Path] = {}  # a dictionary that is in two folders counts once
+    for folder in DICTD_FOLDERS:
+        for file in sorted(folder.glob("*.index")):
+            by_name.setdefault(file.name, file)
+    files = list(by_name.values())
     for folder in WORDNET_FOLDERS:
         wordnet = sorted(folder.glob("data.*"))
         if wordnet:
@@ -57,7 +74,7 @@ def _read_dictd(index: Path) -> Iterator[tuple[str, str]]:
             continue
         seen.add((start, length))
         text = body[start : start + length].decode("utf-8", "replace")
-        yield headword, _without_headword(text, headword)
+        yield headword, plain_definition(_without_headword(text, headword))
 
 
 def _dictd_body(index: Path) -> bytes:
@@ -82,7 +99,17 @@ def _without_headword(text: str, headword: str) -> str:
     first, _, rest = text.strip().partition("\n")
     if rest.strip() and first.casefold().startswith(headword.casefold()):
         text = first[len(headword) :] + "\n" + rest
-    return re.sub(r"[{}]", "", text).strip()
+    return text.strip()
+
+
+def plain_definition(text: str) -> str:
+    """A definition as prose: without pronunciation, etymology, marks of links and of word classes,
+    and without the numbers of its meanings."""
+    for notation in (_PRONUNCIATION, _NOTE, _NOTE, _LINK_MARKS):  # notes may hold notes
+        text = notation.sub("", text)
+    text = _WORD_CLASS.sub("", text)
+    text = _MEANING_NUMBER.sub("", text)
+    return re.sub(r"[ \t]+", " ", text).strip(" \t\n,;-")
 
 
 def _read_wordnet(file: Path) -> Iterator[tuple[str, str]]:

@@ -22,7 +22,9 @@ HEADING = re.compile(r"#{1,6}\s")
 
 # Ends of sentences, of words, and of characters with what belongs to them (accents, vowel signs).
 CUT_POINTS = (
-    regex.compile(r"(?<=\p{Sentence_Terminal})\s+|(?<=[。！？｡။។])"),
+    regex.compile(
+        r"(?<=\p{Sentence_Terminal})\s+|(?<=[。！？｡။។][\p{Pe}\p{Pf}]*)(?![。！？｡\p{Pe}\p{Pf}])"
+    ),
     regex.compile(r"\s+"),
     regex.compile(r"\X"),
 )

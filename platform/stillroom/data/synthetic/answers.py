@@ -49,8 +49,11 @@ def parse_example(answer: str, template: TaskTemplate) -> tuple[str, str, str]:
 
 
 def require_language(texts: Sequence[str], language: str) -> None:
-    """Raises RejectedAnswer for texts that are not in a language, a key of LANGUAGES."""
-    if not is_in_language("\n".join(texts), language):
+    """Raises RejectedAnswer for texts one of which, or which together, are not in a language, a key
+    of LANGUAGES.
+    """
+    # Short texts tell more together, and a long one must not hide another.
+    if not all(is_in_language(text, language) for text in ("\n".join(texts), *texts)):
         raise RejectedAnswer(f"not in {LANGUAGES[language]}")
 
 

@@ -10,7 +10,7 @@ import Stemmer
 
 from stillroom.config.languages import LANGUAGES
 from stillroom.data.text.stop_words import stop_words
-from stillroom.data.text.words import UNSPACED, fold, without_invisible
+from stillroom.data.text.words import UNSPACED, fold, plain_letters
 
 # Two characters or more: single letters are articles, elided ones and variables.
 _ASCII_WORDS = re.compile(r"[a-z0-9_]{2,}")
@@ -19,16 +19,17 @@ _RUNS = regex.compile(rf"[{UNSPACED}\p{{Hangul}}][{UNSPACED}\p{{Hangul}}\p{{M}}]
 _CHARACTERS = regex.compile(r".\p{M}*", regex.DOTALL)
 # NFKC would make them letters of the word before them.
 _TRADEMARKS = str.maketrans("℠™", "  ")
+_OTHER_DIGIT = regex.compile(r"(?V1)[\p{Nd}--[0-9]]")
 _TURKIC = str.maketrans("Iİ", "ıi")
 
 
 class Analyser:
     """Cuts texts of one language into terms.
 
-    Case and Unicode spelling are folded; words lose their endings (Snowball) and stop words are
-    left out, where the language has a stemmer and a list. Han, kana, Hangul and the scripts of
-    South-East Asia become overlapping bigrams of characters, in every language, as in Lucene's
-    CJKAnalyzer; a character that stands alone is a term by itself.
+    Case, Unicode spelling and the script of digits are folded; words lose their endings (Snowball)
+    and stop words are left out, where the language has a stemmer and a list. Han, kana, Hangul and
+    the scripts of South-East Asia become overlapping bigrams of characters, in every language, as
+    in Lucene's CJKAnalyzer; a character that stands alone is a term by itself.
 
     Args:
         language: a key of LANGUAGES. `mul` and `und` have neither stemmer nor stop words.
@@ -44,7 +45,9 @@ class Analyser:
             text = unicodedata.normalize("NFC", text).translate(_TURKIC)
         if text.isascii():
             return self._of_words(_ASCII_WORDS.findall(text.lower()))
-        text = without_invisible(fold(text.translate(_TRADEMARKS)))
+        text = plain_letters(fold(text.translate(_TRADEMARKS)))
+        # A digit of a newer Unicode than Python's stays as it is.
+        text = _OTHER_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0], digit[0])), text)
         return self._of_words(_WORDS.findall(text)) + _bigrams(text)
 
     def _of_words(self, words: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """The language of a collection of texts, and whether a text is in the language asked for."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -57,7 +58,8 @@ def is_in_language(text: str, language: str) -> bool:
     size = len("".join(filter(str.isalpha, text)).encode("utf-8", "replace"))
     if size < MIN_BYTES:
         return True
-    ranked = [VARIETIES.get(code, code) for code, _ in _detector().rank(text)]
+    spelt = unicodedata.normalize("NFKC", text)
+    ranked = [VARIETIES.get(code, code) for code, _ in _detector().rank(spelt)]
     if size < RELIABLE_BYTES:
         return next((code for code in ranked if code in (language, "en")), language) == language
     same = {language}.union(*(group for group in RELATED if language in group))
@@ -75,7 +77,7 @@ def detect_language(texts: Sequence[str]) -> str:
     """
     letters = Counter[str]()
     for row in evenly_spaced(len(texts), SAMPLE_TEXTS):
-        text = texts[row][:SAMPLE_CHARACTERS]
+        text = unicodedata.normalize("NFKC", texts[row][:SAMPLE_CHARACTERS])
         if count := sum(map(str.isalpha, text)):
             code = _detector().classify(text)[0]
             letters[VARIETIES.get(code, code)] += count

@@ -23,7 +23,16 @@ _HAS_UNSPACED = regex.compile(rf"[{UNSPACED}]")
 # A character of these scripts with the marks and the punctuation after it; or what stands between
 # white space.
 _SPACED_WORDS = regex.compile(rf"(?!\p{{M}})[{UNSPACED}]\p{{M}}*[^\s\w]*|[^\s{UNSPACED}]+")
-_IGNORABLE = regex.compile(r"[\p{Cf}\p{Default_Ignorable_Code_Point}]+")
+# What writers leave out as they like: invisible characters, and the vowel marks and stretched lines
+# of Arabic and Hebrew.
+_OPTIONAL = regex.compile(
+    r"[\p{Cf}\p{Default_Ignorable_Code_Point}"
+    r"\u0610-\u061a\u0640\u064b-\u0652\u0656-\u065f\u0670\u06d6-\u06ed"
+    r"\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]+"
+)
+_TURKISH_I = "i\u0307"  # a folded İ
+# After these a sentence goes on without a space.
+_WIDE_STOP = "。！？｡"
 
 
 def fold(text: str) -> str:
@@ -36,9 +45,13 @@ def fold(text: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
-def without_invisible(text: str) -> str:
-    """The text without joiners, soft hyphens, marks of direction, variation selectors and such."""
-    return text if text.isascii() else _IGNORABLE.sub("", text)
+def plain_letters(text: str) -> str:
+    """The text without what its writer may have left out as well: joiners, soft hyphens, marks of
+    direction, variation selectors, the vowel marks of Arabic and Hebrew.
+    """
+    if text.isascii():
+        return text
+    return _OPTIONAL.sub("", text).replace(_TURKISH_I, "i")
 
 
 def spaced_words(text: str) -> list[str]:
@@ -49,6 +62,23 @@ def spaced_words(text: str) -> list[str]:
         return text.split()
     words: list[str] = _SPACED_WORDS.findall(text)
     return words
+
+
+def words_and_spaces(text: str) -> list[str]:
+    """`spaced_words`, each with the space behind it, if there is one: joined they are the text with
+    single spaces. The end of a text counts as a space, but for the end of a Chinese or Japanese
+    sentence.
+    """
+    if text.isascii() or not _HAS_UNSPACED.search(text):
+        return [f"{word} " for word in text.split()]
+    return [
+        f"{word[0]} " if _ends_with_space(text, word.end()) else word[0]
+        for word in _SPACED_WORDS.finditer(text)
+    ]
+
+
+def _ends_with_space(text: str, end: int) -> bool:
+    return text[end].isspace() if end < len(text) else text[end - 1] not in _WIDE_STOP
 
 
 def count_words(text: str) -> int:

@@ -4,10 +4,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stillroom.encoders.contract import CONTRACT_FILE, BaseContract, Contract, Prompts
+from transformers import PreTrainedTokenizerFast
+
+from stillroom.encoders.contract import (
+    CONTRACT_FILE,
+    BaseContract,
+    Contract,
+    LibraryContract,
+    Prompts,
+)
 from stillroom.encoders.files.folder import folder_tokenizer
-from stillroom.encoders.files.library import library_reason
+from stillroom.encoders.files.library import library_reason, transformer_path
 from stillroom.encoders.files.options import ContractOptions
+from stillroom.encoders.files.pretrained import CONFIG_FILE, TOKENIZER_FILE
 from stillroom.encoders.files.sentence_transformers import (
     MODEL_CONFIG,
     MODULES_FILE,
@@ -37,6 +46,30 @@ def folder_prompts(folder: Path) -> ModelPrompts:
     return ModelPrompts() if base is None else folder_prompts(locate_model(base))
 
 
+def model_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer with which a model's encoder reads texts, as transformers has it.
+
+    It is not always what tokenizer.json says: transformers makes parts of some tokenizers anew, and
+    sentence-transformers may lower-case texts before.
+
+    Raises:
+        UserError: when there is no such model, or its tokenizer cannot be loaded.
+    """
+    folder = locate_model(model, include_code=trust_remote_code)
+    contract = BaseContract.read(folder) if (folder / CONTRACT_FILE).exists() else None
+    if isinstance(contract, LibraryContract):
+        return model_tokenizer(contract.base, trust_remote_code=trust_remote_code)
+    weights = transformer_folder(folder)
+    if weights == folder and (folder / MODULES_FILE).exists():
+        file = transformer_path(folder) / TOKENIZER_FILE
+        if file.is_file() and not (folder / CONFIG_FILE).is_file():  # static embeddings
+            return PreTrainedTokenizerFast(tokenizer_file=str(file))
+    tokenizer: Any = folder_tokenizer(weights, trust_remote_code)
+    if contract is None and read_json(weights / TRANSFORMER_CONFIG).get("do_lower_case"):
+        tokenizer = lower_case_first(tokenizer)
+    return tokenizer
+
+
 def input_describer(
     folder: Path, options: ContractOptions, *, trust_remote_code: bool = False
 ) -> Callable[[str], str]:
@@ -51,10 +84,7 @@ def input_describer(
     contract = BaseContract.read(folder) if (folder / CONTRACT_FILE).exists() else None
     if not isinstance(contract, Contract | None) or library_reason(folder) is not None:
         return prompt_and_text
-    weights = transformer_folder(folder)
-    tokenizer: Any = folder_tokenizer(weights, trust_remote_code)
-    if contract is None and read_json(weights / TRANSFORMER_CONFIG).get("do_lower_case"):
-        tokenizer = lower_case_first(tokenizer)
+    tokenizer = model_tokenizer(str(folder), trust_remote_code=trust_remote_code)
     if options.append_eos:
         tokenizer = append_eos(tokenizer)
     own_echo = contract is not None and contract.echo

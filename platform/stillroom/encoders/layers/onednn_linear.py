@@ -36,7 +36,7 @@ class OneDnnLinear(torch.nn.Linear):
         if use_default:
             return super().forward(input)
         if not torch.is_grad_enabled():
-            return _onednn_linear(input, self.weight, self.bias)
+            return _onednn_linear_inference(input, self.weight, self.bias)
         output: Tensor = _OneDnnLinearFunction.apply(input, self.weight, self.bias)
         return output
 
@@ -61,6 +61,24 @@ class _OneDnnLinearFunction(torch.autograd.Function):
             else None,
             gradient_no.sum(0) if needs_bias else None,
         )
+
+
+def spare_rows(rows: int) -> int:
+    """Number of rows to add so that only 32 numbers of rows occur between any one and its double.
+
+    oneDNN keeps a compiled kernel for each number that it has met, in each thread: for all of them,
+    more than a GiB.
+    """
+    return -rows % (1 << max(0, rows.bit_length() - 6))
+
+
+def _onednn_linear_inference(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows = input.shape[:-1].numel()
+    spare = spare_rows(rows)
+    if not spare:
+        return _onednn_linear(input, weight, bias)
+    padded = torch.nn.functional.pad(input.flatten(0, -2), (0, 0, 0, spare))
+    return _onednn_linear(padded, weight, bias)[:rows].view(*input.shape[:-1], len(weight))
 
 
 def _onednn_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from stillroom.encoders.layers.backbone import position_offset
+from stillroom.encoders.layers.onednn_linear import spare_rows
 from stillroom.errors import UserError
 
 PACKED = "packed"
@@ -72,7 +73,7 @@ def packed_states(backbone: Any, ids_bl: Tensor, mask_bl: Tensor, **inputs: Any)
     ids_t = ids_bl[is_token_bl]
     positions_t = (mask_bl.cumsum(1) - 1 + position_offset(backbone))[is_token_bl]
     tokens = len(ids_t)
-    if not ids_t.is_cuda and (spare := _spare(tokens)):  # becomes one more text
+    if not ids_t.is_cuda and (spare := spare_rows(tokens)):  # becomes one more text
         lengths = torch.cat([lengths, lengths.new_tensor([spare])])
         ids_t, positions_t = (
             torch.nn.functional.pad(row, (0, spare)) for row in (ids_t, positions_t)
@@ -88,14 +89,6 @@ def packed_states(backbone: Any, ids_bl: Tensor, mask_bl: Tensor, **inputs: Any)
     states_bld = states_td.new_zeros(*ids_bl.shape, states_td.shape[-1])
     states_bld[is_token_bl] = states_td
     return states_bld
-
-
-def _spare(tokens: int) -> int:
-    """Number of tokens to add so that only 32 lengths occur between any length and its double.
-
-    oneDNN compiles and keeps kernels for each shape: for all lengths, more than a GiB of them.
-    """
-    return -tokens % (1 << max(0, tokens.bit_length() - 6))
 
 
 def packed_attention(

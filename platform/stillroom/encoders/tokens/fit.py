@@ -1,16 +1,12 @@
 """How well a tokenizer fits some texts: what it does not know, and how many tokens it makes."""
 
 import json
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-
-from stillroom.encoders.tokens.count import read_tokenizer
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -33,61 +29,81 @@ class TokenizerFit:
         return self.unknown / self.letters if self.letters else 0.0
 
 
-def measure_fit(model: str, texts: Sequence[str]) -> TokenizerFit | None:
-    """Tokenises the texts and looks at what is left of them.
+def measure_fit(tokenizer: Any, texts: Sequence[str]) -> TokenizerFit:
+    """Tokenises the texts, and looks at what is left of them.
 
-    Returns:
-        None for a tokenizer that does not say which characters its tokens are made of.
-
-    Raises:
-        UserError: when there is no such model, or it has no tokenizer.
+    Args:
+        tokenizer: as `model_tokenizer` returns it.
     """
-    tokenizer = read_tokenizer(model)
-    if tokenizer is None:
-        return None
-    unknown_id = unknown_token_id(tokenizer)
-    tokens, letters, unknown = [], 0, 0
     readable = [text.encode("utf-8", "replace").decode() for text in texts]  # no lone surrogates
-    encodings = tokenizer.encode_batch(readable, add_special_tokens=False)
-    for text, encoding in zip(readable, encodings, strict=True):
+    measure = _measure_fast if tokenizer.is_fast else _measure_slow
+    rows = list(measure(tokenizer, readable))
+    tokens, letters, unknown = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+    return TokenizerFit(tokens, int(letters.sum()), int(unknown.sum()))
+
+
+def _measure_fast(tokenizer: Any, texts: Sequence[str]) -> Iterator[tuple[int, int, int]]:
+    """Tokens, letters and unknown letters of each text, by where its tokens are in it."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    unknown_id = unknown_token_id(tokenizer)
+    encodings = backend.encode_batch(texts, add_special_tokens=False)
+    for text, encoding in zip(texts, encodings, strict=True):
         known = bytearray(len(text))
         for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
             if token != unknown_id:
                 known[start:end] = b"\1" * (end - start)
         is_known = [known[i] for i, character in enumerate(text) if character.isalnum()]
-        tokens.append(len(encoding.ids))
-        letters += len(is_known)
-        unknown += is_known.count(0)
-    return TokenizerFit(np.array(tokens, dtype=np.int64), letters, unknown)
+        yield len(encoding.ids), len(is_known), is_known.count(0)
 
 
-def unknown_letters(model: str, texts: Sequence[str]) -> float | None:
+def _measure_slow(tokenizer: Any, texts: Sequence[str]) -> Iterator[tuple[int, int, int]]:
+    """As `_measure_fast`, for tokenizers in Python, which do not say where their tokens are: those
+    letters are unknown that the known tokens, as text, do not have.
+    """
+    unknown_id = unknown_token_id(tokenizer)
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        known = tokenizer.decode([token for token in ids if token != unknown_id])
+        letters = _letters(text)
+        yield len(ids), letters, max(0, letters - _letters(known))
+
+
+def _letters(text: str) -> int:
+    """Letters and digits of a text, in whatever Unicode spelling."""
+    return sum(map(str.isalnum, unicodedata.normalize("NFKC", text)))
+
+
+def unknown_share(tokenizer: Any, texts: Sequence[str]) -> float:
     """The share of the texts' letters that the tokenizer does not know; see `measure_fit`."""
-    fit = measure_fit(model, texts)
-    return None if fit is None else fit.unknown_share
+    return measure_fit(tokenizer, texts).unknown_share
 
 
-def text_room(model: str, prompt: str, max_tokens: int, copies: int = 1) -> int:
+def text_room(tokenizer: Any, prompt: str, max_tokens: int, copies: int = 1) -> int:
     """The most tokens of a text that a model reads, beside its prompt and special tokens.
 
     Args:
         copies: how often the text is given.
-
-    Raises:
-        UserError: as `measure_fit`.
     """
-    tokenizer = read_tokenizer(model)
-    if tokenizer is None:
-        return max_tokens
-    prompt_tokens = len(tokenizer.encode(prompt, add_special_tokens=False).ids)
-    return (max_tokens - prompt_tokens - tokenizer.num_special_tokens_to_add(False)) // copies
+    prompt_tokens = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    return (max_tokens - prompt_tokens - int(tokenizer.num_special_tokens_to_add(False))) // copies
 
 
-def unknown_token_id(tokenizer: "Tokenizer") -> int | None:
-    """The id of the token that stands for what the tokenizer does not know; None without one."""
-    model = json.loads(tokenizer.to_str())["model"]
+def unknown_token_id(tokenizer: Any) -> int | None:
+    """The id of the token that stands for what the tokenizer does not know; None without one.
+
+    Args:
+        tokenizer: transformers'.
+    """
+    number: int | None
+    if not tokenizer.is_fast:
+        number = tokenizer.unk_token_id
+        return number
+    # Not its unk_token_id, which is often only a name: GPT-2's is the end of a text.
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     if model["type"] == "Unigram":
-        number: int | None = model["unk_id"]
+        number = model["unk_id"]
         return number
     token = model.get("unk_token")
-    return None if token is None else tokenizer.token_to_id(token)
+    return None if token is None else tokenizer.backend_tokenizer.token_to_id(token)

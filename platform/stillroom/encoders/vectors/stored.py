@@ -3,35 +3,37 @@
 import functools
 import hashlib
 import json
-import resource
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from stillroom.encoders.safe_read import read_array
+from stillroom.encoders.safe_read import map_array
 from stillroom.errors import UserError, quote
 from stillroom.storage.atomic import atomic_write
 
-DIGESTS_FILE = "digests.npy"
+ORDER_FILE, POSITIONS_FILE, DIGESTS_FILE = "order.npy", "positions.npy", "digests.npy"
 
 
 class StoredVectors:
     """Memory-mapped vectors of a list of texts, read by the texts' rows.
 
-    `order.npy` lists rows, the shortest text first; shard i holds the vectors of
-    order[i × shard_size : (i + 1) × shard_size]. `digests.npy` has a digest of each row's text and
-    prompt. Texts that could not be embedded have zeros, and `skipped-*.json` says why.
+    `order.npy` lists rows, the shortest text first, and `positions.npy` is its inverse; shard i
+    holds the vectors of order[i × shard_size : (i + 1) × shard_size]. `digests.npy` has a digest of
+    each row's text and prompt. Texts that could not be embedded have zeros, and `skipped-*.json`
+    says why.
+
+    All of it is mapped. Reading rows takes time in proportion to them, however many shards there
+    are: each is mapped once, at its first row.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.order: np.ndarray = read_array(folder / "order.npy")
+        self.order = map_array(folder / ORDER_FILE)
+        self.positions = map_array(folder / POSITIONS_FILE)
         self.files = sorted(folder.glob("shard-*.npy"))
-        self._open = functools.lru_cache(maxsize=_max_open_shards())(_mapped)
-        self.shard_size, self.dims = self._open(self.files[0]).shape
-        self.positions = np.empty_like(self.order)  # row → position in `order`
-        self.positions[self.order] = np.arange(len(self.order))
+        self._shards: dict[int, np.ndarray] = {}
+        self.shard_size, self.dims = self._shard(0).shape
 
     def __len__(self) -> int:
         return len(self.order)
@@ -50,9 +52,15 @@ class StoredVectors:
         vectors_nd = np.empty((len(positions), self.dims), dtype=np.float16)
         order = np.argsort(positions, kind="stable")  # groups the rows of each shard
         shards, starts = np.unique(positions[order] // self.shard_size, return_index=True)
-        for shard, here in zip(shards, np.split(order, starts[1:]), strict=True):
-            vectors_nd[here] = self._open(self.files[shard])[positions[here] % self.shard_size]
+        for shard, here in zip(shards.tolist(), np.split(order, starts[1:]), strict=True):
+            vectors_nd[here] = self._shard(shard)[positions[here] % self.shard_size]
         return vectors_nd
+
+    def _shard(self, number: int) -> np.ndarray:
+        shard = self._shards.get(number)
+        if shard is None:
+            shard = self._shards[number] = map_array(self.files[number])
+        return shard
 
     def blocks(
         self, shards: Iterable[int] | None = None
@@ -60,22 +68,7 @@ class StoredVectors:
         """(rows, vectors) of each shard with one of these numbers; None: of all."""
         for shard in range(len(self.files)) if shards is None else shards:
             start = shard * self.shard_size
-            yield self.order[start : start + self.shard_size], self._open(self.files[shard])
-
-
-def _max_open_shards() -> int | None:
-    """How many shards to keep open; None: all.
-
-    Opening a shard costs more than reading some of its rows, but each holds a file descriptor, and
-    there may be thousands.
-    """
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return None if limit == resource.RLIM_INFINITY else limit // 4
-
-
-def _mapped(shard: Path) -> np.ndarray:
-    """A plain array: indexing numpy's memmap class takes as long as reading the rows."""
-    return np.asarray(read_array(shard, mmap_mode="r"))
+            yield self.order[start : start + self.shard_size], self._shard(shard)
 
 
 class VerifiedVectors:
@@ -91,7 +84,7 @@ class VerifiedVectors:
 
     def __init__(self, stored: StoredVectors, texts: Sequence[str], prompts: Sequence[str | None]):
         self.stored, self.texts, self.prompts = stored, texts, prompts
-        self.digests: np.ndarray = read_array(stored.folder / DIGESTS_FILE, mmap_mode="r")
+        self.digests = map_array(stored.folder / DIGESTS_FILE)
         self._is_verified = np.zeros(len(texts), dtype=bool)
         if len(stored) != len(texts):
             raise UserError(
@@ -132,6 +125,14 @@ def shard_path(folder: Path, number: int) -> Path:
 def skipped_path(folder: Path, number: int) -> Path:
     """The file that says which texts of a shard could not be embedded, and why."""
     return folder / f"skipped-{number:06d}.json"
+
+
+def write_order(folder: Path, order: np.ndarray) -> None:
+    """Writes the rows in the order of the shards, and each row's position in it."""
+    positions = np.empty_like(order)
+    positions[order] = np.arange(len(order))
+    write_array(folder / ORDER_FILE, order)
+    write_array(folder / POSITIONS_FILE, positions)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

@@ -20,7 +20,7 @@ from stillroom.learning.gather import current_shard
 
 
 class DeepSpeedEngine:
-    """DeepSpeed's ZeRO as an `Engine`. Needs a process group and, on a CPU, g++ and ninja.
+    """DeepSpeed's ZeRO as an `Engine`. Needs a process group.
 
     Args:
         max_grad_norm: the gradient's global norm is clipped to it.
@@ -41,6 +41,9 @@ class DeepSpeedEngine:
     ):
         import deepspeed
 
+        # On a CPU it would compile an extension for a collective that only inference uses: a minute
+        # once per installation, and a compiler that not every machine has.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         size = sum(p.numel() for _, p in trained_parameters(module))
         # By default the buffer that gradients are reduced in has 2 GB, however few they are.
         zero: dict[str, Any] = {"stage": zero_stage, "reduce_bucket_size": min(size, 500_000_000)}

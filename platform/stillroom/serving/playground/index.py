@@ -59,7 +59,7 @@ class PlaygroundIndex:
             for target, view in passages.encoders.items()
         }
         labels = [
-            beginning(" ".join(text[: 2 * LABEL_LENGTH].split()), LABEL_LENGTH)
+            beginning(" ".join(beginning(text, 2 * LABEL_LENGTH).split()), LABEL_LENGTH)
             for text in passages.texts
         ]
         clusters = passages.clusters.tolist()

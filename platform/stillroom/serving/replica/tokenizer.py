@@ -48,10 +48,9 @@ def tokenise(
 
 def unknown_id(prompter: AnyPrompter) -> int | None:
     """The id of the unknown token; None where there is none of its own, or several tokenizers."""
-    backend = getattr(getattr(prompter, "tokenizer", None), "backend_tokenizer", None)
-    if backend is None or not isinstance(prompter, Prompter):
+    if not isinstance(prompter, Prompter):
         return None
-    token_id = unknown_token_id(backend)
+    token_id = unknown_token_id(prompter.tokenizer)
     return None if token_id in (*prompter.start, *prompter.end) else token_id
 
 
@@ -71,9 +70,12 @@ def describe_tokens(
         prompt_name: of a prompt of the model, which replaces the role's.
 
     Raises:
-        UserError: for a model with several tokenizers.
+        UserError: for a model with several tokenizers, or with one in Python.
     """
     prompter = _single(prompter)
+    if not prompter.tokenizer.is_fast:
+        problem = "has a tokenizer in Python, which does not say where its tokens are"
+        raise UserError("model", problem, "Ask for another model")
     prompt = "" if role is None else str(getattr(prompter.contract.prompts, role))
     if prompt_name is not None:
         prompt = _named_prompt(prompter, prompt_name)

@@ -28,6 +28,7 @@ from stillroom.stages.negatives.mine import MiningTexts, mine
 from stillroom.stages.vectors.embed import TextsToEmbed, embed
 from stillroom.storage.artifacts import Store
 from stillroom.storage.atomic import atomic_write
+from stillroom.storage.columns import Ragged
 
 log = logging.getLogger(__name__)
 SHARD_SIZE = 1024  # texts encoded at once
@@ -163,7 +164,7 @@ def _known_texts(texts: PairTexts, sets: Sequence[EvaluationSet], section: Negat
         texts.queries,
         texts.passages,
         np.array(texts.positive, dtype=np.int64),
-        texts.negatives,
+        Ragged.of(texts.negatives),
         sets,
         include_evaluation_passages=section.include_evaluation_passages,
     )

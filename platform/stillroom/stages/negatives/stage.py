@@ -45,7 +45,7 @@ def negatives(
         UserError: when approximate search is below its recall floor, or when all candidates are
             passages of the evaluation sets.
     """
-    data = CorpusData.read(corpus)
+    data = CorpusData.open(corpus)
     folders: dict[str, os.PathLike[str] | None] = {}
     for number, name in enumerate(section.miners):
         role = "vectors" if name == "teacher" else f"vectors_{number}"

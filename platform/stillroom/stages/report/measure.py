@@ -138,7 +138,7 @@ def _measure(model: ModelSource, corpus: Artifact, on_texts: OnTexts) -> Measure
 
 def _calibrate(encoder: Embedder, corpus: Artifact) -> dict[int, Calibration]:
     """Ranges of the student's vectors of the corpus's passages, at each of its sizes."""
-    passages = CorpusData.read(corpus).passages
+    passages = CorpusData.open(corpus).passages
     rows = evenly_spaced(len(passages), CALIBRATION_PASSAGES)
     vectors = encoder.encode([passages[row] for row in rows], "passage")
     normalise = encoder.contract.normalise

@@ -112,7 +112,7 @@ def _student_before_training(student: Artifact, corpus: Artifact) -> Encoder:
     shares_space = start.weight is not None and section.space == "teacher"
     encoder = untrained_student(
         section,
-        CorpusData.read(corpus),
+        CorpusData.open(corpus),
         start.layers,
         seed=made_by["seed"],
         space=trained.space if shares_space else f"{student.path.name}-base",

@@ -122,7 +122,8 @@ def report(
         retention=retention(entries["teacher"], entries["student"]),
         tokenizers=tokenizer_fits(
             {"teacher": teacher.path, "student": student.path},
-            sample_texts(CorpusData.read(corpus), sets),
+            sample_texts(CorpusData.open(corpus), sets),
+            trusted,
         ),
         hardware=describe_hardware(ray.cluster_resources().get("GPU", 0)),
     )

@@ -1,6 +1,6 @@
 """How the tokenizers of teacher and student fit the corpus and the evaluation sets."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ from stillroom.encoders.contract import (
     LibraryContract,
     Role,
 )
-from stillroom.encoders.files.sentence_transformers import transformer_folder
-from stillroom.encoders.model_names import locate_model
+from stillroom.encoders.files.inputs import model_tokenizer
 from stillroom.encoders.safe_read import path_inside
 from stillroom.encoders.tokens.fit import text_room
 from stillroom.errors import UserError
@@ -30,7 +29,7 @@ Sample = list[tuple[Role, str]]
 
 def sample_texts(corpus: CorpusData, sets: Mapping[str, EvaluationSet]) -> dict[str, Sample]:
     """Queries and passages of the corpus, and of each evaluation set."""
-    texts: dict[str, dict[Role, list[str]]] = {
+    texts: dict[str, dict[Role, Sequence[str]]] = {
         "corpus": {"query": corpus.queries, "passage": corpus.passages}
     }
     for name, part in sets.items():
@@ -46,15 +45,16 @@ def sample_texts(corpus: CorpusData, sets: Mapping[str, EvaluationSet]) -> dict[
 
 
 def tokenizer_fits(
-    models: Mapping[str, Path], samples: Mapping[str, Sample]
+    models: Mapping[str, Path], samples: Mapping[str, Sample], trusted: Collection[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """Model → `fit`: sample → script → `FitFigures`; or `problem`, why it is not known.
 
     Args:
         models: folders of encoders. Each member of an ensemble is a model of its own.
+        trusted: which of them may run code that comes with them.
     """
     return {
-        name: _fit(folder, samples)
+        name: _fit(folder, samples, role in trusted)
         for role, encoder in models.items()
         for name, folder in _members(role, encoder)
     }
@@ -69,18 +69,16 @@ def _members(name: str, folder: Path) -> Iterator[tuple[str, Path]]:
         yield f"{name}, {member}", path_inside(folder, member, folder / CONTRACT_FILE)
 
 
-def _fit(folder: Path, samples: Mapping[str, Sample]) -> dict[str, Any]:
+def _fit(folder: Path, samples: Mapping[str, Sample], trusted: bool) -> dict[str, Any]:
     contract = BaseContract.read(folder)
     if isinstance(contract, ApiContract):
         return {"problem": "is behind an API"}
     assert isinstance(contract, Contract | LibraryContract)
-    model = str(folder)
     try:
-        if isinstance(contract, LibraryContract):
-            model = str(transformer_folder(locate_model(contract.base)))
+        tokenizer = model_tokenizer(str(folder), trust_remote_code=trusted)
         room = {
             role: text_room(
-                model,
+                tokenizer,
                 str(getattr(contract.prompts, role)),
                 contract.max_tokens,
                 copies=2 if isinstance(contract, Contract) and contract.echo else 1,
@@ -89,19 +87,16 @@ def _fit(folder: Path, samples: Mapping[str, Sample]) -> dict[str, Any]:
         }
         fits = {
             where: fit_by_script(
-                model, [text for _, text in sample], [room[role] for role, _ in sample]
+                tokenizer, [text for _, text in sample], [room[role] for role, _ in sample]
             )
             for where, sample in samples.items()
             if sample
         }
     except UserError as error:
         return {"problem": error.args[1]}
-    if any(fit is None for fit in fits.values()):
-        return {"problem": "has a tokenizer in Python, which does not say what its tokens are"}
     return {
         "fit": {
             where: {script: asdict(figures) for script, figures in fit.items()}
             for where, fit in fits.items()
-            if fit is not None
         }
     }
