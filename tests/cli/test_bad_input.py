@@ -261,6 +261,7 @@ def test_a_separate_process_exits_with_the_same_codes(tmp_path, words, code, exp
         ),
         *("doctor", "data describe", "data synthesize", "data decontaminate"),
         *("runs", "runs show", "runs prune"),
+        *("vectors publish", "vectors import"),
     ],
 )
 def test_every_command_has_help_with_an_example(stillroom, command):

@@ -142,7 +142,9 @@ def test_a_machine_fetches_an_artifact_once_for_all_its_workers(bucket, tmp_path
     (copies / "two.txt").write_text("tw")
     fetched = []
     copy_files = fs.copy_files
-    monkeypatch.setattr(fs, "copy_files", lambda *args: (fetched.append(args[0]), copy_files(*args)))
+    monkeypatch.setattr(
+        fs, "copy_files", lambda *args: (fetched.append(args[0]), copy_files(*args))
+    )
     pickled = pickle.dumps(artifact)
     with ThreadPoolExecutor(6) as pool:
         opened = [*pool.map(pickle.loads, [pickled] * 6)]

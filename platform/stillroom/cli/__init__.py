@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.logging import RichHandler
 
-from stillroom.cli.app import app, data_app, err, release_app, runs_app
+from stillroom.cli.app import app, data_app, err, release_app, runs_app, vectors_app
 from stillroom.cli.data import decontaminate, describe, general, synthesize
 from stillroom.cli.doctor import doctor
 from stillroom.cli.export import export
@@ -20,6 +20,7 @@ from stillroom.cli.recipes import check, plan, run
 from stillroom.cli.releases import create
 from stillroom.cli.runs import prune, runs, show
 from stillroom.cli.submit import submit
+from stillroom.cli.vectors import import_, publish
 from stillroom.cluster.library_messages import IGNORED_MESSAGES
 from stillroom.errors import UserError
 from stillroom.observability import log_context
@@ -33,19 +34,22 @@ COMMANDS: tuple[Command, ...] = (
 DATA_COMMANDS: tuple[Command, ...] = (describe, general, synthesize, decontaminate)
 RELEASE_COMMANDS: tuple[Command, ...] = (create,)
 RUNS_COMMANDS: tuple[Command, ...] = (show, prune)
+VECTORS_COMMANDS: tuple[Command, ...] = (publish, import_)
 
 for group, commands in (
     (app, COMMANDS),
     (data_app, DATA_COMMANDS),
     (release_app, RELEASE_COMMANDS),
     (runs_app, RUNS_COMMANDS),
+    (vectors_app, VECTORS_COMMANDS),
 ):
     for command in commands:
-        group.command()(command)
+        group.command(command.__name__.rstrip("_"))(command)  # `import` is a word of Python
 runs_app.callback()(runs)
 app.add_typer(data_app, name="data")
 app.add_typer(release_app, name="release")
 app.add_typer(runs_app, name="runs", invoke_without_command=True)
+app.add_typer(vectors_app, name="vectors")
 
 __all__ = ["app", "main"]
 

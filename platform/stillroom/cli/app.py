@@ -30,6 +30,7 @@ app = typer.Typer(
 
 runs_app = typer.Typer()
 release_app = typer.Typer(no_args_is_help=True, help="Make releases of your own models.")
+vectors_app = typer.Typer(no_args_is_help=True, help="Share a teacher's vectors with others.")
 data_app = typer.Typer(no_args_is_help=True, help="Describe, clean or generate data.")
 
 

@@ -16,6 +16,7 @@ from stillroom.encoders.tokens.batch import IGNORE_INDEX, LabelledTokens, Tokens
 from stillroom.encoders.tokens.prompter import Prompter
 from stillroom.learning.batch_types import JointBatch, PairBatch, TextBatch
 from stillroom.learning.order import SINGLE_WORKER, BatchOrder, WorkerShard
+from stillroom.learning.source_runs import SourceRuns
 
 
 class VectorRows(Protocol):
@@ -24,16 +25,27 @@ class VectorRows(Protocol):
     def __getitem__(self, rows: np.ndarray) -> np.ndarray: ...
 
 
+# The passage rows of each pair's negatives, -1 for none: int64 (pairs, per_query), or a list of
+# rows for each pair.
+RowLists = np.ndarray | Sequence[np.ndarray]
+
+
+class SampledFrom(VectorRows, Protocol):
+    """Rows by rank: an array, or a function of ranks."""
+
+    def __len__(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class PairData:
-    """Training pairs in memory: row i is (queries[i], passages[positive[i]]).
+    """Training pairs: row i is (queries[i], passages[positive[i]]). Texts may be mapped files.
 
     Attributes:
         passages: equal passages must be one row.
-        source: the number of each pair's source, (pairs,).
+        source: the number of each pair's source.
         prompts: of each source, the prefix of its texts; None: the encoder's prompt.
         symmetric: of each source, whether its queries and passages are of one kind.
-        negatives: passage rows, (pairs, per_query), -1 where there are fewer.
+        negatives: of each pair.
         teacher_queries, teacher_passages: float16 and usually memory-mapped, in the order of
             `queries` and `passages`.
         sampleable_rows: the passage rows that `sample_teacher_passages` may take.
@@ -42,13 +54,13 @@ class PairData:
     queries: Sequence[str]
     passages: Sequence[str]
     positive: np.ndarray
-    source: np.ndarray
+    source: SourceRuns
     prompts: Sequence[Prompts | None] = (None,)
     symmetric: Sequence[bool] = (False,)
-    negatives: np.ndarray | None = None
+    negatives: RowLists | None = None
     teacher_queries: VectorRows | None = None
     teacher_passages: VectorRows | None = None
-    sampleable_rows: np.ndarray | None = None
+    sampleable_rows: SampledFrom | None = None
 
     def sample_teacher_passages(self, count: int, *, seed: int, step: int) -> torch.Tensor | None:
         """The teacher's vectors of passages of the corpus, sampled without replacement.
@@ -60,14 +72,13 @@ class PairData:
             return None
         assert self.sampleable_rows is not None
         rng = np.random.default_rng([seed, 3, step])
-        rows = rng.choice(
-            self.sampleable_rows, min(count, len(self.sampleable_rows)), replace=False
-        )
-        return _vectors(self.teacher_passages, np.sort(rows))
+        rows = len(self.sampleable_rows)
+        ranks = rng.choice(rows, min(count, rows), replace=False)
+        return _vectors(self.teacher_passages, np.sort(self.sampleable_rows[ranks]))
 
 
 def sample_negatives(
-    negatives: np.ndarray, rows: np.ndarray, count: int, passages: int, *, seed: int, step: int
+    negatives: RowLists, rows: np.ndarray, count: int, passages: int, *, seed: int, step: int
 ) -> np.ndarray:
     """`count` passage rows for each pair, (len(rows) × count,).
 
@@ -75,7 +86,7 @@ def sample_negatives(
     batch, because every worker must have the same number of rows.
 
     Args:
-        negatives: passage rows, (pairs, per_query), -1 where there are fewer.
+        negatives: of all pairs.
         rows: of the pairs.
         passages: how many passages there are.
     """
@@ -84,7 +95,8 @@ def sample_negatives(
         # Seeded by the pair, not by its position, so that samples do not depend on the number of
         # workers.
         rng = np.random.default_rng([seed, step, int(row)])
-        provided = rng.permutation(negatives[row][negatives[row] >= 0])[:count]
+        of_pair = np.asarray(negatives[row])
+        provided = rng.permutation(of_pair[of_pair >= 0])[:count]
         sampled[i] = np.concatenate([provided, rng.integers(passages, size=count - len(provided))])
     return sampled.reshape(-1)
 

@@ -6,10 +6,21 @@ Resuming therefore needs one integer, and works with any number of workers.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
+from stillroom.learning.permutation import Permutation
+from stillroom.learning.source_draws import SourceDraws
+from stillroom.learning.source_runs import RowRanges, SourceRuns
+
 LENGTH_WINDOW = 32  # batches within which rows are sorted by length
+
+
+class RowNumbers(Protocol):
+    """Numbers by row: an array, or several that are read as one."""
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -27,11 +38,12 @@ SINGLE_WORKER = WorkerShard()
 class BatchOrder:
     """Which rows a step takes.
 
-    Every source is read in epochs, each a fresh permutation of its rows. The union over the
+    Every source is read in epochs, each a random permutation of its rows. The union over the
     workers does not depend on their number, so a run may resume on another number of workers.
+    Neither time nor memory of a step grows with the number of rows.
 
     Args:
-        source: of each row, int, (n,).
+        source: of each row.
         weights: share of the batches that each source gets, (sources,); None: by size.
         one_source: a batch's rows are all of one source.
         lengths: of each row's text; batches then hold rows of similar length. None: any.
@@ -39,24 +51,26 @@ class BatchOrder:
             1, small sources are read more often (arXiv 1907.05019).
     """
 
-    source: np.ndarray
+    source: SourceRuns
     seed: int
     global_batch: int
     weights: Sequence[float] | None = None
     one_source: bool = True
-    lengths: np.ndarray | None = None
+    lengths: RowNumbers | None = None
     temperature: float = 1.0
-    _choice_cache: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
-    # The epoch that each source was last read in: a permutation serves all of its steps.
-    _epoch_cache: dict[int, tuple[int, np.ndarray]] = field(
+    # By source: what its last steps were read from, which mostly serves the next step too.
+    _permutations: dict[int, tuple[int, Permutation]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    _windows: dict[int, tuple[int, int, np.ndarray]] = field(
         default_factory=dict, repr=False, compare=False
     )
 
     @cached_property
-    def source_rows(self) -> list[np.ndarray]:
+    def source_rows(self) -> list[RowRanges]:
         """Rows of each source."""
-        sources = max(len(self.weights or ()), int(self.source.max()) + 1)
-        return [np.flatnonzero(self.source == s) for s in range(sources)]
+        sources = max(len(self.weights or ()), int(self.source.numbers.max()) + 1)
+        return [self.source.rows_of(s) for s in range(sources)]
 
     @cached_property
     def shares(self) -> np.ndarray:
@@ -71,61 +85,72 @@ class BatchOrder:
         batch = self._single_source_batch(step) if self.one_source else self._mixed_batch(step)
         return batch[shard.rank :: shard.world]
 
+    @cached_property
+    def _draws(self) -> SourceDraws:
+        return SourceDraws(self.shares, self.seed)
+
     def _single_source_batch(self, step: int) -> np.ndarray:
-        chosen = self._choices(step + 1)
-        source = int(chosen[step])
-        nth = int((chosen[:step] == source).sum())  # number of earlier batches of that source
+        drawn, before = self._draws.between(step, step + 1)
+        source = int(drawn[0])
+        nth = int(before[source])  # number of earlier batches of that source
         size = len(self.source_rows[source])
         if size < self.global_batch:  # a batch is more than an epoch
             return self._stream(source, nth * self.global_batch, (nth + 1) * self.global_batch)
         # Epochs are cut to whole batches, so that no batch holds a row twice.
         epoch, start = divmod(nth * self.global_batch, size - size % self.global_batch)
-        return self._epoch(source, epoch)[start : start + self.global_batch]
+        return self._epoch(source, epoch, start, start + self.global_batch)
 
     def _mixed_batch(self, step: int) -> np.ndarray:
-        chosen = self._choices((step + 1) * self.global_batch)
-        before, now = np.split(chosen, [step * self.global_batch])
+        now, before = self._draws.between(step * self.global_batch, (step + 1) * self.global_batch)
         rows = np.empty(self.global_batch, dtype=np.int64)
-        for source in np.unique(now):
-            start, taken = int((before == source).sum()), now == source
+        for source in np.unique(now).tolist():
+            start, taken = int(before[source]), now == source
             rows[taken] = self._stream(source, start, start + int(taken.sum()))
         return rows
-
-    def _choices(self, count: int) -> np.ndarray:
-        """The source of each of the first `count` draws; longer lists begin with shorter ones."""
-        if len(self.shares) == 1:
-            return np.zeros(count, dtype=np.int64)
-        choices = self._choice_cache.get(0)
-        if choices is None or len(choices) < count:
-            uniform = np.random.default_rng([self.seed, 0]).random(2 * count)
-            choices = np.searchsorted(np.cumsum(self.shares)[:-1], uniform, side="right")
-            self._choice_cache[0] = choices
-        return choices[:count]
-
-    def _epoch(self, source: int, epoch: int) -> np.ndarray:
-        cached = self._epoch_cache.get(source)
-        if cached is None or cached[0] != epoch:
-            cached = self._epoch_cache[source] = (epoch, self._permutation(source, epoch))
-        return cached[1]
-
-    def _permutation(self, source: int, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng([self.seed, 1, source, epoch])
-        order = rng.permutation(self.source_rows[source])
-        if self.lengths is None:
-            return order
-        window = LENGTH_WINDOW * self.global_batch
-        batches: list[np.ndarray] = []
-        whole = len(order) - len(order) % self.global_batch
-        for start in range(0, whole, window):
-            part = order[start : min(start + window, whole)]
-            part = part[np.argsort(self.lengths[part], kind="stable")]
-            batches += np.split(part, len(part) // self.global_batch)
-        rest = order[whole:]
-        return np.concatenate([*(batches[i] for i in rng.permutation(len(batches))), rest])
 
     def _stream(self, source: int, start: int, stop: int) -> np.ndarray:
         """Positions start … stop - 1 of the source's epochs, one after the other."""
         size = len(self.source_rows[source])
+        return np.concatenate(
+            [
+                self._epoch(
+                    source, epoch, max(start - epoch * size, 0), min(stop - epoch * size, size)
+                )
+                for epoch in range(start // size, (stop - 1) // size + 1)
+            ]
+        )
+
+    def _epoch(self, source: int, epoch: int, start: int, stop: int) -> np.ndarray:
+        """Positions start … stop - 1 of an epoch of a source."""
+        if self.lengths is None:
+            return self._permuted(source, epoch, start, stop)
+        size = LENGTH_WINDOW * self.global_batch
         first, last = start // size, (stop - 1) // size
-        epochs = [self._epoch(source, epoch) for epoch in range(first, last + 1)]
-        return np.concatenate(epochs)[start - first * size : stop - first * size]
+        windows = [self._window(source, epoch, number) for number in range(first, last + 1)]
+        return np.concatenate(windows)[start - first * size : stop - first * size]
+
+    def _permuted(self, source: int, epoch: int, start: int, stop: int) -> np.ndarray:
+        rows = self.source_rows[source]
+        cached = self._permutations.get(source)
+        if cached is None or cached[0] != epoch:
+            permutation = Permutation(len(rows), (self.seed, 1, source, epoch))
+            cached = self._permutations[source] = (epoch, permutation)
+        return rows[cached[1][np.arange(start, stop)]]
+
+    def _window(self, source: int, epoch: int, number: int) -> np.ndarray:
+        """The rows of a window of batches: each batch has similar lengths, and their order is
+        random. Rows at the end of an epoch that fill no batch stay last."""
+        assert self.lengths is not None
+        cached = self._windows.get(source)
+        if cached is None or cached[:2] != (epoch, number):
+            start = number * LENGTH_WINDOW * self.global_batch
+            stop = min(start + LENGTH_WINDOW * self.global_batch, len(self.source_rows[source]))
+            rows = self._permuted(source, epoch, start, stop)
+            batches = len(rows) // self.global_batch
+            whole, rest = np.split(rows, [batches * self.global_batch])
+            by_length = whole[np.argsort(self.lengths[whole], kind="stable")]
+            rng = np.random.default_rng([self.seed, 4, source, epoch, number])
+            shuffled = by_length.reshape(batches, self.global_batch)[rng.permutation(batches)]
+            cached = (epoch, number, np.concatenate([shuffled.reshape(-1), rest]))
+            self._windows[source] = cached
+        return cached[2]

@@ -14,6 +14,7 @@ from stillroom.reports.plots import (
     histogram,
     line_plot,
     quality_plot,
+    speed_plot,
 )
 from stillroom.reports.tables import (
     bm25_languages,
@@ -58,6 +59,7 @@ def render_report(report: Mapping[str, Any], extras: Mapping[str, Any]) -> str:
         retention_by_model={"student": report["retention"], **asymmetric},
         verdict=verdict(report),
         elsewhere=elsewhere_table(report),
+        speed_plot=speed_plot(report),
         guards=report.get("elsewhere", {}).get("sets", {}),
         comparisons=list(comparisons(report)),
         tokenizers=tokenizer_table(report["tokenizers"]),

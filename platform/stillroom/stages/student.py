@@ -15,6 +15,7 @@ from stillroom.cluster.capacity import ray_options, require_capacity
 from stillroom.config.scale import Scale, TeacherApi
 from stillroom.config.student import Student as Section
 from stillroom.config.student import StudentPhase, TextLosses
+from stillroom.data.readers.records import EvaluationSet
 from stillroom.encoders.contract import BaseContract, Comparison, Contract
 from stillroom.encoders.encoder import Encoder
 from stillroom.encoders.files.create import create_encoder
@@ -26,7 +27,7 @@ from stillroom.encoders.model_names import locate_model
 from stillroom.errors import UserError
 from stillroom.learning.objectives.distillation import Distillation
 from stillroom.stages.api_teacher import api_encoder
-from stillroom.stages.corpus.artifact import CorpusData, read_evaluation_sets
+from stillroom.stages.corpus.artifact import CorpusData, read_evaluation_sets, read_guards
 from stillroom.stages.student_start import StudentStart, describe_start, fit_start, needs_start
 from stillroom.stages.training_batches import distillation_batches
 from stillroom.stages.vectors.teacher_vectors import (
@@ -108,11 +109,19 @@ def student(
         ),
         phase=phase,
         seed=seed,
-        evaluation_sets=functools.partial(read_evaluation_sets, corpus),
+        evaluation_sets=functools.partial(_selection_sets, corpus),
         evaluate_every=phase.evaluate_every,
     )
     metrics = fit(task, scale.student, scale.tracking, out)
     return {**metrics, **({} if start is None else {"start": start.summary()})}
+
+
+def _selection_sets(corpus: Artifact) -> dict[str, EvaluationSet]:
+    """The sets that choose the best weights: the corpus's, and those from elsewhere.
+
+    By the corpus's alone, weights that have forgotten other fields would be the best.
+    """
+    return {**read_evaluation_sets(corpus), **read_guards(corpus)}
 
 
 def _comparison(

@@ -1,6 +1,8 @@
 """A phase's batches, from artifacts. Each worker reads its share from storage."""
 
 import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from stillroom.config.phases import JointPhase, MntpPhase, PairPhase, SimcsePhas
 from stillroom.config.student import PairDistillation, StudentPhase
 from stillroom.encoders.contract import Role
 from stillroom.encoders.encoder import Encoder
-from stillroom.encoders.safe_read import read_array
+from stillroom.encoders.safe_read import map_array
 from stillroom.errors import UserError
 from stillroom.learning.batches import (
     DistillationTextBatches,
@@ -19,14 +21,15 @@ from stillroom.learning.batches import (
     MaskedBatches,
     PairBatches,
     PairData,
+    RowLists,
     TextBatches,
 )
-from stillroom.learning.order import BatchOrder, WorkerShard
+from stillroom.learning.order import BatchOrder, RowNumbers, WorkerShard
+from stillroom.learning.source_runs import SourceRuns
 from stillroom.stages.corpus.artifact import CorpusData
 from stillroom.stages.vectors.teacher_vectors import TeacherVectors
 from stillroom.storage.artifacts import Artifact
-
-NO_SOURCE = -1  # its rows are in no batch
+from stillroom.storage.columns import Column, Lookup, RemainingRows, Zipped
 
 
 def pair_batches(
@@ -38,7 +41,7 @@ def pair_batches(
     shard: WorkerShard,
 ) -> PairBatches:
     """Pairs, with hard negatives if the phase uses them."""
-    corpus = CorpusData.read(artifact)
+    corpus = CorpusData.open(artifact)
     data = dataclasses.replace(
         _pairs(corpus), negatives=_negatives(corpus, negatives, phase.hard_negatives)
     )
@@ -66,19 +69,18 @@ def distillation_batches(
         teacher_passages=passages,
     )
     passage_source = _with_general(corpus.passage_sources, corpus, "passage")
-    query_source = _with_general(corpus.pair_sources, corpus, "query")
-    passage_source[[*passages.skipped]] = query_source[[*queries.skipped]] = NO_SOURCE
-    data = dataclasses.replace(data, sampleable_rows=np.flatnonzero(passage_source != NO_SOURCE))
+    skipped = np.array(sorted(passages.skipped), dtype=np.int64)
+    skipped_queries = np.array(queries.skipped, dtype=np.int64)
+    data = dataclasses.replace(data, sampleable_rows=RemainingRows(len(passage_source), skipped))
     if isinstance(phase, PairDistillation):
-        passage_source = passage_source[: len(corpus.passages)]
-        query_source = query_source[: len(corpus.queries)]
         mined = _negatives(corpus, negatives, phase.hard_negatives)
-        if mined is not None:
-            mined = np.where(np.isin(mined, passages.skipped), -1, mined)
-        pair_source = np.where(
-            passage_source[corpus.positive_rows] == NO_SOURCE, NO_SOURCE, query_source
-        )
-        data = dataclasses.replace(data, negatives=mined, source=pair_source)
+        if mined is not None and len(skipped):
+            mined = _Without(mined, skipped)
+        without = skipped_queries[skipped_queries < len(corpus.queries)]
+        if len(skipped):
+            of_skipped = np.flatnonzero(np.isin(corpus.positive_rows, skipped))
+            without = np.concatenate([without, of_skipped])
+        data = dataclasses.replace(data, negatives=mined, source=data.source.without(without))
         batches = _pair_batches(corpus, data, phase, seed, encoder, shard)
         return dataclasses.replace(batches, sampled_passages=phase.ranking_kl_passages)
     data = dataclasses.replace(
@@ -86,10 +88,11 @@ def distillation_batches(
         queries=corpus.all_texts("query"),
         passages=corpus.all_texts("passage"),
     )
-    source = np.concatenate([passage_source, query_source])
+    query_source = _with_general(corpus.pair_sources, corpus, "query")
+    source = passage_source.without(skipped).joined(query_source.without(skipped_queries))
     return DistillationTextBatches(
         data,
-        _order(source, phase, seed, corpus, [*data.passages, *data.queries]),
+        _order(source, phase, seed, corpus, corpus.all_lengths("passage", "query")),
         encoder.prompter,
         query_tokens=phase.query_tokens,
         passage_tokens=phase.passage_tokens,
@@ -98,10 +101,10 @@ def distillation_batches(
     )
 
 
-def _with_general(sources: np.ndarray, corpus: CorpusData, role: Role) -> np.ndarray:
+def _with_general(sources: np.ndarray, corpus: CorpusData, role: Role) -> SourceRuns:
     """The source of each text of a role, and of the general texts, which are one more source."""
-    general = np.full(len(corpus.general_texts(role)), len(corpus.source_names))
-    return np.concatenate([sources, general.astype(sources.dtype)])
+    general = len(corpus.general_texts(role))
+    return SourceRuns.of(sources).followed_by(len(corpus.source_names), general)
 
 
 def _pairs(corpus: CorpusData) -> PairData:
@@ -109,7 +112,7 @@ def _pairs(corpus: CorpusData) -> PairData:
         queries=corpus.queries,
         passages=corpus.passages,
         positive=corpus.positive_rows,
-        source=corpus.pair_sources,
+        source=SourceRuns.of(corpus.pair_sources),
         prompts=corpus.source_prompts,
         symmetric=corpus.source_symmetric,
     )
@@ -125,7 +128,7 @@ def _pair_batches(
 ) -> PairBatches:
     return PairBatches(
         data,
-        _order(data.source, phase, seed, corpus, corpus.queries),
+        _order(data.source, phase, seed, corpus, corpus.query_lengths),
         encoder.prompter,
         hard_negatives=phase.hard_negatives,
         query_tokens=phase.query_tokens,
@@ -142,8 +145,9 @@ def text_batches(
     shard: WorkerShard,
 ) -> TextBatches:
     """The corpus's passages, without labels."""
-    corpus = CorpusData.read(artifact)
-    order = _order(corpus.passage_sources, phase, seed, corpus, corpus.passages)
+    corpus = CorpusData.open(artifact)
+    sources = SourceRuns.of(corpus.passage_sources)
+    order = _order(sources, phase, seed, corpus, corpus.passage_lengths)
     return TextBatches(corpus.passages, order, encoder.prompter, phase.max_tokens, shard=shard)
 
 
@@ -167,10 +171,12 @@ def joint_batches(
     pairs = pair_batches(artifact, negatives, phase, seed, encoder, shard)
     if phase.generation_data == "pairs":
         data = pairs.data
-        examples = [(q, data.passages[i]) for q, i in zip(data.queries, data.positive, strict=True)]
+        examples: Sequence[tuple[str, str]] = Zipped(
+            data.queries, Lookup(data.passages, data.positive)
+        )
     else:
-        examples = CorpusData.read(artifact).conversations
-    one_source = np.zeros(len(examples), dtype=int)
+        examples = CorpusData.open(artifact).conversations
+    one_source = SourceRuns.single(len(examples))
     return JointBatches(
         pairs,
         GenerationBatches(
@@ -185,7 +191,7 @@ def joint_batches(
 
 
 def _order(
-    source: np.ndarray, phase: TrainingPhase, seed: int, corpus: CorpusData, texts: list[str]
+    source: SourceRuns, phase: TrainingPhase, seed: int, corpus: CorpusData, lengths: RowNumbers
 ) -> BatchOrder:
     names = [*corpus.source_names, *([GENERAL] if corpus.has_general else [])]
     return BatchOrder(
@@ -195,21 +201,30 @@ def _order(
         weights=None if phase.mix is None else [phase.mix.get(name, 0.0) for name in names],
         temperature=phase.mix_temperature,
         one_source=phase.one_source_per_batch,
-        lengths=np.array([len(text) for text in texts]) if phase.group_by_length else None,
+        lengths=lengths if phase.group_by_length else None,
     )
 
 
-def _negatives(corpus: CorpusData, mined: Artifact | None, count: int) -> np.ndarray | None:
-    """Passage rows of each pair's hard negatives: (pairs, most per pair), -1 for none."""
+def _negatives(corpus: CorpusData, mined: Artifact | None, count: int) -> RowLists | None:
+    """Passage rows of each pair's hard negatives, -1 for none."""
     if mined is not None:
-        return read_array(mined.path / "negatives.npy")
-    if not count:
-        return None
-    width = max(count, *(len(pair_rows) for pair_rows in corpus.negative_rows))
-    rows = np.full((len(corpus.queries), width), -1, dtype=np.int64)
-    for row, pair_rows in zip(rows, corpus.negative_rows, strict=True):
-        row[: len(pair_rows)] = pair_rows
-    return rows
+        return map_array(mined.path / "negatives.npy")
+    return corpus.negative_rows if count else None
+
+
+@dataclass(frozen=True)
+class _Without(Column[np.ndarray]):
+    """Lists of rows, without some rows."""
+
+    lists: RowLists
+    without: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.lists)
+
+    def value(self, row: int) -> np.ndarray:
+        rows = np.asarray(self.lists[row])
+        return rows[~np.isin(rows, self.without)]
 
 
 def _mask_id(phase: MntpPhase, tokenizer: Any) -> int:

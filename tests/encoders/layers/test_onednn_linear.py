@@ -109,4 +109,4 @@ def test_of_all_numbers_of_rows_kernels_are_kept_for_few(monkeypatch):
                 assert values.shape == (texts, tokens, 40)
         torch.testing.assert_close(values, plain(inputs), rtol=1e-5, atol=1e-5)
     numbers = {shape[0] * (shape[1] if len(shape) == 3 else 1) for shape in seen}
-    assert max(numbers) == 1024 and len(numbers) <= 32 + 5 * 16
+    assert max(numbers) == 1024 and len(numbers) <= 64 + 4 * 32

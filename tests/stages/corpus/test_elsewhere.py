@@ -94,11 +94,11 @@ def test_a_training_text_that_copies_any_text_of_a_guard_is_dropped(make, given)
     copies = [{"query": words("mine", 6), "positive": unjudged}]
     for decontaminate in ({"action": "drop"}, {"action": "report"}):
         artifact, summary = make(copies, given, [], decontaminate=decontaminate)
-        assert unjudged not in CorpusData.read(artifact).passages
+        assert unjudged not in CorpusData.open(artifact).passages
         assert summary["guards"]["elsewhere"]["matched"] == 1
     query = guard("elsewhere").queries["q1"]
     artifact, summary = make((), given, [query, "a passage of my own"])
-    assert query not in CorpusData.read(artifact).passages
+    assert query not in CorpusData.open(artifact).passages
     assert summary["guards"]["elsewhere"]["matched"] == 1
 
 
@@ -137,7 +137,7 @@ def test_a_made_guard_of_the_corpus_s_field_is_left_out_and_the_corpus_says_so(m
 
 def test_general_texts_are_neither_pairs_nor_passages_and_have_the_role_of_their_length(make):
     artifact, summary = make(texts={"general": 50, "sources": ["manuals"]})
-    files = CorpusData.read(artifact)
+    files = CorpusData.open(artifact)
     assert len(files.general_queries) + len(files.general_passages) == 50
     assert all(len(text.split()) <= 16 for text in files.general_queries)
     assert all(len(text.split()) > 16 for text in files.general_passages)
@@ -145,7 +145,7 @@ def test_general_texts_are_neither_pairs_nor_passages_and_have_the_role_of_their
     general = summary["general"]
     assert general["texts"] == general["sources"]["manuals"]["texts"] == 50
     assert general["identity"] in (artifact.path / "card.md").read_text()
-    assert files.all_texts("query") == [*files.queries, *files.general_queries]
+    assert list(files.all_texts("query")) == [*files.queries, *files.general_queries]
 
 
 def test_general_texts_hold_nothing_of_guards_or_of_the_corpus_s_sets(make):
@@ -156,7 +156,7 @@ def test_general_texts_hold_nothing_of_guards_or_of_the_corpus_s_sets(make):
     ]
     texts = {"general": 1000, "sources": ["manuals"]}
     artifact, summary = make(pairs, MADE, texts=texts, held_out={"queries": 60, "passages": 60})
-    data = CorpusData.read(artifact)
+    data = CorpusData.open(artifact)
     general = {*data.general_queries, *data.general_passages}
     [made], held_out = read_guards(artifact).values(), read_evaluation_sets(artifact)["held-out"]
     tested = [*held_out.queries.values(), *held_out.passages.values()]

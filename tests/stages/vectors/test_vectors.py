@@ -35,6 +35,7 @@ from stillroom.encoders.vectors.stored import (
     VerifiedVectors,
     shard_path,
     text_digest,
+    write_order,
 )
 from stillroom.errors import UserError
 from stillroom.learning.order import WorkerShard
@@ -50,6 +51,7 @@ from stillroom.stages.vectors.embed import (
 from stillroom.stages.vectors.stage import vectors
 from stillroom.stages.vectors.teacher_vectors import TeacherVectors, stored_vectors
 from stillroom.storage.artifacts import Store
+from support.run_stages import embedding_in_process
 
 PROMPTS = {"query": "Instruct: Find it\nQuery: ", "passage": "Found: "}
 
@@ -78,10 +80,9 @@ def test_a_text_is_embedded_with_the_prompt_of_its_source(ray_cluster, decoder, 
         )
         save_encoder(encoder, draft.path)
         teacher = draft.publish({})
-    with store.draft("vectors", "two", "k") as draft:
-        scale = Scale(vectors=EmbeddingActors())
+    with store.draft("vectors", "two", "k") as draft, embedding_in_process():
         vectors(
-            section=Vectors(shard_size=4), corpus=texts, teacher=teacher, scale=scale, out=draft
+            section=Vectors(shard_size=4), corpus=texts, teacher=teacher, scale=Scale(), out=draft
         )
         path = draft.publish({}).path
         queries, passages = (StoredVectors(path / name) for name in ("queries", "passages"))
@@ -89,7 +90,7 @@ def test_a_text_is_embedded_with_the_prompt_of_its_source(ray_cluster, decoder, 
         # Another model, named by an artifact's reference: it keeps its own prompts.
         vectors(section=Vectors(), corpus=texts, model="teacher/two", scale=Scale(), out=draft)
         other_vectors = StoredVectors(draft.publish({}).path / "queries")
-    files, encoder = CorpusData.read(texts), load_encoder(teacher.path)
+    files, encoder = CorpusData.open(texts), load_encoder(teacher.path)
     expected = [encoder.encode([text], "query")[0] for text in files.queries]
     np.testing.assert_allclose(other_vectors[np.arange(len(expected))], expected, atol=1e-3)
     for role, stored, role_texts, source_numbers in (
@@ -106,7 +107,7 @@ def test_a_text_is_embedded_with_the_prompt_of_its_source(ray_cluster, decoder, 
 
 def test_vectors_are_read_from_more_shards_than_a_process_may_open_files(tmp_path):
     expected = np.random.default_rng(0).normal(size=(600, 4)).astype(np.float16)
-    np.save(tmp_path / "order.npy", np.arange(600))
+    write_order(tmp_path, np.arange(600))
     for number, shard in enumerate(np.split(expected, 300)):
         np.save(shard_path(tmp_path, number), shard)
     open_files = len(os.listdir("/proc/self/fd"))
@@ -123,7 +124,7 @@ def test_vectors_are_read_from_more_shards_than_a_process_may_open_files(tmp_pat
 
 def test_a_changed_text_is_refused_even_when_other_rows_are_right(tmp_path):
     texts = ["one", "two", "three"]
-    np.save(tmp_path / "order.npy", np.arange(3))
+    write_order(tmp_path, np.arange(3))
     np.save(shard_path(tmp_path, 0), np.eye(3, dtype=np.float16))
     np.save(
         tmp_path / DIGESTS_FILE,
@@ -242,12 +243,13 @@ def test_a_text_that_cannot_be_encoded_is_named_or_skipped_in_all_later_stages(
     ray_cluster, poisoned, encoder, tmp_path
 ):
     store, texts, teacher = poisoned
-    files = CorpusData.read(texts)
+    files = CorpusData.open(texts)
     arguments = {"section": Vectors(shard_size=5), "corpus": texts, "teacher": teacher}
     query, passage = files.queries.index("a quagga"), files.passages.index("a quagga")
     with (
         pytest.raises(UserError, match=f"queries, row {query} of source zoo: cannot .* 'a quagga'"),
         store.draft("vectors", "zoo", "k") as draft,
+        embedding_in_process(),
     ):
         vectors(**arguments, scale=Scale(), out=draft)
     scale = Scale(vectors=EmbeddingActors(on_error="skip"))

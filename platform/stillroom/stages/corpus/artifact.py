@@ -1,98 +1,148 @@
-"""Reads a corpus artifact, for the other stages."""
+"""Opens a corpus artifact, for the other stages."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from stillroom.data.readers.beir import read_beir
 from stillroom.data.readers.records import EvaluationSet
 from stillroom.encoders.contract import Prompts, Role
-from stillroom.stages.corpus.general import read_general_texts
+from stillroom.encoders.safe_read import map_array
+from stillroom.stages.corpus.general import TABLES as GENERAL_TABLES
 from stillroom.stages.corpus.languages import read_languages
 from stillroom.storage.artifacts import Artifact
+from stillroom.storage.columns import (
+    Column,
+    Joined,
+    JoinedNumbers,
+    Lookup,
+    Ragged,
+    TextColumn,
+    Zipped,
+)
 
 GUARDS_FOLDER = "guards"
 
 
+def _no_lengths() -> np.ndarray:
+    return np.empty(0, dtype=np.int32)
+
+
 @dataclass(frozen=True)
 class CorpusData:
-    """Texts of a corpus, and their relations.
+    """Texts of a corpus, and their relations, by row.
+
+    Columns are mapped files: opening a corpus costs neither time nor memory that grows with it, and
+    the processes of a machine share what they read.
 
     Attributes:
         queries: of each pair.
+        query_lengths: in characters, int32, (pairs,).
         positive_rows: the passage of each pair, as a row of `passages`, int64, (pairs,).
         negative_rows: passages that came with each pair as negatives, as rows of `passages`.
         pair_sources: the source of each pair, as an index in `source_names`, int16, (pairs,).
+        passage_lengths: in characters, int32, (passages,).
         passage_sources: the same of each passage; a positive has the source of its pair.
         source_prompts: each source's prefix of its texts; None for the model's own prompts.
         source_symmetric: whether queries and passages of each source are texts of one kind.
         source_languages: of each source, for BM25.
         conversations: (prompt, completion) of all sources.
-        general_queries, general_passages: general texts, of no source and in no pair.
+        general_queries, general_passages: general texts, of no source and in no pair; with
+            `general_query_lengths` and `general_passage_lengths`.
     """
 
-    queries: list[str]
+    queries: Sequence[str]
+    query_lengths: np.ndarray
     positive_rows: np.ndarray
-    negative_rows: list[list[int]]
+    negative_rows: Ragged
     pair_sources: np.ndarray
-    passages: list[str]
+    passages: Sequence[str]
+    passage_lengths: np.ndarray
     passage_sources: np.ndarray
     source_names: list[str]
     source_prompts: list[Prompts | None]
     source_symmetric: list[bool]
     source_languages: list[str]
-    conversations: list[tuple[str, str]]
-    general_queries: list[str] = field(default_factory=list)
-    general_passages: list[str] = field(default_factory=list)
+    conversations: Sequence[tuple[str, str]] = ()
+    general_queries: Sequence[str] = ()
+    general_query_lengths: np.ndarray = field(default_factory=_no_lengths)
+    general_passages: Sequence[str] = ()
+    general_passage_lengths: np.ndarray = field(default_factory=_no_lengths)
 
-    def general_texts(self, role: Role) -> list[str]:
+    def general_texts(self, role: Role) -> Sequence[str]:
         """The general texts that are encoded in a role: short ones as queries."""
         return self.general_queries if role == "query" else self.general_passages
 
-    def all_texts(self, role: Role) -> list[str]:
+    def all_texts(self, role: Role) -> Sequence[str]:
         """The queries or passages, and then the general texts of that role."""
         own = self.queries if role == "query" else self.passages
-        return [*own, *self.general_texts(role)]
+        return Joined(own, self.general_texts(role)) if self.general_texts(role) else own
+
+    def all_lengths(self, *roles: Role) -> JoinedNumbers:
+        """Characters of `all_texts` of the roles, one role after the other."""
+        of_role = {
+            "query": (self.query_lengths, self.general_query_lengths),
+            "passage": (self.passage_lengths, self.general_passage_lengths),
+        }
+        return JoinedNumbers(*(lengths for role in roles for lengths in of_role[role]))
 
     @property
     def has_general(self) -> bool:
         """Whether there are general texts."""
         return bool(self.general_queries or self.general_passages)
 
-    def prompts_of(self, role: Role) -> list[str | None]:
+    def prompts_of(self, role: Role) -> Column[str | None]:
         """The prompt of each query or passage, by its source; None for the model's own prompt."""
         prompts = [
             None if prompts is None else str(getattr(prompts, role))
             for prompts in self.source_prompts
         ]
-        return [prompts[source] for source in self._sources_of(role)]
+        return Lookup(prompts, self._sources_of(role))
 
-    def languages_of(self, role: Role) -> list[str]:
+    def languages_of(self, role: Role) -> Column[str]:
         """The language of each query or passage: its source's."""
-        return [self.source_languages[source] for source in self._sources_of(role)]
+        return Lookup(self.source_languages, self._sources_of(role))
 
     def _sources_of(self, role: Role) -> np.ndarray:
         return self.pair_sources if role == "query" else self.passage_sources
 
     @staticmethod
-    def read(artifact: Artifact) -> "CorpusData":
-        """Reads all texts of a corpus into memory."""
-        pairs = pq.read_table(artifact.path / "pairs.parquet")
-        passages = pq.read_table(artifact.path / "passages.parquet")
+    def open(artifact: Artifact) -> "CorpusData":
+        """Maps the columns of a corpus.
+
+        Raises:
+            UserError: naming a file that is missing or not whole.
+        """
+
+        def texts(name: str) -> TextColumn:
+            return TextColumn(artifact, name)
+
+        def numbers(name: str) -> np.ndarray:
+            return map_array(artifact.path / f"{name}.npy")
+
         sources = json.loads((artifact.path / "sources.json").read_text(encoding="utf-8"))
-        file = artifact.path / "conversations.parquet"
-        general = read_general_texts(artifact.path)
-        conversations = pq.read_table(file).to_pydict() if file.exists() else {}
+        optional: dict[str, Any] = {}
+        if (artifact.path / "conversations").is_dir():
+            prompts, completions = texts("conversations/prompt"), texts("conversations/completion")
+            optional["conversations"] = Zipped(prompts, completions)
+        if (artifact.path / GENERAL_TABLES["query"]).is_dir():
+            optional["general_queries"] = texts(f"{GENERAL_TABLES['query']}/text")
+            optional["general_query_lengths"] = numbers(f"{GENERAL_TABLES['query']}/length")
+            optional["general_passages"] = texts(f"{GENERAL_TABLES['passage']}/text")
+            optional["general_passage_lengths"] = numbers(f"{GENERAL_TABLES['passage']}/length")
         return CorpusData(
-            queries=pairs["query"].to_pylist(),
-            positive_rows=pairs["positive"].to_numpy(),
-            negative_rows=pairs["negatives"].to_pylist(),
-            pair_sources=pairs["source"].to_numpy(),
-            passages=passages["text"].to_pylist(),
-            passage_sources=passages["source"].to_numpy(),
+            queries=texts("pairs/query"),
+            query_lengths=numbers("pairs/length"),
+            positive_rows=numbers("pairs/positive"),
+            negative_rows=Ragged(numbers("pairs/negative_starts"), numbers("pairs/negatives")),
+            pair_sources=numbers("pairs/source"),
+            passages=texts("passages/text"),
+            passage_lengths=numbers("passages/length"),
+            passage_sources=numbers("passages/source"),
             source_names=[source["name"] for source in sources],
             source_prompts=[
                 None if source["prompts"] is None else Prompts(**source["prompts"])
@@ -100,9 +150,7 @@ class CorpusData:
             ],
             source_symmetric=[source["symmetric"] for source in sources],
             source_languages=list(read_languages(artifact)["sources"].values()),
-            conversations=list(zip(*conversations.values(), strict=True)),
-            general_queries=general["query"],
-            general_passages=general["passage"],
+            **optional,
         )
 
 

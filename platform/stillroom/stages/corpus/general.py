@@ -3,25 +3,28 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from stillroom.config.corpus import GeneralTexts
 from stillroom.data.cleaning.contamination_index import ContaminationIndex
 from stillroom.data.general.gather import gather, is_query
+from stillroom.encoders.contract import Role
 from stillroom.stages.corpus.guards import Guards
+from stillroom.storage.column_writer import TableWriter
 
-TEXTS_FILE = "texts.parquet"
-SCHEMA = pa.schema({"text": pa.string(), "source": pa.string(), "role": pa.string()})
+TABLES: dict[Role, str] = {"query": "general-queries", "passage": "general-passages"}
 
 
 def write_general_texts(
     section: GeneralTexts, index: ContaminationIndex, guards: Guards, folder: Path
 ) -> dict[str, Any]:
-    """Writes texts.parquet, and returns counts by source, lengths and the texts' identity.
+    """Writes the tables general-queries/ and general-passages/.
 
     Texts that match a query, an answer or a passage of any evaluation set are left out.
+
+    Returns:
+        Counts by source, lengths and the texts' identity.
     """
     gathered = gather(
         max_texts=section.general,
@@ -30,18 +33,16 @@ def write_general_texts(
         without_units=guards.units,
         is_tested=index.touches_many,
     )
-    roles = ["query" if is_query(text) else "passage" for text in gathered.texts]
-    columns = {"text": gathered.texts, "source": gathered.sources, "role": roles}
-    pq.write_table(pa.table(columns, schema=SCHEMA), folder / TEXTS_FILE, compression="zstd")
+    is_short = np.array([is_query(text) for text in gathered.texts], dtype=bool)
+    for role, name in TABLES.items():
+        rows = np.flatnonzero(is_short if role == "query" else ~is_short)
+        texts = [gathered.texts[row] for row in rows]
+        sources = [gathered.sources[row] for row in rows]
+        numbers: dict[str, type] = {"length": np.int32}
+        with TableWriter(folder / name, texts=["text", "source"], numbers=numbers) as table:
+            table.append(
+                text=pa.array(texts, pa.string()),
+                source=pa.array(sources, pa.string()),
+                length=[len(text) for text in texts],
+            )
     return gathered.as_json()
-
-
-def read_general_texts(folder: Path) -> dict[str, list[str]]:
-    """Role → texts, in their order; none where the corpus has none."""
-    if not (folder / TEXTS_FILE).exists():
-        return {"query": [], "passage": []}
-    table = pq.read_table(folder / TEXTS_FILE, columns=["text", "role"])
-    return {
-        role: table.filter(pc.equal(table["role"], role))["text"].to_pylist()
-        for role in ("query", "passage")
-    }

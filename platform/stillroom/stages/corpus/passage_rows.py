@@ -1,7 +1,7 @@
-"""Assigns rows of passages.parquet to texts: equal texts share the row of their first occurrence.
+"""Assigns rows of passages/ to texts: equal texts share the row of their first occurrence.
 
 All texts have a *position*: first the kept pairs' positives, then all negatives and then all
-passages that were read. A row of passages.parquet is given to each text that differs from all
+passages that were read. A row of passages/ is given to each text that differs from all
 texts at lower positions.
 """
 
@@ -53,7 +53,7 @@ class TextPositions:
 
 @dataclass(frozen=True)
 class PassageRows:
-    """The row in passages.parquet of each text; the positive of pair i has row i."""
+    """The row in passages/ of each text; the positive of pair i has row i."""
 
     runs: SortedRuns
     positions: TextPositions

@@ -50,8 +50,8 @@ def corpus(
 ) -> dict[str, Any]:
     """Makes a corpus.
 
-    Writes pairs.parquet, passages.parquet, conversations.parquet and texts.parquet (if there are
-    any), sources.json, languages.json, evaluation/SET/, guards/SET/, counts.json,
+    Writes the tables pairs/, passages/, conversations/ and general-*/ (if there are any), a file
+    per column; sources.json, languages.json, evaluation/SET/, guards/SET/, counts.json,
     contamination.json, left_out.json and card.md.
 
     Args:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stillroom.config.corpus import Corpus
@@ -18,27 +19,25 @@ from stillroom.stages.corpus.shards import (
     negative_owners,
 )
 from stillroom.storage.atomic import atomic_write_json
+from stillroom.storage.column_writer import TableWriter
 
-# Texts are distinct after cleaning, so a dictionary would not shrink them.
-TEXT_OPTIONS = {"compression": "zstd", "use_dictionary": False}
-
-PAIRS_SCHEMA = pa.schema(
-    {
-        "query": pa.string(),
-        "positive": pa.int64(),
-        "negatives": pa.list_(pa.int64()),
-        "source": pa.int16(),
-    }
-)
-
-PASSAGES_SCHEMA = pa.schema({"text": pa.string(), "source": pa.int16()})
-CONVERSATIONS_SCHEMA = pa.schema({"prompt": pa.string(), "completion": pa.string()})
+# Lengths are of texts, in characters. The negatives of pair i are
+# negatives[negative_starts[i] : negative_starts[i + 1]].
+PAIR_NUMBERS: dict[str, type] = {
+    "positive": np.int64,
+    "negatives": np.int64,
+    "negative_starts": np.int64,
+    "source": np.int16,
+    "length": np.int32,
+}
+PASSAGE_NUMBERS: dict[str, type] = {"source": np.int16, "length": np.int32}
+CONVERSATION_TEXTS = ("prompt", "completion")
 
 
 def write_texts(
     workspace: CleaningWorkspace, shards: Shards, rows: PassageRows, sources: int, folder: Path
 ) -> list[int]:
-    """Writes pairs.parquet and passages.parquet.
+    """Writes the tables pairs/ and passages/.
 
     Passages are the positives in the order of the pairs, then other negatives, then passages.
 
@@ -49,26 +48,29 @@ def write_texts(
         How many passages each source has.
     """
     passages_of_source = [0] * sources
-    with pq.ParquetWriter(folder / "passages.parquet", PASSAGES_SCHEMA, **TEXT_OPTIONS) as passages:
+    with TableWriter(folder / "passages", texts=["text"], numbers=PASSAGE_NUMBERS) as passages:
 
         def add(texts: pa.Array, source: int) -> None:
             passages_of_source[source] += len(texts)
-            columns = {"text": texts, "source": _repeat(source, len(texts))}
-            passages.write_table(pa.table(columns, schema=PASSAGES_SCHEMA))
+            source_of_each = np.full(len(texts), source)
+            passages.append(text=texts, source=source_of_each, length=pc.utf8_length(texts))
 
         # Positives first: a passage is then of the same source as its pair.
-        with pq.ParquetWriter(folder / "pairs.parquet", PAIRS_SCHEMA, **TEXT_OPTIONS) as pairs:
-            first = 0
+        with TableWriter(folder / "pairs", texts=["query"], numbers=PAIR_NUMBERS) as pairs:
+            first = first_negative = 0
+            pairs.append(negative_starts=[0])
             for shard, table in _kept_tables(workspace, shards["pairs"]):
-                columns = {
-                    "query": table["query"],
-                    "positive": pa.array(np.arange(first, first + len(table))),
-                    "negatives": _negative_rows(workspace, rows, shard),
-                    "source": _repeat(shard.source, len(table)),
-                }
-                pairs.write_table(pa.table(columns, schema=PAIRS_SCHEMA))
+                counts, negatives = _negative_rows(workspace, rows, shard)
+                pairs.append(
+                    query=table["query"],
+                    positive=np.arange(first, first + len(table)),
+                    negatives=negatives,
+                    negative_starts=first_negative + np.cumsum(counts),
+                    source=np.full(len(table), shard.source),
+                    length=pc.utf8_length(table["query"]),
+                )
                 add(table["passage"], shard.source)
-                first += len(table)
+                first, first_negative = first + len(table), first_negative + len(negatives)
         for shard in shards["pairs"]:
             if shard.negatives:
                 indices, _, is_first = rows.of_negatives(shard.negative_span)
@@ -82,13 +84,12 @@ def write_texts(
 
 
 def write_conversations(workspace: CleaningWorkspace, shards: list[Shard], folder: Path) -> None:
-    """Writes conversations.parquet, if there are any conversations."""
+    """Writes the table conversations/, if there are any conversations."""
     if not shards:
         return
-    path = folder / "conversations.parquet"
-    with pq.ParquetWriter(path, CONVERSATIONS_SCHEMA, **TEXT_OPTIONS) as file:
+    with TableWriter(folder / "conversations", texts=CONVERSATION_TEXTS, numbers={}) as written:
         for _, table in _kept_tables(workspace, shards):
-            file.write_table(table.select(CONVERSATIONS_SCHEMA.names))
+            written.append(**{name: table[name] for name in CONVERSATION_TEXTS})
 
 
 def write_sources(
@@ -129,17 +130,13 @@ def _kept_tables(
         yield shard, pq.read_table(shard.path).filter(pa.array(kept))
 
 
-def _negative_rows(workspace: CleaningWorkspace, rows: PassageRows, shard: Shard) -> pa.Array:
-    """The passage rows of the negatives of each kept pair."""
+def _negative_rows(
+    workspace: CleaningWorkspace, rows: PassageRows, shard: Shard
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many negatives each kept pair has; and their passage rows, pair by pair."""
     kept = workspace.verdicts("pairs")[shard.span] == Verdict.KEPT
     if not shard.negatives:
-        return pa.array([[]] * int(kept.sum()), pa.list_(pa.int64()))
+        return np.zeros(int(kept.sum()), dtype=np.int64), np.empty(0, dtype=np.int64)
     indices, passage_rows, _ = rows.of_negatives(shard.negative_span)
     owners = negative_owners(pq.read_table(shard.path, columns=["negatives"]))[indices]
-    counts = np.bincount(owners, minlength=shard.rows)[kept]
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(passage_rows))
-
-
-def _repeat(source: int, count: int) -> pa.Array:
-    return pa.array(np.full(count, source, dtype=np.int16))
+    return np.bincount(owners, minlength=shard.rows)[kept], passage_rows

@@ -1,5 +1,6 @@
 """The stage `vectors`: an encoder's vectors of every training query and passage."""
 
+import functools
 from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
@@ -11,21 +12,32 @@ from stillroom.encoders.contract import BaseContract, Role
 from stillroom.encoders.model_names import find_model, model_fingerprint
 from stillroom.encoders.vectors.stored import StoredVectors
 from stillroom.errors import quote
-from stillroom.stages.api_teacher import api_encoder
+from stillroom.stages.api_teacher import api_encoder, is_api
 from stillroom.stages.corpus.artifact import CorpusData
 from stillroom.stages.vectors.embed import TextsToEmbed, embed
+from stillroom.stages.vectors.reuse import KnownVectors, teacher_identity
 from stillroom.stages.vectors.teacher_vectors import TEACHER_FILE
 from stillroom.storage.artifacts import Artifact, Draft
 from stillroom.storage.atomic import atomic_write_json
+from stillroom.storage.columns import Lookup
 
 
 class VectorsSummary(TypedDict):
-    """The summary in the manifest of a `vectors` artifact."""
+    """The summary in the manifest of a `vectors` artifact.
+
+    Attributes:
+        reused, encoded, resumed: texts, as `TextCounts` has them.
+        teacher: whose vectors they are, as `teacher_identity` says; not of an API or a miner.
+    """
 
     queries: int
     passages: int
     general: NotRequired[int]
     dims: int
+    reused: int
+    encoded: int
+    resumed: int
+    teacher: NotRequired[str]
     skipped: NotRequired[dict[str, dict[str, str]]]  # folder → row → text and reason
 
 
@@ -42,7 +54,9 @@ def vectors(
 ) -> VectorsSummary:
     """Writes queries/ and passages/ as `StoredVectors`, and the teacher's contract.
 
-    A text gets the prompt of its source, as in training. Shards that a killed run left are kept.
+    A text gets the prompt of its source, as in training. Shards that a killed run left are kept,
+    and vectors that artifacts of the same teacher hold are copied. A teacher behind an API has a
+    cache of its own.
 
     Args:
         general: also of the corpus's general texts, into general-queries/ and general-passages/.
@@ -52,17 +66,16 @@ def vectors(
     Raises:
         UserError: naming a text that cannot be encoded, unless such are to be skipped.
     """
-    data = CorpusData.read(corpus)
+    data = CorpusData.open(corpus)
+    no_prompts = functools.partial(Lookup[str | None].repeated, None)
     encoder = teacher if teacher is not None else find_model(model, out.store)
     api = None if teacher is None else api_encoder(teacher.path, scale.teacher_api, out.store)
 
     def to_embed(
-        folder: str, role: Role, texts: list[str], text_sources: np.ndarray
+        folder: str, role: Role, texts: Sequence[str], text_sources: np.ndarray
     ) -> TextsToEmbed:
-        prompts = [None] * len(texts) if teacher is None else data.prompts_of(role)
-        return TextsToEmbed(
-            folder, role, texts, prompts, [data.source_names[number] for number in text_sources]
-        )
+        prompts = no_prompts(len(texts)) if teacher is None else data.prompts_of(role)
+        return TextsToEmbed(folder, role, texts, prompts, Lookup(data.source_names, text_sources))
 
     parts = [
         to_embed("queries", "query", data.queries, data.pair_sources),
@@ -71,15 +84,20 @@ def vectors(
     if general:
         roles: tuple[tuple[str, Role], ...] = (("queries", "query"), ("passages", "passage"))
         for folder, role in roles:
-            texts = data.general_texts(role)
-            parts.append(TextsToEmbed(f"general-{folder}", role, texts, [None] * len(texts)))
-    embed(
+            if texts := data.general_texts(role):
+                parts.append(TextsToEmbed(f"general-{folder}", role, texts, no_prompts(len(texts))))
+    known = identity = None
+    if teacher is not None and not is_api(teacher.path):
+        identity = teacher_identity(teacher)
+        known = KnownVectors.open(out.store, teacher, identity)
+    counts = embed(
         parts,
         encoder,
         out.path,
         section.shard_size,
         scale.vectors,
         api=api,
+        known=known,
         trust_remote_code="teacher" in trusted,
     )
     if teacher is not None:
@@ -89,8 +107,15 @@ def vectors(
         )
     stored = {part.folder: StoredVectors(out.path / part.folder) for part in parts}
     summary = VectorsSummary(
-        queries=len(data.queries), passages=len(data.passages), dims=stored["passages"].dims
+        queries=len(data.queries),
+        passages=len(data.passages),
+        dims=stored["passages"].dims,
+        reused=counts.reused,
+        encoded=counts.encoded,
+        resumed=counts.resumed,
     )
+    if identity is not None:
+        summary["teacher"] = identity
     if general:
         summary["general"] = len(data.general_queries) + len(data.general_passages)
     skipped = {

@@ -21,6 +21,7 @@ from stillroom.learning.batches import VectorRows
 from stillroom.stages.corpus.artifact import CorpusData
 from stillroom.stages.vectors.embed import encode_with_prompts
 from stillroom.storage.artifacts import Artifact
+from stillroom.storage.columns import Joined, Lookup
 
 TEACHER_FILE = "teacher.json"  # in a `vectors` artifact: the fingerprint of the teacher
 
@@ -89,7 +90,7 @@ class TeacherVectors:
 
     @cached_property
     def corpus_data(self) -> CorpusData:
-        return CorpusData.read(self.corpus)
+        return CorpusData.open(self.corpus)
 
     def rows(self, device: torch.device) -> tuple[VectorSource, VectorSource]:
         """Vectors of the queries and of the passages; opened once: a worker has one device."""
@@ -102,7 +103,8 @@ def online_vectors(corpus: CorpusData, teacher: Embedder) -> tuple[VectorSource,
     """The teacher's vectors of a corpus's queries and passages, encoded on demand."""
 
     def of_role(role: Role) -> OnlineVectors:
-        prompts = [*corpus.prompts_of(role), *[None] * len(corpus.general_texts(role))]
+        general = Lookup[str | None].repeated(None, len(corpus.general_texts(role)))
+        prompts = Joined(corpus.prompts_of(role), general)
         return OnlineVectors(teacher, corpus.all_texts(role), prompts, role)
 
     return of_role("query"), of_role("passage")
@@ -124,14 +126,16 @@ def stored_vectors(
             "Delete this artifact, and run again",
         )
 
-    def of_role(folder: str, role: Role, texts: list[str]) -> VectorSource:
+    def of_role(folder: str, role: Role, texts: Sequence[str]) -> VectorSource:
         stored = StoredVectors(vectors.path / folder)
         verified = VerifiedVectors(stored, texts, corpus.prompts_of(role))
         if not (general := corpus.general_texts(role)):
             return verified
         more = StoredVectors(vectors.path / f"general-{folder}")
         return JoinedVectors(
-            verified, len(texts), VerifiedVectors(more, general, [None] * len(general))
+            verified,
+            len(texts),
+            VerifiedVectors(more, general, Lookup.repeated(None, len(general))),
         )
 
     return (
