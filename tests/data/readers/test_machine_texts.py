@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from stillroom.data.readers import dictionaries, machine_texts
-from stillroom.data.readers.dictionaries import DIGITS, read_dictionary
+from stillroom.data.readers.dictionaries import DIGITS, plain_definition, read_dictionary
 from stillroom.data.readers.machine_texts import documents, machine_fingerprint
 from stillroom.data.readers.man_pages import read_man_page
 
@@ -108,6 +108,35 @@ def test_other_names_and_translations_of_a_page_are_not_read(machine):
 def test_a_dictionary_of_dictd_gives_definitions_without_their_headwords(machine):
     entries = dict(read_dictionary(machine / "dictd" / "small.index"))
     assert entries == {"café": "a place to drink coffee", "tea": "a drink of leaves"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "prose"),
+    [
+        (
+            '\\Mould"warp`\\, n. [OE. moldwerp; [AS. molde] + warp.] (Zool.)\n'
+            "   See {Mole} the animal. [1913 Webster]",
+            "(Zool.)\n See Mole the animal.",
+        ),
+        (
+            "n 1: a large body of water [syn: {ocean}]\n   2: anything apparently limitless",
+            "a large body of water\n anything apparently limitless",
+        ),
+        ("v. t. To lift, n. b. not a class", "To lift, n. b. not a class"),
+        ("a place where a. is a letter", "a place where a. is a letter"),
+        ("1. A unit of data. 2. A memory.", "A unit of data. A memory."),
+    ],
+)
+def test_a_definition_is_prose_without_its_dictionary_s_notation(entry, prose):
+    assert plain_definition(entry) == prose
+
+
+def test_a_dictionary_in_the_environment_and_in_the_system_counts_once(machine, monkeypatch):
+    own = machine / "own"
+    own.mkdir()
+    write_dictd(own, "small", {"tea": "leaves in water"})
+    monkeypatch.setattr(dictionaries, "DICTD_FOLDERS", (own, machine / "dictd"))
+    assert [document.paragraphs for document in documents("dictionaries")] == [("leaves in water",)]
 
 
 def test_wordnet_gives_a_meaning_a_line(machine):

@@ -81,11 +81,19 @@ def test_a_text_is_embedded_with_the_prompt_of_its_source(ray_cluster, decoder, 
         save_encoder(encoder, draft.path)
         teacher = draft.publish({})
     with store.draft("vectors", "two", "k") as draft, embedding_in_process():
-        vectors(
+        summary = vectors(
             section=Vectors(shard_size=4), corpus=texts, teacher=teacher, scale=Scale(), out=draft
         )
-        path = draft.publish({}).path
+        path = draft.publish({"summary": summary}).path
         queries, passages = (StoredVectors(path / name) for name in ("queries", "passages"))
+    assert (summary["reused"], summary["encoded"]) == (0, len(queries) + len(passages))
+    with store.draft("vectors", "again", "k") as draft:  # starts no actor: nothing is left to do
+        arguments = {"corpus": texts, "teacher": teacher, "scale": Scale(), "out": draft}
+        again = vectors(section=Vectors(shard_size=7), **arguments)
+        assert (again["reused"], again["encoded"]) == (summary["encoded"], 0)
+        for name, first in (("queries", queries), ("passages", passages)):
+            copied = StoredVectors(draft.path / name)
+            np.testing.assert_array_equal(copied[first.order], first[first.order])
     with store.draft("vectors", "two-miner0", "k") as draft:
         # Another model, named by an artifact's reference: it keeps its own prompts.
         vectors(section=Vectors(), corpus=texts, model="teacher/two", scale=Scale(), out=draft)

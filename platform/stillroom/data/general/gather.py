@@ -1,8 +1,9 @@
 """Gathers plain text of many fields from what is at hand: a machine's own texts, and your files.
 
 Sources take turns, a text each, until there are enough or all are read: a large source does not
-crowd out a small one. Each dictionary has a turn of its own, since only they speak of every field. Which texts are gathered depends on what is installed alone, and on no
-evaluation set but to leave its texts out.
+crowd out a small one. Each dictionary has a turn of its own, since only they speak of every field.
+Which texts are gathered depends on what is installed alone, and on no evaluation set but to leave
+its texts out.
 """
 
 import hashlib

@@ -24,7 +24,8 @@ WORDNET_FOLDERS = (
 DIGITS = {c: i for i, c in enumerate(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 )}  # fmt: skip
-# GCIDE's entries open with \\pro*nun`ci*a"tion\\, n. [etymology]; its texts end with [their source].
+
+# GCIDE's entries open with \\pro*nun`ci*a"tion\\, n. [etymology]; its texts end with [a source].
 _PRONUNCIATION = re.compile(r"\\[^\\\n]{1,60}\\")
 _NOTE = re.compile(r"\[[^\[\]]*\]")
 _LINK_MARKS = re.compile(r"[{}]")
@@ -109,7 +110,8 @@ def plain_definition(text: str) -> str:
         text = notation.sub("", text)
     text = _WORD_CLASS.sub("", text)
     text = _MEANING_NUMBER.sub("", text)
-    return re.sub(r"[ \t]+", " ", text).strip(" \t\n,;-")
+    text = re.sub(r"[ \t]+", " ", text)
+    return re.sub(r" (?=[\n,])", "", text).strip(" \t\n,;-")
 
 
 def _read_wordnet(file: Path) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ from stillroom.stages.vectors.reuse import SHARED_STAGE, recorded_identity, teac
 from stillroom.storage.artifacts import Artifact, Store, key_of
 from stillroom.storage.manifest import verify
 
-# Of a folder of vectors. Reasons why texts were skipped quote them.
+# Of a folder of vectors. The reasons why texts were skipped may quote them, and stay.
 SHARED_FILES = (ORDER_FILE, POSITIONS_FILE, SORTED_DIGESTS_FILE, SORTED_ROWS_FILE, "shard-*.npy")
 
 
