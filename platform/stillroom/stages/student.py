@@ -109,14 +109,14 @@ def student(
         ),
         phase=phase,
         seed=seed,
-        evaluation_sets=functools.partial(_selection_sets, corpus),
+        evaluation_sets=functools.partial(selection_sets, corpus),
         evaluate_every=phase.evaluate_every,
     )
     metrics = fit(task, scale.student, scale.tracking, out)
     return {**metrics, **({} if start is None else {"start": start.summary()})}
 
 
-def _selection_sets(corpus: Artifact) -> dict[str, EvaluationSet]:
+def selection_sets(corpus: Artifact) -> dict[str, EvaluationSet]:
     """The sets that choose the best weights: the corpus's, and those from elsewhere.
 
     By the corpus's alone, weights that have forgotten other fields would be the best.

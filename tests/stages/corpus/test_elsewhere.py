@@ -15,6 +15,7 @@ from stillroom.data.readers.records import EvaluationSet
 from stillroom.errors import UserError
 from stillroom.stages.corpus.artifact import CorpusData, read_evaluation_sets, read_guards
 from stillroom.stages.corpus.stage import corpus
+from stillroom.stages.student import selection_sets
 from stillroom.storage.artifacts import Store
 
 
@@ -79,6 +80,11 @@ def given(tmp_path):
     """A guard that a recipe names."""
     write_beir(guard("elsewhere"), tmp_path / "guards" / "elsewhere")
     return Evaluation(guards=str(tmp_path / "guards"))
+
+
+def test_a_student_s_best_weights_are_chosen_by_the_corpus_and_by_other_fields(make, given):
+    artifact, _ = make(evaluation=given)
+    assert {*selection_sets(artifact)} == {*read_evaluation_sets(artifact), "elsewhere"}
 
 
 def test_guards_are_kept_apart_from_the_corpus_s_own_sets(make, given):
