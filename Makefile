@@ -50,6 +50,7 @@ bench: $(VENV)/bench
 # contamination is found, on the sets in BEIR layout under DATA.
 quality: $(VENV)/bench $(VENV)/strong-teacher
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/recipes_quality.py --data $(DATA)
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/distillation.py elsewhere --data $(DATA) --root runs/elsewhere
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/distillation.py strong --data $(DATA)
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/distillation.py ablation --data $(DATA)
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/exports.py --data $(DATA)

@@ -1,15 +1,21 @@
 """Quality that a small student keeps of a strong teacher, and the effect of each loss.
 
-    python tests/benchmarks/distillation.py strong   --data DIR [--seeds 1 2]
-    python tests/benchmarks/distillation.py ablation --data DIR [--seeds 1 2] [--mixes NAME …]
-    python tests/benchmarks/distillation.py against  --data DIR [--seeds 1 2]
+    python tests/benchmarks/distillation.py elsewhere --data DIR [--seeds 1 2] [--layers 6 3]
+    python tests/benchmarks/distillation.py strong    --data DIR [--seeds 1 2]
+    python tests/benchmarks/distillation.py ablation  --data DIR [--seeds 1 2] [--mixes NAME …]
+    python tests/benchmarks/distillation.py against   --data DIR [--seeds 1 2]
 
-The teacher is all-mpnet-base-v2 as it comes; the student three layers of all-MiniLM-L6-v2, in the
-teacher's space. They learn from docstrings of this environment, or --pairs, from
-DIR/debian/train.jsonl, and from texts without labels where --texts names some: JSON Lines as they
-are, plain text also in parts as short as queries. The measure is nDCG@10 on held-out docstrings and
-on the sets in DIR (cranfield, med, npl and debian, in BEIR layout), cut to --passages, answers
-first.
+The teacher is all-mpnet-base-v2 as it comes; the student all-MiniLM-L6-v2, in the teacher's space.
+
+`elsewhere` is jobs/recipes/strong-teacher.yaml as it stands, for each number of layers, judged on
+sets of fields that it has seen nothing of: those in DIR, of which no text is trained on. Nothing is
+chosen by them: the last weights of each phase are measured, and those of step 0.
+
+In the others the student has three layers, and learns from docstrings of this environment, or
+--pairs, from DIR/debian/train.jsonl, and from texts without labels where --texts names some: JSON
+Lines as they are, plain text also in parts as short as queries. The measure is nDCG@10 on held-out
+docstrings and on the sets in DIR (cranfield, med, npl and debian, in BEIR layout), cut to
+--passages, answers first.
 
 `strong` is jobs/recipes/strong-teacher.yaml's student on that corpus, after every phase; `ablation`
 trains with each loss alone, and with mixes, for the same steps on pairs; `against` trains the
@@ -90,13 +96,14 @@ MIXES = {
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=["strong", "ablation", "against"])
+    parser.add_argument("command", choices=["elsewhere", "strong", "ablation", "against"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pairs", type=Path, help="pairs in place of docstrings")
     parser.add_argument("--texts", type=Path, nargs="*", default=[], help="a source each")
     parser.add_argument("--parts", type=int, nargs="*", default=[24, 48], help="tokens, of .txt")
     parser.add_argument("--max-pairs", type=int, default=4000, help="of a source")
     parser.add_argument("--root", type=Path, default=Path("runs/distillation"))
+    parser.add_argument("--layers", type=int, nargs="*", default=[6, 3], help="of `elsewhere`")
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--passages", type=int, default=2000, help="of a set, at most")
     parser.add_argument("--steps", type=int, default=200, help="of a student in the ablation")
@@ -112,16 +119,26 @@ def main():
 
 
 def write_recipe(options):
-    """Reads strong-teacher.yaml with a corpus of these sources and evaluation sets."""
+    """Reads strong-teacher.yaml with these evaluation sets and, but for `elsewhere`, a corpus of
+    these sources."""
     recipe = yaml.safe_load(RECIPE.read_text())
     sets = cut_sets(options.data, options.root / "sets", options.passages, tasks=False)
+    corpus = {
+        "sources": sources(options, recipe["student"]["base"]),
+        "max_pairs": options.max_pairs,
+        "held_out": {"queries": 200, "passages": 1000, "source": "docstrings"},
+    }
+    if options.command == "elsewhere":
+        corpus = recipe["corpus"]
+        for phase in recipe["student"]["phases"]:
+            phase.pop("evaluate_every", None)
+    else:
+        recipe["student"]["layers"] = [0, 2, 5]
     recipe |= {
         "name": "distillation",
         "root": str(options.root),
         "corpus": {
-            "sources": sources(options, recipe["student"]["base"]),
-            "max_pairs": options.max_pairs,
-            "held_out": {"queries": 200, "passages": 1000, "source": "docstrings"},
+            **corpus,
             "evaluation": {name: str(folder) for name, folder in sets.items()},
         },
     }
@@ -165,19 +182,45 @@ class Experiment:
     def train_and_measure(self):
         self.measure_references()
         for seed in self.options.seeds:
-            if self.options.command == "strong":
-                phases = self.train_student(self.recipe.student, seed)
-                for number, student in enumerate(phases, 1):
-                    self.measure(f"three layers, {number} of {len(phases)} phases", student, seed)
+            if self.options.command == "elsewhere":
+                for layers in self.options.layers:
+                    section = self.recipe.student.model_copy(update={"layers": layers})
+                    self.train_and_measure_phases(section, f"{layers} layers", seed)
+            elif self.options.command == "strong":
+                self.train_and_measure_phases(self.recipe.student, "three layers", seed)
             elif self.options.command == "ablation":
                 for mix in self.options.mixes:
                     [student] = self.train_student(self.student_on_pairs(mix), seed)
-                    self.measure(mix, student, seed)
+                    self.measure(mix, functools.partial(load_encoder, student.path), seed)
             else:
                 self.compare_with_sentence_transformers(seed)
 
+    def train_and_measure_phases(self, section, name, seed):
+        """Measures the student before its first step, and after each phase."""
+        phases = self.train_student(section, seed)
+        start = functools.partial(self.student_at_start, section, seed, phases[0])
+        self.measure(f"{name}, step 0", start, seed)
+        for number, artifact in enumerate(phases, 1):
+            load = functools.partial(load_encoder, artifact.path)
+            self.measure(f"{name}, {number} of {len(phases)} phases", load, seed)
+
+    def student_at_start(self, section, seed, first_phase):
+        """The student of step 0, whose start the first phase has kept."""
+        contract = self.teacher_contract
+        start = StudentStart.read(first_phase.path)
+        return initial_encoder(
+            section, seed, contract.space, contract, self.teacher_vectors(), start
+        ).eval()
+
+    def teacher_vectors(self):
+        artifacts = {step.stage: artifact for step, artifact in self.produced.values()}
+        return TeacherVectors(
+            artifacts["corpus"],
+            lambda files, device: stored_vectors(files, artifacts["teacher"], artifacts["vectors"]),
+        )
+
     def train_student(self, section, seed):
-        """Loaders of the encoder after each phase of a student; trains what is not there yet."""
+        """The artifact of each phase of a student; trains what is not there yet."""
         phases = []
         seeded = self.recipe.model_copy(update={"student": section})
         steps = pipeline(seeded)
@@ -196,7 +239,7 @@ class Experiment:
             result = produce(seeded_step, {}, self.store, self.recipe.scale, self.journal)
             self.produced[step.ref] = (seeded_step, result.artifact)
             if step.stage == "student":
-                phases.append(functools.partial(load_encoder, result.artifact.path))
+                phases.append(result.artifact)
         return phases
 
     def compare_with_sentence_transformers(self, seed):
@@ -206,12 +249,7 @@ class Experiment:
 
         section, device = self.recipe.student, torch.device(self.options.device)
         phase, limits = section.phases[0], self.recipe.scale.student
-        artifacts = {step.stage: artifact for step, artifact in self.produced.values()}
-        teacher_vectors = TeacherVectors(
-            artifacts["corpus"],
-            lambda files, device: stored_vectors(files, artifacts["teacher"], artifacts["vectors"]),
-        )
-
+        teacher_vectors = self.teacher_vectors()
         contract = self.teacher_contract
         initial = functools.partial(
             initial_encoder, section, seed, contract.space, contract, teacher_vectors
@@ -310,10 +348,11 @@ class Experiment:
         self.teacher_encoded = self.encode_teacher(teacher)
         base, layers = self.recipe.student.base, given_layers(self.recipe.student)
         self.measure("all-MiniLM-L6-v2 as it comes", lambda: create_encoder(base, space="none"))
-        self.measure(
-            "three layers before",
-            lambda: create_encoder(base, space="none", resize=Resize(layers=layers)),
-        )
+        if layers is not None:
+            self.measure(
+                "three layers before",
+                lambda: create_encoder(base, space="none", resize=Resize(layers=layers)),
+            )
         file = self.figures / "BM25.json"
         if not file.exists():
             write_figures(file, evaluate_bm25(self.sets(), dict.fromkeys(self.sets(), "en")))
