@@ -15,7 +15,7 @@ from stillroom.encoders.contract import Prompts, Role
 from stillroom.encoders.tokens.batch import IGNORE_INDEX, LabelledTokens, Tokens
 from stillroom.encoders.tokens.prompter import Prompter
 from stillroom.learning.batch_types import JointBatch, PairBatch, TextBatch
-from stillroom.learning.order import SINGLE_WORKER, BatchOrder, WorkerShard
+from stillroom.learning.order import SINGLE_WORKER, BatchOrder, RowNumbers, WorkerShard
 from stillroom.learning.source_runs import SourceRuns
 
 
@@ -30,7 +30,7 @@ class VectorRows(Protocol):
 RowLists = np.ndarray | Sequence[np.ndarray]
 
 
-class SampledFrom(VectorRows, Protocol):
+class SampledFrom(RowNumbers, Protocol):
     """Rows by rank: an array, or a function of ranks."""
 
     def __len__(self) -> int: ...

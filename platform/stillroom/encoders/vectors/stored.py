@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -49,11 +50,16 @@ class StoredVectors:
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Vectors of the rows, float16 (len(rows), dims)."""
         positions = self.positions[rows]
-        vectors_nd = np.empty((len(positions), self.dims), dtype=np.float16)
         order = np.argsort(positions, kind="stable")  # groups the rows of each shard
-        shards, starts = np.unique(positions[order] // self.shard_size, return_index=True)
-        for shard, here in zip(shards.tolist(), np.split(order, starts[1:]), strict=True):
-            vectors_nd[here] = self._shard(shard)[positions[here] % self.shard_size]
+        shards, offsets = np.divmod(positions[order], self.shard_size)
+        first = np.flatnonzero(np.diff(shards, prepend=-1)).tolist()
+        vectors_nd = np.empty((len(positions), self.dims), dtype=np.float16)
+        for start, stop in itertools.pairwise([*first, len(positions)]):
+            shard = self._shard(int(shards[start]))
+            if stop - start == 1:  # most rows, where there are many shards
+                vectors_nd[order[start]] = shard[offsets[start]]
+            else:
+                vectors_nd[order[start:stop]] = shard[offsets[start:stop]]
         return vectors_nd
 
     def _shard(self, number: int) -> np.ndarray:

@@ -15,7 +15,12 @@ import numpy as np
 
 from stillroom.encoders.contract import CONTRACT_FILE, BaseContract
 from stillroom.encoders.usable_vectors import UnusableVectorError, require_usable
-from stillroom.encoders.vectors.stored import ORDER_FILE, POSITIONS_FILE, StoredVectors
+from stillroom.encoders.vectors.stored import (
+    ORDER_FILE,
+    POSITIONS_FILE,
+    StoredVectors,
+    shard_path,
+)
 from stillroom.errors import UserError
 from stillroom.stages.vectors.digests import (
     SORTED_DIGESTS_FILE,
@@ -159,15 +164,17 @@ class _KnownFolder:
 
     def __init__(self, artifact: Artifact, name: str, dims: int):
         self.artifact, self.name = artifact, name
+        folder = artifact.path / name
         for file in (SORTED_DIGESTS_FILE, SORTED_ROWS_FILE, ORDER_FILE, POSITIONS_FILE):
-            self._verify(artifact.path / name / file)
-        self.stored = StoredVectors(artifact.path / name)
-        self.index = DigestIndex(artifact.path / name)
-        self._verified: set[int] = set()  # numbers of shards
+            self._verify(folder / file)
+        self._verify(shard_path(folder, 0))
+        self._verified = {0}  # numbers of shards
+        self.stored = StoredVectors(folder)
+        self.index = DigestIndex(folder)
         self._usable = True
         rows = self.index.rows
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self.stored):
-            raise altered_error(artifact.path / name, SORTED_ROWS_FILE)
+            raise altered_error(folder, SORTED_ROWS_FILE)
         if self.stored.dims != dims:
             raise UserError(
                 f"{artifact.ref}/{name}",
