@@ -52,7 +52,8 @@ BASES = {
         unigram_tokenizer,
     ),
 }
-WORDS = sorted({word for text in training_texts() for word in text.split()})
+# Longer ones, such as addresses, may be cut where a text of them is.
+WORDS = sorted({word for text in training_texts() for word in text.split() if len(word) <= 40})
 CORPUS = [" ".join(text.split()[:150]) for text in training_texts()]
 PROMPTS = {"query": "find: ", "passage": ""}
 SIZE = 620
