@@ -109,102 +109,35 @@ def workplace(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def killed(workplace):
-    """Runs the command and kills it once its teacher's first checkpoint is complete."""
-    with (workplace.folder / "output").open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "stillroom.cli", *map(str, COMMAND)],
-            cwd=workplace.folder, start_new_session=True, stdout=output, stderr=output,
-            env=user_environment(),
-        )  # fmt: skip
-    deadline = time.monotonic() + 180
-    # Written when every worker has saved its part of a checkpoint.
-    while not list(workplace.folder.glob("runs/.train/*/*/1-of-2.json")):
-        assert process.poll() is None, (workplace.folder / "output").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)  # polls for a condition, with a deadline
-    # Ray's processes too, as when the machine dies: alone, its workers would train on for seconds.
-    for running in [process, *psutil.Process(process.pid).children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            running.kill()
-    process.wait()
-    stages = [artifact.stage for artifact in workplace.store().list_artifacts()]
-    return stages, workplace.show_runs()["runs"][0]
-
-
-@pytest.fixture(scope="module")
-def resumed(killed, workplace):
-    """The same command again, run to its end."""
+def finished(workplace):
+    """The command, run to its end."""
     done = workplace.start(*COMMAND, "--json", STILLROOM_LOGS="json")
     assert done.returncode == 0, done.stderr
     return done
 
 
 @pytest.fixture(scope="module")
-def result(resumed):
-    return json.loads(resumed.stdout)
-
-
-@pytest.mark.promise("resume")
-@pytest.mark.promise("pipeline")
-def test_a_killed_run_leaves_no_partial_artifact_and_the_next_run_resumes_it(
-    killed, resumed, result, workplace
-):
-    stages, killed_run = killed
-    assert stages == ["corpus"]
-    assert [stage["outcome"] for stage in killed_run["stages"]] == ["made", killed_run["outcome"]]
-    assert killed_run["outcome"] in ("running", "killed"), "it cannot be known yet"
-    # Lines before the next stage, in which Ray's C++ code prints a line that is not JSON.
-    lines = itertools.takewhile(
-        lambda line: "vectors/tiny" not in line, resumed.stderr.splitlines()
-    )
-    lines = [json.loads(line) for line in lines]
-    [resume_line] = [line for line in lines if line["message"].startswith("resumes after step")]
-    run = workplace.show_runs(resume_line["run"])
-    assert run["outcome"] == "done"
-    corpus, teacher = run["stages"][:2]
-    assert (corpus["outcome"], teacher["outcome"]) == ("reused", "made")
-    assert resume_line["message"] == f"resumes after step {teacher['resumed_after']}, on 2 workers"
-    assert (resume_line["stage"], resume_line["rank"]) == (teacher["ref"], 0)
-    assert {line["run"] for line in lines if "run" in line} == {run["run"]}
-    assert len(workplace.losses("teacher")) == STEPS
+def result(finished):
+    return json.loads(finished.stdout)
 
 
 def test_a_run_s_output_has_no_library_messages_that_users_can_do_nothing_about(
-    killed, resumed, workplace
+    finished, workplace
 ):
     logs = [*workplace.folder.glob("runs/.runs/*/log.jsonl")]
-    assert len(logs) == 2
-    outputs = {"resumed": resumed.stderr} | {
-        str(file): file.read_text() for file in [workplace.folder / "output", *logs]
-    }
+    assert logs
+    outputs = {"stderr": finished.stderr} | {str(file): file.read_text() for file in logs}
     for name, output in outputs.items():
         assert output
         noise = [message for message in LIBRARY_MESSAGES if message in output]
         assert not noise, (name, noise)
 
 
-@pytest.mark.full
-@pytest.mark.promise("resume")
-def test_a_resumed_run_makes_the_artifacts_of_an_uninterrupted_one(result, workplace, tmp_path):
-    other_workplace = Workplace(tmp_path)
-    done = other_workplace.start(*COMMAND, "--json")
-    artifacts = json.loads(done.stdout)["artifacts"]
-    assert list(artifacts) == STAGES
-    assert not any(entry["reused"] for entry in artifacts.values())
-    assert [entry["key"] for entry in artifacts.values()] == [
-        entry["key"] for entry in result["artifacts"].values()
-    ]
-    for stage in ("teacher", "student"):
-        assert other_workplace.losses(stage) == pytest.approx(workplace.losses(stage), rel=1e-4)
-
-
 def test_one_command_makes_every_artifact_and_reports_where_it_is(result, workplace):
     assert list(result["artifacts"]) == STAGES
     assert result["release"] == result["artifacts"]["release"]["ref"]
     assert result["gate"] == {"passed": True, "failures": []}
-    reused = [stage for stage, entry in result["artifacts"].items() if entry["reused"]]
-    assert reused == ["corpus"], "the killed run had made it"
+    assert not any(entry["reused"] for entry in result["artifacts"].values())
     assert "held-out" in Path(result["report"]).read_text()
     report = json.loads((Path(result["report"]).parent / "report.json").read_text())
     roles = {model["role"] for model in report["models"].values()}
@@ -257,10 +190,10 @@ def test_runs_show_reports_the_outcome_and_the_time_of_every_stage(result, workp
     assert [stage["ref"] for stage in stages] == [
         artifact["ref"] for artifact in result["artifacts"].values()
     ]
-    assert [stage["outcome"] for stage in stages] == ["reused", *["made"] * 6]
-    for before, after in itertools.pairwise(stages[1:]):
+    assert [stage["outcome"] for stage in stages] == ["made"] * 7
+    for before, after in itertools.pairwise(stages):
         assert before["began"] < before["ended"] <= after["began"]
-    assert report["began"] < stages[1]["began"] and stages[-1]["ended"] <= report["ended"]
+    assert report["began"] < stages[0]["began"] and stages[-1]["ended"] <= report["ended"]
     in_stages = sum(stage["seconds"] for stage in stages)
     assert in_stages + report["between"] == pytest.approx(report["seconds"], abs=0.01)
     workers = {
@@ -271,17 +204,17 @@ def test_runs_show_reports_the_outcome_and_the_time_of_every_stage(result, workp
     lines = [json.loads(line) for line in Path(report["log"]).read_text().splitlines()]
     assert {line["run"] for line in lines} == {report["run"]}
     logged_stages = {line["stage"] for line in lines if "stage" in line}
-    assert logged_stages == {stage["ref"] for stage in stages[1:]}
+    assert logged_stages == {stage["ref"] for stage in stages}
     assert not [line for line in lines if "Autoscaler status" in line["message"]]
     for last_step in (f"step {STEPS}/{STEPS}", "step 6/6"):  # of teacher and student
         [last_line] = [line for line in lines if last_step in line["message"]]
         assert last_line["worker"]
     svg = (workplace.folder / "run.svg").read_text()
-    assert ElementTree.fromstring(svg).tag.endswith("svg") and svg.count('class="made"') == 6
+    assert ElementTree.fromstring(svg).tag.endswith("svg") and svg.count('class="made"') == 7
     text = workplace.run("runs", "show", report["run"]).stdout
     assert "█" in text and "between stages" in text and report["log"] in text
     listed = json.loads(workplace.run("runs", "show", "--json").stdout)["runs"]
-    assert [run["run"] for run in listed][-2] == report["run"], "the first run was killed"
+    assert [run["run"] for run in listed][-1] == report["run"]
 
 
 def test_training_gives_a_bidirectional_encoder_with_a_trained_adapter(result, workplace):
@@ -401,3 +334,80 @@ def test_changing_the_student_remakes_only_what_depends_on_it(result, changed, w
     artifacts = json.loads(done.stdout)["artifacts"]
     remade = [stage for stage in STAGES if not artifacts[stage]["reused"]]
     assert remade == ["student", "report", "release"]
+
+
+@pytest.fixture(scope="module")
+def place_of_kill(tmp_path_factory):
+    return Workplace(tmp_path_factory.mktemp("killed"))
+
+
+@pytest.fixture(scope="module")
+def killed(place_of_kill):
+    """Runs the command and kills it once its teacher's first checkpoint is complete."""
+    with (place_of_kill.folder / "output").open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "stillroom.cli", *map(str, COMMAND)],
+            cwd=place_of_kill.folder, start_new_session=True, stdout=output, stderr=output,
+            env=user_environment(),
+        )  # fmt: skip
+    deadline = time.monotonic() + 180
+    # Written when every worker has saved its part of a checkpoint.
+    while not list(place_of_kill.folder.glob("runs/.train/*/*/1-of-2.json")):
+        assert process.poll() is None, (place_of_kill.folder / "output").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # polls for a condition, with a deadline
+    # Ray's processes too, as when the machine dies: alone, its workers would train on for seconds.
+    for running in [process, *psutil.Process(process.pid).children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            running.kill()
+    process.wait()
+    stages = [artifact.stage for artifact in place_of_kill.store().list_artifacts()]
+    return stages, place_of_kill.show_runs()["runs"][0]
+
+
+@pytest.fixture(scope="module")
+def resumed(killed, place_of_kill):
+    """The same command again, run to its end."""
+    done = place_of_kill.start(*COMMAND, "--json", STILLROOM_LOGS="json")
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.full
+@pytest.mark.promise("resume")
+@pytest.mark.promise("pipeline")
+def test_a_killed_run_leaves_no_partial_artifact_and_the_next_run_resumes_it(
+    killed, resumed, place_of_kill
+):
+    stages, killed_run = killed
+    assert stages == ["corpus"]
+    assert [stage["outcome"] for stage in killed_run["stages"]] == ["made", killed_run["outcome"]]
+    assert killed_run["outcome"] in ("running", "killed"), "it cannot be known yet"
+    # Lines before the next stage, in which Ray's C++ code prints a line that is not JSON.
+    lines = itertools.takewhile(
+        lambda line: "vectors/tiny" not in line, resumed.stderr.splitlines()
+    )
+    lines = [json.loads(line) for line in lines]
+    [resume_line] = [line for line in lines if line["message"].startswith("resumes after step")]
+    run = place_of_kill.show_runs(resume_line["run"])
+    assert run["outcome"] == "done"
+    corpus, teacher = run["stages"][:2]
+    assert (corpus["outcome"], teacher["outcome"]) == ("reused", "made")
+    assert resume_line["message"] == f"resumes after step {teacher['resumed_after']}, on 2 workers"
+    assert (resume_line["stage"], resume_line["rank"]) == (teacher["ref"], 0)
+    assert {line["run"] for line in lines if "run" in line} == {run["run"]}
+    assert len(place_of_kill.losses("teacher")) == STEPS
+
+
+@pytest.mark.full
+@pytest.mark.promise("resume")
+def test_a_resumed_run_makes_the_artifacts_of_an_uninterrupted_one(
+    result, resumed, workplace, place_of_kill
+):
+    artifacts = json.loads(resumed.stdout)["artifacts"]
+    assert [stage for stage, entry in artifacts.items() if entry["reused"]] == ["corpus"]
+    assert [entry["key"] for entry in artifacts.values()] == [
+        entry["key"] for entry in result["artifacts"].values()
+    ]
+    for stage in ("teacher", "student"):
+        assert place_of_kill.losses(stage) == pytest.approx(workplace.losses(stage), rel=1e-4)
