@@ -162,6 +162,7 @@ def test_the_printed_command_submits_the_same_job(head, tiny, folder):
     assert shlex.split(report["command"])[1:4] == ["ray", "job", "submit"]
 
 
+@pytest.mark.full
 def test_a_job_fails_when_its_run_fails(head, tiny, folder):
     done = head.submit(*tiny, "teacher.base=/nowhere", f"root={folder}/failed", "--follow")
     assert done.returncode == 1
@@ -169,6 +170,7 @@ def test_a_job_fails_when_its_run_fails(head, tiny, folder):
     assert re.search(r"^Job tiny-\S+: FAILED$", done.stdout, re.M)
 
 
+@pytest.mark.full
 def test_ctrl_c_leaves_the_job_running_and_prints_how_to_stop_it(head, tiny, folder):
     job = subprocess.Popen(
         [*map(str, [*SUBMIT, *tiny, f"root={folder}/stopped", "--follow", "--address", head.url])],

@@ -15,11 +15,6 @@ from support.published_folders import OWN_CODE, PUBLISHED, STATIC, write_any
 from support.run_stages import embedding_in_process, run_stages
 
 STAGES = ("corpus", "teacher", "vectors", "negatives", "student")
-QUICK = ("google/embeddinggemma-300m",)
-MODELS = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.full)
-    for name in (*PUBLISHED, *OWN_CODE, *STATIC)
-]
 
 
 @pytest.fixture
@@ -53,7 +48,8 @@ def recipe(encoder, tmp_path):
     return read
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.full
+@pytest.mark.parametrize("name", [*PUBLISHED, *OWN_CODE, *STATIC])
 def test_a_published_model_is_distilled_as_it_is(ray_cluster, recipe, tmp_path, name):
     folder = write_any(name, tmp_path / "model")
     trusted = name in OWN_CODE

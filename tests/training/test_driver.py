@@ -307,6 +307,7 @@ def unreadable_batches(traces, encoder, shard):
     raise UserError("corpus, row 7", "is unreadable", "Mend it")
 
 
+@pytest.mark.full
 def test_a_user_s_error_ends_the_run_without_retries(cluster, decoder, tmp_path):
     task = TrainingTask(
         functools.partial(start, decoder), functools.partial(unreadable_batches, tmp_path),
@@ -346,9 +347,10 @@ def signalling_batches(traces, signals, encoder, shard):
     return SignallingBatches(pair_batches, signals, traces) if shard.rank == 1 else pair_batches
 
 
+@pytest.mark.full
 @pytest.mark.promise("resume")
 # SIGTERM goes to the driver, or first to a worker, whose group then starts again.
-@pytest.mark.parametrize("worker_too", [False, pytest.param(True, marks=pytest.mark.full)])
+@pytest.mark.parametrize("worker_too", [False, True])
 def test_a_stopped_run_saves_a_checkpoint_and_repeats_no_step(
     worker_too, cluster, decoder, tmp_path
 ):

@@ -355,6 +355,7 @@ def train_with_every_offloading(folder: Path, checkpoint_root: Path) -> list[dic
     ]
 
 
+@pytest.mark.full
 @pytest.mark.promise("gradients")
 def test_offloading_takes_the_same_steps_as_plain_torch(decoder, tmp_path):
     adapters = train_steps(decoder, "joint", "torch", steps=3, projected=True)

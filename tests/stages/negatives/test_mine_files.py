@@ -95,6 +95,7 @@ def test_an_impossible_selection_rule_is_refused(files):
         CliRunner().invoke(app, [*words, "--sample-from", "2"], catch_exceptions=False)
 
 
+@pytest.mark.full
 def test_the_command_mines_with_a_model_and_a_cross_encoder_decides(ray_cluster, files, encoder):
     save_encoder(
         create_encoder(
