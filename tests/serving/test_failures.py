@@ -194,6 +194,7 @@ def test_when_the_last_teacher_dies_the_student_answers_its_requests(url):
     post_until(url, body, lambda answer: answer.headers["x-stillroom-model"] == "tiny/teacher")
 
 
+@pytest.mark.full
 @pytest.mark.promise("routing")
 def test_at_ten_times_the_load_some_requests_get_429_and_the_rest_are_served(url, updated):
     deploy({**updated, "target_latency_s": 0.1})
