@@ -7,23 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from stillroom.config.corpus import Corpus
 from stillroom.config.recipe import Vectors
 from stillroom.config.scale import Scale
 from stillroom.config.student import Student
 from stillroom.encoders.files.create import create_encoder
 from stillroom.encoders.files.load import load_encoder
 from stillroom.encoders.files.options import ContractOptions
-from stillroom.encoders.files.save import save_encoder
 from stillroom.encoders.vectors.stored import StoredVectors
 from stillroom.learning.order import WorkerShard
 from stillroom.stages.corpus.artifact import CorpusData
-from stillroom.stages.corpus.stage import corpus
 from stillroom.stages.training_batches import distillation_batches
 from stillroom.stages.vectors.stage import vectors
 from stillroom.stages.vectors.teacher_vectors import TeacherVectors, online_vectors, stored_vectors
 from stillroom.storage.artifacts import Store
-from support.run_stages import embedding_in_process
+from support.run_stages import embedding_in_process, publish_corpus, publish_teacher
 
 SHARE = 0.75  # of the batches, which general texts get
 
@@ -43,20 +40,15 @@ def artifacts(decoder, tmp_path_factory):
         "held_out": {"queries": 2, "passages": 4},
         "texts": {"general": 100, "sources": [], "files": [str(folder / "general.jsonl")]},
     }
-    with store.draft("corpus", "tiny", "k") as draft:
-        section = Corpus.model_validate_json(json.dumps(content))
-        corpus(section=section, seed=0, scale=Scale(), out=draft)
-        texts = draft.publish({})
-    with store.draft("teacher", "tiny", "k") as draft:
-        encoder = create_encoder(
-            str(decoder),
-            space="tiny-k",
-            options=ContractOptions(
-                pooling="mean", prompts={"query": "find: ", "passage": ""}, precision="float32"
-            ),
-        )
-        save_encoder(encoder, draft.path)
-        teacher = draft.publish({})
+    texts = publish_corpus(store, "tiny", content)
+    encoder = create_encoder(
+        str(decoder),
+        space="tiny-k",
+        options=ContractOptions(
+            pooling="mean", prompts={"query": "find: ", "passage": ""}, precision="float32"
+        ),
+    )
+    teacher = publish_teacher(store, "tiny", encoder)
     with store.draft("vectors", "tiny", "k") as draft, embedding_in_process():
         summary = vectors(
             section=Vectors(shard_size=8), corpus=texts, teacher=teacher, scale=Scale(), out=draft,

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from stillroom.config.corpus import Corpus
 from stillroom.config.recipe import Vectors
 from stillroom.config.scale import Scale
 from stillroom.config.student import Student
@@ -25,7 +24,6 @@ from stillroom.learning.loop import TrainOptions, train
 from stillroom.learning.objectives.distillation import Distillation
 from stillroom.learning.order import WorkerShard
 from stillroom.stages.corpus.artifact import CorpusData
-from stillroom.stages.corpus.stage import corpus
 from stillroom.stages.student import (
     check_losses,
     initial_encoder,
@@ -40,7 +38,7 @@ from stillroom.stages.vectors.teacher_vectors import TeacherVectors, online_vect
 from stillroom.storage.artifacts import Store
 from stillroom.storage.column_writer import TableWriter
 from stillroom.storage.columns import TextColumn
-from support.run_stages import embedding_in_process
+from support.run_stages import embedding_in_process, publish_corpus, publish_teacher
 
 STEPS = 30
 PROMPTS = {"query": "find: ", "passage": ""}
@@ -61,19 +59,14 @@ def artifacts(decoder, tmp_path_factory):
         "sources": {"own": {"format": "files", **files}},
         "held_out": {"queries": 2, "passages": 4},
     }
-    with store.draft("corpus", "tiny", "k") as draft:
-        section = Corpus.model_validate_json(json.dumps(content))
-        corpus(section=section, seed=0, scale=Scale(), out=draft)
-        texts = draft.publish({})
-    with store.draft("teacher", "tiny", "k") as draft:
-        encoder = create_encoder(
-            str(decoder),
-            space="tiny-k",
-            options=ContractOptions(pooling="mean", prompts=PROMPTS, precision="float32"),
-        )
-        encoder.contract = encoder.contract.model_copy(update={"dims": (64, 32)})
-        save_encoder(encoder, draft.path)
-        teacher = draft.publish({})
+    texts = publish_corpus(store, "tiny", content)
+    encoder = create_encoder(
+        str(decoder),
+        space="tiny-k",
+        options=ContractOptions(pooling="mean", prompts=PROMPTS, precision="float32"),
+    )
+    encoder.contract = encoder.contract.model_copy(update={"dims": (64, 32)})
+    teacher = publish_teacher(store, "tiny", encoder)
     with store.draft("vectors", "tiny", "k") as draft, embedding_in_process():
         scale = Scale()
         vectors(

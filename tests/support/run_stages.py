@@ -1,11 +1,16 @@
 """Runs single stages of a recipe's plan, without the journal and the progress of a whole run."""
 
 import contextlib
+import json
 from unittest import mock
 
+from stillroom.config.corpus import Corpus
+from stillroom.config.scale import Scale
 from stillroom.encoders.files.load import load_encoder
+from stillroom.encoders.files.save import save_encoder
 from stillroom.pipeline.plan import pipeline
 from stillroom.pipeline.run import stage_function
+from stillroom.stages.corpus.stage import corpus
 from stillroom.storage.artifacts import Store
 
 
@@ -21,6 +26,21 @@ def embedding_in_process():
 
     with mock.patch("stillroom.stages.vectors.stage.api_encoder", teacher_encoder):
         yield
+
+
+def publish_corpus(store, name, content):
+    """The artifact of a corpus with this section of a recipe."""
+    with store.draft("corpus", name, "k") as draft:
+        section = Corpus.model_validate_json(json.dumps(content))
+        corpus(section=section, seed=0, scale=Scale(), out=draft)
+        return draft.publish({})
+
+
+def publish_teacher(store, name, encoder):
+    """The artifact of a teacher that is this encoder."""
+    with store.draft("teacher", name, "k") as draft:
+        save_encoder(encoder, draft.path)
+        return draft.publish({})
 
 
 def run_stages(recipe, *stages):

@@ -12,7 +12,6 @@ import psutil
 import pytest
 import torch
 
-from stillroom.config.corpus import Corpus
 from stillroom.config.recipe import Vectors
 from stillroom.config.scale import EmbeddingActors, Scale
 from stillroom.config.student import Student
@@ -40,7 +39,6 @@ from stillroom.encoders.vectors.stored import (
 from stillroom.errors import UserError
 from stillroom.learning.order import WorkerShard
 from stillroom.stages.corpus.artifact import CorpusData
-from stillroom.stages.corpus.stage import corpus
 from stillroom.stages.training_batches import distillation_batches
 from stillroom.stages.vectors.embed import (
     TextsToEmbed,
@@ -51,7 +49,7 @@ from stillroom.stages.vectors.embed import (
 from stillroom.stages.vectors.stage import vectors
 from stillroom.stages.vectors.teacher_vectors import TeacherVectors, stored_vectors
 from stillroom.storage.artifacts import Store
-from support.run_stages import embedding_in_process
+from support.run_stages import embedding_in_process, publish_corpus, publish_teacher
 
 PROMPTS = {"query": "Instruct: Find it\nQuery: ", "passage": "Found: "}
 
@@ -66,20 +64,15 @@ def test_a_text_is_embedded_with_the_prompt_of_its_source(ray_cluster, decoder, 
     sources["other"]["prompts"] = PROMPTS
     write_beir(EvaluationSet({"p": "a"}, {"q": "b"}, {"q": {"p": 1}}), tmp_path / "set")
     content = {"sources": sources, "evaluation": {"set": str(tmp_path / "set")}}
-    section = Corpus.model_validate_json(json.dumps(content))
     store = Store(str(tmp_path / "runs"))
-    with store.draft("corpus", "two", "k") as draft:
-        corpus(section=section, seed=0, scale=Scale(), out=draft)
-        texts = draft.publish({})
-    with store.draft("teacher", "two", "k") as draft:
-        prompts = {"query": "Query: ", "passage": ""}
-        encoder = create_encoder(
-            str(decoder),
-            space="two",
-            options=ContractOptions(pooling="mean", prompts=prompts, precision="float32"),
-        )
-        save_encoder(encoder, draft.path)
-        teacher = draft.publish({})
+    texts = publish_corpus(store, "two", content)
+    prompts = {"query": "Query: ", "passage": ""}
+    encoder = create_encoder(
+        str(decoder),
+        space="two",
+        options=ContractOptions(pooling="mean", prompts=prompts, precision="float32"),
+    )
+    teacher = publish_teacher(store, "two", encoder)
     with store.draft("vectors", "two", "k") as draft, embedding_in_process():
         summary = vectors(
             section=Vectors(shard_size=4), corpus=texts, teacher=teacher, scale=Scale(), out=draft
@@ -221,29 +214,24 @@ def poisoned(encoder, tmp_path):
         "sources": {"zoo": {"format": "files", "pairs": [str(tmp_path / "pairs.jsonl")]}},
         "evaluation": {"set": str(tmp_path / "set")},
     }
-    section = Corpus.model_validate_json(json.dumps(content))
     store = Store(str(tmp_path / "runs"))
-    with store.draft("corpus", "zoo", "k") as draft:
-        corpus(section=section, seed=0, scale=Scale(), out=draft)
-        texts = draft.publish({})
-    with store.draft("teacher", "zoo", "k") as draft:
-        teacher_encoder = create_encoder(
-            str(encoder),
-            space="zoo",
-            options=ContractOptions(
-                pooling="mean", prompts={"query": "", "passage": ""}, precision="float32"
-            ),
-        )
-        ids = [
-            teacher_encoder.tokenizer(text)["input_ids"]
-            for text in ("a quagga", "it is about number a")
-        ]
-        token_ids = sorted({*ids[0]} - {*ids[1]})
-        assert token_ids, "no token that other texts lack"
-        with torch.no_grad():
-            teacher_encoder.backbone.get_input_embeddings().weight[token_ids[0]] = 3e38
-        save_encoder(teacher_encoder, draft.path)
-        teacher = draft.publish({})
+    texts = publish_corpus(store, "zoo", content)
+    teacher_encoder = create_encoder(
+        str(encoder),
+        space="zoo",
+        options=ContractOptions(
+            pooling="mean", prompts={"query": "", "passage": ""}, precision="float32"
+        ),
+    )
+    ids = [
+        teacher_encoder.tokenizer(text)["input_ids"]
+        for text in ("a quagga", "it is about number a")
+    ]
+    token_ids = sorted({*ids[0]} - {*ids[1]})
+    assert token_ids, "no token that other texts lack"
+    with torch.no_grad():
+        teacher_encoder.backbone.get_input_embeddings().weight[token_ids[0]] = 3e38
+    teacher = publish_teacher(store, "zoo", teacher_encoder)
     return store, texts, teacher
 
 

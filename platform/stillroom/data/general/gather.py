@@ -119,10 +119,12 @@ def gather(
     }
     turns = [name for name in streams for _ in range(_turns(name))]
     while streams and not _is_enough(gathered, max_texts, max_words):
-        for name in [turn for turn in turns if turn in streams]:
-            text = next(streams[name], None) if name in streams else None
+        for name in turns:
+            if name not in streams:
+                continue
+            text = next(streams[name], None)
             if text is None:
-                streams.pop(name, None)
+                del streams[name]
                 continue
             gathered.texts.append(text)
             gathered.sources.append(name)
