@@ -9,14 +9,16 @@ PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loa
 FOLDERS := platform jobs infra tests
 STYLE := $(BIN)/ruff check $(FOLDERS) && $(BIN)/ruff format --check $(FOLDERS) && $(BIN)/mypy
 
-.PHONY: bench browser clients clusters exports gpu languages promises quality quickstart soak strong-teacher style test test-full versions
+.PHONY: bench browser clients clusters exports gpu kubernetes languages promises quality quickstart soak strong-teacher style test test-full versions
 
 # The whole path on this machine, with real models.
 quickstart: $(VENV)/quickstart
 	$(BIN)/stillroom run jobs/recipes/quickstart.yaml
 
+# A student of six layers of a strong teacher; three layers: make strong-teacher RECIPE=student-3
+RECIPE ?= student-6
 strong-teacher: $(VENV)/strong-teacher
-	$(BIN)/stillroom run jobs/recipes/strong-teacher.yaml
+	$(BIN)/stillroom run jobs/recipes/$(RECIPE).yaml
 
 # What every change must pass: style beside all tests but those marked `full`. The output of style
 # appears as one block among the tests' progress; either failing fails the target.
@@ -84,15 +86,22 @@ exports: $(VENV)/dev $(VENV)/exports/installed
 # small pipeline, of which random processes are killed: its artifacts must be those of one in peace.
 soak: $(VENV)/dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/soak/serving.py
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/soak/hostile_clients.py
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/soak/hostile_clients.py tests/soak/replica_memory.py
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/soak/pipeline.py --kills 20
 
 # A cluster that tells all that infra/monitoring asks for; nodes that come, go and die; a root in an
-# object store; every script in jobs/, sent to a cluster; and infra/kuberay as kubectl sees it, which
-# must be there.
+# object store; every script in jobs/, sent to a cluster; infra/kuberay as kubectl sees it, which must
+# be there; and nodes taken away at drawn moments from a pipeline and from a server.
 clusters: $(VENV)/dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clusters/monitoring.py
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clusters/training.py tests/clusters/autoscaling.py tests/clusters/storage.py tests/clusters/stage_jobs.py tests/clusters/kubectl.py
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clusters/training.py tests/clusters/autoscaling.py tests/clusters/storage.py tests/clusters/three_nodes.py tests/clusters/stage_jobs.py tests/clusters/kubectl.py
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/clusters/spot_storm.py --seeds 2
+
+# infra/kuberay on a Kubernetes API server, which the binaries in BINARIES are (etcd, kube-apiserver,
+# kube-controller-manager, as a release has them), with the CustomResourceDefinitions in CRDS: those of
+# KubeRay, Kueue and the Prometheus operator.
+kubernetes: $(VENV)/dev
+	BINARIES=$(BINARIES) CRDS=$(CRDS) $(BIN)/python -m pytest tests/clusters/kubernetes_api.py
 
 style: $(VENV)/dev
 	$(STYLE)

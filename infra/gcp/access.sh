@@ -1,5 +1,6 @@
 #!/bin/sh
-# A stillroom cluster on Google Cloud: its bucket, its network, and the accounts of its machines.
+# A stillroom cluster on Google Cloud: its bucket, network and placement policies, and the accounts of
+# its machines.
 #
 #   PROJECT=my-project BUCKET=my-bucket SSH_FROM=203.0.113.7/32 sh infra/gcp/access.sh
 #
@@ -51,7 +52,7 @@ until_known there iam service-accounts describe "$worker" -- \
 
 # A separate network: the default one allows SSH from anywhere.
 until_known there compute networks describe stillroom -- \
-    compute networks create stillroom --subnet-mode custom
+    compute networks create stillroom --subnet-mode custom --mtu 8896
 there compute networks subnets describe stillroom --region "$REGION" -- \
     compute networks subnets create stillroom --network stillroom \
     --region "$REGION" --range 10.20.0.0/20 --enable-private-ip-google-access
@@ -63,6 +64,13 @@ gcloud compute firewall-rules update stillroom-ssh --source-ranges "$SSH_FROM" -
 until_known there compute firewall-rules describe stillroom-nodes -- \
     compute firewall-rules create stillroom-nodes --network stillroom \
     --direction INGRESS --allow tcp,udp,icmp --source-service-accounts "$head,$worker"
+
+# Machines of one type that train together stand close to one another.
+for gpu in h100 a100; do
+    there compute resource-policies describe "stillroom-$gpu" --region "$REGION" -- \
+        compute resource-policies create group-placement "stillroom-$gpu" --region "$REGION" \
+        --collocation collocated
+done
 
 for account in "$head" "$worker"; do
     # legacyBucketReader: pyarrow.fs checks whether the bucket exists.

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Puts /tmp onto the machine's own NVMe disks, if it has any: Ray's sessions, spilled objects, and
 # checkpoints before they go to the bucket. Several disks become one striped disk. What is on them is
-# lost with the machine. A second run changes nothing.
+# lost with the machine. A second run changes nothing. install.sh installs lvm2.
 set -eu
 disks_by_id="${DISKS_BY_ID:-/dev/disk/by-id}"
 scratch=/mnt/scratch
@@ -20,7 +20,6 @@ elif ! mountpoint -q "$scratch"; then
     set -- $disks
     device="$1"
     if test $# -gt 1; then
-        command -v pvcreate >/dev/null || sudo apt-get -o DPkg::Lock::Timeout=300 install -qq lvm2
         sudo vgcreate -y scratch "$@"
         sudo lvcreate -y -n scratch -l 100%FREE -i $# scratch
         device=/dev/scratch/scratch

@@ -2,7 +2,8 @@
 
     python spot_notice.py aws      # or: gcp
 
-Asks the machine's own metadata service. AWS says so two minutes before, Google Cloud 30 seconds.
+Asks the machine's own metadata service. AWS says so two minutes before, Google Cloud 30 seconds,
+and an hour before it stops a machine with GPUs, of any kind, for maintenance.
 Ray then gives the node no new work, Ray Train's workers save a checkpoint, and Serve moves its
 replicas. Uses the standard library only, so that it costs a node nothing while it waits.
 """
@@ -19,6 +20,7 @@ import urllib.request
 METADATA = os.environ.get("METADATA_ADDRESS", "http://169.254.169.254")
 POLL_INTERVAL_S = 2.0
 GCP_NOTICE_S = 30.0
+GCP_MAINTENANCE_S = 300.0  # of the hour; to save a checkpoint or to move replicas
 MARGIN_S = 5.0  # before the machine goes
 ATTEMPTS = 5  # to tell the head
 
@@ -46,8 +48,15 @@ def aws_notice() -> float | None:
 
 def gcp_notice() -> float | None:
     """Seconds until the machine is stopped; None without a notice."""
-    text = get("/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
-    return GCP_NOTICE_S if text.strip() == "TRUE" else None
+
+    def instance(name: str) -> str:
+        return get(f"/computeMetadata/v1/instance/{name}", {"Metadata-Flavor": "Google"}).strip()
+
+    if instance("preempted") == "TRUE":
+        return GCP_NOTICE_S
+    if instance("maintenance-event") == "TERMINATE_ON_HOST_MAINTENANCE":
+        return GCP_MAINTENANCE_S
+    return None
 
 
 def wait_for_notice(cloud: str) -> float:

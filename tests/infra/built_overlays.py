@@ -7,7 +7,7 @@ from infra.kuberay_objects import cluster_of, pods_of
 from infra.kustomize import build
 
 KUBERAY = Path(__file__).parents[2] / "infra" / "kuberay"
-OVERLAYS = ("small", "gpu", "gpu-disks", "gpu-efa", "gpu-ingress", "gpu-upgrade")
+OVERLAYS = ("small", "gpu", "gpu-disks", "gpu-efa", "gpu-ingress", "gpu-upgrade", "gpu-all")
 
 
 @cache

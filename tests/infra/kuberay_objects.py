@@ -92,6 +92,29 @@ def selects(selector, labels):
     return selector.get("matchLabels", {}).items() <= labels.items()
 
 
+def may_evict(budget, pods, pod, ready):
+    """Whether the Eviction API lets a pod of a RayCluster go.
+
+    Stated from Kubernetes 1.37's disruption controller and Eviction API.
+
+    Args:
+        budget: spec of the only PodDisruptionBudget.
+        pods: all pods, running.
+        ready: those that are ready.
+    """
+    counted = [other for other in pods if selects(budget["selector"], other.labels)]
+    if pod not in counted:
+        return True
+    if pod not in ready and budget.get("unhealthyPodEvictionPolicy") == "AlwaysAllow":
+        return True
+    if not isinstance(budget.get("minAvailable"), int):
+        return False  # the number of pods is asked of the owner's `scale`, which it does not have
+    healthy = sum(other in ready for other in counted)
+    desired = budget["minAvailable"]
+    # A pod that is not ready may always go while enough others are.
+    return healthy >= desired if pod not in ready else healthy > desired
+
+
 def _ray_pod(kind, cluster_name, node_type, group_name, group):
     labels = {
         "ray.io/is-ray-node": "yes",

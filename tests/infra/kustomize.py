@@ -1,4 +1,4 @@
-"""The parts of kustomize that infra/kuberay uses: resources, patches, namespace, replacements.
+"""The parts of kustomize that infra/kuberay uses.
 
 tests/clusters/kubectl.py compares it with kubectl's own.
 """
@@ -11,17 +11,27 @@ from typing import Any
 import jsonpatch
 import yaml
 
-KEYS = {"apiVersion", "kind", "namespace", "resources", "patches", "replacements"}
+KEYS = {
+    "apiVersion", "kind", "namespace", "resources", "components", "patches", "replacements"
+}  # fmt: skip
 
 
 def build(folder: Path) -> list[dict[str, Any]]:
     """Resources that a kustomization's folder builds, in order."""
+    resources: list[dict[str, Any]] = []
+    extend(resources, folder)
+    return resources
+
+
+def extend(resources: list[dict[str, Any]], folder: Path) -> None:
+    """Adds a kustomization or a component to resources, which it may change."""
     kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
     assert kustomization.keys() <= KEYS, "a key that this module does not support"
-    resources = []
-    for name in kustomization["resources"]:
+    for name in kustomization.get("resources", ()):
         path = folder / name
         resources += build(path) if path.is_dir() else map(unshare, read_documents(path))
+    for name in kustomization.get("components", ()):  # before this folder's own changes
+        extend(resources, folder / name)
     for patch in kustomization.get("patches", ()):
         (operations,) = map(unshare, read_documents(folder / patch["path"]))
         jsonpatch.apply_patch(select(resources, patch["target"]), operations, in_place=True)
@@ -40,7 +50,6 @@ def build(folder: Path) -> list[dict[str, Any]]:
     if "namespace" in kustomization:
         for resource in resources:
             resource["metadata"]["namespace"] = kustomization["namespace"]
-    return resources
 
 
 def read_documents(path: Path) -> list[Any]:

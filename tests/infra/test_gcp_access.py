@@ -27,6 +27,8 @@ if words[:2] == ["services", "enable"]:
 (project / "enabled").exists() or fail("the service is not enabled")
 if (project / "broken").exists() and words[0] == (project / "broken").read_text():
     fail("it does not work")
+if "group-placement" in words:  # the kind of a policy to create
+    words.remove("group-placement")
 for verb in ("describe", "create", "update"):
     if verb in words:
         named = words[words.index(verb) + 1].partition("@")[0].replace("gs://", "")
@@ -160,3 +162,23 @@ def test_machines_are_in_the_region_of_the_script_and_use_its_network_and_accoun
         role = "stillroom-head" if name == "head" else "stillroom-worker"
         assert account["email"].startswith(f"{role}@")
         assert finished.calls(f"service-accounts create {role} ")
+
+
+def test_machines_that_train_share_a_compact_placement_of_their_type(finished):
+    config = yaml.safe_load((GCP / "cluster.yaml").read_text())
+    region = config["provider"]["region"]
+    project = config["provider"]["project_id"]
+    for name, kind in config["available_node_types"].items():
+        node = kind["node_config"]
+        if not name.startswith("train"):
+            assert "resourcePolicies" not in node
+            continue
+        policy = f"stillroom-{name.removeprefix('train-')}"
+        assert node["resourcePolicies"] == [
+            f"projects/{project}/regions/{region}/resourcePolicies/{policy}"
+        ]
+        (created,) = finished.calls(f"resource-policies create group-placement {policy} ")
+        assert f"--region {region} --collocation collocated" in created
+        # Compute Engine refuses a compact placement of machines that it may move.
+        assert node["scheduling"]["onHostMaintenance"] == "TERMINATE"
+        assert node["networkInterfaces"][0]["nicType"] == "GVNIC"

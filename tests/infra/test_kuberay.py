@@ -1,6 +1,7 @@
 """The KubeRay manifests of every overlay."""
 
 from collections import Counter
+from dataclasses import replace
 
 import jsonschema
 import kubernetes_validate
@@ -20,7 +21,7 @@ from infra.built_overlays import (
     ray_pods,
     ray_resources,
 )
-from infra.kuberay_objects import pods_of, selects, services_of
+from infra.kuberay_objects import may_evict, pods_of, selects, services_of
 from infra.ray_schema import SPECS
 from stillroom.cluster.capacity import NodeType, bundle_for, bundles_that_fit
 from stillroom.config.load import read_recipe
@@ -240,6 +241,8 @@ def test_a_disruption_budget_counts_serving_pods_only_and_allows_an_eviction(ove
     spec = budget["spec"]
     # A RayCluster has no `scale` subresource, without which Kubernetes can only count minAvailable.
     assert isinstance(spec["minAvailable"], int) and "maxUnavailable" not in spec
+    # Otherwise pods that never become ready could not be evicted, and their nodes not be drained.
+    assert spec["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
     for pod in ray_pods(overlay):
         serves = pod.owner == "RayService" and pod.labels["ray.io/node-type"] == "worker"
         assert selects(spec["selector"], pod.labels) == serves
@@ -248,6 +251,21 @@ def test_a_disruption_budget_counts_serving_pods_only_and_allows_an_eviction(ove
     student = config["applications"][0]["args"]["student"]
     on_one_pod = kind(groups(overlay)["cpu"]).resources["CPU"] // student["num_cpus"]
     assert student["autoscale"]["min_replicas"] / on_one_pod > spec["minAvailable"]
+
+
+@each
+def test_all_serving_pods_but_one_can_be_evicted_and_all_that_train(overlay):
+    budget = find_resource(overlay, "PodDisruptionBudget")["spec"]
+    pods = [pod for pod in ray_pods(overlay) for _ in range(3)]
+    pods = [replace(pod, labels={**pod.labels, "n": str(n)}) for n, pod in enumerate(pods)]
+    while evictable := [pod for pod in pods if may_evict(budget, pods, pod, ready=pods)]:
+        pods.remove(evictable[0])
+    (last,) = pods
+    assert last.owner == "RayService" and last.labels["ray.io/node-type"] == "worker"
+    assert may_evict(budget, pods, last, ready=[])  # it answers nothing, and keeps no node
+    by_share = {"maxUnavailable": 1, "selector": budget["selector"]}
+    others = [last, replace(last, labels={**last.labels, "n": "another"})]
+    assert not may_evict(by_share, others, last, ready=others)
 
 
 @each
@@ -275,9 +293,26 @@ def test_the_serve_config_is_valid_and_its_node_labels_exist(overlay, tmp_path):
     file.write_text(find_resource(overlay, "RayService")["spec"]["serveConfigV2"])
     (application,) = validate_serve_yaml(file).applications
     known = {tuple(sorted(g["labels"].items())) for g in groups(overlay).values()}
-    for encoder in ("teacher", "student"):
-        node_labels = application.args[encoder]["node_labels"].items()
-        assert any(node_labels <= dict(labels).items() for labels in known)
+    args = application.args
+    encoders = [args[encoder]["node_labels"] for encoder in ("teacher", "student")]
+    for node_labels in (*encoders, args["router_node_labels"]):
+        assert node_labels["ray.io/market-type"] == "on-demand"
+        assert any(node_labels.items() <= dict(labels).items() for labels in known)
+
+
+@each
+def test_serving_pods_are_spread_over_zones_and_the_head_is_not_moved(overlay):
+    for pod in ray_pods(overlay):
+        if pod.labels["ray.io/node-type"] == "head":
+            continue
+        if pod.owner == "RayService" and pod.labels["ray.io/market-type"] == "on-demand":
+            (constraint,) = pod.spec["topologySpreadConstraints"]
+            assert constraint["topologyKey"] == "topology.kubernetes.io/zone"
+            assert selects(constraint["labelSelector"], pod.labels)
+    for spec in clusters(overlay):
+        annotations = spec["headGroupSpec"]["template"]["metadata"]["annotations"]
+        assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+        assert annotations["karpenter.sh/do-not-disrupt"] == "true"
 
 
 def kind(group):

@@ -8,7 +8,6 @@ undisturbed run's.
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -16,25 +15,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-import torch
-from safetensors.torch import load_file
 
 sys.path.append(str(Path(__file__).parents[1]))
 from stillroom.storage.artifacts import Store
-from stillroom.storage.object_store import sha256
+from support.artifact_differences import all_differences
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "jobs" / "recipes" / "tiny.yaml"
-# Files that differ from run to run: they hold times or speeds, or fingerprints of such files, and
-# PEFT writes a set in any order. `comparable` returns what must still be equal.
-TIME_DEPENDENT_FILES = {
-    "metrics.jsonl", "report.json", "report.html", "release.json", "README.md", "teacher.json",
-    "adapter_config.json",
-}  # fmt: skip
 TIMEOUT_S = 900  # a command that runs longer hangs
 
 
@@ -98,49 +88,6 @@ def victim(running: subprocess.Popen, rng: random.Random) -> tuple[str, int]:
     return rng.choice(candidates[1:])
 
 
-def differences(expected: Path, actual: Path) -> Iterator[str]:
-    """Files in which two artifacts differ by more than float32's rounding."""
-    files = {
-        folder: {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
-        for folder in (expected, actual)
-    }
-    yield from (f"{name} is in one alone" for name in files[expected] ^ files[actual])
-    for name in sorted(files[expected] & files[actual] - {"manifest.json"}):
-        a, b = expected / name, actual / name
-        if sha256(a) == sha256(b):
-            continue
-        if a.name in TIME_DEPENDENT_FILES:
-            if comparable(a) != comparable(b):
-                yield f"{name} differs"
-        elif a.suffix == ".safetensors":
-            tensors, others = load_file(a), load_file(b)
-            # A vector adds up the rounding of all weights.
-            atol = 1e-4 if a.parent.name == "vectors" else 1e-7
-            if tensors.keys() != others.keys():
-                yield f"{name} holds other tensors"
-            for key, tensor in tensors.items():
-                if not torch.allclose(tensor.float(), others[key].float(), rtol=1e-5, atol=atol):
-                    yield f"{name}: {key}"
-        else:
-            yield name
-
-
-def comparable(file: Path) -> object:
-    """The content of a file that does not depend on time."""
-    if file.name == "metrics.jsonl":
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        return [(line["step"], round(line["loss"], 5)) for line in lines]
-    if file.name == "report.json":
-        report = json.loads(file.read_text())
-        return {name: model["scores"] for name, model in report["models"].items()}
-    if file.name == "release.json":
-        return json.loads(file.read_text())["gate"]
-    if file.name == "adapter_config.json":
-        content = json.loads(file.read_text())
-        return {**content, "target_modules": sorted(content["target_modules"])}
-    return None
-
-
 def soak(kills: int, seed: int, folder: Path) -> int:
     """The number of kills that changed no artifact."""
     rng = random.Random(seed)
@@ -178,9 +125,7 @@ def soak(kills: int, seed: int, folder: Path) -> int:
             code = pipeline.end(running)
             assert commands < 20 + kills, "it does not end"
         actual = pipeline.artifacts()
-        wrong = [f"{ref} is in one alone" for ref in expected.keys() ^ actual.keys()]
-        for ref in expected.keys() & actual.keys():
-            wrong += [f"{ref}: {text}" for text in differences(expected[ref], actual[ref])]
+        wrong = list(all_differences(expected, actual))
         survived += 0 if wrong else done - before
         verdict = "as undisturbed" if not wrong else "; ".join(wrong)
         log_line(f"round {rounds}: {done - before} kills, {commands} commands: {verdict}")

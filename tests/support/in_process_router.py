@@ -43,11 +43,11 @@ class UnbatchedReplica:
             space=encoder.contract.space, release="release/tiny-0123456789ab",
         )  # fmt: skip
 
-    async def tokenize(self, texts, role, special, prompt_name):
-        prompter = self.encoder.prompter
+    async def tokenize(self, texts, role, special, prompt_name, max_tokens):
         return tokenizer.describe_tokens(
-            prompter, texts, role=role, special=special, prompt_name=prompt_name
-        )
+            self.encoder.prompter, texts, role=role, special=special, prompt_name=prompt_name,
+            max_tokens=max_tokens,
+        )  # fmt: skip
 
     async def decode(self, ids, skip_special):
         return tokenizer.decode(self.encoder.prompter, ids, skip_special=skip_special)

@@ -31,12 +31,6 @@ def serve_process(release, **environment):
         output.put(None)
 
     threading.Thread(target=read_output, daemon=True).start()
-    lines = []
-    while not lines or not lines[-1].startswith("Ready:"):
-        line = output.get(timeout=120)
-        assert line is not None, "".join(lines)
-        lines.append(line)
-
     stopped = threading.Event()
 
     def stop():
@@ -45,6 +39,11 @@ def serve_process(release, **environment):
             process.send_signal(signal.SIGTERM)
 
     try:
+        lines = []
+        while not lines or not lines[-1].startswith("Ready:"):
+            line = output.get(timeout=120)
+            assert line is not None, "".join(lines)
+            lines.append(line)
         yield f"http://127.0.0.1:{port}", stop
     finally:
         stop()
