@@ -173,6 +173,12 @@ def test_a_request_keeps_the_id_that_it_came_with(url):
         assert request_id == (expected or request_id)
 
 
+def test_headers_that_serve_cannot_read_do_no_harm(url):
+    for name in (b"x-request-id", b"serve_multiplexed_model_id"):
+        answer = httpx.get(f"{url}/v1/models", headers={name: b"\xff"})
+        assert answer.status_code == 200 and answer.headers["x-request-id"]
+
+
 def test_a_request_is_a_span_of_its_sender_s_trace_with_a_child_for_each_phase(url, collector):
     trace, sender = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
     headers = {"traceparent": f"00-{trace}-{sender}-01"}

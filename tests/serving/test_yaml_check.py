@@ -73,6 +73,10 @@ def test_an_error_in_a_section_is_reported_with_the_section(args, message):
         ),
         ("student: {in_router: true}, routers: 2", "student.in_router: its `replicas` set"),
         (
+            "student: {in_router: true}, router_node_labels: {disk: fast}",
+            "student.in_router: its `node_labels` are the routers'",
+        ),
+        (
             "teacher: {in_router: true}, shadow: {}",
             "teacher.in_router: shadow needs teacher replicas",
         ),
@@ -145,3 +149,10 @@ def test_models_and_releases_are_served_side_by_side(release):
             build({"releases": [release], "models": {name: student}})
     with pytest.raises(UserError, match="policies.bge: is not the name of a release"):
         build({"releases": [release], "models": {"bge": student}, "policies": {"bge": "student"}})
+
+
+def test_routers_are_on_nodes_with_their_labels(release):
+    on_demand = {"ray.io/market-type": "on-demand"}
+    router = build({"releases": [release], "router_node_labels": on_demand})
+    options = router._bound_deployment.ray_actor_options  # Serve shows it nowhere else
+    assert options["label_selector"] == on_demand

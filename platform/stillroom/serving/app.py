@@ -158,7 +158,9 @@ def _router_options(args: ServeArgs) -> EncoderOptions:
     a laptop's two cores.
     """
     in_router = [options for options in args.sections().values() if options.in_router]
-    return in_router[0] if in_router else EncoderOptions(replicas=args.routers, num_cpus=0)
+    if in_router:
+        return in_router[0]
+    return EncoderOptions(replicas=args.routers, num_cpus=0, node_labels=args.router_node_labels)
 
 
 def _served_encoders(args: ServeArgs, releases: Mapping[str, Release]) -> dict[str, ServedEncoder]:

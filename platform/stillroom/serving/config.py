@@ -108,6 +108,9 @@ class ServeArgs(Section):
     policies: dict[str, str | dict[str, Any]] = {}  # … for single releases, instead of `policy`
     target_latency_s: PositiveFloat = 10  # requests expected to wait longer get HTTP 429
     routers: PositiveInt = 1  # processes that take requests, where no encoder is in_router
+    router_node_labels: dict[
+        str, str
+    ] = {}  # that their nodes must have: a node takes requests along
     # Tokens in one forward, padding included; None: see replica.DEFAULT_BATCH_TOKENS.
     max_batch_tokens: PositiveInt | None = None
     batch_wait_ms: NonNegativeFloat = 2  # how long an idle replica waits to fill a forward
@@ -180,6 +183,8 @@ class ServeArgs(Section):
             return "it works for one release, and there are several"
         if self.routers > 1:
             return "its `replicas` set the number of routers, and so does `routers`"
+        if self.router_node_labels:
+            return "its `node_labels` are the routers', and so are `router_node_labels`"
         if options.min_replicas == 0:
             return "no router would run (replicas or autoscale.min_replicas is 0)"
         if self.teacher.in_router and self.shadow:

@@ -150,7 +150,7 @@ class EmbeddingService:
         """
         encoder = self._encoder_for(model, role or "passage")
         tokens: list[list[Token]] = await self.dispatcher.call_replica(
-            encoder, "tokenize", texts, role, special, prompt_name
+            encoder, "tokenize", texts, role, special, prompt_name, self.max_tokens
         )
         return tokens
 

@@ -121,6 +121,9 @@ NEGATIVES = [
     {"hard_negatives": ["n"], "negative": "m"},
     {"negative_passage": "n", "negative_2": "m", "negative_3": None},
     {"negative": "n", "negatives": ["m"], "negative_source": "bm25"},
+    {"negative": "n", "negative.1": "m", "num_negatives": 2},  # as pandas writes it
+    {"negative-1": "n", "Negative 2": "m"},
+    {"negativePassages": ["n"], "bm25_negatives": ["m"]},
 ]
 
 
@@ -177,9 +180,11 @@ def test_by_position_neither_a_number_nor_a_header_of_texts_becomes_a_text(tmp_p
         ("score", "score label Labels relevance sim is_duplicate goldLabel bm25_score score2"),
         ("positive score", "pos_scores positive_score score_pos"),
         ("negative score", "neg_scores score_neg hard_negative_scores"),
-        ("negative", "neg negative Negative negatives_3 hard_neg negative_document_1"),
-        ("positive", "pos positive positives positive_2"),
+        ("negative", "neg negative Negative negatives_3 hard_neg negative_document_1 hardNegs"),
+        ("negative", "negative-1 negative.1 neg1_text hard-negatives random_negative"),
+        ("positive", "pos positive positives positive_2 positive-2 positive.1"),
         ("other", "query title negative_source negative_ids positive_ctxs label_source text2 Ω"),
+        ("other", "num_negatives negative_count query_negative positive_negative false_negatives"),
     ],
 )
 def test_a_column_is_what_its_name_says(kind, names):

@@ -131,6 +131,16 @@ def test_a_definition_is_prose_without_its_dictionary_s_notation(entry, prose):
     assert plain_definition(entry) == prose
 
 
+def test_terms_are_the_headwords_of_all_dictionaries_each_in_one_group(machine):
+    words = {f"word{number}": "a definition of it" for number in range(60)}
+    write_dictd(machine / "dictd", "large", words)
+    groups = [document.title.split() for document in documents("terms")]
+    assert sorted(word for group in groups for word in group) == sorted([*words, "café", "tea"])
+    assert {len(group) for group in groups} <= set(range(1, 7)) and len(groups) > 10
+    assert all(document.paragraphs == () for document in documents("terms"))
+    assert groups == [document.title.split() for document in documents("terms")]
+
+
 def test_a_dictionary_in_the_environment_and_in_the_system_counts_once(machine, monkeypatch):
     own = machine / "own"
     own.mkdir()

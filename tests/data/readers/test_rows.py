@@ -122,6 +122,8 @@ def test_json_lists_and_objects_one_after_another_are_read_as_json_reads_them(
     [
         ("a.json", '[{"a": "b"},\n {"a": nonsense}, {"a": 1}]', "a.json:2", "is not JSON"),
         ("a.json", '[{"a": "b"},\n{"a": "cut o', "a.json:2", "is not JSON"),
+        ("a.json", '[{"a": "b"},\n{"a": "b", "a": "c"}]', "a.json:2", "it names 'a' twice"),
+        ("a.jsonl", '{"a": 1}\n{"b": [{"a": 1, "a": 2}]}', "a.jsonl:2", "it names 'a' twice"),
         ("a.json", '[{"a": "b"},\n\n 3]', "a.json:3", "is not a JSON object"),
         ("a.jsonl", '{"a": 1}\n' + "[" * 100_000, "a.jsonl:2", "is not JSON"),
         ("a.csv", 'a,b\n"one\ntwo",3\n"x"y,3\n', "a.csv:4", "is not a valid row"),

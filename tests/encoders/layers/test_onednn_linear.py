@@ -92,6 +92,23 @@ def test_a_module_keeps_its_weights_and_their_names():
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
 
 
+def test_of_all_kernels_those_used_last_are_kept(capfd):
+    weight = torch.randn(3, 7)  # of a shape that nothing else in the tests has
+
+    def compiled(*row_counts):
+        """How many of these calls compiled a kernel."""
+        with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON_CREATION):
+            for rows in row_counts:
+                onednn_linear._onednn_linear(torch.randn(rows, 7), weight, None)
+        return capfd.readouterr().out.count("create:cache_miss")
+
+    assert compiled(1, 2, 1) == 2
+    many = range(3, 3 + onednn_linear.KERNELS)
+    assert compiled(*many) == len(many)
+    assert compiled(many[-1]) == 0
+    assert compiled(1) == 1
+
+
 def test_of_all_numbers_of_rows_kernels_are_kept_for_few(monkeypatch):
     plain, fast = layers()
     run, seen = onednn_linear._onednn_linear, set()

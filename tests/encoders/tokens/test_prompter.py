@@ -93,6 +93,21 @@ def test_the_prompt_s_tokens_can_be_left_out_of_pooling(given_ids):
     assert pooled(True) == "<s>Instruct: find\nQuery: text</s>"
 
 
+def test_a_text_is_refused_without_all_of_it_being_tokenised(monkeypatch):
+    tokenizer = word_piece_tokenizer()
+    prompter, read = Prompter(tokenizer, contract()), []
+    call = type(tokenizer).__call__
+
+    def record(self, texts, **options):
+        read.extend([texts] if isinstance(texts, str) else texts)
+        return call(self, texts, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", record)
+    with pytest.raises(UserError, match=r"takes at least \d+ tokens, and \d+ is the most"):
+        prompter(["some words " * 400_000], "passage", overlong="refuse")
+    assert sum(map(len, read)) < 25_000
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_hides_no_token_and_adds_none(side):
     tokens = [Tokens([5, 6, 7], 1), Tokens([8], 0)]

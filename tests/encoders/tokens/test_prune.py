@@ -177,9 +177,9 @@ def test_equally_frequent_tokens_are_kept_in_the_order_of_their_ids():
 
 
 def test_tokens_are_counted_in_evenly_spaced_texts(monkeypatch):
-    assert evenly_spaced(map(str, range(8)), 8) == list("01234567")
-    assert evenly_spaced(map(str, range(9)), 8) == list("02468")
-    assert evenly_spaced(map(str, range(100)), 8) == ["0", "16", "32", "48", "64", "80", "96"]
+    assert [*evenly_spaced(8, 8)] == [*range(8)]
+    assert [*evenly_spaced(9, 8)] == [0, 2, 4, 6, 8]
+    assert [*evenly_spaced(100, 8)] == [0, 16, 32, 48, 64, 80, 96]
     monkeypatch.setattr(prune, "MAX_COUNTED_TEXTS", 2)
     monkeypatch.setattr(prune, "CHUNK", 1)
     tokenizer = word_piece_tokenizer()

@@ -30,6 +30,11 @@ def test_keys_are_read_from_the_environment_and_from_a_file_plain_or_hashed(tmp_
     assert owner(keys, "bearer sk-plain") == "unnamed"
 
 
+def test_a_key_may_have_letters_of_any_script():
+    sent = "Bearer ключ".encode().decode("latin-1")  # as headers are decoded
+    assert owner(ApiKeys.read({"STILLROOM_API_KEYS": "ann:ключ"}), sent) == "ann"
+
+
 @pytest.mark.parametrize(
     "header", [None, "", "Bearer", "Bearer ", "Bearer wrong", "sk-1", "Basic sk-1", "Bearer a:sk-1"]
 )
@@ -182,6 +187,9 @@ def test_a_key_s_rates_hold_on_every_protocol_and_probes_need_no_key(release):
     "headers",
     [
         {"host": "rebound.example"},
+        {"host": ""},
+        {"host": "[::1"},
+        {"host": "127.0.0.1@rebound.example"},
         {"x-forwarded-for": "203.0.113.9"},
         {"x-forwarded-host": "api.example"},
         {"x-real-ip": "203.0.113.9"},

@@ -173,7 +173,7 @@ def test_a_long_text_is_truncated_on_the_requested_side_or_refused(hub, student,
         np.testing.assert_allclose(vectors, expected, atol=2e-6)
     refused = post(url, "/embed?model=tiny/student", inputs=long, truncate=False)
     assert (refused.status_code, refused.json()["error_type"]) == (422, "Tokenizer")
-    assert f"takes {len(ids)} tokens, and {room} is the most" in refused.json()["error"]
+    assert f"takes at least {len(ids)} tokens, and {room} is the most" in refused.json()["error"]
     short = post(url, "/embed?model=tiny/student", inputs="a short text", truncate=False)
     assert short.status_code == 200
 
@@ -191,6 +191,12 @@ def test_tokens_have_offsets_and_decode_to_the_text(url):
     assert (
         post(url, "/tokenize", inputs=[text], add_special_tokens=False).json()[0][0]["start"] == 0
     )
+
+
+def test_no_more_tokens_are_described_than_a_request_may_have(url):
+    assert post(url, "/tokenize", inputs=["some text"] * 8).status_code == 200
+    refused = post(url, "/tokenize", inputs=["one letter, another one " * 20])
+    assert (refused.status_code, refused.json()["error_type"]) == (413, "Validation")
 
 
 def test_info_has_the_fields_that_clients_read(url):
@@ -214,6 +220,8 @@ def test_info_has_the_fields_that_clients_read(url):
         ("/embed_all", {"inputs": "a"}, 424, "Backend"),
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": []}}, 422, "Tokenizer"),
         ("/tokenize", {}, 422, "Tokenizer"),
+        ("/tokenize", {"inputs": []}, 422, "Tokenizer"),
+        ("/decode", {"ids": []}, 422, "Tokenizer"),
         ("/decode", {"ids": [10**6]}, 422, "Tokenizer"),
     ],
 )
@@ -251,19 +259,35 @@ def test_overload_is_429_too_many_tokens_413_and_an_internal_error_reveals_nothi
 
 # Bodies
 
+REQUEST = json.dumps({"model": "tiny", "input": "x"}).encode()
+
 
 @pytest.mark.parametrize(
     ("content", "headers", "status"),
     [
-        (gzip.compress(json.dumps({"model": "tiny", "input": "x"}).encode()), {}, 200),
+        (gzip.compress(REQUEST), {}, 200),
         (gzip.compress(b" " * 10**8), {}, 413),  # 100 MB in 100 kB
         (gzip.compress(b" " * 10**6), {}, 413),  # 1 MB in 1 kB
+        (gzip.compress(REQUEST), {"content-encoding": "x-gzip"}, 200),
         (gzip.compress(b"{}")[:-9], {}, 400),
+        (gzip.compress(REQUEST) + gzip.compress(b" "), {}, 400),
+        (gzip.compress(REQUEST) + b" ", {}, 400),
         (b"no gzip", {}, 400),
         (b"{}", {"content-encoding": "br"}, 415),
         (b"{}", {"content-encoding": "gzip, gzip"}, 415),
     ],
-    ids=["small", "bomb", "tight bomb", "cut off", "plain", "brotli", "twice"],
+    ids=[
+        "small",
+        "bomb",
+        "tight bomb",
+        "old name",
+        "cut off",
+        "two",
+        "more",
+        "plain",
+        "brotli",
+        "twice",
+    ],
 )
 def test_a_gzip_body_is_unpacked_no_further_than_the_limit(url, content, headers, status):
     headers = {"content-encoding": "gzip", **headers}

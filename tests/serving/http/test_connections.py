@@ -44,6 +44,15 @@ def test_an_offer_to_speak_http_2_is_ignored_and_the_request_answered(url, piece
             assert answer.startswith(b"HTTP/1.1 200")
 
 
+def test_an_offer_to_speak_websocket_is_ignored_and_the_request_answered(url):
+    offer = {
+        "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }  # fmt: skip
+    assert httpx.get(f"{url}/health", headers=offer).json() == {"status": "ok"}
+    assert httpx.post(f"{url}/v1/embeddings", json=BODY, headers=offer).status_code == 200
+
+
 def test_half_sent_bodies_hinder_nobody_and_end_with_408(release):
     clients = MAX_READERS + 164
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -95,6 +95,8 @@ def test_a_near_miss_gets_a_hint(url, method, path, status, hint):
         ("/v1/embeddings", {**OPENAI_BODY, "input_type": LONG}, 400),
         ("/v1/embeddings", {**OPENAI_BODY, **{str(n): n for n in range(100_000)}}, 400),
         ("/v1/embeddings", {**OPENAI_BODY, "input": ["a", *[{}] * 100_000]}, 400),
+        ("/v1/embeddings", {**OPENAI_BODY, "input": [[1]] * 400_000}, 413),
+        ("/embed", {"inputs": [[]] * 400_000}, 413),
         ("/embed", {"inputs": "a", "prompt_name": LONG}, 422),
         ("/embed", {"inputs": "a", "prompt_name": "p" * 500}, 422),
         ("/embed", {"inputs": ["a", *[{}] * 100_000]}, 422),
@@ -106,6 +108,11 @@ def test_no_answer_echoes_more_than_a_little_of_what_was_sent(url, path, body, s
     answer = post(url, path, **body)
     assert answer.status_code == status
     assert len(answer.text) < 1500
+
+
+def test_a_method_that_nobody_knows_is_not_echoed_whole(url):
+    answer = httpx.request("M" * 8000, f"{url}/embed")
+    assert answer.status_code == 405 and len(answer.text) < 1000
 
 
 def test_the_empty_one_of_several_texts_is_named(url):

@@ -19,12 +19,8 @@ from stillroom.errors import UserError
 QUERY_FIELDS = ("query", "anchor", "question", "sentence1")
 # Of the one positive; a column called positive comes before these.
 PASSAGE_FIELDS = ("passage", "document", "answer", "sentence2")
-POSITIVES = re.compile(r"(pos|positive)s?_?\d*")
-NEGATIVES = re.compile(
-    r"(hard_?)?(neg|negative)s?(_(passage|document|doc|text|sentence|answer)s?)?_?\d*"
-)
 
-WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # negative_1, negative.1 and negativeText
 # A column is a score if its name ends in one of these words: score, gold_label, isRelevant …
 SCORE_WORDS = {
     *("score", "scores", "label", "labels", "similarity", "similarities", "sim", "cosine"),
@@ -35,7 +31,16 @@ YES_OR_NO_WORDS = {
     *("positive", "negative", "match", "correct", "similar", "answer", "paraphrase", "selected"),
 }
 POSITIVE_WORDS = {"pos", "positive", "positives"}
-NEGATIVE_WORDS = {"neg", "negative", "negatives"}
+NEGATIVE_WORDS = {
+    *("neg", "negs", "negative", "negatives"),
+    *("hardneg", "hardnegs", "hardnegative", "hardnegatives"),
+}
+# A negative's name is of these alone, or says before it where it is from: bm25_negatives.
+TEXT_WORDS = {
+    *("passage", "passages", "document", "documents", "doc", "docs", "text", "texts"),
+    *("sentence", "sentences", "answer", "answers"),
+}
+NO_ORIGINS = {"num", "number", "n", "count", "has", "is", "no", "true", "false", "query", "anchor"}
 # Beside negatives these hold what sentence-transformers' distillation losses expect: margins of
 # the positive over its negatives, or the scores of all of them.
 DISTILLATION_FIELDS = ("label", "labels", "score", "scores", "margin")
@@ -54,9 +59,13 @@ def column_kind(name: str) -> Kind:
     is_score = words[-1] in SCORE_WORDS  # pos_score, or score_pos
     if is_score or (words[0] in SCORE_WORDS and (positive or negative)):
         return "positive score" if positive else "negative score" if negative else "score"
-    if NEGATIVES.fullmatch(name.lower()):
-        return "negative"
-    return "positive" if POSITIVES.fullmatch(name.lower()) else "other"
+    if positive == negative:
+        return "other"
+    if positive:
+        return "positive" if POSITIVE_WORDS.issuperset(words) else "other"
+    is_text = (NEGATIVE_WORDS | TEXT_WORDS | {"hard"}).issuperset(words)
+    has_origin = words[-1] in NEGATIVE_WORDS and NO_ORIGINS.isdisjoint(words)
+    return "negative" if is_text or has_origin else "other"
 
 
 def columns_of_kind(row: Fields, kind: Kind) -> list[str]:

@@ -1,6 +1,7 @@
 """Plain text of many fields that a machine has anyway, as documents of a title and a body.
 
 - `dictionaries`: headword and definition, where any is installed (`dictionaries`);
+- `terms`: their headwords in random groups, as short as the queries of a search;
 - `manuals`: the summary and the prose of manual pages;
 - `packages`: synopsis and description of Debian's packages and of Python's;
 - `docstrings`: summary line and rest, of the installed Python packages;
@@ -14,6 +15,7 @@ over families, so that the first few are a sample of all fields and not of the l
 import gzip
 import hashlib
 import importlib.metadata
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -35,6 +37,7 @@ MAN_FOLDER = Path("/usr/share/man")
 DEBIAN_STATUS = Path("/var/lib/dpkg/status")
 DOC_FOLDER = Path("/usr/share/doc")
 MAX_FILE_BYTES = 1 << 20
+MAX_TERMS = 6
 README = re.compile(r"(readme|news|faq|overview|introduction)[^/]*", re.IGNORECASE)
 
 
@@ -79,7 +82,7 @@ def machine_fingerprint(sources: Sequence[MachineSource]) -> str:
 
 def _files(source: MachineSource) -> list[Path]:
     """The files of the system that a source reads; links are other names of a file."""
-    if source == "dictionaries":
+    if source in ("dictionaries", "terms"):
         return dictionary_files()
     if source == "manuals":  # the folders of other languages are translations
         return [
@@ -111,13 +114,31 @@ def _shuffled(units: Iterable[str], family: Callable[[str], str] = str) -> list[
 
 
 def _dictionaries() -> Iterator[Document]:
+    for unit, headword, definition in _entries():
+        yield Document("dictionaries", unit, headword, split_paragraphs(definition))
+
+
+def _terms() -> Iterator[Document]:
+    """Each headword once, in groups of 1 to `MAX_TERMS`; single words stand in groups alone.
+
+    A student learns the teacher's vectors of what texts are about from far more fields than there
+    are texts of, at the cost of a few tokens each.
+    """
+    terms = iter(dict.fromkeys(headword for _, headword, _ in _entries()))
+    for first in terms:
+        size = 1 + hashlib.blake2b(first.encode(), digest_size=1).digest()[0] % MAX_TERMS
+        group = " ".join([first, *itertools.islice(terms, size - 1)])
+        yield Document("terms", group, group, ())
+
+
+def _entries() -> Iterator[tuple[str, str, str]]:
+    """(unit, headword, definition) of all dictionaries, evenly over them."""
     entries: dict[str, tuple[str, str]] = {}
     for file in dictionary_files():
-        for number, (headword, definition) in enumerate(read_dictionary(file)):
-            entries[f"{file.name}:{number}"] = headword, definition
+        for number, entry in enumerate(read_dictionary(file)):
+            entries[f"{file.name}:{number}"] = entry
     for unit in _shuffled(entries, lambda unit: unit.partition(":")[0]):
-        headword, definition = entries[unit]
-        yield Document("dictionaries", unit, headword, split_paragraphs(definition))
+        yield unit, *entries[unit]
 
 
 def _manuals() -> Iterator[Document]:
@@ -179,6 +200,7 @@ def _readmes() -> Iterator[Document]:
 
 _READERS: dict[str, Callable[[], Iterator[Document]]] = {
     "dictionaries": _dictionaries,
+    "terms": _terms,
     "manuals": _manuals,
     "packages": _packages,
     "readmes": _readmes,

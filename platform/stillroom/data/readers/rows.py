@@ -19,7 +19,7 @@ from stillroom.data.readers.locations import (
 )
 from stillroom.data.readers.records import OnBadRow, raise_bad_row
 from stillroom.data.readers.tables import Row, table_rows
-from stillroom.errors import UserError, one_line
+from stillroom.errors import UserError, one_line, quote
 
 SUPPORTED_FORMATS = ".jsonl, .json, .csv, .tsv (each perhaps .gz or .zst), .parquet or .arrow"
 
@@ -145,7 +145,7 @@ def _json_rows(file: str, on_bad_row: OnBadRow) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             on_bad_row(UserError(where, f"is not JSON: {error}", "Correct or remove the line"))
             continue
@@ -155,9 +155,19 @@ def _json_rows(file: str, on_bad_row: OnBadRow) -> Iterator[Row]:
             on_bad_row(UserError(where, "is not a JSON object", 'Write it as {"field": "text", …}'))
 
 
+def _object(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError where a name comes twice: JSON's readers would drop the first value."""
+    row = dict(fields)
+    if len(row) < len(fields):
+        names = [name for name, _ in fields]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it names {quote(repeated)} twice")
+    return row
+
+
 def _json_values(file: str, on_bad_row: OnBadRow) -> Iterator[Row]:
     """Objects of a JSON list, or of several JSON values in a row, as they are read."""
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
     unread = ""
     line = 1  # of the first unread character
     depth = 0  # of lists that are not closed yet

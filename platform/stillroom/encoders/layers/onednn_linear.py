@@ -4,10 +4,18 @@ MKL does not use AVX-512 on processors that are not Intel's: on an AMD EPYC (Zen
 reaches 105 GFLOP/s a core in float32, and oneDNN, which comes with torch, 240.
 """
 
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# How many kernels oneDNN keeps in a process, those used last: two for each layer's shape, number of
+# rows and number of threads, which take about .5 MiB and .7 ms to compile. With oneDNN's own 1,024
+# a server's memory grows for thousands of requests. It is read at the first kernel.
+KERNELS_VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+KERNELS = 256
+os.environ.setdefault(KERNELS_VARIABLE, str(KERNELS))
 
 # Without AVX-512 both are equally fast.
 ONEDNN_IS_FASTER = torch.backends.mkldnn.is_available() and (

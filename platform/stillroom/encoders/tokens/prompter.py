@@ -55,8 +55,9 @@ class Prompter:
         # Two copies of a text are equal only if no token joins the text to the prompt.
         prefix = "" if self.contract.echo else prompt
         prefixed = [prefix + text for text in texts]
-        if overlong == "cut":
-            prefixed = [self._cutter.cut(text, room) for text in prefixed]
+        if overlong != "cut_left":
+            enough = room if overlong == "cut" else room + 1  # one too many is enough to refuse
+            prefixed = [self._cutter.cut(text, enough) for text in prefixed]
         encoded = self.tokenizer(
             prefixed,
             add_special_tokens=False,
@@ -178,7 +179,7 @@ def _shorten(ids: Sequence[int], room: int, overlong: Overlong, fixed: int = 0) 
     if overlong == "refuse":
         raise UserError(
             "input",
-            f"a text takes {len(ids) - fixed} tokens, and {room - fixed} is the most",
+            f"a text takes at least {len(ids) - fixed} tokens, and {room - fixed} is the most",
             "Shorten it, or have it truncated",
         )
     return [*ids[:fixed], *ids[len(ids) - room + fixed :]]

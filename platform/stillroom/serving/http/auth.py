@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +32,9 @@ FORWARDING_HEADERS = {
     "x-original-host", "x-original-url", "x-proxyuser-ip", "x-real-ip", "x-remote-addr",
     "x-remote-ip",
 }  # fmt: skip
+
+# A Host header: a name or an address, in brackets where that has colons.
+HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+))(?::[0-9]*)?")
 
 ANONYMOUS = "anonymous"  # the client's name where no keys are configured
 
@@ -129,7 +133,8 @@ class Authenticator:
         """The key of an Authorization header (`Bearer KEY`); None for an unknown one."""
         self.refresh()
         scheme, _, bearer = (authorization or "").partition(" ")
-        digest = sha256(bearer.strip().encode()).digest()
+        # As sent: headers are decoded as Latin-1, whatever they are.
+        digest = sha256(bearer.strip().encode("latin-1")).digest()
         match = None
         # Every key is compared, whichever matches: the time says nothing about the keys.
         for key in (*self.keys.keys, *self._file_keys):
@@ -217,5 +222,8 @@ def is_local(request: Request) -> bool:
     names = {name.lower() for name in request.headers}
     if names & FORWARDING_HEADERS or any(name.startswith("x-forwarded") for name in names):
         return False
-    host = request.url.hostname or ""
-    return bool(request.client and is_loopback(request.client.host) and is_loopback(host))
+    named = HOST.fullmatch(request.headers.get("host", ""))
+    peer = request.client
+    return bool(
+        peer and is_loopback(peer.host) and named and is_loopback(named[1] or named[2].lower())
+    )

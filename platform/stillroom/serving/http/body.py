@@ -44,7 +44,7 @@ class BodyReaders:
 
         Raises ServingError: too large as soon as the body is known to be over the limit, packed or
         unpacked; too slow after `limits.body_seconds`; unsupported encoding for anything but gzip;
-        invalid for a body that is not gzip.
+        invalid for a body that is not one gzip.
         """
         packed = _is_packed(headers)
         # Ignore a malformed Content-Length: the HTTP server rejects it.
@@ -84,6 +84,8 @@ class BodyReaders:
                 raise _not_gzip(f"the body is not gzip: {error}") from error
             if len(body) > limit or received > limit:
                 raise self._too_large()
+            if unpacker and unpacker.unused_data:
+                raise _not_gzip("more follows after the end of the gzip; send one member")
             reader.received = max(received, len(body))
             self._make_room()
         if unpacker and not unpacker.eof:
@@ -109,10 +111,10 @@ class BodyReaders:
 
 def _is_packed(headers: Mapping[str, str]) -> bool:
     coding = headers.get("content-encoding", "").strip().lower()
-    if coding not in ("", "identity", "gzip"):
+    if coding not in ("", "identity", "gzip", "x-gzip"):
         message = f"Content-Encoding {quote(coding)} is not understood; send gzip or none"
         raise ServingError(ErrorKind.UNSUPPORTED_ENCODING, message)
-    return coding == "gzip"
+    return coding in ("gzip", "x-gzip")
 
 
 def _not_gzip(message: str) -> ServingError:

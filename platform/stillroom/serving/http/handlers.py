@@ -16,7 +16,7 @@ from stillroom.serving.http import openai, tei
 from stillroom.serving.http.auth import AuthenticatedRequest, Authenticator
 from stillroom.serving.http.body import BodyReaders
 from stillroom.serving.http.errors import HTTP_ERRORS
-from stillroom.serving.http.limits import check_limits
+from stillroom.serving.http.limits import check_limits, check_parts
 from stillroom.serving.http.openapi import openapi_document
 from stillroom.serving.messages import EmbedRequest, EncodeResult
 from stillroom.serving.service import EmbeddingService
@@ -43,10 +43,13 @@ class Handlers:
     _openapi: dict[str, bytes] = field(default_factory=dict)  # by prefix; takes a while to make
 
     async def read_body(self, call: AuthenticatedRequest) -> bytes:
-        """The request's body, unpacked. Raises ServingError; see `BodyReaders.read`."""
+        """The request's body, unpacked. Raises ServingError as `BodyReaders.read` and `check_parts`
+        do.
+        """
         request = call.request
         body = await self.bodies.read(request.headers, request.stream())
         call.record.bytes_in = len(body)
+        check_parts(self.limits, body)
         return body
 
     # OpenAI's routes.

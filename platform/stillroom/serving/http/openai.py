@@ -121,12 +121,13 @@ def parse(body: bytes) -> EmbeddingRequest:
         payload = from_json(body)
     except ValueError as error:
         raise _invalid(f"the body is not JSON: {error}", code="invalid_json") from error
-    if isinstance(payload, dict):
-        # Checked here, since pydantic would list every unknown field, and there may be a million.
-        for name in payload:
-            if name not in EmbeddingRequest.model_fields:
-                message = unknown_field_message(name, EmbeddingRequest.model_fields)
-                raise _invalid(message, name, "unknown_parameter")
+    if not isinstance(payload, dict):
+        raise _invalid("the body must be an object")
+    # Checked here, since pydantic would list every unknown field, and there may be a million.
+    for name in payload:
+        if name not in EmbeddingRequest.model_fields:
+            message = unknown_field_message(name, EmbeddingRequest.model_fields)
+            raise _invalid(message, name, "unknown_parameter")
     try:
         request = EmbeddingRequest.model_validate(payload)
     except ValidationError as error:
@@ -143,14 +144,14 @@ def parse(body: bytes) -> EmbeddingRequest:
 def _field_error(error: ValidationError) -> ServingError:
     """The first error that pydantic found, as one sentence."""
     first = error.errors(include_url=False, include_input=False)[0]
-    field = str(first["loc"][0]) if first["loc"] else None
+    field = str(first["loc"][0])
     if first["type"] == "missing":
         return _invalid(f"{field} is required", field, "missing_required_parameter")
     if field == "input":
         # The errors of the union's members together would explain nothing.
         message = "input must be a text, a list of texts, token ids or a list of token ids"
         return _invalid(message, field, "invalid_type")
-    return _invalid(f"{field or 'the body'}: {first['msg']}", field)
+    return _invalid(f"{field}: {first['msg']}", field)
 
 
 def _invalid(message: str, param: str | None = None, code: str | None = None) -> ServingError:

@@ -11,6 +11,8 @@ from starlette.middleware import Middleware
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from stillroom.serving.http.serve_headers import WithoutServeHeaders
+
 # Where Ray Serve looks for a function to call before a proxy or a router listens.
 SERVE_CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 SERVE_CALLBACK = "stillroom.serving.http.protocol:install"
@@ -26,14 +28,14 @@ DEADLINES: dict[Waiting, float] = {"head": HEAD_S, "unread body": UNREAD_BODY_S}
 
 
 def install() -> list[Middleware]:
-    """Make servers that start in this process use the protocol below, and no middleware.
+    """Make servers that start in this process use the protocol below; the middleware before them.
 
     Ray Serve gives no way to choose uvicorn's protocol. Its default, httptools where that is
     installed, drops the body of a request that offers `Upgrade: h2c`, as Java's HttpClient and
     `curl --http2` do.
     """
     HTTP_PROTOCOLS["auto"] = f"{__name__}:{DeadlineProtocol.__name__}"
-    return []
+    return [Middleware(WithoutServeHeaders)]
 
 
 class DeadlineProtocol(H11Protocol):
@@ -52,6 +54,10 @@ class DeadlineProtocol(H11Protocol):
         """Bytes have arrived; they may end a request's head or body."""
         super().data_received(data)
         self._update_deadline()
+
+    def _should_upgrade(self) -> bool:
+        """Offers of HTTP/2 and WebSockets are ignored; the request is answered as it is."""
+        return False
 
     def on_response_complete(self) -> None:
         """An answer is written, perhaps before all of its request has arrived."""

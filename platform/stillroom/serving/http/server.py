@@ -15,9 +15,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from stillroom.errors import quote
+from stillroom.errors import beginning, quote
 from stillroom.serving.config import RequestLimits
-from stillroom.serving.errors import ErrorKind, ServingError
+from stillroom.serving.errors import MAX_QUOTED, ErrorKind, ServingError
 from stillroom.serving.http.access_log import AccessLog
 from stillroom.serving.http.api_keys import ApiKeys
 from stillroom.serving.http.auth import AuthenticatedRequest, Authenticator
@@ -160,7 +160,7 @@ class HttpApi:
     async def _unknown_url(self, request: Request, error: Exception) -> Response:
         """Starlette's 404 and 405, with OpenAI's body."""
         assert isinstance(error, HTTPException)
-        path, method = route_path(request.scope), request.method
+        path, method = route_path(request.scope), beginning(request.method, MAX_QUOTED)
         message = f"{method} {quote(path)}: {error.detail}. {url_hint(method, path)}"
         response = unknown_url_response(error.status_code, message)
         response.headers.update(error.headers or {})

@@ -156,7 +156,12 @@ class TokenizeRequest(Body):
     prompt_name: PromptName | None = None
 
     def texts(self) -> list[str]:
-        """The texts as a list, even if one came without a list."""
+        """The texts as a list, even if one came without a list.
+
+        Raises ServingError (invalid) for none at all.
+        """
+        if self.inputs == []:
+            raise _empty("inputs")
         return [self.inputs] if isinstance(self.inputs, str) else self.inputs
 
     def role(self) -> Role | None:
@@ -171,7 +176,9 @@ class DecodeRequest(Body):
     skip_special_tokens: bool = True
 
     def id_lists(self) -> list[list[int]]:
-        """Each text's token ids."""
+        """Each text's token ids. Raises ServingError (invalid) for none at all."""
+        if not self.ids:
+            raise _empty("ids")
         return id_lists(self.ids)
 
 
@@ -239,8 +246,11 @@ def _check_not_empty(field: str, texts: list[Any]) -> None:
     empty = next((number for number, text in enumerate(texts) if not text), None)
     if texts and empty is None:
         return
-    which = "" if len(texts) < 2 else f"; number {empty}, counted from 0, is"
-    raise ServingError(ErrorKind.INVALID, f"`{field}` cannot be empty{which}", field)
+    raise _empty(field, "" if len(texts) < 2 else f"; number {empty}, counted from 0, is")
+
+
+def _empty(field: str, which: str = "") -> ServingError:
+    return ServingError(ErrorKind.INVALID, f"`{field}` cannot be empty{which}", field)
 
 
 def embed_body(vectors_nd: np.ndarray, *, normalize: bool) -> bytes:

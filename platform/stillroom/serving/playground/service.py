@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 
 from stillroom.encoders.contract import Role, index_conflict
 from stillroom.encoders.interface import truncate_vectors
+from stillroom.errors import quote
 from stillroom.release.reader import Release, Target
 from stillroom.serving.errors import RESTART_RETRY_S, ErrorKind, ServingError
 from stillroom.serving.messages import EmbedRequest, EncodeJob, EncodeResult
@@ -145,13 +146,13 @@ class Playground:
 
     def _release(self, name: str) -> Release:
         if name not in self.releases:
-            message = f"release {name!r} is not served"
+            message = f"release {quote(name)} is not served"
             raise ServingError(ErrorKind.NOT_FOUND, message, "release", "not_found")
         return self.releases[name]
 
     def _index(self, release: Release, corpus: str) -> DeploymentHandle:
         if self.index is None or corpus not in release.corpora:
-            message = f"release {release.name!r} contains no corpus {corpus!r}"
+            message = f"release {release.name!r} contains no corpus {quote(corpus)}"
             raise ServingError(ErrorKind.NOT_FOUND, message, "corpus", "not_found")
         return self.index
 

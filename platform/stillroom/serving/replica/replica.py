@@ -5,12 +5,8 @@ No `from __future__ import annotations` here: Ray Serve reads the types of a dep
 
 import asyncio
 import os
-import queue
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import ray
@@ -33,23 +29,20 @@ from stillroom.serving.messages import EncodeJob, EncodeResult, Token
 from stillroom.serving.replica.batching import Batcher
 from stillroom.serving.replica.engine_choice import Engine
 from stillroom.serving.replica.engines import load_engine
+from stillroom.serving.replica.prompter_pool import PrompterPool
 from stillroom.serving.replica.tokenizer import (
-    AnyPrompter,
     decode,
     describe_tokens,
+    takes_long,
     tokenise,
     unknown_id,
 )
 from stillroom.serving.telemetry.tracing import record_phases
 
-T = TypeVar("T")
-
 # Tokens of one forward. A CPU is fastest while a layer's states stay in its cache, and later
 # requests wait less; a GPU is not full with less. (On 2 cores MiniLM takes 4.4 ms of CPU for a text
 # at 512 and 1024, 4.7 at 2048 and 5.7 at 4096.)
 DEFAULT_BATCH_TOKENS = {"cpu": 1024, "gpu": 16384}
-
-MAX_TOKENIZER_THREADS = 4  # more would only wait for the interpreter's lock
 
 
 @serve.deployment
@@ -97,12 +90,7 @@ class Replica:
             threads=threads,
             concurrent=self.encoder.thread_safe and not gpu,
         )
-        # Hugging Face's fast tokenizers cannot be shared by threads: each thread has a copy.
-        tokenizer_threads = min(threads, MAX_TOKENIZER_THREADS)
-        self.prompters: queue.SimpleQueue[AnyPrompter] = queue.SimpleQueue()
-        for _ in range(tokenizer_threads):
-            self.prompters.put(self.encoder.prompter.copy())
-        self.tokenizer_threads = ThreadPoolExecutor(tokenizer_threads, "tokenise")
+        self.prompters = PrompterPool(self.encoder.prompter, threads)
         self.unknown_id = unknown_id(self.encoder.prompter)
         self.broken: BrokenModelError | None = None  # the reason why no vector is to be trusted
         self.warm_up()
@@ -133,8 +121,9 @@ class Replica:
             UserError: as `tokenise` does.
         """
         started = time.perf_counter()
-        tokens = await self._with_prompter(
-            partial(tokenise, request=job.request, max_tokens=job.max_tokens)
+        tokens = await self.prompters.run(
+            partial(tokenise, request=job.request, max_tokens=job.max_tokens),
+            slow=takes_long(job.request),
         )
         tokenise_s = time.perf_counter() - started
         result = await self.batcher.encode(tokens)
@@ -177,36 +166,33 @@ class Replica:
 
     async def _gives_no_finite_vector(self) -> bool:
         """Whether the model is at fault, as far as a plain text shows it."""
-        tokens = await self._with_prompter(lambda prompter: prompter([PLAIN_TEXT], "query"))
+        tokens = await self.prompters.run(lambda prompter: prompter([PLAIN_TEXT], "query"))
         result = await self.batcher.encode(tokens)
         return not np.isfinite(result.vectors).all()
 
     async def tokenize(
-        self, texts: list[str], role: Role | None, special: bool, prompt_name: str | None
+        self,
+        texts: list[str],
+        role: Role | None,
+        special: bool,
+        prompt_name: str | None,
+        max_tokens: int,
     ) -> list[list[Token]]:
         """See `tokenizer.describe_tokens`."""
-        return await self._with_prompter(
-            partial(
-                describe_tokens, texts=texts, role=role, special=special, prompt_name=prompt_name
-            )
+        describe = partial(
+            describe_tokens,
+            texts=texts,
+            role=role,
+            special=special,
+            prompt_name=prompt_name,
+            max_tokens=max_tokens,
         )
+        return await self.prompters.run(describe, slow=True)
 
     async def decode(self, ids: list[list[int]], skip_special: bool) -> list[str]:
         """See `tokenizer.decode`."""
-        return await self._with_prompter(partial(decode, ids=ids, skip_special=skip_special))
-
-    async def _with_prompter(self, use: Callable[[AnyPrompter], T]) -> T:
-        """Call `use` with a prompter that no other thread uses, off the event loop."""
-
-        def borrow() -> T:
-            prompter = self.prompters.get()
-            try:
-                return use(prompter)
-            finally:
-                self.prompters.put(prompter)
-
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.tokenizer_threads, borrow)
+        use = partial(decode, ids=ids, skip_special=skip_special)
+        return await self.prompters.run(use, slow=True)
 
     def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises."""

@@ -7,6 +7,7 @@ from stillroom.encoders.ensemble import EnsemblePrompter
 from stillroom.encoders.library_encoder import LibraryPrompter
 from stillroom.encoders.prompt_names import prompt_by_name
 from stillroom.encoders.tokens.batch import Tokens
+from stillroom.encoders.tokens.cut_text import LONG_CHARACTERS
 from stillroom.encoders.tokens.fit import unknown_token_id
 from stillroom.encoders.tokens.prompter import Prompter, instruct_prompt
 from stillroom.errors import UserError
@@ -14,6 +15,16 @@ from stillroom.serving.errors import TooManyTokens
 from stillroom.serving.messages import EmbedRequest, Token
 
 AnyPrompter = Prompter | EnsemblePrompter | LibraryPrompter
+
+# Characters of a request's long texts, of which many tokenizers read 1 to 4 MB in a second. Where
+# texts are cut before that, it takes a few milliseconds, in either thread.
+MANY_CHARACTERS = 100_000
+
+
+def takes_long(request: EmbedRequest) -> bool:
+    """Whether a request may take seconds to tokenise, so that others should not wait for it."""
+    lengths = (len(text) for text in request.texts)
+    return sum(length for length in lengths if length > LONG_CHARACTERS) > MANY_CHARACTERS
 
 
 def tokenise(
@@ -36,14 +47,15 @@ def tokenise(
         tokens = prompter(request.texts, role, prompt=prompt, overlong=overlong)
     else:
         tokens = prompter.from_ids(request.token_ids, role, prompt=prompt, overlong=overlong)
-    total = sum(len(text.ids) for text in tokens)
-    if max_tokens is not None and total > max_tokens:
-        raise TooManyTokens(
-            "input",
-            f"has {total} tokens and may have {max_tokens}",
-            "Send several requests",
-        )
+    _check_total(sum(len(text.ids) for text in tokens), max_tokens)
     return tokens
+
+
+def _check_total(tokens: int, max_tokens: int | None) -> None:
+    if max_tokens is not None and tokens > max_tokens:
+        raise TooManyTokens(
+            "input", f"has {tokens} tokens and may have {max_tokens}", "Send several requests"
+        )
 
 
 def unknown_id(prompter: AnyPrompter) -> int | None:
@@ -61,6 +73,7 @@ def describe_tokens(
     role: Role | None,
     special: bool,
     prompt_name: str | None = None,
+    max_tokens: int | None = None,
 ) -> list[list[Token]]:
     """Every token of each text with its place in the text; nothing is cut off.
 
@@ -68,9 +81,11 @@ def describe_tokens(
         role: whose prompt stands before the text, and counts as a part of it; None: no prompt.
         special: include the special tokens that the model gets around a text.
         prompt_name: of a prompt of the model, which replaces the role's.
+        max_tokens: of all texts together, special ones not counted.
 
     Raises:
-        UserError: for a model with several tokenizers, or with one in Python.
+        UserError: for a model with several tokenizers, or with one in Python; TooManyTokens for
+            more than `max_tokens`.
     """
     prompter = _single(prompter)
     if not prompter.tokenizer.is_fast:
@@ -87,9 +102,12 @@ def describe_tokens(
         else []
         for ids in (prompter.start, prompter.end)
     )
-    described = []
+    described: list[list[Token]] = []
+    total = 0
     for text in (prompt + text for text in texts):
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        total += len(encoded["input_ids"])
+        _check_total(total, max_tokens)
         offsets = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         inner = [
             Token(token_id, text[first:last], token_id in special_ids, first, last)
