@@ -25,6 +25,7 @@ LONGEST = (
     "tests/learning/engine/test_engines.py",
     "tests/cluster/test_jobs.py",
     "tests/stages/vectors/test_vectors.py",
+    "tests/stages/vectors/test_streaming.py",
     "tests/stages/test_teacher.py",
     "tests/stages/test_published_teachers.py",
     "tests/serving/test_local_server.py",

@@ -29,8 +29,12 @@ COPIES, NEAR_COPIES = 0.10, 0.05
 BLOCK = 10_000  # pairs that are generated at a time; copies are of a pair in the same block
 
 
-def generate(folder, count, files, negatives):
-    """Writes JSONL files of pairs, the same for the same arguments."""
+def generate(folder, count, files, negatives, lengths=(10, 30)):
+    """Writes JSONL files of pairs, the same for the same arguments.
+
+    Args:
+        lengths: of the passages, in phrases of four words: at least, and less than.
+    """
     rng = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvb"))
     words = np.array(["".join(rng.choice(letters, size=n)) for n in rng.integers(2, 10, 30_000)])
@@ -41,11 +45,12 @@ def generate(folder, count, files, negatives):
         with (folder / f"{number:04d}.jsonl").open("w") as file:
             for start in range(0, len(part), BLOCK):
                 rng = np.random.default_rng([1, number, start])
-                file.writelines(pair_lines(rng, min(BLOCK, len(part) - start), phrases, negatives))
+                rows = min(BLOCK, len(part) - start)
+                file.writelines(pair_lines(rng, rows, phrases, negatives, lengths))
 
 
-def pair_lines(rng, count, phrases, negatives):
-    lengths = rng.integers(10, 30, size=count * (1 + negatives))
+def pair_lines(rng, count, phrases, negatives, lengths):
+    lengths = rng.integers(*lengths, size=count * (1 + negatives))
     ends = np.cumsum(lengths)
     sampled = phrases[rng.integers(PHRASES, size=ends[-1])].tolist()
     texts = [sampled[end - n : end] for end, n in zip(ends.tolist(), lengths.tolist(), strict=True)]

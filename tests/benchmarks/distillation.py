@@ -1,23 +1,24 @@
 """Quality that a small student keeps of a strong teacher, and the effect of each loss.
 
-    python tests/benchmarks/distillation.py elsewhere --data DIR [--seeds 1 2] [--layers 6 3]
+    python tests/benchmarks/distillation.py elsewhere --data DIR [--seeds 1 2] [--recipes NAME …]
     python tests/benchmarks/distillation.py strong    --data DIR [--seeds 1 2]
     python tests/benchmarks/distillation.py ablation  --data DIR [--seeds 1 2] [--mixes NAME …]
     python tests/benchmarks/distillation.py against   --data DIR [--seeds 1 2]
 
 The teacher is all-mpnet-base-v2 as it comes; the student all-MiniLM-L6-v2, in the teacher's space.
 
-`elsewhere` is jobs/recipes/strong-teacher.yaml as it stands, for each number of layers, judged on
-sets of fields that it has seen nothing of: those in DIR, of which no text is trained on. Nothing is
+`elsewhere` is jobs/recipes/student-6.yaml and student-3.yaml as they stand, judged on sets of
+fields that they have seen nothing of: those in DIR, of which no text is trained on. Nothing is
 chosen by them: the last weights of each phase are measured, and those of step 0.
 
-In the others the student has three layers, and learns from docstrings of this environment, or
+In the others the student is student-3's, learns the teacher's vectors, not its base's, from
+docstrings of this environment, or
 --pairs, from DIR/debian/train.jsonl, and from texts without labels where --texts names some: JSON
 Lines as they are, plain text also in parts as short as queries. The measure is nDCG@10 on held-out
 docstrings and on the sets in DIR (cranfield, med, npl and debian, in BEIR layout), cut to
 --passages, answers first.
 
-`strong` is jobs/recipes/strong-teacher.yaml's student on that corpus, after every phase; `ablation`
+`strong` is jobs/recipes/student-3.yaml's student on that corpus, after every phase; `ablation`
 trains with each loss alone, and with mixes, for the same steps on pairs; `against` trains the
 student's first phase, and the same student on the same texts in the same order with
 sentence-transformers' trainer and its MSELoss on the same vectors, with each of --their-rates, and
@@ -73,7 +74,7 @@ from stillroom.stages.vectors.teacher_vectors import TeacherVectors, stored_vect
 from stillroom.storage.artifacts import Store
 from stillroom.training.worker import trains_packed
 
-RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "strong-teacher.yaml"
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 TEACHER = "teacher: all-mpnet-base-v2"
 LOSSES = (
     "cosine",
@@ -103,7 +104,7 @@ def main():
     parser.add_argument("--parts", type=int, nargs="*", default=[24, 48], help="tokens, of .txt")
     parser.add_argument("--max-pairs", type=int, default=4000, help="of a source")
     parser.add_argument("--root", type=Path, default=Path("runs/distillation"))
-    parser.add_argument("--layers", type=int, nargs="*", default=[6, 3], help="of `elsewhere`")
+    parser.add_argument("--recipes", nargs="+", default=["student-6", "student-3"])
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--passages", type=int, default=2000, help="of a set, at most")
     parser.add_argument("--steps", type=int, default=200, help="of a student in the ablation")
@@ -113,15 +114,15 @@ def main():
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    recipe = write_recipe(options)
-    Experiment(recipe, options).run()
+    for name in options.recipes if options.command == "elsewhere" else ["student-3"]:
+        Experiment(write_recipe(options, name), options).run()
     disconnect()
 
 
-def write_recipe(options):
-    """Reads strong-teacher.yaml with these evaluation sets and, but for `elsewhere`, a corpus of
+def write_recipe(options, name):
+    """Reads a recipe with these evaluation sets and, but for `elsewhere`, a corpus of
     these sources."""
-    recipe = yaml.safe_load(RECIPE.read_text())
+    recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     sets = cut_sets(options.data, options.root / "sets", options.passages, tasks=False)
     corpus = {
         "sources": sources(options, recipe["student"]["base"]),
@@ -134,8 +135,10 @@ def write_recipe(options):
             phase.pop("evaluate_every", None)
     else:
         recipe["student"]["layers"] = [0, 2, 5]
+        for phase in recipe["student"]["phases"]:
+            phase.pop("target", None)
     recipe |= {
-        "name": "distillation",
+        "name": name,
         "root": str(options.root),
         "corpus": {
             **corpus,
@@ -183,9 +186,7 @@ class Experiment:
         self.measure_references()
         for seed in self.options.seeds:
             if self.options.command == "elsewhere":
-                for layers in self.options.layers:
-                    section = self.recipe.student.model_copy(update={"layers": layers})
-                    self.train_and_measure_phases(section, f"{layers} layers", seed)
+                self.train_and_measure_phases(self.recipe.student, self.recipe.name, seed)
             elif self.options.command == "strong":
                 self.train_and_measure_phases(self.recipe.student, "three layers", seed)
             elif self.options.command == "ablation":

@@ -70,7 +70,7 @@ def texts(folder):
 
 def mine_stillroom(folder):
     from stillroom.mining.exact import chunk_sizes, row_dots, search
-    from stillroom.mining.known_texts import find_known_texts
+    from stillroom.mining.known_texts import hash_groups, hash_queries, write_known_texts
     from stillroom.mining.select import SelectionRule, select_negatives
     from stillroom.storage.columns import Ragged
 
@@ -79,9 +79,11 @@ def mine_stillroom(folder):
     started = clocks()
     rule = SelectionRule(SHARE, None, None, 0, CANDIDATES, NEGATIVES, "top")
     no_negatives = Ragged.of([[]] * len(queries))
-    known_texts = find_known_texts(
-        queries, passages, answers, no_negatives, [], include_evaluation_passages=False
-    )
+    none = np.empty(0, dtype=np.int64)
+    known_texts = write_known_texts(
+        folder / "known", [hash_groups(passages)], [hash_queries(queries)], answers, no_negatives,
+        excluded=none, excluded_rows=none,
+    )  # fmt: skip
     query_block, passages_per_product = chunk_sizes(2**30, DIMS, CANDIDATES)
     selected = []
     for first in range(0, len(queries), query_block):

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/student_start.py --data DIR --texts FILE… --cache DIR
 
-The teacher and the student's base are those of jobs/recipes/strong-teacher.yaml. The projection is
+The teacher and the student's base are those of jobs/recipes/student-6.yaml. The projection is
 solved from the texts, one a line in each FILE: first from the first FILE alone, then from all.
 The measure is nDCG@10 on the sets in DIR, cut to --passages, answers first: of the student alone,
 and of its queries among the teacher's passages, as the mean share of the teacher's own nDCG@10.
@@ -30,7 +30,7 @@ from stillroom.learning.linear_maps import Moments
 from stillroom.learning.projection import candidate_maps, solve_map
 
 MIXTURES = (0.2, 0.4)  # of ridge, with the orthogonal map: not among those that a start tries
-RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "strong-teacher.yaml"
+RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "student-6.yaml"
 
 
 def main():

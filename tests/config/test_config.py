@@ -135,6 +135,23 @@ def test_a_student_keeps_layers_or_starts_from_random_weights(recipe):
         read_recipe(recipe(), [size, "student.layers=[0]"])
 
 
+@pytest.mark.parametrize(("fields", "problem"), [
+    ("layers=null", "teaches a student with fewer layers"),
+    ("size={layers: 2, hidden: 32, heads: 4}", "teaches a student with fewer layers"),
+    ("phases.0.online_teacher=true", "online_teacher is of the teacher's vectors"),
+    ("phases.0.ranking_kl_passages=8", "ranking_kl_passages is of the teacher's vectors"),
+])  # fmt: skip
+def test_a_base_that_could_not_teach_its_student_is_refused(recipe, fields, problem):
+    phase = (
+        "student.phases=[{data: texts, target: base, steps: 1, global_batch: 8, "
+        "learning_rate: 1e-3}]"
+    )
+    settings = ["student.space=teacher", "student.layers=1", phase]
+    assert read_recipe(recipe(), settings).student.phases[0].target == "base"
+    with pytest.raises(UserError, match=problem):
+        read_recipe(recipe(), [*settings, f"student.{fields}"])
+
+
 def test_all_wrong_fields_are_reported_together(recipe):
     with pytest.raises(UserError) as error:
         read_recipe(recipe(), ["student.phases.0.steps=0", "teacher.attention=sideways"])

@@ -1,5 +1,7 @@
 """The order of rows, and the batches that it gives."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from stillroom.encoders.files.create import create_encoder
 from stillroom.encoders.files.options import ContractOptions
 from stillroom.encoders.tokens.batch import IGNORE_INDEX
+from stillroom.learning import sharded_permutation
 from stillroom.learning.batches import PairBatches, PairData, mask_tokens, sample_negatives
 from stillroom.learning.order import BatchOrder, WorkerShard
 from stillroom.learning.prefetch import Prefetcher
@@ -20,17 +23,26 @@ def single_source(rows, batch, **options):
     return BatchOrder(SourceRuns.single(rows), seed=3, global_batch=batch, **options)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_shards():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharded_permutation, "SHARD_ROWS", 4)
+        yield
+
+
 orders = st.builds(
-    lambda sizes, one_source, by_length: BatchOrder(
+    lambda sizes, one_source, by_length, block: BatchOrder(
         SourceRuns.of(np.repeat(np.arange(len(sizes)), sizes)),
         seed=3,
         global_batch=8,
         one_source=one_source,
         lengths=np.arange(sum(sizes)) % 7 if by_length else None,
+        shuffle_block_size=block,
     ),
     sizes=st.lists(st.integers(4, 40), min_size=1, max_size=3),
     one_source=st.booleans(),
     by_length=st.booleans(),
+    block=st.sampled_from([None, 4, 13]),
 )
 
 
@@ -45,16 +57,16 @@ def test_workers_share_the_batch_that_one_worker_takes(order, world, step):
 @given(order=orders, steps=st.lists(st.integers(0, 30), min_size=1, max_size=5))
 @pytest.mark.promise("resume")
 def test_a_step_s_rows_do_not_depend_on_earlier_calls(order, steps):
-    fresh = BatchOrder(
-        order.source, order.seed, order.global_batch, order.weights, order.one_source, order.lengths
-    )
+    fresh = dataclasses.replace(order, _permutations={}, _windows={})
     for step in steps:
         order.rows_at(step)
     assert list(order.rows_at(steps[0])) == list(fresh.rows_at(steps[0]))
 
 
-def test_an_epoch_takes_every_row_at_most_once_and_the_next_in_another_order():
-    epoch = [single_source(20, 6).rows_at(step) for step in range(6)]
+@pytest.mark.parametrize("block", [None, 8])
+def test_an_epoch_takes_every_row_at_most_once_and_the_next_in_another_order(block):
+    order = single_source(20, 6, shuffle_block_size=block)
+    epoch = [order.rows_at(step) for step in range(6)]
     first, second = np.concatenate(epoch[:3]), np.concatenate(epoch[3:])
     assert len(set(first)) == len(first) == 18
     assert len(set(second)) == 18

@@ -34,6 +34,36 @@ def moments_of(states, vectors):
 SHAPES = [(8, 5), (5, 8), (6, 6)]
 
 
+@pytest.mark.parametrize("whitening", [0.1, 0.2, 0.5])
+@pytest.mark.parametrize(("h", "d"), SHAPES)
+def test_procrustes_of_whitened_states_is_scipy_s_of_the_states_themselves_whitened(
+    h, d, whitening
+):
+    states, vectors = texts(400, h, d)
+    gram = states.T @ states
+    whiten = scipy.linalg.fractional_matrix_power(gram / (np.trace(gram) / h), -whitening)
+    whitened, size = states @ whiten, max(h, d)
+    filled = [np.pad(rows, ((0, 0), (0, size - rows.shape[1]))) for rows in (whitened, vectors)]
+    rotation, total = scipy.linalg.orthogonal_procrustes(*filled)
+    expected = (whiten @ (total / (whitened**2).sum() * rotation[:h, :d])).T
+    found = procrustes(moments_of(states, vectors), whitening=whitening)
+    np.testing.assert_allclose(found, expected, atol=2e-2 * np.abs(expected).max())
+
+
+def test_whole_whitening_makes_all_directions_of_the_texts_equal():
+    states, vectors = texts(400, 5, 8)
+    mapped = states @ procrustes(moments_of(states, vectors), whitening=0.5).T.numpy()
+    spread = np.linalg.svd(mapped, compute_uv=False)[:5]
+    np.testing.assert_allclose(spread, spread.mean(), rtol=1e-3)
+
+
+def test_a_direction_that_no_text_has_is_not_enlarged_without_bound():
+    states, vectors = texts(60, 6, 4, rank=3)
+    found = procrustes(moments_of(states, vectors), whitening=0.5)
+    assert found.isfinite().all()
+    assert found.norm() < 100 * procrustes(moments_of(states, vectors)).norm()
+
+
 @pytest.mark.parametrize("shards", [1, 3, 7])
 def test_the_sums_of_shards_add_up_to_those_of_all_texts(shards):
     states, vectors = texts(40, 6, 4)

@@ -4,8 +4,12 @@ import sys
 import numpy as np
 import pytest
 
+from stillroom.data.text.analyser import Analyser
+from stillroom.data.text.stop_words import import_bm25s
 from stillroom.errors import UserError
-from stillroom.mining.bm25 import Bm25
+from stillroom.mining import bm25 as bm25_module
+from stillroom.mining.bm25 import Analysers, Bm25, Bm25Index, Bm25Statistics, WeightedTerms
+from stillroom.mining.exact import merge_top_k
 from support.scripts import ALPHABETS, exact_match_pairs
 
 
@@ -52,6 +56,53 @@ def test_a_query_that_stands_word_for_word_in_one_passage_finds_it(language):
     queries, passages = zip(*exact_match_pairs(language), strict=True)
     rows, _ = search(passages, queries, 1, language)
     assert (rows[:, 0] == np.arange(400)).sum() == 400
+
+
+@pytest.fixture
+def random_texts():
+    """Passages and queries of frequent and rare words; some are empty."""
+    rng = np.random.default_rng(0)
+    words = np.array([f"word{number}" for number in range(200)])
+    shares = 1 / np.arange(1, 201)
+    shares /= shares.sum()
+    return tuple(
+        [" ".join(rng.choice(words, size, p=p)) for size in rng.integers(0, longest, count)]
+        for count, longest, p in ((300, 40, shares), (50, 9, None))
+    )
+
+
+def test_an_index_in_pieces_gives_the_scores_of_bm25s_bit_for_bit(random_texts, monkeypatch):
+    passages, queries = random_texts
+    monkeypatch.setattr(bm25_module, "PIECE_ROWS", 64)
+    english = ["en"] * 300
+    indexes = [
+        Bm25Index(passages, english, range(0, 170), on_disk=True),
+        Bm25Index(passages, english, range(170, 300), on_disk=True),
+    ]
+    statistics = Bm25Statistics.total(index.statistics for index in indexes)
+    terms = Analysers().query_terms(queries, english[:50])
+    frequencies = np.sum([index.frequencies(terms.hashes) for index in indexes], axis=0)
+    weighted = WeightedTerms.of(terms, statistics, frequencies)
+    every_row = np.broadcast_to(np.arange(300), (50, 300))
+    scores = np.maximum(*(index.scores(weighted, every_row) for index in indexes))
+
+    analyser, numbers = Analyser("en"), {}
+    ids = [[numbers.setdefault(t, len(numbers)) for t in analyser.terms(p)] for p in passages]
+    theirs = import_bm25s().BM25(method="lucene", k1=1.5, b=0.75)
+    theirs.index((ids, numbers), create_empty_token=False, show_progress=False)
+    for query, query_scores in zip(queries, scores, strict=True):
+        query_ids = [numbers[term] for term in analyser.terms(query) if term in numbers]
+        expected = theirs.get_scores_from_ids(query_ids) if query_ids else np.zeros(300)
+        np.testing.assert_array_equal(query_scores, expected)
+    best_scores, best_rows = merge_top_k([index.search(weighted, 9) for index in indexes], 9)
+    for query_scores, rows, row_scores in zip(scores, best_rows, best_scores, strict=True):
+        order = np.lexsort((np.arange(300), -query_scores))
+        expected = order[query_scores[order] > 0][:9]
+        assert rows.tolist() == [*expected, *[-1] * (9 - len(expected))]
+        np.testing.assert_array_equal(row_scores[: len(expected)], query_scores[expected])
+    monkeypatch.undo()
+    rows, _ = bm25(passages).search(queries, english[:50], 9)
+    np.testing.assert_array_equal(rows, best_rows)
 
 
 def test_texts_of_each_language_are_compared_by_its_own_words():

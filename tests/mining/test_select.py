@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.mining import select as reasons
-from stillroom.mining.known_texts import KnownTexts
+from stillroom.mining.known_texts import Answers, KnownTexts
 from stillroom.mining.select import SelectionRule, select_negatives
 
 PLAIN = SelectionRule(
@@ -22,11 +22,23 @@ PLAIN = SelectionRule(
 )
 
 
+def known_texts(group_p, positive_q, query_text_q, provided, excluded_p=None):
+    """What is known of texts whose only answers are the positives."""
+    return KnownTexts(
+        group_p=group_p,
+        excluded_p=np.zeros(len(group_p), dtype=bool) if excluded_p is None else excluded_p,
+        positive_q=positive_q,
+        query_text_q=query_text_q,
+        answers=Answers.of(query_text_q, group_p[positive_q]),
+        provided=provided,
+    )
+
+
 def select_for_one_query(
     scores, rows, *, positive=0, positive_score=1.0, provided=(), seed=0, groups=None, **changes
 ):
     """Selects for one query among ten passages, or as many as `groups` has."""
-    texts = KnownTexts(
+    texts = known_texts(
         group_p=np.arange(10) if groups is None else np.array(groups),
         positive_q=np.array([positive]),
         query_text_q=np.array([0]),
@@ -189,7 +201,7 @@ def test_every_rule_selects_what_a_plain_loop_selects(
     rows[:, k - 2 :][rng.random((q, 2)) < 0.5] = -1
     sizes = rng.integers(0, 3, q)
     given_rows = rng.integers(0, p, sizes.sum())
-    texts = KnownTexts(
+    texts = known_texts(
         group_p=rng.integers(0, 20, p),
         positive_q=rng.integers(0, p, q),
         query_text_q=rng.integers(0, 8, q),

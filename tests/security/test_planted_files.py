@@ -23,6 +23,7 @@ from stillroom.release.reader import Release
 from stillroom.stages.corpus.contamination import load_contamination_index
 from stillroom.storage.artifacts import Store
 from stillroom.storage.atomic import atomic_write_json
+from stillroom.storage.shared_folder import SharedFolder
 from support.make_encoder import make_encoder
 
 
@@ -148,7 +149,7 @@ def test_a_pickle_in_place_of_an_array_is_refused(tmp_path, malice):
 def test_an_intermediate_file_that_was_replaced_is_refused(tmp_path, malice):
     (tmp_path / "contamination-index.pickle").write_bytes(pickle.dumps(malice))
     with pytest.raises(UserError, match=r"contamination-index\.pickle: was altered"):
-        load_contamination_index(tmp_path / "contamination-index.pickle", "the digest of another")
+        load_contamination_index(SharedFolder(str(tmp_path)), "the digest of another")
 
 
 @pytest.mark.parametrize("member", ["../outside.txt", "/tmp/outside.txt", "a/../../outside.txt"])

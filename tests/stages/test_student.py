@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +24,10 @@ from stillroom.learning.engine.torch_engine import TorchEngine
 from stillroom.learning.loop import TrainOptions, train
 from stillroom.learning.objectives.distillation import Distillation
 from stillroom.learning.order import WorkerShard
+from stillroom.stages import student as student_stage
 from stillroom.stages.corpus.artifact import CorpusData
 from stillroom.stages.student import (
+    base_vectors,
     check_losses,
     initial_encoder,
     load_next_phase,
@@ -83,6 +86,8 @@ def student_section(encoder, *phases, **fields):
         "pooling": "mean",
         "precision": "float32",
         "space": "teacher",
+        # Vectors of random models are alike but for little, and whitening takes away what is alike.
+        "start": {"map": "auto", "whitening": 0},
         "phases": [{**numbers, **phase} for phase in phases],
         **fields,
     }
@@ -144,7 +149,12 @@ def test_each_phase_starts_from_the_one_before_in_the_teacher_s_space(artifacts,
     texts = ["it is 9 and 81 it is 9 and 81", "a passage of 7 words"]
     teacher_vectors = load_encoder(artifacts[1].path).encode(texts, "passage")
     untrained = untrained_student(
-        section, CorpusData.open(artifacts[0]), None, seed=0, space="x", projection_dims=64
+        section,
+        CorpusData.open(artifacts[0]),
+        StudentStart(),
+        seed=0,
+        space="x",
+        projection_dims=64,
     )
     cosines = [
         (student.encode(texts, "passage") * teacher_vectors).sum(1).min()
@@ -294,6 +304,27 @@ def test_an_online_teacher_gives_the_losses_of_its_stored_vectors(artifacts, enc
         np.testing.assert_allclose(stored, online, rtol=2e-3)
 
 
+def test_a_phase_on_the_base_s_vectors_gets_those_of_all_its_layers_in_the_teacher_s_space(
+    artifacts, encoder, tmp_path
+):
+    texts, teacher, vectors_artifact = artifacts
+    section = student_section(encoder, {**TEXTS, "target": "base"}, layers=[1])
+    stored = functools.partial(stored_vectors, teacher=teacher, vectors=vectors_artifact)
+    of_teacher = TeacherVectors(texts, lambda corpus, device: stored(corpus))
+    initial = functools.partial(
+        initial_encoder, section, 0, "tiny", BaseContract.read(teacher.path), of_teacher
+    )
+    start = fit_start(section, section.phases[0], 0, of_teacher, initial)
+    start.write(tmp_path)
+    base = initial(StudentStart.read(tmp_path).of_base())
+    assert base.backbone.config.num_hidden_layers == 2
+    queries, passages = base_vectors(texts, lambda: base).rows(torch.device("cpu"))
+    rows = np.arange(4)
+    for role, source in (("query", queries), ("passage", passages)):
+        chosen = [of_teacher.corpus_data.all_texts(role)[row] for row in rows]
+        np.testing.assert_allclose(source[rows], base.encode(chosen, role), atol=1e-3)
+
+
 def test_a_worker_opens_its_teacher_once(artifacts, encoder):
     texts, teacher, vectors_artifact = artifacts
     devices = []
@@ -338,13 +369,38 @@ def test_every_phase_has_the_recipe_s_dropout(artifacts, encoder, tmp_path, drop
         assert rates == {dropout}
 
 
+def test_listed_layers_are_those_of_a_student_in_a_space_of_its_own(
+    artifacts, encoder, tmp_path, monkeypatch
+):
+    tasks = []
+    monkeypatch.setattr(student_stage, "fit", lambda task, *others: tasks.append(task) or {})
+    phase = {**TEXTS, "losses": {"pairwise_mse": 1.0}}
+    section = student_section(encoder, phase, space="own", layers=[1])
+    corpus, teacher, stored = artifacts
+    student_stage.student(
+        section=section, phase=section.phases[0], seed=0, corpus=corpus, teacher=teacher,
+        vectors=stored, scale=Scale(), out=SimpleNamespace(path=tmp_path),
+    )  # fmt: skip
+    student, base = tasks[0].make_encoder(), load_base(encoder)
+    assert student.backbone.config.num_hidden_layers == 1
+    kept, last = (next(reversed(e.backbone.encoder.layer)).state_dict() for e in (student, base))
+    for name, weight in last.items():
+        torch.testing.assert_close(kept[name], weight)
+
+
+def load_base(folder):
+    """A base as it is."""
+    options = ContractOptions(pooling="mean", precision="float32")
+    return create_encoder(str(folder), space="s", options=options)
+
+
 def test_a_smaller_vocabulary_keeps_the_corpus_s_tokens(artifacts, encoder):
     section = student_section(encoder, TEXTS, vocabulary_size=400)
     losses = train_phase(section, 0, *artifacts)
     assert np.mean(losses[-5:]) < np.mean(losses[:5]), losses
     files = CorpusData.open(artifacts[0])
     smaller, full = (
-        untrained_student(student_config, files, None, seed=0, space="x")
+        untrained_student(student_config, files, StudentStart(), seed=0, space="x")
         for student_config in (section, student_section(encoder, TEXTS))
     )
     assert smaller.backbone.config.vocab_size == 400 < full.backbone.config.vocab_size

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stillroom.pipeline.run import StepResult
     from stillroom.pipeline.step import Step
     from stillroom.preflight.costs import Costs
+    from stillroom.preflight.sizes import Sizes
 
 Until = Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")]
 Only = Annotated[str | None, typer.Option(metavar="STAGE", help="Make only this stage.")]
@@ -180,7 +181,11 @@ def check(
         typer.Option(help="With --cost: the fraction of a GPU's peak FLOP/s that is reached."),
     ] = None,
     texts: Annotated[
-        int | None, typer.Option(help="With --cost: the number of texts in the corpus.")
+        int | None,
+        typer.Option(
+            help="Estimate bytes, memory and hours of every stage instead, for so many queries and "
+            "passages; with --cost, add the cost of embedding them."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -192,6 +197,8 @@ def check(
 
     Example: stillroom check my.yaml
 
+    Example: stillroom check jobs/recipes/student-6.yaml --texts 20000000
+
     Example: stillroom check jobs/recipes/e5-mistral-7b.yaml --cost --texts 4000000
     """
     from stillroom.config.load import read_recipe
@@ -199,14 +206,19 @@ def check(
     from stillroom.preflight.recipe import check_recipe
 
     read = read_recipe(recipe, overrides or [])
-    if not cost and (mfu is not None or texts is not None):
-        option = "--mfu" if mfu is not None else "--texts"
-        raise UserError(option, "has no effect without --cost", "Add --cost, or leave it out")
+    if not cost and mfu is not None:
+        raise UserError("--mfu", "has no effect without --cost", "Add --cost, or leave it out")
     if cost:
         from stillroom.preflight.costs import MFU, estimate_costs
 
         estimate = estimate_costs(read, mfu=MFU if mfu is None else mfu, texts=texts)
         _print_costs(estimate, as_json)
+        return
+    if texts is not None:
+        from stillroom.preflight.core_speed import measure_core_flops
+        from stillroom.preflight.sizes import estimate_sizes
+
+        _print_sizes(estimate_sizes(read, texts, core_flops=measure_core_flops()), as_json)
         return
     print_findings(check_recipe(read, pipeline(read)), as_json)
 
@@ -248,3 +260,58 @@ def _print_costs(estimate: "Costs", as_json: bool) -> None:
         f"{estimate.read_on}. Not counted: restarts, idle time, CPUs, storage, traffic.",
         soft_wrap=True,
     )
+
+
+def _print_sizes(sizes: "Sizes", as_json: bool) -> None:
+    if as_json:
+        print_json({"sizes": sizes.as_json()})
+        return
+    rows, notes = [], []
+    for stage in sizes.stages:
+        processes = [
+            f"{stage.processes.get(kind, 1)} {kind} {format_bytes(size)}"
+            for kind, size in stage.memory.items()
+            if stage.processes.get(kind, 1)
+        ]
+        hours = sizes.hours[stage.what]
+        disks = [format_bytes(size) for size in (sizes.driver_disk(stage), sizes.copies(stage))]
+        disks = disks if sizes.remote else []
+        rows.append(
+            [
+                stage.what,
+                format_bytes(stage.stored),
+                format_bytes(stage.shared + (0 if sizes.remote else stage.local)),
+                *disks,
+                ", ".join(processes),
+                format_bytes(stage.total_memory) if processes else "",
+                "" if hours.value is None else f"{hours.value:,.2f}",
+            ]
+        )
+        notes += [f"{stage.what}: {hours.basis}"] if hours.basis else []
+    where = ["driver's disk", "other nodes' disks"] if sizes.remote else []
+    memory = ["memory of its processes", "on one node"]
+    print_table(["", "stored", "while it runs", *where, *memory, "hours"], rows)
+    texts = sizes.texts
+    out.print(
+        f"{texts.pairs:,} queries of {texts.query_bytes:.0f} bytes and {texts.passages:,} passages "
+        f"of {texts.passage_bytes:.0f}: {sizes.sample.basis}. The root, "
+        f"{'in object storage' if sizes.remote else 'on disk'}, takes {format_bytes(sizes.stored)} "
+        f"in the end and {format_bytes(sizes.most_at_once)} at most. Mapped files are not counted "
+        "as memory.",
+        soft_wrap=True,
+    )
+    for model in sizes.unknown:
+        out.print(f"{model}: its architecture is unknown, so it counts as nothing.", soft_wrap=True)
+    out.print(
+        f"Hours, for matrix products alone, with each text at its longest: {'; '.join(notes)}.",
+        soft_wrap=True,
+    )
+
+
+def format_bytes(size: float) -> str:
+    """A number of bytes with a unit, such as 1.5 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:,.0f} {unit}" if size >= 10 or unit == "B" else f"{size:,.1f} {unit}"
+        size /= 1024
+    return f"{size:,.1f} TiB"

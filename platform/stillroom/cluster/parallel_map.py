@@ -1,13 +1,12 @@
-"""One function over many items: in this process, or in Ray Data's tasks on this machine."""
+"""One function over many items: in Ray tasks on all nodes of the cluster, or in this process."""
 
-import functools
-import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import ray
 
-from stillroom.errors import UserError
+from stillroom.cluster.actor_stream import get_result
+from stillroom.cluster.placement import Place
 from stillroom.observability.log_context import (
     LogContext,
     capture_context,
@@ -17,52 +16,84 @@ from stillroom.observability.log_context import (
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+RETRIES = 20  # of a task whose node or process dies; spot machines die often
+TASKS_PER_CPU, MIN_TASKS = 4, 64  # that are submitted at a time
+
 
 def parallel_map(
-    function: Callable[[Item], Result], items: Sequence[Item], *, parallel: bool
-) -> list[Result]:
-    """The function's result for each item, in order.
+    function: Callable[[Item], Result], items: Sequence[Item], places: Sequence[Place]
+) -> Iterator[Result]:
+    """Yields the function's result for each item, in order.
 
-    Items and results pass through Ray's object store. Keep them small: put the data into files and
-    pass their paths.
+    A task whose node dies is run again elsewhere: the function must give the same, and write the
+    same files, each time. Items and results pass through Ray's object store. Keep them small: put
+    the data into files and pass their names.
 
     Args:
-        parallel: use all cores of this machine, where the files are; False stays in this process.
+        places: where the task of each item may run.
 
     Raises:
         UserError: the first that the function raises. No more items are started then.
     """
-    if not parallel or len(items) < 2:
-        return [function(item) for item in items]
-    rows = [{"number": i, "item": pickle.dumps(item)} for i, item in enumerate(items)]
-    this_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        functools.partial(_apply, function=function, context=capture_context()),
-        label_selector=this_node,
-    )
-    results: dict[int, Result] = {}
-    for row in dataset.iter_rows():
-        result = pickle.loads(row["result"])
-        if isinstance(result, UserError):
-            raise result
-        results[row["number"]] = result
-    return [results[i] for i in range(len(items))]
-
-
-def this_node_runs_tasks() -> bool:
-    """Whether Ray may run tasks on this machine: the head of a cluster often has no CPUs for it."""
-    node_id = ray.get_runtime_context().get_node_id()
-    return any(
-        node["NodeID"] == node_id and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes()
-    )
-
-
-def _apply(
-    row: dict[str, Any], function: Callable[[Any], Any], context: LogContext
-) -> dict[str, Any]:
-    configure_worker_logging(context)
+    tasks = [number for number, place in enumerate(places) if place is not Place.DRIVER]
+    pool = _TaskPool(function, items, places, tasks)
     try:
-        result = function(pickle.loads(row["item"]))
-    except UserError as error:  # returned as a value: Ray would wrap it in its own errors
-        result = error
-    return {"number": row["number"], "result": pickle.dumps(result)}
+        for number, place in enumerate(places):
+            yield function(items[number]) if place is Place.DRIVER else pool.result(number)
+    finally:
+        pool.cancel()
+
+
+class _TaskPool:
+    """Runs the function for some of the items; a bounded number of tasks is in Ray's queues."""
+
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        items: Sequence[Any],
+        places: Sequence[Place],
+        numbers: Sequence[int],
+    ):
+        self.items, self.places, self.waiting = items, places, iter(numbers)
+        self.running: dict[Any, int] = {}
+        self.results: dict[int, Any] = {}
+        if numbers:
+            cpus = int(ray.cluster_resources().get("CPU", 0))
+            self.max_running = max(MIN_TASKS, TASKS_PER_CPU * cpus)
+            self.call = ray.put((function, capture_context()))
+            remote = ray.remote(num_cpus=1, max_retries=RETRIES)(_apply)
+            here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+            self.tasks = {
+                Place.ANY_NODE: remote.options(scheduling_strategy="SPREAD"),
+                Place.DRIVER_NODE: remote.options(label_selector=here),
+            }
+
+    def result(self, number: int) -> Any:
+        """The result of an item, once."""
+        while number not in self.results:
+            self._submit()
+            [ready], _ = ray.wait([*self.running], num_returns=1)
+            finished = self.running.pop(ready)
+            self.results[finished] = get_result(ready)
+        return self.results.pop(number)
+
+    def _submit(self) -> None:
+        while len(self.running) < self.max_running:
+            number = next(self.waiting, None)
+            if number is None:
+                return
+            task = self.tasks[self.places[number]]
+            self.running[task.remote(self.call, self.items[number])] = number
+
+    def cancel(self) -> None:
+        """Ends the tasks that run, so that none writes afterwards."""
+        for ref in self.running:
+            ray.cancel(ref)
+        if self.running:
+            ray.wait([*self.running], num_returns=len(self.running))
+
+
+def _apply(call: tuple[Callable[[Any], Any], LogContext], item: Any) -> Any:
+    function, context = call
+    configure_worker_logging(context)
+    return function(item)

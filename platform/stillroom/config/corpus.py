@@ -9,7 +9,7 @@ from stillroom.config.languages import AUTO, Language
 from stillroom.config.synthetic import Synthetic
 
 # What `stillroom.data.readers.machine_texts` reads.
-MachineSource = Literal["dictionaries", "manuals", "packages", "docstrings", "readmes"]
+MachineSource = Literal["dictionaries", "terms", "manuals", "packages", "docstrings", "readmes"]
 MACHINE_SOURCES: tuple[MachineSource, ...] = get_args(MachineSource)
 
 

@@ -25,6 +25,10 @@ class TrainingPhase(Section):
         mix_temperature: without `mix`, shares are sizes ** (1 / mix_temperature).
         one_source_per_batch: texts of other sources would be negatives that are too easy.
         group_by_length: batches hold texts of similar length.
+        shuffle_block_size: rows of a source that are shuffled together, as by `py1b` of MosaicML
+            Streaming; null: all. For corpora whose texts and vectors exceed a node's memory:
+            shards of 65,536 neighbouring rows come in random order, and rows in random order within
+            a block of shards.
     """
 
     steps: PositiveInt
@@ -38,6 +42,7 @@ class TrainingPhase(Section):
     mix_temperature: PositiveFloat = 1.0
     one_source_per_batch: bool = True
     group_by_length: bool = False
+    shuffle_block_size: Annotated[int, Field(ge=65_536)] | None = None
 
     @model_validator(mode="after")
     def _mixes_in_one_way(self) -> "TrainingPhase":

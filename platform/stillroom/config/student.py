@@ -85,6 +85,10 @@ class TextDistillation(TrainingPhase):
         ranking_kl_passages: passages drawn from the corpus in each step, which `ranking_kl` ranks
             in addition to the batch's texts. They need no forward pass.
         online_teacher: the teacher embeds each batch as it comes; no vectors are stored before.
+        target: whose vectors are distilled. `base`: those of the student's own base with all its
+            layers, mapped into the teacher's space in closed form: a teacher assistant (Mirzadeh
+            et al., 2020, arXiv 1902.03393), which a student with layers left out can follow far
+            more closely. The base embeds each batch as it comes.
         evaluate_every: steps; the best weights are kept.
     """
 
@@ -94,7 +98,17 @@ class TextDistillation(TrainingPhase):
     losses: TextLosses = TextLosses(cosine=1.0)
     ranking_kl_passages: NonNegativeInt = 0
     online_teacher: bool = False
+    target: Literal["teacher", "base"] = "teacher"
     evaluate_every: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _base_embeds_batches(self) -> "TextDistillation":
+        if self.target == "base" and (self.online_teacher or self.ranking_kl_passages):
+            name = "online_teacher" if self.online_teacher else "ranking_kl_passages"
+            raise ValueError(
+                f"{name} is of the teacher's vectors, and target: base has the base's: leave it out"
+            )
+        return self
 
 
 class PairDistillation(PairPhase):
@@ -136,16 +150,20 @@ class Start(Section):
     """How the first phase starts, before any step.
 
     Attributes:
-        map: from the student's states into its teacher's space. `procrustes` is orthogonal: the
-            student keeps its base's quality among its own vectors. `ridge` is the least-squares map
-            with a penalty; it comes nearer to the teacher's vectors of texts like the corpus's.
-            `auto` also tries maps between the two, and takes the one that holds best for topics
-            that it was not solved from.
-        texts: of the corpus that it is solved from; null: at most 8,192, or 2,048 where the
+        map: from the states of the base into its teacher's space. `procrustes` is orthogonal: it
+            keeps what the base knows of texts of any field. `ridge` is the least-squares map with a
+            penalty; it comes nearer to the teacher's vectors of texts like those that it is solved
+            from, and loses others. `auto` also tries maps between the two, and takes the one
+            whose nearest neighbours hold best for topics that it was not solved from.
+        whitening: of the states before `procrustes`, from 0, none, to .5, whole: directions in
+            which most texts are alike lose some of their weight. null: .2, or 0 where lengths of
+            vectors count (`similarity: dot`).
+        texts: of the corpus that it is solved from; null: at most 32,768, or 2,048 where the
             teacher embeds them for this alone (`online_teacher`).
     """
 
-    map: Literal["auto", "procrustes", "ridge"] = "auto"
+    map: Literal["auto", "procrustes", "ridge"] = "procrustes"
+    whitening: Annotated[float, Field(ge=0, le=0.5)] | None = None
     texts: PositiveInt | None = None
 
 
@@ -191,8 +209,19 @@ class Student(PromptedModel):
         if not self.phases:
             raise ValueError("has no phases, so it would learn nothing: add one")
         for i, phase in enumerate(self.phases):
+            of_base = isinstance(phase, TextDistillation) and phase.target == "base"
+            if of_base and (self.layers is None or self.size is not None):
+                raise ValueError(
+                    f"phases[{i}].target: base teaches a student with fewer layers than its base "
+                    "and the base's weights: set layers, or use target: teacher"
+                )
+            if of_base and self.space == "own" and self.output_dims is not None:
+                raise ValueError(
+                    f"phases[{i}].target: base has vectors of the base's size, not of output_dims: "
+                    "leave one of them out"
+                )
             for name in ("cosine", "squared_l2", "ranking_kl"):
-                if self.space == "own" and getattr(phase.losses, name):
+                if self.space == "own" and not of_base and getattr(phase.losses, name):
                     raise ValueError(
                         f"phases[{i}].losses.{name} compares vectors with the teacher's, so it "
                         "needs space: teacher; pairwise_mse and similarity_order compare scores "

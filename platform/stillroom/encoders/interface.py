@@ -84,6 +84,7 @@ class TokenEncoder:
         batch_tokens: int | None = None,
         dims: int | None = None,
         prompt: str | None = None,
+        tokens: Sequence[Any] | None = None,
     ) -> np.ndarray:
         """Vectors of texts, in their order: float32 (n, dims).
 
@@ -92,13 +93,15 @@ class TokenEncoder:
                 on the device.
             dims: one of the contract's sizes; shorter vectors are of unit length again.
             prompt: replaces the contract's prompt.
+            tokens: what the prompter makes of the texts, where the caller has it already.
 
         Raises:
             UnusableVectorError: for a text whose vector is not finite or has no length.
             BrokenModelError: when the weights are at fault.
             UserError: when dims is not one of the contract's.
         """
-        tokens = self.prompter(texts, role, prompt=prompt)
+        if tokens is None:
+            tokens = self.prompter(texts, role, prompt=prompt)
         try:
             return self.encode_tokens(tokens, batch_tokens=batch_tokens, dims=dims)
         except UnusableVectorError as error:

@@ -11,6 +11,7 @@ from typing import Self
 import torch
 
 Tensor = torch.Tensor
+SMALLEST_VARIANCE = 1e-4  # of a direction that is whitened, as a share of the mean
 
 
 @dataclass(frozen=True)
@@ -64,22 +65,41 @@ def ridge_regression(moments: Moments, *, ridge: float, towards_dh: Tensor | Non
     return torch.linalg.solve(gram_hh, right_hd).T
 
 
-def procrustes(moments: Moments) -> Tensor:
-    """The scaled orthogonal map that best approximates the vectors (Schönemann, 1966).
+def procrustes(moments: Moments, *, whitening: float = 0.0) -> Tensor:
+    """The scaled orthogonal map that best approximates the vectors (Schönemann, 1966), of states
+    that are whitened in part before.
 
-    Its d × h matrix is s U Vᵀ of the singular value decomposition of Σ y xᵀ. Where d ≥ h, cosines
-    between states stay exactly what they were. Where d < h, it is the orthogonal map of the vectors
-    filled with zeros to h dims, cut to d; it keeps the part of the states that the vectors need.
+    Of states x it maps C^-w x, where C is the mean of x xᵀ and w the `whitening`. Its d × h matrix
+    is s U Vᵀ C^-w, of the singular value decomposition of Σ y xᵀ C^-w. At w = 0, where d ≥ h,
+    cosines between states stay exactly what they were. At w = ½ all directions count the same
+    (Su et al., 2021, arXiv 2103.15316); between the two, those in which most texts are alike lose
+    some of their weight, and those that tell texts apart gain it. Where d < h, the orthogonal map
+    is that of the vectors filled with zeros to h dims, cut to d; it keeps the part of the states
+    that the vectors need.
+
+    Args:
+        whitening: w, from 0 to ½.
 
     Returns:
         W, float64 (d, h).
     """
-    u_dk, singular_k, v_kh = torch.linalg.svd(moments.xy_hd.T, full_matrices=False)
-    orthogonal_dh = u_dk @ v_kh
+    whiten_hh = _negative_power(moments.xx_hh, whitening)
+    u_dk, singular_k, v_kh = torch.linalg.svd(moments.xy_hd.T @ whiten_hh, full_matrices=False)
+    map_dh = u_dk @ v_kh @ whiten_hh
     # The least-squares scale for the filled vectors: it leaves directions alone, and matters where
     # lengths count and in mixtures.
-    scale = float(singular_k.sum() / moments.xx_hh.diagonal().sum())
-    return scale * orthogonal_dh
+    squared = float((whiten_hh @ moments.xx_hh * whiten_hh).sum())
+    return float(singular_k.sum()) / squared * map_dh
+
+
+def _negative_power(gram_hh: Tensor, exponent: float) -> Tensor:
+    """(Σ x xᵀ, scaled to a mean eigenvalue of 1) ^ -exponent; directions that hardly any text has
+    are not enlarged without bound."""
+    if exponent == 0:
+        return torch.eye(len(gram_hh), dtype=gram_hh.dtype)
+    values_h, directions_hh = torch.linalg.eigh(gram_hh)
+    values_h = values_h.clamp(min=0) / values_h.mean() + SMALLEST_VARIANCE
+    return (directions_hh * values_h**-exponent) @ directions_hh.T
 
 
 def principal_components(moments: Moments, dims: int) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from stillroom.learning.permutation import Permutation
+from stillroom.learning.sharded_permutation import ShardedPermutation
 from stillroom.learning.source_draws import SourceDraws
 from stillroom.learning.source_runs import RowRanges, SourceRuns
 
@@ -49,6 +50,8 @@ class BatchOrder:
         lengths: of each row's text; batches then hold rows of similar length. None: any.
         temperature: without weights, shares are proportional to sizes ** (1 / temperature): above
             1, small sources are read more often (arXiv 1907.05019).
+        shuffle_block_size: rows of a source that are in memory together: see `ShardedPermutation`.
+            None: any row of the source may follow any other.
     """
 
     source: SourceRuns
@@ -58,8 +61,9 @@ class BatchOrder:
     one_source: bool = True
     lengths: RowNumbers | None = None
     temperature: float = 1.0
+    shuffle_block_size: int | None = None
     # By source: what its last steps were read from, which mostly serves the next step too.
-    _permutations: dict[int, tuple[int, Permutation]] = field(
+    _permutations: dict[int, tuple[int, Permutation | ShardedPermutation]] = field(
         default_factory=dict, repr=False, compare=False
     )
     _windows: dict[int, tuple[int, int, np.ndarray]] = field(
@@ -133,8 +137,13 @@ class BatchOrder:
         rows = self.source_rows[source]
         cached = self._permutations.get(source)
         if cached is None or cached[0] != epoch:
-            permutation = Permutation(len(rows), (self.seed, 1, source, epoch))
-            cached = self._permutations[source] = (epoch, permutation)
+            key, block = (self.seed, 1, source, epoch), self.shuffle_block_size
+            cached = self._permutations[source] = (
+                epoch,
+                Permutation(len(rows), key)
+                if block is None
+                else ShardedPermutation(len(rows), key, block),
+            )
         return rows[cached[1][np.arange(start, stop)]]
 
     def _window(self, source: int, epoch: int, number: int) -> np.ndarray:

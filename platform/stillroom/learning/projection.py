@@ -72,15 +72,21 @@ class ProjectionFit:
     scores: dict[str, MapScore]
 
 
-def candidate_maps(moments: Moments, choice: MapChoice = "auto") -> Iterator[tuple[str, Tensor]]:
+def candidate_maps(
+    moments: Moments, choice: MapChoice = "auto", whitening: float = 0.0
+) -> Iterator[tuple[str, Tensor]]:
     """(name, W) of each map that may be chosen, the one that keeps most of the base first.
 
     A ridge towards the orthogonal map is between the two others: it follows the texts where they
     say something, and the base elsewhere.
+
+    Args:
+        whitening: of `procrustes`.
     """
     orthogonal_dh = procrustes(moments)
     if choice != "ridge":
-        yield "procrustes", orthogonal_dh
+        name = f"procrustes, whitened {whitening:g}" if whitening else "procrustes"
+        yield name, procrustes(moments, whitening=whitening)
     if choice == "auto":
         for ridge in RIDGES_TOWARDS:
             towards_dh = ridge_regression(moments, ridge=ridge, towards_dh=orthogonal_dh)
@@ -96,6 +102,7 @@ def fit_projection(
     vectors: Rows,
     *,
     choice: MapChoice = "auto",
+    whitening: float = 0.0,
     batch_tokens: int = 8192,
     seed: int = 0,
 ) -> ProjectionFit:
@@ -111,7 +118,10 @@ def fit_projection(
         return pooled_states(encoder, [tokens[row] for row in rows], batch_tokens)
 
     normalise = encoder.contract.normalise
-    return solve_map(states, vectors, len(tokens), normalise=normalise, choice=choice, seed=seed)
+    return solve_map(
+        states, vectors, len(tokens),
+        normalise=normalise, choice=choice, whitening=whitening, seed=seed,
+    )  # fmt: skip
 
 
 def solve_map(
@@ -121,6 +131,7 @@ def solve_map(
     *,
     normalise: bool,
     choice: MapChoice = "auto",
+    whitening: float = 0.0,
     seed: int = 0,
 ) -> ProjectionFit:
     """Solves the maps from states to vectors of n texts, and chooses one.
@@ -136,6 +147,7 @@ def solve_map(
         states, vectors: rows → float32 tensors; the vectors compared as the student's shall be.
         normalise: by cosine; every text then has the same weight. Where lengths count, W x itself
             is the vector.
+        whitening: of `procrustes`, as there.
         seed: of the topics.
     """
     centres_td = _topic_centres(vectors, n, seed)
@@ -148,8 +160,8 @@ def solve_map(
         for number, topic in enumerate(topics):
             topic.add(states_nh[nearest == number], vectors_nd[nearest == number])
     moments = sum_moments([topic.moments for topic in topics])
-    scores = _scores(topics, choice, normalise=normalise)
-    maps = dict(candidate_maps(moments, choice))
+    scores = _scores(topics, choice, whitening, normalise=normalise)
+    maps = dict(candidate_maps(moments, choice, whitening))
     # Ties go to the first, which keeps most of the base.
     name = max(scores, key=lambda candidate: scores[candidate].mean) if scores else next(iter(maps))
     return ProjectionFit(maps[name].float(), name, n, relative_error(maps[name], moments), scores)
@@ -215,7 +227,9 @@ def _topic_centres(vectors: Rows, n: int, seed: int) -> Tensor:
     return torch.from_numpy(kmeans.centroids)
 
 
-def _scores(topics: Sequence[_Topic], choice: MapChoice, *, normalise: bool) -> dict[str, MapScore]:
+def _scores(
+    topics: Sequence[_Topic], choice: MapChoice, whitening: float, *, normalise: bool
+) -> dict[str, MapScore]:
     """Each candidate's score on the topics in turn: their mean, by texts."""
     judged = [topic for topic in topics if sum(map(len, topic.states)) > NEIGHBOURS]
     if len(topics) == 1 or not judged:
@@ -224,7 +238,7 @@ def _scores(topics: Sequence[_Topic], choice: MapChoice, *, normalise: bool) -> 
     for topic in judged:
         others = sum_moments([other.moments for other in topics if other is not topic])
         states_mh, vectors_md = torch.cat(topic.states), torch.cat(topic.vectors)
-        for name, map_dh in candidate_maps(others, choice):
+        for name, map_dh in candidate_maps(others, choice, whitening):
             mapped_md = states_mh @ map_dh.float().T
             if normalise:
                 mapped_md = torch.nn.functional.normalize(mapped_md, dim=-1)

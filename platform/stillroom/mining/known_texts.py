@@ -1,63 +1,106 @@
-"""Known relations of queries and passages before mining: copies, answers, evaluation texts."""
+"""Known relations of queries and passages before mining: copies, answers, evaluation texts.
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from hashlib import blake2b
+Texts are compared by 63-bit hashes: of ten million, two are taken for the same once in 200,000
+corpora, and the cost is a candidate that is rejected.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from stillroom.data.cleaning.text_keys import beginning_key, text_key
+from stillroom.data.cleaning.external_sort import (
+    RunWriter,
+    SortedRuns,
+    hash_borders,
+    read_records,
+)
+from stillroom.data.cleaning.text_keys import (
+    BEGINNING_CHARACTERS,
+    beginning_key,
+    hash_texts,
+    normalise,
+)
 from stillroom.data.readers.records import EvaluationSet
+from stillroom.encoders.safe_read import map_array
+from stillroom.storage.column_writer import TableWriter
 from stillroom.storage.columns import Ragged
+from stillroom.storage.shared_folder import SharedFolder
+
+SORTED_AT_ONCE = 1 << 19  # answers
 
 
+@dataclass(frozen=True)
+class Answers:
+    """Which groups of passages are known to answer a query, as pairs without repetitions.
+
+    Attributes:
+        query_texts: int64, (answers,), ascending.
+        groups: int64, (answers,), ascending among those of the same query.
+        most: the largest number of groups that answer one query.
+    """
+
+    query_texts: np.ndarray
+    groups: np.ndarray
+    most: int
+
+    @classmethod
+    def of(cls, query_texts: np.ndarray, groups: np.ndarray) -> "Answers":
+        """The same pairs, which may be in any order and repeat themselves."""
+        order = np.lexsort((groups, query_texts))
+        query_texts, groups = query_texts[order], groups[order]
+        differs = (np.diff(query_texts) != 0) | (np.diff(groups) != 0)
+        is_first = np.concatenate([[True], differs])[: len(order)]
+        query_texts, groups = query_texts[is_first], groups[is_first]
+        most = int(np.unique(query_texts, return_counts=True)[1].max(initial=0))
+        return cls(query_texts, groups, most)
+
+    def contain(self, query_text_q: np.ndarray, group_qk: np.ndarray) -> np.ndarray:
+        """Whether each group answers its query, bool (q, k)."""
+        if not len(self.groups):
+            return np.zeros(group_qk.shape, dtype=bool)
+        # A binary search among the groups of each query; most have one or two.
+        low, high = (
+            np.broadcast_to(
+                np.searchsorted(self.query_texts, query_text_q, side)[:, None], group_qk.shape
+            ).copy()
+            for side in ("left", "right")
+        )
+        stop, last = high.copy(), len(self.groups) - 1
+        while (searching := low < high).any():
+            middle = (low + high) // 2
+            is_below = self.groups[np.minimum(middle, last)] < group_qk
+            low = np.where(searching & is_below, middle + 1, low)
+            high = np.where(searching & ~is_below, middle, high)
+        return (low < stop) & (self.groups[np.minimum(low, last)] == group_qk)
+
+
+@dataclass(frozen=True)
 class KnownTexts:
-    """Known relations of the texts, by row.
+    """Known relations of the texts, by row. Arrays may be mapped files.
 
     Shapes: p passages, q queries (pairs).
 
     Attributes:
-        group_p: int64; equal for passages that count as copies of one another.
+        group_p: int64, not negative; equal for passages that count as copies of one another.
         excluded_p: bool; passages that must never be negatives.
         positive_q: int64; the passage row of each query's positive.
         query_text_q: int64; equal for queries of the same text, which share their positives.
+        answers: by `query_text_q` and `group_p`.
         provided: CSR of passage rows that came as negatives with each query: starts (q + 1,), rows.
-        answer_codes: (query's text, group of a passage that answers it) as one number, sorted.
-        most_answers: the largest number of groups that answer one query.
     """
 
-    def __init__(
-        self,
-        *,
-        group_p: np.ndarray,
-        positive_q: np.ndarray,
-        query_text_q: np.ndarray,
-        excluded_p: np.ndarray | None = None,
-        provided: tuple[np.ndarray, np.ndarray] | None = None,
-        extra_answers: tuple[np.ndarray, np.ndarray] | None = None,
-    ):
-        """
-        Args:
-            extra_answers: further answers as (queries, passage rows), such as a query's own text.
-        """
-        self.group_p, self.positive_q, self.query_text_q = group_p, positive_q, query_text_q
-        self.excluded_p = np.zeros(len(group_p), dtype=bool) if excluded_p is None else excluded_p
-        none = np.zeros(len(positive_q) + 1, dtype=np.int64), np.empty(0, dtype=np.int64)
-        self.provided = none if provided is None else provided
-        self.groups = int(group_p.max(initial=0)) + 1
-        codes = query_text_q * self.groups + group_p[positive_q]
-        if extra_answers is not None:
-            queries, rows = extra_answers
-            codes = np.concatenate([codes, query_text_q[queries] * self.groups + group_p[rows]])
-        self.answer_codes = np.unique(codes)
-        answers = np.unique(self.answer_codes // self.groups, return_counts=True)[1]
-        self.most_answers = int(answers.max(initial=0))
+    group_p: np.ndarray
+    excluded_p: np.ndarray
+    positive_q: np.ndarray
+    query_text_q: np.ndarray
+    answers: Answers
+    provided: tuple[np.ndarray, np.ndarray]
 
     def is_answer(self, queries: np.ndarray, rows_qk: np.ndarray) -> np.ndarray:
         """Whether each passage is known to answer its query, or copies one that does: (q, k)."""
-        codes = self.query_text_q[queries][:, None] * self.groups + self.group_p[rows_qk]
-        last = max(0, len(self.answer_codes) - 1)
-        nearest = np.minimum(np.searchsorted(self.answer_codes, codes), last)
-        return self.answer_codes[nearest] == codes
+        return self.answers.contain(self.query_text_q[queries], self.group_p[rows_qk])
 
     def provided_negatives(self, queries: np.ndarray, count: int) -> np.ndarray:
         """The first usable passages that came as negatives with each query.
@@ -79,8 +122,9 @@ class KnownTexts:
         rows = rows[first:last]
         usable = ~self.is_answer(queries[query], rows[:, None])[:, 0] & ~self.excluded_p[rows]
         query, rows = query[usable], rows[usable]
-        codes = query * self.groups + self.group_p[rows]
-        unique = np.sort(np.unique(codes, return_index=True)[1])  # in the order provided
+        # The first of each group, in the order provided.
+        groups = np.unique(self.group_p[rows], return_inverse=True)[1]
+        unique = np.sort(np.unique(query * (len(rows) + 1) + groups, return_index=True)[1])
         query, rows = query[unique], rows[unique]
         counts = np.bincount(query, minlength=len(queries))
         column = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -89,48 +133,102 @@ class KnownTexts:
         return negatives
 
 
-def find_known_texts(
-    queries: Sequence[str],
-    passages: Sequence[str],
-    positive: np.ndarray,
-    provided: Ragged,
-    evaluation: Iterable[EvaluationSet],
-    *,
-    include_evaluation_passages: bool,
-) -> KnownTexts:
-    """Finds which passages are copies, which answer a query, and which must never be negatives.
+@dataclass(frozen=True)
+class QueryHashes:
+    """Of neighbouring queries, int64, (n,).
 
-    Args:
-        positive: the passage row of each query's positive.
-        provided: the passage rows that came with each query as negatives.
-        evaluation: sets whose passages must not be negatives.
-        include_evaluation_passages: only the answers of those sets are excluded, not all passages.
+    Attributes:
+        texts: as `KnownTexts.query_text_q`.
+        groups: of passages that begin as the query does.
     """
-    hash_p = _hashes(passages, beginning_key)
-    hash_q = _hashes(queries, beginning_key)
-    groups, group_p = np.unique(hash_p, return_inverse=True)
-    # A query's own text may be a passage, where both are of one kind.
-    group_q = np.minimum(np.searchsorted(groups, hash_q), len(groups) - 1)
-    also_passages = np.flatnonzero(groups[group_q] == hash_q)
-    row_of_group = np.empty(len(groups), dtype=np.int64)
-    row_of_group[group_p] = np.arange(len(passages))
-    excluded = [
-        text
-        for evaluation_set in evaluation
-        for text in _excluded_passages(evaluation_set, include_evaluation_passages)
-    ]
-    return KnownTexts(
-        group_p=group_p.astype(np.int64),
-        excluded_p=np.isin(hash_p, _hashes(excluded, beginning_key)),
-        positive_q=np.asarray(positive, dtype=np.int64),
-        query_text_q=np.unique(_hashes(queries, text_key), return_inverse=True)[1].astype(np.int64),
-        provided=(provided.starts, provided.numbers),
-        extra_answers=(also_passages, row_of_group[group_q[also_passages]]),
+
+    texts: np.ndarray
+    groups: np.ndarray
+
+
+def hash_queries(queries: Sequence[str]) -> QueryHashes:
+    """Hashes of neighbouring queries."""
+    normalised = [normalise(text) for text in queries]
+    return QueryHashes(_hash(normalised), _hash(text[:BEGINNING_CHARACTERS] for text in normalised))
+
+
+def hash_groups(passages: Iterable[str]) -> np.ndarray:
+    """The group of each passage, int64 (n,): passages that begin alike are of one group."""
+    return _hash(map(beginning_key, passages))
+
+
+def excluded_groups(sets: Iterable[EvaluationSet], *, answers_only: bool) -> np.ndarray:
+    """Groups of the sets' passages: of all, or of those that answer a query of their set."""
+    return hash_groups(
+        text for evaluation_set in sets for text in _passages(evaluation_set, answers_only)
     )
 
 
-def _excluded_passages(evaluation_set: EvaluationSet, answers_only: bool) -> Iterator[str]:
-    """Passages that must not be negatives: all of a set, or those that answer its queries."""
+def write_known_texts(
+    folder: Path,
+    passages: Iterable[np.ndarray],
+    queries: Iterable[QueryHashes],
+    positive_q: np.ndarray,
+    provided: Ragged,
+    *,
+    excluded: np.ndarray,
+    excluded_rows: np.ndarray,
+) -> KnownTexts:
+    """Writes what is known into files, and maps them: memory holds a part of it.
+
+    Args:
+        passages: the groups of neighbouring passages, all of them in order.
+        queries: the hashes of neighbouring queries, all of them in order.
+        positive_q: the passage row of each query's positive.
+        provided: the passage rows that came with each query as negatives.
+        excluded: groups of passages that must not be negatives.
+        excluded_rows: further passages that must not be.
+    """
+    with TableWriter(folder, texts=(), numbers={"groups": np.int64, "excluded": np.bool_}) as table:
+        first = 0
+        for groups in passages:
+            rows = first + np.arange(len(groups))
+            is_excluded = np.isin(groups, excluded) | np.isin(rows, excluded_rows)
+            table.append(groups=groups, excluded=is_excluded)
+            first += len(groups)
+    group_p = map_array(folder / "groups.npy")
+    pairs = SharedFolder(str(folder / "pairs"))
+    borders = hash_borders(2 * len(positive_q), SORTED_AT_ONCE)
+    writer = RunWriter(pairs, "answers", borders, SORTED_AT_ONCE)
+    with TableWriter(folder, texts=(), numbers={"query-texts": np.int64}) as table:
+        first = 0
+        for hashes in queries:
+            table.append(**{"query-texts": hashes.texts})
+            positive_groups = group_p[positive_q[first : first + len(hashes.texts)]]
+            # A query's own text may be a passage, where both are of one kind.
+            for groups in (positive_groups, hashes.groups):
+                writer.add(hashes.texts << 1, groups)  # of 64 bits, over which ranges are spread
+            first += len(hashes.texts)
+    answers = _write_answers(folder / "answers", pairs, SortedRuns(writer.finish()), len(borders))
+    pairs.delete()
+    return KnownTexts(
+        group_p=group_p,
+        excluded_p=map_array(folder / "excluded.npy"),
+        positive_q=positive_q,
+        query_text_q=map_array(folder / "query-texts.npy"),
+        answers=answers,
+        provided=(provided.starts, provided.numbers),
+    )
+
+
+def _write_answers(folder: Path, pairs: SharedFolder, runs: SortedRuns, ranges: int) -> Answers:
+    most = 0
+    numbers = {"query-texts": np.int64, "groups": np.int64}
+    with TableWriter(folder, texts=(), numbers=numbers) as table:
+        for number in range(ranges):
+            texts, groups = read_records(pairs, runs.slices(number))[:2]
+            part = Answers.of((texts >> np.uint64(1)).astype(np.int64), groups.astype(np.int64))
+            table.append(**{"query-texts": part.query_texts, "groups": part.groups})
+            most = max(most, part.most)  # all answers of a query are in one range
+    return Answers(map_array(folder / "query-texts.npy"), map_array(folder / "groups.npy"), most)
+
+
+def _passages(evaluation_set: EvaluationSet, answers_only: bool) -> Iterator[str]:
     if not answers_only:
         yield from evaluation_set.passages.values()
         return
@@ -138,10 +236,5 @@ def _excluded_passages(evaluation_set: EvaluationSet, answers_only: bool) -> Ite
         yield from (evaluation_set.passages[id] for id, grade in grades.items() if grade > 0)
 
 
-def _hashes(texts: Sequence[str], key: Callable[[str], str]) -> np.ndarray:
-    """A uint64 of each text's key: two of a million texts collide once in 40 million corpora."""
-    digests = (
-        blake2b(key(text).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        for text in texts
-    )
-    return np.frombuffer(b"".join(digests), dtype=np.uint64)
+def _hash(texts: Iterable[str]) -> np.ndarray:
+    return (hash_texts(texts) >> np.uint64(1)).astype(np.int64)

@@ -15,6 +15,7 @@ from stillroom.config.scale import Scale
 from stillroom.observability.run_journal import RunJournal, open_journal
 from stillroom.pipeline.step import Step
 from stillroom.storage.artifacts import Artifact, Store
+from stillroom.storage.disk_space import full_disk_errors
 
 # The module of each stage's function, which has the stage's name.
 STAGES = {
@@ -102,7 +103,11 @@ def produce(
         if draft.artifact is not None:  # made by another process meanwhile
             return StepResult(step, draft.artifact, True, time.monotonic() - started_at)
         connect(scale)
-        with journal.stage(step.ref) as event, show_progress(step.ref):
+        with (
+            journal.stage(step.ref) as event,
+            show_progress(step.ref),
+            full_disk_errors(draft.path),
+        ):
             log.info("%s: begins", step.ref)
             summary = stage_function(step.stage)(**step.args, **inputs, scale=scale, out=draft)
             seconds = time.monotonic() - started_at

@@ -16,8 +16,8 @@ STAGE_VERSIONS = {
     "corpus": 7,
     "teacher": 2,
     "vectors": VECTORS_VERSION,
-    "negatives": 3,
-    "student": 3,
+    "negatives": 4,
+    "student": 4,
     "report": 7,
     "release": 4,
 }

@@ -17,7 +17,7 @@ import yaml
 from stillroom.config.phases import needs_mined_negatives
 from stillroom.config.recipe import Recipe
 from stillroom.config.scale import ActorPool, TrainingWorkers
-from stillroom.config.student import PairDistillation, StudentPhase
+from stillroom.config.student import PairDistillation, StudentPhase, TextDistillation
 from stillroom.encoders.model_names import read_config
 from stillroom.errors import UserError
 from stillroom.estimates.flops import FlopCounter, peak_flops, step_flops
@@ -159,7 +159,7 @@ def estimate_costs(recipe: Recipe, *, mfu: float = MFU, texts: int | None = None
             "has no price in preflight/prices.yaml",
             f"Use one of {known}",
         )
-    return Costs(gpu, mfu, read_on, tuple(_parts(recipe, texts)), gpu_prices)
+    return Costs(gpu, mfu, read_on, tuple(computing_parts(recipe, texts)), gpu_prices)
 
 
 def _gpu(recipe: Recipe) -> str:
@@ -187,24 +187,29 @@ def _gpu(recipe: Recipe) -> str:
     return gpu
 
 
-def _parts(recipe: Recipe, texts: int | None) -> Iterator[Cost]:
+def computing_parts(recipe: Recipe, texts: int | None) -> Iterator[Cost]:
+    """The FLOPs of every phase of training, of the corpus's vectors and of the report.
+
+    Args:
+        texts: queries and passages of the corpus; None leaves their embedding out.
+    """
     scale = recipe.scale
-    teacher = _shape_of(recipe.teacher.base)
+    teacher = shape_of(recipe.teacher.base)
     for number, phase in enumerate(recipe.teacher.phases):
         setup = training_setup(recipe.teacher, phase, scale.teacher)
         yield _training(f"teacher.phases[{number}]", teacher, setup, phase.steps, scale.teacher)
     per_text = _flops_per_text(recipe, teacher)
-    of_corpus = None if per_text is None else _corpus_passes(recipe) * per_text
+    of_corpus = None if per_text is None else corpus_passes(recipe) * per_text
     yield _embedding("vectors", of_corpus, texts, scale.vectors)
     student = student_shape(recipe.student)
     for number, distillation in enumerate(recipe.student.phases):
         yield _training(
             f"student.phases[{number}]",
             student,
-            _student_setup(recipe, distillation),
+            student_setup(recipe, distillation),
             distillation.steps,
             scale.student,
-            teacher_flops=per_text if distillation.online_teacher else 0.0,
+            teacher_flops=_target_flops(recipe, distillation, per_text),
         )
     of_report = None
     if per_text is not None and student is not None:
@@ -212,15 +217,28 @@ def _parts(recipe: Recipe, texts: int | None) -> Iterator[Cost]:
             [recipe.student.max_tokens or DEFAULT_TOKENS]
         )
         of_report = (2 if recipe.report.base_models else 1) * (per_text + by_student)
-    yield _embedding("report", of_report, _evaluation_texts(recipe), scale.report)
+    yield _embedding("report", of_report, evaluation_texts(recipe), scale.report)
 
 
-def _shape_of(base: str | None) -> ModelShape | None:
+def _target_flops(recipe: Recipe, phase: StudentPhase, teacher_flops: float | None) -> float | None:
+    """FLOPs of a text in the model that a phase distils and that embeds its batches; 0 where
+    vectors are stored, None where the model's sizes are unknown."""
+    if phase.online_teacher:
+        return teacher_flops
+    if isinstance(phase, TextDistillation) and phase.target == "base":
+        base = shape_of(recipe.student.base)
+        tokens = [recipe.student.max_tokens or DEFAULT_TOKENS]
+        return None if base is None else FlopCounter.planned(base, TrainingSetup()).forward(tokens)
+    return 0.0
+
+
+def shape_of(base: str | None) -> ModelShape | None:
+    """The architecture of a base; None where it is unknown, or there is none."""
     config = None if base is None else read_config(base)
     return None if config is None else model_shape(config)
 
 
-def _corpus_passes(recipe: Recipe) -> int:
+def corpus_passes(recipe: Recipe) -> int:
     """How often the corpus is embedded.
 
     By the teacher before each phase with mined negatives, by the trained teacher, and by the
@@ -242,7 +260,7 @@ def _corpus_passes(recipe: Recipe) -> int:
     return len(teachers) + ("base" in miners and bool(mined or mines_for_student))
 
 
-def _evaluation_texts(recipe: Recipe) -> int | None:
+def evaluation_texts(recipe: Recipe) -> int | None:
     """Texts of the evaluation sets; None where a set does not exist yet."""
     held_out = recipe.corpus.held_out
     total = 0 if held_out is None else held_out.queries + held_out.passages
@@ -270,7 +288,7 @@ def _flops_per_text(recipe: Recipe, shape: ModelShape | None) -> float | None:
     return FlopCounter.planned(shape, setup).forward([recipe.teacher.max_tokens or DEFAULT_TOKENS])
 
 
-def _student_setup(recipe: Recipe, phase: StudentPhase) -> TrainingSetup:
+def student_setup(recipe: Recipe, phase: StudentPhase) -> TrainingSetup:
     """A student's phase on one worker; every weight is trained."""
     share = phase.global_batch // recipe.scale.student.min_workers
     max_tokens = recipe.student.max_tokens or 10**9
@@ -294,7 +312,7 @@ def _training(
 
     Args:
         setup: of one worker.
-        teacher_flops: of an online teacher, per text.
+        teacher_flops: per text, of the model that embeds each batch, if one does.
     """
     gpus = scale.min_workers * scale.gpus
     if shape is None or teacher_flops is None:

@@ -1,10 +1,9 @@
 """The stage `student`: one phase of distillation into a small encoder."""
 
 import functools
-import itertools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from stillroom.cluster.capacity import ray_options, require_capacity
 from stillroom.config.scale import Scale, TeacherApi
 from stillroom.config.student import Student as Section
-from stillroom.config.student import StudentPhase, TextLosses
+from stillroom.config.student import StudentPhase, TextDistillation, TextLosses
 from stillroom.data.readers.records import EvaluationSet
 from stillroom.encoders.contract import BaseContract, Comparison, Contract
 from stillroom.encoders.encoder import Encoder
@@ -28,13 +27,21 @@ from stillroom.errors import UserError
 from stillroom.learning.objectives.distillation import Distillation
 from stillroom.stages.api_teacher import api_encoder
 from stillroom.stages.corpus.artifact import CorpusData, read_evaluation_sets, read_guards
-from stillroom.stages.student_start import StudentStart, describe_start, fit_start, needs_start
+from stillroom.stages.student_start import (
+    StudentStart,
+    all_texts,
+    describe_start,
+    fit_start,
+    given_layers,
+    needs_start,
+)
 from stillroom.stages.training_batches import distillation_batches
 from stillroom.stages.vectors.teacher_vectors import (
     OpenVectors,
     TeacherVectors,
     VectorSource,
     online_vectors,
+    own_vectors,
     stored_vectors,
 )
 from stillroom.storage.artifacts import Artifact, Draft, Store
@@ -71,24 +78,24 @@ def student(
     """
     contract = BaseContract.read(teacher.path)
     comparison = _comparison(section, contract, student)
-    check_losses(phase.losses, comparison, contract.comparison, "student.phases.losses")
+    of_base = isinstance(phase, TextDistillation) and phase.target == "base"
+    target = comparison if of_base else contract.comparison
+    check_losses(phase.losses, comparison, target, "student.phases.losses")
     if vectors is None:
         access = (teacher, scale.teacher_api, out.store, "teacher" in trusted)
         open_vectors: OpenVectors = functools.partial(_open_online, *access)
     else:
         open_vectors = functools.partial(_open_stored, teacher, vectors)
     teacher_vectors = TeacherVectors(corpus, open_vectors)
+    space = contract.space if section.space == "teacher" else out.path.name
+    initial = functools.partial(initial_encoder, section, seed, space, contract, teacher_vectors)
     if student is None:
-        space = contract.space if section.space == "teacher" else out.path.name
-        initial = functools.partial(
-            initial_encoder, section, seed, space, contract, teacher_vectors
-        )
         start = StudentStart.read(out.path)
         if start is None and needs_start(section):
             require_capacity("student", scale.student, 1)
             task_of_start = ray.remote(**ray_options(scale.student))(fit_start)
             start = ray.get(task_of_start.remote(section, phase, seed, teacher_vectors, initial))
-        make_encoder = functools.partial(initial, start or StudentStart())
+        make_encoder = functools.partial(initial, start or StudentStart(given_layers(section)))
     else:
         start = StudentStart.read(Path(student))
         make_encoder = functools.partial(load_next_phase, section, student, out.path.name)
@@ -96,6 +103,9 @@ def student(
         for line in describe_start(start):
             log.info(line)
         start.write(out.path)
+    if of_base:
+        base = (start or StudentStart()).of_base()
+        teacher_vectors = base_vectors(corpus, functools.partial(initial, base))
     task = TrainingTask(
         make_encoder=make_encoder,
         make_batches=functools.partial(
@@ -105,7 +115,7 @@ def student(
             **phase.losses.model_dump(),
             dims=section.matryoshka,
             normalise=comparison.normalise,
-            teacher_normalise=contract.normalise,
+            teacher_normalise=target.normalise,
         ),
         phase=phase,
         seed=seed,
@@ -198,6 +208,17 @@ def _open_online(
     return online_vectors(corpus, encoder)
 
 
+def base_vectors(corpus: Artifact, make_base: Callable[[], Encoder]) -> TeacherVectors:
+    """The vectors of a student's own base, which encodes each batch as it comes."""
+    return TeacherVectors(corpus, functools.partial(_open_base, make_base))
+
+
+def _open_base(
+    make_base: Callable[[], Encoder], corpus: CorpusData, device: torch.device
+) -> tuple[VectorSource, VectorSource]:
+    return own_vectors(corpus, make_base().to(device).eval())
+
+
 def initial_encoder(
     section: Section,
     seed: int,
@@ -227,7 +248,7 @@ def initial_encoder(
     encoder = untrained_student(
         section,
         teacher_vectors.corpus_data,
-        start.layers,
+        start,
         seed=seed,
         space=space,
         projection_dims=size,
@@ -251,7 +272,7 @@ def initial_encoder(
 def untrained_student(
     section: Section,
     corpus: CorpusData,
-    layers: Sequence[int] | None,
+    start: StudentStart,
     *,
     seed: int,
     space: str,
@@ -260,17 +281,19 @@ def untrained_student(
     """The base with the section's changes, before it learns from the teacher.
 
     Args:
-        layers: of the base that it keeps; None: all.
+        start: the layers that it keeps, and the corpus's tokens where they are counted already.
     """
+    counts = start.token_counts
     return create_encoder(
         section.base,
         space=space,
         options=ContractOptions.from_fields(section),
         resize=Resize(
-            layers=layers,
+            layers=start.layers,
             size=None if section.size is None else section.size.model_dump(exclude_none=True),
             vocabulary_size=section.vocabulary_size,
-            texts=itertools.chain(corpus.passages, corpus.queries),
+            texts=all_texts(corpus),
+            token_counts=None if counts is None else counts.numpy(),
         ),
         projection_dims=projection_dims,
         seed=seed,

@@ -1,12 +1,13 @@
-"""Where a student's training starts: the layers that it keeps, and its projection.
+"""Where a student's training starts: the layers and tokens that it keeps, and its projection.
 
 Computed once, before the workers start, from the base and the teacher's vectors; kept beside the
 encoder, so that a resumed run and the report have the same start.
 """
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from stillroom.config.student import Student, StudentPhase
 from stillroom.data.cleaning.sampling import evenly_spaced
 from stillroom.encoders.contract import Role
 from stillroom.encoders.encoder import Encoder
+from stillroom.encoders.files.inputs import model_tokenizer
 from stillroom.encoders.interface import truncate_vectors
 from stillroom.encoders.tokens.batch import Tokens
+from stillroom.encoders.tokens.prune import count_tokens
 from stillroom.learning.layer_choice import choose_layers
 from stillroom.learning.linear_maps import Moments, principal_components
 from stillroom.learning.projection import (
@@ -29,13 +32,15 @@ from stillroom.learning.projection import (
     pooled_states,
     sum_moments,
 )
+from stillroom.stages.corpus.artifact import CorpusData
 from stillroom.stages.vectors.teacher_vectors import TeacherVectors
 from stillroom.storage.atomic import atomic_write_json
-from stillroom.storage.columns import RemainingRows
+from stillroom.storage.columns import Joined, RemainingRows
 
 START_FILE = "start.json"  # in a student's folder: the layers, and figures of the choice
-WEIGHTS_FILE = "start.safetensors"  # beside it: the projection, where there is one
-STORED_TEXTS, ONLINE_TEXTS = 8_192, 2_048  # that a projection is solved from by default
+WEIGHTS_FILE = "start.safetensors"  # beside it: the projection and the token counts, if any
+STORED_TEXTS, ONLINE_TEXTS = 32_768, 2_048  # that a projection is solved from by default
+WHITENING = 0.2  # of states before the orthogonal map, where cosine compares
 LAYER_TEXTS = 1_024  # that subsets of layers are compared on
 BATCH_TOKENS = 8_192
 
@@ -47,12 +52,18 @@ class StudentStart:
     Attributes:
         layers: of the base that it keeps; None: all.
         weight: of its projection, float32 (d, h); None: as it is created.
+        base_weight: of the projection of the base with all its layers, where it has one and the
+            student leaves layers out.
+        token_counts: how often the corpus has each token of the base, int64, where the
+            vocabulary is narrowed.
         figures: `layer_scores`: of each subset that was tried; `projection`: the chosen map,
             its error, and every map's scores on held-back topics.
     """
 
     layers: tuple[int, ...] | None = None
     weight: torch.Tensor | None = None
+    base_weight: torch.Tensor | None = None
+    token_counts: torch.Tensor | None = None
     figures: dict[str, Any] = field(default_factory=dict)
 
     def apply(self, encoder: Encoder) -> None:
@@ -63,12 +74,22 @@ class StudentStart:
 
     def write(self, folder: Path) -> None:
         """Writes what `read` reads."""
-        if self.weight is not None:
+        tensors = {
+            "weight": self.weight,
+            "base_weight": self.base_weight,
+            "token_counts": self.token_counts,
+        }
+        if any(tensor is not None for tensor in tensors.values()):
             partial = folder / f"{WEIGHTS_FILE}.partial"
-            save_file({"weight": self.weight.contiguous()}, partial)
+            given = {name: t.contiguous() for name, t in tensors.items() if t is not None}
+            save_file(given, partial)
             partial.rename(folder / WEIGHTS_FILE)
         # Last: this file says that the start is whole.
         atomic_write_json(folder / START_FILE, {"layers": self.layers, "figures": self.figures})
+
+    def of_base(self) -> "StudentStart":
+        """The start of the base with all its layers."""
+        return replace(self, layers=None, weight=self.base_weight)
 
     def summary(self) -> dict[str, Any]:
         """The start in the student's manifest."""
@@ -83,15 +104,20 @@ class StudentStart:
         layers, file = content["layers"], folder / WEIGHTS_FILE
         return cls(
             None if layers is None else tuple(layers),
-            load_file(file)["weight"] if file.exists() else None,
-            content["figures"],
+            **(load_file(file) if file.exists() else {}),
+            figures=content["figures"],
         )
 
 
 def needs_start(section: Student) -> bool:
     """Whether a student has a start that must be computed."""
-    counted = isinstance(section.layers, int)
+    counted = isinstance(section.layers, int) or section.vocabulary_size is not None
     return counted or section.space == "teacher" or section.output_dims is not None
+
+
+def all_texts(corpus: CorpusData) -> Sequence[str]:
+    """The texts whose tokens decide a narrowed vocabulary."""
+    return Joined(corpus.passages, corpus.queries)
 
 
 def given_layers(section: Student) -> tuple[int, ...] | None:
@@ -115,30 +141,87 @@ def fit_start(
         make_encoder: the student of a start.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    layers, figures = given_layers(section), {}
+    start = StudentStart(given_layers(section))
+    if section.vocabulary_size is not None:
+        tokenizer = model_tokenizer(section.base, trust_remote_code=section.trust_remote_code)
+        counts = count_tokens(tokenizer, all_texts(teacher_vectors.corpus_data))
+        start = replace(start, token_counts=torch.from_numpy(counts))
     if isinstance(section.layers, int):
-        whole = make_encoder(StudentStart()).to(device)
+        whole = make_encoder(start).to(device)
         sample = FitSample(teacher_vectors, phase, whole, LAYER_TEXTS)
-        choice = choose_layers(
-            whole, sample.tokens, sample.vectors, section.layers,
-            batch_tokens=BATCH_TOKENS, seed=seed,
-        )  # fmt: skip
-        layers = choice.layers
-        figures["layer_scores"] = {
-            " ".join(map(str, tried)): round(score, 4) for tried, score in choice.tried.items()
-        }
-    encoder = make_encoder(StudentStart(layers)).to(device)
+        start = _choose_layers(start, whole, sample, section.layers, seed)
+    encoder = make_encoder(start).to(device)
     if encoder.projection is None or not (section.space == "teacher" or section.output_dims):
-        return StudentStart(layers, None, figures)
+        return start
     texts = section.start.texts or (ONLINE_TEXTS if phase.online_teacher else STORED_TEXTS)
     sample = FitSample(teacher_vectors, phase, encoder, texts)
     if section.space == "own":
-        return StudentStart(layers, _own_components(encoder, sample.tokens), figures)
-    fit = fit_projection(
+        return replace(start, weight=_own_components(encoder, sample.tokens))
+    if start.layers is None or section.size is not None:
+        fit = _fit_to_teacher(section, encoder, sample, seed)
+        figures = {**start.figures, "projection": _fit_figures(fit)}
+        return replace(start, weight=fit.weight_dh, figures=figures)
+    base = make_encoder(start.of_base()).to(device)
+    return _fit_in_two_steps(section, start, base, encoder, sample, seed)
+
+
+def _choose_layers(
+    start: StudentStart, whole: Encoder, sample: "FitSample", count: int, seed: int
+) -> StudentStart:
+    choice = choose_layers(
+        whole, sample.tokens, sample.vectors, count, batch_tokens=BATCH_TOKENS, seed=seed
+    )
+    scores = {" ".join(map(str, tried)): round(score, 4) for tried, score in choice.tried.items()}
+    return replace(start, layers=choice.layers, figures={"layer_scores": scores})
+
+
+def _fit_to_teacher(
+    section: Student, encoder: Encoder, sample: "FitSample", seed: int
+) -> ProjectionFit:
+    whitening = section.start.whitening
+    if whitening is None:
+        whitening = WHITENING if encoder.contract.normalise else 0.0
+    return fit_projection(
         encoder, sample.tokens, sample.vectors,
-        choice=section.start.map, batch_tokens=BATCH_TOKENS, seed=seed,
+        choice=section.start.map, whitening=whitening, batch_tokens=BATCH_TOKENS, seed=seed,
     )  # fmt: skip
-    return StudentStart(layers, fit.weight_dh, {**figures, "projection": _fit_figures(fit)})
+
+
+def _fit_in_two_steps(
+    section: Student,
+    start: StudentStart,
+    base: Encoder,
+    encoder: Encoder,
+    sample: "FitSample",
+    seed: int,
+) -> StudentStart:
+    """The whole base's map to the teacher's vectors, and the student's to the base's.
+
+    That comes nearer than one step: the layers that are left say much of the whole base's vectors,
+    and those of the teacher's.
+    """
+    of_base = _fit_to_teacher(section, base, sample, seed)
+    start = replace(start, base_weight=of_base.weight_dh)
+    start.of_base().apply(base)
+    vectors = functools.partial(_vectors_of, base, sample.tokens)
+    fit = fit_projection(encoder, sample.tokens, vectors, batch_tokens=BATCH_TOKENS, seed=seed)
+    figures = {
+        **start.figures,
+        "base_projection": _fit_figures(of_base),
+        "projection": _fit_figures(fit),
+    }
+    return replace(start, weight=fit.weight_dh, figures=figures)
+
+
+def _vectors_of(encoder: Encoder, tokens: Sequence[Tokens], rows: np.ndarray) -> torch.Tensor:
+    """The encoder's own vectors of texts, float32 (n, d)."""
+    states_nh = pooled_states(encoder, [tokens[row] for row in rows], BATCH_TOKENS)
+    assert encoder.projection is not None, "called in the teacher's space"
+    with torch.inference_mode():
+        vectors_nd = encoder.projection(states_nh.to(encoder.device)).cpu()
+    if encoder.contract.normalise:
+        vectors_nd = torch.nn.functional.normalize(vectors_nd, dim=-1)
+    return vectors_nd
 
 
 class FitSample:
@@ -227,16 +310,25 @@ def describe_start(start: StudentStart) -> Iterator[str]:
             f"keeps layers {chosen} of the base: of {len(tried)} subsets their states fit the "
             f"teacher's vectors best, {tried[chosen]:.3f} (worst: {worst}, {tried[worst]:.3f})"
         )
-    if projection := start.figures.get("projection"):
+    for key, of, target in (
+        ("base_projection", "the projection of the whole base", "teacher"),
+        (
+            "projection",
+            "the projection",
+            "base" if "base_projection" in start.figures else "teacher",
+        ),
+    ):
+        if (projection := start.figures.get(key)) is None:
+            continue
         yield (
-            f"the projection starts as {projection['map']}, solved from {projection['texts']:,} "
+            f"{of} starts as {projection['map']}, solved from {projection['texts']:,} "
             f"texts; relative error {projection['relative_error']:.3f}"
         )
         for name, scores in projection["held_back"].items():
             yield (
-                f"on topics held back, {name} finds {scores['symmetric']:.3f} of the teacher's "
+                f"on topics held back, {name} finds {scores['symmetric']:.3f} of the {target}'s "
                 f"nearest neighbours among its own vectors, and {scores['asymmetric']:.3f} among "
-                "the teacher's"
+                f"the {target}'s"
             )
 
 

@@ -182,7 +182,12 @@ def joint_batches(
         GenerationBatches(
             examples,
             # A different seed than the pairs', because equal seeds give equal permutations.
-            BatchOrder(one_source, seed=seed + 1, global_batch=phase.generation_batch),
+            BatchOrder(
+                one_source,
+                seed=seed + 1,
+                global_batch=phase.generation_batch,
+                shuffle_block_size=phase.shuffle_block_size,
+            ),
             encoder.prompter,
             phase.generation_tokens,
             shard=shard,
@@ -202,6 +207,7 @@ def _order(
         temperature=phase.mix_temperature,
         one_source=phase.one_source_per_batch,
         lengths=lengths if phase.group_by_length else None,
+        shuffle_block_size=phase.shuffle_block_size,
     )
 
 

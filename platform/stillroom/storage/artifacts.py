@@ -32,6 +32,7 @@ from stillroom.storage.object_store import (
     with_retries,
     write_bytes_atomically,
 )
+from stillroom.storage.root import is_local
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -106,6 +107,11 @@ class Draft:
         """The folder under the root for training checkpoints; deleted once the artifact exists."""
         return f".train/{self.stage}-{self.path.name}"
 
+    @property
+    def work_folder(self) -> str:
+        """The folder under the root for working files of tasks on many machines; as the former."""
+        return f".work/{self.stage}-{self.path.name}"
+
     def publish(self, made_by: dict[str, Any]) -> Artifact:
         """Turns the draft into an artifact, in one step.
 
@@ -143,7 +149,7 @@ class Store:
 
     def __init__(self, root: str):
         self.root = root
-        self.local = "://" not in root or root.startswith("file://")
+        self.local = is_local(root)
         if self.local:
             self.base = str(Path(root.removeprefix("file://")).expanduser().absolute())
             self.fs: Any = fs.LocalFileSystem()
@@ -270,6 +276,7 @@ class Store:
             if self.exists(stage, name, key):
                 shutil.rmtree(path, ignore_errors=True)
                 self.delete_folder(draft.checkpoint_folder)
+                self.delete_folder(draft.work_folder)
         finally:
             draft_lock.release()
 

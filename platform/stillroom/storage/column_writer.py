@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import DTypeLike
 
 BATCH_ROWS, BATCH_BYTES = 1 << 15, 1 << 25  # the text that reaches either ends its record batch
 
@@ -18,10 +19,10 @@ class TableWriter:
 
     Args:
         texts: names of columns of texts.
-        numbers: name → type of columns of numbers.
+        numbers: name → type of columns of numbers; (type, (n,)) of n numbers in each row.
     """
 
-    def __init__(self, folder: Path, *, texts: Sequence[str], numbers: Mapping[str, type]):
+    def __init__(self, folder: Path, *, texts: Sequence[str], numbers: Mapping[str, DTypeLike]):
         folder.mkdir(parents=True, exist_ok=True)
         self._files = ExitStack()
         self._columns: dict[str, _TextWriter | _NumberWriter] = {
@@ -88,19 +89,20 @@ class _TextWriter:
 
 
 class _NumberWriter:
-    def __init__(self, path: Path, dtype: type):
+    def __init__(self, path: Path, dtype: DTypeLike):
         self._file = path.open("wb")
         self._dtype, self._rows = np.dtype(dtype), 0
         self._write_header()
 
     def append(self, numbers: Any) -> None:
-        array = np.ascontiguousarray(numbers, dtype=self._dtype)
+        array = np.ascontiguousarray(numbers, dtype=self._dtype.base)
         self._file.write(array.data)
         self._rows += len(array)
 
     def _write_header(self) -> None:
         # NumPy pads headers, so that one with more rows takes the same place.
-        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._rows,)}
+        shape = (self._rows, *self._dtype.shape)
+        header = {"descr": self._dtype.base.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
 
     def close(self) -> None:

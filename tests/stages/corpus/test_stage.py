@@ -1,6 +1,7 @@
 """The corpus stage, run on the files of two sources and a real store."""
 
 import dataclasses
+import hashlib
 import json
 import re
 import unicodedata
@@ -446,11 +447,12 @@ distinct = [
     st.integers(1, 40),
     st.integers(1, 9),
     st.integers(1, 9),
+    st.integers(1, 4),
 )
 def test_the_corpus_equals_that_of_a_slow_implementation_for_any_chunk_size(
-    make, monkeypatch, own, other, passages, cut, rows, records
+    make, monkeypatch, own, other, passages, cut, rows, records, groups
 ):
-    monkeypatch.setattr(stage, "SIZES", ChunkSizes(rows=rows, records=records))
+    monkeypatch.setattr(stage, "SIZES", ChunkSizes(rows=rows, records=records, groups=groups))
     sources = {"own": {"pairs": own + distinct}, "other": {"pairs": [*other, pair("x", 1)]}}
     sources["other"]["pairs"][-1]["negatives"] = []
     if passages:
@@ -475,6 +477,36 @@ def test_parallel_and_serial_runs_write_the_same_files(ray_cluster, make, monkey
     serial_files = make(MANY, **options).artifact.manifest["files"]
     monkeypatch.setattr(stage, "SIZES", ChunkSizes(rows=20, records=60, serial_bytes=0))
     assert make(MANY, **options).artifact.manifest["files"] == serial_files
+
+
+def test_the_corpus_is_the_one_that_earlier_versions_made(make):
+    """Of every kind of row some are dropped for every reason that there is."""
+    own = [
+        {
+            "query": f"own {i % 50}",
+            "positive": words(i % 45),
+            "negatives": [words(i + 1), f"short {i % 6}", f"short {i % 3}", "the tested answer"],
+        }
+        for i in range(60)
+    ]
+    copies = [{"query": f"copy {i}", "positive": f"{words(i)} more"} for i in range(30, 70)]
+    passages = [{"text": words(i) + " and so on" * (i % 2)} for i in range(40, 90)]
+    result = make(
+        {
+            "own": {"pairs": [*own, {"query": "the tested query", "positive": "so"}]},
+            "other": {
+                "pairs": [{"query": "same", "positive": "Same"}, *copies],
+                "passages": [*passages, *passages[:5], {"text": "the tested answer"}],
+                "conversations": [{"prompt": f"{i % 5}", "completion": "b"} for i in range(8)],
+            },
+        },
+        near_duplicates={"min_jaccard": 0.8},
+        held_out={"queries": 2, "passages": 5},
+        max_pairs={"own": 30, "other": 12},
+    )
+    content = [result.rows(), [*result.files.conversations], result.summary["sources"]]
+    digest = hashlib.sha256(json.dumps(content, default=dataclasses.astuple).encode()).hexdigest()
+    assert digest[:16] == "892862f818a77dd0"
 
 
 @pytest.mark.parametrize("small", [1 << 20, 0], ids=["one process", "Ray"])
@@ -529,6 +561,15 @@ def test_near_copies_are_dropped_within_and_across_sources_if_configured(make):
     assert counts["other"]["pairs"]["near_copies"] == 4
     assert counts["own"]["passages"]["near_copies"] == 2
     assert len(make(sources).files.queries) == 12 + 5 + 1
+
+
+def test_a_shard_of_which_no_row_is_left_has_no_near_copies(make, monkeypatch):
+    monkeypatch.setattr(stage, "SIZES", ChunkSizes(rows=4))
+    rows = [{"query": f"own {i}", "positive": words(i)} for i in range(4)]
+    texts = [{"text": words(9)}] + [{"text": "the tested answer"}] * 7
+    sources = {"own": {"pairs": [*rows, *rows], "passages": texts}}
+    result = make(sources, near_duplicates={"min_jaccard": 0.8})
+    assert (len(result.files.queries), len(result.files.passages)) == (4, 5)
 
 
 def test_max_pairs_can_be_set_per_source(make):

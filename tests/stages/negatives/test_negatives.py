@@ -1,7 +1,10 @@
 """The negatives stage, compared with loops over every query and passage."""
 
 import dataclasses
+import functools
 import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +20,14 @@ from stillroom.encoders.vectors.stored import shard_path, write_array, write_ord
 from stillroom.errors import UserError
 from stillroom.mining.bm25 import Bm25
 from stillroom.mining.exact import row_dots, search
-from stillroom.mining.known_texts import find_known_texts
 from stillroom.mining.select import EVALUATION, KNOWN, NEAR_POSITIVE, select_negatives
 from stillroom.stages.corpus.artifact import CorpusData
 from stillroom.stages.corpus.stage import corpus
-from stillroom.stages.negatives.mine import MiningTexts, mine, selection_rule
-from stillroom.stages.negatives.miners import Bm25Actor, DenseMiner, SharedActors
+from stillroom.stages.negatives.known import find_known_texts
+from stillroom.stages.negatives.mine import mine, selection_rule
+from stillroom.stages.negatives.miners import Bm25Miner, DenseMiner, SharedActors
 from stillroom.stages.negatives.stage import negatives
+from stillroom.stages.negatives.texts import corpus_texts
 from stillroom.storage.artifacts import Store
 
 DIMS = 16
@@ -138,17 +142,24 @@ def row_of(mining_corpus, text):
     return mining_corpus.files.passages.index(text)
 
 
+def known_texts(mining_corpus, searched=True):
+    """What is known of the corpus's texts."""
+    files = mining_corpus.files
+    with tempfile.TemporaryDirectory() as folder:
+        return find_known_texts(
+            functools.partial(corpus_texts, mining_corpus.corpus),
+            files.positive_rows,
+            files.negative_rows,
+            [TESTED],
+            include_evaluation_passages=searched,
+            folder=Path(folder),
+        )
+
+
 def selected(mining_corpus, queries, passages, searched=True, **fields):
     """The stage's selection, computed in this process."""
     files, section = mining_corpus.files, Negatives(**fields)
-    texts = find_known_texts(
-        files.queries,
-        files.passages,
-        files.positive_rows,
-        files.negative_rows,
-        [TESTED],
-        include_evaluation_passages=searched,
-    )
+    texts = known_texts(mining_corpus, searched)
     query_vectors = queries.astype(np.float32)
     candidates = search(query_vectors, [(np.arange(len(passages)), passages)], len(passages))
     positive_scores = row_dots(query_vectors, passages[files.positive_rows])
@@ -202,31 +213,24 @@ def test_the_best_candidates_below_the_limit_are_mined_with_any_actors_and_memor
 def test_finished_blocks_are_reused_and_the_rest_is_mined_with_any_memory(
     mining_corpus, dense, tmp_path
 ):
-    folder = mining_corpus.vectors(*dense, "blocks").path
-    files, section = mining_corpus.files, Negatives()
-    texts = find_known_texts(
-        files.queries,
-        files.passages,
-        files.positive_rows,
-        files.negative_rows,
-        [TESTED],
-        include_evaluation_passages=True,
-    )
+    vectors = mining_corpus.vectors(*dense, "blocks").path
+    open_texts = functools.partial(corpus_texts, mining_corpus.corpus)
 
-    def mined(memory_gib, blocks=None):
+    def mined(memory_gib, folder):
         return mine(
-            MiningTexts(files.queries, [], files.passages, [], texts), {"teacher": folder}, section,
-            cross_encoder=None, seed=5, scale=SearchActors(memory_gib=memory_gib),
-            blocks_folder=blocks,
+            open_texts, known_texts(mining_corpus), {"teacher": vectors}, Negatives(),
+            cross_encoder=None, seed=5, scale=SearchActors(memory_gib=memory_gib), folder=folder,
         )  # fmt: skip
 
-    expected = mined(1.0)
+    folder, whole = tmp_path / "blocks", tmp_path / "whole"
+    whole.mkdir()
+    expected = mined(1.0, whole)
     mined(1e-5, tmp_path)
-    block_files = sorted(tmp_path.glob("*.npz"))
+    block_files = sorted(folder.glob("*.npz"))
     assert len(block_files) > 2
     for block in block_files[2:]:
         block.unlink()
-    (tmp_path / f"{block_files[2].stem}.partial").write_bytes(b"half of a bl")
+    (folder / f"{block_files[2].stem}.partial").write_bytes(b"half of a bl")
     # The first block is altered: the result shows whether it was read or mined again.
     first = dict(np.load(block_files[0]))
     np.savez(block_files[0], **{**first, "positive": first["positive"] + 7})
@@ -289,15 +293,20 @@ def test_candidates_of_several_miners_are_scored_by_the_model(mining_corpus, den
         np.testing.assert_allclose(scores[q, : len(mined)], exact[q, mined], atol=1e-3)
 
 
-def test_bm25_alone_scores_its_own_candidates(mining_corpus):
+def test_bm25_gives_the_same_by_any_number_of_actors(mining_corpus):
     files = mining_corpus.files
     queries = files.queries, files.languages_of("query")
-    passages = files.passages, files.languages_of("passage")
-    index = Bm25Actor(*passages, 1)
-    scores, rows = index.search(*queries, 9)
-    np.testing.assert_array_equal(index.scores(*queries, rows), scores)
-    all_scores = np.stack(list(Bm25(*passages).scores(*queries)))
-    np.testing.assert_array_equal(-np.sort(-all_scores, axis=1)[:, :9], np.maximum(scores, 0))
+    rows, scores = Bm25(files.passages, files.languages_of("passage")).search(*queries, 9)
+    open_texts = functools.partial(corpus_texts, mining_corpus.corpus)
+    pool = SharedActors(SearchActors(actors=2), reserves_cpus=True, share_count=1)
+    miner = Bm25Miner(open_texts, pool)
+    assert len(miner.actors) == 2
+    for _ in range(2):
+        mined_scores, mined_rows = miner.start_search(0, len(files.queries), 9)()
+        np.testing.assert_array_equal(mined_rows, rows)
+        np.testing.assert_array_equal(np.maximum(mined_scores, 0), scores)
+        np.testing.assert_array_equal(miner.scores(0, rows), mined_scores)
+        ray.kill(miner.actors[1], no_restart=False)  # it builds its index again
 
 
 def test_approximate_search_below_its_recall_floor_is_refused(mining_corpus, dense):

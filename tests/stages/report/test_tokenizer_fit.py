@@ -1,6 +1,7 @@
 """The report's figures on how tokenizers fit the texts."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,8 @@ from stillroom.encoders.contract import (
     Prompts,
 )
 from stillroom.reports.tokenizer_fit import tokenizer_table, unknown_tokenizers
-from stillroom.stages.report.tokenizers import sample_texts, tokenizer_fits
+from stillroom.stages.report.tokenizers import SAMPLE_TEXTS, sample_texts, tokenizer_fits
+from stillroom.storage.columns import Column
 from support.scripts import TEXTS
 
 TOKENS = ["[UNK]", "[CLS]", "[SEP]", "find", *"abcdefghij"]
@@ -54,6 +56,26 @@ def save_tokenizer(folder):
     tokenizer.save(str(folder / "tokenizer.json"))
     options = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[UNK]"}
     (folder / "tokenizer_config.json").write_text(json.dumps(options))
+
+
+class CountedTexts(Column):
+    """Ten million texts, of which only those that are read exist."""
+
+    read = 0
+
+    def __len__(self):
+        return 10_000_000
+
+    def value(self, row):
+        self.read += 1
+        return f"text {row}"
+
+
+def test_of_a_large_corpus_only_a_sample_is_read():
+    corpus = SimpleNamespace(queries=CountedTexts(), passages=CountedTexts())
+    sample = sample_texts(corpus, {})["corpus"]
+    assert corpus.queries.read == corpus.passages.read == SAMPLE_TEXTS
+    assert sample[-1] == ("passage", "text 9999999")
 
 
 def samples(*texts, role="passage"):

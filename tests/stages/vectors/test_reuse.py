@@ -1,9 +1,11 @@
 """A teacher's vectors are made once: artifacts, and other teams, take them by text."""
 
 import json
+import pickle
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from stillroom.config.scale import EmbeddingActors
@@ -14,10 +16,14 @@ from stillroom.encoders.files.save import save_encoder
 from stillroom.encoders.usable_vectors import UnusableVectorError
 from stillroom.encoders.vectors.stored import StoredVectors
 from stillroom.errors import UserError
-from stillroom.stages.vectors.digests import DigestIndex, text_digests, write_index
-from stillroom.stages.vectors.embed import TextsToEmbed, embed
+from stillroom.stages.vectors import digests as digests_module
+from stillroom.stages.vectors.digests import DigestIndex, IndexWriter, text_digests
+from stillroom.stages.vectors.embed import embed
 from stillroom.stages.vectors.reuse import KnownVectors, teacher_identity
+from stillroom.stages.vectors.texts import TextsToEmbed
 from stillroom.storage.artifacts import Store
+from stillroom.storage.column_writer import TableWriter
+from stillroom.storage.columns import TextColumn
 from support.in_process_cli import run_command
 
 TEXTS = [f"{'word ' * (i % 7)}number {i}" for i in range(40)]
@@ -67,7 +73,7 @@ def embed_texts(store, teacher, name, texts, *, prompts=None, role="passage", sk
     counting = CountingEncoder(teacher.path)
     with store.draft("vectors", name, "k") as draft:
         counts = embed(
-            [part],
+            lambda: [part],
             teacher,
             draft.path,
             6,
@@ -100,6 +106,31 @@ def test_only_new_texts_are_encoded_and_known_ones_get_the_stored_vector(store, 
     store.remove(first)
     _, counts, given = embed_texts(store, teacher, "third", [*NEW, *TEXTS[:20]])
     assert (counts.reused, given) == (22, [])
+
+
+def test_another_machine_takes_texts_and_vectors_from_a_bucket(
+    bucket, encoder, tmp_path, monkeypatch
+):
+    root = f"s3://{bucket}/{tmp_path.name}"
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "one"))
+    store = Store(root)
+    teacher = published_teacher(store, encoder, "first")
+    with store.draft("corpus", "texts", "k") as draft:
+        with TableWriter(draft.path, texts=["text"], numbers={}) as table:
+            table.append(text=pa.array([*NEW, *TEXTS]))
+        texts = draft.publish({})
+    reference = pickle.dumps(TextColumn(texts, "text"))
+    assert len(reference) < 500
+    first, _, _ = embed_texts(store, teacher, "first", TEXTS)
+
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "two"))
+    store = Store(root)
+    teacher = store.find("teacher/first")
+    second, counts, given = embed_texts(store, teacher, "second", pickle.loads(reference))
+    assert (counts.reused, sorted(given)) == (40, sorted(NEW))
+    rows = np.arange(40)
+    np.testing.assert_array_equal(stored(second)[rows + 2], stored(first)[rows])
+    assert second.path.is_relative_to(tmp_path / "two")
 
 
 def test_a_text_in_another_role_or_with_another_prompt_is_another_text(store, teacher):
@@ -165,7 +196,7 @@ def test_a_stage_that_was_killed_keeps_its_shards_and_still_gets_an_index(store,
         for file in draft.path.glob("passages/sorted-*"):
             file.unlink()
         known = KnownVectors.open(store, teacher, identity)
-        counts = embed([part], teacher, draft.path, 6, EmbeddingActors(), known=known)
+        counts = embed(lambda: [part], teacher, draft.path, 6, EmbeddingActors(), known=known)
         assert (counts.reused, counts.encoded, counts.resumed) == (0, 0, 40)
         found = DigestIndex(draft.path / "passages").find(
             text_digests("passage", [None] * 40, TEXTS)
@@ -173,16 +204,20 @@ def test_a_stage_that_was_killed_keeps_its_shards_and_still_gets_an_index(store,
     np.testing.assert_array_equal(found, np.arange(40))
 
 
-def test_an_index_finds_every_digest_whatever_bytes_it_has(tmp_path):
+def test_an_index_finds_every_digest_whatever_bytes_it_has(tmp_path, monkeypatch):
     random = np.random.default_rng(0).integers(0, 3, (500, 16), dtype=np.uint8)
     unique = np.unique(random, axis=0)  # zeros in the middle and at the end
     digests = np.random.default_rng(1).permutation(unique).copy().view("S16").ravel()
-    write_index(tmp_path, digests[:-9], without=[3])
+    monkeypatch.setattr(digests_module, "SORTED_AT_ONCE", 64)  # several runs and ranges
+    index = IndexWriter(tmp_path / "work", len(digests))
+    index.add(digests[:200])
+    index.add(digests[200:-9])
+    index.write(tmp_path, without=[3])
     rows = DigestIndex(tmp_path).find(digests)
     expected = np.arange(len(digests))
     expected[[3, *range(-9, 0)]] = -1
     np.testing.assert_array_equal(rows, expected)
-    write_index(tmp_path, digests[:0], without=[])
+    IndexWriter(tmp_path / "none", 0).write(tmp_path, without=[])
     assert DigestIndex(tmp_path).find(digests[:2]).tolist() == [-1, -1]
 
 

@@ -3,12 +3,8 @@
 import json
 import os
 import resource
-import signal
-import threading
-import time
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -21,7 +17,6 @@ from stillroom.encoders.contract import BaseContract
 from stillroom.encoders.files.create import create_encoder
 from stillroom.encoders.files.load import load_encoder
 from stillroom.encoders.files.options import ContractOptions
-from stillroom.encoders.files.save import save_encoder
 from stillroom.encoders.usable_vectors import (
     BrokenModelError,
     UnusableVectorError,
@@ -40,12 +35,7 @@ from stillroom.errors import UserError
 from stillroom.learning.order import WorkerShard
 from stillroom.stages.corpus.artifact import CorpusData
 from stillroom.stages.training_batches import distillation_batches
-from stillroom.stages.vectors.embed import (
-    TextsToEmbed,
-    embed,
-    encode_isolating_failures,
-    encode_with_prompts,
-)
+from stillroom.stages.vectors.encode import encode_isolating_failures, encode_with_prompts
 from stillroom.stages.vectors.stage import vectors
 from stillroom.stages.vectors.teacher_vectors import TeacherVectors, stored_vectors
 from stillroom.storage.artifacts import Store
@@ -281,37 +271,3 @@ def test_a_text_that_cannot_be_encoded_is_named_or_skipped_in_all_later_stages(
             else len(files.passages) + len(files.queries)
         )
         assert batch_ids == {*range(count)} - skipped_ids
-
-
-def test_a_killed_actor_costs_no_finished_shard(ray_cluster, decoder, tmp_path):
-    teacher = tmp_path / "teacher"
-    save_encoder(
-        create_encoder(
-            str(decoder), space="s", options=ContractOptions(pooling="mean", precision="float32")
-        ),
-        teacher,
-    )
-    texts = [f"a text of number {i}" for i in range(160)]
-    parts = [TextsToEmbed("killed", "query", texts, [None] * len(texts))]
-    folder, shards = tmp_path / "killed", 80
-    inodes_before = {}
-
-    def kill():
-        """Kills the actor once some of its shards exist."""
-        deadline = time.monotonic() + 120
-        while len([*folder.glob("shard-*.npy")]) < 5:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)  # polls for a condition, with a deadline
-        for process in psutil.Process().children(recursive=True):
-            if process.cmdline() and process.cmdline()[0].startswith("ray::MapWorker"):
-                inodes_before.update({f: f.stat().st_ino for f in folder.glob("shard-*.npy")})
-                os.kill(process.pid, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    embed(parts, teacher, tmp_path, 2, EmbeddingActors())
-    killer.join()
-    assert 5 <= len(inodes_before) < shards
-    assert all(file.stat().st_ino == inode for file, inode in inodes_before.items())
-    stored = StoredVectors(folder)[np.arange(len(texts))]
-    np.testing.assert_allclose(stored, load_encoder(teacher).encode(texts, "query"), atol=1e-3)

@@ -53,7 +53,7 @@ def band_keys(signatures: np.ndarray, similarity: float) -> np.ndarray:
     Near-copies agree in at least one band, with a probability of MIN_RECALL or more.
     """
     rows = rows_per_band(similarity)
-    banded = signatures.astype(np.uint64).reshape(len(signatures), -1, rows)
+    banded = signatures.astype(np.uint64).reshape(len(signatures), PERMUTATIONS // rows, rows)
     keys = np.arange(banded.shape[1], dtype=np.uint64)[None].repeat(len(signatures), 0)
     for row in range(rows):
         keys = splitmix64(keys) ^ banded[:, :, row]
@@ -73,6 +73,11 @@ def rows_per_band(similarity: float) -> int:
         for rows in choices
         if rows == 1 or 1 - (1 - similarity**rows) ** (PERMUTATIONS // rows) >= MIN_RECALL
     )
+
+
+def bands(similarity: float) -> int:
+    """How many bands a signature has."""
+    return PERMUTATIONS // rows_per_band(similarity)
 
 
 def near_duplicates(

@@ -4,12 +4,15 @@ Whether a text is drawn is a function of the seed and the text alone. So it depe
 order of files nor on the number of processes, and a text added later does not affect others.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from stillroom.data.cleaning.splitmix import splitmix64
 from stillroom.data.readers.records import EvaluationSet, Pair
+
+RANK_BIN_BITS = 16
+RANK_BINS = 1 << RANK_BIN_BITS
 
 
 def random_ranks(keys: np.ndarray, seed: int) -> np.ndarray:
@@ -17,24 +20,25 @@ def random_ranks(keys: np.ndarray, seed: int) -> np.ndarray:
     return splitmix64(keys ^ splitmix64(np.array([seed], dtype=np.uint64)))
 
 
-def rank_cutoff(blocks: Callable[[], Iterable[np.ndarray]], count: int) -> np.uint64:
-    """The highest rank that is drawn: the `count`-th lowest, of at least `count` ranks.
+def rank_bins(ranks: np.ndarray) -> np.ndarray:
+    """The bin of each rank, by its top bits: 0 to RANK_BINS - 1, int64."""
+    return (ranks >> np.uint64(64 - RANK_BIN_BITS)).astype(np.int64)
+
+
+def cutoff_bin(bin_sizes: np.ndarray, count: int) -> tuple[int, int]:
+    """Where the `count`-th lowest rank is, which is the highest that is drawn.
+
+    So no more than one bin of the ranks must be sorted, wherever they are.
 
     Args:
-        blocks: yields the ranks, any number at a time, and the same ones at every call; only one
-            block is in memory.
-        count: how many texts are drawn.
+        bin_sizes: of at least `count` ranks, how many each bin has.
+
+    Returns:
+        Its bin, and its index among the sorted ranks of that bin.
     """
-    # First a histogram by the top 16 bits, then a selection within the bin of the cutoff.
-    shift = np.uint64(48)
-    bin_sizes = np.zeros(1 << 16, dtype=np.int64)
-    for block in blocks():
-        bin_sizes += np.bincount((block >> shift).astype(np.int64), minlength=1 << 16)
     cumulative = np.cumsum(bin_sizes)
-    cutoff_bin = int(np.searchsorted(cumulative, count))
-    in_bin = np.concatenate([block[block >> shift == np.uint64(cutoff_bin)] for block in blocks()])
-    index = count - 1 - int(cumulative[cutoff_bin] - bin_sizes[cutoff_bin])
-    return np.uint64(np.partition(in_bin, index)[index])
+    number = int(np.searchsorted(cumulative, count))
+    return number, count - 1 - int(cumulative[number] - bin_sizes[number])
 
 
 def evenly_spaced(count: int, max_rows: int) -> np.ndarray:

@@ -148,7 +148,7 @@ def is_query(text: str) -> bool:
 
 def _turns(source: str) -> int:
     """The texts that a source gives in each round."""
-    return max(1, len(dictionary_files())) if source == "dictionaries" else 1
+    return max(1, len(dictionary_files())) if source in ("dictionaries", "terms") else 1
 
 
 def _is_enough(gathered: Gathered, max_texts: int | None, max_words: int | None) -> bool:

@@ -176,10 +176,13 @@ def _resize(encoder: Encoder, contract: Contract, resize: Resize, max_tokens: in
     if resize.vocabulary_size is not None:
         prompts = (contract.prompts.query, contract.prompts.passage)
         prompt_ids = [i for prompt in prompts for i in encoder.tokenizer(prompt)["input_ids"]]
+        counts = resize.token_counts
+        if counts is None:
+            counts = count_tokens(encoder.tokenizer, resize.texts)
         pruned = prune_vocabulary(
             encoder.tokenizer,
             resize.vocabulary_size,
-            count_tokens(encoder.tokenizer, resize.texts),
+            counts,
             needed=[*ids_fixed_by_positions(backbone), *prompt_ids],
         )
         prune_embeddings(backbone, pruned)

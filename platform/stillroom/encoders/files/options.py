@@ -1,9 +1,10 @@
 """What `create_encoder` can change in a base: its contract, and its size."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+import numpy as np
 from pydantic import BaseModel
 
 from stillroom.encoders.contract import Attention, Pooling, Precision, Similarity
@@ -57,9 +58,11 @@ class Resize:
             `random_backbone`.
         vocabulary_size: keeps at most this many tokens, the most frequent in `texts`; see
             `prune_vocabulary`.
+        token_counts: what `count_tokens` gives for those texts, where it is known.
     """
 
     layers: Sequence[int] | None = None
     size: Mapping[str, int] | None = None
     vocabulary_size: int | None = None
-    texts: Iterable[str] = ()
+    texts: Sequence[str] = ()
+    token_counts: np.ndarray | None = None

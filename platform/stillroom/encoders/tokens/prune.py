@@ -4,9 +4,8 @@ A text made of kept tokens is tokenised exactly as before, and so keeps its vect
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -91,14 +90,15 @@ def ids_fixed_by_positions(backbone: Any) -> range:
     return range(position_offset(backbone))
 
 
-def count_tokens(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
+def count_tokens(tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
     """How often each token occurs, int64 by id, in at most MAX_COUNTED_TEXTS of the texts."""
     backend = Tokenizer.from_str(backend_of(tokenizer, FIELD).to_str())  # a copy, to change
     backend.no_truncation()
     backend.no_padding()
     counts = np.zeros(backend.get_vocab_size(), dtype=np.int64)
-    sample = iter(evenly_spaced(texts, MAX_COUNTED_TEXTS))
-    while chunk := list(islice(sample, CHUNK)):
+    rows = evenly_spaced(len(texts), MAX_COUNTED_TEXTS)
+    for start in range(0, len(rows), CHUNK):
+        chunk = [texts[row] for row in rows[start : start + CHUNK]]
         encodings = backend.encode_batch_fast(chunk, add_special_tokens=False)
         ids = np.concatenate([np.array(encoding.ids, dtype=np.int64) for encoding in encodings])
         chunk_counts = np.bincount(ids, minlength=len(counts))
@@ -106,16 +106,12 @@ def count_tokens(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
     return counts
 
 
-def evenly_spaced(texts: Iterable[str], max_texts: int) -> list[str]:
-    """Every 2^k-th text, with the smallest k that gives at most `max_texts`."""
-    sample: list[str] = []
+def evenly_spaced(count: int, max_rows: int) -> range:
+    """Every 2^k-th row, with the smallest k that gives at most `max_rows`."""
     stride = 1
-    for number, text in enumerate(texts):
-        if number % stride == 0:
-            sample.append(text)
-        if len(sample) > max_texts:
-            sample, stride = sample[::2], 2 * stride
-    return sample
+    while -(-count // stride) > max_rows:
+        stride *= 2
+    return range(0, count, stride)
 
 
 def _choose_ids(

@@ -1,7 +1,7 @@
 """The passes that clean a corpus, in order. Wherever texts are repeated, the first one stays.
 
-Each pass runs over shards or over ranges of hashes, in any order and in any number of processes,
-and sets the verdicts of the rows that it drops. A pass that runs again drops the same rows.
+Each pass is of tasks on groups of shards or on ranges of hashes, as `workspace.py` has them: in any
+order, on any number of nodes.
 """
 
 import dataclasses
@@ -14,14 +14,16 @@ from stillroom.data.readers.records import EvaluationSet
 from stillroom.stages.corpus.contamination import HELD_OUT_SET, drop_contaminated
 from stillroom.stages.corpus.duplicates import drop_duplicates, drop_repeated_conversations
 from stillroom.stages.corpus.guards import Guards
-from stillroom.stages.corpus.near_duplicates import drop_near_duplicates
+from stillroom.stages.corpus.near_duplicates import (
+    drop_near_copies_of_pairs,
+    drop_near_copies_of_passages,
+)
 from stillroom.stages.corpus.sampling import hold_out, sample_pairs
-from stillroom.stages.corpus.shards import CleaningWorkspace, Shards
+from stillroom.stages.corpus.workspace import CleaningWorkspace
 
 
 def clean(
     workspace: CleaningWorkspace,
-    shards: Shards,
     section: Corpus,
     seed: int,
     evaluation_sets: dict[str, EvaluationSet],
@@ -36,43 +38,40 @@ def clean(
         UserError: when the held-out set would leave nothing to train on.
     """
     names = list(section.sources)
-    pairs, passages = shards["pairs"], shards["passages"]
-    pairs_read = sum(shard.rows for shard in pairs)
     near = section.near_duplicates
     held_out = section.held_out
     held_out_source = -1 if held_out is None else names.index(held_out.source or names[0])
-    drop_duplicates(workspace, pairs, beginnings_of=held_out_source)
+    drop_duplicates(workspace, beginnings_of=held_out_source)
     if near is not None:
-        drop_near_duplicates(workspace, pairs, near.min_jaccard, pairs=pairs_read)
+        bands = drop_near_copies_of_pairs(workspace, near.min_jaccard)
     if held_out is not None:
         evaluation_sets[HELD_OUT_SET] = _held_out_set(
-            workspace, shards, section, held_out, held_out_source, seed
+            workspace, section, held_out, held_out_source, seed
         )
     # Also removes near-copies of held-out texts from the other sources.
-    report, index = _decontaminate(workspace, shards, section, evaluation_sets, guards)
+    report, index = _decontaminate(workspace, section, evaluation_sets, guards)
     guards.leave_out_overlapping()
-    drop_repeated_conversations(workspace, shards["conversations"])
-    for source, name in enumerate(names):
-        limit = section.max_pairs
-        max_pairs = limit.get(name) if isinstance(limit, dict) else limit
-        if max_pairs is not None:
-            of_source = [shard for shard in pairs if shard.source == source]
-            sample_pairs(workspace, of_source, max_pairs, seed)
+    drop_repeated_conversations(workspace)
+    limit = section.max_pairs
+    limits = limit if isinstance(limit, dict) else dict.fromkeys(names, limit)
+    sample_pairs(
+        workspace,
+        {names.index(name): most for name, most in limits.items() if most is not None},
+        seed,
+    )
     if near is not None:
-        drop_near_duplicates(workspace, passages, near.min_jaccard, pairs=pairs_read)
+        drop_near_copies_of_passages(workspace, near.min_jaccard, bands)
     return report, index
 
 
 def _held_out_set(
     workspace: CleaningWorkspace,
-    shards: Shards,
     section: Corpus,
     held_out: HeldOut,
     source: int,
     seed: int,
 ) -> EvaluationSet:
-    of_source = [shard for shard in shards["pairs"] if shard.source == source]
-    pairs = hold_out(workspace, of_source, held_out.passages, seed)
+    pairs = hold_out(workspace, source, held_out.passages, seed)
     prompts = list(section.sources.values())[source].prompts
     return dataclasses.replace(
         held_out_set(pairs, queries=held_out.queries),
@@ -82,7 +81,6 @@ def _held_out_set(
 
 def _decontaminate(
     workspace: CleaningWorkspace,
-    shards: Shards,
     section: Corpus,
     evaluation_sets: dict[str, EvaluationSet],
     guards: Guards,
@@ -93,10 +91,9 @@ def _decontaminate(
         sets, whole={HELD_OUT_SET, *guards.sets}, ngram=rule.ngram, share=rule.min_overlap
     )
     report = ContaminationReport(sets, rule.action, rule.max_listed)
-    all_shards = [*shards["pairs"], *shards["passages"], *shards["conversations"]]
     names = list(section.sources)
     for shard, checked, hits in drop_contaminated(
-        workspace, all_shards, index, action=rule.action, guards=guards.sets
+        workspace, index, action=rule.action, guards=guards.sets
     ):
         if shard.kind == "pairs":
             report.add(names[shard.source], checked, hits)

@@ -3,18 +3,20 @@
 import functools
 import hashlib
 import pickle
-from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator
 from typing import Literal
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from stillroom.data.cleaning.contamination_index import MATCH_KINDS, ContaminationIndex
 from stillroom.data.cleaning.decontaminate import Hit, decontaminate
 from stillroom.data.readers.records import Pair
 from stillroom.errors import UserError
-from stillroom.stages.corpus.shards import CleaningWorkspace, Shard, Verdict
+from stillroom.stages.corpus.shards import KINDS, Shard
+from stillroom.stages.corpus.verdicts import Verdict
+from stillroom.stages.corpus.workspace import CleaningWorkspace, GroupTask
+from stillroom.storage.shared_folder import SharedFolder
 
 HELD_OUT_SET = "held-out"  # name of the evaluation set that is split off a source
 INDEX_FILE = "contamination-index.pickle"
@@ -22,7 +24,6 @@ INDEX_FILE = "contamination-index.pickle"
 
 def drop_contaminated(
     workspace: CleaningWorkspace,
-    shards: Sequence[Shard],
     index: ContaminationIndex,
     *,
     action: Literal["drop", "report"],
@@ -31,27 +32,26 @@ def drop_contaminated(
     """Drops contaminated pairs, conversations and passages, and evaluation texts as negatives.
 
     Args:
-        shards: of any kind.
         action: `report` keeps contaminated pairs, except copies of held-out ones and of guards.
         guards: sets of which nothing may be trained on.
 
-    Returns:
-        Of each shard of pairs, how many pairs were checked, and the hits among them; of each other
-        shard, 0 and the hits with guards.
+    Yields:
+        Each shard of any kind. Of pairs, how many were checked, and the hits among them; else 0
+        and the hits with guards.
     """
     content = pickle.dumps(index)
-    (workspace.folder / INDEX_FILE).write_bytes(content)
+    workspace.files.folder.write(INDEX_FILE, content)
     digest = hashlib.sha256(content).hexdigest()
     always = frozenset({HELD_OUT_SET, *guards}) if action == "report" else None
-    drop = functools.partial(
-        _drop_from_shard, digest=digest, always=always, guards=frozenset(guards)
-    )
-    for shard, checked in zip(shards, workspace.map(drop, shards), strict=True):
-        yield shard, *checked
+    for kind in KINDS:
+        for hits_of_group in workspace.map_groups(
+            kind, _drop_from_group, digest=digest, always=always, guards=frozenset(guards)
+        ):
+            yield from hits_of_group
 
 
 @functools.lru_cache(maxsize=1)
-def load_contamination_index(path: Path, digest: str) -> ContaminationIndex:
+def load_contamination_index(folder: SharedFolder, digest: str) -> ContaminationIndex:
     """Unpickles the index, once a process.
 
     Args:
@@ -61,38 +61,40 @@ def load_contamination_index(path: Path, digest: str) -> ContaminationIndex:
     Raises:
         UserError: when the file was altered.
     """
-    content = path.read_bytes()
+    content = folder.read(INDEX_FILE)
     if hashlib.sha256(content).hexdigest() != digest:
-        raise UserError(str(path), "was altered after it was written", "Run the recipe again")
+        where = f"{folder.location}/{INDEX_FILE}"
+        raise UserError(where, "was altered after it was written", "Run the recipe again")
     index: ContaminationIndex = pickle.loads(content)
     return index
 
 
-def _drop_from_shard(
-    workspace: CleaningWorkspace,
-    shard: Shard,
-    *,
-    digest: str,
-    always: frozenset[str] | None,
-    guards: frozenset[str],
-) -> tuple[int, list[Hit]]:
-    """Drops rows; returns as `drop_contaminated`.
+def _drop_from_group(
+    task: GroupTask, *, digest: str, always: frozenset[str] | None, guards: frozenset[str]
+) -> list[tuple[Shard, int, list[Hit]]]:
+    """Drops rows of each shard; returns as `drop_contaminated`.
 
     Args:
         always: the sets whose hits are dropped; None: all.
     """
-    index = load_contamination_index(workspace.folder / INDEX_FILE, digest)
-    if shard.kind == "pairs":
-        return _drop_pairs(workspace, shard, index, always)
-    drop = _drop_passages if shard.kind == "passages" else _drop_conversations
-    return 0, [hit for hit in drop(workspace, shard, index, guards) if hit.set in guards]
+    index = load_contamination_index(task.files.folder, digest)
+    found = []
+    for shard, verdicts, negative_verdicts in task.shards():
+        table = task.files.table(shard)
+        if shard.kind == "pairs":
+            checked, hits = _drop_pairs(table, verdicts, negative_verdicts, index, always)
+        else:
+            drop = _drop_passages if shard.kind == "passages" else _drop_conversations
+            checked, hits = 0, drop(table, verdicts, index, guards)
+        found.append((shard, checked, hits))
+    return found
 
 
 def _drop_passages(
-    workspace: CleaningWorkspace, shard: Shard, index: ContaminationIndex, guards: frozenset[str]
+    table: pa.Table, verdicts: np.ndarray, index: ContaminationIndex, guards: frozenset[str]
 ) -> list[Hit]:
-    passages = pq.read_table(shard.path)["passage"].to_pylist()
-    verdicts = workspace.verdicts("passages")[shard.span]
+    """Returns the hits with guards."""
+    passages = table["passage"].to_pylist()
     contained, parts = index.match_many(passages)
     verdicts[contained] = Verdict.TESTED
     hits = []
@@ -113,28 +115,26 @@ def _drop_passages(
 
 
 def _drop_conversations(
-    workspace: CleaningWorkspace, shard: Shard, index: ContaminationIndex, guards: frozenset[str]
+    table: pa.Table, verdicts: np.ndarray, index: ContaminationIndex, guards: frozenset[str]
 ) -> list[Hit]:
-    table = pq.read_table(shard.path, columns=["question", "completion"])
+    """Returns the hits with guards."""
     texts = zip(table["question"].to_pylist(), table["completion"].to_pylist(), strict=True)
     pairs = [Pair(question, completion) for question, completion in texts]
-    verdicts = workspace.verdicts("conversations")[shard.span]
     hits = decontaminate(pairs, index)[1]
     for hit in hits:
         verdicts[hit.pair] = Verdict.TESTED
-    return hits
+    return [hit for hit in hits if hit.set in guards]
 
 
 def _drop_pairs(
-    workspace: CleaningWorkspace,
-    shard: Shard,
+    table: pa.Table,
+    verdicts: np.ndarray,
+    negative_verdicts: np.ndarray,
     index: ContaminationIndex,
     always: frozenset[str] | None,
 ) -> tuple[int, list[Hit]]:
     """Returns how many pairs were checked, and the hits with given evaluation sets."""
-    verdicts = workspace.verdicts("pairs")[shard.span]
     kept = np.flatnonzero(verdicts == Verdict.KEPT)
-    table = pq.read_table(shard.path)
     first_negative = np.asarray(table["negatives"].combine_chunks().offsets)[kept]
     table = table.take(kept)
     columns = (table[name].to_pylist() for name in ("query", "passage", "negatives"))
@@ -148,7 +148,6 @@ def _drop_pairs(
             verdicts[kept[hit.pair]] = Verdict.HELD_OUT
         elif always is None or hit.set in always:
             verdicts[kept[hit.pair]] = Verdict.CONTAMINATED
-    negative_verdicts = workspace.verdicts("negatives")[shard.negative_span]
     for before, after, first in zip(pairs, clean, first_negative, strict=True):
         if len(after.negatives) < len(before.negatives):
             for number, text in enumerate(before.negatives, start=first):

@@ -1,62 +1,24 @@
-"""A corpus while it is cleaned: its rows as Parquet files on disk, and a verdict for each row.
+"""A corpus's rows while it is cleaned: shards, which are Parquet files, and groups of shards.
 
-Texts are read and normalised shard by shard. What must be compared across shards is written as
-sorted runs of hashes, and a process reads one range of hashes at a time. So memory holds a shard,
-a range and one byte a row (its verdict); the rest is on disk. Rows are numbered in the order of
-the recipe's sources and files.
+Rows are numbered in the order of the recipe's sources and files.
 """
 
-import functools
-import itertools
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import io
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from enum import IntEnum
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stillroom.cluster.parallel_map import parallel_map
 from stillroom.config.base import DataKind
-from stillroom.data.cleaning.external_sort import SortedRuns
 from stillroom.data.readers.records import Pair, SkippedRows
 from stillroom.stages.corpus import sources
 from stillroom.stages.corpus.sources import SourcePart
+from stillroom.storage.shared_folder import SharedFolder
 
-
-class Verdict(IntEnum):
-    """Whether a row is kept or why it was dropped; rows are pairs, negatives, passages or
-    conversations.
-    """
-
-    KEPT = 0
-    QUERY_IS_PASSAGE = 1
-    REPEATED_PASSAGES = 2
-    REPEATED_QUERIES = 3
-    NEAR_COPIES = 4
-    HELD_OUT = 5
-    CONTAMINATED = 6
-    BEYOND_MAX_PAIRS = 7
-    POSITIVE = 8  # a negative that is its own pair's positive
-    CONFLICTS = 9  # a negative that is the positive of the same query in another pair
-    REPEATED = 10
-    TESTED = 11  # part of an evaluation set
-    OF_DROPPED_PAIRS = 12
-
-
-# Reasons to drop rows of each kind, in the order of counts.json.
-DROP_REASONS: dict[str, tuple[Verdict, ...]] = {
-    "pairs": tuple(v for v in Verdict if 0 < v <= Verdict.BEYOND_MAX_PAIRS),
-    "negatives": (
-        Verdict.OF_DROPPED_PAIRS, Verdict.POSITIVE, Verdict.CONFLICTS, Verdict.REPEATED,
-        Verdict.TESTED,
-    ),
-    "passages": (Verdict.TESTED, Verdict.REPEATED, Verdict.NEAR_COPIES),
-    "conversations": (Verdict.TESTED, Verdict.REPEATED),
-}  # fmt: skip
+KINDS: tuple[DataKind, ...] = get_args(DataKind)
 
 
 @dataclass(frozen=True)
@@ -65,13 +27,17 @@ class ChunkSizes:
 
     Attributes:
         rows, characters: limits of a shard; the first one reached ends it.
-        records: of a range of sorted runs, about.
+        records: of a sorted run and of a range of runs, about.
+        groups: of shards, at least, where there are as many shards; a group is a task.
+        group_shards: most shards of a group.
         serial_bytes: up to this much input, a single process is the fastest.
     """
 
     rows: int = 1 << 15
     characters: int = 1 << 25
     records: int = 1 << 20
+    groups: int = 256
+    group_shards: int = 32
     serial_bytes: int = 1 << 26
 
 
@@ -80,120 +46,122 @@ class Shard:
     """Consecutive rows of one kind and source, in a Parquet file.
 
     Attributes:
+        name: unique among the shards of a kind.
         source: number of the source.
         rows, negatives: how many it has.
+        size: of its texts in memory, in bytes.
         first, first_negative: how many of its kind come before it, in all sources.
     """
 
-    path: Path
+    name: str
     kind: DataKind
     source: int
     rows: int
     negatives: int
+    size: int
     first: int = 0
     first_negative: int = 0
 
     @property
-    def name(self) -> str:
-        """Unique among the shards of a kind, and sorted as they are."""
-        return f"{self.first:015d}"
+    def file(self) -> str:
+        """Its name among the working files."""
+        return f"shards/{self.kind}-{self.name}.parquet"
 
     @property
     def span(self) -> slice:
         """Its rows among all rows of its kind."""
         return slice(self.first, self.first + self.rows)
 
+
+@dataclass(frozen=True)
+class Group:
+    """Consecutive shards of a kind, which one task works on, one after the other."""
+
+    number: int
+    kind: DataKind
+    shards: tuple[Shard, ...]
+
     @property
-    def negative_span(self) -> slice:
-        """Its negatives among all negatives."""
-        return slice(self.first_negative, self.first_negative + self.negatives)
+    def first(self) -> int:
+        """How many rows of its kind come before it."""
+        return self.shards[0].first
+
+    @property
+    def first_negative(self) -> int:
+        """How many negatives come before it."""
+        return self.shards[0].first_negative
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def negatives(self) -> int:
+        """How many negatives it has."""
+        return sum(shard.negatives for shard in self.shards)
 
 
-Shards = dict[str, list[Shard]]  # by kind
+Groups = dict[DataKind, list[Group]]
+
+
+def make_groups(shards: Iterable[Shard], sizes: ChunkSizes) -> Groups:
+    """Numbers the rows of shards in their order, and groups the shards of each kind."""
+    groups: Groups = {}
+    of_all = list(shards)
+    for kind in KINDS:
+        numbered, rows, negatives = [], 0, 0
+        for shard in of_all:
+            if shard.kind == kind:
+                numbered.append(replace(shard, first=rows, first_negative=negatives))
+                rows, negatives = rows + shard.rows, negatives + shard.negatives
+        width = max(1, min(sizes.group_shards, len(numbered) // sizes.groups))
+        groups[kind] = [
+            Group(number, kind, tuple(numbered[start : start + width]))
+            for number, start in enumerate(range(0, len(numbered), width))
+        ]
+    return groups
 
 
 @dataclass(frozen=True)
-class CleaningWorkspace:
-    """The folder in which a corpus is cleaned, and how functions are run over its data.
+class PartBatch:
+    """Consecutive parts of a source, of one kind, that one task reads.
 
     Attributes:
-        folder: holds shards, verdicts and sorted runs.
-        parallel: whether all cores of this machine are used.
+        number: of the batch, in all sources.
+        source: number of the source.
     """
 
-    folder: Path
-    sizes: ChunkSizes
-    parallel: bool
-
-    def sorted_runs(self, name: str) -> SortedRuns:
-        """The sorted runs of this name, which may be empty."""
-        return SortedRuns(self.folder / name)
-
-    def verdicts(self, kind: str) -> Any:
-        """The `Verdict` of each row of a kind, uint8, (rows,); shared by processes and writable."""
-        return np.load(self.folder / f"{kind}.npy", mmap_mode="r+")
-
-    def map(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
-        """function(workspace, item) for each item, such as a shard."""
-        return parallel_map(functools.partial(function, self), items, parallel=self.parallel)
-
-    def map_hash_ranges(
-        self, function: Callable[..., Any], runs_name: str, **arguments: Any
-    ) -> list[Any]:
-        """function(workspace, key_range, runs_name=…, **arguments) for ranges of sorted runs."""
-        key_ranges = self.sorted_runs(runs_name).hash_ranges(self.sizes.records)
-        return self.map(functools.partial(function, runs_name=runs_name, **arguments), key_ranges)
+    number: int
+    source: int
+    kind: DataKind
+    parts: tuple[SourcePart, ...]
 
 
-def read_shards(
-    workspace: CleaningWorkspace, parts: Sequence[tuple[int, SourcePart]]
-) -> tuple[Shards, dict[int, SkippedRows]]:
-    """Reads all parts into shards, and gives every row the verdict KEPT.
-
-    Args:
-        parts: each with the number of its source.
+def read_parts(
+    folder: SharedFolder, sizes: ChunkSizes, batch: PartBatch
+) -> tuple[list[Shard], SkippedRows]:
+    """Reads parts of a source into shards.
 
     Returns:
-        Shards by kind, in the order of the parts; and the rows that each source's readers skipped.
+        The shards, whose rows are not numbered yet, and the rows that the readers skipped.
     """
-    numbered = [(number, source, part) for number, (source, part) in enumerate(parts)]
-    read = workspace.map(_read_part, numbered)
-    skipped: dict[int, SkippedRows] = defaultdict(SkippedRows)
-    for (source, _), (_, part_skipped) in zip(parts, read, strict=True):
-        skipped[source].add(part_skipped)
-    all_shards = list(itertools.chain.from_iterable(part_shards for part_shards, _ in read))
-    shards: Shards = {"pairs": [], "passages": [], "conversations": []}
-    for kind, kind_shards in shards.items():
-        rows = negatives = 0
-        for shard in all_shards:
-            if shard.kind == kind:
-                kind_shards.append(replace(shard, first=rows, first_negative=negatives))
-                rows, negatives = rows + shard.rows, negatives + shard.negatives
-        np.save(workspace.folder / f"{kind}.npy", np.zeros(max(rows, 1), dtype=np.uint8))
-        if kind == "pairs":
-            verdicts = np.zeros(max(negatives, 1), dtype=np.uint8)
-            np.save(workspace.folder / "negatives.npy", verdicts)
-    return shards, skipped
-
-
-def _read_part(
-    workspace: CleaningWorkspace, item: tuple[int, int, SourcePart]
-) -> tuple[list[Shard], SkippedRows]:
-    number, source, part = item
-    skipped = SkippedRows()
+    skipped, kind = SkippedRows(), batch.kind
     readers: dict[DataKind, Callable[[SourcePart, SkippedRows], Iterable[Any]]] = {
         "pairs": sources.iter_pairs,
         "passages": sources.iter_passages,
         "conversations": sources.iter_conversations,
     }
+    rows_of_parts = (row for part in batch.parts for row in readers[kind](part, skipped))
     shards = []
-    for kind, reader in readers.items():
-        for i, rows in enumerate(_split_rows(reader(part, skipped), workspace.sizes)):
-            path = workspace.folder / f"{kind}-{number:05d}-{i:06d}.parquet"
-            table = _TABLES[kind](rows)
-            pq.write_table(table, path, compression="lz4", use_dictionary=False)
-            negatives = sum(len(row.negatives) for row in rows) if kind == "pairs" else 0
-            shards.append(Shard(path, kind, source, len(rows), negatives))
+    for i, rows in enumerate(_split_rows(rows_of_parts, sizes)):
+        negatives = sum(len(row.negatives) for row in rows) if kind == "pairs" else 0
+        name, table = f"{batch.number:06d}-{i:06d}", _TABLES[kind](rows)
+        shard = Shard(name, kind, batch.source, len(rows), negatives, table.nbytes)
+        content = io.BytesIO()
+        pq.write_table(table, content, compression="lz4", use_dictionary=False)
+        folder.write(shard.file, content.getbuffer())
+        shards.append(shard)
     return shards, skipped
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from stillroom.config.base import DataKind
 from stillroom.config.corpus import (
@@ -16,7 +17,12 @@ from stillroom.config.corpus import (
 from stillroom.data.readers.docstrings import docstring_pairs
 from stillroom.data.readers.documents import read_document
 from stillroom.data.readers.files import read_conversations, read_pairs, read_passages
-from stillroom.data.readers.locations import DOCUMENT_EXTENSIONS, find_files, size_bytes
+from stillroom.data.readers.locations import (
+    DOCUMENT_EXTENSIONS,
+    HUB_PREFIX,
+    find_files,
+    size_bytes,
+)
 from stillroom.data.readers.qrels import read_collection, read_id_triples, read_judged_pairs
 from stillroom.data.readers.records import Conversation, Pair, SkippedRows
 from stillroom.encoders.tokens.count import token_counter
@@ -41,6 +47,19 @@ class SourcePart:
         """Bytes to read; 0 for docstrings, whose reader has processes of its own."""
         files = self.source.locations() if self.file is None else (self.file,)
         return sum(map(size_bytes, files))
+
+    @property
+    def local_files(self) -> list[str] | None:
+        """Files that a machine needs to read the part; None if only this machine can.
+
+        Docstrings are those of its packages, and a data set of the hub needs its token and cache.
+        """
+        files = self.source.locations() if self.file is None else (self.file,)
+        if isinstance(self.source, DocstringSource) or any(f.startswith(HUB_PREFIX) for f in files):
+            return None
+        if isinstance(self.source, DocumentSource):
+            files += tuple(map(str, Path(self.source.tokenizer).expanduser().glob("*")))
+        return [file for file in files if "://" not in file]
 
 
 def split_source(source: Source) -> list[SourcePart]:

@@ -1,42 +1,34 @@
 """The corpus stage: sources → clean pairs, passages, conversations and evaluation sets."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from stillroom.cluster.parallel_map import this_node_runs_tasks
 from stillroom.cluster.progress import Progress
 from stillroom.config.corpus import Corpus as Section
 from stillroom.config.evaluation import Evaluation
 from stillroom.config.scale import Scale
 from stillroom.data.readers.beir import read_beir, write_beir
 from stillroom.data.readers.records import SkippedRows
-from stillroom.errors import UserError
 from stillroom.reports.data_card import data_card
-from stillroom.stages.corpus import sources
 from stillroom.stages.corpus.artifact import GUARDS_FOLDER
 from stillroom.stages.corpus.cleaning import clean
+from stillroom.stages.corpus.counts import Counts, count_rows, counts_by_source
 from stillroom.stages.corpus.general import write_general_texts
 from stillroom.stages.corpus.guards import find_guards
 from stillroom.stages.corpus.languages import LANGUAGES_FILE, Languages, find_languages
 from stillroom.stages.corpus.passage_rows import assign_passage_rows
-from stillroom.stages.corpus.shards import (
-    DROP_REASONS,
-    ChunkSizes,
-    CleaningWorkspace,
-    Shards,
-    Verdict,
-    read_shards,
-)
+from stillroom.stages.corpus.reading import read_sources, split_sources
+from stillroom.stages.corpus.shards import KINDS, ChunkSizes
+from stillroom.stages.corpus.sources import with_synthetic
+from stillroom.stages.corpus.workspace import WorkFiles
 from stillroom.stages.corpus.writer import write_conversations, write_sources, write_texts
 from stillroom.storage.artifacts import Artifact, Draft
 from stillroom.storage.atomic import atomic_write_json
+from stillroom.storage.disk_space import require_free_space
+from stillroom.storage.shared_folder import SharedFolder
 
 SIZES = ChunkSizes()
-Counts = dict[str, int]  # "read", reasons to drop, "kept"; "read" is the sum of the others
 
 
 def corpus(
@@ -64,36 +56,31 @@ def corpus(
     Raises:
         UserError: when a file is wrong, or no pair of a source is left.
     """
-    section = sources.with_synthetic(section, synthetic)
+    section = with_synthetic(section, synthetic)
     names = list(section.sources)
     evaluation_sets = {name: read_beir(Path(path)) for name, path in section.evaluation.items()}
     guards = find_guards(evaluation, section, evaluation_sets)
-    parts = [
-        (number, part)
-        for number, source in enumerate(section.sources.values())
-        for part in sources.split_source(source)
-    ]
-    is_small = sum(part.size_bytes for _, part in parts) <= SIZES.serial_bytes
-    folder = out.path / "work"
-    shutil.rmtree(folder, ignore_errors=True)  # of a killed process
-    folder.mkdir()
+    parts = split_sources(section)
+    is_small = sum(part.size for part in parts) <= SIZES.serial_bytes
+    # Only one process uses the files of a small corpus, which need not go to an object store.
+    folder = SharedFolder(
+        str(out.path / "work") if is_small else out.store.resolve(out.work_folder)
+    )
     try:
-        workspace = CleaningWorkspace(
-            folder, SIZES, parallel=not is_small and this_node_runs_tasks()
-        )
-        shards, skipped = read_shards(workspace, parts)
-        rows = sum(shard.rows for of_kind in shards.values() for shard in of_kind)
+        workspace, skipped = read_sources(WorkFiles(folder, SIZES), parts, parallel=not is_small)
+        rows = sum(workspace.rows(kind) for kind in KINDS)
         Progress(2 * rows).add(rows)  # reading is half of the work
-        contamination, index = clean(workspace, shards, section, seed, evaluation_sets, guards)
-        passage_rows = assign_passage_rows(workspace, shards)
-        counts = {name: _count(workspace, shards, number) for number, name in enumerate(names)}
-        _require_kept_rows(counts)
+        contamination, index = clean(workspace, section, seed, evaluation_sets, guards)
+        assign_passage_rows(workspace)
+        shard_counts = count_rows(workspace)
+        counts = counts_by_source(shard_counts, names)
         all_sets = {**evaluation_sets, **guards.sets}
-        languages = find_languages(section.language, names, workspace, shards, all_sets)
-        passages = write_texts(workspace, shards, passage_rows, len(names), out.path)
-        write_conversations(workspace, shards["conversations"], out.path)
+        languages = find_languages(section.language, names, workspace, shard_counts, all_sets)
+        require_free_space(out.path, sum(count.kept_bytes for count in shard_counts))
+        passages = write_texts(workspace, len(names), out.path)
+        write_conversations(workspace, out.path)
     finally:
-        shutil.rmtree(folder)
+        folder.delete()
     for name, evaluation_set in evaluation_sets.items():
         write_beir(evaluation_set, out.path / "evaluation" / name)
     for name, guard in guards.sets.items():
@@ -113,34 +100,6 @@ def corpus(
     text = data_card(section, summary, evaluation_sets)
     (out.path / "card.md").write_text(text, encoding="utf-8")
     return summary
-
-
-def _count(workspace: CleaningWorkspace, shards: Shards, source: int) -> dict[str, Counts]:
-    """Counts of each kind of rows in a source, by verdict."""
-    counts = {}
-    for kind, reasons in DROP_REASONS.items():
-        verdicts = workspace.verdicts(kind)
-        rows = np.zeros(len(Verdict), dtype=np.int64)  # by verdict
-        for shard in shards["pairs" if kind == "negatives" else kind]:
-            if shard.source == source:
-                span = shard.negative_span if kind == "negatives" else shard.span
-                rows += np.bincount(verdicts[span], minlength=len(Verdict))
-        dropped = {reason.name.lower(): int(rows[reason]) for reason in reasons}
-        counts[kind] = {"read": int(rows.sum()), **dropped, "kept": int(rows[Verdict.KEPT])}
-    return counts
-
-
-def _require_kept_rows(counts: Mapping[str, Mapping[str, Counts]]) -> None:
-    for name, of_kinds in counts.items():
-        for kind in ("pairs", "conversations"):
-            rows = of_kinds[kind]
-            if rows["read"] and not rows["kept"]:
-                became = ", ".join(f"{count:,} {reason}" for reason, count in rows.items() if count)
-                raise UserError(
-                    f"corpus.sources.{name}",
-                    f"none of its {kind} is left ({became})",
-                    "Give others, or none",
-                )
 
 
 def _summary(

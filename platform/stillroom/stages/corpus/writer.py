@@ -1,23 +1,21 @@
 """Writes the cleaned corpus: pairs, passages, conversations and the list of sources."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from stillroom.config.base import DataKind
 from stillroom.config.corpus import Corpus
-from stillroom.stages.corpus.passage_rows import PassageRows
-from stillroom.stages.corpus.shards import (
-    CleaningWorkspace,
-    Shard,
-    Shards,
-    Verdict,
-    flat_negatives,
-    negative_owners,
-)
+from stillroom.stages.corpus.passage_rows import rows_of_negatives
+from stillroom.stages.corpus.shards import Shard, flat_negatives, negative_owners
+from stillroom.stages.corpus.verdicts import Verdict
+from stillroom.stages.corpus.workspace import CleaningWorkspace, WorkFiles
 from stillroom.storage.atomic import atomic_write_json
 from stillroom.storage.column_writer import TableWriter
 
@@ -32,11 +30,11 @@ PAIR_NUMBERS: dict[str, type] = {
 }
 PASSAGE_NUMBERS: dict[str, type] = {"source": np.int16, "length": np.int32}
 CONVERSATION_TEXTS = ("prompt", "completion")
+SHARDS_AHEAD = 4  # are read while one is written
+Content = TypeVar("Content")
 
 
-def write_texts(
-    workspace: CleaningWorkspace, shards: Shards, rows: PassageRows, sources: int, folder: Path
-) -> list[int]:
+def write_texts(workspace: CleaningWorkspace, sources: int, folder: Path) -> list[int]:
     """Writes the tables pairs/ and passages/.
 
     Passages are the positives in the order of the pairs, then other negatives, then passages.
@@ -59,8 +57,7 @@ def write_texts(
         with TableWriter(folder / "pairs", texts=["query"], numbers=PAIR_NUMBERS) as pairs:
             first = first_negative = 0
             pairs.append(negative_starts=[0])
-            for shard, table in _kept_tables(workspace, shards["pairs"]):
-                counts, negatives = _negative_rows(workspace, rows, shard)
+            for shard, (table, counts, negatives) in _read_ahead(workspace, "pairs", _read_pairs):
                 pairs.append(
                     query=table["query"],
                     positive=np.arange(first, first + len(table)),
@@ -71,24 +68,20 @@ def write_texts(
                 )
                 add(table["passage"], shard.source)
                 first, first_negative = first + len(table), first_negative + len(negatives)
-        for shard in shards["pairs"]:
-            if shard.negatives:
-                indices, _, is_first = rows.of_negatives(shard.negative_span)
-                table = pq.read_table(shard.path, columns=["negatives"])
-                add(flat_negatives(table).take(indices[is_first == 1]), shard.source)
-        for shard in shards["passages"]:
-            indices, _, is_first = rows.of_passages(shard.span)
-            texts = pq.read_table(shard.path)["passage"]
-            add(texts.take(indices[is_first == 1]), shard.source)
+        for shard, texts in _read_ahead(workspace, "pairs", _read_new_negatives):
+            if texts is not None:
+                add(texts, shard.source)
+        for shard, table in _read_ahead(workspace, "passages", _read_kept):
+            add(table["passage"], shard.source)
     return passages_of_source
 
 
-def write_conversations(workspace: CleaningWorkspace, shards: list[Shard], folder: Path) -> None:
+def write_conversations(workspace: CleaningWorkspace, folder: Path) -> None:
     """Writes the table conversations/, if there are any conversations."""
-    if not shards:
+    if not workspace.groups["conversations"]:
         return
     with TableWriter(folder / "conversations", texts=CONVERSATION_TEXTS, numbers={}) as written:
-        for _, table in _kept_tables(workspace, shards):
+        for _, table in _read_ahead(workspace, "conversations", _read_kept):
             written.append(**{name: table[name] for name in CONVERSATION_TEXTS})
 
 
@@ -121,22 +114,42 @@ def write_sources(
     atomic_write_json(folder / "sources.json", sources)
 
 
-def _kept_tables(
-    workspace: CleaningWorkspace, shards: list[Shard]
-) -> Iterator[tuple[Shard, pa.Table]]:
-    """The kept rows of each shard."""
-    for shard in shards:
-        kept = workspace.verdicts(shard.kind)[shard.span] == Verdict.KEPT
-        yield shard, pq.read_table(shard.path).filter(pa.array(kept))
+def _read_ahead(
+    workspace: CleaningWorkspace, kind: DataKind, read: Callable[[WorkFiles, Shard, Any], Content]
+) -> Iterator[tuple[Shard, Content]]:
+    """read(files, shard, whether each row is kept) of each shard; a few are read ahead."""
+    files = workspace.files
+    waiting: deque[tuple[Shard, Future[Content]]] = deque()
+    with ThreadPoolExecutor(SHARDS_AHEAD) as pool:
+        for shard, verdicts in workspace.verdicts(kind):
+            waiting.append((shard, pool.submit(read, files, shard, verdicts == Verdict.KEPT)))
+            if len(waiting) > SHARDS_AHEAD:
+                first, content = waiting.popleft()
+                yield first, content.result()
+        for shard, content in waiting:
+            yield shard, content.result()
 
 
-def _negative_rows(
-    workspace: CleaningWorkspace, rows: PassageRows, shard: Shard
-) -> tuple[np.ndarray, np.ndarray]:
-    """How many negatives each kept pair has; and their passage rows, pair by pair."""
-    kept = workspace.verdicts("pairs")[shard.span] == Verdict.KEPT
+def _read_kept(files: WorkFiles, shard: Shard, kept: np.ndarray) -> pa.Table:
+    """The kept rows of a shard."""
+    return files.table(shard).filter(pa.array(kept))
+
+
+def _read_pairs(
+    files: WorkFiles, shard: Shard, kept: np.ndarray
+) -> tuple[pa.Table, np.ndarray, np.ndarray]:
+    """The kept pairs of a shard, how many negatives each has, and their passage rows."""
+    pairs = files.table(shard, "query", "passage").filter(pa.array(kept))
     if not shard.negatives:
-        return np.zeros(int(kept.sum()), dtype=np.int64), np.empty(0, dtype=np.int64)
-    indices, passage_rows, _ = rows.of_negatives(shard.negative_span)
-    owners = negative_owners(pq.read_table(shard.path, columns=["negatives"]))[indices]
-    return np.bincount(owners, minlength=shard.rows)[kept], passage_rows
+        return pairs, np.zeros(len(pairs), dtype=np.int64), np.empty(0, dtype=np.int64)
+    indices, rows, _ = rows_of_negatives(files, shard)
+    owners = negative_owners(files.table(shard, "negatives"))[indices]
+    return pairs, np.bincount(owners, minlength=shard.rows)[kept], rows
+
+
+def _read_new_negatives(files: WorkFiles, shard: Shard, _: np.ndarray) -> pa.Array | None:
+    """The negatives of a shard's kept pairs that are the first of equal texts, if there are any."""
+    if not shard.negatives:
+        return None
+    indices, _, is_first = rows_of_negatives(files, shard)
+    return flat_negatives(files.table(shard, "negatives")).take(indices[is_first == 1])

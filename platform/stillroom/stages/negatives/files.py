@@ -1,5 +1,6 @@
 """`stillroom mine`: hard negatives for a user's own files, without a recipe."""
 
+import functools
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from stillroom.cluster.session import connect
 from stillroom.config.languages import AUTO
@@ -16,22 +18,27 @@ from stillroom.config.recipe import Negatives
 from stillroom.config.scale import Scale
 from stillroom.data.readers.beir import read_beir
 from stillroom.data.readers.files import read_pairs, read_passages
-from stillroom.data.readers.records import EvaluationSet, SkippedRows
+from stillroom.data.readers.records import SkippedRows
 from stillroom.data.text.detection import detect_language
+from stillroom.encoders.contract import Role
 from stillroom.encoders.files.inputs import folder_prompts
 from stillroom.encoders.model_names import find_model, locate_model, resolve_artifact_name
 from stillroom.encoders.prompt_names import prompt_by_name
 from stillroom.errors import UserError
 from stillroom.mining.formats import FORMATS, PairTexts
-from stillroom.mining.known_texts import KnownTexts, find_known_texts
-from stillroom.stages.negatives.mine import MiningTexts, mine
-from stillroom.stages.vectors.embed import TextsToEmbed, embed
+from stillroom.stages.negatives.known import find_known_texts
+from stillroom.stages.negatives.mine import mine
+from stillroom.stages.negatives.texts import MiningTexts
+from stillroom.stages.vectors.embed import embed
+from stillroom.stages.vectors.texts import TextsToEmbed
 from stillroom.storage.artifacts import Store
 from stillroom.storage.atomic import atomic_write
-from stillroom.storage.columns import Ragged
+from stillroom.storage.column_writer import TableWriter
+from stillroom.storage.columns import Lookup, Ragged, TextColumn
 
 log = logging.getLogger(__name__)
 SHARD_SIZE = 1024  # texts encoded at once
+TEXTS_FOLDER = "texts"  # in the folder of working files
 
 
 def mine_files(
@@ -95,29 +102,35 @@ def mine_files(
     log.info("%d pairs, %d passages", len(texts.queries), len(texts.passages))
     connect(scale)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as work:
+        folder = Path(work)
+        _write_texts(texts, folder)
         miners: dict[str, Path | None] = {}
-        for number, (name, folder) in enumerate(folders.items()):
-            miners[name] = None if folder is None else Path(work) / str(number)
-            if folder is not None:
-                _embed(texts, folder, Path(work) / str(number), scale, query_prompts.get(name))
-        known = _known_texts(texts, sets, section)
+        for number, (name, model) in enumerate(folders.items()):
+            miners[name] = None if model is None else folder / str(number)
+            if model is not None:
+                _embed(folder, model, str(number), scale, query_prompts.get(name))
         if language == AUTO and "bm25" in names:
             language = detect_language(texts.passages)
+        open_texts = functools.partial(_open_texts, folder, language)
+        known = find_known_texts(
+            open_texts,
+            np.array(texts.positive, dtype=np.int64),
+            Ragged.of(texts.negatives),
+            sets,
+            include_evaluation_passages=section.include_evaluation_passages,
+            folder=folder / "known",
+        )
         mined = mine(
-            MiningTexts(
-                texts.queries,
-                [language] * len(texts.queries),
-                texts.passages,
-                [language] * len(texts.passages),
-                known,
-            ),
+            open_texts,
+            known,
             miners,
             section,
             cross_encoder=cross_encoder,
             seed=seed,
             scale=scale.negatives,
+            folder=folder,
         )
-    _write(FORMATS[format](texts, mined, with_scores), out)
+        _write(FORMATS[format](texts, mined, with_scores), out)
     return {
         "out": str(out),
         "pairs": len(texts.queries),
@@ -148,26 +161,48 @@ def read_texts(
     return texts
 
 
-def _embed(
-    texts: PairTexts, model: Path, folder: Path, scale: Scale, query_prompt: str | None
-) -> None:
-    folder.mkdir()
-    parts = [
-        TextsToEmbed("queries", "query", texts.queries, [query_prompt] * len(texts.queries)),
-        TextsToEmbed("passages", "passage", texts.passages, [None] * len(texts.passages)),
-    ]
-    embed(parts, model, folder, SHARD_SIZE, scale.vectors)
+def _write_texts(texts: PairTexts, folder: Path) -> None:
+    """Writes the texts as columns, which the actors map instead of being sent them."""
+    with TableWriter(folder / TEXTS_FOLDER, texts=["queries", "passages"], numbers={}) as table:
+        table.append(
+            queries=pa.array(texts.queries, pa.string()),
+            passages=pa.array(texts.passages, pa.string()),
+        )
 
 
-def _known_texts(texts: PairTexts, sets: Sequence[EvaluationSet], section: Negatives) -> KnownTexts:
-    return find_known_texts(
-        texts.queries,
-        texts.passages,
-        np.array(texts.positive, dtype=np.int64),
-        Ragged.of(texts.negatives),
-        sets,
-        include_evaluation_passages=section.include_evaluation_passages,
+def _open_texts(folder: Path, language: str) -> MiningTexts:
+    queries, passages = (
+        TextColumn(folder / TEXTS_FOLDER, name) for name in ("queries", "passages")
     )
+    return MiningTexts(
+        queries,
+        Lookup.repeated(language, len(queries)),
+        passages,
+        Lookup.repeated(language, len(passages)),
+    )
+
+
+def _embed(folder: Path, model: Path, name: str, scale: Scale, query_prompt: str | None) -> None:
+    (folder / name).mkdir()
+    embed(
+        functools.partial(_texts_to_embed, folder, query_prompt),
+        model,
+        folder / name,
+        SHARD_SIZE,
+        scale.vectors,
+    )
+
+
+def _texts_to_embed(folder: Path, query_prompt: str | None) -> list[TextsToEmbed]:
+    texts = _open_texts(folder, AUTO)
+    roles: list[tuple[str, Role, Sequence[str], str | None]] = [
+        ("queries", "query", texts.queries, query_prompt),
+        ("passages", "passage", texts.passages, None),
+    ]
+    return [
+        TextsToEmbed(name, role, column, Lookup[str | None].repeated(prompt, len(column)))
+        for name, role, column, prompt in roles
+    ]
 
 
 def _write(rows: Iterator[dict[str, Any]], out: Path) -> None:

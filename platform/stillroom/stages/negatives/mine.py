@@ -3,12 +3,10 @@
 Shapes: q queries of a block, k candidates, n negatives per query.
 """
 
-import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,90 +20,76 @@ from stillroom.errors import UserError
 from stillroom.mining.exact import TopK, merge_top_k
 from stillroom.mining.known_texts import KnownTexts
 from stillroom.mining.mined import MinedNegatives
-from stillroom.mining.select import EVALUATION, SelectedNegatives, SelectionRule, select_negatives
+from stillroom.mining.select import EVALUATION, SelectionRule, select_negatives
+from stillroom.stages.negatives.blocks import BLOCKS_FOLDER, BlockFolder, MinedBlock
 from stillroom.stages.negatives.miners import (
     Bm25Miner,
     CrossEncoderScorer,
     DenseMiner,
     Miner,
     Scorer,
-    SearchTexts,
     SharedActors,
 )
-from stillroom.storage.atomic import atomic_write
+from stillroom.stages.negatives.texts import OpenMiningTexts
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class MiningTexts:
-    """Input of mining: queries, the passages to search, and known relations between them.
-
-    Attributes:
-        query_languages, passage_languages: of each text; only BM25 reads them.
-    """
-
-    queries: Sequence[str]
-    query_languages: Sequence[str]
-    passages: Sequence[str]
-    passage_languages: Sequence[str]
-    known: KnownTexts
-
-
-@dataclass(frozen=True)
-class MinedBlock:
-    """The negatives of neighbouring queries, and the scores of their positives."""
-
-    selected: SelectedNegatives
-    positive_scores: np.ndarray  # float32, (q,)
-
-    def __len__(self) -> int:
-        return len(self.positive_scores)
-
-
 def mine(
-    texts: MiningTexts,
+    open_texts: OpenMiningTexts,
+    known: KnownTexts,
     miners: Mapping[str, os.PathLike[str] | None],
     section: Section,
     *,
     cross_encoder: os.PathLike[str] | None,
     seed: int,
     scale: SearchActors,
-    blocks_folder: Path | None = None,
+    folder: Path,
+    skipped_queries: Sequence[int] = (),
 ) -> MinedNegatives:
     """Mines negatives for all queries, in blocks that fit into the scale's memory.
 
     Args:
+        open_texts: called here and in the actors that read texts.
         miners: name → folder with queries/ and passages/ of its vectors; None for BM25.
         cross_encoder: scores all candidates; None: the first miner does, dense ones first.
-        blocks_folder: keeps finished blocks, and holds those of a killed run.
+        folder: gets negatives.npy, scores.npy and positive_scores.npy, by query. Until then it
+            keeps finished blocks, and may hold those of a killed run.
+        skipped_queries: get no negatives.
 
     Raises:
         UserError: when approximate search is below its recall floor, or when all candidates are
             passages of the evaluation sets.
     """
     require_capacity("negatives", scale, 1)
-    rule = selection_rule(section)
-    depth = min(len(texts.passages), rule.search_depth + texts.known.most_answers)
-    started, recalls = _start_miners(texts, miners, section, scale, depth, cross_encoder)
+    texts, rule = open_texts(), selection_rule(section)
+    queries = len(texts.queries)
+    depth = min(len(texts.passages), rule.search_depth + known.answers.most)
+    started, recalls = _start_miners(open_texts, miners, section, scale, depth, cross_encoder)
     scorer: Scorer = started[0]
     if cross_encoder is not None:
         actors = SharedActors(scale, reserves_cpus=False, share_count=len(miners) + 1)
-        scorer = CrossEncoderScorer(cross_encoder, texts.queries, texts.passages, actors)
-    blocks = [] if blocks_folder is None else _finished_blocks(blocks_folder)
-    start = sum(map(len, blocks))
+        scorer = CrossEncoderScorer(cross_encoder, open_texts, actors)
+    blocks = BlockFolder(folder / BLOCKS_FOLDER)
+    start = blocks.finished()
     if start:
-        log.info("negatives: %d of %d queries exist already", start, len(texts.queries))
-    progress = Progress(len(texts.queries))
+        log.info("negatives: %d of %d queries exist already", start, queries)
+    progress = Progress(queries)
     progress.add(start, counted=False)
-    for first, candidates in _candidates(started, scorer, range(start, len(texts.queries)), depth):
-        block = _select(candidates, texts.known, scorer, rule, seed, first)
-        if blocks_folder is not None:
-            _write_block(blocks_folder, first, block)
-        blocks.append(block)
-        log.info("negatives: %d of %d queries", first + len(block), len(texts.queries))
+    for first, candidates in _candidates(started, scorer, range(start, queries), depth):
+        block = _select(candidates, known, scorer, rule, seed, first)
+        blocks.write(first, block.without(np.isin(first + np.arange(len(block)), skipped_queries)))
+        log.info("negatives: %d of %d queries", first + len(block), queries)
         progress.add(len(block))
-    return _joined(blocks, recalls)
+    mined = blocks.join(folder, section.per_query, recalls)
+    if mined.rejected[EVALUATION] and not mined.kept:
+        raise UserError(
+            "negatives",
+            "every candidate is a passage of the evaluation sets",
+            "Add other passages to the corpus, or set negatives.include_evaluation_passages=true "
+            "to use those that answer no judged query",
+        )
+    return mined
 
 
 def selection_rule(section: Section) -> SelectionRule:
@@ -122,7 +106,7 @@ def selection_rule(section: Section) -> SelectionRule:
 
 
 def _start_miners(
-    texts: MiningTexts,
+    open_texts: OpenMiningTexts,
     miners: Mapping[str, os.PathLike[str] | None],
     section: Section,
     scale: SearchActors,
@@ -137,9 +121,7 @@ def _start_miners(
         is_first = not dense and not lexical
         actors = SharedActors(scale, reserves_cpus=is_first, share_count=share_count)
         if folder is None:
-            queries = SearchTexts(texts.queries, texts.query_languages)
-            passages = SearchTexts(texts.passages, texts.passage_languages)
-            lexical.append(Bm25Miner(queries, passages, actors))
+            lexical.append(Bm25Miner(open_texts, actors))
         else:
             dense[name] = DenseMiner(folder, depth, actors, section.ivf)
     recalls = {name: miner.recall(depth) for name, miner in dense.items()}
@@ -193,52 +175,3 @@ def _select(
         provided = scorer.scores(first, np.where(unscored_qn, selected.negatives, -1))
         selected = replace(selected, scores=np.where(unscored_qn, provided, selected.scores))
     return MinedBlock(selected, positive_scores)
-
-
-def _joined(blocks: Sequence[MinedBlock], recalls: dict[str, float]) -> MinedNegatives:
-    rejected = Counter[str]()
-    for block in blocks:
-        rejected.update(block.selected.rejected)
-    mined = MinedNegatives(
-        negatives=np.concatenate([block.selected.negatives for block in blocks]),
-        scores=np.concatenate([block.selected.scores for block in blocks]),
-        positive_scores=np.concatenate([block.positive_scores for block in blocks]),
-        rejected=dict(rejected),
-        recall=recalls,
-    )
-    if rejected[EVALUATION] and not (mined.negatives >= 0).any():
-        raise UserError(
-            "negatives",
-            "every candidate is a passage of the evaluation sets",
-            "Add other passages to the corpus, or set negatives.include_evaluation_passages=true "
-            "to use those that answer no judged query",
-        )
-    return mined
-
-
-def _block_file(folder: Path, first: int) -> Path:
-    return folder / f"{first:012d}.npz"
-
-
-def _write_block(folder: Path, first: int, block: MinedBlock) -> None:
-    with atomic_write(_block_file(folder, first), "wb") as file:
-        np.savez(
-            file,
-            negatives=block.selected.negatives,
-            scores=block.selected.scores,
-            positive=block.positive_scores,
-            rejected=np.array(json.dumps(block.selected.rejected)),
-        )
-
-
-def _finished_blocks(folder: Path) -> list[MinedBlock]:
-    """The blocks from the first query on, without a gap. They may differ in size."""
-    blocks: list[MinedBlock] = []
-    first = 0
-    while (file := _block_file(folder, first)).exists():
-        with np.load(file) as arrays:
-            rejected = json.loads(str(arrays["rejected"]))
-            selected = SelectedNegatives(arrays["negatives"], arrays["scores"], rejected)
-            blocks.append(MinedBlock(selected, arrays["positive"]))
-        first += len(blocks[-1])
-    return blocks

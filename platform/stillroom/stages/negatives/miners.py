@@ -4,11 +4,13 @@ cross-encoders.
 Shapes: q queries, k candidates each.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import ray
@@ -20,9 +22,16 @@ from stillroom.config.scale import SearchActors
 from stillroom.data.cleaning.sampling import evenly_spaced
 from stillroom.encoders.vectors.stored import StoredVectors
 from stillroom.errors import UserError
-from stillroom.mining.bm25 import Bm25
+from stillroom.mining.bm25 import (
+    Analysers,
+    Bm25Index,
+    Bm25Statistics,
+    QueryTerms,
+    WeightedTerms,
+)
 from stillroom.mining.exact import TopK, chunk_sizes, merge_top_k, row_dots, search
 from stillroom.mining.ivf import InvertedFile, recall_of_exact
+from stillroom.stages.negatives.texts import OpenMiningTexts
 
 GIB = 2**30
 
@@ -70,6 +79,7 @@ class SharedActors:
             num_cpus=self.scale.cpus if self.reserves_cpus else 0,
             num_gpus=self.scale.gpus / self.share_count,
             label_selector=self.scale.node_labels,
+            scheduling_strategy="SPREAD",
             # A dead actor is restarted, and its unanswered calls are repeated.
             max_restarts=-1,
             max_task_retries=-1,
@@ -207,77 +217,92 @@ class SearchActor:
         return merge_top_k([index.search(queries, k) for index in self.indexes], k)
 
 
-class SearchTexts(NamedTuple):
-    """Texts, and the language of each."""
-
-    texts: Sequence[str]
-    languages: Sequence[str]
-
-
 class Bm25Miner:
-    """Searches with BM25, in one actor."""
+    """Searches with BM25. Actors share the passages, and are told the statistics of all."""
 
     block_size = 1024
 
-    def __init__(self, queries: SearchTexts, passages: SearchTexts, actors: SharedActors):
-        self.queries = queries
-        shared = ray.put(passages.texts), ray.put(passages.languages)
-        (self.actor,) = actors.start(Bm25Actor, [shared])
+    def __init__(self, open_texts: OpenMiningTexts, actors: SharedActors):
+        self.texts = open_texts()
+        self.analysers = Analysers()
+        count = len(self.texts.passages)
+        borders = np.linspace(0, count, min(actors.max_actors, count) + 1).astype(int).tolist()
+        self.actors = actors.start(
+            Bm25Actor, [(open_texts, range(*span)) for span in itertools.pairwise(borders)]
+        )
+
+    @cached_property
+    def statistics(self) -> Bm25Statistics:
+        """Of all passages."""
+        return Bm25Statistics.total(ray.get([actor.statistics.remote() for actor in self.actors]))
 
     def start_search(self, first: int, last: int, k: int) -> Callable[[], TopK]:
-        result = self.actor.search.remote(*self._queries(first, last), k)
-        return lambda: ray.get(result)
+        parts = self._call("search", first, last, k)
+        return lambda: merge_top_k(ray.get(parts), k)
 
     def scores(self, first: int, rows_qk: np.ndarray) -> np.ndarray:
-        queries = self._queries(first, first + len(rows_qk))
-        return np.array(ray.get(self.actor.scores.remote(*queries, rows_qk)))
+        parts = self._call("scores", first, first + len(rows_qk), ray.put(rows_qk))
+        return np.maximum.reduce(ray.get(parts))
 
-    def _queries(self, first: int, last: int) -> tuple[Sequence[str], Sequence[str]]:
-        return self.queries.texts[first:last], self.queries.languages[first:last]
+    def _call(self, method: str, first: int, last: int, argument: Any) -> list[Any]:
+        """Calls a method of all actors for some queries."""
+        queries = self.texts.queries[first:last], self.texts.query_languages[first:last]
+        terms = ray.put(self.analysers.query_terms(*queries))
+        # Each actor gets the frequencies from the others, without a stop here.
+        frequencies = [actor.frequencies.remote(terms) for actor in self.actors]
+        return [
+            getattr(actor, method).remote(argument, terms, self.statistics, *frequencies)
+            for actor in self.actors
+        ]
 
 
 class Bm25Actor:
-    """A BM25 index of all passages."""
+    """The index of some of the passages."""
 
-    def __init__(self, passages: Sequence[str], languages: Sequence[str], threads: int):
-        self.index = Bm25(passages, languages)
+    def __init__(self, open_texts: OpenMiningTexts, rows: range, threads: int):
+        texts = open_texts()
+        self.index = Bm25Index(texts.passages, texts.passage_languages, rows, on_disk=True)
 
-    def search(self, queries: Sequence[str], languages: Sequence[str], k: int) -> TopK:
-        rows, scores = self.index.search(queries, languages, k)
-        return np.where(rows >= 0, scores, np.float32(-np.inf)), rows
+    def statistics(self) -> Bm25Statistics:
+        return self.index.statistics
+
+    def frequencies(self, terms: QueryTerms) -> np.ndarray:
+        return self.index.frequencies(terms.hashes)
+
+    def search(
+        self, k: int, terms: QueryTerms, statistics: Bm25Statistics, *frequencies: np.ndarray
+    ) -> TopK:
+        weighted = WeightedTerms.of(terms, statistics, np.sum(frequencies, axis=0))
+        return self.index.search(weighted, k)
 
     def scores(
-        self, queries: Sequence[str], languages: Sequence[str], rows_qk: np.ndarray
+        self,
+        rows_qk: np.ndarray,
+        terms: QueryTerms,
+        statistics: Bm25Statistics,
+        *frequencies: np.ndarray,
     ) -> np.ndarray:
-        scores_q = self.index.scores(queries, languages)
-        scores_qk = np.array([scores[rows] for scores, rows in zip(scores_q, rows_qk, strict=True)])
-        return np.where(rows_qk >= 0, scores_qk, np.float32(-np.inf)).astype(np.float32)
+        weighted = WeightedTerms.of(terms, statistics, np.sum(frequencies, axis=0))
+        return self.index.scores(weighted, rows_qk)
 
 
 class CrossEncoderScorer:
     """Scores with a cross-encoder, in a pool of actors."""
 
-    def __init__(
-        self,
-        model: os.PathLike[str],
-        queries: Sequence[str],
-        passages: Sequence[str],
-        actors: SharedActors,
-    ):
-        self.queries, self.passages = queries, passages
-        self.actors = actors.start(CrossEncoderActor, [(model,)] * actors.max_actors)
+    def __init__(self, model: os.PathLike[str], open_texts: OpenMiningTexts, actors: SharedActors):
+        self.actors = actors.start(CrossEncoderActor, [(model, open_texts)] * actors.max_actors)
 
     def scores(self, first: int, rows_qk: np.ndarray) -> np.ndarray:
         query, column = np.nonzero(rows_qk >= 0)
         rows = rows_qk[query, column]
-        pairs = [
-            (self.queries[first + int(q)], self.passages[int(row)])
-            for q, row in zip(query, rows, strict=True)
-        ]
-        size = -(-len(pairs) // len(self.actors)) or 1
         parts = [
-            actor.scores.remote(pairs[i * size : (i + 1) * size])
-            for i, actor in enumerate(self.actors)
+            actor.scores.remote(*part)
+            for actor, *part in zip(
+                self.actors,
+                np.array_split(first + query, len(self.actors)),
+                np.array_split(rows, len(self.actors)),
+                strict=True,
+            )
         ]
         scores_qk = np.full(rows_qk.shape, -np.inf, dtype=np.float32)
         scores_qk[query, column] = np.concatenate(ray.get(parts))
@@ -287,12 +312,19 @@ class CrossEncoderScorer:
 class CrossEncoderActor:
     """A cross-encoder, loaded."""
 
-    def __init__(self, model: os.PathLike[str], threads: int):
+    def __init__(self, model: os.PathLike[str], open_texts: OpenMiningTexts, threads: int):
         # Imported here: transformers takes seconds to load, and only this actor needs it.
         from stillroom.mining.cross_encoder import CrossEncoder
 
         torch.set_num_threads(threads)
+        self.texts = open_texts()
         self.model = CrossEncoder(Path(model), device="cuda" if ray.get_gpu_ids() else "cpu")
 
-    def scores(self, pairs: list[tuple[str, str]]) -> np.ndarray:
-        return self.model(pairs)
+    def scores(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
+        """Scores of pairs of rows."""
+        return self.model(
+            [
+                (self.texts.queries[query], self.texts.passages[passage])
+                for query, passage in zip(queries, passages, strict=True)
+            ]
+        )

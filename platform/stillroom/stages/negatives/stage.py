@@ -1,7 +1,9 @@
 """The stage `negatives`: hard negatives for every training pair."""
 
+import functools
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +11,19 @@ import numpy as np
 
 from stillroom.config.recipe import Negatives as Section
 from stillroom.config.scale import Scale
+from stillroom.data.cleaning.sampling import evenly_spaced
 from stillroom.encoders.model_names import find_model
 from stillroom.encoders.vectors.stored import StoredVectors
-from stillroom.mining.known_texts import find_known_texts
 from stillroom.stages.corpus.artifact import CorpusData, read_evaluation_sets
-from stillroom.stages.negatives.mine import MiningTexts, mine
+from stillroom.stages.negatives.blocks import BLOCKS_FOLDER
+from stillroom.stages.negatives.known import find_known_texts
+from stillroom.stages.negatives.mine import mine
+from stillroom.stages.negatives.texts import corpus_texts
 from stillroom.storage.artifacts import Artifact, Draft
 from stillroom.storage.atomic import atomic_write_json
 
-BLOCKS_FOLDER = "blocks"  # in a draft: finished blocks of queries
+EXAMPLE_QUERIES = 1000  # that are looked through for examples
+KNOWN_FOLDER = "known"  # in a draft: what is known of the texts
 
 
 def negatives(
@@ -53,48 +59,44 @@ def negatives(
     cross_encoder = (
         None if section.cross_encoder is None else find_model(section.cross_encoder, out.store)
     )
+    open_texts = functools.partial(corpus_texts, corpus)
     known = find_known_texts(
-        data.queries,
-        data.passages,
+        open_texts,
         data.positive_rows,
         data.negative_rows,
         read_evaluation_sets(corpus).values(),
         include_evaluation_passages=section.include_evaluation_passages,
+        folder=out.path / KNOWN_FOLDER,
+        excluded_rows=_skipped(folders, "passages"),
     )
-    for folder in filter(None, folders.values()):
-        known.excluded_p[[*StoredVectors(Path(folder) / "passages").skipped]] = True
-    blocks_folder = out.path / BLOCKS_FOLDER
-    blocks_folder.mkdir(exist_ok=True)
     mined = mine(
-        MiningTexts(
-            data.queries,
-            data.languages_of("query"),
-            data.passages,
-            data.languages_of("passage"),
-            known,
-        ),
+        open_texts,
+        known,
         folders,
         section,
         cross_encoder=cross_encoder,
         seed=seed,
         scale=scale.negatives,
-        blocks_folder=blocks_folder,
+        folder=out.path,
+        skipped_queries=_skipped(folders, "queries"),
     )
-    for folder in filter(None, folders.values()):
-        skipped = [*StoredVectors(Path(folder) / "queries").skipped]
-        mined.negatives[skipped], mined.scores[skipped] = -1, np.nan
-    np.save(out.path / "negatives.npy", mined.negatives)
-    np.save(out.path / "scores.npy", mined.scores)
-    np.save(out.path / "positive_scores.npy", mined.positive_scores)
     summary = {**mined.summary(), "examples": _examples(data, mined.negatives)}
     atomic_write_json(out.path / "counts.json", summary)
-    shutil.rmtree(blocks_folder)
+    for folder in (KNOWN_FOLDER, BLOCKS_FOLDER):
+        shutil.rmtree(out.path / folder, ignore_errors=True)
     return summary
+
+
+def _skipped(folders: Mapping[str, os.PathLike[str] | None], kind: str) -> list[int]:
+    """Rows that lack a vector of some miner."""
+    stored = [StoredVectors(Path(folder) / kind) for folder in folders.values() if folder]
+    return sorted({row for vectors in stored for row in vectors.skipped})
 
 
 def _examples(data: CorpusData, rows: np.ndarray, count: int = 5) -> list[dict[str, Any]]:
     """A few pairs with their negatives, to show in the report."""
-    pairs = np.flatnonzero((rows >= 0).any(1))
+    chosen = evenly_spaced(len(rows), EXAMPLE_QUERIES)
+    pairs = chosen[(rows[chosen] >= 0).any(1)]
     return [
         {
             "query": data.queries[i],

@@ -113,7 +113,7 @@ def _student_before_training(student: Artifact, corpus: Artifact) -> Encoder:
     encoder = untrained_student(
         section,
         CorpusData.open(corpus),
-        start.layers,
+        start,
         seed=made_by["seed"],
         space=trained.space if shares_space else f"{student.path.name}-base",
         projection_dims=None if start.weight is None else len(start.weight),

@@ -4,22 +4,19 @@ import functools
 from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
-import numpy as np
-
 from stillroom.config.recipe import Vectors as Section
 from stillroom.config.scale import Scale
-from stillroom.encoders.contract import BaseContract, Role
+from stillroom.encoders.contract import BaseContract
 from stillroom.encoders.model_names import find_model, model_fingerprint
 from stillroom.encoders.vectors.stored import StoredVectors
 from stillroom.errors import quote
 from stillroom.stages.api_teacher import api_encoder, is_api
-from stillroom.stages.corpus.artifact import CorpusData
-from stillroom.stages.vectors.embed import TextsToEmbed, embed
+from stillroom.stages.vectors.embed import embed
 from stillroom.stages.vectors.reuse import KnownVectors, teacher_identity
 from stillroom.stages.vectors.teacher_vectors import TEACHER_FILE
+from stillroom.stages.vectors.texts import corpus_texts
 from stillroom.storage.artifacts import Artifact, Draft
 from stillroom.storage.atomic import atomic_write_json
-from stillroom.storage.columns import Lookup
 
 
 class VectorsSummary(TypedDict):
@@ -66,32 +63,17 @@ def vectors(
     Raises:
         UserError: naming a text that cannot be encoded, unless such are to be skipped.
     """
-    data = CorpusData.open(corpus)
-    no_prompts = functools.partial(Lookup[str | None].repeated, None)
     encoder = teacher if teacher is not None else find_model(model, out.store)
     api = None if teacher is None else api_encoder(teacher.path, scale.teacher_api, out.store)
-
-    def to_embed(
-        folder: str, role: Role, texts: Sequence[str], text_sources: np.ndarray
-    ) -> TextsToEmbed:
-        prompts = no_prompts(len(texts)) if teacher is None else data.prompts_of(role)
-        return TextsToEmbed(folder, role, texts, prompts, Lookup(data.source_names, text_sources))
-
-    parts = [
-        to_embed("queries", "query", data.queries, data.pair_sources),
-        to_embed("passages", "passage", data.passages, data.passage_sources),
-    ]
-    if general:
-        roles: tuple[tuple[str, Role], ...] = (("queries", "query"), ("passages", "passage"))
-        for folder, role in roles:
-            if texts := data.general_texts(role):
-                parts.append(TextsToEmbed(f"general-{folder}", role, texts, no_prompts(len(texts))))
+    open_texts = functools.partial(
+        corpus_texts, corpus, own_prompts=teacher is None, general=general
+    )
     known = identity = None
     if teacher is not None and not is_api(teacher.path):
         identity = teacher_identity(teacher)
         known = KnownVectors.open(out.store, teacher, identity)
     counts = embed(
-        parts,
+        open_texts,
         encoder,
         out.path,
         section.shard_size,
@@ -105,10 +87,12 @@ def vectors(
         atomic_write_json(
             out.path / TEACHER_FILE, {"fingerprint": model_fingerprint(str(teacher.path))}
         )
+    parts = open_texts()
     stored = {part.folder: StoredVectors(out.path / part.folder) for part in parts}
+    queries, passages, *of_general = (len(part.texts) for part in parts)
     summary = VectorsSummary(
-        queries=len(data.queries),
-        passages=len(data.passages),
+        queries=queries,
+        passages=passages,
         dims=stored["passages"].dims,
         reused=counts.reused,
         encoded=counts.encoded,
@@ -117,7 +101,7 @@ def vectors(
     if identity is not None:
         summary["teacher"] = identity
     if general:
-        summary["general"] = len(data.general_queries) + len(data.general_passages)
+        summary["general"] = sum(of_general)
     skipped = {
         part.folder: {
             f"row {row}": f"{quote(part.texts[row])}: {reason}"

@@ -19,7 +19,7 @@ from stillroom.encoders.vectors.stored import (
 from stillroom.errors import UserError
 from stillroom.learning.batches import VectorRows
 from stillroom.stages.corpus.artifact import CorpusData
-from stillroom.stages.vectors.embed import encode_with_prompts
+from stillroom.stages.vectors.encode import encode_with_prompts
 from stillroom.storage.artifacts import Artifact
 from stillroom.storage.columns import Joined, Lookup
 
@@ -106,6 +106,17 @@ def online_vectors(corpus: CorpusData, teacher: Embedder) -> tuple[VectorSource,
         general = Lookup[str | None].repeated(None, len(corpus.general_texts(role)))
         prompts = Joined(corpus.prompts_of(role), general)
         return OnlineVectors(teacher, corpus.all_texts(role), prompts, role)
+
+    return of_role("query"), of_role("passage")
+
+
+def own_vectors(corpus: CorpusData, encoder: Embedder) -> tuple[VectorSource, VectorSource]:
+    """Vectors of a corpus's queries and passages by an encoder with prompts of its own: the
+    corpus's are the teacher's. Encoded on demand."""
+
+    def of_role(role: Role) -> OnlineVectors:
+        texts = corpus.all_texts(role)
+        return OnlineVectors(encoder, texts, Lookup.repeated(None, len(texts)), role)
 
     return of_role("query"), of_role("passage")
 
