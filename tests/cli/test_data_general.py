@@ -31,7 +31,7 @@ def test_gathered_texts_are_counted_and_written(stillroom, tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--source", "novels"), "Use one of dictionaries, manuals"),
+        (("--source", "novels"), "Use one of dictionaries, terms, manuals"),
         (("--source", "packages", "--files", "nowhere.txt"), "nowhere.txt: does not exist"),
         (("--against", "nowhere"), "holds no evaluation set"),
     ],

@@ -54,7 +54,7 @@ def test_whole_whitening_makes_all_directions_of_the_texts_equal():
     states, vectors = texts(400, 5, 8)
     mapped = states @ procrustes(moments_of(states, vectors), whitening=0.5).T.numpy()
     spread = np.linalg.svd(mapped, compute_uv=False)[:5]
-    np.testing.assert_allclose(spread, spread.mean(), rtol=1e-3)
+    np.testing.assert_allclose(spread, spread.mean(), rtol=1e-2)
 
 
 def test_a_direction_that_no_text_has_is_not_enlarged_without_bound():

@@ -73,6 +73,7 @@ def made_files(sources, root):
     return {name: entry["sha256"] for name, entry in files.items()}
 
 
+@pytest.mark.full  # some 20 s
 def test_files_depend_neither_on_nodes_of_which_one_dies_nor_on_where_a_source_is(
     sources, tmp_path, monkeypatch, caplog
 ):

@@ -9,6 +9,7 @@ import tracemalloc
 import numpy as np
 import psutil
 import pyarrow as pa
+import pytest
 
 from stillroom.config.scale import EmbeddingActors
 from stillroom.encoders.contract import BaseContract
@@ -55,6 +56,7 @@ class Lengths:
         return np.stack([np.ones(len(texts)), lengths, numbers // 1000, numbers % 1000], axis=1)
 
 
+@pytest.mark.full  # some 20 s
 def test_a_killed_actor_costs_no_finished_shard(ray_cluster, decoder, tmp_path):
     teacher = tmp_path / "teacher"
     save_encoder(
