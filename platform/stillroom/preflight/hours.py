@@ -15,7 +15,7 @@ from stillroom.preflight.costs import MFU, Cost, computing_parts
 
 # Of float32 matrix products, by models on two cores of an EPYC (Zen 5).
 CPU_SHARE = 0.6
-# Of the same, by exact search in bfloat16 (tests/benchmarks/mining.py); by lists of an index.
+# Of the same, by exact search in bfloat16, measured once on that machine; by lists of an index.
 SEARCH_SHARE, IVF_SHARE = 0.6, 0.1
 CLEANED_BYTES_PER_CORE_S = 9e6  # of texts, by tests/benchmarks/data.py
 
