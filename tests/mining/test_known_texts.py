@@ -1,7 +1,5 @@
 """What is known of texts before mining, against plain loops over them."""
 
-import tracemalloc
-
 import numpy as np
 import pytest
 
@@ -17,6 +15,7 @@ from stillroom.mining.known_texts import (
     write_known_texts,
 )
 from stillroom.storage.columns import Ragged
+from support.peak_memory import peak_bytes
 
 OPENING = "a long opening that many passages share, whatever they say in the end, " * 2
 NONE = np.empty(0, dtype=np.int64)
@@ -103,7 +102,7 @@ def test_no_answers_contain_nothing():
 def test_memory_does_not_grow_with_the_texts(tmp_path, monkeypatch):
     monkeypatch.setattr(known_texts, "SORTED_AT_ONCE", 8192)
 
-    def peak_bytes(count):
+    def peak(count):
         def windows():
             for start in range(0, count, 1000):
                 hashes = splitmix64(np.arange(start, start + 1000, dtype=np.uint64))
@@ -112,17 +111,16 @@ def test_memory_does_not_grow_with_the_texts(tmp_path, monkeypatch):
         positive = np.broadcast_to(np.int64(0), count)
         provided = Ragged(np.broadcast_to(np.int64(0), count + 1), NONE)
         hashes = (known_texts.QueryHashes(part, part) for part in windows())
-        tracemalloc.start()
-        try:
+
+        def write():
             known = write_known_texts(
                 tmp_path / str(count), windows(), hashes, positive, provided,
                 excluded=NONE, excluded_rows=NONE,
             )  # fmt: skip
             assert len(known.group_p) == count
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
 
-    peak_bytes(2000)
-    few, many = peak_bytes(20_000), peak_bytes(200_000)
+        return peak_bytes(write)
+
+    peak(2000)
+    few, many = peak(20_000), peak(200_000)
     assert many < 1.3 * few, (few, many)

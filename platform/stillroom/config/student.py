@@ -125,6 +125,11 @@ class PairDistillation(PairPhase):
 StudentPhase = TextDistillation | PairDistillation
 
 
+def distils_base(phase: StudentPhase) -> bool:
+    """Whether a phase distils the student's own base in place of the teacher."""
+    return isinstance(phase, TextDistillation) and phase.target == "base"
+
+
 class StudentSize(Section):
     """The size of a student with random weights.
 
@@ -209,7 +214,7 @@ class Student(PromptedModel):
         if not self.phases:
             raise ValueError("has no phases, so it would learn nothing: add one")
         for i, phase in enumerate(self.phases):
-            of_base = isinstance(phase, TextDistillation) and phase.target == "base"
+            of_base = distils_base(phase)
             if of_base and (self.layers is None or self.size is not None):
                 raise ValueError(
                     f"phases[{i}].target: base teaches a student with fewer layers than its base "

@@ -17,7 +17,7 @@ import yaml
 from stillroom.config.phases import needs_mined_negatives
 from stillroom.config.recipe import Recipe
 from stillroom.config.scale import ActorPool, TrainingWorkers
-from stillroom.config.student import PairDistillation, StudentPhase, TextDistillation
+from stillroom.config.student import PairDistillation, StudentPhase, distils_base
 from stillroom.encoders.model_names import read_config
 from stillroom.errors import UserError
 from stillroom.estimates.flops import FlopCounter, peak_flops, step_flops
@@ -225,7 +225,7 @@ def _target_flops(recipe: Recipe, phase: StudentPhase, teacher_flops: float | No
     vectors are stored, None where the model's sizes are unknown."""
     if phase.online_teacher:
         return teacher_flops
-    if isinstance(phase, TextDistillation) and phase.target == "base":
+    if distils_base(phase):
         base = shape_of(recipe.student.base)
         tokens = [recipe.student.max_tokens or DEFAULT_TOKENS]
         return None if base is None else FlopCounter.planned(base, TrainingSetup()).forward(tokens)

@@ -1,6 +1,7 @@
 """Whether a recipe's training fits its GPUs. Reads only config.json of models."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from stillroom.config.phases import JointPhase, MntpPhase, PairPhase, SimcsePhase, TeacherPhase
 from stillroom.config.recipe import Recipe
@@ -132,7 +133,7 @@ def training_setup(teacher: Teacher, phase: TeacherPhase, scale: TrainingWorkers
     if precision == "auto":
         precision = "bfloat16" if computes_bfloat16 else "float32"
     lora, latents = teacher.lora, teacher.latents
-    return TrainingSetup(
+    setup = TrainingSetup(
         precision=precision,
         lora_rank=None if lora is None else lora.rank,
         targets="all-linear" if lora is None else lora.target_modules,
@@ -146,7 +147,15 @@ def training_setup(teacher: Teacher, phase: TeacherPhase, scale: TrainingWorkers
         predicted=predicted,
         candidates=candidates,
         matryoshka_sizes=sizes,
-        workers=scale.min_workers,  # with the fewest workers, each holds the most
+    )
+    return on_workers(setup, scale)
+
+
+def on_workers(setup: TrainingSetup, scale: TrainingWorkers) -> TrainingSetup:
+    """A phase's setup on the fewest workers of a scale, when each holds the most."""
+    return replace(
+        setup,
+        workers=scale.min_workers,
         deepspeed=scale.engine == "deepspeed",
         zero_stage=scale.zero_stage,
         offload=scale.offload,

@@ -33,7 +33,7 @@ from stillroom.estimates.stage_sizes import (
 )
 from stillroom.preflight.costs import corpus_passes, evaluation_texts, shape_of, student_setup
 from stillroom.preflight.hours import Hours, estimate_hours
-from stillroom.preflight.memory import student_shape, training_setup
+from stillroom.preflight.memory import on_workers, student_shape, training_setup
 from stillroom.preflight.text_sample import TextSample, sample_texts
 from stillroom.stages.corpus.shards import ChunkSizes
 from stillroom.storage.root import is_local
@@ -266,15 +266,8 @@ def _student_phases(recipe: Recipe, models: _Models) -> Iterator[StageSize]:
         setup = replace(
             student_setup(recipe, phase),
             precision="bfloat16" if recipe.student.precision == "bfloat16" else "float32",
-            workers=scale.min_workers,
-            deepspeed=scale.engine == "deepspeed",
-            zero_stage=scale.zero_stage,
-            offload=scale.offload,
-            micro_batch_tokens=scale.micro_batch_tokens,
-            gradcache=scale.gradcache,
-            gradient_checkpointing=scale.gradient_checkpointing,
         )
-        yield _phase(what, models.student, setup, phase, scale)
+        yield _phase(what, models.student, on_workers(setup, scale), phase, scale)
 
 
 def _phase(

@@ -13,7 +13,7 @@ import torch
 from stillroom.cluster.capacity import ray_options, require_capacity
 from stillroom.config.scale import Scale, TeacherApi
 from stillroom.config.student import Student as Section
-from stillroom.config.student import StudentPhase, TextDistillation, TextLosses
+from stillroom.config.student import StudentPhase, TextLosses, distils_base
 from stillroom.data.readers.records import EvaluationSet
 from stillroom.encoders.contract import BaseContract, Comparison, Contract
 from stillroom.encoders.encoder import Encoder
@@ -41,7 +41,6 @@ from stillroom.stages.vectors.teacher_vectors import (
     TeacherVectors,
     VectorSource,
     online_vectors,
-    own_vectors,
     stored_vectors,
 )
 from stillroom.storage.artifacts import Artifact, Draft, Store
@@ -78,7 +77,7 @@ def student(
     """
     contract = BaseContract.read(teacher.path)
     comparison = _comparison(section, contract, student)
-    of_base = isinstance(phase, TextDistillation) and phase.target == "base"
+    of_base = distils_base(phase)
     target = comparison if of_base else contract.comparison
     check_losses(phase.losses, comparison, target, "student.phases.losses")
     if vectors is None:
@@ -216,7 +215,7 @@ def base_vectors(corpus: Artifact, make_base: Callable[[], Encoder]) -> TeacherV
 def _open_base(
     make_base: Callable[[], Encoder], corpus: CorpusData, device: torch.device
 ) -> tuple[VectorSource, VectorSource]:
-    return own_vectors(corpus, make_base().to(device).eval())
+    return online_vectors(corpus, make_base().to(device).eval(), own_prompts=True)
 
 
 def initial_encoder(

@@ -1,12 +1,11 @@
 """Finished blocks of mining, joined into the result with flat memory."""
 
-import tracemalloc
-
 import numpy as np
 
 from stillroom.mining import mined as mined_module
 from stillroom.mining.select import REASONS, SelectedNegatives
 from stillroom.stages.negatives.blocks import BLOCKS_FOLDER, BlockFolder, MinedBlock
+from support.peak_memory import peak_bytes
 
 
 def random_block(rng, size):
@@ -65,19 +64,14 @@ def test_memory_does_not_grow_with_the_queries(tmp_path, monkeypatch):
     monkeypatch.setattr(mined_module, "CHUNK", 8000)
     rng = np.random.default_rng(2)
 
-    def peak_bytes(queries):
+    def peak(queries):
         out = tmp_path / str(queries)
         out.mkdir()
         folder = BlockFolder(out / BLOCKS_FOLDER)
         for first in range(0, queries, 8000):
             folder.write(first, random_block(rng, 8000))
-        tracemalloc.start()
-        try:
-            folder.join(out, 3, {}).summary()
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
+        return peak_bytes(lambda: folder.join(out, 3, {}).summary())
 
-    peak_bytes(8_000)
-    few, many = peak_bytes(32_000), peak_bytes(320_000)
+    peak(8_000)
+    few, many = peak(32_000), peak(320_000)
     assert many < 1.2 * few, (few, many)

@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-import tracemalloc
 
 import numpy as np
 import psutil
@@ -26,6 +25,7 @@ from stillroom.stages.vectors.reuse import KnownVectors
 from stillroom.stages.vectors.texts import TextsToEmbed
 from stillroom.storage.column_writer import TableWriter
 from stillroom.storage.columns import Lookup, TextColumn
+from support.peak_memory import peak_bytes
 
 CONTRACT = BaseContract(max_tokens=8, dims=(4,), normalise=False, similarity="dot", space="s")
 
@@ -133,15 +133,6 @@ def test_shards_that_hold_rows_of_another_order_are_made_again(tmp_path):
     before = {file: file.stat().st_ino for file in folder.glob("shard-*")}
     assert not (StoredVectors(folder)[np.arange(30)] == 9).all(axis=1).any()
     assert len(before) == 5
-
-
-def peak_bytes(function):
-    tracemalloc.start()
-    try:
-        function()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 def test_the_driver_s_memory_does_not_grow_with_the_texts(ray_cluster, tmp_path, monkeypatch):

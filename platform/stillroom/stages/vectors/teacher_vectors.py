@@ -1,5 +1,6 @@
 """A teacher's vectors of a corpus by row: from a `vectors` artifact, or encoded on demand."""
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -99,24 +100,24 @@ class TeacherVectors:
         return self._rows
 
 
-def online_vectors(corpus: CorpusData, teacher: Embedder) -> tuple[VectorSource, VectorSource]:
-    """The teacher's vectors of a corpus's queries and passages, encoded on demand."""
+def online_vectors(
+    corpus: CorpusData, encoder: Embedder, *, own_prompts: bool = False
+) -> tuple[VectorSource, VectorSource]:
+    """An encoder's vectors of a corpus's queries and passages, encoded on demand.
 
-    def of_role(role: Role) -> OnlineVectors:
-        general = Lookup[str | None].repeated(None, len(corpus.general_texts(role)))
-        prompts = Joined(corpus.prompts_of(role), general)
-        return OnlineVectors(teacher, corpus.all_texts(role), prompts, role)
-
-    return of_role("query"), of_role("passage")
-
-
-def own_vectors(corpus: CorpusData, encoder: Embedder) -> tuple[VectorSource, VectorSource]:
-    """Vectors of a corpus's queries and passages by an encoder with prompts of its own: the
-    corpus's are the teacher's. Encoded on demand."""
+    Args:
+        own_prompts: all texts get the encoder's own prompts, not those of their sources, which are
+            the teacher's.
+    """
+    no_prompts = functools.partial(Lookup[str | None].repeated, None)
 
     def of_role(role: Role) -> OnlineVectors:
         texts = corpus.all_texts(role)
-        return OnlineVectors(encoder, texts, Lookup.repeated(None, len(texts)), role)
+        prompts: Sequence[str | None] = no_prompts(len(texts))
+        if not own_prompts:
+            general = no_prompts(len(corpus.general_texts(role)))
+            prompts = Joined(corpus.prompts_of(role), general)
+        return OnlineVectors(encoder, texts, prompts, role)
 
     return of_role("query"), of_role("passage")
 
