@@ -11,6 +11,7 @@ while a server is under load: no request that it accepted may be lost.
 import argparse
 import asyncio
 import os
+import queue
 import random
 import re
 import subprocess
@@ -19,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import httpx
@@ -102,26 +103,33 @@ def stormy_run(
     """The artifacts of a run that loses a node in each stage."""
     kinds = [True, False] * (len(STAGES) // 2)
     rng.shuffle(kinds)
-    departures = []
-
-    def take_away(stage: str, notice: bool, after_s: float) -> None:
-        time.sleep(after_s)  # until the drawn moment
-        with one_at_a_time:
-            nodes.log.append(f"{stage}:")
-            nodes.take_away(rng, notice=notice)
-
-    one_at_a_time = threading.Lock()
     run = Run(nodes, folder)
-    for stage in run.begun_stages():
-        if stage in STAGES:
-            notice = kinds[STAGES.index(stage)]
-            after_s = rng.uniform(0.1, 0.9) * seconds[stage]
-            departures.append(InBackground(take_away, stage, notice, after_s))
-    for departure in departures:
-        departure.join()
+    departures = 0
+    # Read in a thread, since Ray starts nodes in the main thread only.
+    for stage in iterated_in_background(run.begun_stages()):
+        if stage not in STAGES:
+            continue
+        time.sleep(rng.uniform(0.1, 0.9) * seconds[stage])  # until the drawn moment
+        nodes.log.append(f"{stage}:")
+        nodes.take_away(rng, notice=kinds[STAGES.index(stage)])
+        departures += 1
     assert run.process.returncode == 0, (folder / "log").read_text()[-3000:]
-    assert len(departures) == len(STAGES)
+    assert departures == len(STAGES)
     return run.artifacts()
+
+
+def iterated_in_background(items: Iterable[str]) -> Iterator[str]:
+    """The same items, made in a thread."""
+    made: queue.Queue[str | None] = queue.Queue()
+
+    def put_all() -> None:
+        for item in items:
+            made.put(item)
+        made.put(None)
+
+    thread = InBackground(put_all)
+    yield from iter(made.get, None)
+    thread.join()
 
 
 # --- serving ------------------------------------------------------------------------------------

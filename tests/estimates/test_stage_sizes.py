@@ -64,7 +64,7 @@ def test_negatives_take_the_bytes_of_rows_and_scores(tmp_path):
     np.save(tmp_path / "scores.npy", np.zeros((PAIRS, PER_QUERY), dtype=np.float32))
     np.save(tmp_path / "positive_scores.npy", np.zeros(PAIRS, dtype=np.float32))
     size = negatives_size(
-        TEXTS, PER_QUERY, artifacts=1, working_memory=GIB, index_dims=None, actors=1
+        TEXTS, PER_QUERY, artifacts=1, working_memory=GIB, index_memory=None, actors=1
     )
     assert size.stored == pytest.approx(written(tmp_path), rel=0.01)
 
@@ -79,7 +79,7 @@ def test_bytes_grow_with_the_texts_and_memory_does_not():
             corpus_size(texts, 2),
             vectors_size(texts, DIMS, artifacts=2, model=GIB, actors=2),
             negatives_size(
-                texts, PER_QUERY, artifacts=1, working_memory=GIB, index_dims=None, actors=2
+                texts, PER_QUERY, artifacts=1, working_memory=GIB, index_memory=None, actors=2
             ),
         ]
 
@@ -89,13 +89,13 @@ def test_bytes_grow_with_the_texts_and_memory_does_not():
         assert many.total_memory == few.total_memory
 
 
-def test_an_index_is_in_the_memory_of_the_actors_that_share_it():
+def test_building_an_index_takes_memory_of_each_actor():
     options = {"artifacts": 1, "working_memory": 0.0, "actors": 2}
     plain, indexed = (
-        negatives_size(TEXTS, PER_QUERY, index_dims=dims, **options).memory["actor"]
-        for dims in (None, DIMS)
+        negatives_size(TEXTS, PER_QUERY, index_memory=memory, **options).memory["actor"]
+        for memory in (None, GIB)
     )
-    assert indexed - plain == PASSAGES / 2 * (2 * DIMS + 8)
+    assert indexed - plain == GIB
 
 
 def test_a_node_holds_ray_the_driver_and_all_workers():

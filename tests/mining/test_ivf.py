@@ -1,10 +1,13 @@
-"""Approximate search on raw vectors, whose lengths decide with their directions."""
+"""Approximate search: what it finds on raw vectors, and the memory that it takes."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from stillroom.mining import ivf
 from stillroom.mining.exact import row_dots, search
-from stillroom.mining.ivf import InvertedFile, recall_of_exact
+from stillroom.mining.ivf import InvertedFile, memory_to_build, recall_of_exact
 
 
 def clustered(rng, count, dims=16):
@@ -39,3 +42,35 @@ def test_the_measured_recall_shows_where_lengths_decide_more_than_directions():
         for probes in (4, 40)
     )
     assert recall_of_exact(few, exact) < 0.8 < 0.99 < recall_of_exact(all_lists, exact)
+
+
+def test_lists_filled_in_parts_find_what_lists_filled_at_once_find(monkeypatch):
+    rng = np.random.default_rng(0)
+    passages = clustered(rng, 4000).astype(np.float16)
+    queries = clustered(rng, 50).astype(np.float32)
+    blocks = [(rows, passages[rows]) for rows in np.array_split(rng.permutation(4000), 7)]
+    at_once = InvertedFile(lambda: blocks, lists=40, probes=4).search(queries, 10)
+    monkeypatch.setattr(ivf, "BUFFERED_BYTES", 300 * 2 * passages.shape[1])
+    in_parts = InvertedFile(lambda: blocks, lists=40, probes=4).search(queries, 10)
+    for part, whole in zip(in_parts, at_once, strict=True):
+        np.testing.assert_array_equal(part, whole)
+
+
+def test_memory_holds_the_passages_in_part_and_no_file_is_left(monkeypatch, tmp_path):
+    rng = np.random.default_rng(0)
+    passages = rng.normal(size=(400_000, 64)).astype(np.float16)
+    monkeypatch.setattr(ivf, "BUFFERED_BYTES", 2**20)
+    monkeypatch.setattr(ivf.tempfile, "tempdir", str(tmp_path))
+    before = private_bytes()
+    index = InvertedFile(lambda: [(np.arange(len(passages)), passages)], lists=64, probes=4)
+    assert index.index.ntotal == len(passages)
+    needed = memory_to_build(len(passages), 64, 64)
+    assert private_bytes() - before < needed + passages.nbytes / 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def private_bytes():
+    """Of this process, without mapped files."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("Anonymous:"))
+    return 1024 * int(line.split()[1])

@@ -155,7 +155,7 @@ def negatives_size(
     *,
     artifacts: int,
     working_memory: float,
-    index_dims: int | None,
+    index_memory: float | None,
     actors: int,
 ) -> StageSize:
     """The stage `negatives`: of each pair its negatives' rows and scores, 12 bytes each, and its
@@ -163,12 +163,11 @@ def negatives_size(
 
     Args:
         working_memory: bytes of an actor's search, `scale.negatives.memory_gib`.
-        index_dims: of the vectors in an approximate index, which is held in memory; None searches
-            mapped files.
+        index_memory: bytes that an actor needs to build an approximate index, which is mapped
+            afterwards; None searches exactly.
     """
     stored = texts.pairs * (12 * per_query + 4)
-    index = 0.0 if index_dims is None else texts.passages * (2 * index_dims + 8) / actors
-    rescored = 0.0 if index_dims is None else RESCORED
+    rescored = 0.0 if index_memory is None else RESCORED
     return StageSize(
         "negatives",
         artifacts * stored,
@@ -176,7 +175,7 @@ def negatives_size(
         stored,
         {
             "driver": DRIVER + rescored,
-            "actor": SEARCH_ACTOR + working_memory + index,
+            "actor": SEARCH_ACTOR + working_memory + (index_memory or 0.0),
             "Ray Train": AFTER_TRAINING,
         },
         {"actor": actors},

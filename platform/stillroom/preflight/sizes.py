@@ -31,6 +31,7 @@ from stillroom.estimates.stage_sizes import (
     training_size,
     vectors_size,
 )
+from stillroom.mining.ivf import memory_to_build
 from stillroom.preflight.costs import corpus_passes, evaluation_texts, shape_of, student_setup
 from stillroom.preflight.hours import Hours, estimate_hours
 from stillroom.preflight.memory import on_workers, student_shape, training_setup
@@ -200,14 +201,16 @@ def _stages(recipe: Recipe, texts: CorpusTexts, models: _Models) -> Iterator[Sta
         model=0.0 if scale.vectors.gpus else FLOAT * models.teacher_weights,
         actors=scale.vectors.actors if encodes else 0,
     )
-    ivf = recipe.negatives.ivf
-    is_indexed = ivf is not None and texts.passages > ivf.min_passages
+    index_memory = None
+    if (ivf := recipe.negatives.ivf) is not None and texts.passages > ivf.min_passages:
+        of_index = min(texts.passages, ivf.passages_per_index)
+        index_memory = memory_to_build(of_index, models.teacher_dims, ivf.nlist)
     yield negatives_size(
         texts,
         recipe.negatives.per_query,
         artifacts=_times_mined(recipe),
         working_memory=scale.negatives.memory_gib * 2**30,
-        index_dims=models.teacher_dims if is_indexed else None,
+        index_memory=index_memory,
         actors=scale.negatives.actors,
     )
     students = [*_student_phases(recipe, models)]
