@@ -136,8 +136,7 @@ def test_a_student_keeps_layers_or_starts_from_random_weights(recipe):
 
 
 @pytest.mark.parametrize(("fields", "problem"), [
-    ("layers=null", "teaches a student with fewer layers"),
-    ("size={layers: 2, hidden: 32, heads: 4}", "teaches a student with fewer layers"),
+    ("size={layers: 2, hidden: 32, heads: 4}", "starts from the base's weights"),
     ("phases.0.online_teacher=true", "online_teacher is of the teacher's vectors"),
     ("phases.0.ranking_kl_passages=8", "ranking_kl_passages is of the teacher's vectors"),
 ])  # fmt: skip
@@ -150,6 +149,16 @@ def test_a_base_that_could_not_teach_its_student_is_refused(recipe, fields, prob
     assert read_recipe(recipe(), settings).student.phases[0].target == "base"
     with pytest.raises(UserError, match=problem):
         read_recipe(recipe(), [*settings, f"student.{fields}"])
+
+
+def test_a_base_teaches_itself_another_space_only(recipe):
+    phase = (
+        "student.phases=[{data: texts, target: base, steps: 1, global_batch: 8, "
+        "learning_rate: 1e-3}]"
+    )
+    assert read_recipe(recipe(), ["student.space=teacher", phase]).student.layers is None
+    with pytest.raises(UserError, match="would teach the student what it is"):
+        read_recipe(recipe(), ["student.space=own", phase])
 
 
 def test_all_wrong_fields_are_reported_together(recipe):

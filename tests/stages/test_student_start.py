@@ -13,6 +13,7 @@ from stillroom.encoders.files.create import create_encoder
 from stillroom.encoders.files.inputs import model_tokenizer
 from stillroom.encoders.files.options import ContractOptions
 from stillroom.encoders.files.save import save_encoder
+from stillroom.encoders.layers.local_maps import LocalMaps
 from stillroom.encoders.tokens.prune import count_tokens
 from stillroom.stages.corpus.artifact import CorpusData
 from stillroom.stages.student import initial_encoder, untrained_student
@@ -116,20 +117,36 @@ def test_a_listed_layer_is_kept_without_a_search(encoder, teacher):
     assert "layer_scores" not in start.figures
 
 
-def test_fewer_layers_start_nearer_to_the_teacher_by_way_of_the_whole_base(encoder, teacher):
+def test_fewer_layers_start_nearer_to_the_teacher_by_way_of_the_whole_base(
+    encoder, teacher, tmp_path
+):
     corpus, settings = StoredCorpus(teacher[0]), section(encoder, layers=[1])
     start, student = start_of(settings, corpus, teacher[1])
-    whole, base = start_of(section(encoder), corpus, teacher[1])
-    torch.testing.assert_close(start.base_weight, whole.weight, rtol=0, atol=0)
-    assert start.of_base().layers is None and start.of_base().weight is start.base_weight
+    start.write(tmp_path)
+    initial = functools.partial(
+        initial_encoder, settings, 0, "t", BaseContract.read(teacher[1]), corpus
+    )
+    base = initial(StudentStart.read(tmp_path).of_base()).eval()
+    assert base.backbone.config.num_hidden_layers == 2
+    assert isinstance(base.projection, LocalMaps)
     passages = corpus.corpus_data.passages
     by_base = base.encode(passages, "passage")
-    cosines = (student.encode(passages, "passage") * by_base).sum(1)
-    assert cosines.mean() > 0.9
-    assert set(start.figures) == {"base_projection", "projection"}
+    by_teacher = teacher[0].encode(passages, "passage")
+    assert (by_base * by_teacher).sum(1).mean() > 0.8
+    assert (student.encode(passages, "passage") * by_base).sum(1).mean() > 0.9
+    assert set(start.figures) == {"base_maps", "projection"}
     lines = list(describe_start(start))
-    assert lines[0].startswith("the projection of the whole base starts as procrustes")
+    assert lines[0].startswith("the whole base has 1 maps into the teacher's space")
     assert any("of the base's nearest neighbours" in line for line in lines)
+
+
+def test_a_whole_base_that_teaches_has_maps_and_the_student_starts_at_the_teacher(encoder, teacher):
+    corpus = StoredCorpus(teacher[0])
+    plain, _ = start_of(section(encoder), corpus, teacher[1])
+    start, _ = start_of(section(encoder, {**TEXTS, "target": "base"}), corpus, teacher[1])
+    assert plain.base_maps is None and start.base_maps is not None
+    torch.testing.assert_close(start.weight, plain.weight, rtol=0, atol=0)
+    assert any("of the teacher's nearest neighbours" in line for line in describe_start(start))
 
 
 @pytest.mark.parametrize(("similarity", "map_name"), [

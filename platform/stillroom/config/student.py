@@ -86,9 +86,9 @@ class TextDistillation(TrainingPhase):
             in addition to the batch's texts. They need no forward pass.
         online_teacher: the teacher embeds each batch as it comes; no vectors are stored before.
         target: whose vectors are distilled. `base`: those of the student's own base with all its
-            layers, mapped into the teacher's space in closed form: a teacher assistant (Mirzadeh
-            et al., 2020, arXiv 1902.03393), which a student with layers left out can follow far
-            more closely. The base embeds each batch as it comes.
+            layers, mapped into the teacher's space in closed form, field by field: a teacher
+            assistant (Mirzadeh et al., 2020, arXiv 1902.03393), which a student can follow far
+            more closely, with layers left out or not. The base embeds each batch as it comes.
         evaluate_every: steps; the best weights are kept.
     """
 
@@ -215,10 +215,15 @@ class Student(PromptedModel):
             raise ValueError("has no phases, so it would learn nothing: add one")
         for i, phase in enumerate(self.phases):
             of_base = distils_base(phase)
-            if of_base and (self.layers is None or self.size is not None):
+            if of_base and self.size is not None:
                 raise ValueError(
-                    f"phases[{i}].target: base teaches a student with fewer layers than its base "
-                    "and the base's weights: set layers, or use target: teacher"
+                    f"phases[{i}].target: base teaches a student that starts from the base's "
+                    "weights, and size makes random ones: leave out size, or use target: teacher"
+                )
+            if of_base and self.space == "own" and self.layers is None:
+                raise ValueError(
+                    f"phases[{i}].target: base would teach the student what it is: set layers or "
+                    "space: teacher, or use target: teacher"
                 )
             if of_base and self.space == "own" and self.output_dims is not None:
                 raise ValueError(

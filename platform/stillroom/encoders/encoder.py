@@ -17,6 +17,7 @@ from stillroom.encoders.layers import packing
 from stillroom.encoders.layers.attention import use_attention
 from stillroom.encoders.layers.backbone import broken_weight
 from stillroom.encoders.layers.latent_attention import LatentAttention
+from stillroom.encoders.layers.local_maps import LocalMaps
 from stillroom.encoders.layers.onednn_linear import use_onednn
 from stillroom.encoders.layers.pooling import POOLINGS
 from stillroom.encoders.layers.projection import Projection
@@ -39,7 +40,7 @@ class Encoder(TokenEncoder, torch.nn.Module):
         contract: Contract,
         tokenizer: Any,
         backbone: Any,
-        projection: Projection | None = None,
+        projection: Projection | LocalMaps | None = None,
         head: torch.nn.Linear | None = None,
         latent_attention: LatentAttention | None = None,
     ):

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import faiss
 import numpy as np
 import torch
 
@@ -217,6 +216,8 @@ def _topic_centres(vectors: Rows, n: int, seed: int) -> Tensor:
 
     One topic where there are too few texts to hold any back.
     """
+    import faiss  # not above: training workers import this file, and it tells how it is loaded
+
     sample = np.unique(np.linspace(0, n - 1, CHUNK).astype(np.int64))
     vectors_nd = vectors(sample)
     topics = TOPICS if len(sample) >= 4 * TOPICS * NEIGHBOURS else 1

@@ -15,21 +15,24 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from stillroom.config.student import Student, StudentPhase
+from stillroom.config.student import Student, StudentPhase, distils_base
 from stillroom.data.cleaning.sampling import evenly_spaced
 from stillroom.encoders.contract import Role
 from stillroom.encoders.encoder import Encoder
 from stillroom.encoders.files.inputs import model_tokenizer
 from stillroom.encoders.interface import truncate_vectors
+from stillroom.encoders.layers.local_maps import LocalMaps
+from stillroom.encoders.layers.projection import Projection
 from stillroom.encoders.tokens.batch import Tokens
 from stillroom.encoders.tokens.prune import count_tokens
 from stillroom.learning.layer_choice import choose_layers
 from stillroom.learning.linear_maps import Moments, principal_components
+from stillroom.learning.local_maps import solve_local_maps
 from stillroom.learning.projection import (
     CHUNK,
     ProjectionFit,
-    fit_projection,
     pooled_states,
+    solve_map,
     sum_moments,
 )
 from stillroom.stages.corpus.artifact import CorpusData
@@ -43,6 +46,7 @@ STORED_TEXTS, ONLINE_TEXTS = 32_768, 2_048  # that a projection is solved from b
 WHITENING = 0.2  # of states before the orthogonal map, where cosine compares
 LAYER_TEXTS = 1_024  # that subsets of layers are compared on
 BATCH_TOKENS = 8_192
+MAPS_PREFIX = "base_maps."  # of the names of their tensors
 
 
 @dataclass(frozen=True)
@@ -52,32 +56,35 @@ class StudentStart:
     Attributes:
         layers: of the base that it keeps; None: all.
         weight: of its projection, float32 (d, h); None: as it is created.
-        base_weight: of the projection of the base with all its layers, where it has one and the
-            student leaves layers out.
+        base_maps: of the base with all its layers into the teacher's space, where the student
+            leaves layers out or a phase distils the base.
         token_counts: how often the corpus has each token of the base, int64, where the
             vocabulary is narrowed.
-        figures: `layer_scores`: of each subset that was tried; `projection`: the chosen map,
-            its error, and every map's scores on held-back topics.
+        figures: `layer_scores`: of each subset that was tried; `base_maps`: their number, and the
+            texts; `projection`: the chosen map, its error, and every map's scores on held-back
+            topics.
     """
 
     layers: tuple[int, ...] | None = None
     weight: torch.Tensor | None = None
-    base_weight: torch.Tensor | None = None
+    base_maps: LocalMaps | None = None
     token_counts: torch.Tensor | None = None
     figures: dict[str, Any] = field(default_factory=dict)
 
     def apply(self, encoder: Encoder) -> None:
-        """Gives the encoder this start's projection."""
+        """Gives the encoder this start's projection; the base, of `of_base`, its maps."""
         if self.weight is not None:
-            assert encoder.projection is not None, "the start has a projection"
-            encoder.projection.linear.weight.data.copy_(self.weight)
+            linear_of(encoder).weight.data.copy_(self.weight)
+        elif self.base_maps is not None:
+            encoder.projection = self.base_maps
 
     def write(self, folder: Path) -> None:
         """Writes what `read` reads."""
+        maps = {} if self.base_maps is None else self.base_maps.state_dict()
         tensors = {
             "weight": self.weight,
-            "base_weight": self.base_weight,
             "token_counts": self.token_counts,
+            **{f"{MAPS_PREFIX}{name}": tensor for name, tensor in maps.items()},
         }
         if any(tensor is not None for tensor in tensors.values()):
             partial = folder / f"{WEIGHTS_FILE}.partial"
@@ -89,7 +96,7 @@ class StudentStart:
 
     def of_base(self) -> "StudentStart":
         """The start of the base with all its layers."""
-        return replace(self, layers=None, weight=self.base_weight)
+        return replace(self, layers=None, weight=None)
 
     def summary(self) -> dict[str, Any]:
         """The start in the student's manifest."""
@@ -102,11 +109,24 @@ class StudentStart:
             return None
         content = json.loads((folder / START_FILE).read_text(encoding="utf-8"))
         layers, file = content["layers"], folder / WEIGHTS_FILE
+        tensors = load_file(file) if file.exists() else {}
+        maps = {
+            name.removeprefix(MAPS_PREFIX): tensors.pop(name)
+            for name in list(tensors)
+            if name.startswith(MAPS_PREFIX)
+        }
         return cls(
             None if layers is None else tuple(layers),
-            **(load_file(file) if file.exists() else {}),
+            base_maps=LocalMaps(**maps) if maps else None,
+            **tensors,
             figures=content["figures"],
         )
+
+
+def linear_of(encoder: Encoder) -> torch.nn.Linear:
+    """A student's map into its teacher's space, or to fewer dims."""
+    assert isinstance(encoder.projection, Projection), "only called where there is one"
+    return encoder.projection.linear
 
 
 def needs_start(section: Student) -> bool:
@@ -157,12 +177,8 @@ def fit_start(
     sample = FitSample(teacher_vectors, phase, encoder, texts)
     if section.space == "own":
         return replace(start, weight=_own_components(encoder, sample.tokens))
-    if start.layers is None or section.size is not None:
-        fit = _fit_to_teacher(section, encoder, sample, seed)
-        figures = {**start.figures, "projection": _fit_figures(fit)}
-        return replace(start, weight=fit.weight_dh, figures=figures)
-    base = make_encoder(start.of_base()).to(device)
-    return _fit_in_two_steps(section, start, base, encoder, sample, seed)
+    make_base = functools.partial(make_encoder, start.of_base())
+    return _fit_to_teacher(section, start, encoder, make_base, sample, seed)
 
 
 def _choose_layers(
@@ -176,52 +192,53 @@ def _choose_layers(
 
 
 def _fit_to_teacher(
-    section: Student, encoder: Encoder, sample: "FitSample", seed: int
-) -> ProjectionFit:
-    whitening = section.start.whitening
-    if whitening is None:
-        whitening = WHITENING if encoder.contract.normalise else 0.0
-    return fit_projection(
-        encoder, sample.tokens, sample.vectors,
-        choice=section.start.map, whitening=whitening, batch_tokens=BATCH_TOKENS, seed=seed,
-    )  # fmt: skip
-
-
-def _fit_in_two_steps(
     section: Student,
     start: StudentStart,
-    base: Encoder,
     encoder: Encoder,
+    make_base: Callable[[], Encoder],
     sample: "FitSample",
     seed: int,
 ) -> StudentStart:
-    """The whole base's map to the teacher's vectors, and the student's to the base's.
+    """Solves the student's map into the teacher's space, and those of its base.
 
-    That comes nearer than one step: the layers that are left say much of the whole base's vectors,
-    and those of the teacher's.
+    Where layers are left out, the student's map is to the base's vectors: the layers that are left
+    say much of those, and those of the teacher's, which comes nearer than one step.
     """
-    of_base = _fit_to_teacher(section, base, sample, seed)
-    start = replace(start, base_weight=of_base.weight_dh)
-    start.of_base().apply(base)
-    vectors = functools.partial(_vectors_of, base, sample.tokens)
-    fit = fit_projection(encoder, sample.tokens, vectors, batch_tokens=BATCH_TOKENS, seed=seed)
-    figures = {
-        **start.figures,
-        "base_projection": _fit_figures(of_base),
-        "projection": _fit_figures(fit),
-    }
-    return replace(start, weight=fit.weight_dh, figures=figures)
+    whitening = section.start.whitening
+    if whitening is None:
+        whitening = WHITENING if sample.normalise else 0.0
+    states_nh = _states(encoder, sample.tokens)
+    solve = functools.partial(
+        solve_map, states_nh.__getitem__, n=len(states_nh), normalise=sample.normalise, seed=seed
+    )
+    figures = dict(start.figures)
+    base_maps = None
+    is_whole = start.layers is None
+    if not is_whole or any(map(distils_base, section.phases)):
+        base_nh = states_nh if is_whole else _states(make_base().to(encoder.device), sample.tokens)
+        base_maps = solve_local_maps(
+            base_nh, sample.vectors, normalise=sample.normalise, whitening=whitening, seed=seed
+        )
+        figures["base_maps"] = {"maps": len(base_maps.weights_kdh), "texts": len(base_nh)}
+    if base_maps is None or is_whole:
+        fit = solve(sample.vectors, choice=section.start.map, whitening=whitening)
+    else:
+        fit = solve(functools.partial(_mapped, base_maps, base_nh, sample.normalise))
+    figures["projection"] = _fit_figures(fit)
+    return replace(start, weight=fit.weight_dh, base_maps=base_maps, figures=figures)
 
 
-def _vectors_of(encoder: Encoder, tokens: Sequence[Tokens], rows: np.ndarray) -> torch.Tensor:
-    """The encoder's own vectors of texts, float32 (n, d)."""
-    states_nh = pooled_states(encoder, [tokens[row] for row in rows], BATCH_TOKENS)
-    assert encoder.projection is not None, "called in the teacher's space"
-    with torch.inference_mode():
-        vectors_nd = encoder.projection(states_nh.to(encoder.device)).cpu()
-    if encoder.contract.normalise:
-        vectors_nd = torch.nn.functional.normalize(vectors_nd, dim=-1)
-    return vectors_nd
+def _states(encoder: Encoder, tokens: Sequence[Tokens]) -> torch.Tensor:
+    """Pooled states of the texts, float32 (n, h), on the CPU."""
+    return pooled_states(encoder, tokens, BATCH_TOKENS)
+
+
+def _mapped(
+    maps: LocalMaps, states_nh: torch.Tensor, normalise: bool, rows: np.ndarray
+) -> torch.Tensor:
+    """Vectors of the texts with these numbers, float32 (rows, d)."""
+    vectors_nd = maps(states_nh[rows])
+    return torch.nn.functional.normalize(vectors_nd, dim=-1) if normalise else vectors_nd
 
 
 class FitSample:
@@ -287,8 +304,7 @@ class FitSample:
 def _own_components(encoder: Encoder, tokens: Sequence[Tokens]) -> torch.Tensor | None:
     """The projection of a student in a space of its own: its states' principal components, where it
     has fewer dims; None where not, since every orthogonal map then keeps all cosines."""
-    assert encoder.projection is not None, "called for a student with a projection"
-    linear = encoder.projection.linear
+    linear = linear_of(encoder)
     if linear.out_features >= linear.in_features:
         return None
     moments = []
@@ -310,18 +326,15 @@ def describe_start(start: StudentStart) -> Iterator[str]:
             f"keeps layers {chosen} of the base: of {len(tried)} subsets their states fit the "
             f"teacher's vectors best, {tried[chosen]:.3f} (worst: {worst}, {tried[worst]:.3f})"
         )
-    for key, of, target in (
-        ("base_projection", "the projection of the whole base", "teacher"),
-        (
-            "projection",
-            "the projection",
-            "base" if "base_projection" in start.figures else "teacher",
-        ),
-    ):
-        if (projection := start.figures.get(key)) is None:
-            continue
+    if maps := start.figures.get("base_maps"):
         yield (
-            f"{of} starts as {projection['map']}, solved from {projection['texts']:,} "
+            f"the whole base has {maps['maps']} maps into the teacher's space, each solved near "
+            f"another centre of {maps['texts']:,} texts"
+        )
+    if projection := start.figures.get("projection"):
+        target = "teacher" if start.layers is None else "base"
+        yield (
+            f"the projection starts as {projection['map']}, solved from {projection['texts']:,} "
             f"texts; relative error {projection['relative_error']:.3f}"
         )
         for name, scores in projection["held_back"].items():

@@ -66,6 +66,7 @@ def train_worker(setup: WorkerSetup, stop_request: Any) -> None:
     context = ray.train.get_context()
     configure_worker_logging(setup.log_context, rank=context.get_world_rank())
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats our figures
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which of its builds it loads
     newest, attempt = _choose_checkpoint(checkpoints)
     if context.get_world_rank() >= usable_workers(
         context.get_world_size(), task.shared_batch_sizes

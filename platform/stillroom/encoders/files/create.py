@@ -20,6 +20,7 @@ from stillroom.encoders.files.options import ContractOptions, Resize
 from stillroom.encoders.files.pretrained import load_head
 from stillroom.encoders.layers.backbone import hidden_size, max_input_tokens
 from stillroom.encoders.layers.latent_attention import LatentAttention
+from stillroom.encoders.layers.local_maps import LocalMaps
 from stillroom.encoders.layers.lora import LoraOptions, add_lora
 from stillroom.encoders.layers.projection import Projection, linear_projection
 from stillroom.encoders.layers.resize import keep_layers, random_backbone
@@ -138,6 +139,7 @@ def _changed(
 def _with_layer_norm(encoder: Encoder) -> Projection:
     """The encoder's layers after pooling, and a LayerNorm that only standardises at first."""
     before = encoder.projection
+    assert not isinstance(before, LocalMaps), "those are of encoders that are never saved"
     width = hidden_size(encoder.backbone)
     layers = () if before is None else before.spec
     last = before.out_dims if before is not None else width
