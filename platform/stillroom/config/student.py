@@ -163,7 +163,7 @@ class Start(Section):
         whitening: of the states before `procrustes`, from 0, none, to .5, whole: directions in
             which most texts are alike lose some of their weight. null: .2, or 0 where lengths of
             vectors count (`similarity: dot`).
-        texts: of the corpus that it is solved from; null: at most 32,768, or 2,048 where the
+        texts: of the corpus that it is solved from; null: at most 65,536, or 2,048 where the
             teacher embeds them for this alone (`online_teacher`).
     """
 

@@ -42,7 +42,7 @@ from stillroom.storage.columns import Joined, RemainingRows
 
 START_FILE = "start.json"  # in a student's folder: the layers, and figures of the choice
 WEIGHTS_FILE = "start.safetensors"  # beside it: the projection and the token counts, if any
-STORED_TEXTS, ONLINE_TEXTS = 32_768, 2_048  # that a projection is solved from by default
+STORED_TEXTS, ONLINE_TEXTS = 65_536, 2_048  # that a projection is solved from by default
 WHITENING = 0.2  # of states before the orthogonal map, where cosine compares
 LAYER_TEXTS = 1_024  # that subsets of layers are compared on
 BATCH_TOKENS = 8_192

@@ -36,13 +36,16 @@ def guard(label, count=20):
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    """Runs the corpus stage on 60 pairs, and on a machine of 120 manual pages."""
+    """Runs the corpus stage on 60 pairs, and on a machine of 120 manual pages and 60 packages."""
 
     def documents(source, *, without_packages=()):
-        count = 120 if source == "manuals" else 0
+        count = {"manuals": 120, "packages": 60}.get(source, 0)
+        title, body = ("title", "m") if source == "manuals" else ("package", "p")
         return iter(
             [
-                Document(source, f"page{i}", words(f"title{name(i)}", 5), (words(f"m{name(i)}"),))
+                Document(
+                    source, f"{source}{i}", words(f"{title}{name(i)}", 5), (words(body + name(i)),)
+                )
                 for i in range(count)
             ]
         )
@@ -171,3 +174,17 @@ def test_general_texts_hold_nothing_of_guards_or_of_the_corpus_s_sets(make):
     assert known <= general
     from_pages = [text for text in tested if text.startswith(("title", "m"))]
     assert summary["general"]["sources"]["manuals"]["tested"] == len(from_pages) > 0
+
+
+def test_a_source_of_a_made_guard_is_kept_out_of_general_texts_where_there_is_another(make):
+    guards = Evaluation(made_guards=MadeGuards(sets=3, queries=30, passages=40, words=20))
+    texts = {"general": 1000, "sources": ["manuals", "packages"]}
+    artifact, summary = make(evaluation=guards, texts=texts)
+    assert list(read_guards(artifact)) == ["made-of-manuals", "made-of-packages"]
+    assert list(summary["general"]["sources"]) == ["manuals"]
+    assert summary["general"]["kept_apart"] == ["packages"]
+    artifact, summary = make(evaluation=MADE, texts=texts)  # one guard: its source has the rest
+    assert summary["general"]["sources"].keys() == {"manuals", "packages"}
+    only = {"general": 1000, "sources": ["packages"]}
+    artifact, summary = make(evaluation=guards, texts=only)  # no text would be left
+    assert summary["general"]["kept_apart"] == []

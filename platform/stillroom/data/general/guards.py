@@ -21,14 +21,14 @@ TITLE_WORDS = {"dictionaries": (1, 6)}  # of a query; of other sources:
 USUAL_TITLE_WORDS = (3, 20)
 MIN_BODY_WORDS = 12
 MIN_QUERIES = 30  # a source with fewer documents makes no set
-SMALL_SOURCES = ("packages",)  # of whose documents general texts need half
 
 
 @dataclass(frozen=True)
 class MadeGuard:
-    """A set, and the units of documents that it is made of."""
+    """A set, the source of its documents, and their units."""
 
     dataset: EvaluationSet
+    source: MachineSource
     units: frozenset[str]
 
 
@@ -55,9 +55,9 @@ def make_guards(
         if source == "docstrings" and used_packages is None:
             continue
         found = documents(source, without_packages=used_packages or ())
-        chosen = _choose(_usable(found, words), passages, small=source in SMALL_SOURCES)
+        chosen = list(itertools.islice(_usable(found, words), passages))
         if len(chosen) >= MIN_QUERIES:
-            guards[f"made-of-{source}"] = _as_set(chosen, queries)
+            guards[f"made-of-{source}"] = _as_set(source, chosen, queries)
     return guards
 
 
@@ -88,17 +88,9 @@ def _usable(found: Iterator[Document], words: int) -> Iterator[tuple[Document, s
             yield document, title, passage
 
 
-def _choose(
-    usable: Iterator[tuple[Document, str, str]], passages: int, *, small: bool
-) -> list[tuple[Document, str, str]]:
-    """The first ones; of a small source, half of its documents at most."""
-    if not small:
-        return list(itertools.islice(usable, passages))
-    first = list(itertools.islice(usable, 2 * passages))
-    return first[: len(first) // 2]
-
-
-def _as_set(chosen: list[tuple[Document, str, str]], queries: int) -> MadeGuard:
+def _as_set(
+    source: MachineSource, chosen: list[tuple[Document, str, str]], queries: int
+) -> MadeGuard:
     ids = [f"p{number:05d}" for number in range(len(chosen))]
     asked = list(zip(ids, chosen, strict=True))[:queries]
     return MadeGuard(
@@ -107,5 +99,6 @@ def _as_set(chosen: list[tuple[Document, str, str]], queries: int) -> MadeGuard:
             queries={f"q{id[1:]}": title for id, (_, title, _) in asked},
             qrels={f"q{id[1:]}": {id: 1} for id, _ in asked},
         ),
+        source,
         frozenset(document.unit for document, _, _ in chosen),
     )

@@ -1,4 +1,4 @@
-"""A map into another space that differs from field to field: a mixture of linear maps.
+"""Maps into another space that differ from field to field: mixtures of linear maps.
 
 Shapes: b texts, h dims of a pooled state, d dims of a vector, k centres.
 """

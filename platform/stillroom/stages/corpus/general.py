@@ -21,14 +21,18 @@ def write_general_texts(
 ) -> dict[str, Any]:
     """Writes the tables general-queries/ and general-passages/.
 
-    Texts that match a query, an answer or a passage of any evaluation set are left out.
+    Texts that match a query, an answer or a passage of any evaluation set are left out, and the
+    source of one made guard as a whole, where there is another.
 
     Returns:
         Counts by source, lengths and the texts' identity.
     """
+    used = [source for source in section.sources if source != guards.apart]
+    if not (used or section.files):
+        used = list(section.sources)
     gathered = gather(
         max_texts=section.general,
-        sources=section.sources,
+        sources=used,
         files=section.files,
         without_units=guards.units,
         is_tested=index.touches_many,
@@ -45,4 +49,5 @@ def write_general_texts(
                 source=pa.array(sources, pa.string()),
                 length=[len(text) for text in texts],
             )
-    return gathered.as_json()
+    apart = [source for source in section.sources if source not in used]
+    return {**gathered.as_json(), "kept_apart": apart}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stillroom.config.corpus import Corpus, DocstringSource
+from stillroom.config.corpus import Corpus, DocstringSource, MachineSource
 from stillroom.config.evaluation import Evaluation
 from stillroom.data.general.guards import make_guards
 from stillroom.data.readers.beir import read_beir_sets
@@ -25,6 +25,8 @@ class Guards:
     Attributes:
         made: whether they are this machine's own texts, else the recipe's.
         units: of documents that the made ones consist of.
+        apart: a source of this machine's texts of which general texts have none, so that one set is
+            of a field that nothing was trained on.
         overlap: set → its matched texts, as (role, id).
         left_out: set → why it is not measured.
     """
@@ -32,6 +34,7 @@ class Guards:
     sets: dict[str, EvaluationSet] = field(default_factory=dict)
     made: bool = False
     units: frozenset[str] = frozenset()
+    apart: MachineSource | None = None
     overlap: dict[str, set[tuple[str, str]]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -101,6 +104,8 @@ def find_guards(
         {name: guard.dataset for name, guard in made.items() if name not in evaluation_sets},
         made=True,
         units=frozenset().union(*(guard.units for guard in made.values())),
+        # Of one source alone, general texts need the rest.
+        apart=list(made.values())[-1].source if len(made) > 1 else None,
     )
 
 
