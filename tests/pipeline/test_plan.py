@@ -217,6 +217,15 @@ def test_a_student_s_phases_form_a_chain_and_have_only_the_inputs_that_they_need
     ]  # fmt: skip
 
 
+def test_the_first_phase_knows_that_a_later_one_distils_the_base(plan):
+    numbers = "steps: 1, global_batch: 4, learning_rate: 1e-3"
+    pairs = f"{{data: pairs, {numbers}, hard_negatives: 0, losses: {{score_kl: 1}}}}"
+    phases = [f"student.phases=[{pairs}, {{data: texts, target: base, {numbers}}}]"]
+    for options, told in (([*phases, "student.space=teacher"], True), ([], None)):
+        steps = [step for step in plan(*options) if step.stage == "student"]
+        assert {step.args.get("base_teaches") for step in steps} == {told}
+
+
 def test_why_missing_names_the_fields_and_inputs_that_changed(plan, tmp_path):
     store = Store(str(tmp_path))
     student = next(step for step in plan() if step.stage == "student")

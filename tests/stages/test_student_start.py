@@ -75,12 +75,12 @@ def section(base, phase=TEXTS, **fields):
     return Student.model_validate_json(json.dumps({**content, "space": "teacher", **fields}))
 
 
-def start_of(settings, corpus, folder):
+def start_of(settings, corpus, folder, **options):
     """The start, and the student of it."""
     initial = functools.partial(
         initial_encoder, settings, 0, "t", BaseContract.read(folder), corpus
     )
-    start = fit_start(settings, settings.phases[0], 0, corpus, initial)
+    start = fit_start(settings, settings.phases[0], 0, corpus, initial, **options)
     return start, initial(start).eval()
 
 
@@ -143,7 +143,7 @@ def test_fewer_layers_start_nearer_to_the_teacher_by_way_of_the_whole_base(
 def test_a_whole_base_that_teaches_has_maps_and_the_student_starts_at_the_teacher(encoder, teacher):
     corpus = StoredCorpus(teacher[0])
     plain, _ = start_of(section(encoder), corpus, teacher[1])
-    start, _ = start_of(section(encoder, {**TEXTS, "target": "base"}), corpus, teacher[1])
+    start, _ = start_of(section(encoder), corpus, teacher[1], base_teaches=True)
     assert plain.base_maps is None and start.base_maps is not None
     torch.testing.assert_close(start.weight, plain.weight, rtol=0, atol=0)
     assert any("of the teacher's nearest neighbours" in line for line in describe_start(start))

@@ -6,7 +6,7 @@ from typing import Any
 from stillroom.config.base import Section
 from stillroom.config.phases import needs_mined_negatives
 from stillroom.config.recipe import Recipe
-from stillroom.config.student import PairDistillation, Student
+from stillroom.config.student import PairDistillation, Student, distils_base
 from stillroom.config.teacher import Teacher
 from stillroom.encoders.model_names import model_fingerprint, resolve_artifact_name
 from stillroom.pipeline.sources import (
@@ -111,8 +111,11 @@ def student_steps(recipe: Recipe, corpus: Step, teacher: Step) -> Iterator[Step]
     comes last."""
     phases = recipe.student.phases
     phase_before: dict[str, Step] = {}
+    base_teaches = {"base_teaches": True} if any(map(distils_base, phases)) else {}
     for number, phase in enumerate(phases, start=1):
-        args = {**_seeded(recipe, _without_phases(recipe.student)), "phase": phase}
+        args = {
+            **_seeded(recipe, _without_phases(recipe.student)), "phase": phase, **base_teaches,
+        }  # fmt: skip
         inputs = {**by_stage(corpus, teacher), **phase_before}
         if phase.online_teacher:
             args |= _trusted(teacher=recipe.teacher)

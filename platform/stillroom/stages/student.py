@@ -62,6 +62,7 @@ def student(
     vectors: Artifact | None = None,
     negatives: Artifact | None = None,
     student: Artifact | None = None,
+    base_teaches: bool = False,
     trusted: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Distils one phase; writes an encoder folder.
@@ -70,6 +71,7 @@ def student(
         vectors: the teacher's; None if the teacher encodes each batch online.
         negatives: for a phase with hard negatives.
         student: of the phase before, whose weights this one starts from.
+        base_teaches: this phase or a later one distils the base.
         trusted: holds "teacher" when that may run code that comes with it.
 
     Returns:
@@ -93,7 +95,11 @@ def student(
         if start is None and needs_start(section):
             require_capacity("student", scale.student, 1)
             task_of_start = ray.remote(**ray_options(scale.student))(fit_start)
-            start = ray.get(task_of_start.remote(section, phase, seed, teacher_vectors, initial))
+            start = ray.get(
+                task_of_start.remote(
+                    section, phase, seed, teacher_vectors, initial, base_teaches=base_teaches
+                )
+            )
         make_encoder = functools.partial(initial, start or StudentStart(given_layers(section)))
     else:
         start = StudentStart.read(Path(student))
@@ -104,6 +110,7 @@ def student(
         start.write(out.path)
     if of_base:
         base = (start or StudentStart()).of_base()
+        assert base.base_maps is not None or section.space == "own", "a random map teaches nothing"
         teacher_vectors = base_vectors(corpus, functools.partial(initial, base))
     task = TrainingTask(
         make_encoder=make_encoder,

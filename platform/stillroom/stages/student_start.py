@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from stillroom.config.student import Student, StudentPhase, distils_base
+from stillroom.config.student import Student, StudentPhase
 from stillroom.data.cleaning.sampling import evenly_spaced
 from stillroom.encoders.contract import Role
 from stillroom.encoders.encoder import Encoder
@@ -151,6 +151,8 @@ def fit_start(
     seed: int,
     teacher_vectors: TeacherVectors,
     make_encoder: Callable[[StudentStart], Encoder],
+    *,
+    base_teaches: bool = False,
 ) -> StudentStart:
     """Chooses the layers where the recipe only counts them, and solves the projection.
 
@@ -159,6 +161,7 @@ def fit_start(
     Args:
         phase: the first.
         make_encoder: the student of a start.
+        base_teaches: a phase distils the base, which then has maps into the teacher's space.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     start = StudentStart(given_layers(section))
@@ -177,8 +180,12 @@ def fit_start(
     sample = FitSample(teacher_vectors, phase, encoder, texts)
     if section.space == "own":
         return replace(start, weight=_own_components(encoder, sample.tokens))
-    make_base = functools.partial(make_encoder, start.of_base())
-    return _fit_to_teacher(section, start, encoder, make_base, sample, seed)
+    base = None
+    if start.layers is not None:
+        base = make_encoder(start.of_base()).to(device)
+    elif base_teaches:
+        base = encoder
+    return _fit_to_teacher(section, start, encoder, base, sample, seed)
 
 
 def _choose_layers(
@@ -195,7 +202,7 @@ def _fit_to_teacher(
     section: Student,
     start: StudentStart,
     encoder: Encoder,
-    make_base: Callable[[], Encoder],
+    base: Encoder | None,
     sample: "FitSample",
     seed: int,
 ) -> StudentStart:
@@ -203,6 +210,9 @@ def _fit_to_teacher(
 
     Where layers are left out, the student's map is to the base's vectors: the layers that are left
     say much of those, and those of the teacher's, which comes nearer than one step.
+
+    Args:
+        base: with all its layers, the student itself where it keeps them; None: it has no maps.
     """
     whitening = section.start.whitening
     if whitening is None:
@@ -213,14 +223,13 @@ def _fit_to_teacher(
     )
     figures = dict(start.figures)
     base_maps = None
-    is_whole = start.layers is None
-    if not is_whole or any(map(distils_base, section.phases)):
-        base_nh = states_nh if is_whole else _states(make_base().to(encoder.device), sample.tokens)
+    if base is not None:
+        base_nh = states_nh if base is encoder else _states(base, sample.tokens)
         base_maps = solve_local_maps(
             base_nh, sample.vectors, normalise=sample.normalise, whitening=whitening, seed=seed
         )
         figures["base_maps"] = {"maps": len(base_maps.weights_kdh), "texts": len(base_nh)}
-    if base_maps is None or is_whole:
+    if base_maps is None or base is encoder:
         fit = solve(sample.vectors, choice=section.start.map, whitening=whitening)
     else:
         fit = solve(functools.partial(_mapped, base_maps, base_nh, sample.normalise))
