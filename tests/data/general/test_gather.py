@@ -60,14 +60,14 @@ def test_a_title_of_one_word_opens_the_body_whose_subject_it_is():
     assert list(pieces(one)) == ["Tea: A drink that is made of leaves."]
 
 
-def test_each_dictionary_has_as_many_turns_as_a_source(machine, monkeypatch, tmp_path):
+def test_each_dictionary_has_twice_the_turns_of_a_source_that_speaks_of_software(machine, monkeypatch, tmp_path):
     def with_dictionaries(source, *, without_packages=()):
         return iter([document(source, number) for number in range(40)])
 
     monkeypatch.setattr(gathering, "documents", with_dictionaries)
     monkeypatch.setattr(gathering, "dictionary_files", lambda: [tmp_path / "a", tmp_path / "b"])
     gathered = gather(max_texts=30, sources=["dictionaries", "manuals"])
-    assert Counter(gathered.sources) == {"dictionaries": 20, "manuals": 10}
+    assert Counter(gathered.sources) == {"dictionaries": 24, "manuals": 6}
 
 
 def test_every_word_of_a_body_is_in_one_text_and_code_in_none(machine):

@@ -1,7 +1,7 @@
 """Gathers plain text of many fields from what is at hand: a machine's own texts, and your files.
 
 Sources take turns, a text each, until there are enough or all are read: a large source does not
-crowd out a small one. Each dictionary has a turn of its own, since only they speak of every field.
+crowd out a small one. Each dictionary has two, since only they speak of every field.
 Which texts are gathered depends on what is installed alone, and on no evaluation set but to leave
 its texts out.
 """
@@ -147,8 +147,8 @@ def is_query(text: str) -> bool:
 
 
 def _turns(source: str) -> int:
-    """The texts that a source gives in each round."""
-    return max(1, len(dictionary_files())) if source in ("dictionaries", "terms") else 1
+    """The texts that a source gives in each round; the other sources speak of software alone."""
+    return 2 * max(1, len(dictionary_files())) if source in ("dictionaries", "terms") else 1
 
 
 def _is_enough(gathered: Gathered, max_texts: int | None, max_words: int | None) -> bool:
