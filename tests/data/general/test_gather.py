@@ -60,7 +60,7 @@ def test_a_title_of_one_word_opens_the_body_whose_subject_it_is():
     assert list(pieces(one)) == ["Tea: A drink that is made of leaves."]
 
 
-def test_each_dictionary_has_twice_the_turns_of_a_source_that_speaks_of_software(machine, monkeypatch, tmp_path):
+def test_each_dictionary_has_twice_the_turns_of_another_source(machine, monkeypatch, tmp_path):
     def with_dictionaries(source, *, without_packages=()):
         return iter([document(source, number) for number in range(40)])
 
