@@ -7,12 +7,12 @@ own map stays linear, as other libraries read it: it learns the vectors that its
 Shapes: n texts, h dims of the base's pooled state, d dims of the teacher's vectors, k centres.
 """
 
-import faiss
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from stillroom.encoders.layers.local_maps import LocalMaps, centre_shares
+from stillroom.learning.kmeans import spherical_kmeans
 from stillroom.learning.linear_maps import Moments, procrustes
 from stillroom.learning.projection import CHUNK, Rows
 
@@ -55,13 +55,6 @@ def _centres(states_nh: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """The mean of the states at unit length, (h,), and directions from it, (k, h)."""
     unit_nh = F.normalize(states_nh, dim=-1)
     mean_h = unit_nh.mean(dim=0)
-    kmeans = faiss.Kmeans(
-        states_nh.shape[1],
-        max(1, min(CENTRES, len(states_nh) // TEXTS_PER_CENTRE)),
-        niter=15,
-        seed=seed,
-        spherical=True,
-        min_points_per_centroid=1,
-    )
-    kmeans.train(F.normalize(unit_nh - mean_h, dim=-1).numpy())
-    return mean_h, torch.from_numpy(kmeans.centroids)
+    count = max(1, min(CENTRES, len(states_nh) // TEXTS_PER_CENTRE))
+    directions_nh = F.normalize(unit_nh - mean_h, dim=-1)
+    return mean_h, spherical_kmeans(directions_nh, count, iterations=15, seed=seed)

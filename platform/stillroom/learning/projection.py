@@ -14,6 +14,7 @@ import torch
 from stillroom.encoders.encoder import Encoder
 from stillroom.encoders.micro_batches import micro_batches
 from stillroom.encoders.tokens.batch import Tokens, pad
+from stillroom.learning.kmeans import spherical_kmeans
 from stillroom.learning.linear_maps import Moments, procrustes, relative_error, ridge_regression
 
 Tensor = torch.Tensor
@@ -100,8 +101,6 @@ def fit_projection(
     tokens: Sequence[Tokens],
     vectors: Rows,
     *,
-    choice: MapChoice = "auto",
-    whitening: float = 0.0,
     batch_tokens: int = 8192,
     seed: int = 0,
 ) -> ProjectionFit:
@@ -117,10 +116,7 @@ def fit_projection(
         return pooled_states(encoder, [tokens[row] for row in rows], batch_tokens)
 
     normalise = encoder.contract.normalise
-    return solve_map(
-        states, vectors, len(tokens),
-        normalise=normalise, choice=choice, whitening=whitening, seed=seed,
-    )  # fmt: skip
+    return solve_map(states, vectors, len(tokens), normalise=normalise, seed=seed)
 
 
 def solve_map(
@@ -216,16 +212,10 @@ def _topic_centres(vectors: Rows, n: int, seed: int) -> Tensor:
 
     One topic where there are too few texts to hold any back.
     """
-    import faiss  # not above: training workers import this file, and it tells how it is loaded
-
     sample = np.unique(np.linspace(0, n - 1, CHUNK).astype(np.int64))
     vectors_nd = vectors(sample)
     topics = TOPICS if len(sample) >= 4 * TOPICS * NEIGHBOURS else 1
-    kmeans = faiss.Kmeans(
-        vectors_nd.shape[1], topics, niter=10, seed=seed, spherical=True, min_points_per_centroid=1
-    )
-    kmeans.train(vectors_nd.numpy())
-    return torch.from_numpy(kmeans.centroids)
+    return spherical_kmeans(vectors_nd, topics, iterations=10, seed=seed)
 
 
 def _scores(
