@@ -29,11 +29,13 @@ from stillroom.learning.gather import current_shard
 from stillroom.learning.loop import Callbacks, TrainOptions, train
 from stillroom.learning.objectives.contrastive import Contrastive
 from stillroom.storage.artifacts import Store
+from stillroom.training import driver
 from stillroom.training.checkpoints import Checkpoints
 from stillroom.training.driver import fit
 from stillroom.training.evaluation import Evaluator
 from stillroom.training.task import TrainingTask
 from stillroom.training.worker import trains_packed
+from stillroom.training.worker_group import StopOnUserError
 from support import shared_ray, tiny_training
 from support.process_group import in_workers
 from support.tensorboard_events import curves, events
@@ -325,6 +327,47 @@ def test_a_user_s_error_ends_the_run_without_retries(cluster, decoder, tmp_path)
             draft,
         )
     assert len([*tmp_path.glob("?-*")]) == 1, "it started once"
+
+
+# --- workers lost while training starts -----------------------------------------------------
+
+
+class KillFirstWorker(StopOnUserError):
+    """Kills the first worker of each of the first `times` groups just before training starts."""
+
+    def __init__(self, traces, times):
+        self.traces, self.times = traces, times
+
+    def after_worker_group_start(self, worker_group):
+        pid = worker_group.get_workers()[0].metadata.pid
+        if len([*self.traces.iterdir()]) < self.times:
+            (self.traces / str(pid)).touch()
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.promise("resume")
+def test_a_run_that_loses_a_worker_while_it_starts_begins_again(
+    cluster, decoder, tmp_path, monkeypatch
+):
+    task = TrainingTask(
+        functools.partial(start, decoder, dropout=0.0), batches, Contrastive(temperature=0.05),
+        settings(2), seed=5,
+    )  # fmt: skip
+    scale = TrainingWorkers(workers=2, micro_batch_tokens=64, max_failures=1)
+    store, traces = Store(str(tmp_path / "runs")), tmp_path / "killed"
+    traces.mkdir()
+    # Twice is once too often.
+    monkeypatch.setattr(driver, "StopOnUserError", lambda: KillFirstWorker(traces, times=3))
+    with store.draft("teacher", "small", "0") as draft:
+        with pytest.raises(ray.exceptions.RayActorError):
+            fit(task, scale, Tracking(), draft)
+        assert len([*traces.iterdir()]) == 2
+        fit(task, scale, Tracking(), draft)
+        assert len([*traces.iterdir()]) == 3
+        rows = history(draft.path)
+    assert [row["loss"] for row in rows] == pytest.approx(
+        uninterrupted(decoder, settings(2)), rel=1e-4
+    )
 
 
 # --- stop signals ---------------------------------------------------------------------------

@@ -178,9 +178,10 @@ def controller_callbacks() -> tuple[Any, Any]:
     """Ray Train's base classes for callbacks: of the worker group, and of the controller.
 
     Why: Ray Train restarts workers after every error. Only a callback in the controller can end a
-    run at an error that the user has to correct.
+    run at an error that the user has to correct, or reach a group that Ray Train has forgotten.
 
-    Breaks: such a run is repeated `max_failures` times before it ends.
+    Breaks: such a run is repeated `max_failures` times before it ends; and a run that lost a worker
+    while it started waits for ever for the resources of its first workers.
     """
     from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ray
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train import ControllerError
 from ray.train.torch import TorchTrainer
 
@@ -26,7 +27,7 @@ from stillroom.training.history import kept_step, read_history
 from stillroom.training.metric_sinks import check_packages
 from stillroom.training.task import TrainingTask
 from stillroom.training.worker import WorkerSetup, train_worker
-from stillroom.training.worker_group import StopOnUserError, WorkerGroupConfig
+from stillroom.training.worker_group import ReleaseLostGroup, StopOnUserError, WorkerGroupConfig
 
 log = logging.getLogger(__name__)
 RESIZE_POLL_S = 60.0  # Ray Train's default; of no effect for a fixed number of workers
@@ -58,10 +59,17 @@ def fit(task: TrainingTask, scale: TrainingWorkers, tracking: Tracking, out: Dra
     )
     # The last checkpoint of a run holds the trained encoder.
     finished = checkpoints.newest(with_file=CONTRACT_FILE)
+    restarts = 0
     while finished is None:
         with stop_on_sigterm() as stop:
             work = functools.partial(train_worker, setup, stop.request)
-            _run_workers(work, task.shared_batch_sizes, scale)
+            try:
+                _run_workers(work, task.shared_batch_sizes, scale)
+            except RayActorError:
+                restarts += 1
+                if restarts > scale.max_failures:
+                    raise
+                log.warning("%s: a worker was lost while training started; restarting", name)
         finished = checkpoints.newest(with_file=CONTRACT_FILE)
         if stop.requested and finished is None:
             log.info("%s: stopped; run the same command to resume", name)
@@ -73,7 +81,13 @@ def fit(task: TrainingTask, scale: TrainingWorkers, tracking: Tracking, out: Dra
 def _run_workers(
     work: Callable[[], None], batch_sizes: tuple[int, ...], scale: TrainingWorkers
 ) -> None:
-    """Runs `work` on every worker until all are done, or stop."""
+    """Runs `work` on every worker until all are done, or stop.
+
+    Raises:
+        UserError: of a worker.
+        RayActorError: when a worker is lost at the moment in which Ray Train starts `work`: it
+            restarts those that are lost before and after.
+    """
     elastic = scale.workers if isinstance(scale.workers, ElasticWorkers) else None
     with tempfile.TemporaryDirectory() as scratch:
         trainer = TorchTrainer(
@@ -96,7 +110,7 @@ def _run_workers(
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
                 worker_runtime_env={"env_vars": _worker_environment(scale)},
-                callbacks=[StopOnUserError()],
+                callbacks=[StopOnUserError(), ReleaseLostGroup()],
             ),
             torch_config=WorkerGroupConfig(
                 backend="nccl" if scale.gpus else "gloo", batch_sizes=batch_sizes
@@ -105,7 +119,7 @@ def _run_workers(
         try:
             trainer.fit()
         except ControllerError as error:
-            if isinstance(error.controller_failure, UserError):
+            if isinstance(error.controller_failure, UserError | RayActorError):
                 raise error.controller_failure from error
             raise
 

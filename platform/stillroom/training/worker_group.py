@@ -1,4 +1,4 @@
-"""The process group of a run's workers, and when a run ends at an error."""
+"""The process group of a run's workers, and what happens when a run ends at an error."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,6 +72,22 @@ class StopOnUserError(WorkerGroupCallback, ControllerCallback):  # type: ignore[
     def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
         if self.error is not None:
             raise self.error
+
+
+class ReleaseLostGroup(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc, valid-type]
+    """Frees the resources of a group that loses a worker while training starts in it.
+
+    Ray Train forgets such a group, and its resources would be taken until the job ends.
+    """
+
+    group: Any = None
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        self.group = worker_group
+
+    async def before_controller_shutdown(self) -> None:
+        if self.group is not None and self.group.has_started():
+            self.group.shutdown()
 
 
 def _user_error_behind(error: BaseException | None) -> UserError | None:
