@@ -12,7 +12,7 @@ import random
 import resource
 import sys
 import time
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -39,6 +39,13 @@ def url(tmp_path_factory):
     release = make_release(tmp_path_factory.mktemp("release") / "shared", shared_space=True)
     with serve_process(release) as (url, _):
         yield url
+
+
+@pytest.fixture(scope="module")
+def server(url):
+    """The process of the server; its proxy and its router are among its descendants."""
+    (process,) = [p for p in psutil.Process().children() if "serve" in p.cmdline()]
+    return process
 
 
 async def send_half(reader, writer):
@@ -102,9 +109,22 @@ KINDS = (
 )  # fmt: skip
 
 
-async def misbehave(kind, address, stop):
+def misbehave(url, kinds):
+    """Hostile callers of these kinds, all the while that honest ones ask."""
+
+    async def misbehave_all():
+        callers = [call_again(kind, urlsplit(url)) for kind in kinds for _ in range(PER_KIND)]
+        if kinds:
+            callers.append(call_again(send_long_text, urlsplit(url)))
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*callers), SECONDS)
+
+    asyncio.run(misbehave_all())
+
+
+async def call_again(kind, address):
     await asyncio.sleep(5 * random.random())  # all at once would only measure that one moment
-    while not stop.is_set():
+    while True:
         with contextlib.suppress(OSError, asyncio.TimeoutError):
             reader, writer = await asyncio.open_connection(address.hostname, address.port)
             try:
@@ -142,46 +162,39 @@ async def ask(url, ends_at, latencies, errors):
             await asyncio.sleep(0.02)
 
 
-def memory_mib():
-    """Of the processes below this one: the server's, its proxy and its router among them, and the
-    honest callers'."""
-    processes = psutil.Process().children(recursive=True)
-    return sum(process.memory_info().rss for process in processes) / 2**20
-
-
-async def soak(url, kinds, honest: Executor):
-    """What the honest callers saw beside hostile ones of these kinds."""
-    stop, address = asyncio.Event(), urlsplit(url)
-    hostile = [
-        asyncio.create_task(misbehave(kind, address, stop))
-        for kind in kinds
-        for _ in range(PER_KIND)
-    ]
-    hostile += [asyncio.create_task(misbehave(send_long_text, address, stop)) for _ in kinds[:1]]
-    seen = await asyncio.get_running_loop().run_in_executor(honest, ask_honestly, url)
-    stop.set()
-    for task in hostile:
-        task.cancel()
-    await asyncio.gather(*hostile, return_exceptions=True)
-    return seen
+def memory_mib(server):
+    return sum(p.memory_info().rss for p in [server, *server.children(recursive=True)]) / 2**20
 
 
 @pytest.fixture
-def honest():
-    """A process of their own: where the hostile callers' loop is busy, it measures only itself."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
-        yield executor
+def clients():
+    """A process for the honest callers, and one for the hostile ones, that takes what the server
+    and the honest leave of the processor: elsewhere it would be on machines of its own."""
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(1, spawn) as honest,
+        ProcessPoolExecutor(1, spawn, initializer=os.nice, initargs=(19,)) as hostile,
+    ):
+        yield honest, hostile
 
 
-def test_hostile_clients_cost_only_themselves(url, honest):
-    asyncio.run(soak(url, (), honest))  # warm
-    alone, errors = asyncio.run(soak(url, (), honest))
+def test_hostile_clients_cost_only_themselves(url, server, clients):
+    honest, hostile = clients
+
+    def answers(kinds=()):
+        misbehaving = hostile.submit(misbehave, url, kinds)
+        seen = honest.submit(ask_honestly, url).result()
+        misbehaving.result()
+        return seen
+
+    answers()  # warm
+    alone, errors = answers()
     assert errors == []
-    before = memory_mib()
-    beside, errors = asyncio.run(soak(url, KINDS, honest))
-    during = memory_mib()
-    after_load, _ = asyncio.run(soak(url, (), honest))
-    after = memory_mib()
+    before = memory_mib(server)
+    beside, errors = answers(KINDS)
+    during = memory_mib(server)
+    after_load, _ = answers()
+    after = memory_mib(server)
     for name, latencies in (("alone", alone), ("beside", beside), ("afterwards", after_load)):
         p50, p99 = np.percentile(latencies, [50, 99]) * 1000
         print(f"{name}: {len(latencies)} requests, p50 {p50:.1f} ms, p99 {p99:.1f} ms")

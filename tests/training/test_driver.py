@@ -345,6 +345,7 @@ class KillFirstWorker(StopOnUserError):
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.full
 @pytest.mark.promise("resume")
 def test_a_run_that_loses_a_worker_while_it_starts_begins_again(
     cluster, decoder, tmp_path, monkeypatch

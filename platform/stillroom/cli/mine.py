@@ -92,24 +92,15 @@ def mine(
     parts = {"vectors": pool, "negatives": {**pool, "memory_gib": memory_gib}}
     scale = validate(Scale, parts, "stillroom mine")
     from stillroom.cluster.session import disconnect
-    from stillroom.stages.negatives.files import mine_files
+    from stillroom.stages.negatives.files import MiningInput, MiningOutput, mine_files
 
+    source = MiningInput(
+        pairs, passages or [], evaluation or [], check_language(language, "--language"), min_score
+    )
+    target = MiningOutput(to, format, scores)
     with stdout_to_stderr() if as_json else contextlib.nullcontext():
         summary = mine_files(
-            section.miners,
-            pairs=pairs,
-            passages=passages or [],
-            evaluation=evaluation or [],
-            out=to,
-            format=format,
-            language=check_language(language, "--language"),
-            section=section,
-            prompt_name=prompt_name,
-            min_score=min_score,
-            with_scores=scores,
-            seed=seed,
-            root=root,
-            scale=scale,
+            source, target, section, prompt_name=prompt_name, seed=seed, root=root, scale=scale
         )
         disconnect()
     if as_json:

@@ -1,35 +1,28 @@
 """Mined negatives as rows of the files that other trainers read."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from stillroom.data.cleaning.text_keys import text_key
+import numpy as np
+
 from stillroom.mining.mined import MinedNegatives
+from stillroom.storage.columns import Ragged
 
 
-@dataclass
+@dataclass(frozen=True)
 class PairTexts:
-    """Pairs and passages read from files; equal texts share one passage row.
+    """Pairs and passages of files; equal texts share one passage row.
 
     Attributes:
         positive: the passage row of each query's positive.
         negatives: the passage rows that came as negatives with each query.
-        rows: text key → passage row.
     """
 
-    queries: list[str] = field(default_factory=list)
-    positive: list[int] = field(default_factory=list)
-    negatives: list[list[int]] = field(default_factory=list)
-    passages: list[str] = field(default_factory=list)
-    rows: dict[str, int] = field(default_factory=dict)
-
-    def add_passage(self, text: str) -> int:
-        """The row of a passage, which is added unless an equal text exists."""
-        row = self.rows.setdefault(text_key(text), len(self.passages))
-        if row == len(self.passages):
-            self.passages.append(text)
-        return row
+    queries: Sequence[str]
+    passages: Sequence[str]
+    positive: np.ndarray
+    negatives: Ragged
 
 
 class _Pair(NamedTuple):
@@ -50,7 +43,7 @@ def _pairs(texts: PairTexts, mined: MinedNegatives) -> Iterator[_Pair]:
         yield _Pair(
             number,
             query,
-            texts.positive[number],
+            int(texts.positive[number]),
             float(mined.positive_scores[number]),
             list(zip(rows, scores, strict=True)),
         )

@@ -21,8 +21,9 @@ from stillroom.errors import UserError
 from stillroom.mining.cross_encoder import CrossEncoder
 from stillroom.mining.formats import FORMATS
 from stillroom.mining.mined import MinedNegatives
-from stillroom.stages.negatives.files import mine_files, read_texts
+from stillroom.stages.negatives.files import MiningInput, MiningOutput, mine_files, read_texts
 from support import shared_ray
+from support.peak_memory import peak_bytes
 from support.tiny_models import tiny_cross_encoder
 
 ROWS = [{"query": f"what is number {i}", "positive": f"number {i} is a number"} for i in range(8)]
@@ -41,35 +42,37 @@ def files(tmp_path):
     return tmp_path
 
 
-def run_mining(folder, models=("bm25",), **changes):
-    fields = {
+def run_mining(folder, **changes):
+    """Changes are of the source, the target, the section of a recipe, or of other options."""
+    source = {
         "pairs": [folder / "pairs.jsonl"],
         "passages": [folder / "passages.jsonl"],
         "evaluation": [folder / "set"],
-        "out": folder / "mined.jsonl",
-        "format": "flagembedding",
-        "language": "auto",
-        "section": Negatives(),
-        "with_scores": True,
-        "seed": 1,
-        "root": str(folder / "runs"),
-        "scale": Scale(),
     }
-    return mine_files(models, **{**fields, **changes})
+    target = {"path": folder / "mined.jsonl", "format": "flagembedding", "with_scores": True}
+    section = {"miner": "bm25"}
+    for fields in (source, target, section):
+        fields.update((name, changes.pop(name)) for name in [*changes] if name in fields)
+    if "cross_encoder" in changes:
+        section["cross_encoder"] = changes.pop("cross_encoder")
+    return mine_files(
+        MiningInput(**source), MiningOutput(**target), Negatives(**section),
+        seed=1, root=str(folder / "runs"), scale=Scale(), **changes,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"format": "other"}, "--format: 'other' is unknown"),
-        ({"out": Path("nowhere/mined.jsonl")}, "its folder does not exist"),
-        ({"models": ["nowhere"]}, "nowhere: there is no such folder"),
-        ({"models": ["teacher/none"]}, "teacher/none: is not under"),
+        ({"path": Path("nowhere/mined.jsonl")}, "its folder does not exist"),
+        ({"miner": "nowhere"}, "nowhere: there is no such folder"),
+        ({"miner": "teacher/none"}, "teacher/none: is not under"),
         (
-            {"models": ["random:bert"], "prompt_name": "web"},
+            {"miner": "random:bert", "prompt_name": "web"},
             "--prompt-name with random:bert: the model has no prompt 'web'",
         ),
-        ({"section": Negatives(cross_encoder="nowhere")}, "nowhere: there is no such folder"),
+        ({"cross_encoder": "nowhere"}, "nowhere: there is no such folder"),
         ({"pairs": [Path("none.jsonl")]}, "none.jsonl: does not exist"),
         ({"evaluation": [Path("none")]}, "does not exist"),
     ],
@@ -93,6 +96,18 @@ def test_an_impossible_selection_rule_is_refused(files):
     words = ["mine", "bm25", "--pairs", str(files / "pairs.jsonl"), "--out", str(files / "m")]
     with pytest.raises(UserError, match="sample_from must be at least per_query"):
         CliRunner().invoke(app, [*words, "--sample-from", "2"], catch_exceptions=False)
+
+
+def test_reading_files_holds_a_part_of_their_texts(tmp_path):
+    rows = 20_000
+    with (tmp_path / "passages.jsonl").open("w") as file:
+        for number in range(rows):
+            file.write(json.dumps({"text": f"{number} " + "x" * 2000}) + "\n")
+    source = MiningInput([], [tmp_path / "passages.jsonl"])
+    texts = []
+    peak = peak_bytes(lambda: texts.append(read_texts(source, tmp_path / "texts")))
+    assert len(texts[0].passages) == rows
+    assert peak < 0.5 * rows * 2000
 
 
 @pytest.mark.full
@@ -144,7 +159,7 @@ def test_the_command_mines_with_a_model_and_a_cross_encoder_decides(ray_cluster,
 
 
 def test_mined_files_have_the_formats_of_their_trainers(files):
-    texts = read_texts([files / "pairs.jsonl"], [])
+    texts = read_texts(MiningInput([files / "pairs.jsonl"]), files / "texts")
     mined = MinedNegatives(
         negatives=np.array([[1, 2], [3, -1], *([[-1, -1]] * 7)]),
         scores=np.array([[0.5, 0.25], [0.125, np.nan], *([[np.nan] * 2] * 7)], dtype=np.float32),
@@ -178,7 +193,7 @@ def test_mined_files_have_the_formats_of_their_trainers(files):
 @pytest.mark.parametrize("with_scores", [True, False])
 @pytest.mark.parametrize("name", FORMATS)
 def test_mined_files_are_read_back(files, name, with_scores):
-    texts = read_texts([files / "pairs.jsonl"], [])
+    texts = read_texts(MiningInput([files / "pairs.jsonl"]), files / "texts")
     mined = MinedNegatives(  # the first negative came with the pair, and scores above the positive
         negatives=np.array([[1, 2], [3, -1], *([[-1, -1]] * 7)]),
         scores=np.array([[1.5, 0.25], [0.125, np.nan], *([[np.nan] * 2] * 7)], dtype=np.float32),

@@ -5,7 +5,9 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from stillroom.cluster.session import connect
 from stillroom.config.languages import AUTO
 from stillroom.config.recipe import Negatives
 from stillroom.config.scale import Scale
+from stillroom.data.cleaning.text_keys import text_key
 from stillroom.data.readers.beir import read_beir
 from stillroom.data.readers.files import read_pairs, read_passages
 from stillroom.data.readers.records import SkippedRows
@@ -26,6 +29,7 @@ from stillroom.encoders.model_names import find_model, locate_model, resolve_art
 from stillroom.encoders.prompt_names import prompt_by_name
 from stillroom.errors import UserError
 from stillroom.mining.formats import FORMATS, PairTexts
+from stillroom.mining.mined import MinedNegatives
 from stillroom.stages.negatives.known import find_known_texts
 from stillroom.stages.negatives.mine import mine
 from stillroom.stages.negatives.texts import MiningTexts
@@ -39,36 +43,79 @@ from stillroom.storage.columns import Lookup, Ragged, TextColumn
 log = logging.getLogger(__name__)
 SHARD_SIZE = 1024  # texts encoded at once
 TEXTS_FOLDER = "texts"  # in the folder of working files
+READ_AT_ONCE = 4096  # texts
+
+
+@dataclass(frozen=True)
+class MiningInput:
+    """A user's files.
+
+    Attributes:
+        passages: files of more passages to mine from.
+        evaluation: folders of sets in BEIR layout; their passages never become negatives.
+        language: of the texts, for BM25; `auto` detects it.
+        min_score: leaves out pairs with lower scores.
+    """
+
+    pairs: Sequence[Path]
+    passages: Sequence[Path] = ()
+    evaluation: Sequence[Path] = ()
+    language: str = AUTO
+    min_score: float | None = None
+
+
+@dataclass(frozen=True)
+class MiningOutput:
+    """The file to write, as JSONL.
+
+    Attributes:
+        format: one of `FORMATS`.
+        with_scores: also writes the scores of positives and negatives.
+    """
+
+    path: Path
+    format: str
+    with_scores: bool = False
+
+    def check(self) -> None:
+        """
+        Raises:
+            UserError: when the file cannot be written.
+        """
+        if self.format not in FORMATS:
+            problem = f"{self.format!r} is unknown"
+            raise UserError("--format", problem, f"Use one of {', '.join(FORMATS)}")
+        if self.path.exists():
+            raise UserError(f"--out {self.path}", "exists already", "Name a new file")
+        if not self.path.absolute().parent.is_dir():
+            raise UserError(
+                f"--out {self.path}", "its folder does not exist",
+                "Create it, or name another folder",
+            )  # fmt: skip
+
+    def write(self, texts: PairTexts, mined: MinedNegatives) -> None:
+        with atomic_write(self.path) as file:
+            for row in FORMATS[self.format](texts, mined, self.with_scores):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def mine_files(
-    models: Sequence[str],
-    *,
-    pairs: Sequence[Path],
-    passages: Sequence[Path],
-    evaluation: Sequence[Path],
-    out: Path,
-    format: str,
-    language: str,
+    source: MiningInput,
+    target: MiningOutput,
     section: Negatives,
-    with_scores: bool,
+    *,
+    prompt_name: str | None = None,
     seed: int,
     root: str,
     scale: Scale,
-    prompt_name: str | None = None,
-    min_score: float | None = None,
 ) -> dict[str, Any]:
-    """Writes the pairs with their negatives as JSONL; `out` appears when it is complete.
+    """Writes the pairs with their negatives; the file appears when it is complete.
+
+    The texts lie in working files beside it; memory holds some hundred bytes a passage.
 
     Args:
-        models: the miners: `bm25`, or models as named everywhere.
-        passages: files of more passages to mine from.
-        evaluation: folders of sets in BEIR layout; their passages never become negatives.
-        format: one of `FORMATS`.
-        language: of the texts, for BM25; `auto` detects it.
+        section: its miners are `bm25`, or models as named everywhere.
         prompt_name: of the models' prompt for queries; None: each model's own for them.
-        with_scores: also writes the scores of positives and negatives.
-        min_score: leaves out pairs with lower scores.
         root: of the artifacts that models may name.
 
     Returns:
@@ -77,16 +124,9 @@ def mine_files(
     Raises:
         UserError: when a file, an option or a model is wrong, before any model is loaded.
     """
-    if format not in FORMATS:
-        raise UserError("--format", f"{format!r} is unknown", f"Use one of {', '.join(FORMATS)}")
-    if out.exists():
-        raise UserError(f"--out {out}", "exists already", "Name a new file")
-    if not out.absolute().parent.is_dir():
-        raise UserError(
-            f"--out {out}", "its folder does not exist", "Create it, or name another folder"
-        )
-    store = Store(root)
-    names = [resolve_artifact_name(name, store) for name in models]
+    target.check()
+    store, out = Store(root), target.path
+    names = [resolve_artifact_name(name, store) for name in section.miners]
     folders = {name: None if name == "bm25" else locate_model(name) for name in names}
     query_prompts = {
         name: prompt_by_name(folder_prompts(folder), prompt_name, f"--prompt-name with {name}")
@@ -97,25 +137,25 @@ def mine_files(
     if section.cross_encoder is not None:
         cross_encoder = find_model(section.cross_encoder, store)
         os.fspath(cross_encoder)  # raises where it is missing
-    sets = [read_beir(folder) for folder in evaluation]
-    texts = read_texts(pairs, passages, min_score)
-    log.info("%d pairs, %d passages", len(texts.queries), len(texts.passages))
-    connect(scale)
+    sets = [read_beir(folder) for folder in source.evaluation]
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as work:
         folder = Path(work)
-        _write_texts(texts, folder)
+        texts = read_texts(source, folder / TEXTS_FOLDER)
+        log.info("%d pairs, %d passages", len(texts.queries), len(texts.passages))
+        connect(scale)
         miners: dict[str, Path | None] = {}
         for number, (name, model) in enumerate(folders.items()):
             miners[name] = None if model is None else folder / str(number)
             if model is not None:
                 _embed(folder, model, str(number), scale, query_prompts.get(name))
+        language = source.language
         if language == AUTO and "bm25" in names:
             language = detect_language(texts.passages)
         open_texts = functools.partial(_open_texts, folder, language)
         known = find_known_texts(
             open_texts,
-            np.array(texts.positive, dtype=np.int64),
-            Ragged.of(texts.negatives),
+            texts.positive,
+            texts.negatives,
             sets,
             include_evaluation_passages=section.include_evaluation_passages,
             folder=folder / "known",
@@ -130,7 +170,7 @@ def mine_files(
             scale=scale.negatives,
             folder=folder,
         )
-        _write(FORMATS[format](texts, mined, with_scores), out)
+        target.write(texts, mined)
     return {
         "out": str(out),
         "pairs": len(texts.queries),
@@ -139,35 +179,62 @@ def mine_files(
     }
 
 
-def read_texts(
-    pairs: Sequence[Path], passages: Sequence[Path], min_score: float | None = None
-) -> PairTexts:
-    """The pairs, but those with a lower score, and the passages of all files."""
-    texts, skipped = PairTexts(), SkippedRows()
-    negatives = []
-    for path in pairs:
-        for pair in read_pairs(path, min_score=min_score, skipped=skipped):
-            texts.queries.append(pair.query)
-            texts.positive.append(texts.add_passage(pair.passage))
-            negatives.append(pair.negatives)
-    texts.negatives = [
-        [texts.add_passage(text) for text in pair_negatives] for pair_negatives in negatives
-    ]
-    for path in passages:
-        for text in read_passages(path, skipped=skipped):
-            texts.add_passage(text)
+def read_texts(source: MiningInput, folder: Path) -> PairTexts:
+    """The pairs and passages of all files, as columns in the folder.
+
+    Equal passages have one row: the first in the files.
+    """
+    skipped = SkippedRows()
+    rows: dict[bytes, int] = {}  # digest of a passage → its row
+    positive, starts, provided = array("q"), array("q", [0]), array("q")
+    with TableWriter(folder, texts=["queries", "passages"], numbers={}) as table:
+        passages = _Appended(table, "passages")
+
+        def row_of(text: str) -> int:
+            row = rows.setdefault(bytes.fromhex(text_key(text)), len(rows))
+            if row == passages.count:
+                passages.append(text)
+            return row
+
+        queries = _Appended(table, "queries")
+        for path in source.pairs:
+            for pair in read_pairs(path, min_score=source.min_score, skipped=skipped):
+                queries.append(pair.query)
+                positive.append(row_of(pair.passage))
+                provided.extend(map(row_of, pair.negatives))
+                starts.append(len(provided))
+        for path in source.passages:
+            for text in read_passages(path, skipped=skipped):
+                row_of(text)
+        queries.flush()
+        passages.flush()
     for reason, count in skipped.counts.items():
         log.warning("left out while reading: %s: %d", reason, count)
-    return texts
+    return PairTexts(
+        TextColumn(folder, "queries"),
+        TextColumn(folder, "passages"),
+        np.array(positive, dtype=np.int64),
+        Ragged(np.array(starts, dtype=np.int64), np.array(provided, dtype=np.int64)),
+    )
 
 
-def _write_texts(texts: PairTexts, folder: Path) -> None:
-    """Writes the texts as columns, which the actors map instead of being sent them."""
-    with TableWriter(folder / TEXTS_FOLDER, texts=["queries", "passages"], numbers={}) as table:
-        table.append(
-            queries=pa.array(texts.queries, pa.string()),
-            passages=pa.array(texts.passages, pa.string()),
-        )
+class _Appended:
+    """Texts that are appended one by one to a column of a table."""
+
+    def __init__(self, table: TableWriter, column: str):
+        self.table, self.column = table, column
+        self.pending: list[str] = []
+        self.count = 0
+
+    def append(self, text: str) -> None:
+        self.pending.append(text)
+        self.count += 1
+        if len(self.pending) == READ_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        self.table.append(**{self.column: pa.array(self.pending, pa.string())})
+        self.pending = []
 
 
 def _open_texts(folder: Path, language: str) -> MiningTexts:
@@ -203,9 +270,3 @@ def _texts_to_embed(folder: Path, query_prompt: str | None) -> list[TextsToEmbed
         TextsToEmbed(name, role, column, Lookup[str | None].repeated(prompt, len(column)))
         for name, role, column, prompt in roles
     ]
-
-
-def _write(rows: Iterator[dict[str, Any]], out: Path) -> None:
-    with atomic_write(out) as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
