@@ -23,6 +23,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.process_memory import with_descendants
+
 EVERY_S = 0.25
 PHRASES = 200_000  # of four words each, as texts repeat phrases
 COPIES, NEAR_COPIES = 0.10, 0.05
@@ -112,7 +115,7 @@ class Watch(threading.Thread):
     def run(self):
         while not self.stopped.wait(EVERY_S):
             used_bytes = []
-            for process in self._all():
+            for process in with_descendants(self.top):
                 try:
                     used_bytes.append(process.memory_full_info().uss)
                     times = process.cpu_times()
@@ -121,12 +124,6 @@ class Watch(threading.Thread):
                     continue
             self.peak = max(self.peak, sum(used_bytes))
             self.largest = max(self.largest, max(used_bytes, default=0))
-
-    def _all(self):
-        try:
-            return [self.top, *self.top.children(recursive=True)]
-        except psutil.Error:
-            return []
 
 
 def measure_corpus_stage(count, options):

@@ -30,7 +30,9 @@ from pathlib import Path
 
 import psutil
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import generate
+from support.process_memory import process_memory, with_descendants
 
 EVERY_S = 0.5
 DISK_EVERY_S = 5.0
@@ -146,7 +148,7 @@ class MemoryWatch(threading.Thread):
         while not self.stopped.wait(EVERY_S):
             totals = defaultdict(int)
             peaks = self.peaks[self.stage]
-            for process in self.processes():
+            for process in with_descendants(self.driver):
                 try:
                     name, sizes = self.kind(process), process_memory(process.pid)
                 except (psutil.Error, OSError):
@@ -161,12 +163,6 @@ class MemoryWatch(threading.Thread):
             for name, size in totals.items():
                 peaks[name] = max(peaks[name], size)
 
-    def processes(self):
-        try:
-            return [self.driver, *self.driver.children(recursive=True)]
-        except psutil.Error:
-            return []
-
     def kind(self, process):
         if process.pid == self.driver.pid:
             return "driver"
@@ -177,12 +173,6 @@ class MemoryWatch(threading.Thread):
         if name != "IDLE":  # else it may hold what it was
             self.kinds[process.pid] = name
         return self.kinds.get(process.pid, "idle worker")
-
-
-def process_memory(pid):
-    """Bytes by kind, proportional where processes share pages."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    return {name: 1024 * int(size.split()[0]) for name, size in (ln.split(":") for ln in lines)}
 
 
 def disk_bytes(folder):
@@ -220,11 +210,13 @@ def measure(count, options):
                 continue
             stages[event["stage"]] = event
             watch.stage = event["next"]
+            print(f"{event['stage']}: {event['seconds']:,.0f} s", flush=True)
         watch.stopped.set()
         watch.join()
-        if process.wait():
-            raise SystemExit(process.returncode)
         measured = {stage: {**event, **watch.peaks[stage]} for stage, event in stages.items()}
+        if process.wait():
+            print_table(count, measured)
+            raise SystemExit(f"{watch.stage} failed: its message is above")
         return measured, predicted
     finally:
         shutil.rmtree(folder)

@@ -21,7 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import psutil
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from serving_load import MODEL, embed
+
+from support.process_memory import with_descendants
 
 HERE = str(Path(__file__).resolve())
 
@@ -133,9 +137,8 @@ def _stop(process: subprocess.Popen) -> None:
 
 def cpu_seconds(process: subprocess.Popen) -> float:
     """CPU seconds of a process and of all its descendants."""
-    parent = psutil.Process(process.pid)
     total = 0.0
-    for member in [parent, *parent.children(recursive=True)]:
+    for member in with_descendants(psutil.Process(process.pid)):
         with contextlib.suppress(psutil.NoSuchProcess):
             total += sum(member.cpu_times()[:2])
     return total

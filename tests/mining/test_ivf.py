@@ -1,13 +1,12 @@
 """Approximate search: what it finds on raw vectors, and the memory that it takes."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from stillroom.mining import ivf
 from stillroom.mining.exact import row_dots, search
 from stillroom.mining.ivf import InvertedFile, memory_to_build, recall_of_exact
+from support.process_memory import process_memory
 
 
 def clustered(rng, count, dims=16):
@@ -61,16 +60,9 @@ def test_memory_holds_the_passages_in_part_and_no_file_is_left(monkeypatch, tmp_
     passages = rng.normal(size=(400_000, 64)).astype(np.float16)
     monkeypatch.setattr(ivf, "BUFFERED_BYTES", 2**20)
     monkeypatch.setattr(ivf.tempfile, "tempdir", str(tmp_path))
-    before = private_bytes()
+    before = process_memory()["Anonymous"]
     index = InvertedFile(lambda: [(np.arange(len(passages)), passages)], lists=64, probes=4)
     assert index.index.ntotal == len(passages)
     needed = memory_to_build(len(passages), 64, 64)
-    assert private_bytes() - before < needed + passages.nbytes / 4
+    assert process_memory()["Anonymous"] - before < needed + passages.nbytes / 4
     assert list(tmp_path.iterdir()) == []
-
-
-def private_bytes():
-    """Of this process, without mapped files."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith("Anonymous:"))
-    return 1024 * int(line.split()[1])

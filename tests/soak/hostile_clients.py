@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))
+from support.process_memory import with_descendants
 from support.raw_http import EMBED, H2C, post_head
 from support.serve_process import serve_process
 from support.tiny_releases import make_release
@@ -163,7 +164,7 @@ async def ask(url, ends_at, latencies, errors):
 
 
 def memory_mib(server):
-    return sum(p.memory_info().rss for p in [server, *server.children(recursive=True)]) / 2**20
+    return sum(p.memory_info().rss for p in with_descendants(server)) / 2**20
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -81,11 +82,12 @@ def test_a_column_takes_neither_memory_nor_a_file_descriptor(tmp_path):
     write(tmp_path, [text] * 60_000, at_a_time=5_000)
     os.sync()  # a page that is not on disk yet counts as a process's own
     script = f"""
-import os
+import os, sys
+sys.path.append({str(Path(__file__).parents[1])!r})
 from stillroom.storage.columns import TextColumn
+from support.process_memory import process_memory
 def own():
-    lines = dict(line.split(":") for line in open("/proc/self/smaps_rollup").readlines()[1:])
-    return int(lines["Anonymous"].split()[0]) / 1024
+    return process_memory()["Anonymous"] / 2**20
 before, files = own(), len(os.listdir("/proc/self/fd"))
 column = TextColumn({str(tmp_path)!r}, "text")
 assert sum(len(text) for text in column) == {60_000 * len(text)}
