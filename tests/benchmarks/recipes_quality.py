@@ -13,7 +13,10 @@ stopped run can be continued, and two seeds can run side by side.
 import argparse
 import json
 import statistics
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import yaml
