@@ -23,6 +23,7 @@ from stillroom.storage.artifacts import Store
 from stillroom.training.driver import fit
 from stillroom.training.task import TrainingTask
 from support import tiny_training
+from support.ray_head import BIN
 from support.tensorboard_events import events
 from support.tiny_training import batches, settings, start, uninterrupted
 
@@ -95,8 +96,8 @@ class NodeChanges:
         self.drain(drained)
         self.until_workers(1)
         self.nodes.remove_node(drained)
-        join = ["ray", "start", f"--address={self.nodes.address}", "--num-cpus=1", "--block"]
-        with subprocess.Popen(join, start_new_session=True) as added:
+        command = [str(BIN / "ray"), "start", f"--address={self.nodes.address}", "--num-cpus=1"]
+        with subprocess.Popen([*command, "--block"], start_new_session=True) as added:
             try:
                 self.until_workers(2)
             finally:
