@@ -23,7 +23,7 @@ from stillroom.encoders.tokens.batch import Tokens
 from stillroom.serving.replica.batching import Batcher
 from support.tiny_models import word_piece_tokenizer
 
-REQUESTS = int(os.environ.get("STILLROOM_SOAK_REQUESTS", "3000"))
+REQUESTS = int(os.environ.get("STILLROOM_SOAK_REQUESTS", "12000"))
 CALLERS = 4
 BATCH_TOKENS = 1024
 
