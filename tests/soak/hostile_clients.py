@@ -91,6 +91,8 @@ async def vanish_before_the_answer(reader, writer):
 
 async def read_nothing(reader, writer):
     # It lies in the server's buffers. What takes more than those is tested with its connections.
+    writer.transport.pause_reading()
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     writer.write(b"GET /openapi.json HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n" * 3)
     await asyncio.sleep(5)
 
@@ -131,21 +133,12 @@ async def call_again(kind, address):
     await asyncio.sleep(5 * random.random())  # all at once would only measure that one moment
     while True:
         with contextlib.suppress(OSError, asyncio.TimeoutError):
-            reader, writer = await connect(address, small_buffers=kind is read_nothing)
+            reader, writer = await asyncio.open_connection(address.hostname, address.port)
             try:
                 await asyncio.wait_for(kind(reader, writer), 40)
             finally:
                 writer.transport.abort()
         await asyncio.sleep(2 * random.random())
-
-
-async def connect(address, *, small_buffers):
-    connection = socket.socket()
-    connection.setblocking(False)
-    if small_buffers:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    await asyncio.get_running_loop().sock_connect(connection, (address.hostname, address.port))
-    return await asyncio.open_connection(sock=connection, limit=1 if small_buffers else 2**16)
 
 
 def ask_honestly(url):

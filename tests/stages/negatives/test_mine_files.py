@@ -50,11 +50,9 @@ def run_mining(folder, **changes):
         "evaluation": [folder / "set"],
     }
     target = {"path": folder / "mined.jsonl", "format": "flagembedding", "with_scores": True}
-    section = {"miner": "bm25"}
+    section = {"miner": "bm25", "cross_encoder": None}
     for fields in (source, target, section):
         fields.update((name, changes.pop(name)) for name in [*changes] if name in fields)
-    if "cross_encoder" in changes:
-        section["cross_encoder"] = changes.pop("cross_encoder")
     return mine_files(
         MiningInput(**source), MiningOutput(**target), Negatives(**section),
         seed=1, root=str(folder / "runs"), scale=Scale(), **changes,
