@@ -42,17 +42,16 @@ class Ivf(Section):
 
     Attributes:
         min_passages: smaller corpora are searched exactly.
-        passages_per_index: larger corpora have several indexes.
-        nlist: cells of an index; null: 4 × the square root of its passages.
-        nprobe: cells searched per query, in each index.
-        min_recall: of what exact search returns; the index is not used below it.
+        nlist: cells, of about so many; null: 4 × the square root of the passages, or one for 256
+            of them if that is more, up to 65,536.
+        nprobe: cells searched per query; null: the fewest, in powers of two, that have the recall.
+        min_recall: of what exact search returns; the search is refused below it.
         recall_queries: queries that recall is measured on.
     """
 
     min_passages: PositiveInt = 1_000_000
-    passages_per_index: PositiveInt = 1_000_000
     nlist: PositiveInt | None = None
-    nprobe: PositiveInt = 32
+    nprobe: PositiveInt | None = None
     min_recall: Fraction = 0.95
     recall_queries: PositiveInt = 256
 

@@ -163,8 +163,8 @@ def negatives_size(
 
     Args:
         working_memory: bytes of an actor's search, `scale.negatives.memory_gib`.
-        index_memory: bytes that an actor needs to build an approximate index, which is mapped
-            afterwards; None searches exactly.
+        index_memory: bytes that an actor needs to fill the lists of approximate search, which are
+            mapped afterwards, or to learn their centres; None searches exactly.
     """
     stored = texts.pairs * (12 * per_query + 4)
     rescored = 0.0 if index_memory is None else RESCORED

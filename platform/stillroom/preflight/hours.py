@@ -11,12 +11,14 @@ from stillroom.config.recipe import Ivf, Recipe
 from stillroom.config.scale import ActorPool, TrainingWorkers
 from stillroom.estimates.flops import peak_flops
 from stillroom.estimates.stage_sizes import CorpusTexts
+from stillroom.mining.ivf import number_of_lists
 from stillroom.preflight.costs import MFU, Cost, computing_parts
 
 # Of float32 matrix products, by models on two cores of an EPYC (Zen 5).
 CPU_SHARE = 0.6
 # Of the same, by exact search in bfloat16, measured once on that machine; by lists of an index.
 SEARCH_SHARE, IVF_SHARE = 0.6, 0.1
+ASSUMED_PROBES = 32  # lists that a query reads, where their number is chosen by recall
 CLEANED_BYTES_PER_CORE_S = 9e6  # of texts, by tests/benchmarks/data.py
 
 
@@ -104,7 +106,6 @@ def _mining(recipe: Recipe, texts: CorpusTexts, dims: int, core_flops: float) ->
 
 def _products_of_lists(ivf: Ivf, passages: int) -> float:
     """Vectors that a query is compared with: the centres of all lists, and the lists it reads."""
-    indexes = -(-passages // ivf.passages_per_index)
-    of_index = passages / indexes
-    lists = ivf.nlist or round(4 * of_index**0.5)
-    return float(indexes * (lists + of_index * min(1.0, ivf.nprobe / lists)))
+    lists = ivf.nlist or number_of_lists(passages)
+    probes = ivf.nprobe or ASSUMED_PROBES
+    return float(lists + passages * min(1.0, probes / lists))

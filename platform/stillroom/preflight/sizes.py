@@ -31,7 +31,7 @@ from stillroom.estimates.stage_sizes import (
     training_size,
     vectors_size,
 )
-from stillroom.mining.ivf import memory_to_build
+from stillroom.mining.ivf import memory_to_fill, memory_to_learn, number_of_lists
 from stillroom.preflight.costs import corpus_passes, evaluation_texts, shape_of, student_setup
 from stillroom.preflight.hours import Hours, estimate_hours
 from stillroom.preflight.memory import on_workers, student_shape, training_setup
@@ -203,8 +203,11 @@ def _stages(recipe: Recipe, texts: CorpusTexts, models: _Models) -> Iterator[Sta
     )
     index_memory = None
     if (ivf := recipe.negatives.ivf) is not None and texts.passages > ivf.min_passages:
-        of_index = min(texts.passages, ivf.passages_per_index)
-        index_memory = memory_to_build(of_index, models.teacher_dims, ivf.nlist)
+        lists = ivf.nlist or number_of_lists(texts.passages)
+        index_memory = max(
+            memory(texts.passages, models.teacher_dims, lists)
+            for memory in (memory_to_learn, memory_to_fill)
+        )
     yield negatives_size(
         texts,
         recipe.negatives.per_query,

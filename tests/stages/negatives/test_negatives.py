@@ -311,12 +311,26 @@ def test_bm25_gives_the_same_by_any_number_of_actors(mining_corpus):
 
 def test_approximate_search_below_its_recall_floor_is_refused(mining_corpus, dense):
     vectors = mining_corpus.vectors(*dense, "e")
-    ivf = {"min_passages": 10, "passages_per_index": 20, "nlist": 8, "min_recall": 0.99}
+    ivf = {"min_passages": 10, "nlist": 8, "min_recall": 0.99}
     fields = {"vectors": vectors, "strategy": "top", "sample_from": 4}
     with pytest.raises(UserError, match=r"ivf.min_recall: approximate search finds 0\.\d+ of"):
         mining_corpus.run_stage("e0", **fields, ivf=Ivf(**ivf, nprobe=1))
-    # With every list probed, results and scores equal those of exact search.
-    rows, scores, counts = mining_corpus.run_stage("e1", **fields, ivf=Ivf(**ivf, nprobe=8))
+
+
+@pytest.mark.parametrize("actors", [1, 2])
+def test_lists_are_read_until_the_recall_is_reached_by_any_number_of_actors(
+    mining_corpus, dense, actors
+):
+    vectors = mining_corpus.vectors(*dense, f"probes{actors}")
+    rows, scores, counts = mining_corpus.run_stage(
+        f"probes{actors}",
+        vectors=vectors,
+        strategy="top",
+        sample_from=4,
+        ivf=Ivf(min_passages=10, nlist=8, min_recall=1.0),
+        scale=SearchActors(actors=actors),
+    )
+    # At a recall of 1, results and scores equal those of exact search.
     expected = selected(mining_corpus, *dense, strategy="top", sample_from=4)
     assert counts["recall"] == {"teacher": 1.0}
     np.testing.assert_array_equal(rows, expected.negatives)

@@ -68,7 +68,7 @@ def read_checkpoint(folder: Path) -> tuple[int, Callable[[str], torch.Tensor]]:
     steps = {int(file.metadata()["step"]) for file in files}
     if len(steps) != 1:
         raise RuntimeError(f"{folder} is not one step's checkpoint: it has files of steps {steps}")
-    file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+    file_of = {name: file for file in files for name in sorted(file.keys())}
 
     def tensor(name: str) -> torch.Tensor:
         if name not in file_of:

@@ -124,7 +124,7 @@ def _start_miners(
             lexical.append(Bm25Miner(open_texts, actors))
         else:
             dense[name] = DenseMiner(folder, depth, actors, section.ivf)
-    recalls = {name: miner.recall(depth) for name, miner in dense.items()}
+    recalls = {name: miner.choose_probes(depth) for name, miner in dense.items()}
     return (
         [*dense.values(), *lexical],
         {name: recall for name, recall in recalls.items() if recall is not None},

@@ -5,6 +5,7 @@ Shapes: q queries, k candidates each.
 """
 
 import itertools
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import faiss
 import numpy as np
 import ray
 import torch
@@ -30,8 +32,16 @@ from stillroom.mining.bm25 import (
     WeightedTerms,
 )
 from stillroom.mining.exact import TopK, chunk_sizes, merge_top_k, row_dots, search
-from stillroom.mining.ivf import InvertedFile, recall_of_exact
+from stillroom.mining.ivf import (
+    Centres,
+    InvertedFile,
+    learn_centres,
+    number_of_lists,
+    recall_of_exact,
+)
 from stillroom.stages.negatives.texts import OpenMiningTexts
+
+log = logging.getLogger(__name__)
 
 GIB = 2**30
 
@@ -76,7 +86,7 @@ class SharedActors:
     def start(self, actor_class: type, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Starts an actor for each tuple of arguments; each also gets its number of threads."""
         remote_class = ray.remote(
-            num_cpus=self.scale.cpus if self.reserves_cpus else 0,
+            num_cpus=self._cpus,
             num_gpus=self.scale.gpus / self.share_count,
             label_selector=self.scale.node_labels,
             scheduling_strategy="SPREAD",
@@ -84,8 +94,23 @@ class SharedActors:
             max_restarts=-1,
             max_task_retries=-1,
         )(actor_class)
-        threads = max(1, int(self.scale.cpus))
-        return [remote_class.remote(*actor_arguments, threads) for actor_arguments in arguments]
+        return [
+            remote_class.remote(*actor_arguments, self.threads) for actor_arguments in arguments
+        ]
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls a function before the actors start, in a task with the CPUs of one of them."""
+        task = ray.remote(num_cpus=self._cpus, label_selector=self.scale.node_labels)(function)
+        return ray.get(task.remote(*arguments))
+
+    @property
+    def _cpus(self) -> float:
+        return self.scale.cpus if self.reserves_cpus else 0
+
+    @property
+    def threads(self) -> int:
+        """Of each actor."""
+        return max(1, int(self.scale.cpus))
 
     @property
     def max_actors(self) -> int:
@@ -100,6 +125,7 @@ class DenseMiner:
 
     Args:
         folder: with queries/ and passages/.
+        ivf: searches more passages than its `min_passages` approximately.
     """
 
     def __init__(
@@ -111,25 +137,24 @@ class DenseMiner:
             actors.scale.memory_gib * GIB, self.passages.dims, depth
         )
         self.ivf = ivf if ivf is not None and len(self.passages) > ivf.min_passages else None
-        # The recipe alone decides which passages an index has: results do not depend on the scale.
-        shards = (
-            1
-            if self.ivf is None
-            else max(1, self.ivf.passages_per_index // self.passages.shard_size)
-        )
-        numbers = np.arange(len(self.passages.files))
-        parts = [numbers[start : start + shards] for start in range(0, len(numbers), shards)]
-        parts_by_actor = np.array_split(np.arange(len(parts)), min(actors.max_actors, len(parts)))
+        self.probes = 0
+        # Kept here, since a restarted actor needs it again.
+        self.centres = None
+        if self.ivf is not None:
+            lists = self.ivf.nlist or number_of_lists(len(self.passages))
+            self.centres = ray.put(actors.call(_learn_centres, folder, lists, actors.threads))
+        shards = np.arange(len(self.passages.files))
         self.actors = actors.start(
             SearchActor,
             [
-                (folder, [parts[i].tolist() for i in indices], self.ivf, together)
-                for indices in parts_by_actor
+                (folder, part.tolist(), self.centres, together)
+                for part in np.array_split(shards, min(actors.max_actors, len(shards)))
             ],
         )
 
     def start_search(self, first: int, last: int, k: int) -> Callable[[], TopK]:
-        parts = self._search(np.arange(first, last), k, exact=self.ivf is None)
+        rows = np.arange(first, last)
+        parts = self._search(rows, k) if self.ivf is None else self._search_lists(rows, k)
 
         def wait() -> TopK:
             scores, rows = merge_top_k(ray.get(parts), k)
@@ -139,9 +164,16 @@ class DenseMiner:
 
         return wait
 
-    def _search(self, queries: np.ndarray, k: int, *, exact: bool) -> list[Any]:
+    def _search(self, queries: np.ndarray, k: int) -> list[Any]:
         shared = ray.put(self._queries(queries))
-        return [actor.search.remote(shared, k, exact) for actor in self.actors]
+        return [actor.search.remote(shared, k) for actor in self.actors]
+
+    def _search_lists(self, queries: np.ndarray, k: int) -> list[Any]:
+        shared = ray.put(self._queries(queries))
+        # The actors take turns in finding the nearest lists, which are the same for all.
+        in_turn = self.actors[int(queries[0]) // self.block_size % len(self.actors)]
+        lists = in_turn.nearest_lists.remote(shared, self.probes)
+        return [actor.search_lists.remote(shared, lists, k) for actor in self.actors]
 
     def scores(self, first: int, rows_qk: np.ndarray) -> np.ndarray:
         scores_qk = np.full(rows_qk.shape, -np.inf, dtype=np.float32)
@@ -154,9 +186,11 @@ class DenseMiner:
             scores_qk[start + query, column] = row_dots(queries, passages)
         return scores_qk
 
-    def recall(self, k: int) -> float | None:
-        """The recall of approximate search, measured on a sample of the queries; None of exact
-        search.
+    def choose_probes(self, k: int) -> float | None:
+        """Chooses how many lists a query reads, unless the recipe says it.
+
+        Returns:
+            The recall on a sample of the queries; None of exact search.
 
         Raises:
             UserError: when it is below the recipe's floor.
@@ -164,17 +198,25 @@ class DenseMiner:
         if self.ivf is None:
             return None
         sample = evenly_spaced(len(self.queries), self.ivf.recall_queries)
-        rows = [
-            merge_top_k(ray.get(self._search(sample, k, exact=exact)), k)[1]
-            for exact in (False, True)
-        ]
-        recall = recall_of_exact(*rows)
+        exact = merge_top_k(ray.get(self._search(sample, k)), k)
+        most = len(ray.get(self.centres))
+        self.probes = self.ivf.nprobe or 1
+        while True:  # at most until all lists are read
+            found = merge_top_k(ray.get(self._search_lists(sample, k)), k)
+            recall = recall_of_exact(found, exact)
+            if recall >= self.ivf.min_recall or self.ivf.nprobe or self.probes >= most:
+                break
+            self.probes *= 2
+        log.info(
+            "negatives: a query reads %d of %d lists, which have %.3f of what exact search finds",
+            min(self.probes, most), most, recall,
+        )  # fmt: skip
         if recall < self.ivf.min_recall:
             raise UserError(
                 "negatives.ivf.min_recall",
                 f"approximate search finds {recall:.3f} of what exact search finds, which is less "
                 f"than {self.ivf.min_recall}",
-                f"Raise negatives.ivf.nprobe above {self.ivf.nprobe}, or search exactly",
+                f"Raise negatives.ivf.nprobe above {self.ivf.nprobe}, or leave it out",
             )
         return recall
 
@@ -182,39 +224,45 @@ class DenseMiner:
         return self.queries[rows].astype(np.float32)
 
 
+def _learn_centres(folder: os.PathLike[str], lists: int, threads: int) -> np.ndarray:
+    faiss.omp_set_num_threads(threads)
+    passages = StoredVectors(Path(folder) / "passages")
+    return learn_centres(passages.blocks(), len(passages), lists)
+
+
 class SearchActor:
-    """Searches some of the passages' shards, in parts; with an index per part, or exactly."""
+    """Searches some of the passages' shards: exactly, or in lists around centres."""
 
     def __init__(
         self,
         folder: os.PathLike[str],
-        parts: list[list[int]],
-        ivf: Ivf | None,
+        shards: list[int],
+        centres_ld: np.ndarray | None,
         together: int,
         threads: int,
     ):
         torch.set_num_threads(threads)
+        faiss.omp_set_num_threads(threads)
         self.stored = StoredVectors(Path(folder) / "passages")
-        self.numbers = [number for part in parts for number in part]
+        self.shards = shards
         self.together = together
         self.device = "cuda" if ray.get_gpu_ids() else "cpu"
-        self.indexes = [] if ivf is None else [self._index(part, ivf) for part in parts]
+        if centres_ld is not None:
+            self.centres = Centres(centres_ld)
+            self.lists = InvertedFile(self.stored.blocks(shards), self.centres)
 
-    def _index(self, numbers: list[int], ivf: Ivf) -> InvertedFile:
-        return InvertedFile(
-            lambda: self.stored.blocks(numbers),
-            lists=ivf.nlist,
-            probes=ivf.nprobe,
-            device=self.device,
-        )
+    def search(self, queries: np.ndarray, k: int) -> TopK:
+        """The best k passages of each query."""
+        passages = self.stored.blocks(self.shards)
+        return search(queries, passages, k, passages_per_product=self.together, device=self.device)
 
-    def search(self, queries: np.ndarray, k: int, exact: bool) -> TopK:
-        if exact:
-            passages = self.stored.blocks(self.numbers)
-            return search(
-                queries, passages, k, passages_per_product=self.together, device=self.device
-            )
-        return merge_top_k([index.search(queries, k) for index in self.indexes], k)
+    def nearest_lists(self, queries: np.ndarray, probes: int) -> np.ndarray:
+        """The numbers of the lists to search, int64 (q, probes)."""
+        return self.centres.nearest(queries, probes)
+
+    def search_lists(self, queries: np.ndarray, lists: np.ndarray, k: int) -> TopK:
+        """The best k passages of each query in its lists."""
+        return self.lists.search(queries, lists, k)
 
 
 class Bm25Miner:
