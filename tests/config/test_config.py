@@ -8,6 +8,7 @@ import yaml
 
 from stillroom.config.load import read_recipe
 from stillroom.config.recipe import Recipe
+from stillroom.config.student import rehearsed_phase
 from stillroom.errors import UserError
 
 RECIPES = sorted((Path(__file__).parents[2] / "jobs" / "recipes").glob("*.yaml"))
@@ -159,6 +160,31 @@ def test_a_base_teaches_itself_another_space_only(recipe):
     assert read_recipe(recipe(), ["student.space=teacher", phase]).student.layers is None
     with pytest.raises(UserError, match="would teach the student what it is"):
         read_recipe(recipe(), ["student.space=own", phase])
+
+
+NUMBERS = "steps: 1, global_batch: 8, learning_rate: 1e-3"
+PAIRS = f"{{data: pairs, {NUMBERS}, hard_negatives: 0, rehearsal_batch: 6}}"
+
+
+def test_a_phase_rehearses_the_last_texts_before_it(recipe):
+    texts = [f"{{data: texts, {NUMBERS}, passage_tokens: {n}}}" for n in (32, 48)]
+    phases = f"student.phases=[{texts[0]}, {texts[1]}, {PAIRS}]"
+    settings = ["student.space=teacher", phases]
+    student = read_recipe(recipe(), settings).student
+    rehearsed = rehearsed_phase(student.phases, 2)
+    assert (rehearsed.passage_tokens, rehearsed.global_batch) == (48, 6)
+    assert rehearsed_phase(student.phases, 1) is None
+    with pytest.raises(UserError, match=r"rehearsal_batch \(6\) must be a multiple of .* \(4\)"):
+        read_recipe(recipe(), [*settings, "scale.student.workers=4"])
+
+
+@pytest.mark.parametrize(("before", "problem"), [
+    ("", "there is none before"),
+    (f"{{data: texts, online_teacher: true, {NUMBERS}}}, ", "set it the same for both"),
+])  # fmt: skip
+def test_a_rehearsal_without_texts_or_their_vectors_is_refused(recipe, before, problem):
+    with pytest.raises(UserError, match=rf"rehearsal_batch repeats .*{problem}"):
+        read_recipe(recipe(), ["student.space=teacher", f"student.phases=[{before}{PAIRS}]"])
 
 
 def test_all_wrong_fields_are_reported_together(recipe):

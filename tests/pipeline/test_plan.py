@@ -226,6 +226,22 @@ def test_the_first_phase_knows_that_a_later_one_distils_the_base(plan):
         assert {step.args.get("base_teaches") for step in steps} == {told}
 
 
+def test_a_phase_is_told_which_texts_it_rehearses_and_depends_on_them(plan):
+    numbers = "steps: 1, global_batch: 4, learning_rate: 1e-3"
+    pairs = f"{{data: pairs, {numbers}, hard_negatives: 0, rehearsal_batch: 2}}"
+
+    def students(passage_tokens):
+        texts = f"{{data: texts, {numbers}, passage_tokens: {passage_tokens}}}"
+        steps = plan("student.space=teacher", f"student.phases=[{texts}, {pairs}]")
+        return [step for step in steps if step.stage == "student"]
+
+    first, second = students(32)
+    assert "rehearsed" not in first.args
+    rehearsed = second.args["rehearsed"]
+    assert (rehearsed.passage_tokens, rehearsed.global_batch) == (32, 2)
+    assert students(48)[1].key != second.key
+
+
 def test_why_missing_names_the_fields_and_inputs_that_changed(plan, tmp_path):
     store = Store(str(tmp_path))
     student = next(step for step in plan() if step.stage == "student")

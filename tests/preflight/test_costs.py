@@ -121,6 +121,18 @@ def test_a_student_trains_every_weight_and_an_online_teacher_adds_its_forwards(r
     )
 
 
+def test_rehearsed_texts_cost_their_steps_and_the_base_that_embeds_them(read):
+    numbers = "steps: 100, global_batch: 1024, learning_rate: 1e-3"
+    texts = f"{{data: texts, target: base, {numbers}}}"
+    pairs = f"{{data: pairs, {numbers}, rehearsal_batch: 512, losses: {{cosine: 1}}}}"
+    costs = estimate_costs(read("e5-mistral-7b", f"student.phases=[{texts}, {pairs}]"))
+    small = model_shape(MINILM)
+    run = TrainingSetup(embedded=((128, 64), (128 * 2, 128), (64, 128)))
+    by_base = 100 * 512 * FlopCounter.planned(small, TrainingSetup()).forward([512])
+    expected = 100 * 8 * step_flops(small, run) + by_base
+    assert part(costs, "student.phases[1]").flops == pytest.approx(expected)
+
+
 def test_work_on_cpus_and_unknown_costs_are_reported_but_not_counted(read):
     estimate = estimate_costs(
         read("e5-mistral-7b", "scale.student.gpus=0", "teacher.precision=float32")

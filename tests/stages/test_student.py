@@ -13,7 +13,7 @@ import torch
 
 from stillroom.config.recipe import Vectors
 from stillroom.config.scale import Scale
-from stillroom.config.student import Student
+from stillroom.config.student import Student, rehearsed_phase
 from stillroom.encoders.contract import BaseContract, Comparison, Contract, index_conflict
 from stillroom.encoders.files.create import create_encoder
 from stillroom.encoders.files.load import load_encoder
@@ -307,13 +307,9 @@ def test_an_online_teacher_gives_the_losses_of_its_stored_vectors(artifacts, enc
 def test_a_phase_on_the_base_s_vectors_gets_those_of_all_its_layers_in_the_teacher_s_space(
     artifacts, encoder, tmp_path
 ):
-    texts, teacher, vectors_artifact = artifacts
+    texts = artifacts[0]
     section = student_section(encoder, {**TEXTS, "target": "base"}, layers=[1])
-    stored = functools.partial(stored_vectors, teacher=teacher, vectors=vectors_artifact)
-    of_teacher = TeacherVectors(texts, lambda corpus, device: stored(corpus))
-    initial = functools.partial(
-        initial_encoder, section, 0, "tiny", BaseContract.read(teacher.path), of_teacher
-    )
+    initial, of_teacher = start_of(section, artifacts)
     start = fit_start(section, section.phases[0], 0, of_teacher, initial)
     start.write(tmp_path)
     base = initial(StudentStart.read(tmp_path).of_base())
@@ -323,6 +319,58 @@ def test_a_phase_on_the_base_s_vectors_gets_those_of_all_its_layers_in_the_teach
     for role, source in (("query", queries), ("passage", passages)):
         chosen = [of_teacher.corpus_data.all_texts(role)[row] for row in rows]
         np.testing.assert_allclose(source[rows], base.encode(chosen, role), atol=1e-3)
+
+
+@pytest.mark.parametrize("target", ["teacher", "base"])
+def test_rehearsed_texts_keep_a_student_near_what_it_learned_before(
+    artifacts, encoder, tmp_path, monkeypatch, target
+):
+    texts, teacher, vectors_artifact = artifacts
+    pairs = {**PAIRS, "losses": {"contrastive": 1}, "learning_rate": 3e-3}
+    section = student_section(encoder, {**TEXTS, "target": target}, pairs, layers=[1])
+    initial, of_teacher = start_of(section, artifacts)
+    start = fit_start(section, section.phases[0], 0, of_teacher, initial)
+    first = initial(start)
+    save_encoder(first, tmp_path / "first")
+    start.write(tmp_path / "first")
+
+    def fit(task, *others):
+        student = task.make_encoder().train()
+        batches = task.make_batches(student, WorkerShard())
+        options = TrainOptions(
+            steps=STEPS, learning_rate=lambda step: task.phase.learning_rate, seed=0,
+            pad_id=student.pad_id, micro_batch_tokens=512,
+        )  # fmt: skip
+        engine = TorchEngine(student, weight_decay=0.0, max_grad_norm=1.0)
+        train(engine, task.objective, batches, options)
+        trained.append(student.eval())
+        return {}
+
+    trained = []
+    monkeypatch.setattr(student_stage, "fit", fit)
+    for batch in (0, 8):
+        both = (section.phases[0], section.phases[1].model_copy(update={"rehearsal_batch": batch}))
+        student_stage.student(
+            section=section, phase=both[1], rehearsed=rehearsed_phase(both, 1), seed=0,
+            corpus=texts, teacher=teacher, vectors=vectors_artifact, student=tmp_path / "first",
+            scale=Scale(), out=SimpleNamespace(path=tmp_path),
+        )  # fmt: skip
+    passages = of_teacher.corpus_data.passages
+    model = load_encoder(teacher.path) if target == "teacher" else initial(start.of_base()).eval()
+    targets = model.encode(passages, "passage")
+    forgot, kept = (
+        (student.encode(passages, "passage") * targets).sum(1).mean() for student in trained
+    )
+    assert kept > forgot + 0.05, (kept, forgot)
+
+
+def start_of(section, artifacts):
+    """What makes a student from its start, and the teacher's stored vectors."""
+    texts, teacher, vectors_artifact = artifacts
+    stored = functools.partial(stored_vectors, teacher=teacher, vectors=vectors_artifact)
+    of_teacher = TeacherVectors(texts, lambda corpus, device: stored(corpus))
+    contract = BaseContract.read(teacher.path)
+    return functools.partial(initial_encoder, section, 0, "tiny", contract, of_teacher), of_teacher
 
 
 def test_a_worker_opens_its_teacher_once(artifacts, encoder):

@@ -44,6 +44,11 @@ class TrainingPhase(Section):
     group_by_length: bool = False
     shuffle_block_size: Annotated[int, Field(ge=65_536)] | None = None
 
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """Field → size of each batch that the workers divide among them."""
+        return {"global_batch": self.global_batch}
+
     @model_validator(mode="after")
     def _mixes_in_one_way(self) -> "TrainingPhase":
         if self.mix is not None and self.mix_temperature != 1:
@@ -135,6 +140,10 @@ class JointPhase(ContrastivePhase):
     generation_weight: PositiveFloat = 1.0
     generation_loss: Literal["token", "sample"] = "token"
     generation_data: Literal["conversations", "pairs"] = "conversations"
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        return {**super().batch_sizes, "generation_batch": self.generation_batch}
 
 
 TeacherPhase = ContrastivePhase | MntpPhase | SimcsePhase | JointPhase

@@ -300,10 +300,7 @@ class Recipe(Section):
 
 def _check_batches(field: str, phase: TrainingPhase, scale: TrainingWorkers) -> None:
     """Raises ValueError unless workers can share every batch evenly."""
-    batches = {"global_batch": phase.global_batch}
-    if isinstance(phase, JointPhase):
-        batches["generation_batch"] = phase.generation_batch
-    for name, size in batches.items():
+    for name, size in phase.batch_sizes.items():
         if size % scale.max_workers:
             raise ValueError(
                 f"{field}.{name} ({size}) must be a multiple of the number of workers "

@@ -1,5 +1,6 @@
 """`student`: the small encoder, and the losses that distil the teacher into it."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -112,7 +113,14 @@ class TextDistillation(TrainingPhase):
 
 
 class PairDistillation(PairPhase):
-    """Distillation on pairs, with hard negatives if requested; fields as in `TextDistillation`."""
+    """Distillation on pairs, with hard negatives if requested; fields as in `TextDistillation`.
+
+    Attributes:
+        rehearsal_batch: texts per update, over all workers, that are distilled beside the pairs as
+            in the last phase of texts before this one, so that what it taught is not forgotten
+            (experience replay: Rolnick et al., 2019, arXiv 1811.11682); 0: none.
+        rehearsal_weight: of their loss.
+    """
 
     data: Literal["pairs"]
     losses: PairLosses = PairLosses()
@@ -120,9 +128,26 @@ class PairDistillation(PairPhase):
     ranking_kl_passages: NonNegativeInt = 0
     online_teacher: bool = False
     evaluate_every: PositiveInt | None = None
+    rehearsal_batch: NonNegativeInt = 0
+    rehearsal_weight: PositiveFloat = 1.0
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        rehearsed = {"rehearsal_batch": self.rehearsal_batch} if self.rehearsal_batch else {}
+        return {**super().batch_sizes, **rehearsed}
 
 
 StudentPhase = TextDistillation | PairDistillation
+
+
+def rehearsed_phase(phases: Sequence[StudentPhase], number: int) -> TextDistillation | None:
+    """The phase whose texts phase `number`, from 0, distils beside its pairs, with the batch that
+    it then has; None where it distils pairs alone, or there is no phase of texts before."""
+    phase = phases[number]
+    if not isinstance(phase, PairDistillation) or not phase.rehearsal_batch:
+        return None
+    texts = [before for before in phases[:number] if isinstance(before, TextDistillation)]
+    return texts[-1].model_copy(update={"global_batch": phase.rehearsal_batch}) if texts else None
 
 
 def distils_base(phase: StudentPhase) -> bool:
@@ -237,6 +262,7 @@ class Student(PromptedModel):
                         "needs space: teacher; pairwise_mse and similarity_order compare scores "
                         "and work in any space"
                     )
+            _check_rehearsal(self.phases, i)
             if phase.ranking_kl_passages and not phase.losses.ranking_kl:
                 raise ValueError(
                     f"phases[{i}].ranking_kl_passages has no effect: losses.ranking_kl has weight 0"
@@ -268,3 +294,21 @@ class Student(PromptedModel):
         if isinstance(self.layers, tuple) and len(set(self.layers)) < max(1, len(self.layers)):
             raise ValueError("layers must name at least one layer, and each only once")
         return self
+
+
+def _check_rehearsal(phases: Sequence[StudentPhase], number: int) -> None:
+    """Raises ValueError unless a phase that rehearses has texts to rehearse, and their vectors."""
+    phase, rehearsed = phases[number], rehearsed_phase(phases, number)
+    if not isinstance(phase, PairDistillation) or not phase.rehearsal_batch:
+        return
+    field = f"phases[{number}].rehearsal_batch"
+    if rehearsed is None:
+        raise ValueError(
+            f"{field} repeats the last phase with data: texts, and there is none before: add one, "
+            "or leave it out"
+        )
+    if not distils_base(rehearsed) and rehearsed.online_teacher != phase.online_teacher:
+        raise ValueError(
+            f"{field} repeats a phase whose online_teacher is {rehearsed.online_teacher}: set it "
+            "the same for both"
+        )

@@ -77,6 +77,14 @@ class TextBatch:
 
 
 @dataclass(frozen=True)
+class RehearsalBatch:
+    """One worker's share of a step on pairs, with texts of an earlier phase beside them."""
+
+    pairs: PairBatch
+    texts: TextBatch
+
+
+@dataclass(frozen=True)
 class JointBatch:
     """One worker's share of a joint step: pairs to embed, and texts whose tokens are predicted."""
 

@@ -14,7 +14,7 @@ import torch
 from stillroom.encoders.contract import Prompts, Role
 from stillroom.encoders.tokens.batch import IGNORE_INDEX, LabelledTokens, Tokens
 from stillroom.encoders.tokens.prompter import Prompter
-from stillroom.learning.batch_types import JointBatch, PairBatch, TextBatch
+from stillroom.learning.batch_types import JointBatch, PairBatch, RehearsalBatch, TextBatch
 from stillroom.learning.order import SINGLE_WORKER, BatchOrder, RowNumbers, WorkerShard
 from stillroom.learning.source_runs import SourceRuns
 
@@ -234,6 +234,20 @@ class DistillationTextBatches(_ShardedBatches):
             torch.cat([part for part in vectors if part is not None]),
             data.sample_teacher_passages(self.sampled_passages, seed=self.order.seed, step=step),
         )
+
+
+@dataclass(frozen=True)
+class RehearsalBatches:
+    """step → pairs, and texts of an earlier phase beside them."""
+
+    pairs: PairBatches
+    texts: DistillationTextBatches
+
+    def ids(self, step: int) -> np.ndarray:
+        return self.pairs.ids(step)
+
+    def __call__(self, step: int) -> RehearsalBatch:
+        return RehearsalBatch(self.pairs(step), self.texts(step))
 
 
 @dataclass(frozen=True)

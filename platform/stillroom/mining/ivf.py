@@ -27,7 +27,7 @@ MOST_LISTS = 65_536
 SAMPLES_PER_LIST = 40  # vectors that its centre is learned from
 ITERATIONS = 10  # of k-means
 ROUNDING = 1e-5  # by which a score may differ, relative to itself
-BUFFERED_BYTES = 128 * 2**20  # of passages in memory while lists are filled
+BUFFERED_BYTES = 32 * 2**20  # of passages in memory while lists are filled
 
 FLAT_CENTRES = 4096  # up to it, comparing with every centre is as fast as a graph of them
 GRAPH_LINKS = 32  # of a centre
@@ -171,12 +171,13 @@ def memory_to_learn(passages: int, dims: int, lists: int) -> int:
 
 
 def memory_to_fill(passages: int, dims: int, lists: int) -> int:
-    """Bytes of the centres, and of the passages that are written at once, as float16 and float32.
+    """Bytes of the centres, and of the passages that are written at once: as float16 and float32,
+    in lists, which grow by doubling, and what is left over from these.
 
     Args:
         passages: of one file.
     """
-    return 4 * dims * lists + 3 * min(BUFFERED_BYTES, 2 * dims * passages)
+    return 4 * dims * lists + 6 * min(BUFFERED_BYTES, 2 * dims * passages)
 
 
 def recall_of_exact(approximate: TopK, exact: TopK) -> float:

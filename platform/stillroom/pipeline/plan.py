@@ -6,7 +6,7 @@ from typing import Any
 from stillroom.config.base import Section
 from stillroom.config.phases import needs_mined_negatives
 from stillroom.config.recipe import Recipe
-from stillroom.config.student import PairDistillation, Student, distils_base
+from stillroom.config.student import PairDistillation, Student, distils_base, rehearsed_phase
 from stillroom.config.teacher import Teacher
 from stillroom.encoders.model_names import model_fingerprint, resolve_artifact_name
 from stillroom.pipeline.sources import (
@@ -116,6 +116,8 @@ def student_steps(recipe: Recipe, corpus: Step, teacher: Step) -> Iterator[Step]
         args = {
             **_seeded(recipe, _without_phases(recipe.student)), "phase": phase, **base_teaches,
         }  # fmt: skip
+        if (rehearsed := rehearsed_phase(phases, number - 1)) is not None:
+            args["rehearsed"] = rehearsed
         inputs = {**by_stage(corpus, teacher), **phase_before}
         if phase.online_teacher:
             args |= _trusted(teacher=recipe.teacher)

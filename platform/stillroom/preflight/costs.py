@@ -17,7 +17,7 @@ import yaml
 from stillroom.config.phases import needs_mined_negatives
 from stillroom.config.recipe import Recipe
 from stillroom.config.scale import ActorPool, TrainingWorkers
-from stillroom.config.student import PairDistillation, StudentPhase, distils_base
+from stillroom.config.student import PairDistillation, StudentPhase, distils_base, rehearsed_phase
 from stillroom.encoders.model_names import read_config
 from stillroom.errors import UserError
 from stillroom.estimates.flops import FlopCounter, peak_flops, step_flops
@@ -206,10 +206,10 @@ def computing_parts(recipe: Recipe, texts: int | None) -> Iterator[Cost]:
         yield _training(
             f"student.phases[{number}]",
             student,
-            student_setup(recipe, distillation),
+            student_setup(recipe, number),
             distillation.steps,
             scale.student,
-            teacher_flops=_target_flops(recipe, distillation, per_text),
+            target_flops=_target_flops(recipe, number, per_text),
         )
     of_report = None
     if per_text is not None and student is not None:
@@ -220,16 +220,30 @@ def computing_parts(recipe: Recipe, texts: int | None) -> Iterator[Cost]:
     yield _embedding("report", of_report, evaluation_texts(recipe), scale.report)
 
 
-def _target_flops(recipe: Recipe, phase: StudentPhase, teacher_flops: float | None) -> float | None:
-    """FLOPs of a text in the model that a phase distils and that embeds its batches; 0 where
-    vectors are stored, None where the model's sizes are unknown."""
-    if phase.online_teacher:
-        return teacher_flops
-    if distils_base(phase):
-        base = shape_of(recipe.student.base)
-        tokens = [recipe.student.max_tokens or DEFAULT_TOKENS]
-        return None if base is None else FlopCounter.planned(base, TrainingSetup()).forward(tokens)
-    return 0.0
+def _target_flops(recipe: Recipe, number: int, teacher_flops: float | None) -> float | None:
+    """FLOPs of a worker's step in the models that a phase distils and that embed its batches; 0
+    where vectors are stored, None where a model's sizes are unknown."""
+    total = 0.0
+    for phase in _distilled_together(recipe, number):
+        flops: float | None = 0.0
+        if phase.online_teacher:
+            flops = teacher_flops
+        elif distils_base(phase):
+            base = shape_of(recipe.student.base)
+            tokens = [recipe.student.max_tokens or DEFAULT_TOKENS]
+            known = None if base is None else FlopCounter.planned(base, TrainingSetup())
+            flops = None if known is None else known.forward(tokens)
+        if flops is None:
+            return None
+        total += flops * sum(texts for texts, _ in _student_texts(recipe, phase))
+    return total
+
+
+def _distilled_together(recipe: Recipe, number: int) -> list[StudentPhase]:
+    """A phase of the student, and the one that it rehearses, if any."""
+    phases = recipe.student.phases
+    rehearsed = rehearsed_phase(phases, number)
+    return [phases[number], *([] if rehearsed is None else [rehearsed])]
 
 
 def shape_of(base: str | None) -> ModelShape | None:
@@ -288,15 +302,22 @@ def _flops_per_text(recipe: Recipe, shape: ModelShape | None) -> float | None:
     return FlopCounter.planned(shape, setup).forward([recipe.teacher.max_tokens or DEFAULT_TOKENS])
 
 
-def student_setup(recipe: Recipe, phase: StudentPhase) -> TrainingSetup:
+def student_setup(recipe: Recipe, number: int) -> TrainingSetup:
     """A student's phase on one worker; every weight is trained."""
+    together = _distilled_together(recipe, number)
+    texts = [texts for phase in together for texts in _student_texts(recipe, phase)]
+    return TrainingSetup(embedded=tuple(texts))
+
+
+def _student_texts(recipe: Recipe, phase: StudentPhase) -> list[tuple[int, int]]:
+    """(texts, tokens of each) of one worker's step."""
     share = phase.global_batch // recipe.scale.student.min_workers
     max_tokens = recipe.student.max_tokens or 10**9
-    passages = (share, min(phase.passage_tokens, max_tokens))
+    passage_tokens = min(phase.passage_tokens, max_tokens)
     if isinstance(phase, PairDistillation):
-        candidates = (share * (1 + phase.hard_negatives), passages[1])
-        return TrainingSetup(embedded=((share, min(phase.query_tokens, max_tokens)), candidates))
-    return TrainingSetup(embedded=(passages,))
+        queries = (share, min(phase.query_tokens, max_tokens))
+        return [queries, (share * (1 + phase.hard_negatives), passage_tokens)]
+    return [(share, passage_tokens)]
 
 
 def _training(
@@ -306,20 +327,20 @@ def _training(
     steps: int,
     scale: TrainingWorkers,
     *,
-    teacher_flops: float | None = 0.0,
+    target_flops: float | None = 0.0,
 ) -> Cost:
     """The work of a training phase.
 
     Args:
         setup: of one worker.
-        teacher_flops: per text, of the model that embeds each batch, if one does.
+        target_flops: of one worker's step, of the models that embed its batches, if any do.
     """
     gpus = scale.min_workers * scale.gpus
-    if shape is None or teacher_flops is None:
+    if shape is None or target_flops is None:
         return Cost(what, None, gpus, UNKNOWN_ARCHITECTURE)
     if setup.precision == "float32" and gpus:
         return Cost(what, None, gpus, "trains in float32, whose speed is unknown")
-    flops = step_flops(shape, setup) + teacher_flops * sum(texts for texts, _ in setup.embedded)
+    flops = step_flops(shape, setup) + target_flops
     return Cost(what, steps * scale.min_workers * flops, gpus)
 
 

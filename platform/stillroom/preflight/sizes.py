@@ -270,7 +270,7 @@ def _student_phases(recipe: Recipe, models: _Models) -> Iterator[StageSize]:
             continue
         scale = recipe.scale.student
         setup = replace(
-            student_setup(recipe, phase),
+            student_setup(recipe, number),
             precision="bfloat16" if recipe.student.precision == "bfloat16" else "float32",
         )
         yield _phase(what, models.student, on_workers(setup, scale), phase, scale)

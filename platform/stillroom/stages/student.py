@@ -12,8 +12,14 @@ import torch
 
 from stillroom.cluster.capacity import ray_options, require_capacity
 from stillroom.config.scale import Scale, TeacherApi
+from stillroom.config.student import (
+    PairDistillation,
+    StudentPhase,
+    TextDistillation,
+    TextLosses,
+    distils_base,
+)
 from stillroom.config.student import Student as Section
-from stillroom.config.student import StudentPhase, TextLosses, distils_base
 from stillroom.data.readers.records import EvaluationSet
 from stillroom.encoders.contract import BaseContract, Comparison, Contract
 from stillroom.encoders.encoder import Encoder
@@ -24,7 +30,9 @@ from stillroom.encoders.files.options import ContractOptions, Resize
 from stillroom.encoders.layers.backbone import set_dropout
 from stillroom.encoders.model_names import locate_model
 from stillroom.errors import UserError
-from stillroom.learning.objectives.distillation import Distillation
+from stillroom.learning.objectives.distillation import Distillation, Rehearsal
+from stillroom.learning.objectives.interface import Objective
+from stillroom.learning.order import WorkerShard
 from stillroom.stages.api_teacher import api_encoder
 from stillroom.stages.corpus.artifact import CorpusData, read_evaluation_sets, read_guards
 from stillroom.stages.student_start import (
@@ -35,7 +43,7 @@ from stillroom.stages.student_start import (
     given_layers,
     needs_start,
 )
-from stillroom.stages.training_batches import distillation_batches
+from stillroom.stages.training_batches import distillation_batches, rehearsal_batches
 from stillroom.stages.vectors.teacher_vectors import (
     OpenVectors,
     TeacherVectors,
@@ -48,6 +56,8 @@ from stillroom.training.driver import fit
 from stillroom.training.task import TrainingTask
 
 log = logging.getLogger(__name__)
+
+MakeBatches = Callable[[Encoder, WorkerShard], Any]
 
 
 def student(
@@ -63,6 +73,7 @@ def student(
     negatives: Artifact | None = None,
     student: Artifact | None = None,
     base_teaches: bool = False,
+    rehearsed: TextDistillation | None = None,
     trusted: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Distils one phase; writes an encoder folder.
@@ -72,6 +83,7 @@ def student(
         negatives: for a phase with hard negatives.
         student: of the phase before, whose weights this one starts from.
         base_teaches: this phase or a later one distils the base.
+        rehearsed: an earlier phase, with the batch of its texts beside the pairs of this one.
         trusted: holds "teacher" when that may run code that comes with it.
 
     Returns:
@@ -79,9 +91,10 @@ def student(
     """
     contract = BaseContract.read(teacher.path)
     comparison = _comparison(section, contract, student)
-    of_base = distils_base(phase)
-    target = comparison if of_base else contract.comparison
-    check_losses(phase.losses, comparison, target, "student.phases.losses")
+    together = [each for each in (phase, rehearsed) if each is not None]
+    for each in together:
+        target = comparison if distils_base(each) else contract.comparison
+        check_losses(each.losses, comparison, target, "student.phases.losses")
     if vectors is None:
         access = (teacher, scale.teacher_api, out.store, "teacher" in trusted)
         open_vectors: OpenVectors = functools.partial(_open_online, *access)
@@ -108,21 +121,37 @@ def student(
         for line in describe_start(start):
             log.info(line)
         start.write(out.path)
-    if of_base:
-        base = (start or StudentStart()).of_base()
-        assert base.base_maps is not None or section.space == "own", "a random map teaches nothing"
-        teacher_vectors = base_vectors(corpus, functools.partial(initial, base))
-    task = TrainingTask(
-        make_encoder=make_encoder,
-        make_batches=functools.partial(
-            distillation_batches, teacher_vectors, negatives, phase, seed
-        ),
-        objective=Distillation(
-            **phase.losses.model_dump(),
+
+    def distil(
+        each: StudentPhase, mined: Artifact | None, seed: int
+    ) -> tuple[MakeBatches, Distillation]:
+        """A phase's batches and objective."""
+        targets, compared = teacher_vectors, contract.comparison
+        if distils_base(each):
+            base = (start or StudentStart()).of_base()
+            assert base.base_maps is not None or section.space == "own", "a random map teaches none"
+            targets, compared = base_vectors(corpus, functools.partial(initial, base)), comparison
+        objective = Distillation(
+            **each.losses.model_dump(),
             dims=section.matryoshka,
             normalise=comparison.normalise,
-            teacher_normalise=target.normalise,
-        ),
+            teacher_normalise=compared.normalise,
+        )
+        return functools.partial(distillation_batches, targets, mined, each, seed), objective
+
+    make_batches: MakeBatches
+    objective: Objective
+    make_batches, objective = make_pairs, of_pairs = distil(phase, negatives, seed)
+    if rehearsed is not None:
+        assert isinstance(phase, PairDistillation)
+        # Another seed than the pairs', because equal seeds give equal permutations.
+        make_texts, of_texts = distil(rehearsed, None, seed + 1)
+        make_batches = functools.partial(rehearsal_batches, make_pairs, make_texts)
+        objective = Rehearsal(of_pairs, of_texts, phase.rehearsal_weight)
+    task = TrainingTask(
+        make_encoder=make_encoder,
+        make_batches=make_batches,
+        objective=objective,
         phase=phase,
         seed=seed,
         evaluation_sets=functools.partial(selection_sets, corpus),

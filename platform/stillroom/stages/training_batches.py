@@ -1,7 +1,7 @@
 """A phase's batches, from artifacts. Each worker reads its share from storage."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from stillroom.learning.batches import (
     MaskedBatches,
     PairBatches,
     PairData,
+    RehearsalBatches,
     RowLists,
     TextBatches,
 )
@@ -99,6 +100,16 @@ def distillation_batches(
         sampled_passages=phase.ranking_kl_passages,
         shard=shard,
     )
+
+
+def rehearsal_batches(
+    make_pairs: Callable[[Encoder, WorkerShard], PairBatches],
+    make_texts: Callable[[Encoder, WorkerShard], DistillationTextBatches],
+    encoder: Encoder,
+    shard: WorkerShard,
+) -> RehearsalBatches:
+    """A student's pairs, and texts of an earlier phase beside them."""
+    return RehearsalBatches(make_pairs(encoder, shard), make_texts(encoder, shard))
 
 
 def _with_general(sources: np.ndarray, corpus: CorpusData, role: Role) -> SourceRuns:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stillroom.config.phases import JointPhase, TrainingPhase
+from stillroom.config.phases import TrainingPhase
 from stillroom.data.readers.records import EvaluationSet
 from stillroom.encoders.encoder import Encoder
 from stillroom.learning.objectives.interface import Objective
@@ -38,6 +38,4 @@ class TrainingTask:
     @property
     def shared_batch_sizes(self) -> tuple[int, ...]:
         """Sizes of the batches that the workers divide among them."""
-        if isinstance(self.phase, JointPhase):
-            return (self.phase.global_batch, self.phase.generation_batch)
-        return (self.phase.global_batch,)
+        return tuple(self.phase.batch_sizes.values())

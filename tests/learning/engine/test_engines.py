@@ -20,6 +20,7 @@ from stillroom.learning.batches import (
     MaskedBatches,
     PairBatches,
     PairData,
+    RehearsalBatches,
     TextBatches,
 )
 from stillroom.learning.engine.checkpoint import TENSOR_KINDS, read_checkpoint, write_checkpoint
@@ -34,7 +35,7 @@ from stillroom.learning.loop import (
     train,
 )
 from stillroom.learning.objectives import contrastive as objectives
-from stillroom.learning.objectives.distillation import Distillation
+from stillroom.learning.objectives.distillation import Distillation, Rehearsal
 from stillroom.learning.objectives.token_prediction import Joint, Mntp
 from stillroom.learning.order import BatchOrder
 from stillroom.learning.source_runs import SourceRuns
@@ -75,6 +76,11 @@ OBJECTIVES = {
     ),
     "distillation on texts": Distillation(
         cosine=1.0, pairwise_mse=20.0, similarity_order=10.0, ranking_kl=0.5
+    ),
+    "rehearsal": Rehearsal(
+        Distillation(score_kl=1.0, temperature=0.05, teacher_temperature=0.1),
+        Distillation(cosine=1.0, pairwise_mse=20.0),
+        weight=4.0,
     ),
 }
 
@@ -128,11 +134,14 @@ def create_batches(objective: object, encoder):
         return texts
     if isinstance(objective, Joint):
         return JointBatches(pair_batches, generation)
+    distilled = DistillationTextBatches(
+        pairs, BatchOrder(SourceRuns.single(54), seed=2, global_batch=BATCH), encoder.prompter,
+        query_tokens=16, passage_tokens=16, sampled_passages=5, shard=shard,
+    )  # fmt: skip
     if objective is OBJECTIVES["distillation on texts"]:
-        return DistillationTextBatches(
-            pairs, BatchOrder(SourceRuns.single(54), seed=1, global_batch=BATCH), encoder.prompter,
-            query_tokens=16, passage_tokens=16, sampled_passages=5, shard=shard,
-        )  # fmt: skip
+        return distilled
+    if objective is OBJECTIVES["rehearsal"]:
+        return RehearsalBatches(pair_batches, distilled)
     return pair_batches
 
 

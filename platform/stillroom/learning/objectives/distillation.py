@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from stillroom.learning.batch_types import Metrics, PairBatch, TextBatch
+from stillroom.learning.batch_types import Metrics, PairBatch, RehearsalBatch, TextBatch
 from stillroom.learning.gather import all_gather_with_grad, current_shard
 from stillroom.learning.losses import (
     cosine,
@@ -193,6 +193,21 @@ class Distillation:
                 student_bn, pairs.positive_b, temperature=temperature, ignore_bn=ignore_bn
             )
         return losses
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Distillation on pairs + weight × distillation on texts, each with its own losses."""
+
+    pairs: Distillation
+    texts: Distillation
+    weight: float
+
+    def __call__(self, runner: MicroBatchRunner, batch: RehearsalBatch) -> tuple[Tensor, Metrics]:
+        pairs_loss, metrics = self.pairs(runner, batch.pairs)
+        texts_loss, texts_metrics = self.texts(runner, batch.texts)
+        rehearsed = {f"rehearsed_{name}": value for name, value in texts_metrics.items()}
+        return pairs_loss + self.weight * texts_loss, metrics | rehearsed
 
 
 def _require_teacher(vectors: Tensor | None, device: torch.device) -> Tensor:
