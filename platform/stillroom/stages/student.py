@@ -91,10 +91,14 @@ def student(
     """
     contract = BaseContract.read(teacher.path)
     comparison = _comparison(section, contract, student)
-    together = [each for each in (phase, rehearsed) if each is not None]
-    for each in together:
-        target = comparison if distils_base(each) else contract.comparison
-        check_losses(each.losses, comparison, target, "student.phases.losses")
+
+    def compared(each: StudentPhase) -> Comparison:
+        """How the vectors compare from which a phase learns."""
+        return comparison if distils_base(each) else contract.comparison
+
+    for each in (phase, rehearsed):
+        if each is not None:
+            check_losses(each.losses, comparison, compared(each), "student.phases.losses")
     if vectors is None:
         access = (teacher, scale.teacher_api, out.store, "teacher" in trusted)
         open_vectors: OpenVectors = functools.partial(_open_online, *access)
@@ -126,16 +130,16 @@ def student(
         each: StudentPhase, mined: Artifact | None, seed: int
     ) -> tuple[MakeBatches, Distillation]:
         """A phase's batches and objective."""
-        targets, compared = teacher_vectors, contract.comparison
+        targets = teacher_vectors
         if distils_base(each):
             base = (start or StudentStart()).of_base()
             assert base.base_maps is not None or section.space == "own", "a random map teaches none"
-            targets, compared = base_vectors(corpus, functools.partial(initial, base)), comparison
+            targets = base_vectors(corpus, functools.partial(initial, base))
         objective = Distillation(
             **each.losses.model_dump(),
             dims=section.matryoshka,
             normalise=comparison.normalise,
-            teacher_normalise=compared.normalise,
+            teacher_normalise=compared(each).normalise,
         )
         return functools.partial(distillation_batches, targets, mined, each, seed), objective
 

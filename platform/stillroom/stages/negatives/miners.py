@@ -95,21 +95,21 @@ class SharedActors:
             max_task_retries=-1,
         )(actor_class)
         return [
-            remote_class.remote(*actor_arguments, self.threads) for actor_arguments in arguments
+            remote_class.remote(*actor_arguments, self._threads) for actor_arguments in arguments
         ]
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls a function before the actors start, in a task with the CPUs of one of them."""
+        """Calls a function before the actors start, in a task with the CPUs of one of them; the
+        function also gets their number of threads."""
         task = ray.remote(num_cpus=self._cpus, label_selector=self.scale.node_labels)(function)
-        return ray.get(task.remote(*arguments))
+        return ray.get(task.remote(*arguments, self._threads))
 
     @property
     def _cpus(self) -> float:
         return self.scale.cpus if self.reserves_cpus else 0
 
     @property
-    def threads(self) -> int:
-        """Of each actor."""
+    def _threads(self) -> int:
         return max(1, int(self.scale.cpus))
 
     @property
@@ -142,7 +142,7 @@ class DenseMiner:
         self.centres = None
         if self.ivf is not None:
             lists = self.ivf.nlist or number_of_lists(len(self.passages))
-            self.centres = ray.put(actors.call(_learn_centres, folder, lists, actors.threads))
+            self.centres = ray.put(actors.call(_learn_centres, folder, lists))
         shards = np.arange(len(self.passages.files))
         self.actors = actors.start(
             SearchActor,
