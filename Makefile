@@ -48,7 +48,7 @@ bench: $(VENV)/bench
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/mining.py
 	$(BIN)/python tests/benchmarks/data.py
 
-# What each recipe's idea is worth, what distillation and exports keep, and how much planted
+# What each recipe's idea is worth, what distillation, exports and orders by shards keep, how much planted
 # contamination is found, on the sets in BEIR layout under DATA.
 quality: $(VENV)/bench $(VENV)/strong-teacher
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/recipes_quality.py --data $(DATA)
@@ -56,6 +56,7 @@ quality: $(VENV)/bench $(VENV)/strong-teacher
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/distillation.py strong --data $(DATA)
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/distillation.py ablation --data $(DATA)
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/exports.py --data $(DATA)
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/shuffle.py
 	$(BIN)/python tests/benchmarks/decontamination.py --data $(dir $(wildcard $(DATA)/*/corpus.jsonl))
 
 # BM25 in seventeen languages, on package descriptions that apt fetches (Debian or Ubuntu).

@@ -1,7 +1,9 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 
 from stillroom.config.load import read_recipe
 from stillroom.data.readers.beir import write_beir
@@ -9,6 +11,7 @@ from stillroom.data.readers.records import EvaluationSet
 from stillroom.errors import UserError
 from stillroom.pipeline.explain import why_missing
 from stillroom.pipeline.plan import pipeline
+from stillroom.stages.report.models import student_section
 from stillroom.storage.artifacts import Store
 from support.tiny_models import tiny_decoder, tiny_encoder
 
@@ -240,6 +243,18 @@ def test_a_phase_is_told_which_texts_it_rehearses_and_depends_on_them(plan):
     rehearsed = second.args["rehearsed"]
     assert (rehearsed.passage_tokens, rehearsed.global_batch) == (32, 2)
     assert students(48)[1].key != second.key
+
+
+@pytest.mark.parametrize("recipe", ["tiny", "quickstart", "student-6", "student-3"])
+def test_a_report_reads_from_a_student_s_manifest_how_it_was_made(plan, recipe):
+    student = OmegaConf.to_container(OmegaConf.load(TINY.parent / f"{recipe}.yaml"))["student"]
+    phases, space = student["phases"], student.get("space", "own")
+    steps = plan(f"student.space={space}", f"student.phases={json.dumps(phases)}")
+    *_, last = (step for step in steps if step.stage == "student")
+    manifest = {"made_by": json.loads(json.dumps(last.made_by))}
+    section = student_section(SimpleNamespace(path=Path("student"), manifest=manifest))
+    assert section.phases[-1] == last.args["phase"]
+    assert section.model_copy(update={"phases": ()}) == last.args["section"]
 
 
 def test_why_missing_names_the_fields_and_inputs_that_changed(plan, tmp_path):

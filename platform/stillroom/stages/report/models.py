@@ -104,9 +104,7 @@ def _untouched_base(made_by: Mapping[str, Any], trust_remote_code: bool) -> Enco
 
 def _student_before_training(student: Artifact, corpus: Artifact) -> Encoder:
     """The student at step 0: its base's weights, the kept layers, and the fitted projection."""
-    made_by = student.manifest["made_by"]["section"]
-    fields = {name: made_by[name] for name in Student.model_fields if name in made_by}
-    section = validate(Student, {**fields, "phases": [made_by["phase"]]}, str(student.path))
+    section = student_section(student)
     start = StudentStart.read(student.path) or StudentStart(given_layers(section))
     trained = Contract.read(student.path)
     shares_space = start.weight is not None and section.space == "teacher"
@@ -114,7 +112,7 @@ def _student_before_training(student: Artifact, corpus: Artifact) -> Encoder:
         section,
         CorpusData.open(corpus),
         start,
-        seed=made_by["seed"],
+        seed=student.manifest["made_by"]["section"]["seed"],
         space=trained.space if shares_space else f"{student.path.name}-base",
         projection_dims=None if start.weight is None else len(start.weight),
     )
@@ -123,3 +121,12 @@ def _student_before_training(student: Artifact, corpus: Artifact) -> Encoder:
         changes = {"dims": trained.dims, **trained.comparison._asdict()}
         encoder.contract = encoder.contract.model_copy(update=changes)
     return encoder
+
+
+def student_section(student: Artifact) -> Student:
+    """The recipe's section that a student was made by, with its last phase, and the one that this
+    rehearses."""
+    made_by = student.manifest["made_by"]["section"]
+    fields = {name: made_by[name] for name in Student.model_fields if name in made_by}
+    phases = [made_by[name] for name in ("rehearsed", "phase") if name in made_by]
+    return validate(Student, {**fields, "phases": phases}, str(student.path))
