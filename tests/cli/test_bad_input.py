@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 from safetensors.torch import load_file, save_file
 
+from stillroom import cli
 from stillroom.encoders.files.save import save_encoder
+from stillroom.errors import UserError
 from support import shared_ray
 from support.in_process_cli import run_command
 from support.make_encoder import make_encoder
@@ -279,3 +282,13 @@ def test_a_good_recipe_passes_the_check_and_the_plan_is_json(stillroom):
         "corpus", "teacher", "vectors", "negatives", "student", "report", "release",
     ]  # fmt: skip
     assert {(step["exists"], step["why"]) for step in steps} == {(False, "not made yet")}
+
+
+def test_what_a_task_of_ray_refuses_is_one_line_too(ray_cluster, stillroom, monkeypatch):
+    @ray.remote
+    def refuse():
+        raise UserError("a file", "is broken", "Restore it")
+
+    monkeypatch.setattr(cli, "app", lambda words: ray.get(refuse.remote()))
+    done = stillroom("plan", TINY)
+    assert (done.returncode, done.stderr) == (2, "error: a file: is broken. Restore it.\n")

@@ -76,10 +76,12 @@ def _report_error(error: BaseException) -> int:
     """Prints an error in one line; returns the exit code."""
     cause: BaseException | None = error
     while cause is not None:  # Ray and its trainers wrap what their workers raised
-        if isinstance(cause, UserError):
+        # Ray's wrapper is of its cause's class, too, and its text is a traceback.
+        wrapped = getattr(cause, "cause", None)
+        if isinstance(cause, UserError) and wrapped is None:
             _print_error(f"error: {cause}")
             return cause.code
-        cause = getattr(cause, "cause", None) or cause.__cause__
+        cause = wrapped or cause.__cause__
     text = str(error).strip() or repr(error)
     _print_error(f"failed: {type(error).__name__}: {text.splitlines()[-1]}")
     if not log_context.json_lines_enabled():
