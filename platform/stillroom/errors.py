@@ -39,6 +39,19 @@ class UserError(Exception):
         return f"{self.where}: {self.problem}. {self.fix}."
 
 
+def user_error_within(error: BaseException) -> UserError | None:
+    """The user's error that an error is, comes from or wraps; Ray and its trainers wrap what their
+    workers raise."""
+    cause: BaseException | None = error
+    while cause is not None:
+        # Ray's wrapper is of its cause's class, too, and its text is a traceback.
+        wrapped = getattr(cause, "cause", None)
+        if isinstance(cause, UserError) and wrapped is None:
+            return cause
+        cause = wrapped or cause.__cause__
+    return None
+
+
 def one_line(error: object, max_characters: int | None = None) -> str:
     """The text of an error as one line: line breaks and runs of spaces become single spaces.
 

@@ -5,6 +5,7 @@ import logging
 import os
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from stillroom.errors import UserError
 from stillroom.observability import run_journal as journals
@@ -73,16 +74,26 @@ def test_a_journal_has_all_events_in_order_and_the_log(store):
     assert len(lines(store, journal.run)) == 2, "lines after the run do not belong to it"
 
 
-def test_a_failed_run_records_the_stage_and_the_error(store):
+OF_A_TASK = RayTaskError("task", "its\ntraceback", UserError("a file", "is broken", "Mend it"))
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("two\nlines"), "ValueError: two lines"),
+        (OF_A_TASK.as_instanceof_cause(), "UserError: a file: is broken. Mend it."),
+    ],
+)
+def test_a_failed_run_records_the_stage_and_the_error(store, error, line):
     with (
-        pytest.raises(ValueError),
+        pytest.raises(type(error)),
         open_journal(store, {}) as journal,
         journal.stage("teacher/small-2"),
     ):
-        raise ValueError("two\nlines")
+        raise error
     events, _ = read_events(store, journal.run)
     assert [event["event"] for event in events[1:]] == ["stage begins", "stage fails", "run ends"]
-    assert events[2]["error"] == events[3]["error"] == "ValueError: two lines"
+    assert events[2]["error"] == events[3]["error"] == line
     assert events[3]["outcome"] == "failed"
 
 

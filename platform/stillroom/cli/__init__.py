@@ -22,7 +22,7 @@ from stillroom.cli.runs import prune, runs, show
 from stillroom.cli.submit import submit
 from stillroom.cli.vectors import import_, publish
 from stillroom.cluster.library_messages import IGNORED_MESSAGES
-from stillroom.errors import UserError
+from stillroom.errors import user_error_within
 from stillroom.observability import log_context
 
 Command = Callable[..., None]
@@ -74,14 +74,9 @@ def main(*arguments: str) -> None:
 
 def _report_error(error: BaseException) -> int:
     """Prints an error in one line; returns the exit code."""
-    cause: BaseException | None = error
-    while cause is not None:  # Ray and its trainers wrap what their workers raised
-        # Ray's wrapper is of its cause's class, too, and its text is a traceback.
-        wrapped = getattr(cause, "cause", None)
-        if isinstance(cause, UserError) and wrapped is None:
-            _print_error(f"error: {cause}")
-            return cause.code
-        cause = wrapped or cause.__cause__
+    if (cause := user_error_within(error)) is not None:
+        _print_error(f"error: {cause}")
+        return cause.code
     text = str(error).strip() or repr(error)
     _print_error(f"failed: {type(error).__name__}: {text.splitlines()[-1]}")
     if not log_context.json_lines_enabled():

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 from pyarrow import fs
 
-from stillroom.errors import UserError, one_line
+from stillroom.errors import UserError, one_line, user_error_within
 from stillroom.observability.log_context import (
     JsonFormatter,
     current_fields,
@@ -220,7 +220,10 @@ def find_run(store: Store, name: str) -> str:
 
 
 def _error_line(error: BaseException | None) -> str | None:
-    return None if error is None else one_line(f"{type(error).__name__}: {error}", 2000)
+    if error is None:
+        return None
+    error = user_error_within(error) or error
+    return one_line(f"{type(error).__name__}: {error}", 2000)
 
 
 def _write(store: Store, path: str, content: Event) -> None:
