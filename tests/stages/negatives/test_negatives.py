@@ -244,10 +244,12 @@ def test_finished_blocks_are_reused_and_the_rest_is_mined_with_any_memory(
     )
 
 
-def test_a_killed_search_actor_is_restarted_and_searches_again(mining_corpus, dense):
-    folder = mining_corpus.vectors(*dense, "killed").path
+@pytest.mark.parametrize("ivf", [None, Ivf(min_passages=10, nlist=4, min_recall=0.5)])
+def test_a_killed_search_actor_is_restarted_and_searches_again(mining_corpus, dense, ivf):
+    folder = mining_corpus.vectors(*dense, "killed-lists" if ivf else "killed").path
     pool = SharedActors(SearchActors(actors=2), reserves_cpus=True, share_count=1)
-    searchers = DenseMiner(folder, 8, pool)
+    searchers = DenseMiner(folder, 8, pool, ivf)
+    searchers.choose_probes(8)
     scores, rows = searchers.start_search(0, 24, 8)()
     ray.kill(searchers.actors[1], no_restart=False)
     again = searchers.start_search(0, 24, 8)()

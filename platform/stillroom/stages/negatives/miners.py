@@ -138,11 +138,12 @@ class DenseMiner:
         )
         self.ivf = ivf if ivf is not None and len(self.passages) > ivf.min_passages else None
         self.probes = 0
-        # Kept here, since a restarted actor needs it again.
-        self.centres = None
+        # A reference, kept here, since a restarted actor needs it again; in a list, since Ray warns
+        # of a plain one that it will not keep it.
+        self.centres: list[ray.ObjectRef] = []
         if self.ivf is not None:
             lists = self.ivf.nlist or number_of_lists(len(self.passages))
-            self.centres = ray.put(actors.call(_learn_centres, folder, lists))
+            self.centres = [ray.put(actors.call(_learn_centres, folder, lists))]
         shards = np.arange(len(self.passages.files))
         self.actors = actors.start(
             SearchActor,
@@ -199,7 +200,7 @@ class DenseMiner:
             return None
         sample = evenly_spaced(len(self.queries), self.ivf.recall_queries)
         exact = merge_top_k(ray.get(self._search(sample, k)), k)
-        most = len(ray.get(self.centres))
+        most = len(ray.get(self.centres[0]))
         self.probes = self.ivf.nprobe or 1
         while True:  # at most until all lists are read
             found = merge_top_k(ray.get(self._search_lists(sample, k)), k)
@@ -231,13 +232,17 @@ def _learn_centres(folder: os.PathLike[str], lists: int, threads: int) -> np.nda
 
 
 class SearchActor:
-    """Searches some of the passages' shards: exactly, or in lists around centres."""
+    """Searches some of the passages' shards: exactly, or in lists around centres.
+
+    Args:
+        centres: reference of the lists' centres (lists, dims), if there are any.
+    """
 
     def __init__(
         self,
         folder: os.PathLike[str],
         shards: list[int],
-        centres_ld: np.ndarray | None,
+        centres: list[ray.ObjectRef],
         together: int,
         threads: int,
     ):
@@ -247,8 +252,8 @@ class SearchActor:
         self.shards = shards
         self.together = together
         self.device = "cuda" if ray.get_gpu_ids() else "cpu"
-        if centres_ld is not None:
-            self.centres = Centres(centres_ld)
+        if centres:
+            self.centres = Centres(ray.get(centres[0]))
             self.lists = InvertedFile(self.stored.blocks(shards), self.centres)
 
     def search(self, queries: np.ndarray, k: int) -> TopK:
