@@ -7,7 +7,7 @@ from typing import Any
 from ray.train.torch import TorchConfig
 
 from stillroom.cluster.ray_private import controller_callbacks
-from stillroom.errors import UserError
+from stillroom.errors import UserError, user_error_within
 from stillroom.training.graceful_stop import watch_sigterm
 
 WorkerGroupCallback, ControllerCallback = controller_callbacks()
@@ -66,7 +66,7 @@ class StopOnUserError(WorkerGroupCallback, ControllerCallback):  # type: ignore[
     error: UserError | None = None
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        errors = map(_user_error_behind, worker_group_status.errors.values())
+        errors = map(user_error_within, worker_group_status.errors.values())
         self.error = next((error for error in errors if error is not None), None)
 
     def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
@@ -88,10 +88,3 @@ class ReleaseLostGroup(WorkerGroupCallback, ControllerCallback):  # type: ignore
     async def before_controller_shutdown(self) -> None:
         if self.group is not None and self.group.has_started():
             self.group.shutdown()
-
-
-def _user_error_behind(error: BaseException | None) -> UserError | None:
-    """The `UserError` that caused a worker's error, if one did."""
-    while error is not None and not isinstance(error, UserError):
-        error = getattr(error, "cause", None) or error.__cause__
-    return error
